@@ -1,0 +1,31 @@
+//! The pure heart of Converge Ledger.
+//!
+//! An append-only *context* is a gapless sequence of immutable [entries](entry::Entry), committed to by
+//! a Merkle tree (RFC 9162) and ordered across contexts by a Lamport clock. Everything that decides
+//! lives here, and nothing here does I/O, reads a clock or draws a random number: time, identity and
+//! bytes are handed in.
+//!
+//! | module | holds |
+//! | --- | --- |
+//! | [`id`] | the names of things: context, key, entry, sequence, epoch, lineage |
+//! | [`hash`] | the two hash suites and the tree's leaf and node hashes |
+//! | [`entry`] | an entry and its canonical hash |
+//! | [`tree`] | frontier, tiles, roots, proofs and their verification |
+//! | [`clock`] | the Lamport clock |
+//! | [`log`] | the rules of appending: a context's head |
+//! | [`slot`] | how contexts map to slots |
+//! | [`limits`] | every bound on what is accepted |
+
+pub mod clock;
+pub mod entry;
+pub mod hash;
+pub mod id;
+pub mod limits;
+pub mod log;
+pub mod slot;
+pub mod tree;
+
+pub use entry::Entry;
+pub use hash::{Hash, HashSuite};
+pub use id::{ContextId, EntryId, Epoch, Key, Lineage, Sequence, Size};
+pub use log::{Head, Position};

@@ -1,0 +1,20 @@
+//! Every bound on what the ledger accepts, in one place.
+
+/// Longest context id, bytes.
+pub const MAX_CONTEXT_ID: usize = 1024;
+/// Longest key, bytes.
+pub const MAX_KEY: usize = 256;
+/// Longest entry id chosen by a client, bytes.
+pub const MAX_ENTRY_ID: usize = 256;
+/// Most metadata pairs of an entry.
+pub const MAX_METADATA_PAIRS: usize = 1024;
+/// Most bytes of metadata keys and values of an entry, together.
+pub const MAX_METADATA: usize = 64 * 1024;
+/// Largest payload the formats can carry, bytes. Nodes configure less (default [`DEFAULT_MAX_PAYLOAD`]).
+pub const MAX_PAYLOAD: usize = 256 * 1024 * 1024;
+/// Largest payload a node accepts unless configured otherwise, bytes.
+pub const DEFAULT_MAX_PAYLOAD: usize = 4 * 1024 * 1024;
+/// The highest sequence a context can reach. Kept below 2^63 so that sizes and offsets never overflow.
+pub const MAX_SEQUENCE: u64 = (1 << 62) - 1;
+
+const _: () = assert!(DEFAULT_MAX_PAYLOAD <= MAX_PAYLOAD);
