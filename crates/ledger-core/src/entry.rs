@@ -162,19 +162,19 @@ pub fn content_hash<H: Hasher>(fields: &Fields<'_>) -> Hash {
             heap.resize(len, 0);
             &mut heap[..]
         };
-        let mut rest = &mut *buffer;
-        put(&mut rest, DOMAIN);
-        put(&mut rest, &[VERSION]);
-        put_text(&mut rest, fields.context_id.as_str());
-        put(&mut rest, &fields.sequence.0.to_be_bytes());
-        put_text(&mut rest, id);
-        put_text(&mut rest, fields.key.as_str());
-        put(&mut rest, &fields.lamport.0.to_be_bytes());
-        put(&mut rest, &fields.appended_at_ns.to_be_bytes());
-        put(&mut rest, &fields.epoch.0.to_be_bytes());
-        put(&mut rest, &fields.payload_hash.0);
-        put(&mut rest, &fields.metadata_hash.0);
-        debug_assert!(rest.is_empty(), "the length is the sum of the parts");
+        let mut rest = Rest(buffer);
+        rest.put(DOMAIN);
+        rest.put(&[VERSION]);
+        rest.put_text(fields.context_id.as_str());
+        rest.put(&fields.sequence.0.to_be_bytes());
+        rest.put_text(id);
+        rest.put_text(fields.key.as_str());
+        rest.put(&fields.lamport.0.to_be_bytes());
+        rest.put(&fields.appended_at_ns.to_be_bytes());
+        rest.put(&fields.epoch.0.to_be_bytes());
+        rest.put(&fields.payload_hash.0);
+        rest.put(&fields.metadata_hash.0);
+        debug_assert!(rest.0.is_empty(), "the length is the sum of the parts");
         H::digest(buffer)
     })
 }
@@ -182,7 +182,7 @@ pub fn content_hash<H: Hasher>(fields: &Fields<'_>) -> Hash {
 /// The hash of metadata: `H( count32 ‖ (len32 key ‖ len32 value)* )`, pairs sorted by key.
 pub fn metadata_hash<H: Hasher>(metadata: &Metadata) -> Hash {
     if metadata.is_empty() {
-        return H::digest(&0u32.to_be_bytes());
+        return H::NO_METADATA;
     }
     let mut buffer = Vec::with_capacity(64);
     buffer.extend_from_slice(&(metadata.len() as u32).to_be_bytes());
@@ -193,15 +193,20 @@ pub fn metadata_hash<H: Hasher>(metadata: &Metadata) -> Hash {
     H::digest(&buffer)
 }
 
-fn put_text(rest: &mut &mut [u8], text: &str) {
-    put(rest, &(text.len() as u32).to_be_bytes());
-    put(rest, text.as_bytes());
-}
+/// What is left of a buffer being filled.
+struct Rest<'a>(&'a mut [u8]);
 
-fn put(rest: &mut &mut [u8], bytes: &[u8]) {
-    let (head, tail) = std::mem::take(rest).split_at_mut(bytes.len());
-    head.copy_from_slice(bytes);
-    *rest = tail;
+impl Rest<'_> {
+    fn put_text(&mut self, text: &str) {
+        self.put(&(text.len() as u32).to_be_bytes());
+        self.put(text.as_bytes());
+    }
+
+    fn put(&mut self, bytes: &[u8]) {
+        let (head, tail) = std::mem::take(&mut self.0).split_at_mut(bytes.len());
+        head.copy_from_slice(bytes);
+        self.0 = tail;
+    }
 }
 
 #[cfg(test)]
@@ -232,7 +237,10 @@ mod tests {
         assert_eq!(
             [entry.computed_hash_with::<Blake3>(), entry.computed_hash_with::<Sha256>()]
                 .map(|h| h.to_string()),
-            ["87de8826f86cdac69eed3ca38c167222af8e6d83bbc3f34f91a8c4b17d286f36".to_owned(), "49121590852f41a9e8632f956bfd2e073b24985aa1e1ca847c13f88c782b6320".to_owned(),]
+            [
+                "87de8826f86cdac69eed3ca38c167222af8e6d83bbc3f34f91a8c4b17d286f36".to_owned(),
+                "49121590852f41a9e8632f956bfd2e073b24985aa1e1ca847c13f88c782b6320".to_owned(),
+            ]
         );
     }
 
@@ -252,6 +260,12 @@ mod tests {
         bytes.extend(Sha256::digest(b"agent:analyst started").0);
         bytes.extend(Sha256::digest(&metadata).0);
         assert_eq!(entry.computed_hash_with::<Sha256>(), Sha256::digest(&bytes));
+    }
+
+    #[test]
+    fn the_hash_of_no_metadata_is_that_of_a_count_of_zero() {
+        assert_eq!(Blake3::NO_METADATA, Blake3::digest(&0u32.to_be_bytes()));
+        assert_eq!(Sha256::NO_METADATA, Sha256::digest(&0u32.to_be_bytes()));
     }
 
     #[test]

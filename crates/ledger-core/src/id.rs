@@ -134,7 +134,6 @@ impl EntryId {
         match &self.0 {
             Repr::Bits(bits) => {
                 let mut buffer = [0; 32];
-                const DIGITS: &[u8; 16] = b"0123456789abcdef";
                 for (pair, byte) in buffer.chunks_exact_mut(2).zip(bits) {
                     pair[0] = DIGITS[usize::from(byte >> 4)];
                     pair[1] = DIGITS[usize::from(byte & 15)];
@@ -145,6 +144,8 @@ impl EntryId {
         }
     }
 }
+
+const DIGITS: &[u8; 16] = b"0123456789abcdef";
 
 /// Position of an entry in its context: 1, 2, 3, … without gaps. 0 stands for "before the first".
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -11,18 +11,24 @@
 //! | [`hash`] | the two hash suites and the tree's leaf and node hashes |
 //! | [`entry`] | an entry and its canonical hash |
 //! | [`tree`] | frontier, tiles, roots, proofs and their verification |
+//! | [`checkpoint`] | signed statements of a context's size and root |
 //! | [`clock`] | the Lamport clock |
 //! | [`log`] | the rules of appending: a context's head |
+//! | [`snapshot`] | one context as a self-verifying stream |
+//! | [`legacy`] | the predecessor's hashes, proofs and snapshots, to verify what is imported |
 //! | [`slot`] | how contexts map to slots |
 //! | [`limits`] | every bound on what is accepted |
 
+pub mod checkpoint;
 pub mod clock;
 pub mod entry;
 pub mod hash;
 pub mod id;
+pub mod legacy;
 pub mod limits;
 pub mod log;
 pub mod slot;
+pub mod snapshot;
 pub mod tree;
 
 pub use entry::Entry;

@@ -1,1 +1,63 @@
-//! Placeholder.
+//! Durable, provable, append-only contexts on RocksDB: the storage of Converge Ledger, and its embedded
+//! API.
+//!
+//! ```
+//! use ledger_store::{ContextId, Draft, Filter, Key, Ledger};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let dir = tempfile::tempdir()?;
+//! let ledger = Ledger::open(dir.path())?;
+//! let context = ContextId::new("growth-strategy-001")?;
+//! let fact = Draft { key: Key::new("facts")?, payload: "market_size: 2.4B".into(), metadata: [].into() };
+//!
+//! // Returns when the entry is on disk.
+//! let appended = ledger.append(&context, fact)?;
+//! assert_eq!(appended.entry.sequence.0, 1);
+//!
+//! let page = ledger.get(&context, &Filter::default())?;
+//! assert_eq!(page.entries[0].payload, "market_size: 2.4B");
+//! # ledger.close()?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! One append, top to bottom: [`Ledger::append`] → `lane` (a thread with a queue: batch, assign sequence and
+//! Lamport time, hash, extend the tree) → one RocksDB write with one sync → acknowledge → `tail` (wake the
+//! watchers).
+
+mod db;
+mod error;
+mod families;
+mod keys;
+mod lane;
+mod ledger;
+mod load;
+mod meta;
+mod options;
+mod prove;
+mod quarantine;
+mod read;
+#[doc(hidden)]
+pub mod record;
+mod scrub;
+mod shared;
+mod snapshot;
+mod staging;
+mod state;
+mod tail;
+mod types;
+mod watch;
+
+pub use error::StoreError;
+pub use ledger::Ledger;
+pub use ledger_core::{
+    ContextId, Entry, EntryId, Epoch, Hash, HashSuite, Head, Key, Lineage, Position, Sequence, Size,
+    clock::LamportClock,
+    entry::{Draft, Metadata},
+    tree::proof::{ConsistencyProof, InclusionProof},
+};
+pub use load::Load;
+pub use options::{Durability, Options};
+pub use snapshot::SnapshotStream;
+pub use types::*;
+pub use watch::Watch;

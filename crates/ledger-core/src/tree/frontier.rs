@@ -6,8 +6,8 @@ use crate::{Hash, hash::Hasher};
 /// size. Appending costs O(1) amortised hashes, the root O(log n); nothing is ever rebuilt.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Frontier {
-    size: u64,
-    peaks: Vec<Hash>,
+    pub(super) size: u64,
+    pub(super) peaks: Vec<Hash>,
 }
 
 impl Frontier {

@@ -27,11 +27,22 @@ pub struct TileId {
 impl TileId {
     /// How many hashes this tile has in a tree of `size` leaves: 0 to 256.
     pub const fn width_in(self, size: u64) -> usize {
-        let at_level = size >> (TILE_HEIGHT * self.level as u32);
-        let before = self.index << TILE_HEIGHT;
-        let width = at_level.saturating_sub(before);
-        if width > TILE_WIDTH as u64 { TILE_WIDTH } else { width as usize }
+        // Not `index << 8`: an index from outside may be any number.
+        let at_level = count_at(size, self.level);
+        let full = at_level >> TILE_HEIGHT;
+        if self.index < full {
+            TILE_WIDTH
+        } else if self.index == full {
+            (at_level % TILE_WIDTH as u64) as usize
+        } else {
+            0
+        }
     }
+}
+
+/// How many hashes all tiles of a level have together in a tree of `size` leaves.
+const fn count_at(size: u64, level: u8) -> u64 {
+    if level < MAX_LEVELS { size >> (TILE_HEIGHT * level as u32) } else { 0 }
 }
 
 /// A tile's hashes, 1 to 256.
@@ -46,11 +57,10 @@ impl Tile {
 
     /// Decodes the hashes, 32 bytes each, one after the other.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
-        let chunks = bytes.chunks_exact(32);
-        if !chunks.remainder().is_empty() {
+        if bytes.len() > TILE_WIDTH * 32 || !bytes.len().is_multiple_of(32) {
             return None;
         }
-        Self::new(chunks.filter_map(Hash::from_slice).collect())
+        Self::new(bytes.chunks_exact(32).filter_map(Hash::from_slice).collect())
     }
 
     /// The hashes one after the other, 32 bytes each.
@@ -97,7 +107,7 @@ impl RightEdge {
 
     /// The partial tile of a level in a tree of `size` leaves.
     pub const fn partial(size: u64, level: u8) -> TileId {
-        TileId { level, index: (size >> (TILE_HEIGHT * level as u32)) >> TILE_HEIGHT }
+        TileId { level, index: count_at(size, level) >> TILE_HEIGHT }
     }
 
     /// How many hashes the partial tile of a level has: 0 to 255.
@@ -107,7 +117,7 @@ impl RightEdge {
 
     /// Records that a full subtree was completed; call it from [`Frontier::push`]. Calls
     /// `write(tile, hashes)` for each tile to be stored: of level 0 when full, of the others whenever
-    /// they change. `size` is the number of leaves including the one being pushed.
+    /// they change. `size` is the number of leaves including the one being pushed, so never 0.
     pub fn completed(&mut self, size: u64, height: u32, hash: Hash, write: &mut impl FnMut(TileId, &[Hash])) {
         if !height.is_multiple_of(TILE_HEIGHT) {
             return;
@@ -121,7 +131,7 @@ impl RightEdge {
         let full = hashes.len() == TILE_WIDTH;
         if full || level > 0 {
             let count = size >> (TILE_HEIGHT * level as u32);
-            write(TileId { level: level as u8, index: (count - 1) >> TILE_HEIGHT }, hashes);
+            write(TileId { level: level as u8, index: count.saturating_sub(1) >> TILE_HEIGHT }, hashes);
         }
         if full {
             hashes.clear();
@@ -156,11 +166,9 @@ impl RightEdge {
 
 /// The root of a full subtree over `hashes`, whose number is a power of two.
 pub(crate) fn full_subtree<H: Hasher>(hashes: &[Hash]) -> Hash {
-    match hashes {
-        [one] => *one,
-        _ => {
-            let (left, right) = hashes.split_at(hashes.len() / 2);
-            H::node(&full_subtree::<H>(left), &full_subtree::<H>(right))
-        }
+    if let [one] = hashes {
+        return *one;
     }
+    let (left, right) = hashes.split_at(hashes.len() / 2);
+    H::node(&full_subtree::<H>(left), &full_subtree::<H>(right))
 }

@@ -1,0 +1,150 @@
+//! The Elixir predecessor's hashes, Merkle tree, proofs and snapshots: only to verify what is imported.
+//!
+//! Its snapshots are blobs in Erlang's external term format (<https://www.erlang.org/doc/apps/erts/erl_ext_dist>),
+//! often compressed with zlib: a map with the atom keys `version`, `context_id`, `entries`, `sequence` and, in
+//! version 2, `merkle_root`. An entry is a map with `id`, `key`, `payload`, `sequence`, `appended_at_ns`,
+//! `metadata` and, in version 2, `lamport_clock` and `content_hash`. Keys it doesn't know a reader skips.
+//!
+//! A blob is untrusted: nothing is allocated because a length says so, terms nest to a bounded depth,
+//! decompression stops at the size the blob declares, and atoms are compared, never created.
+
+mod decode;
+mod error;
+mod hash;
+mod inflate;
+mod term;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+
+use crate::{
+    ContextId, EntryId, Hash, Key, Sequence,
+    clock::LamportClock,
+    entry::Metadata,
+    limits::{DEFAULT_MAX_PAYLOAD, MAX_SEQUENCE},
+};
+
+pub use error::{Found, LegacyError, Owner};
+pub use hash::{Proof, Sibling, content_hash, root, verify_proof};
+
+/// The newest version of the predecessor's snapshots.
+pub const VERSION: u64 = 2;
+
+/// First byte of Erlang's external term format.
+const FORMAT_TAG: u8 = 131;
+
+/// What a reader accepts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Largest blob after decompression, bytes.
+    pub max_uncompressed: usize,
+    /// Largest payload, bytes.
+    pub max_payload: usize,
+    /// Most entries.
+    pub max_entries: u64,
+}
+
+impl Default for Limits {
+    /// Blobs of 1 GiB, payloads of [`DEFAULT_MAX_PAYLOAD`], any number of entries.
+    fn default() -> Self {
+        Self {
+            max_uncompressed: 1 << 30,
+            max_payload: DEFAULT_MAX_PAYLOAD,
+            max_entries: MAX_SEQUENCE,
+        }
+    }
+}
+
+/// A snapshot the predecessor wrote.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    /// The context.
+    pub context_id: ContextId,
+    /// Version of the blob: 1 or 2.
+    pub version: u64,
+    /// The sequence of the newest entry; 0 if there is none.
+    pub sequence: Sequence,
+    /// The predecessor's Merkle root; version 1 has none.
+    pub merkle_root: Option<Hash>,
+    /// The entries by sequence: 1, 2, 3, … up to [`sequence`](Self::sequence).
+    pub entries: Vec<LegacyEntry>,
+}
+
+/// An entry the predecessor wrote.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LegacyEntry {
+    /// Its position: 1, 2, 3, …
+    pub sequence: Sequence,
+    /// Its identity.
+    pub id: EntryId,
+    /// What kind of entry it is.
+    pub key: Key,
+    /// The content.
+    pub payload: Bytes,
+    /// Wall-clock time of the append, nanoseconds since the Unix epoch.
+    pub appended_at_ns: u64,
+    /// Pairs that describe it.
+    pub metadata: Metadata,
+    /// Lamport time of the append; version 1 has none.
+    pub lamport: Option<LamportClock>,
+    /// The predecessor's [`content_hash`]; version 1 has none.
+    pub content_hash: Option<Hash>,
+}
+
+/// Whether bytes start as a snapshot of the predecessor does.
+pub fn is_legacy(first_bytes: &[u8]) -> bool {
+    first_bytes.first() == Some(&FORMAT_TAG)
+}
+
+impl Snapshot {
+    /// Reads a blob. The entries may be stored in any order; they come sorted by sequence.
+    ///
+    /// # Errors
+    ///
+    /// The blob is not a snapshot of version 1 or 2, is over a limit, has a field that is not valid here, or
+    /// its sequences are not 1, 2, 3, … up to `sequence`.
+    pub fn decode(bytes: &[u8], limits: Limits) -> Result<Self, LegacyError> {
+        decode::decode(bytes, limits)
+    }
+
+    /// Recomputes every hash the snapshot carries, and checks that no id comes twice. A snapshot of version 1
+    /// carries no hashes.
+    ///
+    /// Neither hash covers `id`, `metadata` or `lamport`: the predecessor never protected them.
+    ///
+    /// # Errors
+    ///
+    /// The first entry that does not match, or the root.
+    pub fn verify(&self) -> Result<(), LegacyError> {
+        let mut ids = HashMap::with_capacity(self.entries.len());
+        let mut hashes = Vec::with_capacity(self.entries.len());
+        for entry in &self.entries {
+            if let Some(first) = ids.insert(&entry.id, entry.sequence) {
+                return Err(LegacyError::DuplicateId {
+                    id: entry.id.clone(),
+                    first,
+                    second: entry.sequence,
+                });
+            }
+            let computed = content_hash(
+                &self.context_id,
+                &entry.key,
+                &entry.payload,
+                entry.sequence,
+                entry.appended_at_ns,
+            );
+            if let Some(stored) = entry.content_hash.filter(|stored| *stored != computed) {
+                return Err(LegacyError::HashMismatch { sequence: entry.sequence, stored, computed });
+            }
+            hashes.push(computed);
+        }
+        let computed = root(&hashes);
+        match self.merkle_root {
+            Some(stored) if stored != computed => Err(LegacyError::RootMismatch { stored, computed }),
+            _ => Ok(()),
+        }
+    }
+}

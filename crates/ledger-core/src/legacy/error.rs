@@ -1,0 +1,151 @@
+//! What can be wrong with a snapshot of the predecessor.
+
+use crate::{EntryId, Hash, Sequence};
+
+use super::VERSION;
+
+/// Why a snapshot of the predecessor was refused.
+///
+/// [`HashMismatch`](Self::HashMismatch) and [`RootMismatch`](Self::RootMismatch) say that data was damaged;
+/// the others that the wrong thing was handed in.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LegacyError {
+    /// The bytes are not in Erlang's external term format.
+    #[error(
+        "this is not a snapshot of the predecessor: it does not start with 131, as Erlang's external terms do"
+    )]
+    NotLegacy,
+    /// The snapshot was written by a newer predecessor.
+    #[error("the predecessor's snapshot has version {version}, but this build reads up to {VERSION}")]
+    NewerVersion {
+        /// Its version.
+        version: u64,
+    },
+    /// The bytes end within a term.
+    #[error("the predecessor's snapshot is cut off: it ends within the term at byte {at}")]
+    Truncated {
+        /// Where the term starts, after decompression.
+        at: usize,
+    },
+    /// Bytes follow the term.
+    #[error("{count} bytes follow the predecessor's snapshot: send one snapshot alone")]
+    TrailingBytes {
+        /// How many.
+        count: usize,
+    },
+    /// Something is larger than allowed.
+    #[error("the predecessor's snapshot has {what} of {value}: at most {max} is allowed")]
+    Limit {
+        /// What is too large, with its unit.
+        what: &'static str,
+        /// How large it is.
+        value: u64,
+        /// How large it may be.
+        max: u64,
+    },
+    /// The compressed part cannot be decompressed to the size it declares.
+    #[error("the predecessor's snapshot cannot be decompressed: {reason}")]
+    Compression {
+        /// What is wrong.
+        reason: String,
+    },
+    /// A term is not what belongs there.
+    #[error("the predecessor's snapshot has {found} at byte {at}, where {expected} belongs")]
+    Unexpected {
+        /// Where, after decompression.
+        at: usize,
+        /// What is there.
+        found: String,
+        /// What belongs there.
+        expected: &'static str,
+    },
+    /// A key is missing or comes twice, or its value is not valid here.
+    #[error("{field} of {owner} in the predecessor's snapshot is not valid: {reason}")]
+    Field {
+        /// The key.
+        field: &'static str,
+        /// Whose key: the snapshot, or an entry by its position in the blob or its sequence.
+        owner: Owner,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The sequences are not 1, 2, 3, … up to the snapshot's.
+    #[error("the predecessor's snapshot has {found} where entry {expected} belongs: its history has a gap")]
+    Gap {
+        /// The sequence that belongs there.
+        expected: Sequence,
+        /// What is there.
+        found: Found,
+    },
+    /// Two entries have one id.
+    #[error("entries {first} and {second} of the predecessor's snapshot have the same id {id}")]
+    DuplicateId {
+        /// The id.
+        id: EntryId,
+        /// The first of them.
+        first: Sequence,
+        /// The second of them.
+        second: Sequence,
+    },
+    /// An entry does not match its hash.
+    #[error(
+        "entry {sequence} of the predecessor's snapshot is damaged: its content hash is {computed}, but {stored} is stored"
+    )]
+    HashMismatch {
+        /// The entry.
+        sequence: Sequence,
+        /// The stored hash.
+        stored: Hash,
+        /// The hash of what is there.
+        computed: Hash,
+    },
+    /// The entries do not give the stored root.
+    #[error(
+        "the predecessor's snapshot is damaged: its entries have Merkle root {computed}, but {stored} is stored"
+    )]
+    RootMismatch {
+        /// The stored root.
+        stored: Hash,
+        /// The root over the entries.
+        computed: Hash,
+    },
+}
+
+/// Whose field it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Owner {
+    /// The snapshot's own.
+    Snapshot,
+    /// That of the entry at this position of the blob, the first is 1.
+    Entry(u64),
+}
+
+impl std::fmt::Display for Owner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Snapshot => f.write_str("the map"),
+            Self::Entry(position) => write!(f, "entry {position}"),
+        }
+    }
+}
+
+/// What stands in the place of the entry that belongs there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Found {
+    /// Another entry: later, or the one before again.
+    Entry(Sequence),
+    /// Nothing: the snapshot's sequence is higher than that of its newest entry.
+    End,
+    /// An entry, though the snapshot's sequence says that there are no more.
+    Beyond(Sequence),
+}
+
+impl std::fmt::Display for Found {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Entry(sequence) => write!(f, "entry {sequence}"),
+            Self::End => f.write_str("the end"),
+            Self::Beyond(sequence) => write!(f, "entry {sequence} after its last one"),
+        }
+    }
+}

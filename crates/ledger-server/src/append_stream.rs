@@ -1,0 +1,350 @@
+//! The pipelined append: a stream of batches in, a stream of results out.
+//!
+//! One task reads batches, checks them and hands each to the store in one call. The response stream is fed by
+//! the store's group commits directly: one message out for each, with no task, channel or permit for a single
+//! entry. What was accepted and not yet answered is bounded, in entries for each stream and in bytes for
+//! the node; at the bound the task reads no further, and HTTP/2 flow control holds the client back.
+//!
+//! | state | leaves it when |
+//! | --- | --- |
+//! | reading | the client half-closes, fails, or the node drains → finishing |
+//! | finishing | the last result was sent → ended, with the status that ended the reading |
+
+use std::{
+    collections::{HashMap, VecDeque},
+    mem,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
+};
+
+use bytes::Bytes;
+use futures::{Stream, stream};
+use ledger_core::{ContextId, Entry, Position};
+use ledger_proto::ledger::v1::{AppendBatch, AppendItem, AppendResult, AppendResults, ContextPosition};
+use ledger_store::{Append, BatchResults, StoreError};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tonic::{Code, Status, Streaming};
+
+use crate::{
+    convert::{self, Names},
+    limits,
+    metrics::{Alive, Rpc},
+    node::Node,
+    status::Refusal,
+};
+
+/// Starts a stream of appends.
+pub fn start(
+    node: Arc<Node>,
+    batches: Streaming<AppendBatch>,
+) -> impl Stream<Item = Result<AppendResults, Status>> + Send {
+    node.metrics.started(Rpc::AppendStream);
+    let in_flight = Arc::new(InFlight::default());
+    let gone = CancellationToken::new();
+    let (stored, stored_rx) = mpsc::unbounded_channel();
+    let (refused, refused_rx) = mpsc::unbounded_channel();
+    let (ended, ended_rx) = oneshot::channel();
+    let reader = Reader {
+        items: Arc::new(Semaphore::new(limits::APPEND_ITEMS_IN_FLIGHT)),
+        names: Names::default(),
+        in_flight: Arc::clone(&in_flight),
+        stored,
+        refused,
+        node: Arc::clone(&node),
+    };
+    let alive = Alive::new(&node.metrics.append_streams);
+    tokio::spawn(reader.run(batches, gone.clone(), ended));
+    let writer = Writer {
+        stored: stored_rx,
+        refused: refused_rx,
+        ended: Some(ended_rx),
+        in_flight,
+        node,
+        _gone: gone.drop_guard(),
+        _alive: alive,
+    };
+    stream::unfold(writer, |mut writer| async move { Some((writer.next().await?, writer)) })
+}
+
+/// What was handed to the store and not yet answered, in chunks, oldest first.
+///
+/// The tag the store sees is the number of the chunk (upper 48 bits) and the index in it (lower 16).
+#[derive(Debug, Default)]
+struct InFlight(Mutex<Chunks>);
+
+#[derive(Debug, Default)]
+struct Chunks {
+    first: u64,
+    chunks: VecDeque<Chunk>,
+}
+
+#[derive(Debug)]
+struct Chunk {
+    /// The client's tags.
+    tags: Vec<u64>,
+    /// How many are not yet answered.
+    left: usize,
+    started: Instant,
+    _permits: [OwnedSemaphorePermit; 2],
+}
+
+impl InFlight {
+    fn lock(&self) -> MutexGuard<'_, Chunks> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a chunk; gives the tag of its first entry, the others count on.
+    fn push(&self, chunk: Chunk) -> u64 {
+        let mut chunks = self.lock();
+        let number = chunks.first + chunks.chunks.len() as u64;
+        chunks.chunks.push_back(chunk);
+        number << 16
+    }
+}
+
+impl Chunks {
+    /// The client's tag, when the entry is answered. Calls `finished` when its chunk is.
+    fn answer(&mut self, tag: u64, finished: impl FnOnce(&Chunk)) -> Option<u64> {
+        let number = usize::try_from((tag >> 16).checked_sub(self.first)?).ok()?;
+        let chunk = self.chunks.get_mut(number)?;
+        let client = *chunk.tags.get((tag & 0xffff) as usize)?;
+        chunk.left = chunk.left.saturating_sub(1);
+        if chunk.left == 0 {
+            finished(chunk);
+            while self.chunks.front().is_some_and(|chunk| chunk.left == 0) {
+                self.chunks.pop_front();
+                self.first += 1;
+            }
+        }
+        Some(client)
+    }
+}
+
+/// Results of entries that the store never saw, and the room they take until they are sent.
+type Refused = (AppendResults, OwnedSemaphorePermit);
+
+/// Reads batches and hands them to the store.
+struct Reader {
+    node: Arc<Node>,
+    items: Arc<Semaphore>,
+    names: Names,
+    in_flight: Arc<InFlight>,
+    stored: mpsc::UnboundedSender<BatchResults>,
+    refused: mpsc::UnboundedSender<Refused>,
+}
+
+impl Reader {
+    async fn run(
+        mut self,
+        mut batches: Streaming<AppendBatch>,
+        gone: CancellationToken,
+        ended: oneshot::Sender<Status>,
+    ) {
+        let end = loop {
+            let batch = tokio::select! {
+                biased;
+                () = self.node.draining.cancelled() => break Some(Refusal::shutting_down().into()),
+                () = gone.cancelled() => break None,
+                batch = batches.message() => batch,
+            };
+            match batch {
+                Ok(Some(batch)) => {
+                    // Cancelled only when nobody waits for the results any more. What the store has taken it
+                    // stores.
+                    tokio::select! {
+                        biased;
+                        () = gone.cancelled() => break None,
+                        taken = self.take(batch.items) => if let Err(refusal) = taken { break Some(refusal.into()) },
+                    }
+                }
+                Ok(None) => break None,
+                Err(status) => break Some(status),
+            }
+        };
+        let _ = ended.send(end.unwrap_or_else(|| Status::ok("")));
+    }
+
+    /// Hands a batch to the store, in chunks.
+    async fn take(&mut self, mut items: Vec<AppendItem>) -> Result<(), Refusal> {
+        while items.len() > limits::APPEND_CHUNK_ITEMS {
+            let rest = items.split_off(limits::APPEND_CHUNK_ITEMS);
+            self.take_chunk(mem::replace(&mut items, rest)).await?;
+        }
+        self.take_chunk(items).await
+    }
+
+    async fn take_chunk(&mut self, items: Vec<AppendItem>) -> Result<(), Refusal> {
+        let mut tags = Vec::with_capacity(items.len());
+        let mut appends = Vec::with_capacity(items.len());
+        let mut refused = Vec::new();
+        let mut bytes = 0;
+        for AppendItem { tag, request } in items {
+            let request = request.unwrap_or_default();
+            let weight = convert::weight(&request);
+            let checked = self.names.get(&request.context_id).and_then(|context| {
+                convert::append(request, context, self.node.config.max_payload.get())
+            });
+            match checked {
+                Ok(append) => {
+                    bytes += weight;
+                    tags.push(tag);
+                    appends.push(append);
+                }
+                Err(refusal) => {
+                    self.node.metrics.refused(Rpc::AppendStream, refusal.code);
+                    refused.push(failed(tag, refusal));
+                }
+            }
+        }
+        if !refused.is_empty() {
+            // Refusals count against the bound too, until they are sent.
+            let room = acquire(&self.items, refused.len()).await?;
+            let _ = self.refused.send((AppendResults { results: refused, positions: Vec::new() }, room));
+        }
+        if appends.is_empty() {
+            return Ok(());
+        }
+        self.submit(tags, appends, bytes).await
+    }
+
+    async fn submit(&self, tags: Vec<u64>, appends: Vec<Append>, bytes: usize) -> Result<(), Refusal> {
+        // A chunk larger than all there is waits for all there is.
+        let bytes = bytes.min(self.node.config.max_in_flight.get());
+        let permits = [acquire(&self.items, tags.len()).await?, acquire(&self.node.in_flight, bytes).await?];
+        let chunk = Chunk { left: tags.len(), tags, started: Instant::now(), _permits: permits };
+        let first = self.in_flight.push(chunk);
+        let tagged = (first..).zip(appends).collect();
+        Ok(self.node.ledger.submit(tagged, self.stored.clone()).await?)
+    }
+}
+
+async fn acquire(semaphore: &Arc<Semaphore>, count: usize) -> Result<OwnedSemaphorePermit, Refusal> {
+    let count = u32::try_from(count).unwrap_or(u32::MAX);
+    Arc::clone(semaphore).acquire_many_owned(count).await.map_err(|_| Refusal::shutting_down())
+}
+
+/// Turns group commits into messages of results.
+struct Writer {
+    node: Arc<Node>,
+    stored: mpsc::UnboundedReceiver<BatchResults>,
+    refused: mpsc::UnboundedReceiver<Refused>,
+    ended: Option<oneshot::Receiver<Status>>,
+    in_flight: Arc<InFlight>,
+    _gone: DropGuard,
+    _alive: Alive,
+}
+
+impl Writer {
+    async fn next(&mut self) -> Option<Result<AppendResults, Status>> {
+        tokio::select! {
+            biased;
+            Some(results) = self.stored.recv() => Some(Ok(self.gather(results))),
+            Some((results, _room)) = self.refused.recv() => Some(Ok(results)),
+            else => self.end().await,
+        }
+    }
+
+    /// All results were sent: the stream ends as the reading did.
+    async fn end(&mut self) -> Option<Result<AppendResults, Status>> {
+        let status = self.ended.take()?.await.unwrap_or_else(|_| {
+            let refusal = Refusal::internal("reading the stream failed inside the server");
+            self.node.refuse(Rpc::AppendStream, refusal)
+        });
+        if status.code() == Code::Ok { None } else { Some(Err(status)) }
+    }
+
+    /// One message for a group commit, and for others that are there already.
+    fn gather(&mut self, first: BatchResults) -> AppendResults {
+        let mut message = AppendResults::default();
+        let mut size = 0;
+        let mut next = Some(first);
+        let mut commits = 0;
+        while let Some(batch) = next {
+            commits += 1;
+            size += self.convert(batch, &mut message);
+            let room = message.results.len() < limits::RESULTS_PER_MESSAGE && size < limits::RESULTS_BYTES;
+            next = if room { self.stored.try_recv().ok() } else { None };
+        }
+        if commits > 1 {
+            keep_newest(&mut message.positions);
+        }
+        message
+    }
+
+    /// Converts the results of a group commit; gives about how many bytes they take.
+    fn convert(&self, batch: BatchResults, message: &mut AppendResults) -> usize {
+        let hashes: Vec<u8> = batch
+            .results
+            .iter()
+            .flat_map(|result| result.result.as_ref().map_or([0; 32], |(entry, _)| entry.content_hash.0))
+            .collect();
+        let hashes = Bytes::from(hashes);
+        let (mut entries, mut payload) = (0, 0);
+        message.results.reserve(batch.results.len());
+        let metrics = &self.node.metrics;
+        let mut chunks = self.in_flight.lock();
+        for (index, result) in batch.results.into_iter().enumerate() {
+            let finished = |chunk: &Chunk| metrics.append_chunk_seconds.record(chunk.started.elapsed());
+            let Some(tag) = chunks.answer(result.tag, finished) else { continue };
+            message.results.push(match result.result {
+                Ok((entry, repeated)) => {
+                    entries += 1;
+                    payload += entry.payload.len() as u64;
+                    succeeded(tag, &entry, repeated, hashes.slice(index * 32..(index + 1) * 32))
+                }
+                Err(error) => self.failed(tag, error),
+            });
+        }
+        drop(chunks);
+        metrics.appended_entries.increment(entries);
+        metrics.appended_bytes.increment(payload);
+        let position = |(context, position): (ContextId, Position)| ContextPosition {
+            context_id: context.as_str().to_owned(),
+            position: Some(convert::position(&position)),
+        };
+        let names: usize = batch.positions.iter().map(|(context, _)| context.as_str().len() + 80).sum();
+        message.positions.extend(batch.positions.into_iter().map(position));
+        hashes.len() * 4 + names
+    }
+
+    fn failed(&self, tag: u64, error: StoreError) -> AppendResult {
+        let refusal = Refusal::from(error);
+        self.node.metrics.refused(Rpc::AppendStream, refusal.code);
+        failed(tag, refusal)
+    }
+}
+
+fn succeeded(tag: u64, entry: &Entry, repeated_id: bool, content_hash: Bytes) -> AppendResult {
+    AppendResult {
+        tag,
+        error: None,
+        sequence: entry.sequence.0,
+        lamport_clock: entry.lamport.0,
+        appended_at_ns: entry.appended_at_ns,
+        entry_id: entry.id.to_string(),
+        content_hash,
+        epoch: entry.epoch.0,
+        repeated_id,
+    }
+}
+
+fn failed(tag: u64, refusal: Refusal) -> AppendResult {
+    AppendResult { tag, error: Some(refusal.into_append_error()), ..AppendResult::default() }
+}
+
+/// Of several positions of a context, the newest.
+fn keep_newest(positions: &mut Vec<ContextPosition>) {
+    let size = |position: &ContextPosition| position.position.as_ref().map_or(0, |position| position.size);
+    let mut newest: HashMap<String, ContextPosition> = HashMap::with_capacity(positions.len());
+    for position in positions.drain(..) {
+        match newest.get_mut(&position.context_id) {
+            Some(known) if size(known) >= size(&position) => {}
+            Some(known) => *known = position,
+            None => {
+                newest.insert(position.context_id.clone(), position);
+            }
+        }
+    }
+    positions.extend(newest.into_values());
+}

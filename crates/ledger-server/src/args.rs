@@ -1,0 +1,223 @@
+//! The command line of `ledgerd`, and the layers of its configuration.
+
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
+
+use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, parser::ValueSource};
+use serde::Serialize;
+use toml::{Table, Value};
+
+use crate::{
+    config::{
+        Config, ConfigError, DurabilityMode, Effective, Layer, LogFormat, Suite, TestPanic, read_file,
+    },
+    units::{ByteSize, Span},
+};
+
+/// Exit code: the configuration is wrong.
+pub const EXIT_CONFIG: u8 = 2;
+/// Exit code: the data directory cannot be opened.
+pub const EXIT_DATA_DIR: u8 = 3;
+/// Exit code: an address cannot be listened on, or TLS files cannot be used.
+pub const EXIT_LISTEN: u8 = 4;
+/// Exit code: the node failed while it was serving, or could not close its store.
+pub const EXIT_FAILED: u8 = 5;
+/// Exit code: a second signal ended a shutdown at once.
+pub const EXIT_FORCED: u8 = 130;
+
+const AFTER_HELP: &str = "\
+Every setting can stand in a TOML file, in the environment and on the command line; the later wins:
+  defaults < file (--config or LEDGER_CONFIG) < environment (LEDGER_*, and GRPC_PORT) < flags
+In the file a key is the flag without dashes: --data-dir is data_dir. `ledgerd config` prints what is in
+effect and where it came from. GRPC_PORT=50051 sets the port of grpc_listen alone, as for the predecessor.
+Sizes are bytes or as 64MiB; times are as 250ms, 10s, 5m.
+
+Exit codes: 0 shut down cleanly, 2 wrong configuration, 3 the data directory cannot be opened,
+4 an address cannot be listened on or TLS files cannot be used, 5 failed while serving, 130 second signal.";
+
+/// One durable node of Converge Ledger: append-only, provable contexts over gRPC.
+#[derive(Debug, Parser)]
+#[command(name = "ledgerd", version, after_help = AFTER_HELP, max_term_width = 110)]
+struct Cli {
+    /// A TOML file of settings
+    #[arg(long, env = "LEDGER_CONFIG", value_name = "FILE", global = true)]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    settings: Settings,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Clone, Copy, Subcommand)]
+enum Command {
+    /// Print the effective configuration as TOML, with where each setting came from
+    Config,
+}
+
+/// The settings as flags and environment variables: what is not set is left to the layers below.
+#[derive(Debug, Args, Serialize)]
+struct Settings {
+    /// Where the data is [default: ./data]
+    #[arg(long, env = "LEDGER_DATA_DIR", value_name = "DIR", global = true)]
+    data_dir: Option<PathBuf>,
+    /// Address of the gRPC services; port 0: any free one [default: 0.0.0.0:50051]
+    #[arg(long, env = "LEDGER_GRPC_LISTEN", value_name = "IP:PORT", global = true)]
+    grpc_listen: Option<SocketAddr>,
+    /// Address of /healthz, /readyz, /metrics and the console; port 0: any free one [default: 127.0.0.1:50080]
+    #[arg(long, env = "LEDGER_HTTP_LISTEN", value_name = "IP:PORT", global = true)]
+    http_listen: Option<SocketAddr>,
+    /// Write the bound addresses as JSON to this file once serving
+    #[arg(long, env = "LEDGER_READY_FILE", value_name = "FILE", global = true)]
+    ready_file: Option<PathBuf>,
+    /// Name of the cluster, part of every checkpoint [default: converge]
+    #[arg(long, env = "LEDGER_CLUSTER", value_name = "NAME", global = true)]
+    cluster: Option<String>,
+    /// When an append is acknowledged [default: always]
+    #[arg(long, env = "LEDGER_DURABILITY", global = true)]
+    durability: Option<DurabilityMode>,
+    /// How often to sync with durability `interval` [default: 100ms]
+    #[arg(long, env = "LEDGER_SYNC_INTERVAL", value_name = "TIME", global = true)]
+    sync_interval: Option<Span>,
+    /// Hash suite of new contexts [default: blake3]
+    #[arg(long, env = "LEDGER_HASH_SUITE", global = true)]
+    hash_suite: Option<Suite>,
+    /// Largest payload of an entry [default: 4MiB]
+    #[arg(long, env = "LEDGER_MAX_PAYLOAD", value_name = "SIZE", global = true)]
+    max_payload: Option<ByteSize>,
+    /// Writer threads; 0: one per CPU, at most 4 [default: 0]
+    #[arg(long, env = "LEDGER_LANES", value_name = "COUNT", global = true)]
+    lanes: Option<usize>,
+    /// RocksDB's block cache [default: 128MiB]
+    #[arg(long, env = "LEDGER_BLOCK_CACHE", value_name = "SIZE", global = true)]
+    block_cache: Option<ByteSize>,
+    /// Memory for writes not yet in table files [default: 128MiB]
+    #[arg(long, env = "LEDGER_WRITE_BUFFER", value_name = "SIZE", global = true)]
+    write_buffer: Option<ByteSize>,
+    /// Memory for the heads of contexts in use [default: 64MiB]
+    #[arg(long, env = "LEDGER_HEAD_CACHE", value_name = "SIZE", global = true)]
+    head_cache: Option<ByteSize>,
+    /// Bytes a second that the background scrub re-reads; 0: off [default: 8MiB]
+    #[arg(long, env = "LEDGER_SCRUB_RATE", value_name = "SIZE", global = true)]
+    scrub_rate: Option<ByteSize>,
+    /// Pause between two passes of the scrub [default: 1h]
+    #[arg(long, env = "LEDGER_SCRUB_PAUSE", value_name = "TIME", global = true)]
+    scrub_pause: Option<Span>,
+    /// Largest answer of a unary Get; more is cut at a whole entry [default: 4MiB]
+    #[arg(long, env = "LEDGER_MAX_RESPONSE", value_name = "SIZE", global = true)]
+    max_response: Option<ByteSize>,
+    /// Largest snapshot in one message; the streaming forms have no limit [default: 64MiB]
+    #[arg(long, env = "LEDGER_MAX_SNAPSHOT_MESSAGE", value_name = "SIZE", global = true)]
+    max_snapshot_message: Option<ByteSize>,
+    /// Most bytes of appends accepted and not yet acknowledged [default: 256MiB]
+    #[arg(long, env = "LEDGER_MAX_IN_FLIGHT", value_name = "SIZE", global = true)]
+    max_in_flight: Option<ByteSize>,
+    /// How long a shutdown waits for requests to end [default: 10s]
+    #[arg(long, env = "LEDGER_SHUTDOWN_GRACE", value_name = "TIME", global = true)]
+    shutdown_grace: Option<Span>,
+    /// How log lines look [default: text]
+    #[arg(long, env = "LEDGER_LOG_FORMAT", global = true)]
+    log_format: Option<LogFormat>,
+    /// What is logged: error, warn, info, debug, trace, or directives [default: info]
+    #[arg(long, env = "LEDGER_LOG", value_name = "FILTER", global = true)]
+    log: Option<String>,
+    /// TLS certificate chain, PEM [default: no TLS]
+    #[arg(long, env = "LEDGER_TLS_CERT", value_name = "FILE", global = true)]
+    tls_cert: Option<PathBuf>,
+    /// TLS private key, PEM
+    #[arg(long, env = "LEDGER_TLS_KEY", value_name = "FILE", global = true)]
+    tls_key: Option<PathBuf>,
+    /// Clients must show a certificate of this authority, PEM
+    #[arg(long, env = "LEDGER_TLS_CLIENT_CA", value_name = "FILE", global = true)]
+    tls_client_ca: Option<PathBuf>,
+    /// For tests of the supervision only
+    #[arg(long, env = "LEDGER_TEST_PANIC", global = true, hide = true)]
+    test_panic: Option<TestPanic>,
+}
+
+/// Reads arguments, environment and file. `Err` is the code to exit with: help was asked for, the
+/// configuration was printed, or it is wrong.
+pub fn parse() -> Result<Config, ExitCode> {
+    let matches = Cli::command().try_get_matches().map_err(|error| {
+        let _ = error.print();
+        ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(EXIT_CONFIG))
+    })?;
+    let wrong = |error: &dyn std::fmt::Display| {
+        eprintln!("ledgerd: {error}");
+        ExitCode::from(EXIT_CONFIG)
+    };
+    let cli = Cli::from_arg_matches(&matches).map_err(|error| wrong(&error))?;
+    let effective = load(&cli, &matches).map_err(|error| wrong(&error))?;
+    match cli.command {
+        None => Ok(effective.config),
+        Some(Command::Config) => {
+            print!("{}", effective.to_toml().map_err(|error| wrong(&error))?);
+            Err(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn load(cli: &Cli, matches: &ArgMatches) -> Result<Effective, ConfigError> {
+    let mut layers = Vec::new();
+    if let Some(path) = &cli.config {
+        layers.push(read_file(path)?);
+    }
+    let given = Table::try_from(&cli.settings).map_err(|error| ConfigError::Merge(error.to_string()))?;
+    let (flags, mut environment): (Table, Table) =
+        given.into_iter().partition(|(key, _)| matches.value_source(key) == Some(ValueSource::CommandLine));
+    if let Some(address) = predecessor_port(layers.last())? {
+        environment.entry("grpc_listen").or_insert(Value::String(address.to_string()));
+    }
+    layers.push(Layer { name: "environment".to_owned(), values: environment });
+    layers.push(Layer { name: "flag".to_owned(), values: flags });
+    Effective::merge(layers)
+}
+
+/// `GRPC_PORT`, as the predecessor read it: the port alone; the interface stays as configured.
+fn predecessor_port(file: Option<&Layer>) -> Result<Option<SocketAddr>, ConfigError> {
+    let Some(port) = std::env::var_os("GRPC_PORT").filter(|port| !port.is_empty()) else { return Ok(None) };
+    let Some(port) = port.to_str().and_then(|port| port.trim().parse::<u16>().ok()) else {
+        return Err(ConfigError::Value {
+            key: "grpc_listen",
+            value: port.to_string_lossy().into_owned(),
+            source_name: "environment, GRPC_PORT".to_owned(),
+            reason: "GRPC_PORT must be a port, 0 to 65535".to_owned(),
+        });
+    };
+    let configured = file.and_then(|layer| layer.values.get("grpc_listen")).and_then(Value::as_str);
+    let mut address =
+        configured.and_then(|text| text.parse().ok()).unwrap_or(Config::default().grpc_listen);
+    address.set_port(port);
+    Ok(Some(address))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_setting_is_a_flag_of_the_same_name() {
+        let command = Cli::command();
+        let flags: Vec<_> = command.get_arguments().map(|arg| arg.get_id().to_string()).collect();
+        let mut config = Config::default();
+        let path = Some(PathBuf::from("x"));
+        (config.ready_file, config.tls_cert, config.tls_key) = (path.clone(), path.clone(), path.clone());
+        (config.tls_client_ca, config.test_panic) = (path, Some(TestPanic::Watch));
+        for key in Table::try_from(config).unwrap().keys() {
+            assert!(flags.contains(key), "{key} has no flag");
+        }
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_defaults_in_the_help_are_the_defaults() {
+        let help = Cli::command().render_long_help().to_string();
+        let defaults = Table::try_from(Config::default()).unwrap();
+        for (key, value) in &defaults {
+            let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            assert!(help.contains(&format!("[default: {text}]")), "{key}: {text}");
+        }
+    }
+}

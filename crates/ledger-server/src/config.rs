@@ -1,0 +1,330 @@
+//! The settings of a node: defaults, then one TOML file, then the environment, then flags.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use ledger_core::{HashSuite, limits::MAX_PAYLOAD};
+use serde::{Deserialize, Serialize};
+use toml::Table;
+
+use crate::{
+    limits,
+    units::{ByteSize, Span},
+};
+
+/// The effective settings. Each key may stand in the file under its name here, in the environment as
+/// `LEDGER_` and its name in capitals, and on the command line with dashes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Where the data is: one directory for one node.
+    pub data_dir: PathBuf,
+    /// Address of the gRPC services; port 0 lets the system choose.
+    pub grpc_listen: SocketAddr,
+    /// Address of probes, metrics and console; port 0 lets the system choose.
+    pub http_listen: SocketAddr,
+    /// Written when the node serves: a JSON object with the bound addresses and the process id.
+    pub ready_file: Option<PathBuf>,
+    /// Name of the cluster: the first part of a checkpoint's origin.
+    pub cluster: String,
+    /// When an append is acknowledged.
+    pub durability: DurabilityMode,
+    /// How often to sync with durability `interval`.
+    pub sync_interval: Span,
+    /// Hash suite of contexts created from now on.
+    pub hash_suite: Suite,
+    /// Largest payload of an entry.
+    pub max_payload: ByteSize,
+    /// Writer threads; 0: one per CPU, at most 4.
+    pub lanes: usize,
+    /// `RocksDB`'s block cache.
+    pub block_cache: ByteSize,
+    /// Memory for writes not yet in table files.
+    pub write_buffer: ByteSize,
+    /// Memory for the heads of contexts in use.
+    pub head_cache: ByteSize,
+    /// Bytes per second the background scrub reads; 0 turns it off.
+    pub scrub_rate: ByteSize,
+    /// Pause between two passes of the scrub.
+    pub scrub_pause: Span,
+    /// Largest answer of a unary Get: clients refuse messages over 4 MiB unless told otherwise.
+    pub max_response: ByteSize,
+    /// Largest snapshot in one message (unary Snapshot and Load).
+    pub max_snapshot_message: ByteSize,
+    /// Most bytes of appends accepted and not yet acknowledged, over all clients.
+    pub max_in_flight: ByteSize,
+    /// How long a shutdown waits for requests to end.
+    pub shutdown_grace: Span,
+    /// How log lines look.
+    pub log_format: LogFormat,
+    /// What is logged: a level, or directives as `info,ledger_server=debug`.
+    pub log: String,
+    /// TLS: the node's certificate chain, PEM.
+    pub tls_cert: Option<PathBuf>,
+    /// TLS: the private key of the certificate, PEM.
+    pub tls_key: Option<PathBuf>,
+    /// TLS: clients must show a certificate of this authority, PEM.
+    pub tls_client_ca: Option<PathBuf>,
+    /// For tests of the supervision only: makes a part of the node panic once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub test_panic: Option<TestPanic>,
+}
+
+/// When an append is acknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum DurabilityMode {
+    /// When it is synced to disk.
+    Always,
+    /// When it is written; synced every `sync_interval`. A power loss may take the last interval.
+    Interval,
+    /// When it is written; the operating system decides when to sync.
+    Never,
+}
+
+/// A hash suite by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Suite {
+    /// BLAKE3.
+    Blake3,
+    /// SHA-256, for the tools of public transparency logs.
+    Sha256,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Which part panics: for tests only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum TestPanic {
+    /// The HTTP server, soon after its first start.
+    Console,
+    /// Every watcher that meets an entry of the key `test-panic`.
+    Watch,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let store = ledger_store::Options::default();
+        Self {
+            data_dir: "./data".into(),
+            grpc_listen: SocketAddr::from(([0, 0, 0, 0], 50051)),
+            http_listen: SocketAddr::from(([127, 0, 0, 1], 50080)),
+            ready_file: None,
+            cluster: "converge".into(),
+            durability: DurabilityMode::Always,
+            sync_interval: Span(Duration::from_millis(100)),
+            hash_suite: Suite::Blake3,
+            max_payload: ByteSize(store.max_payload as u64),
+            lanes: store.lanes,
+            block_cache: ByteSize(store.block_cache as u64),
+            write_buffer: ByteSize(store.write_buffer as u64),
+            head_cache: ByteSize(store.head_cache as u64),
+            scrub_rate: ByteSize(store.scrub_rate),
+            scrub_pause: Span(store.scrub_pause),
+            max_response: ByteSize::mib(4),
+            max_snapshot_message: ByteSize::mib(64),
+            max_in_flight: ByteSize::mib(256),
+            shutdown_grace: Span::seconds(10),
+            log_format: LogFormat::Text,
+            log: "info".into(),
+            tls_cert: None,
+            tls_key: None,
+            tls_client_ca: None,
+            test_panic: None,
+        }
+    }
+}
+
+/// Why the settings cannot be used. Names the key, and where it was set.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration file {}: {reason}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: std::io::Error,
+    },
+    /// The file is not TOML, or has an unknown key or a value of a wrong kind.
+    #[error("the configuration file {} is wrong: {reason}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Where, and why.
+        reason: String,
+    },
+    /// The layers do not give a configuration.
+    #[error("the configuration is wrong: {0}")]
+    Merge(String),
+    /// A value is out of range.
+    #[error("{key} is {value} (set by {source_name}): {reason}")]
+    Value {
+        /// The key.
+        key: &'static str,
+        /// What it is set to.
+        value: String,
+        /// Where it was set.
+        source_name: String,
+        /// What would be right.
+        reason: String,
+    },
+}
+
+/// One source of settings: a name for messages, and what it sets.
+#[derive(Debug, Clone)]
+pub struct Layer {
+    /// "default", "file …", "environment", "flag".
+    pub name: String,
+    /// The keys it sets.
+    pub values: Table,
+}
+
+/// Settings with where each came from.
+#[derive(Debug, Clone)]
+pub struct Effective {
+    /// The settings.
+    pub config: Config,
+    /// The source of each key that is set.
+    pub sources: BTreeMap<String, String>,
+}
+
+impl Effective {
+    /// Merges layers, the later over the earlier, over the defaults, and checks the result.
+    pub fn merge(layers: impl IntoIterator<Item = Layer>) -> Result<Self, ConfigError> {
+        let mut merged = defaults()?;
+        let mut sources: BTreeMap<_, _> =
+            merged.keys().map(|key| (key.clone(), "default".to_owned())).collect();
+        for layer in layers {
+            for (key, value) in layer.values {
+                sources.insert(key.clone(), layer.name.clone());
+                merged.insert(key, value);
+            }
+        }
+        let config: Config =
+            merged.try_into().map_err(|error: toml::de::Error| ConfigError::Merge(error.to_string()))?;
+        let effective = Self { config, sources };
+        effective.check()?;
+        Ok(effective)
+    }
+
+    /// As TOML, with a comment at each key that says where it came from.
+    pub fn to_toml(&self) -> Result<String, ConfigError> {
+        let table =
+            Table::try_from(&self.config).map_err(|error| ConfigError::Merge(error.to_string()))?;
+        let mut text = String::from("# The effective configuration of ledgerd.\n");
+        for (key, value) in &table {
+            let source = self.sources.get(key).map_or("default", String::as_str);
+            let _ = writeln!(text, "{:<40} # {source}", format!("{key} = {value}"));
+        }
+        for key in ["ready_file", "tls_cert", "tls_key", "tls_client_ca"] {
+            if !table.contains_key(key) {
+                let _ = writeln!(text, "{:<40} # not set", format!("# {key} = \"…\""));
+            }
+        }
+        Ok(text)
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let config = &self.config;
+        let wrong = |key: &'static str, value: String, reason: String| ConfigError::Value {
+            key,
+            value,
+            source_name: self.sources.get(key).cloned().unwrap_or_else(|| "default".to_owned()),
+            reason,
+        };
+        let sizes = [
+            ("max_payload", config.max_payload, 1, MAX_PAYLOAD as u64),
+            ("max_response", config.max_response, limits::MIN_RESPONSE, limits::MAX_MESSAGE),
+            ("max_snapshot_message", config.max_snapshot_message, 1 << 10, limits::MAX_MESSAGE),
+            ("max_in_flight", config.max_in_flight, config.max_payload.0, u64::from(u32::MAX)),
+        ];
+        for (key, value, least, most) in sizes {
+            if value.0 < least || value.0 > most {
+                let reason = format!("it must be {} to {}", ByteSize(least), ByteSize(most));
+                return Err(wrong(key, value.to_string(), reason));
+            }
+        }
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
+        if config.cluster.is_empty() || config.cluster.len() > 64 || !config.cluster.chars().all(plain) {
+            let reason = "a cluster's name has 1 to 64 letters, digits, dashes, dots or underscores".to_owned();
+            return Err(wrong("cluster", format!("`{}`", config.cluster), reason));
+        }
+        if config.durability == DurabilityMode::Interval && config.sync_interval.0.is_zero() {
+            let reason = "syncing at an interval needs one above zero".to_owned();
+            return Err(wrong("sync_interval", config.sync_interval.to_string(), reason));
+        }
+        let tls = [&config.tls_cert, &config.tls_key];
+        if tls.iter().any(|path| path.is_some()) != tls.iter().all(|path| path.is_some()) {
+            let reason = "TLS needs tls_cert and tls_key, both".to_owned();
+            return Err(wrong("tls_cert", format!("{:?}", config.tls_cert), reason));
+        }
+        if config.tls_client_ca.is_some() && config.tls_cert.is_none() {
+            let reason = "checking clients needs TLS: set tls_cert and tls_key too".to_owned();
+            return Err(wrong("tls_client_ca", format!("{:?}", config.tls_client_ca), reason));
+        }
+        if let Err(error) = config.log.parse::<tracing_subscriber::EnvFilter>() {
+            return Err(wrong("log", format!("`{}`", config.log), error.to_string()));
+        }
+        Ok(())
+    }
+}
+
+fn defaults() -> Result<Table, ConfigError> {
+    Table::try_from(Config::default()).map_err(|error| ConfigError::Merge(error.to_string()))
+}
+
+/// Reads the configuration file. An unknown key is an error that names it.
+pub fn read_file(path: &Path) -> Result<Layer, ConfigError> {
+    let unreadable = |reason| ConfigError::Unreadable { path: path.to_owned(), reason };
+    let wrong = |error: toml::de::Error| ConfigError::File { path: path.to_owned(), reason: error.to_string() };
+    let text = std::fs::read_to_string(path).map_err(unreadable)?;
+    // Read as a whole configuration first: that names the line of a wrong key or value.
+    toml::from_str::<Config>(&text).map_err(wrong)?;
+    let values = toml::from_str(&text).map_err(wrong)?;
+    Ok(Layer { name: format!("file {}", path.display()), values })
+}
+
+impl Config {
+    /// How the store is opened.
+    pub fn store_options(&self) -> ledger_store::Options {
+        ledger_store::Options {
+            durability: match self.durability {
+                DurabilityMode::Always => ledger_store::Durability::Always,
+                DurabilityMode::Interval => ledger_store::Durability::Interval(self.sync_interval.0),
+                DurabilityMode::Never => ledger_store::Durability::Never,
+            },
+            suite: match self.hash_suite {
+                Suite::Blake3 => HashSuite::Blake3,
+                Suite::Sha256 => HashSuite::Sha256,
+            },
+            max_payload: self.max_payload.get(),
+            lanes: self.lanes,
+            block_cache: self.block_cache.get(),
+            write_buffer: self.write_buffer.get(),
+            head_cache: self.head_cache.get(),
+            scrub_rate: self.scrub_rate.0,
+            scrub_pause: self.scrub_pause.0,
+        }
+    }
+
+    /// The name under which a node signs: `<cluster>/<storage id>`.
+    pub fn signer_name(&self, storage_id: &str) -> String {
+        format!("{}/{storage_id}", self.cluster)
+    }
+}

@@ -1,0 +1,263 @@
+//! Between the contract's messages and the store's types. Everything a client sent is checked here.
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+use ledger_core::{
+    ContextId, Entry, EntryId, Epoch, Hash, HashSuite, Key, Lineage, Position, Sequence, Size,
+    entry::{Draft, check_metadata},
+};
+use ledger_proto::{
+    context::v1::{self as context, AppendRequest, Consistency, Durability},
+    ledger::v1 as ledger,
+};
+use ledger_store::{Append, ContextInfo, StoreError};
+
+use crate::{limits, status::Refusal};
+
+/// Checks an append. `context` is the already checked name of its context.
+pub fn append(request: AppendRequest, context: ContextId, max_payload: usize) -> Result<Append, Refusal> {
+    let len = request.payload.len();
+    if len > max_payload {
+        return Err(StoreError::PayloadTooLarge { len, max: max_payload }.into());
+    }
+    let key = Key::new(request.key)?;
+    check_metadata(&request.metadata)?;
+    // One node holds one copy, and each of these asks for at least that.
+    match Durability::try_from(request.durability) {
+        Ok(Durability::Unspecified | Durability::One | Durability::Majority | Durability::All) => {}
+        Err(_) => {
+            let message = format!("durability {} is not known: use 0 to 3", request.durability);
+            return Err(Refusal::field("durability", message));
+        }
+    }
+    let entry_id =
+        if request.entry_id.is_empty() { None } else { Some(EntryId::new(&request.entry_id)?) };
+    Ok(Append {
+        context,
+        draft: Draft { key, payload: request.payload, metadata: request.metadata },
+        received_lamport: request.received_lamport,
+        entry_id,
+    })
+}
+
+/// The bytes an append is counted with while it is in flight.
+pub fn weight(request: &AppendRequest) -> usize {
+    let metadata: usize = request.metadata.iter().map(|(key, value)| key.len() + value.len()).sum();
+    request.payload.len() + metadata + limits::APPEND_OVERHEAD
+}
+
+/// The names of contexts a stream has used: checked once, then shared.
+#[derive(Debug, Default)]
+pub struct Names(HashMap<Box<str>, ContextId>);
+
+impl Names {
+    /// The checked name.
+    pub fn get(&mut self, text: &str) -> Result<ContextId, Refusal> {
+        if let Some(context) = self.0.get(text) {
+            return Ok(context.clone());
+        }
+        let context = ContextId::new(text)?;
+        if self.0.len() >= limits::NAMES_PER_STREAM {
+            self.0.clear();
+        }
+        self.0.insert(text.into(), context.clone());
+        Ok(context)
+    }
+}
+
+/// A filter's key: empty stands for all.
+pub fn key_filter(key: String) -> Result<Option<Key>, Refusal> {
+    if key.is_empty() { Ok(None) } else { Ok(Some(Key::new(key)?)) }
+}
+
+/// Checks which node may answer: with one node, it may.
+pub fn consistency(value: i32) -> Result<(), Refusal> {
+    match Consistency::try_from(value) {
+        Ok(Consistency::AnyReplica | Consistency::Owner) => Ok(()),
+        Err(_) => Err(Refusal::field("consistency", format!("consistency {value} is not known: use 0 or 1"))),
+    }
+}
+
+/// An entry as the contract has it.
+pub fn entry(entry: Entry) -> context::Entry {
+    context::Entry {
+        id: entry.id.to_string(),
+        key: entry.key.into_string(),
+        payload: entry.payload,
+        sequence: entry.sequence.0,
+        appended_at_ns: entry.appended_at_ns,
+        metadata: entry.metadata,
+        lamport_clock: entry.lamport.0,
+        content_hash: hash(&entry.content_hash),
+        context_id: entry.context_id.as_str().to_owned(),
+        epoch: entry.epoch.0,
+    }
+}
+
+/// Entries as the contract has them; their hashes share one buffer.
+pub fn entries(entries: Vec<Entry>) -> Vec<context::Entry> {
+    let hashes: Vec<u8> = entries.iter().flat_map(|entry| entry.content_hash.0).collect();
+    let hashes = Bytes::from(hashes);
+    let with_hash = |(index, entry): (usize, Entry)| context::Entry {
+        id: entry.id.to_string(),
+        key: entry.key.into_string(),
+        payload: entry.payload,
+        sequence: entry.sequence.0,
+        appended_at_ns: entry.appended_at_ns,
+        metadata: entry.metadata,
+        lamport_clock: entry.lamport.0,
+        content_hash: hashes.slice(index * 32..(index + 1) * 32),
+        context_id: entry.context_id.as_str().to_owned(),
+        epoch: entry.epoch.0,
+    };
+    entries.into_iter().enumerate().map(with_hash).collect()
+}
+
+/// A hash as the contract has it.
+pub fn hash(hash: &Hash) -> Bytes {
+    Bytes::copy_from_slice(&hash.0)
+}
+
+/// Hashes as the contract has them.
+pub fn hashes(hashes: &[Hash]) -> Vec<Bytes> {
+    hashes.iter().map(hash).collect()
+}
+
+/// A position as the contract has it.
+pub fn position(position: &Position) -> context::Position {
+    context::Position {
+        size: position.size.0,
+        root: hash(&position.root),
+        epoch: position.epoch.0,
+        lineage: Bytes::copy_from_slice(&position.lineage.0),
+    }
+}
+
+/// Where a watcher wants to resume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Resume {
+    /// Deliver what follows.
+    pub after: Sequence,
+    /// Prove first that the history passes through this.
+    pub position: Option<Position>,
+    /// Make sure that it is this history.
+    pub lineage: Option<Lineage>,
+}
+
+/// Checks a resume token.
+pub fn resume(token: Option<context::Position>) -> Result<Resume, Refusal> {
+    let token = token.unwrap_or_default();
+    let size = Size(token.size);
+    let lineage = match token.lineage.len() {
+        0 => None,
+        16 => token.lineage.as_ref().try_into().ok().map(Lineage),
+        len => {
+            let message = format!("resume_after.lineage has {len} bytes: it must have 16, or be empty");
+            return Err(Refusal::field("resume_after", message));
+        }
+    };
+    let root = match token.root.len() {
+        0 => None,
+        32 => Hash::from_slice(&token.root),
+        len => {
+            let message = format!("resume_after.root has {len} bytes: it must have 32, or be empty");
+            return Err(Refusal::field("resume_after", message));
+        }
+    };
+    let position = match (root, lineage) {
+        (None, _) => None,
+        (Some(root), Some(lineage)) => Some(Position { size, root, epoch: Epoch(token.epoch), lineage }),
+        (Some(_), None) => {
+            let message = "resume_after has a root but no lineage: send the whole position";
+            return Err(Refusal::field("resume_after", message));
+        }
+    };
+    Ok(Resume { after: size.newest(), position, lineage })
+}
+
+/// A hash suite as the contract has it.
+pub fn suite(suite: HashSuite) -> String {
+    suite.name().to_owned()
+}
+
+/// A context of a listing.
+pub fn context_info(info: ContextInfo) -> ledger::ContextInfo {
+    ledger::ContextInfo {
+        context_id: info.context.as_str().to_owned(),
+        size: info.size.0,
+        lamport_clock: info.lamport.0,
+        epoch: info.epoch.0,
+        created_at_ns: info.created_at_ns,
+        hash_suite: suite(info.suite),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::Code;
+
+    use super::*;
+
+    fn request() -> AppendRequest {
+        AppendRequest { key: "facts".into(), payload: "x".into(), ..Default::default() }
+    }
+
+    fn refused(request: AppendRequest) -> Refusal {
+        append(request, ContextId::new("c").unwrap(), 8).unwrap_err()
+    }
+
+    #[test]
+    fn a_bad_append_names_the_field() {
+        assert_eq!(refused(AppendRequest { key: String::new(), ..request() }).field, Some("key"));
+        assert_eq!(refused(AppendRequest { key: "a\u{7}".into(), ..request() }).field, Some("key"));
+        assert_eq!(refused(AppendRequest { entry_id: "\n".into(), ..request() }).field, Some("entry_id"));
+        assert_eq!(refused(AppendRequest { durability: 9, ..request() }).field, Some("durability"));
+        let metadata = (0..1025).map(|n| (n.to_string(), String::new())).collect();
+        assert_eq!(refused(AppendRequest { metadata, ..request() }).field, Some("metadata"));
+        let large = refused(AppendRequest { payload: "123456789".into(), ..request() });
+        assert_eq!(large.code, Code::ResourceExhausted);
+        assert!(large.message.contains('9') && large.message.contains('8'), "{}", large.message);
+    }
+
+    #[test]
+    fn every_durability_is_met_by_one_copy() {
+        for durability in 0..=3 {
+            assert!(append(AppendRequest { durability, ..request() }, ContextId::new("c").unwrap(), 8).is_ok());
+        }
+    }
+
+    #[test]
+    fn a_resume_token_is_checked() {
+        let whole = context::Position {
+            size: 3,
+            root: vec![1; 32].into(),
+            epoch: 4,
+            lineage: vec![2; 16].into(),
+        };
+        let resumed = resume(Some(whole.clone())).unwrap();
+        assert_eq!(resumed.after, Sequence(3));
+        assert_eq!(position(&resumed.position.unwrap()), whole);
+        assert_eq!(resume(None).unwrap().after, Sequence(0));
+        let size_only = context::Position { size: 3, ..Default::default() };
+        assert_eq!(resume(Some(size_only)).unwrap().position, None);
+        for bad in [
+            context::Position { root: vec![1; 31].into(), ..whole.clone() },
+            context::Position { lineage: vec![1; 15].into(), ..whole.clone() },
+            context::Position { lineage: Bytes::new(), ..whole },
+        ] {
+            assert_eq!(resume(Some(bad)).unwrap_err().field, Some("resume_after"));
+        }
+    }
+
+    #[test]
+    fn names_are_checked_and_remembered() {
+        let mut names = Names::default();
+        assert_eq!(names.get("a").unwrap(), names.get("a").unwrap());
+        assert_eq!(names.get("").unwrap_err().field, Some("context_id"));
+        for n in 0..2 * limits::NAMES_PER_STREAM {
+            names.get(&n.to_string()).unwrap();
+        }
+        assert!(names.0.len() <= limits::NAMES_PER_STREAM);
+    }
+}

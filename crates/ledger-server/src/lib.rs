@@ -1,0 +1,42 @@
+//! The server of Converge Ledger: gRPC services over a [`Ledger`](ledger_store::Ledger), and the daemon `ledgerd`.
+//!
+//! A request, top to bottom: a service ([`context_service`], [`ledger_service`], [`integrity_service`],
+//! [`cluster_service`]) → [`convert`] (checks everything a client sent) → the store → [`convert`] back, or
+//! [`status`] where it failed. [`serve`] starts and stops all of it, [`supervise`] keeps it running.
+//!
+//! | module | holds |
+//! | --- | --- |
+//! | [`args`], [`config`], [`units`] | the settings: defaults, file, environment, flags |
+//! | [`serve`] | start, supervise, shut down |
+//! | [`supervise`] | tasks that are restarted one for one |
+//! | [`node`] | what all services share |
+//! | [`limits`] | every bound on what is in flight |
+//! | [`tail`], [`newest`] | one watcher: history, then the live tail; and its bookmarks |
+//! | [`pages`] | a context read in pages, ahead of the client |
+//! | [`append_stream`] | the pipelined append |
+//! | [`http`], [`console`], [`metrics`] | probes, Prometheus, a page to look at contexts |
+
+pub mod append_stream;
+pub mod args;
+pub mod cluster_service;
+pub mod config;
+pub mod console;
+pub mod context_service;
+pub mod convert;
+pub mod http;
+pub mod integrity_service;
+pub mod ledger_service;
+pub mod limits;
+pub mod metrics;
+pub mod newest;
+pub mod node;
+pub mod pages;
+pub mod serve;
+pub mod status;
+pub mod supervise;
+pub mod tail;
+pub mod telemetry;
+pub mod units;
+
+pub use config::Config;
+pub use serve::{Server, StartError};

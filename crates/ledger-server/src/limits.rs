@@ -1,0 +1,79 @@
+//! Every bound on what the server holds for its clients, in one place. What entries may look like is in
+//! [`ledger_core::limits`]; what an operator may change is in [`crate::config`].
+
+/// Entries of one Append stream accepted and not yet answered. Beyond, the server reads no further.
+pub const APPEND_ITEMS_IN_FLIGHT: usize = 16 * 1024;
+/// Entries handed to the store at once: a larger batch is taken in parts.
+pub const APPEND_CHUNK_ITEMS: usize = 4096;
+/// Bytes an append is counted with beside its payload and metadata, against `max_in_flight`.
+pub const APPEND_OVERHEAD: usize = 256;
+/// Results gathered in one message if they are ready, and bytes of a message of results.
+pub const RESULTS_PER_MESSAGE: usize = 1024;
+/// See [`RESULTS_PER_MESSAGE`]; a message of results stays below what a client accepts by default.
+pub const RESULTS_BYTES: usize = 2 << 20;
+/// Names of contexts remembered by one Append stream.
+pub const NAMES_PER_STREAM: usize = 4096;
+
+/// Entries of a page of a stream.
+pub const PAGE_ENTRIES: usize = 512;
+/// Bytes of a page of a stream: keys, payloads and metadata. One entry may be larger.
+pub const PAGE_BYTES: usize = 512 << 10;
+/// Pages, or chunks of a snapshot, read before the client takes them.
+pub const PAGES_AHEAD: usize = 4;
+
+/// Reads of the store at the same time, each on a thread: pages of Get and Watch, proofs, listings.
+pub const READS: usize = 64;
+/// Loads at the same time.
+pub const LOADS: usize = 8;
+/// Threads that may block: reads, loads, and what the runtime needs for itself.
+pub const BLOCKING_THREADS: usize = READS + LOADS + 24;
+
+/// Contexts in a page of a listing: unless asked for, and at most.
+pub const LISTING: (usize, usize) = (1000, 10_000);
+
+/// Shortest interval between bookmarks that a client may ask for, milliseconds.
+pub const MIN_BOOKMARK_MS: u32 = 10;
+/// Interval of bookmarks that a watcher of `ContextService` gets, milliseconds.
+pub const BOOKMARK_MS: u32 = 1000;
+
+/// Contexts whose newest position is kept for bookmarks.
+pub const NEWEST: usize = 4096;
+
+/// Requests at the same time on one connection.
+pub const STREAMS_PER_CONNECTION: u32 = 16 * 1024;
+/// HTTP/2 flow control, bytes: what a client may send ahead on one stream.
+pub const STREAM_WINDOW: u32 = 1 << 20;
+/// HTTP/2 flow control, bytes: what a client may send ahead on one connection.
+pub const CONNECTION_WINDOW: u32 = 4 << 20;
+/// Largest HTTP/2 frame a client may send, bytes.
+pub const FRAME: u32 = 64 << 10;
+/// Streams a client may reset before the server took them up: a client that drops many watchers does.
+pub const PENDING_RESETS: usize = 4096;
+
+/// Room in a message for what is beside the payload: ids, metadata, tags.
+pub const MESSAGE_SLACK: usize = 1 << 20;
+/// Room left in an answer below `max_response`.
+pub const RESPONSE_SLACK: usize = 4 << 10;
+/// Smallest `max_response`, bytes.
+pub const MIN_RESPONSE: u64 = 64 << 10;
+/// Largest message that can be configured, bytes.
+pub const MAX_MESSAGE: u64 = 1 << 30;
+
+/// Bytes of a payload shown in the console.
+pub const PREVIEW: usize = 4096;
+/// Entries of a page of the console.
+pub const CONSOLE_ENTRIES: usize = 200;
+/// Live tails of the console at the same time.
+pub const CONSOLE_TAILS: usize = 32;
+
+/// Largest append request the server decodes: four times the largest payload, so that a payload over
+/// the limit is refused with its size, and a batch has room.
+pub const fn append_message(max_payload: usize) -> usize {
+    let room = 4 * max_payload;
+    (if room < 16 << 20 { 16 << 20 } else { room }) + MESSAGE_SLACK
+}
+
+const _: () = assert!(APPEND_CHUNK_ITEMS <= APPEND_ITEMS_IN_FLIGHT);
+const _: () = assert!(APPEND_CHUNK_ITEMS <= 1 << 16, "an index fits the lower 16 bits of a tag");
+const _: () = assert!(RESULTS_BYTES < 4 << 20);
+const _: () = assert!(STREAM_WINDOW <= CONNECTION_WINDOW);

@@ -1,0 +1,289 @@
+//! What the node counts and measures, as Prometheus reads it.
+//!
+//! Each node has a recorder of its own (no global one), and hot paths hold their counters: counting is an
+//! atomic addition.
+
+use std::time::Duration;
+
+use ledger_store::Stats;
+use metrics::{Counter, Gauge, Histogram, Key, Label, Level, Metadata, Recorder as _, Unit};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+use tonic::Code;
+
+/// Bounds of latency histograms, seconds.
+const LATENCIES: [f64; 14] =
+    [0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 2.5, 10.0];
+
+const METADATA: Metadata<'static> = Metadata::new(module_path!(), Level::INFO, None);
+
+/// The operations, as they are labelled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each is the operation of the contract with that name")]
+pub enum Rpc {
+    Append,
+    Get,
+    Snapshot,
+    Load,
+    Watch,
+    AppendStream,
+    GetStream,
+    SnapshotStream,
+    LoadStream,
+    WatchStream,
+    Checkpoint,
+    InclusionProof,
+    ConsistencyProof,
+    Forks,
+    Contexts,
+}
+
+impl Rpc {
+    const ALL: [(Self, &'static str); 15] = [
+        (Self::Append, "ContextService/Append"),
+        (Self::Get, "ContextService/Get"),
+        (Self::Snapshot, "ContextService/Snapshot"),
+        (Self::Load, "ContextService/Load"),
+        (Self::Watch, "ContextService/Watch"),
+        (Self::AppendStream, "LedgerService/Append"),
+        (Self::GetStream, "LedgerService/Get"),
+        (Self::SnapshotStream, "LedgerService/Snapshot"),
+        (Self::LoadStream, "LedgerService/Load"),
+        (Self::WatchStream, "LedgerService/Watch"),
+        (Self::Checkpoint, "IntegrityService/Checkpoint"),
+        (Self::InclusionProof, "IntegrityService/InclusionProof"),
+        (Self::ConsistencyProof, "IntegrityService/ConsistencyProof"),
+        (Self::Forks, "IntegrityService/Forks"),
+        (Self::Contexts, "ClusterService/Contexts"),
+    ];
+
+    /// The label.
+    pub const fn name(self) -> &'static str {
+        Self::ALL[self as usize].1
+    }
+}
+
+struct Method {
+    started: Counter,
+    seconds: Histogram,
+}
+
+/// Everything the node counts.
+pub struct Metrics {
+    recorder: PrometheusRecorder,
+    methods: Vec<Method>,
+    /// Entries appended and acknowledged.
+    pub appended_entries: Counter,
+    /// Bytes of their payloads.
+    pub appended_bytes: Counter,
+    /// From accepting appends of a stream to their last result.
+    pub append_chunk_seconds: Histogram,
+    /// Entries sent to readers.
+    pub read_entries: Counter,
+    /// Entries sent to watchers.
+    pub watched_entries: Counter,
+    /// Watchers connected.
+    pub watchers: Gauge,
+    /// Times a watcher had to read the store, because it started in the past or was slow.
+    pub watch_history_reads: Counter,
+    /// Append streams open.
+    pub append_streams: Gauge,
+}
+
+impl std::fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Metrics").finish_non_exhaustive()
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// Nothing counted yet.
+    pub fn new() -> Self {
+        let builder = PrometheusBuilder::new();
+        // Only an empty list of bounds is refused.
+        let recorder =
+            builder.set_buckets(&LATENCIES).unwrap_or_else(|_| PrometheusBuilder::new()).build_recorder();
+        describe(&recorder);
+        let counter = |name: &'static str| recorder.register_counter(&Key::from_static_name(name), &METADATA);
+        let gauge = |name: &'static str| recorder.register_gauge(&Key::from_static_name(name), &METADATA);
+        let method = |(_, name): &(Rpc, &'static str)| {
+            let labels = vec![Label::from_static_parts("rpc", name)];
+            Method {
+                started: recorder
+                    .register_counter(&Key::from_parts("ledger_requests_total", labels.clone()), &METADATA),
+                seconds: recorder
+                    .register_histogram(&Key::from_parts("ledger_request_seconds", labels), &METADATA),
+            }
+        };
+        let build = [Label::new("version", env!("CARGO_PKG_VERSION")), Label::new("os", std::env::consts::OS)];
+        recorder.register_gauge(&Key::from_parts("ledger_build_info", build.to_vec()), &METADATA).set(1.0);
+        Self {
+            methods: Rpc::ALL.iter().map(method).collect(),
+            appended_entries: counter("ledger_appended_entries_total"),
+            appended_bytes: counter("ledger_appended_payload_bytes_total"),
+            append_chunk_seconds: recorder
+                .register_histogram(&Key::from_static_name("ledger_append_chunk_seconds"), &METADATA),
+            read_entries: counter("ledger_read_entries_total"),
+            watched_entries: counter("ledger_watched_entries_total"),
+            watchers: gauge("ledger_watchers"),
+            watch_history_reads: counter("ledger_watch_history_reads_total"),
+            append_streams: gauge("ledger_append_streams"),
+            recorder,
+        }
+    }
+
+    /// A request began.
+    pub fn started(&self, rpc: Rpc) {
+        self.methods[rpc as usize].started.increment(1);
+    }
+
+    /// A unary request was answered after so long.
+    pub fn answered(&self, rpc: Rpc, after: Duration) {
+        self.methods[rpc as usize].seconds.record(after);
+    }
+
+    /// A request, or an entry of a batch, was refused.
+    pub fn refused(&self, rpc: Rpc, code: Code) {
+        let labels =
+            vec![Label::from_static_parts("rpc", rpc.name()), Label::new("code", format!("{code:?}"))];
+        let key = Key::from_parts("ledger_refused_total", labels);
+        self.recorder.register_counter(&key, &METADATA).increment(1);
+    }
+
+    /// A supervised task failed and is started again.
+    pub fn task_restarted(&self, task: &'static str) {
+        let key = Key::from_parts("ledger_task_restarts_total", vec![Label::from_static_parts("task", task)]);
+        self.recorder.register_counter(&key, &METADATA).increment(1);
+    }
+
+    /// Moves what histograms gathered into their buckets: bounds their memory when nobody reads them.
+    pub fn upkeep(&self) {
+        self.handle().run_upkeep();
+    }
+
+    /// The text that Prometheus reads, with what the store says of itself.
+    pub fn render(&self, stats: &Stats, writable: bool) -> String {
+        let counters = [
+            ("ledger_store_appended_entries_total", stats.appended),
+            ("ledger_store_commits_total", stats.commits),
+            ("ledger_store_failed_commits_total", stats.failed_commits),
+            ("ledger_store_scrubbed_entries_total", stats.scrubbed),
+        ];
+        for (name, value) in counters {
+            self.recorder.register_counter(&Key::from_static_name(name), &METADATA).absolute(value);
+        }
+        let gauges = [
+            ("ledger_store_quarantined_contexts", stats.quarantined),
+            ("ledger_store_contexts_estimate", stats.contexts),
+            ("ledger_store_disk_bytes", stats.disk_bytes),
+            ("ledger_store_memory_bytes", stats.memory_bytes),
+            ("ledger_store_writable", u64::from(writable)),
+        ];
+        for (name, value) in gauges {
+            self.recorder.register_gauge(&Key::from_static_name(name), &METADATA).set(value as f64);
+        }
+        self.handle().render()
+    }
+
+    fn handle(&self) -> PrometheusHandle {
+        self.recorder.handle()
+    }
+}
+
+fn describe(recorder: &PrometheusRecorder) {
+    let counters = [
+        ("ledger_requests_total", "Requests begun, by method."),
+        ("ledger_refused_total", "Requests or entries refused, by method and gRPC code."),
+        ("ledger_appended_entries_total", "Entries appended and acknowledged."),
+        ("ledger_appended_payload_bytes_total", "Bytes of payloads appended and acknowledged."),
+        ("ledger_read_entries_total", "Entries sent in answer to Get."),
+        ("ledger_watched_entries_total", "Entries sent to watchers."),
+        ("ledger_watch_history_reads_total", "Times a watcher read the store instead of recent memory."),
+        ("ledger_task_restarts_total", "Restarts of supervised tasks."),
+        ("ledger_store_appended_entries_total", "Entries stored since the node started."),
+        ("ledger_store_commits_total", "Group commits since the node started."),
+        ("ledger_store_failed_commits_total", "Group commits that failed since the node started."),
+        ("ledger_store_scrubbed_entries_total", "Entries the scrub has checked since the node started."),
+    ];
+    for (name, text) in counters {
+        recorder.describe_counter(name.into(), None, text.into());
+    }
+    let gauges = [
+        ("ledger_build_info", "Version of the node."),
+        ("ledger_watchers", "Watchers connected."),
+        ("ledger_append_streams", "Append streams open."),
+        ("ledger_store_quarantined_contexts", "Contexts found damaged."),
+        ("ledger_store_contexts_estimate", "Estimated number of contexts."),
+        ("ledger_store_disk_bytes", "Bytes of table files."),
+        ("ledger_store_memory_bytes", "Bytes of memory that RocksDB uses."),
+        ("ledger_store_writable", "1 if appends can be acknowledged."),
+    ];
+    for (name, text) in gauges {
+        recorder.describe_gauge(name.into(), None, text.into());
+    }
+    let histograms = [
+        ("ledger_request_seconds", "Time to answer unary requests, by method."),
+        ("ledger_append_chunk_seconds", "Time from accepting entries of a stream to their last result."),
+    ];
+    for (name, text) in histograms {
+        recorder.describe_histogram(name.into(), Some(Unit::Seconds), text.into());
+    }
+}
+
+/// A gauge that counts what is alive: one more now, one less when this is dropped.
+#[derive(Debug)]
+pub struct Alive(Gauge);
+
+impl Alive {
+    /// One more.
+    pub fn new(gauge: &Gauge) -> Self {
+        gauge.increment(1.0);
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.0.decrement(1.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn methods_stand_at_their_own_index() {
+        for (index, (rpc, _)) in Rpc::ALL.iter().enumerate() {
+            assert_eq!(*rpc as usize, index);
+        }
+    }
+
+    #[test]
+    fn what_was_counted_is_rendered() {
+        let metrics = Metrics::new();
+        metrics.started(Rpc::Append);
+        metrics.answered(Rpc::Append, Duration::from_micros(300));
+        metrics.refused(Rpc::Get, Code::InvalidArgument);
+        metrics.appended_entries.increment(7);
+        let alive = Alive::new(&metrics.watchers);
+        let text = metrics.render(&Stats { commits: 3, ..Stats::default() }, true);
+        for line in [
+            "ledger_requests_total{rpc=\"ContextService/Append\"} 1",
+            "ledger_request_seconds_bucket{rpc=\"ContextService/Append\",le=\"0.0005\"} 1",
+            "ledger_refused_total{rpc=\"ContextService/Get\",code=\"InvalidArgument\"} 1",
+            "ledger_appended_entries_total 7",
+            "ledger_watchers 1",
+            "ledger_store_commits_total 3",
+        ] {
+            assert!(text.contains(line), "{line} in {text}");
+        }
+        drop(alive);
+        assert!(metrics.render(&Stats::default(), true).contains("ledger_watchers 0"));
+    }
+}

@@ -1,0 +1,117 @@
+//! What all services share: the ledger, and the bounds and counters around it.
+
+use std::{future::Future, sync::Arc, time::Instant};
+
+use ledger_core::checkpoint::Signer;
+use ledger_store::{Ledger, StoreError};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tonic::{Response, Status};
+use tracing::{Instrument as _, Span};
+
+use crate::{
+    config::Config,
+    limits,
+    metrics::{Metrics, Rpc},
+    newest::Newest,
+    status::Refusal,
+};
+
+/// What all services share.
+#[derive(Debug)]
+pub struct Node {
+    /// The store.
+    pub ledger: Ledger,
+    /// The settings.
+    pub config: Config,
+    /// The counters.
+    pub metrics: Arc<Metrics>,
+    /// Cancelled when the node begins to shut down: new requests are refused, watchers end.
+    pub draining: CancellationToken,
+    /// Bytes of appends that may still be accepted.
+    pub in_flight: Arc<Semaphore>,
+    /// Loads that may still start.
+    pub loads: Arc<Semaphore>,
+    /// Signs checkpoints.
+    pub signer: Signer,
+    /// Newest positions, for bookmarks.
+    pub newest: Newest,
+    reads: Arc<Semaphore>,
+}
+
+impl Node {
+    /// A node that serves a ledger.
+    pub fn new(ledger: Ledger, config: Config, metrics: Arc<Metrics>, signer: Signer) -> Self {
+        Self {
+            ledger,
+            metrics,
+            draining: CancellationToken::new(),
+            in_flight: Arc::new(Semaphore::new(config.max_in_flight.get())),
+            loads: Arc::new(Semaphore::new(limits::LOADS)),
+            reads: Arc::new(Semaphore::new(limits::READS)),
+            newest: Newest::default(),
+            signer,
+            config,
+        }
+    }
+
+    /// Refuses when the node is shutting down.
+    pub fn serving(&self) -> Result<(), Refusal> {
+        if self.draining.is_cancelled() { Err(Refusal::shutting_down()) } else { Ok(()) }
+    }
+
+    /// Answers a unary request: counts and measures it.
+    pub async fn answer<T>(
+        &self,
+        rpc: Rpc,
+        span: Span,
+        work: impl Future<Output = Result<T, Refusal>>,
+    ) -> Result<Response<T>, Status> {
+        self.metrics.started(rpc);
+        let started = Instant::now();
+        let result = match self.serving() {
+            Ok(()) => work.instrument(span).await,
+            Err(refusal) => Err(refusal),
+        };
+        self.metrics.answered(rpc, started.elapsed());
+        result.map(Response::new).map_err(|refusal| self.refuse(rpc, refusal))
+    }
+
+    /// Counts and logs a refusal.
+    pub fn refuse(&self, rpc: Rpc, refusal: Refusal) -> Status {
+        self.metrics.refused(rpc, refusal.code);
+        if matches!(refusal.code, tonic::Code::Internal | tonic::Code::DataLoss) {
+            tracing::error!(rpc = rpc.name(), code = ?refusal.code, reason = refusal.message, "request failed");
+        } else {
+            tracing::debug!(rpc = rpc.name(), code = ?refusal.code, reason = refusal.message, "request refused");
+        }
+        refusal.into()
+    }
+
+    /// Reads the store on a thread that may block; waits while too many do.
+    pub async fn read<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Ledger) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, Refusal> {
+        let permit =
+            Arc::clone(&self.reads).acquire_owned().await.map_err(|_| Refusal::shutting_down())?;
+        let ledger = self.ledger.clone();
+        let work = move || {
+            let result = work(&ledger);
+            drop(permit);
+            result
+        };
+        blocking(work).await?.map_err(Refusal::from)
+    }
+}
+
+/// Runs work on a thread that may block. A panic there becomes `INTERNAL` here.
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Refusal> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| {
+        if error.is_panic() {
+            Refusal::internal("the request failed inside the server: see its log")
+        } else {
+            Refusal::shutting_down()
+        }
+    })
+}

@@ -1,0 +1,115 @@
+//! A context read in pages, ahead of the client, and one answer cut to fit a message.
+
+use std::sync::Arc;
+
+use futures::Stream;
+use ledger_core::{ContextId, Key, Sequence};
+use ledger_proto::{
+    context::v1::{GetRequest, GetResponse},
+    ledger::v1 as proto,
+};
+use ledger_store::{Filter, Page};
+use prost::Message as _;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
+
+use crate::{convert, limits, metrics::Rpc, node::Node, status::Refusal};
+
+/// A checked Get.
+#[derive(Debug)]
+pub struct Get {
+    context: ContextId,
+    key: Option<Key>,
+    after: Sequence,
+    limit: usize,
+}
+
+/// An entry as the contract encodes it has at least so many bytes: id, hash, numbers and their tags.
+const LEAST_ENTRY: usize = 90;
+
+impl Get {
+    /// Checks a request.
+    pub fn check(request: GetRequest) -> Result<Self, Refusal> {
+        convert::consistency(request.consistency)?;
+        Ok(Self {
+            context: ContextId::new(&request.context_id)?,
+            key: convert::key_filter(request.key)?,
+            after: Sequence(request.after_sequence),
+            limit: if request.limit == 0 { usize::MAX } else { request.limit as usize },
+        })
+    }
+
+    fn filter(&self, limit: usize, max_bytes: usize) -> Filter {
+        Filter { key: self.key.clone(), after: self.after, limit: limit.min(self.limit), max_bytes }
+    }
+
+    /// One answer, cut at a whole entry to stay below so many bytes.
+    pub async fn answer(self, node: &Node, max_bytes: usize) -> Result<GetResponse, Refusal> {
+        let filter = self.filter(max_bytes / LEAST_ENTRY, max_bytes);
+        let limit = self.limit;
+        let response = node
+            .read(move |ledger| Ok(cut(ledger.get(&self.context, &filter)?, limit, max_bytes)))
+            .await?;
+        node.metrics.read_entries.increment(response.entries.len() as u64);
+        Ok(response)
+    }
+
+    /// All answers, in pages, read while the client takes those before.
+    pub fn stream(self, node: Arc<Node>) -> impl Stream<Item = Result<proto::Page, Status>> + Send {
+        let (pages, ahead) = mpsc::channel(limits::PAGES_AHEAD);
+        tokio::spawn(read_ahead(self, node, pages));
+        ReceiverStream::new(ahead)
+    }
+}
+
+/// Reads page after page while there is room. No thread waits for the client.
+async fn read_ahead(mut get: Get, node: Arc<Node>, pages: mpsc::Sender<Result<proto::Page, Status>>) {
+    node.metrics.started(Rpc::GetStream);
+    while let Ok(room) = pages.reserve().await {
+        let (context, filter) = (get.context.clone(), get.filter(limits::PAGE_ENTRIES, limits::PAGE_BYTES));
+        let read = async {
+            node.serving()?;
+            node.read(move |ledger| {
+                let page = ledger.get(&context, &filter)?;
+                let (latest_sequence, covered, more) = (page.latest.0, page.covered, page.more);
+                Ok((proto::Page { entries: convert::entries(page.entries), latest_sequence }, covered, more))
+            })
+            .await
+        };
+        match read.await {
+            Ok((page, covered, more)) => {
+                get.after = covered;
+                get.limit -= page.entries.len().min(get.limit);
+                node.metrics.read_entries.increment(page.entries.len() as u64);
+                room.send(Ok(page));
+                if !more || get.limit == 0 {
+                    return;
+                }
+            }
+            Err(refusal) => return room.send(Err(node.refuse(Rpc::GetStream, refusal))),
+        }
+    }
+}
+
+/// Cuts a page to a message. Always at least one entry, whatever its size.
+fn cut(page: Page, limit: usize, max_bytes: usize) -> GetResponse {
+    let (latest_sequence, covered, more) = (page.latest.0, page.covered.0, page.more);
+    let mut entries = convert::entries(page.entries);
+    let mut bytes = 0;
+    let fits = entries.iter().take_while(|entry| {
+        let len = entry.encoded_len();
+        bytes += len + prost::length_delimiter_len(len) + 1;
+        bytes <= max_bytes
+    });
+    let fits = fits.count().max(1);
+    if fits < entries.len() {
+        entries.truncate(fits);
+        let next_after_sequence = entries.last().map_or(0, |entry| entry.sequence);
+        return GetResponse { entries, latest_sequence, truncated: true, next_after_sequence };
+    }
+    // What the client's own limit cut is complete: it asked for no more.
+    let truncated = more && entries.len() < limit;
+    let next_after_sequence = if truncated { covered } else { 0 };
+    GetResponse { entries, latest_sequence, truncated, next_after_sequence }
+}

@@ -1,0 +1,233 @@
+//! One watcher: history, then the live tail, with no seam between them.
+//!
+//! There is no publishing and no queue per watcher. A watcher that is behind reads the store, one that has
+//! caught up reads recent entries from memory, and one that has everything waits. It reads when its client
+//! takes more, so a slow client costs no memory and delays nobody.
+//!
+//! | state | leaves it when |
+//! | --- | --- |
+//! | reading | there was a page → hand it over, reading; there was none → waiting |
+//! | waiting | something was appended → reading; a bookmark is due → hand it over, waiting; the node drains → ended |
+
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+
+use futures::{FutureExt as _, Stream, stream};
+use ledger_core::{ContextId, Entry, Key, Position, Sequence, Size};
+use ledger_store::{Page, Watch};
+use tokio::time::Instant;
+use tonic::Status;
+
+use crate::{
+    config::TestPanic,
+    convert::Resume,
+    limits,
+    metrics::{Alive, Rpc},
+    node::Node,
+    status::Refusal,
+};
+
+/// What a watcher is handed.
+#[derive(Debug)]
+pub struct Batch {
+    /// Entries, in order, each once. Empty in a bookmark.
+    pub entries: Vec<Entry>,
+    /// Everything up to here was delivered or filtered out.
+    pub bookmark: Option<Position>,
+}
+
+/// A watcher.
+#[derive(Debug)]
+pub struct Tail {
+    node: Arc<Node>,
+    rpc: Rpc,
+    context: ContextId,
+    /// Taken while a thread reads the store with it.
+    watch: Option<Watch>,
+    bookmarks: Option<Bookmarks>,
+    page_entries: usize,
+    _alive: Alive,
+}
+
+/// When a watcher is told its position.
+#[derive(Debug)]
+struct Bookmarks {
+    /// At least this often, if set.
+    every: Option<Duration>,
+    last: Instant,
+}
+
+impl Tail {
+    /// A watcher of what follows a sequence.
+    pub fn new(node: &Arc<Node>, rpc: Rpc, context: ContextId, key: Option<Key>, after: Sequence) -> Self {
+        node.metrics.started(rpc);
+        Self {
+            watch: Some(node.ledger.watch(&context, key, after)),
+            _alive: Alive::new(&node.metrics.watchers),
+            node: Arc::clone(node),
+            rpc,
+            context,
+            bookmarks: None,
+            page_entries: limits::PAGE_ENTRIES,
+        }
+    }
+
+    /// A watcher that resumes: the history is checked first.
+    pub async fn resume(
+        node: &Arc<Node>,
+        rpc: Rpc,
+        context: ContextId,
+        key: Option<Key>,
+        resume: Resume,
+    ) -> Result<Self, Refusal> {
+        if let Some(lineage) = resume.lineage {
+            let named = context.clone();
+            node.read(move |ledger| match resume.position {
+                Some(position) => ledger.check_position(&named, &position),
+                None => match ledger.head(&named)? {
+                    Some(head) if head.lineage == lineage => Ok(()),
+                    _ => Err(ledger_store::StoreError::HistoryChanged {
+                        context: named.clone(),
+                        size: resume.after.0,
+                    }),
+                },
+            })
+            .await?;
+        }
+        Ok(Self::new(node, rpc, context, key, resume.after))
+    }
+
+    /// Also hands out bookmarks: with entries, and alone at an interval of so many milliseconds (0: never).
+    #[must_use]
+    pub fn with_bookmarks(mut self, every_ms: u32) -> Self {
+        let every = match every_ms {
+            0 => None,
+            ms => Some(Duration::from_millis(ms.max(limits::MIN_BOOKMARK_MS).into())),
+        };
+        self.bookmarks = Some(Bookmarks { every, last: Instant::now() });
+        self
+    }
+
+    /// The watcher as a stream. A panic in it ends this stream with `INTERNAL`, and nothing else.
+    pub fn into_stream(self) -> impl Stream<Item = Result<Batch, Status>> + Send {
+        stream::unfold(Some(self), |tail| async move {
+            let mut tail = tail?;
+            let (node, rpc) = (Arc::clone(&tail.node), tail.rpc);
+            let next = AssertUnwindSafe(async move {
+                let next = tail.next().await;
+                (next, tail)
+            });
+            match next.catch_unwind().await {
+                Ok((Ok(batch), tail)) => {
+                    node.metrics.watched_entries.increment(batch.entries.len() as u64);
+                    Some((Ok(batch), Some(tail)))
+                }
+                Ok((Err(refusal), _)) => Some((Err(node.refuse(rpc, refusal)), None)),
+                Err(_) => {
+                    let refusal = Refusal::internal("the watch failed inside the server: watch again");
+                    Some((Err(node.refuse(rpc, refusal)), None))
+                }
+            }
+        })
+    }
+
+    /// The next entries or bookmark.
+    pub async fn next(&mut self) -> Result<Batch, Refusal> {
+        loop {
+            self.node.serving()?;
+            let page = self.read().await?;
+            if !page.entries.is_empty() {
+                self.panic_if_tested(&page);
+                let bookmark = self.bookmark_of(&page).await?;
+                return Ok(Batch { entries: page.entries, bookmark });
+            }
+            // An empty page that was cut: nothing matched so far, and there is more to look through.
+            if page.more {
+                continue;
+            }
+            if let Some(bookmark) = self.wait().await? {
+                return Ok(Batch { entries: Vec::new(), bookmark: Some(bookmark) });
+            }
+        }
+    }
+
+    /// What there is: recent entries from memory, older ones from the store, on a thread that may block.
+    async fn read(&mut self) -> Result<Page, Refusal> {
+        let lost = || Refusal::internal("the watch failed inside the server: watch again");
+        let limit = self.page_entries;
+        let mut watch = self.watch.take().ok_or_else(lost)?;
+        if let Some(page) = watch.read_recent(limit, limits::PAGE_BYTES) {
+            self.watch = Some(watch);
+            return Ok(page?);
+        }
+        self.node.metrics.watch_history_reads.increment(1);
+        let (watch, page) = self
+            .node
+            .read(move |_| {
+                let page = watch.read(limit, limits::PAGE_BYTES);
+                Ok((watch, page))
+            })
+            .await?;
+        self.watch = Some(watch);
+        Ok(page?)
+    }
+
+    /// Waits for something new (`None`), or until a bookmark is due.
+    async fn wait(&mut self) -> Result<Option<Position>, Refusal> {
+        let Some(watch) = &mut self.watch else { return Ok(None) };
+        let due = self.bookmarks.as_ref().and_then(|marks| Some(marks.last + marks.every?));
+        let draining = self.node.draining.cancelled();
+        let Some(due) = due else {
+            return tokio::select! {
+                changed = watch.changed() => Ok(changed.map(|()| None)?),
+                () = draining => Err(Refusal::shutting_down()),
+            };
+        };
+        tokio::select! {
+            changed = watch.changed() => Ok(changed.map(|()| None)?),
+            () = draining => Err(Refusal::shutting_down()),
+            () = tokio::time::sleep_until(due) => self.bookmark_now().await,
+        }
+    }
+
+    /// The position after a page: cheap when the watcher has caught up, for then it is the head's; when it
+    /// has not, made at the interval only.
+    async fn bookmark_of(&mut self, page: &Page) -> Result<Option<Position>, Refusal> {
+        let Some(marks) = &mut self.bookmarks else { return Ok(None) };
+        let now = Instant::now();
+        let every = marks.every.unwrap_or(Duration::from_millis(limits::BOOKMARK_MS.into()));
+        let covered = Size(page.covered.0);
+        if page.latest == covered {
+            if let Some(position) = self.node.newest.position(&self.node.ledger, &self.context, covered) {
+                marks.last = now;
+                return Ok(Some(position));
+            }
+        }
+        if now < marks.last + every {
+            return Ok(None);
+        }
+        self.bookmark_now().await
+    }
+
+    async fn bookmark_now(&mut self) -> Result<Option<Position>, Refusal> {
+        let Some(marks) = &mut self.bookmarks else { return Ok(None) };
+        marks.last = Instant::now();
+        let delivered = self.watch.as_ref().map_or(Sequence(0), Watch::delivered);
+        let context = self.context.clone();
+        let position = self
+            .node
+            .read(move |ledger| {
+                // The watcher may start beyond the end: it is told where the history stands.
+                let size = ledger.sequence(&context)?.min(delivered);
+                Ok(ledger.checkpoint(&context, Some(Size(size.0)))?.position)
+            })
+            .await?;
+        Ok(Some(position))
+    }
+
+    fn panic_if_tested(&self, page: &Page) {
+        if self.node.config.test_panic == Some(TestPanic::Watch) {
+            let asked = page.entries.iter().any(|entry| entry.key.as_str() == "test-panic");
+            assert!(!asked, "asked to panic by test_panic = watch");
+        }
+    }
+}

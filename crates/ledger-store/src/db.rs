@@ -1,0 +1,216 @@
+//! RocksDB, opened the way the ledger needs it, and its errors in our words.
+
+use std::path::Path;
+
+use ledger_core::{ContextId, Sequence};
+use rocksdb::{
+    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, DBRecoveryMode,
+    ErrorKind, ReadOptions, WriteBatch, WriteOptions,
+};
+
+use crate::{Durability, Options, StoreError, families};
+
+/// An open database.
+pub(crate) struct Db {
+    inner: DB,
+    write: WriteOptions,
+    cache: Cache,
+}
+
+impl std::fmt::Debug for Db {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Db").field("path", &self.inner.path()).finish_non_exhaustive()
+    }
+}
+
+impl Db {
+    /// Opens or creates the database with all families.
+    pub(crate) fn open(path: &Path, options: &Options) -> Result<Self, StoreError> {
+        let cache = Cache::new_lru_cache(options.block_cache);
+        let families =
+            families::ALL.map(|name| ColumnFamilyDescriptor::new(name, family(name, &cache, options)));
+        let inner = DB::open_cf_descriptors(&database(options), path, families)
+            .map_err(|error| open_error(path, &error))?;
+        let mut write = WriteOptions::default();
+        write.set_sync(options.durability == Durability::Always);
+        Ok(Self { inner, write, cache })
+    }
+
+    /// A family's handle.
+    pub(crate) fn family(&self, name: &'static str) -> Result<&ColumnFamily, StoreError> {
+        self.inner.cf_handle(name).ok_or_else(|| StoreError::Io(format!("the family {name} is missing")))
+    }
+
+    /// Writes a batch, as durable as configured: all of it or nothing.
+    pub(crate) fn write(&self, batch: WriteBatch) -> Result<(), StoreError> {
+        self.inner.write_opt(batch, &self.write).map_err(|error| io_error(&error))
+    }
+
+    /// Writes a batch that a later durable write will make durable with it.
+    pub(crate) fn write_unsynced(&self, batch: WriteBatch) -> Result<(), StoreError> {
+        self.inner.write(batch).map_err(|error| io_error(&error))
+    }
+
+    /// Makes everything written so far durable.
+    pub(crate) fn sync(&self) -> Result<(), StoreError> {
+        self.inner.flush_wal(true).map_err(|error| io_error(&error))
+    }
+
+    /// Reads one value, and hands it to `read` without copying it.
+    pub(crate) fn get<T>(
+        &self,
+        family: &'static str,
+        key: &[u8],
+        read: impl FnOnce(&[u8]) -> T,
+    ) -> Result<Option<T>, rocksdb::Error> {
+        match self.inner.cf_handle(family) {
+            Some(handle) => Ok(self.inner.get_pinned_cf(handle, key)?.map(|value| read(&value))),
+            None => Ok(None),
+        }
+    }
+
+    /// Calls `visit(key, value)` for the rows from `first` to before `beyond` until it returns false.
+    pub(crate) fn scan(
+        &self,
+        family: &'static str,
+        first: &[u8],
+        beyond: &[u8],
+        fill_cache: bool,
+        mut visit: impl FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), rocksdb::Error> {
+        let Some(handle) = self.inner.cf_handle(family) else { return Ok(()) };
+        let mut options = ReadOptions::default();
+        options.set_iterate_upper_bound(beyond);
+        options.fill_cache(fill_cache);
+        let mut rows = self.inner.raw_iterator_cf_opt(handle, options);
+        rows.seek(first);
+        while let Some((key, value)) = rows.item() {
+            if !visit(key, value) {
+                return Ok(());
+            }
+            rows.next();
+        }
+        rows.status()
+    }
+
+    /// A property of RocksDB summed over all families.
+    pub(crate) fn property(&self, name: &str) -> u64 {
+        families::ALL
+            .iter()
+            .filter_map(|family| self.inner.cf_handle(family))
+            .filter_map(|handle| self.inner.property_int_value_cf(handle, name).ok().flatten())
+            .sum()
+    }
+
+    /// A property of one family.
+    pub(crate) fn family_property(&self, family: &'static str, name: &str) -> u64 {
+        self.inner
+            .cf_handle(family)
+            .and_then(|handle| self.inner.property_int_value_cf(handle, name).ok().flatten())
+            .unwrap_or_default()
+    }
+
+    /// Bytes the block cache holds.
+    pub(crate) fn cache_usage(&self) -> u64 {
+        self.cache.get_usage() as u64
+    }
+
+    /// Moves everything in memory to table files and stops background work.
+    pub(crate) fn close(&self) -> Result<(), StoreError> {
+        self.sync()?;
+        for name in families::ALL {
+            self.inner.flush_cf(self.family(name)?).map_err(|error| io_error(&error))?;
+        }
+        self.inner.cancel_all_background_work(true);
+        Ok(())
+    }
+}
+
+/// Options of the whole database.
+fn database(options: &Options) -> rocksdb::Options {
+    let mut db = rocksdb::Options::default();
+    db.create_if_missing(true);
+    db.create_missing_column_families(true);
+    // A torn last record is a crash; anything else wrong in the log is damage and must be reported.
+    db.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
+    db.set_db_write_buffer_size(options.write_buffer);
+    db.set_max_total_wal_size(2 * options.write_buffer as u64);
+    db.set_max_background_jobs(2);
+    db.set_bytes_per_sync(1 << 20);
+    db.set_max_open_files(1024);
+    db.set_keep_log_file_num(3);
+    db.set_max_log_file_size(8 << 20);
+    // Lanes may write at once: one writes the log while another fills the memtable.
+    db.set_enable_pipelined_write(true);
+    db
+}
+
+/// Options of one family.
+fn family(name: &str, cache: &Cache, options: &Options) -> rocksdb::Options {
+    let mut table = BlockBasedOptions::default();
+    table.set_block_cache(cache);
+    table.set_block_size(16 << 10);
+    table.set_cache_index_and_filter_blocks(true);
+    table.set_pin_l0_filter_and_index_blocks_in_cache(true);
+    table.set_format_version(6);
+    if matches!(name, families::IDS | families::HEADS | families::TILES) {
+        table.set_bloom_filter(10.0, false);
+    }
+    let mut family = rocksdb::Options::default();
+    family.set_block_based_table_factory(&table);
+    family.set_write_buffer_size(options.write_buffer / 2);
+    family.set_max_write_buffer_number(3);
+    family.set_level_compaction_dynamic_level_bytes(true);
+    let compression = match name {
+        // Hashes do not compress.
+        families::TILES | families::IDS => DBCompressionType::None,
+        _ => DBCompressionType::Lz4,
+    };
+    // The newest data is written most often and read from memory: compress what has settled.
+    family.set_compression_per_level(&[DBCompressionType::None, DBCompressionType::None, compression]);
+    if name == families::ENTRIES {
+        family.set_bottommost_compression_type(DBCompressionType::Zstd);
+        family.set_target_file_size_base(64 << 20);
+        family.set_max_bytes_for_level_base(256 << 20);
+    }
+    family
+}
+
+/// An error of RocksDB while writing, in our words.
+pub(crate) fn io_error(error: &rocksdb::Error) -> StoreError {
+    let text = error.as_ref();
+    if text.contains("No space left on device") || text.contains("ENOSPC") {
+        return StoreError::DiskFull;
+    }
+    StoreError::Io(text.to_owned())
+}
+
+/// An error of RocksDB while reading a context: a block that fails its checksum is damage.
+pub(crate) fn read_error(context: &ContextId, sequence: Sequence, error: &rocksdb::Error) -> StoreError {
+    match error.kind() {
+        ErrorKind::Corruption => StoreError::Damaged {
+            context: context.clone(),
+            sequence,
+            reason: format!("a block on disk is not what was written ({})", error.as_ref()),
+        },
+        _ => io_error(error),
+    }
+}
+
+fn open_error(path: &Path, error: &rocksdb::Error) -> StoreError {
+    let text = error.as_ref();
+    let reason = if text.contains("lock hold by current process") || text.contains("While lock file") {
+        "another process (or this one) has it open; stop that one, or choose another directory".to_owned()
+    } else if text.contains("No space left on device") {
+        "no space left on the device; free some space and start again".to_owned()
+    } else if text.contains("Read-only file system") || text.contains("Permission denied") {
+        format!("it cannot be written ({text}); give this user the right to write there")
+    } else if error.kind() == ErrorKind::Corruption {
+        format!(
+            "it is damaged ({text}); keep a copy of it, then restore it from snapshots or let a replica copy it anew"
+        )
+    } else {
+        text.to_owned()
+    };
+    StoreError::Open { path: path.display().to_string(), reason }
+}

@@ -1,0 +1,118 @@
+//! What can go wrong, as a caller can act on it.
+
+use ledger_core::{
+    ContextId, EntryId, Sequence, entry::MetadataTooLarge, id::IdError, legacy::LegacyError, log::LogError,
+    snapshot::SnapshotError,
+};
+
+/// Why the store refused or failed. The message says what happened, to what, and what to do.
+///
+/// Cloneable, because one failed group commit fails every append in it.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StoreError {
+    /// The data directory cannot be used: locked, of a newer format, of another cluster, unwritable.
+    #[error("cannot open the data directory {path}: {reason}")]
+    Open {
+        /// The directory.
+        path: String,
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// A name is not valid.
+    #[error(transparent)]
+    Id(#[from] IdError),
+    /// Metadata is over a limit.
+    #[error(transparent)]
+    Metadata(#[from] MetadataTooLarge),
+    /// The payload is over the configured limit.
+    #[error("payload has {len} bytes: this node accepts at most {max} (max_payload)")]
+    PayloadTooLarge {
+        /// Its length in bytes.
+        len: usize,
+        /// The limit in bytes.
+        max: usize,
+    },
+    /// The rules of the log refuse it (overflow of the clock or the sequence).
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// The entry id was used in this context before, for other content.
+    #[error(
+        "entry_id {id} of context {context} is taken: entry {sequence} has it with other content; use a new id"
+    )]
+    EntryIdTaken {
+        /// The context.
+        context: ContextId,
+        /// The id.
+        id: EntryId,
+        /// The entry that has it.
+        sequence: Sequence,
+    },
+    /// A load was told to fail if the context has entries, and it has.
+    #[error("context {context} has {size} entries already, and fail_if_exists was set")]
+    ContextExists {
+        /// The context.
+        context: ContextId,
+        /// How many entries it has.
+        size: u64,
+    },
+    /// A load's history is not the context's.
+    #[error(
+        "the snapshot's history differs from context {context} at sequence {sequence}: nothing was written; \
+         load it into another context id to keep both"
+    )]
+    HistoryDiffers {
+        /// The context.
+        context: ContextId,
+        /// The first sequence that differs.
+        sequence: Sequence,
+    },
+    /// A resume position is not on the context's history.
+    #[error(
+        "context {context} does not pass through the position to resume from (size {size}): its history changed; \
+         read it again from the beginning"
+    )]
+    HistoryChanged {
+        /// The context.
+        context: ContextId,
+        /// The size of the position.
+        size: u64,
+    },
+    /// A snapshot of ours was refused.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// A snapshot of the predecessor was refused.
+    #[error(transparent)]
+    Legacy(#[from] LegacyError),
+    /// A size or sequence beyond what the context has was asked for.
+    #[error("context {context} has {size} entries: {what} is out of range")]
+    OutOfRange {
+        /// The context.
+        context: ContextId,
+        /// How many entries it has.
+        size: u64,
+        /// What was asked for.
+        what: String,
+    },
+    /// Stored data does not match its hashes; it is never served as good.
+    #[error(
+        "context {context} is damaged at sequence {sequence}: {reason}; the context is quarantined and will not \
+         be served past its damage until it is restored from a snapshot or a replica"
+    )]
+    Damaged {
+        /// The context.
+        context: ContextId,
+        /// The first sequence known to be damaged; 0 if it is the head itself.
+        sequence: Sequence,
+        /// What does not match.
+        reason: String,
+    },
+    /// The disk is full. Reads go on; appends work again once there is space.
+    #[error("no space left in the data directory: nothing was appended; free some space, appends then go on")]
+    DiskFull,
+    /// An I/O error or another failure of RocksDB.
+    #[error("storage failed: {0}")]
+    Io(String),
+    /// The ledger is closing or closed.
+    #[error("the ledger is shutting down")]
+    Closed,
+}

@@ -1,0 +1,418 @@
+//! A lane: the one writer of its share of the contexts, a thread with a queue.
+//!
+//! Invariants:
+//! - A context belongs to one lane, so nothing here needs a lock.
+//! - Durability precedes visibility: a batch is staged on states taken out of the cache, written with
+//!   one synced write, and only then put back, shown to watchers and acknowledged.
+//! - After a failed write the staged states are dropped: the database is the truth and is read again.
+//! - Every append gets exactly one result.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
+
+use foldhash::fast::RandomState;
+
+use ledger_core::{
+    ContextId, Entry, EntryId, Head, Lineage, Position, Sequence, Size, entry::Draft, log::Stamp, slot::Slot,
+};
+use quick_cache::unsync::Cache;
+use rocksdb::WriteBatch;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::{
+    Append, Appended, BatchResult, BatchResults, StoreError,
+    db::{Db, read_error},
+    families::{self, Place},
+    prove,
+    read::{self, damaged},
+    shared::Shared,
+    staging,
+    state::{ContextState, read_head},
+};
+
+/// Most commands that wait in a lane's queue: beyond it, those who append wait.
+pub(crate) const QUEUE: usize = 1024;
+/// Most appends of one command.
+pub(crate) const MAX_COMMAND: usize = 1024;
+/// A group commit takes no further command at so many entries …
+const MAX_COMMIT_ENTRIES: usize = 8192;
+/// … or so many bytes of its batch.
+const MAX_COMMIT_BYTES: usize = 16 << 20;
+
+/// What a lane can be asked.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// Append one entry.
+    Append(Append, oneshot::Sender<Result<Appended, StoreError>>),
+    /// Append several, each with its caller's tag.
+    Batch(Vec<(u64, Append)>, mpsc::UnboundedSender<BatchResults>),
+    /// Put another copy of a context's history in place.
+    Install(Box<Install>, oneshot::Sender<Result<(), StoreError>>),
+}
+
+/// A history staged under a number of its own, to take a context's place.
+#[derive(Debug)]
+pub(crate) struct Install {
+    pub(crate) context: ContextId,
+    /// Where the context's rows were, and how many, when staging began; `None`: it did not exist.
+    pub(crate) base: Option<(Place, u64)>,
+    pub(crate) state: ContextState,
+}
+
+/// A lane's cache weighs states by their bytes.
+#[derive(Debug, Clone)]
+struct Weigh;
+
+impl quick_cache::Weighter<ContextId, ContextState> for Weigh {
+    fn weight(&self, context: &ContextId, state: &ContextState) -> u64 {
+        (context.as_str().len() + state.weight()) as u64
+    }
+}
+
+/// The thread's own things.
+pub(crate) struct Lane {
+    db: Arc<Db>,
+    shared: Arc<Shared>,
+    cache: Cache<ContextId, ContextState, Weigh>,
+    buffer: Vec<u8>,
+}
+
+/// Who waits for a staged result.
+#[allow(clippy::large_enum_variant, reason = "they live in a list that is emptied with the commit")]
+enum Waiting {
+    One(Result<Appended, StoreError>, oneshot::Sender<Result<Appended, StoreError>>),
+    Many(Vec<BatchResult>, mpsc::UnboundedSender<BatchResults>),
+}
+
+/// An entry that is stored if the commit succeeds.
+struct Staged {
+    entry: Entry,
+    /// The entry is an earlier one with the same id: where the history stood with it.
+    first: Option<Position>,
+}
+
+impl Staged {
+    fn appended(self, commit: &Commit, context: &ContextId) -> Appended {
+        let repeated = self.first.is_some();
+        let newest = || commit.states.get(context).map(|touched| touched.state.head.position());
+        // A staged entry's context is among the commit's states.
+        let position = self.first.or_else(newest).unwrap_or(Position {
+            size: Size(self.entry.sequence.0),
+            root: self.entry.content_hash,
+            epoch: self.entry.epoch,
+            lineage: Lineage([0; 16]),
+        });
+        Appended { entry: self.entry, position, repeated }
+    }
+}
+
+/// The contexts of a commit. The hasher is quick, and seeded: names come from clients.
+type States = HashMap<ContextId, Touched, RandomState>;
+
+/// One group commit being staged.
+struct Commit {
+    /// Wall-clock time of the commit's entries, nanoseconds since the Unix epoch.
+    now_ns: u64,
+    batch: WriteBatch,
+    states: States,
+    waiting: Vec<Waiting>,
+    entries: usize,
+}
+
+/// A context that a commit touches.
+struct Touched {
+    state: ContextState,
+    /// Ids that clients chose, of entries in this commit.
+    ids: HashMap<EntryId, Entry>,
+    /// The new entries, kept only while the context is watched.
+    watched: Option<Vec<Entry>>,
+    appended: u64,
+}
+
+impl Lane {
+    pub(crate) fn new(db: Arc<Db>, shared: Arc<Shared>, cache_bytes: usize) -> Self {
+        let contexts = (cache_bytes / 2048).max(64);
+        let cache = Cache::with_weighter(contexts, cache_bytes as u64, Weigh);
+        Self { db, shared, cache, buffer: Vec::new() }
+    }
+
+    /// Serves the queue until every sender is gone.
+    pub(crate) fn run(mut self, mut queue: mpsc::Receiver<Command>) {
+        let mut commands = Vec::with_capacity(QUEUE);
+        while queue.blocking_recv_many(&mut commands, QUEUE) > 0 {
+            let mut commit = Commit::new();
+            for command in commands.drain(..) {
+                match command {
+                    Command::Append(append, reply) => {
+                        let context = append.context.clone();
+                        let staged =
+                            self.stage(&mut commit, append).map(|staged| staged.appended(&commit, &context));
+                        commit.waiting.push(Waiting::One(staged, reply));
+                    }
+                    Command::Batch(appends, reply) => {
+                        let mut stage = |(tag, append)| {
+                            let staged = self.stage(&mut commit, append);
+                            BatchResult {
+                                tag,
+                                result: staged.map(|staged| (staged.entry, staged.first.is_some())),
+                            }
+                        };
+                        let results = appends.into_iter().map(&mut stage).collect();
+                        commit.waiting.push(Waiting::Many(results, reply));
+                    }
+                    Command::Install(install, reply) => {
+                        self.commit(std::mem::replace(&mut commit, Commit::new()));
+                        let installed = self.install(*install);
+                        // The one who asked may have gone: the history is in place all the same.
+                        let _ = reply.send(installed);
+                    }
+                }
+                if commit.entries >= MAX_COMMIT_ENTRIES || commit.batch.size_in_bytes() >= MAX_COMMIT_BYTES {
+                    self.commit(std::mem::replace(&mut commit, Commit::new()));
+                }
+            }
+            self.commit(commit);
+        }
+    }
+
+    /// Stages one append.
+    fn stage(&mut self, commit: &mut Commit, append: Append) -> Result<Staged, StoreError> {
+        let Append { context, draft, received_lamport, entry_id } = append;
+        if !commit.states.contains_key(&context) {
+            let touched = self.touch(&context)?;
+            commit.states.insert(context.clone(), touched);
+        }
+        let Some(touched) = commit.states.get_mut(&context) else { return Err(StoreError::Closed) };
+        if let Some(id) = &entry_id
+            && let Some(known) = self.known(touched, &context, id)?
+        {
+            return repeat(&self.db, touched, &context, id, known, &draft);
+        }
+        let stamp = Stamp {
+            id: entry_id.clone().unwrap_or_else(Shared::new_entry_id),
+            now_ns: commit.now_ns,
+            received_lamport,
+            // A loaded history may carry a higher epoch than this node's own.
+            epoch: self.shared.epoch().max(touched.state.head.epoch),
+        };
+        let (db, buffer) = (&self.db, &mut self.buffer);
+        let entry = touched.state.append(db, &mut commit.batch, &context, draft, stamp, buffer)?;
+        if entry_id.is_some() {
+            touched.state.put_id(db, &mut commit.batch, &entry.id, entry.sequence)?;
+            touched.ids.insert(entry.id.clone(), entry.clone());
+        }
+        if let Some(watched) = &mut touched.watched {
+            watched.push(entry.clone());
+        }
+        touched.appended += 1;
+        commit.entries += 1;
+        Ok(Staged { entry, first: None })
+    }
+
+    /// A context's state, out of the cache or the database, or new.
+    fn touch(&mut self, context: &ContextId) -> Result<Touched, StoreError> {
+        let state = match self.cache.remove(context) {
+            Some((_, state)) => state,
+            None => match ContextState::load(&self.db, context) {
+                Ok(Some(state)) => state,
+                Ok(None) => self.create(context)?,
+                Err(error) => {
+                    self.shared.quarantine.note(&error);
+                    return Err(error);
+                }
+            },
+        };
+        let watched =
+            (!self.shared.tails.is_idle() && self.shared.tails.find(context).is_some()).then(Vec::new);
+        Ok(Touched { state, ids: HashMap::new(), watched, appended: 0 })
+    }
+
+    fn create(&self, context: &ContextId) -> Result<ContextState, StoreError> {
+        let place = Place { slot: Slot::of(context), number: self.shared.numbers.next(&self.db)? };
+        let lineage = Lineage(Shared::new_id());
+        Ok(ContextState::new(place, Head::new(self.shared.options.suite, lineage, Shared::now_ns())))
+    }
+
+    /// The entry that has a client's id already.
+    fn known(
+        &self,
+        touched: &Touched,
+        context: &ContextId,
+        id: &EntryId,
+    ) -> Result<Option<Known>, StoreError> {
+        if let Some(entry) = touched.ids.get(id) {
+            return Ok(Some(Known::Staged(entry.clone())));
+        }
+        let sequence = self
+            .db
+            .get(families::IDS, &touched.state.place.id(id), |bytes| bytes.try_into().map(u64::from_be_bytes))
+            .map_err(|error| read_error(context, Sequence(0), &error))?;
+        Ok(sequence.and_then(Result::ok).map(|sequence| Known::Stored(Sequence(sequence))))
+    }
+
+    /// Writes a staged commit, and tells everybody.
+    fn commit(&mut self, mut commit: Commit) {
+        if commit.waiting.is_empty() {
+            return;
+        }
+        match self.write(&mut commit) {
+            Ok(()) => self.acknowledge(commit),
+            Err(error) => {
+                self.shared.commit_failed(&error);
+                commit.fail(&error);
+            }
+        }
+    }
+
+    fn write(&mut self, commit: &mut Commit) -> Result<(), StoreError> {
+        if commit.entries == 0 {
+            return Ok(());
+        }
+        for (context, touched) in commit.states.iter().filter(|(_, touched)| touched.appended > 0) {
+            touched.state.put_head(&self.db, &mut commit.batch, context, &mut self.buffer)?;
+        }
+        self.db.write(std::mem::take(&mut commit.batch))?;
+        self.shared.committed(commit.entries as u64);
+        Ok(())
+    }
+
+    fn acknowledge(&mut self, commit: Commit) {
+        let Commit { states, waiting, .. } = commit;
+        let mut positions = Positions::with_capacity_and_hasher(states.len(), RandomState::default());
+        for (context, touched) in states {
+            if let Some(watched) = touched.watched.filter(|entries| !entries.is_empty()) {
+                self.shared.tails.committed(&context, watched.into_iter(), touched.state.head.size());
+            } else if touched.appended > 0 && !self.shared.tails.is_idle() {
+                // Somebody may have begun to watch since: it reads the store.
+                if let Some(tail) = self.shared.tails.find(&context) {
+                    tail.reach(touched.state.head.size());
+                }
+            }
+            positions.insert(context.clone(), touched.state.head.position());
+            // A context that was only looked at may not exist: it is not kept.
+            if touched.state.head.size().0 > 0 {
+                self.cache.insert(context, touched.state);
+            }
+        }
+        for waiting in waiting {
+            match waiting {
+                // Whoever asked may have gone: the entry is stored all the same.
+                Waiting::One(staged, reply) => _ = reply.send(staged),
+                Waiting::Many(results, reply) => {
+                    let positions = newest(&positions, &results);
+                    _ = reply.send(BatchResults { results, positions });
+                }
+            }
+        }
+    }
+
+    /// Puts a staged history in place of a context's, if the context is as it was when staging began.
+    fn install(&mut self, install: Install) -> Result<(), StoreError> {
+        let Install { context, base, state } = install;
+        let now = read_head(&self.db, &context)?.map(|(place, head)| (place, head.frontier.size()));
+        if now != base {
+            let sequence = Sequence(base.map_or(0, |(_, size)| size) + 1);
+            return Err(StoreError::HistoryDiffers { context, sequence });
+        }
+        let mut batch = WriteBatch::default();
+        state.put_head(&self.db, &mut batch, &context, &mut self.buffer)?;
+        if let Some((old, _)) = base {
+            staging::remove_rows(&self.db, &mut batch, old)?;
+        }
+        staging::forget(&self.db, &mut batch, state.place)?;
+        // The staged rows were written without a sync: this one is for them too, whatever is configured.
+        self.db
+            .write(batch)
+            .and_then(|()| self.db.sync())
+            .inspect_err(|error| self.shared.commit_failed(error))?;
+        self.shared.quarantine.lift(&context);
+        if let Some(tail) = self.shared.tails.find(&context) {
+            tail.reach(state.head.size());
+        }
+        self.cache.remove(&context);
+        self.cache.insert(context, state);
+        Ok(())
+    }
+}
+
+/// Where an append's entry was found to be taken.
+enum Known {
+    Staged(Entry),
+    Stored(Sequence),
+}
+
+/// The first result of a repeated append, or the refusal of an id that is taken.
+fn repeat(
+    db: &Db,
+    touched: &Touched,
+    context: &ContextId,
+    id: &EntryId,
+    known: Known,
+    draft: &Draft,
+) -> Result<Staged, StoreError> {
+    let (entry, position) = match known {
+        // Not written yet, so its own position cannot be read; the newest one passes through it.
+        Known::Staged(entry) => (entry, touched.state.head.position()),
+        Known::Stored(sequence) => {
+            let Some((place, head)) = read_head(db, context)? else {
+                return Err(damaged(context, Sequence(0), "its head is missing"));
+            };
+            let entry = read::one(db, context, place, &head, sequence)?;
+            (entry, prove::position_at(db, context, place, &head, Size(sequence.0))?)
+        }
+    };
+    if entry.draft() != *draft {
+        return Err(StoreError::EntryIdTaken {
+            context: context.clone(),
+            id: id.clone(),
+            sequence: entry.sequence,
+        });
+    }
+    Ok(Staged { entry, first: Some(position) })
+}
+
+/// Where contexts stand after a commit.
+type Positions = HashMap<ContextId, Position, RandomState>;
+
+/// Where each context that a message acknowledges entries of stands.
+fn newest(positions: &Positions, results: &[BatchResult]) -> Vec<(ContextId, Position)> {
+    let mut seen = HashSet::<&ContextId, RandomState>::default();
+    let stored = results.iter().filter_map(|result| result.result.as_ref().ok());
+    stored
+        .map(|(entry, _)| &entry.context_id)
+        .filter(|context| seen.insert(context))
+        .filter_map(|context| Some((context.clone(), *positions.get(context)?)))
+        .collect()
+}
+
+impl Commit {
+    fn new() -> Self {
+        Self {
+            now_ns: Shared::now_ns(),
+            batch: WriteBatch::default(),
+            states: States::default(),
+            waiting: Vec::new(),
+            entries: 0,
+        }
+    }
+
+    /// Tells everybody that nothing was stored.
+    fn fail(self, error: &StoreError) {
+        for waiting in self.waiting {
+            match waiting {
+                // An append that was refused for its own sake keeps its own error.
+                Waiting::One(staged, reply) => _ = reply.send(staged.and(Err(error.clone()))),
+                Waiting::Many(mut results, reply) => {
+                    for result in &mut results {
+                        if result.result.is_ok() {
+                            result.result = Err(error.clone());
+                        }
+                    }
+                    _ = reply.send(BatchResults { results, positions: Vec::new() });
+                }
+            }
+        }
+    }
+}

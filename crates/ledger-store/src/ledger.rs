@@ -1,0 +1,433 @@
+//! The ledger: what an embedding program holds.
+
+use std::{
+    path::Path,
+    sync::{Arc, atomic::Ordering},
+    thread::JoinHandle,
+};
+
+use crossbeam_channel::Sender as StopSender;
+use ledger_core::{
+    ContextId, Head, Key, Position, Sequence, Size, clock::LamportClock, entry::Draft, slot::Slot,
+};
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::{
+    Append, Appended, BatchResults, Checkpointed, ContextInfo, Damage, Durability, Filter, Load, Loaded,
+    Options, Page, ProvenConsistency, ProvenInclusion, SnapshotStream, Stats, StoreError, Watch,
+    db::{Db, io_error},
+    families,
+    lane::{Command, Install, Lane, MAX_COMMAND, QUEUE},
+    meta::{Meta, Numbers},
+    prove, read, scrub,
+    shared::Shared,
+    staging,
+    state::read_head,
+};
+
+/// The database, below the data directory: beside it a volume's own files do no harm.
+const DATABASE: &str = "db";
+
+/// A durable ledger in a data directory. Cheap to clone; all methods may be called from any thread.
+///
+/// Methods that are not `async` may wait for the disk: call them from a thread that may block.
+#[derive(Debug, Clone)]
+pub struct Ledger {
+    inner: Arc<Inner>,
+}
+
+/// What all clones share.
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub(crate) db: Arc<Db>,
+    pub(crate) shared: Arc<Shared>,
+    /// True once the ledger closes; wakes watchers.
+    pub(crate) closed: watch::Sender<bool>,
+    /// The lanes' queues; empty once the ledger closes.
+    lanes: RwLock<Vec<mpsc::Sender<Command>>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    stop: Mutex<Option<StopSender<()>>>,
+}
+
+impl Ledger {
+    /// Opens or creates a ledger with the default options.
+    pub fn open(dir: impl AsRef<Path>) -> Result<Self, StoreError> {
+        Self::open_with(dir, Options::default())
+    }
+
+    /// Opens or creates a ledger.
+    pub fn open_with(dir: impl AsRef<Path>, options: Options) -> Result<Self, StoreError> {
+        let dir = dir.as_ref();
+        let open = |reason: String| StoreError::Open { path: dir.display().to_string(), reason };
+        std::fs::create_dir_all(dir).map_err(|error| open(format!("it cannot be created: {error}")))?;
+        let db = Arc::new(Db::open(&dir.join(DATABASE), &options)?);
+        let meta = Meta::open(&db, dir)?;
+        staging::clean_up(&db)?;
+        let numbers = Numbers::open(&db)?;
+        let shared = Arc::new(Shared::new(options, meta, numbers));
+        let ledger = Self {
+            inner: Arc::new(Inner {
+                db,
+                shared,
+                closed: watch::Sender::new(false),
+                lanes: RwLock::default(),
+                threads: Mutex::default(),
+                stop: Mutex::default(),
+            }),
+        };
+        ledger.inner.start().map_err(|error| open(format!("a thread cannot be started: {error}")))?;
+        Ok(ledger)
+    }
+
+    /// Appends an entry; returns when it is durable. Blocks: async code calls [`Ledger::append_async`].
+    pub fn append(&self, context: &ContextId, draft: Draft) -> Result<Appended, StoreError> {
+        self.append_received(context, draft, LamportClock(0))
+    }
+
+    /// As [`Ledger::append`], with a Lamport time received from elsewhere: the entry's time becomes
+    /// `max(local, received) + 1`.
+    pub fn append_received(
+        &self,
+        context: &ContextId,
+        draft: Draft,
+        received: LamportClock,
+    ) -> Result<Appended, StoreError> {
+        let append = Append { context: context.clone(), draft, received_lamport: received.0, entry_id: None };
+        let (reply, result) = oneshot::channel();
+        let (queue, command) = self.inner.command(append, reply)?;
+        queue.blocking_send(command).map_err(|_| StoreError::Closed)?;
+        result.blocking_recv().map_err(|_| StoreError::Closed)?
+    }
+
+    /// As [`Ledger::append`], for async code and with all options. Dropping the future does not undo the
+    /// append.
+    pub async fn append_async(&self, append: Append) -> Result<Appended, StoreError> {
+        let (reply, result) = oneshot::channel();
+        let (queue, command) = self.inner.command(append, reply)?;
+        queue.send(command).await.map_err(|_| StoreError::Closed)?;
+        result.await.map_err(|_| StoreError::Closed)?
+    }
+
+    /// Hands over a batch of tagged appends. Each gets exactly one result, in order for each context, in
+    /// one message to `results` for every lane and group commit. Waits while the lanes' queues are full.
+    ///
+    /// Fails with [`StoreError::Closed`] only if nothing was handed over; results of what was are sent.
+    pub async fn submit(
+        &self,
+        appends: Vec<(u64, Append)>,
+        results: mpsc::UnboundedSender<BatchResults>,
+    ) -> Result<(), StoreError> {
+        let queues = self.inner.lanes.read().clone();
+        if queues.is_empty() {
+            return Err(StoreError::Closed);
+        }
+        let mut refused = Vec::new();
+        let mut shares: Vec<Vec<(u64, Append)>> = queues.iter().map(|_| Vec::new()).collect();
+        for (tag, append) in appends {
+            match self.inner.check(&append) {
+                Ok(()) => shares[lane_of(&append.context, queues.len())].push((tag, append)),
+                Err(error) => refused.push(crate::BatchResult { tag, result: Err(error) }),
+            }
+        }
+        if !refused.is_empty() {
+            // Whoever waits for results may have gone.
+            let _ = results.send(BatchResults { results: refused, positions: Vec::new() });
+        }
+        for (queue, mut share) in queues.iter().zip(shares) {
+            while !share.is_empty() {
+                let rest = share.split_off(share.len().min(MAX_COMMAND));
+                let command = Command::Batch(share, results.clone());
+                share = rest;
+                if let Err(mpsc::error::SendError(Command::Batch(batch, _))) = queue.send(command).await {
+                    let failed = batch.into_iter().chain(std::mem::take(&mut share));
+                    let failed =
+                        failed.map(|(tag, _)| crate::BatchResult { tag, result: Err(StoreError::Closed) });
+                    let _ = results.send(BatchResults { results: failed.collect(), positions: Vec::new() });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The context's head; `None` if it was never written.
+    pub fn head(&self, context: &ContextId) -> Result<Option<Head>, StoreError> {
+        self.inner.noted(read_head(&self.inner.db, context)).map(|found| found.map(|(_, head)| head))
+    }
+
+    /// Sequence of the newest entry; 0 if there is none.
+    pub fn sequence(&self, context: &ContextId) -> Result<Sequence, StoreError> {
+        Ok(self.head(context)?.map_or(Sequence(0), |head| head.size().newest()))
+    }
+
+    /// The context's Lamport time; 0 if it was never written.
+    pub fn lamport(&self, context: &ContextId) -> Result<LamportClock, StoreError> {
+        Ok(self.head(context)?.map_or(LamportClock(0), |head| head.lamport))
+    }
+
+    /// Reads a page. Every entry is checked against its hash.
+    pub fn get(&self, context: &ContextId, filter: &Filter) -> Result<Page, StoreError> {
+        self.inner.page(context, filter)
+    }
+
+    /// Watches a context: every entry after a sequence, then the live tail.
+    pub fn watch(&self, context: &ContextId, key: Option<Key>, after: Sequence) -> Watch {
+        Watch::new(Arc::clone(&self.inner), context.clone(), key, after)
+    }
+
+    /// Begins a snapshot of the context as it is now.
+    pub fn snapshot(&self, context: &ContextId) -> Result<SnapshotStream, StoreError> {
+        SnapshotStream::begin(Arc::clone(&self.inner), context)
+    }
+
+    /// Begins a load into a context: feed it the snapshot's bytes, then finish it.
+    pub fn load(&self, context: &ContextId, fail_if_exists: bool) -> Result<Load, StoreError> {
+        Load::begin(Arc::clone(&self.inner), context.clone(), fail_if_exists)
+    }
+
+    /// Loads a whole snapshot from a reader.
+    pub fn load_from(
+        &self,
+        context: &ContextId,
+        fail_if_exists: bool,
+        mut reader: impl std::io::Read,
+    ) -> Result<Loaded, StoreError> {
+        let mut load = self.load(context, fail_if_exists)?;
+        let mut buffer = vec![0; 256 << 10];
+        loop {
+            match reader.read(&mut buffer) {
+                Ok(0) => return load.finish(),
+                Ok(read) => load.feed(&buffer[..read])?,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(StoreError::Io(format!("the snapshot cannot be read: {error}"))),
+            }
+        }
+    }
+
+    /// The position at a size; `None`: the newest.
+    pub fn checkpoint(&self, context: &ContextId, size: Option<Size>) -> Result<Checkpointed, StoreError> {
+        self.inner.checked(context, |db| prove::checkpoint(db, context, size))
+    }
+
+    /// Proves that an entry is in the tree of a size; `None`: the newest.
+    pub fn prove_inclusion(
+        &self,
+        context: &ContextId,
+        sequence: Sequence,
+        size: Option<Size>,
+    ) -> Result<ProvenInclusion, StoreError> {
+        self.inner.checked(context, |db| prove::inclusion(db, context, sequence, size))
+    }
+
+    /// Proves that the tree of one size is a prefix of the tree of another; `None`: the newest.
+    pub fn prove_consistency(
+        &self,
+        context: &ContextId,
+        old: Size,
+        new: Option<Size>,
+    ) -> Result<ProvenConsistency, StoreError> {
+        self.inner.checked(context, |db| prove::consistency(db, context, old, new))
+    }
+
+    /// Checks that the context's history passes through a position: [`StoreError::HistoryChanged`] if not.
+    pub fn check_position(&self, context: &ContextId, position: &Position) -> Result<(), StoreError> {
+        self.inner.checked(context, |db| prove::check_position(db, context, position))
+    }
+
+    /// Contexts in order of their ids: those that begin with `prefix`, after `after`, at most `limit`.
+    pub fn contexts(&self, prefix: &str, after: &str, limit: usize) -> Result<Vec<ContextInfo>, StoreError> {
+        let mut contexts = Vec::new();
+        if limit == 0 {
+            return Ok(contexts);
+        }
+        let after_key = [after.as_bytes(), &[0]].concat();
+        let first = if after.is_empty() { prefix.as_bytes() } else { prefix.as_bytes().max(&after_key) };
+        self.inner
+            .db
+            .scan(families::HEADS, first, &[0xff], true, |key, value| {
+                if !key.starts_with(prefix.as_bytes()) {
+                    return false;
+                }
+                if let Some((context, head)) = scrub::decode_row(key, value) {
+                    contexts.push(ContextInfo {
+                        size: head.size(),
+                        context,
+                        lamport: head.lamport,
+                        epoch: head.epoch,
+                        suite: head.suite,
+                        lineage: head.lineage,
+                        created_at_ns: head.created_at_ns,
+                    });
+                }
+                contexts.len() < limit
+            })
+            .map_err(|error| io_error(&error))?;
+        Ok(contexts)
+    }
+
+    /// What the store can say of itself.
+    pub fn stats(&self) -> Stats {
+        let (db, shared) = (&self.inner.db, &self.inner.shared);
+        let (appended, commits, failed_commits) = shared.counts();
+        Stats {
+            appended,
+            commits,
+            failed_commits,
+            scrubbed: shared.scrubbed.load(Ordering::Relaxed),
+            quarantined: shared.quarantine.list().len() as u64,
+            contexts: db.family_property(families::HEADS, "rocksdb.estimate-num-keys"),
+            disk_bytes: db.property("rocksdb.total-sst-files-size"),
+            memory_bytes: db.cache_usage()
+                + db.property("rocksdb.cur-size-all-mem-tables")
+                + db.property("rocksdb.estimate-table-readers-mem"),
+        }
+    }
+
+    /// Damage found so far, by reads and by the scrub.
+    pub fn damage(&self) -> Vec<Damage> {
+        self.inner.shared.quarantine.list()
+    }
+
+    /// Whether appends can be acknowledged: the last commit's error, if it failed.
+    pub fn writable(&self) -> Result<(), StoreError> {
+        if self.inner.lanes.read().is_empty() {
+            return Err(StoreError::Closed);
+        }
+        self.inner.shared.failure().map_or(Ok(()), Err)
+    }
+
+    /// Seed of the node's Ed25519 key: made when the directory was formatted, and kept in it.
+    pub fn signing_seed(&self) -> [u8; 32] {
+        self.inner.shared.meta.signing_seed
+    }
+
+    /// The directory's own id, made when it was formatted: 32 hex digits.
+    pub fn storage_id(&self) -> String {
+        hex::encode(self.inner.shared.meta.storage_id)
+    }
+
+    /// Finishes what was accepted, syncs and closes. Appends and watchers fail with
+    /// [`StoreError::Closed`] from then on. The directory is free once every clone and every watcher,
+    /// snapshot and load is dropped.
+    pub fn close(&self) -> Result<(), StoreError> {
+        self.inner.close()
+    }
+}
+
+/// Which of several lanes a context belongs to.
+fn lane_of(context: &ContextId, lanes: usize) -> usize {
+    usize::from(Slot::of(context).number()) % lanes
+}
+
+impl Inner {
+    fn start(self: &Arc<Self>) -> std::io::Result<()> {
+        let options = &self.shared.options;
+        let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let lanes = if options.lanes == 0 { cpus.min(4) } else { options.lanes };
+        let mut threads = self.threads.lock();
+        for number in 0..lanes {
+            let (queue, commands) = mpsc::channel(QUEUE);
+            let lane = Lane::new(Arc::clone(&self.db), Arc::clone(&self.shared), options.head_cache / lanes);
+            let thread = std::thread::Builder::new().name(format!("lane-{number}"));
+            threads.push(thread.spawn(move || lane.run(commands))?);
+            self.lanes.write().push(queue);
+        }
+        let (stop, stopped) = crossbeam_channel::bounded::<()>(0);
+        if options.scrub_rate > 0 {
+            let (db, shared, stopped) = (Arc::clone(&self.db), Arc::clone(&self.shared), stopped.clone());
+            let thread = std::thread::Builder::new().name("scrub".into());
+            threads.push(thread.spawn(move || scrub::run(&db, &shared, &stopped))?);
+        }
+        if let Durability::Interval(interval) = options.durability {
+            let db = Arc::clone(&self.db);
+            let thread = std::thread::Builder::new().name("sync".into());
+            threads.push(thread.spawn(move || {
+                use crossbeam_channel::RecvTimeoutError::Timeout;
+                while stopped.recv_timeout(interval) == Err(Timeout) {
+                    if let Err(error) = db.sync() {
+                        tracing::error!(%error, "the periodic sync failed");
+                    }
+                }
+            })?);
+        }
+        *self.stop.lock() = Some(stop);
+        Ok(())
+    }
+
+    /// Reads a page, and remembers damage it meets.
+    pub(crate) fn page(&self, context: &ContextId, filter: &Filter) -> Result<Page, StoreError> {
+        self.checked(context, |db| read::page(db, context, filter))
+    }
+
+    /// Puts a staged history in place. Blocks.
+    pub(crate) fn install(&self, install: Install) -> Result<(), StoreError> {
+        let (reply, result) = oneshot::channel();
+        let queue = self.queue(&install.context)?;
+        queue.blocking_send(Command::Install(Box::new(install), reply)).map_err(|_| StoreError::Closed)?;
+        result.blocking_recv().map_err(|_| StoreError::Closed)?
+    }
+
+    fn queue(&self, context: &ContextId) -> Result<mpsc::Sender<Command>, StoreError> {
+        let lanes = self.lanes.read();
+        if lanes.is_empty() {
+            return Err(StoreError::Closed);
+        }
+        Ok(lanes[lane_of(context, lanes.len())].clone())
+    }
+
+    fn command(
+        &self,
+        append: Append,
+        reply: oneshot::Sender<Result<Appended, StoreError>>,
+    ) -> Result<(mpsc::Sender<Command>, Command), StoreError> {
+        self.check(&append)?;
+        Ok((self.queue(&append.context)?, Command::Append(append, reply)))
+    }
+
+    /// Refuses what no context could take.
+    fn check(&self, append: &Append) -> Result<(), StoreError> {
+        let (len, max) = (append.draft.payload.len(), self.shared.options.max_payload);
+        if len > max {
+            return Err(StoreError::PayloadTooLarge { len, max });
+        }
+        ledger_core::entry::check_metadata(&append.draft.metadata)?;
+        Ok(())
+    }
+
+    /// Reads of a context that is not quarantined, and quarantines it if it turns out damaged.
+    fn checked<T>(
+        &self,
+        context: &ContextId,
+        read: impl FnOnce(&Db) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        self.shared.quarantine.check(context)?;
+        self.noted(read(&self.db))
+    }
+
+    fn noted<T>(&self, result: Result<T, StoreError>) -> Result<T, StoreError> {
+        result.inspect_err(|error| self.shared.quarantine.note(error))
+    }
+
+    fn close(&self) -> Result<(), StoreError> {
+        self.lanes.write().clear();
+        self.closed.send_replace(true);
+        *self.stop.lock() = None;
+        let threads = std::mem::take(&mut *self.threads.lock());
+        for thread in threads {
+            if thread.join().is_err() {
+                tracing::error!("a thread of the store panicked");
+            }
+        }
+        self.db.close()
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if !*self.closed.borrow()
+            && let Err(error) = self.close()
+        {
+            tracing::error!(%error, "the ledger could not be closed cleanly: the log is replayed at the next start");
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! What concerns the data directory as a whole: its format, its identity, the numbers handed out.
+
+use std::{path::Path, sync::atomic::AtomicU64};
+
+use ledger_core::slot::SLOTS;
+use parking_lot::Mutex;
+use rocksdb::WriteBatch;
+
+use crate::{StoreError, db::Db, families};
+
+/// Version of the layout of the directory.
+const FORMAT: u32 = 1;
+/// Context numbers are taken in blocks of this many, so that one write serves many contexts.
+const NUMBER_BLOCK: u64 = 4096;
+
+const FORMAT_KEY: &[u8] = b"format";
+const SLOTS_KEY: &[u8] = b"slots";
+const STORAGE_ID_KEY: &[u8] = b"storage_id";
+const SIGNING_SEED_KEY: &[u8] = b"signing_seed";
+const NUMBERS_KEY: &[u8] = b"numbers";
+
+/// The directory's identity.
+#[derive(Clone)]
+pub(crate) struct Meta {
+    /// Made when the directory was formatted: a wiped disk is another storage.
+    pub(crate) storage_id: [u8; 16],
+    /// Seed of the node's Ed25519 key.
+    pub(crate) signing_seed: [u8; 32],
+}
+
+impl std::fmt::Debug for Meta {
+    /// Without the seed.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Meta").field("storage_id", &hex::encode(self.storage_id)).finish_non_exhaustive()
+    }
+}
+
+impl Meta {
+    /// Reads the identity, or formats an empty directory.
+    pub(crate) fn open(db: &Db, path: &Path) -> Result<Self, StoreError> {
+        let refuse = |reason: String| StoreError::Open { path: path.display().to_string(), reason };
+        let Some(format) = read::<4>(db, FORMAT_KEY)?.map(u32::from_be_bytes) else {
+            return Self::format(db);
+        };
+        if format > FORMAT {
+            return Err(refuse(format!(
+                "its format is {format}, and this build reads formats up to {FORMAT}: use a newer build"
+            )));
+        }
+        let slots = read::<2>(db, SLOTS_KEY)?.map(u16::from_be_bytes);
+        if slots != Some(SLOTS) {
+            return Err(refuse(format!("it has {slots:?} slots, and this build has {SLOTS}")));
+        }
+        match (read(db, STORAGE_ID_KEY)?, read(db, SIGNING_SEED_KEY)?) {
+            (Some(storage_id), Some(signing_seed)) => Ok(Self { storage_id, signing_seed }),
+            _ => Err(refuse(
+                "its identity is missing: it was not written by this ledger, or is damaged".into(),
+            )),
+        }
+    }
+
+    fn format(db: &Db) -> Result<Self, StoreError> {
+        let mut meta = Self { storage_id: [0; 16], signing_seed: [0; 32] };
+        for bytes in [&mut meta.storage_id[..], &mut meta.signing_seed[..]] {
+            getrandom::fill(bytes).map_err(|error| StoreError::Io(format!("no randomness: {error}")))?;
+        }
+        let family = db.family(families::META)?;
+        let mut batch = WriteBatch::default();
+        batch.put_cf(family, FORMAT_KEY, FORMAT.to_be_bytes());
+        batch.put_cf(family, SLOTS_KEY, SLOTS.to_be_bytes());
+        batch.put_cf(family, STORAGE_ID_KEY, meta.storage_id);
+        batch.put_cf(family, SIGNING_SEED_KEY, meta.signing_seed);
+        db.write(batch)?;
+        db.sync()?;
+        Ok(meta)
+    }
+}
+
+/// Hands out context numbers, each once.
+#[derive(Debug)]
+pub(crate) struct Numbers {
+    next: AtomicU64,
+    reserved: Mutex<u64>,
+}
+
+impl Numbers {
+    /// Starts after everything that was reserved before.
+    pub(crate) fn open(db: &Db) -> Result<Self, StoreError> {
+        let reserved = read::<8>(db, NUMBERS_KEY)?.map_or(1, u64::from_be_bytes);
+        Ok(Self { next: AtomicU64::new(reserved), reserved: Mutex::new(reserved) })
+    }
+
+    /// The next number. Its block is durable before any number of it is used: the write that uses it
+    /// comes later in the same log.
+    pub(crate) fn next(&self, db: &Db) -> Result<u64, StoreError> {
+        let number = self.next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let mut reserved = self.reserved.lock();
+        if number >= *reserved {
+            let limit = number + NUMBER_BLOCK;
+            let mut batch = WriteBatch::default();
+            batch.put_cf(db.family(families::META)?, NUMBERS_KEY, limit.to_be_bytes());
+            db.write_unsynced(batch)?;
+            *reserved = limit;
+        }
+        Ok(number)
+    }
+}
+
+fn read<const N: usize>(db: &Db, key: &[u8]) -> Result<Option<[u8; N]>, StoreError> {
+    let row = db
+        .get(families::META, key, |bytes| bytes.try_into().ok())
+        .map_err(|error| crate::db::io_error(&error))?;
+    match row {
+        None => Ok(None),
+        Some(Some(bytes)) => Ok(Some(bytes)),
+        Some(None) => Err(StoreError::Io(format!("meta {} is malformed", String::from_utf8_lossy(key)))),
+    }
+}

@@ -1,0 +1,56 @@
+//! How a ledger is opened.
+
+use std::time::Duration;
+
+use ledger_core::{HashSuite, limits::DEFAULT_MAX_PAYLOAD};
+
+/// When an append is durable enough to be acknowledged.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Durability {
+    /// Synced to disk (fdatasync of the write-ahead log) before it is acknowledged.
+    #[default]
+    Always,
+    /// Acknowledged when written; synced at this interval. A power loss may take the last interval.
+    Interval(Duration),
+    /// Never synced by us: the operating system decides.
+    Never,
+}
+
+/// How a ledger is opened. The defaults just work.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// When an append may be acknowledged.
+    pub durability: Durability,
+    /// Hash suite of contexts created from now on.
+    pub suite: HashSuite,
+    /// Largest payload accepted, bytes.
+    pub max_payload: usize,
+    /// Writer threads; each context belongs to one. 0: one per CPU, at most 4.
+    pub lanes: usize,
+    /// RocksDB's block cache, bytes.
+    pub block_cache: usize,
+    /// Memory for writes not yet in table files, bytes. Also bounds the log replayed when opening.
+    pub write_buffer: usize,
+    /// Memory for the heads of contexts in use, bytes.
+    pub head_cache: usize,
+    /// How fast the background scrub re-reads entries, bytes per second; 0 turns it off.
+    pub scrub_rate: u64,
+    /// Pause between two passes of the scrub over everything.
+    pub scrub_pause: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            durability: Durability::Always,
+            suite: HashSuite::Blake3,
+            max_payload: DEFAULT_MAX_PAYLOAD,
+            lanes: 0,
+            block_cache: 128 << 20,
+            write_buffer: 128 << 20,
+            head_cache: 64 << 20,
+            scrub_rate: 8 << 20,
+            scrub_pause: Duration::from_hours(1),
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! Roots and proofs at any size, from stored tiles.
+
+use ledger_core::{
+    ContextId, Hash, Head, Position, Sequence, Size,
+    tree::{
+        Frontier, Tile, TileId, TileReader,
+        reader::{ReadError, consistency_proof, inclusion_proof, root_at},
+        tile::TILE_WIDTH,
+    },
+    with_suite,
+};
+
+use crate::{
+    Checkpointed, ProvenConsistency, ProvenInclusion, StoreError,
+    db::{Db, read_error},
+    families::{self, Place},
+    read::{self, damaged, moved},
+    state::{leaf_hashes, read_head},
+};
+
+/// The tiles of one context.
+struct Tiles<'a> {
+    db: &'a Db,
+    context: &'a ContextId,
+    place: Place,
+    head: &'a Head,
+}
+
+impl TileReader for Tiles<'_> {
+    type Error = StoreError;
+
+    fn tile(&mut self, tile: TileId, width: usize) -> Result<Tile, StoreError> {
+        let stored_width = tile.width_in(self.head.frontier.size());
+        let first = Sequence((tile.index << (8 * (u32::from(tile.level) + 1))) + 1);
+        if tile.level == 0 && stored_width < TILE_WIDTH {
+            // The unfinished tile of level 0 is not stored: its hashes are those of the newest entries.
+            let hashes =
+                leaf_hashes(self.db, self.context, self.place, self.head, first.0 - 1, width, |_| ())?;
+            return Tile::new(hashes).ok_or_else(|| damaged(self.context, first, "a tile is empty"));
+        }
+        let stored = self
+            .db
+            .get(families::TILES, &self.place.tile(tile), Tile::decode)
+            .map_err(|error| read_error(self.context, first, &error))?
+            .flatten();
+        stored.filter(|found| found.hashes().len() >= width).ok_or_else(|| {
+            let reason = format!("tile {} of level {} is missing or malformed", tile.index, tile.level);
+            damaged(self.context, first, &reason)
+        })
+    }
+
+    fn frontier(&mut self, size: u64) -> Option<Frontier> {
+        (size == self.head.frontier.size()).then(|| self.head.frontier.clone())
+    }
+}
+
+/// Runs `prove` on a context's tiles, again if a load moved them meanwhile. Fails for an unknown context
+/// as for an empty one: with whatever `prove` says of size 0.
+fn with_tiles<T>(
+    db: &Db,
+    context: &ContextId,
+    prove: impl Fn(&mut Tiles<'_>) -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
+    loop {
+        let Some((place, head)) = read_head(db, context)? else {
+            return Err(out_of_range(context, 0, "a proof of an empty context".to_owned()));
+        };
+        match prove(&mut Tiles { db, context, place, head: &head }) {
+            Err(StoreError::Damaged { .. }) if moved(db, context, place)? => {}
+            proven => return proven,
+        }
+    }
+}
+
+fn out_of_range(context: &ContextId, size: u64, what: String) -> StoreError {
+    StoreError::OutOfRange { context: context.clone(), size, what }
+}
+
+impl Tiles<'_> {
+    /// The size asked for, or the newest.
+    fn size(&self, size: Option<Size>) -> Result<u64, StoreError> {
+        let newest = self.head.frontier.size();
+        match size {
+            None => Ok(newest),
+            Some(Size(size)) if size <= newest => Ok(size),
+            Some(Size(size)) => Err(out_of_range(self.context, newest, format!("size {size}"))),
+        }
+    }
+
+    fn root(&mut self, size: u64) -> Result<Hash, StoreError> {
+        if size == self.head.frontier.size() {
+            return Ok(self.head.root());
+        }
+        with_suite!(self.head.suite, H => root_at::<H, _>(self, size)).map_err(|e| self.failed(e))
+    }
+
+    fn failed(&self, error: ReadError<StoreError>) -> StoreError {
+        match error {
+            ReadError::Tile(error) => error,
+            ReadError::Missing { .. } => damaged(self.context, Sequence(0), &error.to_string()),
+            ReadError::NoSuchLeaf { .. } | ReadError::Shrinks { .. } | ReadError::TooLarge { .. } => {
+                out_of_range(self.context, self.head.frontier.size(), error.to_string())
+            }
+        }
+    }
+
+    fn position(&mut self, size: u64) -> Result<Position, StoreError> {
+        let epoch = match size {
+            0 => ledger_core::Epoch::default(),
+            size if size == self.head.frontier.size() => self.head.epoch,
+            size => read::one(self.db, self.context, self.place, self.head, Sequence(size))?.epoch,
+        };
+        Ok(Position { size: Size(size), root: self.root(size)?, epoch, lineage: self.head.lineage })
+    }
+}
+
+/// The position of a history at an earlier size.
+pub(crate) fn position_at(
+    db: &Db,
+    context: &ContextId,
+    place: Place,
+    head: &Head,
+    size: Size,
+) -> Result<Position, StoreError> {
+    let mut tiles = Tiles { db, context, place, head };
+    let size = tiles.size(Some(size))?;
+    tiles.position(size)
+}
+
+/// A context's position at a size.
+pub(crate) fn checkpoint(
+    db: &Db,
+    context: &ContextId,
+    size: Option<Size>,
+) -> Result<Checkpointed, StoreError> {
+    with_tiles(db, context, |tiles| {
+        let size = tiles.size(size)?;
+        Ok(Checkpointed {
+            position: tiles.position(size)?,
+            lamport: tiles.head.lamport,
+            suite: tiles.head.suite,
+        })
+    })
+}
+
+/// Proves that an entry is in the tree of a size.
+pub(crate) fn inclusion(
+    db: &Db,
+    context: &ContextId,
+    sequence: Sequence,
+    size: Option<Size>,
+) -> Result<ProvenInclusion, StoreError> {
+    with_tiles(db, context, |tiles| {
+        let size = tiles.size(size)?;
+        let index = sequence
+            .leaf_index()
+            .filter(|index| *index < size)
+            .ok_or_else(|| out_of_range(context, size, format!("sequence {sequence}")))?;
+        let suite = tiles.head.suite;
+        let root = tiles.root(size)?;
+        let proof = with_suite!(suite, H => inclusion_proof::<H, _>(tiles, index, size))
+            .map_err(|e| tiles.failed(e))?;
+        let entry = read::one(db, context, tiles.place, tiles.head, sequence)?;
+        let content_hash = entry.content_hash;
+        // A proof that does not verify is never handed out.
+        proof
+            .verify_in(suite, &content_hash, &root)
+            .map_err(|error| damaged(context, sequence, &error.to_string()))?;
+        Ok(ProvenInclusion { proof, content_hash, root, suite })
+    })
+}
+
+/// Proves that one size's tree is a prefix of another's.
+pub(crate) fn consistency(
+    db: &Db,
+    context: &ContextId,
+    old: Size,
+    new: Option<Size>,
+) -> Result<ProvenConsistency, StoreError> {
+    with_tiles(db, context, |tiles| {
+        let new_size = tiles.size(new)?;
+        let old_size = tiles.size(Some(old))?;
+        let suite = tiles.head.suite;
+        let proof = with_suite!(suite, H => consistency_proof::<H, _>(tiles, old_size, new_size))
+            .map_err(|e| tiles.failed(e))?;
+        let (old_root, new_root) = (tiles.root(old_size)?, tiles.root(new_size)?);
+        proof
+            .verify_in(suite, &old_root, &new_root)
+            .map_err(|error| damaged(context, Sequence(0), &error.to_string()))?;
+        Ok(ProvenConsistency { proof, old_root, new_root, suite })
+    })
+}
+
+/// Fails unless the context's history passes through a position.
+pub(crate) fn check_position(db: &Db, context: &ContextId, position: &Position) -> Result<(), StoreError> {
+    let changed = || StoreError::HistoryChanged { context: context.clone(), size: position.size.0 };
+    match checkpoint(db, context, Some(position.size)) {
+        Ok(ours) if ours.position.root == position.root && ours.position.lineage == position.lineage => {
+            Ok(())
+        }
+        Ok(_) | Err(StoreError::OutOfRange { .. }) => Err(changed()),
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,258 @@
+//! Records on disk: bincode behind a version byte. The only module that knows bincode.
+//!
+//! A reader of version N reads all versions ≤ N; a higher one is an error that says so. Decoding is
+//! bounded: what has a length is borrowed from the value, and the one list of counted items has a limit.
+
+use bincode::{
+    BorrowDecode, Encode,
+    config::{Configuration, standard},
+};
+use bytes::Bytes;
+use ledger_core::{
+    ContextId, Entry, EntryId, Epoch, Hash, HashSuite, Head, Key, Lineage, Sequence,
+    clock::LamportClock,
+    entry::Metadata,
+    limits::{MAX_METADATA, MAX_METADATA_PAIRS},
+    tree::{Frontier, tile::encode_hashes},
+};
+
+/// Version of the records below.
+const VERSION: u8 = 1;
+
+/// Why a record cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RecordError {
+    /// Written by a newer build.
+    #[error("its record has version {0}, and this build reads up to {VERSION}: use a newer build")]
+    Newer(u8),
+    /// Not what was written.
+    #[error("its record cannot be decoded: {0}")]
+    Malformed(String),
+}
+
+impl RecordError {
+    fn new(reason: impl std::fmt::Display) -> Self {
+        Self::Malformed(reason.to_string())
+    }
+}
+
+#[derive(Encode, BorrowDecode)]
+enum IdRecord<'a> {
+    Bits([u8; 16]),
+    Text(&'a str),
+}
+
+#[derive(Encode, BorrowDecode)]
+struct EntryRecord<'a> {
+    id: IdRecord<'a>,
+    key: &'a str,
+    lamport: u64,
+    appended_at_ns: u64,
+    epoch: u64,
+    content_hash: [u8; 32],
+    /// The pairs, encoded by themselves with a limit of their own; empty if there are none.
+    metadata: &'a [u8],
+    payload: &'a [u8],
+}
+
+#[derive(Encode, BorrowDecode)]
+struct HeadRecord<'a> {
+    number: u64,
+    suite: u8,
+    size: u64,
+    lamport: u64,
+    epoch: u64,
+    lineage: [u8; 16],
+    created_at_ns: u64,
+    /// 32 bytes each.
+    peaks: &'a [u8],
+}
+
+/// Metadata pairs, sorted by key.
+type Pairs<'a> = Vec<(&'a str, &'a str)>;
+/// Bytes that decoding metadata may take: the pairs and their texts.
+const METADATA_LIMIT: usize = MAX_METADATA_PAIRS * 64 + MAX_METADATA;
+
+fn encode<T: Encode>(record: &T, out: &mut Vec<u8>) -> Result<(), RecordError> {
+    out.clear();
+    out.push(VERSION);
+    bincode::encode_into_std_write(record, out, standard()).map_err(RecordError::new)?;
+    Ok(())
+}
+
+fn decode<'a, T: BorrowDecode<'a, ()>>(bytes: &'a [u8]) -> Result<T, RecordError> {
+    let body = match bytes.split_first() {
+        Some((&VERSION, body)) => body,
+        Some((&version, _)) if version > VERSION => return Err(RecordError::Newer(version)),
+        _ => return Err(RecordError::new("it has no version")),
+    };
+    let (record, read): (T, usize) =
+        bincode::borrow_decode_from_slice::<T, Configuration>(body, standard()).map_err(RecordError::new)?;
+    if read != body.len() {
+        return Err(RecordError::new(format_args!("{} bytes follow it", body.len() - read)));
+    }
+    Ok(record)
+}
+
+/// Encodes an entry. Its context and sequence are in its key.
+pub(crate) fn encode_entry(entry: &Entry, out: &mut Vec<u8>) -> Result<(), RecordError> {
+    let text = match entry.id.bits() {
+        Some(_) => String::new(),
+        None => entry.id.to_string(),
+    };
+    let record = EntryRecord {
+        id: entry.id.bits().map_or(IdRecord::Text(&text), IdRecord::Bits),
+        key: entry.key.as_str(),
+        lamport: entry.lamport.0,
+        appended_at_ns: entry.appended_at_ns,
+        epoch: entry.epoch.0,
+        content_hash: entry.content_hash.0,
+        metadata: &encode_metadata(&entry.metadata)?,
+        payload: &entry.payload,
+    };
+    encode(&record, out)
+}
+
+/// Decodes an entry. Does not check its hash.
+pub fn decode_entry(context_id: &ContextId, sequence: Sequence, bytes: &[u8]) -> Result<Entry, RecordError> {
+    let record: EntryRecord<'_> = decode(bytes)?;
+    Ok(Entry {
+        context_id: context_id.clone(),
+        sequence,
+        id: match record.id {
+            IdRecord::Bits(bits) => EntryId::from_bits(bits),
+            IdRecord::Text(text) => EntryId::new(text).map_err(RecordError::new)?,
+        },
+        key: Key::new(record.key).map_err(RecordError::new)?,
+        payload: Bytes::copy_from_slice(record.payload),
+        metadata: decode_metadata(record.metadata)?,
+        appended_at_ns: record.appended_at_ns,
+        lamport: LamportClock(record.lamport),
+        epoch: Epoch(record.epoch),
+        content_hash: Hash(record.content_hash),
+    })
+}
+
+fn encode_metadata(metadata: &Metadata) -> Result<Vec<u8>, RecordError> {
+    if metadata.is_empty() {
+        return Ok(Vec::new());
+    }
+    let pairs: Pairs<'_> = metadata.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+    bincode::encode_to_vec(pairs, standard()).map_err(RecordError::new)
+}
+
+fn decode_metadata(bytes: &[u8]) -> Result<Metadata, RecordError> {
+    if bytes.is_empty() {
+        return Ok(Metadata::new());
+    }
+    let limited = standard().with_limit::<METADATA_LIMIT>();
+    let (pairs, _): (Pairs<'_>, usize) =
+        bincode::borrow_decode_from_slice(bytes, limited).map_err(RecordError::new)?;
+    Ok(pairs.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect())
+}
+
+/// Reads a stored entry's key and content hash only, for looking at many entries and taking few.
+pub(crate) fn peek_entry(bytes: &[u8]) -> Result<(&str, Hash), RecordError> {
+    let record: EntryRecord<'_> = decode(bytes)?;
+    Ok((record.key, Hash(record.content_hash)))
+}
+
+/// Encodes a head.
+pub(crate) fn encode_head(number: u64, head: &Head, out: &mut Vec<u8>) -> Result<(), RecordError> {
+    let record = HeadRecord {
+        number,
+        suite: head.suite.code(),
+        size: head.frontier.size(),
+        lamport: head.lamport.0,
+        epoch: head.epoch.0,
+        lineage: head.lineage.0,
+        created_at_ns: head.created_at_ns,
+        peaks: &encode_hashes(head.frontier.peaks()),
+    };
+    encode(&record, out)
+}
+
+/// Decodes a head and the context's number.
+pub fn decode_head(bytes: &[u8]) -> Result<(u64, Head), RecordError> {
+    let record: HeadRecord<'_> = decode(bytes)?;
+    let suite = HashSuite::from_code(record.suite)
+        .ok_or_else(|| RecordError::new(format_args!("hash suite {} is unknown", record.suite)))?;
+    let peaks = record.peaks.chunks(32).filter_map(Hash::from_slice).collect();
+    let frontier = Frontier::from_peaks(record.size, peaks)
+        .ok_or_else(|| RecordError::new("its frontier does not fit its size"))?;
+    let head = Head {
+        suite,
+        lamport: LamportClock(record.lamport),
+        epoch: Epoch(record.epoch),
+        frontier,
+        lineage: Lineage(record.lineage),
+        created_at_ns: record.created_at_ns,
+    };
+    Ok((record.number, head))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn entry(id: &str, metadata: BTreeMap<String, String>, payload: &[u8]) -> Entry {
+        Entry {
+            context_id: ContextId::new("c").unwrap(),
+            sequence: Sequence(7),
+            id: EntryId::new(id).unwrap(),
+            key: Key::new("facts").unwrap(),
+            payload: Bytes::copy_from_slice(payload),
+            metadata,
+            appended_at_ns: 1,
+            lamport: LamportClock(2),
+            epoch: Epoch(3),
+            content_hash: Hash([4; 32]),
+        }
+    }
+
+    #[test]
+    fn records_are_golden() {
+        let mut bytes = Vec::new();
+        encode_entry(&entry("retry-1", [("k".into(), "v".into())].into(), b"xyz"), &mut bytes).unwrap();
+        let hash = "04".repeat(32);
+        assert_eq!(
+            hex::encode(&bytes),
+            format!("01010772657472792d310566616374730201 03{hash}0501016b01760378797a").replace(' ', "")
+        );
+
+        let head = Head::new(HashSuite::Sha256, Lineage([5; 16]), 9);
+        encode_head(300, &head, &mut bytes).unwrap();
+        assert_eq!(hex::encode(&bytes), format!("01fb2c0102000000{}0900", "05".repeat(16)));
+        assert_eq!(decode_head(&bytes).unwrap(), (300, head));
+    }
+
+    #[test]
+    fn a_newer_record_is_refused_by_name() {
+        assert_eq!(decode_head(&[9, 0, 0]), Err(RecordError::Newer(9)));
+    }
+
+    proptest! {
+        #[test]
+        fn an_entry_comes_back_as_it_was(
+            id in "[a-z0-9]{1,40}",
+            metadata in prop::collection::btree_map(".{0,8}", ".{0,8}", 0..4),
+            payload in prop::collection::vec(any::<u8>(), 0..300),
+        ) {
+            let entry = entry(&id, metadata, &payload);
+            let mut bytes = Vec::new();
+            encode_entry(&entry, &mut bytes).unwrap();
+            prop_assert_eq!(decode_entry(&entry.context_id, entry.sequence, &bytes).unwrap(), entry);
+        }
+
+        #[test]
+        fn any_bytes_decode_or_fail(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let context = ContextId::new("c").unwrap();
+            let versioned = [&[VERSION][..], &bytes].concat();
+            let _ = (decode_entry(&context, Sequence(1), &versioned), decode_head(&versioned), peek_entry(&versioned));
+        }
+    }
+}

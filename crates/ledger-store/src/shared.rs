@@ -1,0 +1,100 @@
+//! What lanes and readers share.
+
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use ledger_core::{EntryId, Epoch};
+use parking_lot::Mutex;
+use std::sync::Arc;
+
+use crate::{
+    Options, StoreError,
+    meta::{Meta, Numbers},
+    quarantine::Quarantine,
+    tail::Tails,
+};
+
+/// What lanes and readers share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) options: Options,
+    pub(crate) meta: Meta,
+    pub(crate) numbers: Numbers,
+    pub(crate) tails: Arc<Tails>,
+    pub(crate) quarantine: Quarantine,
+    pub(crate) scrubbed: AtomicU64,
+    appended: AtomicU64,
+    commits: AtomicU64,
+    failed: AtomicU64,
+    /// The error of the last commit, if it failed.
+    failure: Mutex<Option<StoreError>>,
+}
+
+impl Shared {
+    pub(crate) fn new(options: Options, meta: Meta, numbers: Numbers) -> Self {
+        Self {
+            options,
+            meta,
+            numbers,
+            tails: Tails::new(),
+            quarantine: Quarantine::default(),
+            scrubbed: AtomicU64::new(0),
+            appended: AtomicU64::new(0),
+            commits: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
+            failure: Mutex::new(None),
+        }
+    }
+
+    /// A lone node's own epoch: the first, told apart by its storage id.
+    pub(crate) fn epoch(&self) -> Epoch {
+        let [first, second, third, ..] = self.meta.storage_id;
+        Epoch::new(1, u32::from_be_bytes([0, first, second, third]))
+    }
+
+    /// Wall-clock time, nanoseconds since the Unix epoch.
+    pub(crate) fn now_ns() -> u64 {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// 128 bits that occur once: a UUID of version 7 (RFC 9562 §5.7).
+    pub(crate) fn new_id() -> [u8; 16] {
+        uuid::Uuid::now_v7().into_bytes()
+    }
+
+    /// An id for an entry whose writer gave none.
+    pub(crate) fn new_entry_id() -> EntryId {
+        EntryId::from_bits(Self::new_id())
+    }
+
+    /// Counts a commit.
+    pub(crate) fn committed(&self, entries: u64) {
+        self.appended.fetch_add(entries, Ordering::Relaxed);
+        self.commits.fetch_add(1, Ordering::Relaxed);
+        if self.failed.load(Ordering::Relaxed) > 0 {
+            *self.failure.lock() = None;
+        }
+    }
+
+    /// Counts and remembers a commit that failed.
+    pub(crate) fn commit_failed(&self, error: &StoreError) {
+        if self.failure.lock().replace(error.clone()).is_none() {
+            tracing::error!(%error, "a commit failed: nothing of it is acknowledged");
+        }
+        self.failed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The error of the last commit, if it failed.
+    pub(crate) fn failure(&self) -> Option<StoreError> {
+        self.failure.lock().clone()
+    }
+
+    /// Entries appended, commits, commits that failed.
+    pub(crate) fn counts(&self) -> (u64, u64, u64) {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        (load(&self.appended), load(&self.commits), load(&self.failed))
+    }
+}

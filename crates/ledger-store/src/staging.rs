@@ -1,0 +1,73 @@
+//! Staging: a history written under a number of its own, invisible until a head points to it.
+//!
+//! A row in `meta` says that the number is being staged, so that what a crash leaves of it is removed
+//! when the ledger is opened again.
+
+use rocksdb::WriteBatch;
+
+use ledger_core::slot::Slot;
+
+use crate::{
+    StoreError,
+    db::{Db, io_error},
+    families::{self, Place},
+};
+
+const PREFIX: &[u8] = b"staging/";
+/// First key beyond the prefix: '0' follows '/'.
+const BEYOND: &[u8] = b"staging0";
+
+fn key(place: Place) -> Vec<u8> {
+    [PREFIX, &place.slot.number().to_be_bytes(), &place.number.to_be_bytes()].concat()
+}
+
+/// Says that a number is being staged. Comes before any row under it in the same log.
+pub(crate) fn begin(db: &Db, place: Place) -> Result<(), StoreError> {
+    let mut batch = WriteBatch::default();
+    batch.put_cf(db.family(families::META)?, key(place), []);
+    db.write_unsynced(batch)
+}
+
+/// Says that a number is no longer being staged: it was installed, or its rows are removed with this.
+pub(crate) fn forget(db: &Db, batch: &mut WriteBatch, place: Place) -> Result<(), StoreError> {
+    batch.delete_cf(db.family(families::META)?, key(place));
+    Ok(())
+}
+
+/// Removes all rows under a number, but for the head.
+pub(crate) fn remove_rows(db: &Db, batch: &mut WriteBatch, place: Place) -> Result<(), StoreError> {
+    let (first, beyond) = place.range();
+    batch.delete_range_cf(db.family(families::ENTRIES)?, first, beyond);
+    batch.delete_range_cf(db.family(families::TILES)?, first, beyond);
+    let (first, beyond) = place.id_range();
+    batch.delete_range_cf(db.family(families::IDS)?, first, beyond);
+    Ok(())
+}
+
+/// Removes what was staged under a number.
+pub(crate) fn abandon(db: &Db, place: Place) -> Result<(), StoreError> {
+    let mut batch = WriteBatch::default();
+    remove_rows(db, &mut batch, place)?;
+    forget(db, &mut batch, place)?;
+    db.write_unsynced(batch)
+}
+
+/// Removes whatever a crash left staged.
+pub(crate) fn clean_up(db: &Db) -> Result<(), StoreError> {
+    let mut places = Vec::new();
+    db.scan(families::META, PREFIX, BEYOND, true, |row, _| {
+        let place = row.strip_prefix(PREFIX).and_then(|rest| {
+            let (slot, number) = rest.split_first_chunk::<2>()?;
+            let slot = Slot::new(u16::from_be_bytes(*slot))?;
+            Some(Place { slot, number: u64::from_be_bytes(number.try_into().ok()?) })
+        });
+        places.extend(place);
+        true
+    })
+    .map_err(|error| io_error(&error))?;
+    for place in places {
+        tracing::info!(number = place.number, "removing what an interrupted load left");
+        abandon(db, place)?;
+    }
+    Ok(())
+}

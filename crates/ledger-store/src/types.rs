@@ -1,0 +1,181 @@
+//! What goes in and comes out of a [`Ledger`](crate::Ledger).
+
+use ledger_core::{
+    ContextId, Entry, EntryId, Hash, HashSuite, Key, Lineage, Position, Sequence, Size, clock::LamportClock,
+    entry::Draft,
+};
+
+use crate::StoreError;
+
+/// One append as it is asked for.
+#[derive(Debug, Clone)]
+pub struct Append {
+    /// The context.
+    pub context: ContextId,
+    /// What to append.
+    pub draft: Draft,
+    /// Lamport time the writer has seen elsewhere; 0 if none.
+    pub received_lamport: u64,
+    /// An id that makes a retry safe; without one the ledger makes an id.
+    pub entry_id: Option<EntryId>,
+}
+
+/// A stored entry and where the history stands with it.
+#[derive(Debug, Clone)]
+pub struct Appended {
+    /// The entry as stored.
+    pub entry: Entry,
+    /// The history up to and including the entry.
+    pub position: Position,
+    /// The entry id was known with the same content: this is the first result.
+    pub repeated: bool,
+}
+
+/// What became of one append of a batch. Unlike [`Appended`] it carries no position of its own.
+#[derive(Debug)]
+pub struct BatchResult {
+    /// The caller's tag.
+    pub tag: u64,
+    /// The entry as stored, and whether its id was known with the same content.
+    pub result: Result<(Entry, bool), StoreError>,
+}
+
+/// Results of one group commit, in the order of the appends of each context.
+#[derive(Debug)]
+pub struct BatchResults {
+    /// One for each append.
+    pub results: Vec<BatchResult>,
+    /// Where each context acknowledged here stands after the newest of them.
+    pub positions: Vec<(ContextId, Position)>,
+}
+
+/// Which entries to read.
+#[derive(Debug, Clone)]
+pub struct Filter {
+    /// Only entries of this key.
+    pub key: Option<Key>,
+    /// Only entries with a higher sequence.
+    pub after: Sequence,
+    /// At most so many entries.
+    pub limit: usize,
+    /// Stop before the page's entries pass so many bytes (keys, payloads and metadata); the first entry
+    /// is returned whatever its size.
+    pub max_bytes: usize,
+}
+
+impl Default for Filter {
+    /// Everything: mind the memory, and page through large contexts.
+    fn default() -> Self {
+        Self { key: None, after: Sequence(0), limit: usize::MAX, max_bytes: usize::MAX }
+    }
+}
+
+/// A page of entries.
+#[derive(Debug, Clone)]
+pub struct Page {
+    /// The entries, in sequence order.
+    pub entries: Vec<Entry>,
+    /// Number of entries of the context, whatever was filtered.
+    pub latest: Size,
+    /// Everything up to here was returned or filtered out: where to go on.
+    pub covered: Sequence,
+    /// The page was cut by `limit` or `max_bytes`: entries may follow after `covered`.
+    pub more: bool,
+}
+
+/// A context as a listing shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContextInfo {
+    /// Its name.
+    pub context: ContextId,
+    /// Number of entries.
+    pub size: Size,
+    /// Time of the newest entry.
+    pub lamport: LamportClock,
+    /// Epoch of the newest entry.
+    pub epoch: ledger_core::Epoch,
+    /// Hash suite.
+    pub suite: HashSuite,
+    /// Which history it is.
+    pub lineage: Lineage,
+    /// Wall-clock time of creation, nanoseconds since the Unix epoch.
+    pub created_at_ns: u64,
+}
+
+/// What a load did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Loaded {
+    /// Entries added.
+    pub restored: u64,
+    /// Entries the context has now.
+    pub latest: Size,
+}
+
+/// A size and root that can be signed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Checkpointed {
+    /// The history at the size asked for.
+    pub position: Position,
+    /// Time of the context's newest entry.
+    pub lamport: LamportClock,
+    /// Hash suite.
+    pub suite: HashSuite,
+}
+
+/// An inclusion proof with what it proves.
+#[derive(Debug, Clone)]
+pub struct ProvenInclusion {
+    /// The proof.
+    pub proof: ledger_core::tree::proof::InclusionProof,
+    /// The entry's content hash: the leaf data.
+    pub content_hash: Hash,
+    /// The root it leads to.
+    pub root: Hash,
+    /// Hash suite.
+    pub suite: HashSuite,
+}
+
+/// A consistency proof with what it proves.
+#[derive(Debug, Clone)]
+pub struct ProvenConsistency {
+    /// The proof.
+    pub proof: ledger_core::tree::proof::ConsistencyProof,
+    /// The root at the old size.
+    pub old_root: Hash,
+    /// The root at the new size.
+    pub new_root: Hash,
+    /// Hash suite.
+    pub suite: HashSuite,
+}
+
+/// What the store can say of itself, for metrics.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Entries appended since opening.
+    pub appended: u64,
+    /// Group commits since opening.
+    pub commits: u64,
+    /// Group commits that failed since opening.
+    pub failed_commits: u64,
+    /// Entries the scrub has checked since opening.
+    pub scrubbed: u64,
+    /// Contexts in quarantine: damaged, as found by reads or the scrub.
+    pub quarantined: u64,
+    /// Estimated number of contexts.
+    pub contexts: u64,
+    /// Bytes of table files on disk.
+    pub disk_bytes: u64,
+    /// Bytes of memory used by RocksDB: block cache, write buffers, table readers.
+    pub memory_bytes: u64,
+}
+
+/// Where damage was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Damage {
+    /// The context.
+    pub context: ContextId,
+    /// The first sequence known to be damaged; 0 if it is the head.
+    pub sequence: Sequence,
+    /// What does not match.
+    pub reason: String,
+}

@@ -1,0 +1,181 @@
+//! Appending and reading, as an embedding program does it.
+
+mod support;
+
+use ledger_store::{Append, Filter, Key, LamportClock, Ledger, Options, Sequence, StoreError};
+use support::{context, draft, small};
+
+#[test]
+fn entries_come_back_in_order_with_all_their_fields() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = Ledger::open(dir.path()).unwrap();
+    let context = context("growth");
+    for number in 1..=1000_u64 {
+        let appended = ledger.append(&context, draft("facts", format!("payload {number}"))).unwrap();
+        assert_eq!(appended.entry.sequence, Sequence(number));
+        assert_eq!(appended.entry.lamport, LamportClock(number));
+        assert_eq!(appended.position.size.0, number);
+    }
+    let page = ledger.get(&context, &Filter::default()).unwrap();
+    assert_eq!((page.entries.len(), page.latest.0, page.more), (1000, 1000, false));
+    for (index, entry) in page.entries.iter().enumerate() {
+        assert_eq!(entry.payload, format!("payload {}", index + 1));
+        assert_eq!(entry.metadata["n"], "1");
+        assert_eq!(entry.id.to_string().len(), 32);
+    }
+    assert_eq!(ledger.head(&context).unwrap().unwrap().root(), support::root_of(&page.entries));
+}
+
+#[test]
+fn a_context_never_written_reads_as_empty() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = Ledger::open(dir.path()).unwrap();
+    let context = context("nothing");
+    let page = ledger.get(&context, &Filter::default()).unwrap();
+    assert!(page.entries.is_empty() && page.latest.0 == 0 && !page.more);
+    assert_eq!(ledger.sequence(&context).unwrap(), Sequence(0));
+    assert_eq!(ledger.lamport(&context).unwrap(), LamportClock(0));
+    assert!(ledger.contexts("", "", 10).unwrap().is_empty());
+}
+
+#[test]
+fn a_ledger_goes_on_where_it_was_closed() {
+    let dir = tempfile::tempdir().unwrap();
+    let context = context("growth");
+    let mut expected = Vec::new();
+    // Across tile borders, at sizes that leave every kind of right edge.
+    for count in [1, 254, 1, 1, 511, 300, 65_300, 10] {
+        let ledger = Ledger::open_with(dir.path(), small()).unwrap();
+        for _ in 0..count {
+            expected
+                .push(ledger.append(&context, draft("facts", format!("{}", expected.len()))).unwrap().entry);
+            if expected.len() > 2000 {
+                break;
+            }
+        }
+        if count > 60_000 {
+            support::append_many(&ledger, &context, count, &mut expected);
+        }
+        ledger.close().unwrap();
+    }
+    let ledger = Ledger::open_with(dir.path(), small()).unwrap();
+    let page = ledger.get(&context, &Filter::default()).unwrap();
+    assert_eq!(page.entries, expected);
+    assert_eq!(ledger.head(&context).unwrap().unwrap().root(), support::root_of(&expected));
+}
+
+#[test]
+fn received_time_moves_the_clock() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = Ledger::open(dir.path()).unwrap();
+    let context = context("c");
+    let append = |received| ledger.append_received(&context, draft("k", "x"), LamportClock(received));
+    assert_eq!(append(41).unwrap().entry.lamport, LamportClock(42));
+    assert_eq!(append(7).unwrap().entry.lamport, LamportClock(43));
+    assert_eq!(ledger.lamport(&context).unwrap(), LamportClock(43));
+    assert!(matches!(append(u64::MAX), Err(StoreError::Log(_))));
+    assert_eq!(append(0).unwrap().entry.sequence, Sequence(3), "a refused append leaves no gap");
+}
+
+#[tokio::test]
+async fn repeating_an_entry_id_returns_the_first_result() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = Ledger::open(dir.path()).unwrap();
+    let append = |id: &str, payload: &str| {
+        let id = ledger_store::EntryId::new(id).unwrap();
+        let append = Append {
+            context: context("c"),
+            draft: draft("k", payload.to_owned()),
+            received_lamport: 0,
+            entry_id: Some(id),
+        };
+        ledger.append_async(append)
+    };
+    let first = append("retry-1", "x").await.unwrap();
+    append("other", "y").await.unwrap();
+    let again = append("retry-1", "x").await.unwrap();
+    assert!(again.repeated && !first.repeated);
+    assert_eq!((again.entry, again.position), (first.entry, first.position));
+    let error = append("retry-1", "changed").await.unwrap_err();
+    assert!(matches!(&error, StoreError::EntryIdTaken { sequence: Sequence(1), .. }), "{error}");
+    // All at once: one of them is stored.
+    let all = futures::future::join_all((0..50).map(|_| append("burst", "z"))).await;
+    assert!(all.iter().all(|result| result.as_ref().unwrap().entry.sequence == Sequence(3)));
+    assert_eq!(all.iter().filter(|result| !result.as_ref().unwrap().repeated).count(), 1);
+    assert_eq!(ledger.sequence(&context("c")).unwrap(), Sequence(3));
+}
+
+#[test]
+fn pages_cover_everything_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = Ledger::open(dir.path()).unwrap();
+    let context = context("c");
+    let mut all = Vec::new();
+    support::append_many(&ledger, &context, 700, &mut all);
+    for (limit, max_bytes) in
+        [(1, usize::MAX), (7, usize::MAX), (usize::MAX, 1000), (256, usize::MAX), (usize::MAX, 1)]
+    {
+        for key in [None, Some("rare"), Some("facts"), Some("absent")] {
+            let (mut got, mut after) = (Vec::new(), Sequence(0));
+            loop {
+                let filter = Filter { key: key.map(|key| Key::new(key).unwrap()), after, limit, max_bytes };
+                let page = ledger.get(&context, &filter).unwrap();
+                assert!(page.entries.len() <= limit);
+                assert!(!page.more || page.covered > after, "a page makes progress");
+                got.extend(page.entries);
+                after = page.covered;
+                if !page.more {
+                    break;
+                }
+            }
+            let expected: Vec<_> =
+                all.iter().filter(|entry| key.is_none_or(|key| entry.key.as_str() == key)).cloned().collect();
+            assert_eq!(got, expected, "limit {limit}, max_bytes {max_bytes}, key {key:?}");
+            assert_eq!(after, Sequence(700));
+        }
+    }
+}
+
+#[test]
+fn a_payload_over_the_limit_is_refused_by_size_and_limit() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = Ledger::open_with(dir.path(), Options { max_payload: 10, ..small() }).unwrap();
+    let error = ledger.append(&context("c"), draft("k", "x".repeat(11))).unwrap_err().to_string();
+    assert!(error.contains("11 bytes") && error.contains("at most 10"), "{error}");
+    ledger.append(&context("c"), draft("k", "x".repeat(10))).unwrap();
+}
+
+#[test]
+fn a_second_process_is_refused_by_a_plain_message() {
+    let dir = tempfile::tempdir().unwrap();
+    let _ledger = Ledger::open(dir.path()).unwrap();
+    let error = Ledger::open(dir.path()).unwrap_err().to_string();
+    assert!(error.contains("has it open"), "{error}");
+}
+
+#[test]
+fn a_closed_ledger_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = Ledger::open(dir.path()).unwrap();
+    ledger.append(&context("c"), draft("k", "x")).unwrap();
+    ledger.close().unwrap();
+    assert!(matches!(ledger.append(&context("c"), draft("k", "x")), Err(StoreError::Closed)));
+    assert!(matches!(ledger.writable(), Err(StoreError::Closed)));
+}
+
+#[test]
+fn contexts_are_listed_in_pages() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = Ledger::open(dir.path()).unwrap();
+    for name in ["a", "b/1", "b/2", "b/3", "c"] {
+        ledger.append(&context(name), draft("k", "x")).unwrap();
+    }
+    let names = |prefix: &str, after: &str, limit| -> Vec<String> {
+        ledger.contexts(prefix, after, limit).unwrap().iter().map(|info| info.context.to_string()).collect()
+    };
+    assert_eq!(names("", "", 100), ["a", "b/1", "b/2", "b/3", "c"]);
+    assert_eq!(names("b/", "", 2), ["b/1", "b/2"]);
+    assert_eq!(names("b/", "b/2", 2), ["b/3"]);
+    assert_eq!(names("", "b/3", 9), ["c"]);
+    assert!(names("", "c", 9).is_empty() && names("x", "", 9).is_empty());
+}

@@ -1,0 +1,153 @@
+//! Damage: found by reads and by the scrub, named, never served as good, healed by a load.
+
+mod support;
+
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use ledger_store::{Filter, Ledger, Options, Sequence, StoreError};
+use support::{append_many, context, draft, small};
+
+/// Changes rows of a closed ledger behind its back: `change` gets each row of a family and may return another value.
+fn tamper(dir: &Path, family: &str, change: impl Fn(usize, &[u8], &[u8]) -> Option<Vec<u8>>) {
+    let options = rocksdb::Options::default();
+    let path = dir.join("db");
+    let families = rocksdb::DB::list_cf(&options, &path).unwrap();
+    let db = rocksdb::DB::open_cf(&options, &path, families).unwrap();
+    let handle = db.cf_handle(family).unwrap();
+    let rows: Vec<_> = db.iterator_cf(handle, rocksdb::IteratorMode::Start).map(Result::unwrap).collect();
+    for (number, (key, value)) in rows.into_iter().enumerate() {
+        if let Some(value) = change(number, &key, &value) {
+            db.put_cf(handle, key, value).unwrap();
+        }
+    }
+}
+
+fn flipped(value: &[u8], at: usize) -> Vec<u8> {
+    let mut value = value.to_vec();
+    value[at] ^= 1;
+    value
+}
+
+/// A ledger of a damaged context "c" of 700 entries and an intact context "other".
+fn damaged(family: &str, row: usize, at: impl Fn(usize) -> usize) -> (tempfile::TempDir, Vec<u8>) {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = Ledger::open_with(dir.path(), small()).unwrap();
+    append_many(&ledger, &context("c"), 700, &mut Vec::new());
+    let snapshot = ledger.snapshot(&context("c")).unwrap().collect::<Result<Vec<_>, _>>().unwrap().concat();
+    ledger.close().unwrap();
+    drop(ledger);
+    tamper(dir.path(), family, |number, _, value| (number == row).then(|| flipped(value, at(value.len()))));
+    let ledger = Ledger::open_with(dir.path(), small()).unwrap();
+    ledger.append(&context("other"), draft("k", "x")).unwrap();
+    (dir, snapshot)
+}
+
+fn sequence_of(error: &StoreError) -> u64 {
+    match error {
+        StoreError::Damaged { context, sequence, .. } if context.as_str() == "c" => sequence.0,
+        error => panic!("expected damage of context c, got: {error}"),
+    }
+}
+
+fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !condition() {
+        assert!(Instant::now() < deadline, "{what} did not happen in time");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_flipped_byte_of_a_record_is_found_by_reading_and_named() {
+    for (row, at) in [(0, 1), (122, 40), (400, 70), (699, 30)] {
+        let (dir, _) = damaged("entries", row, |len| len - at);
+        let ledger = Ledger::open_with(dir.path(), small()).unwrap();
+        let read = ledger.get(&context("c"), &Filter::default()).unwrap_err();
+        assert_eq!(sequence_of(&read), row as u64 + 1);
+        // From then on the whole context is refused, by the same name.
+        let page = ledger.get(&context("c"), &Filter { limit: 1, ..Filter::default() });
+        assert_eq!(sequence_of(&page.unwrap_err()), row as u64 + 1);
+        assert!(ledger.snapshot(&context("c")).is_err());
+        assert_eq!(ledger.damage().len(), 1);
+        assert_eq!(ledger.get(&context("other"), &Filter::default()).unwrap().entries.len(), 1);
+    }
+}
+
+#[test]
+fn the_scrub_finds_damage_nobody_reads() {
+    let scrubbing = || Options { scrub_rate: 1 << 30, scrub_pause: Duration::from_millis(1), ..small() };
+    for (family, row, expected) in [("entries", 300, 301), ("tiles", 0, 1), ("tiles", 1, 257)] {
+        let (dir, _) = damaged(family, row, |len| if family == "tiles" { 5 } else { len - 1 });
+        let ledger = Ledger::open_with(dir.path(), scrubbing()).unwrap();
+        wait_until("the scrub's finding", || !ledger.damage().is_empty());
+        let found = ledger.damage();
+        assert_eq!((found[0].context.as_str(), found[0].sequence), ("c", Sequence(expected)), "{found:?}");
+        assert_eq!(sequence_of(&ledger.get(&context("c"), &Filter::default()).unwrap_err()), expected);
+    }
+}
+
+#[test]
+fn the_scrub_finds_nothing_in_a_ledger_that_is_whole_and_being_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options { scrub_rate: 1 << 30, scrub_pause: Duration::from_millis(1), ..small() };
+    let ledger = Ledger::open_with(dir.path(), options).unwrap();
+    let mut all = Vec::new();
+    while ledger.stats().scrubbed < 20_000 {
+        append_many(&ledger, &context("c"), 100, &mut all);
+    }
+    assert!(ledger.damage().is_empty(), "{:?}", ledger.damage());
+}
+
+#[test]
+fn a_head_that_does_not_fit_its_entries_takes_no_append() {
+    // The frontier is the last field of a head's record.
+    let (dir, _) = damaged("heads", 0, |len| len - 1);
+    let ledger = Ledger::open_with(dir.path(), small()).unwrap();
+    let error = ledger.append(&context("c"), draft("k", "x")).unwrap_err();
+    assert_eq!(sequence_of(&error), 700);
+    ledger.append(&context("other"), draft("k", "x")).unwrap();
+}
+
+#[test]
+fn a_damaged_context_is_healed_by_loading_its_snapshot() {
+    let (dir, snapshot) = damaged("entries", 400, |len| len - 1);
+    let ledger = Ledger::open_with(dir.path(), small()).unwrap();
+    assert!(ledger.get(&context("c"), &Filter::default()).is_err());
+    let loaded = ledger.load_from(&context("c"), false, &snapshot[..]).unwrap();
+    assert_eq!((loaded.restored, loaded.latest.0), (0, 700));
+    assert!(ledger.damage().is_empty());
+    assert_eq!(ledger.get(&context("c"), &Filter::default()).unwrap().entries.len(), 700);
+    ledger.append(&context("c"), draft("k", "x")).unwrap();
+}
+
+#[test]
+fn a_damaged_block_on_disk_is_damage_too() {
+    let (dir, _) = damaged("meta", usize::MAX, |_| 0);
+    // The largest table file holds the entries; damage its middle.
+    let mut tables: Vec<_> = std::fs::read_dir(dir.path().join("db"))
+        .unwrap()
+        .map(|item| item.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "sst"))
+        .collect();
+    tables.sort_by_key(|path| std::fs::metadata(path).unwrap().len());
+    let largest = tables.last().unwrap();
+    let mut bytes = std::fs::read(largest).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(largest, bytes).unwrap();
+    let ledger = Ledger::open_with(dir.path(), small()).unwrap();
+    let error = ledger.get(&context("c"), &Filter::default()).unwrap_err();
+    assert!((1..=700).contains(&sequence_of(&error)), "{error}");
+    assert!(error.to_string().contains("context c is damaged at sequence"), "{error}");
+}
+
+#[test]
+fn a_newer_format_is_refused_by_a_plain_message() {
+    let (dir, _) = damaged("meta", usize::MAX, |_| 0);
+    tamper(dir.path(), "meta", |_, key, _| (key == b"format").then(|| 9_u32.to_be_bytes().to_vec()));
+    let error = Ledger::open_with(dir.path(), small()).unwrap_err().to_string();
+    assert!(error.contains("format is 9") && error.contains("newer build"), "{error}");
+}

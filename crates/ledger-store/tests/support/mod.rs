@@ -1,0 +1,71 @@
+//! What the tests share.
+
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "each test uses a part of it")]
+
+use ledger_store::{Append, ContextId, Draft, Entry, Hash, Key, Ledger, Options};
+
+pub fn context(name: &str) -> ContextId {
+    ContextId::new(name).unwrap()
+}
+
+pub fn draft(key: &str, payload: impl Into<bytes::Bytes>) -> Draft {
+    Draft {
+        key: Key::new(key).unwrap(),
+        payload: payload.into(),
+        metadata: [("n".into(), "1".into())].into(),
+    }
+}
+
+/// Options that make everything happen early: small caches, no scrub.
+pub fn small() -> Options {
+    Options {
+        block_cache: 8 << 20,
+        write_buffer: 8 << 20,
+        head_cache: 1 << 16,
+        scrub_rate: 0,
+        ..Options::default()
+    }
+}
+
+/// Appends `count` entries in batches, one in a hundred of key "rare".
+pub fn append_many(ledger: &Ledger, context: &ContextId, count: usize, all: &mut Vec<Entry>) {
+    let (results, mut received) = tokio::sync::mpsc::unbounded_channel();
+    let first = all.len();
+    let appends = (first..first + count).map(|number| {
+        let key = if number % 300 == 123 { "rare" } else { "facts" };
+        let draft = draft(key, format!("payload {number}"));
+        (number as u64, Append { context: context.clone(), draft, received_lamport: 0, entry_id: None })
+    });
+    futures::executor::block_on(ledger.submit(appends.collect(), results)).unwrap();
+    while let Some(message) = received.blocking_recv() {
+        for result in message.results {
+            assert_eq!(result.tag, all.len() as u64);
+            all.push(result.result.unwrap().0);
+        }
+    }
+    assert_eq!(all.len(), first + count);
+}
+
+/// The root over entries, from their fields alone.
+pub fn root_of(entries: &[Entry]) -> Hash {
+    use ledger_core::hash::{Blake3, Hasher as _};
+    let mut frontier = ledger_core::tree::Frontier::default();
+    for entry in entries {
+        frontier.push::<Blake3>(Blake3::leaf(&entry.computed_hash_with::<Blake3>()), |_, _| ());
+    }
+    frontier.root::<Blake3>()
+}
+
+/// Copies a directory tree.
+pub fn copy_dir(from: &std::path::Path, to: &std::path::Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for item in std::fs::read_dir(from).unwrap() {
+        let item = item.unwrap();
+        let target = to.join(item.file_name());
+        if item.file_type().unwrap().is_dir() {
+            copy_dir(&item.path(), &target);
+        } else {
+            std::fs::copy(item.path(), target).unwrap();
+        }
+    }
+}
