@@ -1,6 +1,7 @@
 //! The targets. To add one, add a line to [`ALL`].
 
 mod legacy;
+mod record;
 mod snapshot;
 
 use crate::Target;
@@ -9,6 +10,7 @@ use crate::Target;
 pub const ALL: &[Target] = &[
     Target { name: "snapshot", seeds: snapshot::seeds, run: snapshot::run },
     Target { name: "snapshot-frame", seeds: snapshot::frame_seeds, run: snapshot::run_frame },
+    Target { name: "record", seeds: record::seeds, run: record::run },
     Target { name: "erlang-term", seeds: legacy::seeds, run: legacy::run },
 ];
 

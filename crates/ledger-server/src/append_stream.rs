@@ -182,9 +182,10 @@ impl Reader {
         for AppendItem { tag, request } in items {
             let request = request.unwrap_or_default();
             let weight = convert::weight(&request);
-            let checked = self.names.get(&request.context_id).and_then(|context| {
-                convert::append(request, context, self.node.config.max_payload.get())
-            });
+            let checked = self
+                .names
+                .get(&request.context_id)
+                .and_then(|context| convert::append(request, context, self.node.config.max_payload.get()));
             match checked {
                 Ok(append) => {
                     bytes += weight;

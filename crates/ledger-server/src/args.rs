@@ -7,9 +7,7 @@ use serde::Serialize;
 use toml::{Table, Value};
 
 use crate::{
-    config::{
-        Config, ConfigError, DurabilityMode, Effective, Layer, LogFormat, Suite, TestPanic, read_file,
-    },
+    config::{Config, ConfigError, DurabilityMode, Effective, Layer, LogFormat, Suite, TestPanic, read_file},
     units::{ByteSize, Span},
 };
 
@@ -183,8 +181,7 @@ fn predecessor_port(file: Option<&Layer>) -> Result<Option<SocketAddr>, ConfigEr
         });
     };
     let configured = file.and_then(|layer| layer.values.get("grpc_listen")).and_then(Value::as_str);
-    let mut address =
-        configured.and_then(|text| text.parse().ok()).unwrap_or(Config::default().grpc_listen);
+    let mut address = configured.and_then(|text| text.parse().ok()).unwrap_or(Config::default().grpc_listen);
     address.set_port(port);
     Ok(Some(address))
 }

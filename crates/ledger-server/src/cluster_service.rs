@@ -3,9 +3,7 @@
 use std::sync::Arc;
 
 use ledger_core::limits::MAX_CONTEXT_ID;
-use ledger_proto::ledger::v1::{
-    ContextsRequest, ContextsResponse, cluster_service_server::ClusterService,
-};
+use ledger_proto::ledger::v1::{ContextsRequest, ContextsResponse, cluster_service_server::ClusterService};
 use prost::Message as _;
 use tonic::{Request, Response, Status};
 use tracing::debug_span;
@@ -39,8 +37,7 @@ pub(crate) async fn contexts(node: &Node, request: ContextsRequest) -> Result<Co
     let (usual, most) = limits::LISTING;
     let limit = if request.limit == 0 { usual } else { (request.limit as usize).min(most) };
     // One more than asked for tells whether there are more.
-    let found =
-        node.read(move |ledger| ledger.contexts(&request.prefix, &request.after, limit + 1)).await?;
+    let found = node.read(move |ledger| ledger.contexts(&request.prefix, &request.after, limit + 1)).await?;
     let max_bytes = node.config.max_response.get() - limits::RESPONSE_SLACK;
     let (total, mut bytes) = (found.len(), 0);
     let contexts: Vec<_> = found

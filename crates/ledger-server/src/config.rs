@@ -225,8 +225,7 @@ impl Effective {
 
     /// As TOML, with a comment at each key that says where it came from.
     pub fn to_toml(&self) -> Result<String, ConfigError> {
-        let table =
-            Table::try_from(&self.config).map_err(|error| ConfigError::Merge(error.to_string()))?;
+        let table = Table::try_from(&self.config).map_err(|error| ConfigError::Merge(error.to_string()))?;
         let mut text = String::from("# The effective configuration of ledgerd.\n");
         for (key, value) in &table {
             let source = self.sources.get(key).map_or("default", String::as_str);
@@ -262,7 +261,8 @@ impl Effective {
         }
         let plain = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
         if config.cluster.is_empty() || config.cluster.len() > 64 || !config.cluster.chars().all(plain) {
-            let reason = "a cluster's name has 1 to 64 letters, digits, dashes, dots or underscores".to_owned();
+            let reason =
+                "a cluster's name has 1 to 64 letters, digits, dashes, dots or underscores".to_owned();
             return Err(wrong("cluster", format!("`{}`", config.cluster), reason));
         }
         if config.durability == DurabilityMode::Interval && config.sync_interval.0.is_zero() {
@@ -292,7 +292,8 @@ fn defaults() -> Result<Table, ConfigError> {
 /// Reads the configuration file. An unknown key is an error that names it.
 pub fn read_file(path: &Path) -> Result<Layer, ConfigError> {
     let unreadable = |reason| ConfigError::Unreadable { path: path.to_owned(), reason };
-    let wrong = |error: toml::de::Error| ConfigError::File { path: path.to_owned(), reason: error.to_string() };
+    let wrong =
+        |error: toml::de::Error| ConfigError::File { path: path.to_owned(), reason: error.to_string() };
     let text = std::fs::read_to_string(path).map_err(unreadable)?;
     // Read as a whole configuration first: that names the line of a wrong key or value.
     toml::from_str::<Config>(&text).map_err(wrong)?;

@@ -59,7 +59,9 @@ impl ContextService for Contexts {
 
     async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         let watch = watch(&self.0, request.into_inner());
-        watch.map(|events| Response::new(events.boxed())).map_err(|refusal| self.0.refuse(Rpc::Watch, refusal))
+        watch
+            .map(|events| Response::new(events.boxed()))
+            .map_err(|refusal| self.0.refuse(Rpc::Watch, refusal))
     }
 }
 
@@ -133,8 +135,7 @@ async fn load(node: &Node, request: LoadRequest) -> Result<LoadResponse, Refusal
         );
         return Err(Refusal::new(Code::ResourceExhausted, message));
     }
-    let permit =
-        Arc::clone(&node.loads).acquire_owned().await.map_err(|_| Refusal::shutting_down())?;
+    let permit = Arc::clone(&node.loads).acquire_owned().await.map_err(|_| Refusal::shutting_down())?;
     let ledger = node.ledger.clone();
     let loaded = blocking(move || {
         let mut load = ledger.load(&context, request.fail_if_exists)?;

@@ -31,8 +31,7 @@ pub fn append(request: AppendRequest, context: ContextId, max_payload: usize) ->
             return Err(Refusal::field("durability", message));
         }
     }
-    let entry_id =
-        if request.entry_id.is_empty() { None } else { Some(EntryId::new(&request.entry_id)?) };
+    let entry_id = if request.entry_id.is_empty() { None } else { Some(EntryId::new(&request.entry_id)?) };
     Ok(Append {
         context,
         draft: Draft { key, payload: request.payload, metadata: request.metadata },
@@ -223,18 +222,16 @@ mod tests {
     #[test]
     fn every_durability_is_met_by_one_copy() {
         for durability in 0..=3 {
-            assert!(append(AppendRequest { durability, ..request() }, ContextId::new("c").unwrap(), 8).is_ok());
+            assert!(
+                append(AppendRequest { durability, ..request() }, ContextId::new("c").unwrap(), 8).is_ok()
+            );
         }
     }
 
     #[test]
     fn a_resume_token_is_checked() {
-        let whole = context::Position {
-            size: 3,
-            root: vec![1; 32].into(),
-            epoch: 4,
-            lineage: vec![2; 16].into(),
-        };
+        let whole =
+            context::Position { size: 3, root: vec![1; 32].into(), epoch: 4, lineage: vec![2; 16].into() };
         let resumed = resume(Some(whole.clone())).unwrap();
         assert_eq!(resumed.after, Sequence(3));
         assert_eq!(position(&resumed.position.unwrap()), whole);

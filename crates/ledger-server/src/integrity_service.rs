@@ -69,9 +69,8 @@ async fn checkpoint(node: &Node, request: CheckpointRequest) -> Result<Checkpoin
     let named = context.clone();
     let made = node.read(move |ledger| ledger.checkpoint(&named, size_or_newest(request.size))).await?;
     let position = made.position;
-    let statement =
-        Checkpoint::of_context(&node.config.cluster, &context, position.size, position.root)
-            .map_err(|error| Refusal::internal(error.to_string()))?;
+    let statement = Checkpoint::of_context(&node.config.cluster, &context, position.size, position.root)
+        .map_err(|error| Refusal::internal(error.to_string()))?;
     Ok(CheckpointResponse {
         checkpoint: Some(proto::Checkpoint {
             context_id: request.context_id,

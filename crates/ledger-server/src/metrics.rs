@@ -120,7 +120,8 @@ impl Metrics {
                     .register_histogram(&Key::from_parts("ledger_request_seconds", labels), &METADATA),
             }
         };
-        let build = [Label::new("version", env!("CARGO_PKG_VERSION")), Label::new("os", std::env::consts::OS)];
+        let build =
+            [Label::new("version", env!("CARGO_PKG_VERSION")), Label::new("os", std::env::consts::OS)];
         recorder.register_gauge(&Key::from_parts("ledger_build_info", build.to_vec()), &METADATA).set(1.0);
         Self {
             methods: Rpc::ALL.iter().map(method).collect(),

@@ -93,8 +93,7 @@ impl Node {
         &self,
         work: impl FnOnce(&Ledger) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, Refusal> {
-        let permit =
-            Arc::clone(&self.reads).acquire_owned().await.map_err(|_| Refusal::shutting_down())?;
+        let permit = Arc::clone(&self.reads).acquire_owned().await.map_err(|_| Refusal::shutting_down())?;
         let ledger = self.ledger.clone();
         let work = move || {
             let result = work(&ledger);

@@ -48,9 +48,8 @@ impl Get {
     pub async fn answer(self, node: &Node, max_bytes: usize) -> Result<GetResponse, Refusal> {
         let filter = self.filter(max_bytes / LEAST_ENTRY, max_bytes);
         let limit = self.limit;
-        let response = node
-            .read(move |ledger| Ok(cut(ledger.get(&self.context, &filter)?, limit, max_bytes)))
-            .await?;
+        let response =
+            node.read(move |ledger| Ok(cut(ledger.get(&self.context, &filter)?, limit, max_bytes))).await?;
         node.metrics.read_entries.increment(response.entries.len() as u64);
         Ok(response)
     }

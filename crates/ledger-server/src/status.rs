@@ -70,7 +70,9 @@ impl Refusal {
         AppendError {
             code: self.code as i32,
             message: self.message,
-            retry_after_ms: self.retry.map_or(0, |delay| u64::try_from(delay.as_millis()).unwrap_or(u64::MAX)),
+            retry_after_ms: self
+                .retry
+                .map_or(0, |delay| u64::try_from(delay.as_millis()).unwrap_or(u64::MAX)),
         }
     }
 }

@@ -14,7 +14,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::metrics::Metrics;
 
 /// First pause before a restart; doubles with each failure in a row.
-pub const BACK_OFF: Duration = Duration::from_millis(100);
+pub const BACK_OFF: Duration = Duration::from_millis(if cfg!(test) { 1 } else { 100 });
 /// Longest pause before a restart.
 pub const MAX_BACK_OFF: Duration = Duration::from_secs(10);
 /// A task that ran so long is healthy: its failures are counted anew.
@@ -119,7 +119,13 @@ impl Supervisor {
                 return;
             }
             let pause = BACK_OFF.saturating_mul(1 << (failures - 1).min(10)).min(MAX_BACK_OFF);
-            tracing::error!(task = name, failures, reason, pause_ms = pause.as_millis(), "task failed: restarting");
+            tracing::error!(
+                task = name,
+                failures,
+                reason,
+                pause_ms = pause.as_millis(),
+                "task failed: restarting"
+            );
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 () = until.cancelled() => return,
@@ -160,7 +166,7 @@ mod tests {
         assert!(bad.is_finished() && good.is_finished());
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn an_essential_task_that_keeps_failing_ends_the_node() {
         let supervisor = supervisor();
         supervisor.spawn("grpc", Need::Essential, CancellationToken::new(), || async {

@@ -15,6 +15,7 @@ pub(crate) struct Db {
     inner: DB,
     write: WriteOptions,
     cache: Cache,
+    generation: u64,
 }
 
 impl std::fmt::Debug for Db {
@@ -25,7 +26,7 @@ impl std::fmt::Debug for Db {
 
 impl Db {
     /// Opens or creates the database with all families.
-    pub(crate) fn open(path: &Path, options: &Options) -> Result<Self, StoreError> {
+    pub(crate) fn open(path: &Path, options: &Options, generation: u64) -> Result<Self, StoreError> {
         let cache = Cache::new_lru_cache(options.block_cache);
         let families =
             families::ALL.map(|name| ColumnFamilyDescriptor::new(name, family(name, &cache, options)));
@@ -33,7 +34,12 @@ impl Db {
             .map_err(|error| open_error(path, &error))?;
         let mut write = WriteOptions::default();
         write.set_sync(options.durability == Durability::Always);
-        Ok(Self { inner, write, cache })
+        Ok(Self { inner, write, cache, generation })
+    }
+
+    /// How often the database was opened anew before: what was read of an earlier one may be outdated.
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation
     }
 
     /// A family's handle.

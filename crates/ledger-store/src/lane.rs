@@ -23,6 +23,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     Append, Appended, BatchResult, BatchResults, StoreError,
+    database::Database,
     db::{Db, read_error},
     families::{self, Place},
     prove,
@@ -52,6 +53,21 @@ pub(crate) enum Command {
     Install(Box<Install>, oneshot::Sender<Result<(), StoreError>>),
 }
 
+impl Command {
+    /// Tells whoever asked that nothing was done.
+    fn fail(self, error: &StoreError) {
+        match self {
+            Self::Append(_, reply) => _ = reply.send(Err(error.clone())),
+            Self::Install(_, reply) => _ = reply.send(Err(error.clone())),
+            Self::Batch(appends, reply) => {
+                let failed = |(tag, _)| BatchResult { tag, result: Err(error.clone()) };
+                let results = appends.into_iter().map(failed).collect();
+                _ = reply.send(BatchResults { results, positions: Vec::new() });
+            }
+        }
+    }
+}
+
 /// A history staged under a number of its own, to take a context's place.
 #[derive(Debug)]
 pub(crate) struct Install {
@@ -73,7 +89,9 @@ impl quick_cache::Weighter<ContextId, ContextState> for Weigh {
 
 /// The thread's own things.
 pub(crate) struct Lane {
-    db: Arc<Db>,
+    database: Arc<Database>,
+    /// Of the database that the cached states were read from.
+    generation: u64,
     shared: Arc<Shared>,
     cache: Cache<ContextId, ContextState, Weigh>,
     buffer: Vec<u8>,
@@ -132,63 +150,76 @@ struct Touched {
 }
 
 impl Lane {
-    pub(crate) fn new(db: Arc<Db>, shared: Arc<Shared>, cache_bytes: usize) -> Self {
+    pub(crate) fn new(database: Arc<Database>, shared: Arc<Shared>, cache_bytes: usize) -> Self {
         let contexts = (cache_bytes / 2048).max(64);
         let cache = Cache::with_weighter(contexts, cache_bytes as u64, Weigh);
-        Self { db, shared, cache, buffer: Vec::new() }
+        Self { database, generation: 0, shared, cache, buffer: Vec::new() }
     }
 
     /// Serves the queue until every sender is gone.
     pub(crate) fn run(mut self, mut queue: mpsc::Receiver<Command>) {
         let mut commands = Vec::with_capacity(QUEUE);
         while queue.blocking_recv_many(&mut commands, QUEUE) > 0 {
-            let mut commit = Commit::new();
-            for command in commands.drain(..) {
-                match command {
-                    Command::Append(append, reply) => {
-                        let context = append.context.clone();
-                        let staged =
-                            self.stage(&mut commit, append).map(|staged| staged.appended(&commit, &context));
-                        commit.waiting.push(Waiting::One(staged, reply));
-                    }
-                    Command::Batch(appends, reply) => {
-                        let mut stage = |(tag, append)| {
-                            let staged = self.stage(&mut commit, append);
-                            BatchResult {
-                                tag,
-                                result: staged.map(|staged| (staged.entry, staged.first.is_some())),
-                            }
-                        };
-                        let results = appends.into_iter().map(&mut stage).collect();
-                        commit.waiting.push(Waiting::Many(results, reply));
-                    }
-                    Command::Install(install, reply) => {
-                        self.commit(std::mem::replace(&mut commit, Commit::new()));
-                        let installed = self.install(*install);
-                        // The one who asked may have gone: the history is in place all the same.
-                        let _ = reply.send(installed);
-                    }
-                }
-                if commit.entries >= MAX_COMMIT_ENTRIES || commit.batch.size_in_bytes() >= MAX_COMMIT_BYTES {
-                    self.commit(std::mem::replace(&mut commit, Commit::new()));
-                }
+            match self.database.get() {
+                Ok(db) => self.serve(&db, commands.drain(..)),
+                Err(error) => commands.drain(..).for_each(|command| command.fail(&error)),
             }
-            self.commit(commit);
         }
     }
 
+    /// Serves what was in the queue, in as few commits as its bounds allow.
+    fn serve(&mut self, db: &Db, commands: impl Iterator<Item = Command>) {
+        if db.generation() != self.generation {
+            // A write that was reported as failed may have been kept after all.
+            self.cache.clear();
+            self.generation = db.generation();
+        }
+        let mut commit = Commit::new();
+        for command in commands {
+            match command {
+                Command::Append(append, reply) => {
+                    let context = append.context.clone();
+                    let staged =
+                        self.stage(db, &mut commit, append).map(|staged| staged.appended(&commit, &context));
+                    commit.waiting.push(Waiting::One(staged, reply));
+                }
+                Command::Batch(appends, reply) => {
+                    let mut stage = |(tag, append)| {
+                        let staged = self.stage(db, &mut commit, append);
+                        BatchResult {
+                            tag,
+                            result: staged.map(|staged| (staged.entry, staged.first.is_some())),
+                        }
+                    };
+                    let results = appends.into_iter().map(&mut stage).collect();
+                    commit.waiting.push(Waiting::Many(results, reply));
+                }
+                Command::Install(install, reply) => {
+                    self.commit(db, std::mem::replace(&mut commit, Commit::new()));
+                    let installed = self.install(db, *install);
+                    // The one who asked may have gone: the history is in place all the same.
+                    let _ = reply.send(installed);
+                }
+            }
+            if commit.entries >= MAX_COMMIT_ENTRIES || commit.batch.size_in_bytes() >= MAX_COMMIT_BYTES {
+                self.commit(db, std::mem::replace(&mut commit, Commit::new()));
+            }
+        }
+        self.commit(db, commit);
+    }
+
     /// Stages one append.
-    fn stage(&mut self, commit: &mut Commit, append: Append) -> Result<Staged, StoreError> {
+    fn stage(&mut self, db: &Db, commit: &mut Commit, append: Append) -> Result<Staged, StoreError> {
         let Append { context, draft, received_lamport, entry_id } = append;
         if !commit.states.contains_key(&context) {
-            let touched = self.touch(&context)?;
+            let touched = self.touch(db, &context)?;
             commit.states.insert(context.clone(), touched);
         }
         let Some(touched) = commit.states.get_mut(&context) else { return Err(StoreError::Closed) };
         if let Some(id) = &entry_id
-            && let Some(known) = self.known(touched, &context, id)?
+            && let Some(known) = self.known(db, touched, &context, id)?
         {
-            return repeat(&self.db, touched, &context, id, known, &draft);
+            return repeat(db, touched, &context, id, known, &draft);
         }
         let stamp = Stamp {
             id: entry_id.clone().unwrap_or_else(Shared::new_entry_id),
@@ -197,7 +228,7 @@ impl Lane {
             // A loaded history may carry a higher epoch than this node's own.
             epoch: self.shared.epoch().max(touched.state.head.epoch),
         };
-        let (db, buffer) = (&self.db, &mut self.buffer);
+        let buffer = &mut self.buffer;
         let entry = touched.state.append(db, &mut commit.batch, &context, draft, stamp, buffer)?;
         if entry_id.is_some() {
             touched.state.put_id(db, &mut commit.batch, &entry.id, entry.sequence)?;
@@ -212,12 +243,12 @@ impl Lane {
     }
 
     /// A context's state, out of the cache or the database, or new.
-    fn touch(&mut self, context: &ContextId) -> Result<Touched, StoreError> {
+    fn touch(&mut self, db: &Db, context: &ContextId) -> Result<Touched, StoreError> {
         let state = match self.cache.remove(context) {
             Some((_, state)) => state,
-            None => match ContextState::load(&self.db, context) {
+            None => match ContextState::load(db, context) {
                 Ok(Some(state)) => state,
-                Ok(None) => self.create(context)?,
+                Ok(None) => self.create(db, context)?,
                 Err(error) => {
                     self.shared.quarantine.note(&error);
                     return Err(error);
@@ -229,8 +260,8 @@ impl Lane {
         Ok(Touched { state, ids: HashMap::new(), watched, appended: 0 })
     }
 
-    fn create(&self, context: &ContextId) -> Result<ContextState, StoreError> {
-        let place = Place { slot: Slot::of(context), number: self.shared.numbers.next(&self.db)? };
+    fn create(&self, db: &Db, context: &ContextId) -> Result<ContextState, StoreError> {
+        let place = Place { slot: Slot::of(context), number: self.shared.numbers.next(db)? };
         let lineage = Lineage(Shared::new_id());
         Ok(ContextState::new(place, Head::new(self.shared.options.suite, lineage, Shared::now_ns())))
     }
@@ -238,6 +269,7 @@ impl Lane {
     /// The entry that has a client's id already.
     fn known(
         &self,
+        db: &Db,
         touched: &Touched,
         context: &ContextId,
         id: &EntryId,
@@ -245,19 +277,18 @@ impl Lane {
         if let Some(entry) = touched.ids.get(id) {
             return Ok(Some(Known::Staged(entry.clone())));
         }
-        let sequence = self
-            .db
+        let sequence = db
             .get(families::IDS, &touched.state.place.id(id), |bytes| bytes.try_into().map(u64::from_be_bytes))
             .map_err(|error| read_error(context, Sequence(0), &error))?;
         Ok(sequence.and_then(Result::ok).map(|sequence| Known::Stored(Sequence(sequence))))
     }
 
     /// Writes a staged commit, and tells everybody.
-    fn commit(&mut self, mut commit: Commit) {
+    fn commit(&mut self, db: &Db, mut commit: Commit) {
         if commit.waiting.is_empty() {
             return;
         }
-        match self.write(&mut commit) {
+        match self.write(db, &mut commit) {
             Ok(()) => self.acknowledge(commit),
             Err(error) => {
                 self.shared.commit_failed(&error);
@@ -266,14 +297,14 @@ impl Lane {
         }
     }
 
-    fn write(&mut self, commit: &mut Commit) -> Result<(), StoreError> {
+    fn write(&mut self, db: &Db, commit: &mut Commit) -> Result<(), StoreError> {
         if commit.entries == 0 {
             return Ok(());
         }
         for (context, touched) in commit.states.iter().filter(|(_, touched)| touched.appended > 0) {
-            touched.state.put_head(&self.db, &mut commit.batch, context, &mut self.buffer)?;
+            touched.state.put_head(db, &mut commit.batch, context, &mut self.buffer)?;
         }
-        self.db.write(std::mem::take(&mut commit.batch))?;
+        db.write(std::mem::take(&mut commit.batch))?;
         self.shared.committed(commit.entries as u64);
         Ok(())
     }
@@ -309,24 +340,21 @@ impl Lane {
     }
 
     /// Puts a staged history in place of a context's, if the context is as it was when staging began.
-    fn install(&mut self, install: Install) -> Result<(), StoreError> {
+    fn install(&mut self, db: &Db, install: Install) -> Result<(), StoreError> {
         let Install { context, base, state } = install;
-        let now = read_head(&self.db, &context)?.map(|(place, head)| (place, head.frontier.size()));
+        let now = read_head(db, &context)?.map(|(place, head)| (place, head.frontier.size()));
         if now != base {
             let sequence = Sequence(base.map_or(0, |(_, size)| size) + 1);
             return Err(StoreError::HistoryDiffers { context, sequence });
         }
         let mut batch = WriteBatch::default();
-        state.put_head(&self.db, &mut batch, &context, &mut self.buffer)?;
+        state.put_head(db, &mut batch, &context, &mut self.buffer)?;
         if let Some((old, _)) = base {
-            staging::remove_rows(&self.db, &mut batch, old)?;
+            staging::remove_rows(db, &mut batch, old)?;
         }
-        staging::forget(&self.db, &mut batch, state.place)?;
+        staging::forget(db, &mut batch, state.place)?;
         // The staged rows were written without a sync: this one is for them too, whatever is configured.
-        self.db
-            .write(batch)
-            .and_then(|()| self.db.sync())
-            .inspect_err(|error| self.shared.commit_failed(error))?;
+        db.write(batch).and_then(|()| db.sync()).inspect_err(|error| self.shared.commit_failed(error))?;
         self.shared.quarantine.lift(&context);
         if let Some(tail) = self.shared.tails.find(&context) {
             tail.reach(state.head.size());

@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::{
     Append, Appended, BatchResults, Checkpointed, ContextInfo, Damage, Durability, Filter, Load, Loaded,
     Options, Page, ProvenConsistency, ProvenInclusion, SnapshotStream, Stats, StoreError, Watch,
+    database::{self, Database},
     db::{Db, io_error},
     families,
     lane::{Command, Install, Lane, MAX_COMMAND, QUEUE},
@@ -40,7 +41,7 @@ pub struct Ledger {
 /// What all clones share.
 #[derive(Debug)]
 pub(crate) struct Inner {
-    pub(crate) db: Arc<Db>,
+    pub(crate) database: Arc<Database>,
     pub(crate) shared: Arc<Shared>,
     /// True once the ledger closes; wakes watchers.
     pub(crate) closed: watch::Sender<bool>,
@@ -61,14 +62,15 @@ impl Ledger {
         let dir = dir.as_ref();
         let open = |reason: String| StoreError::Open { path: dir.display().to_string(), reason };
         std::fs::create_dir_all(dir).map_err(|error| open(format!("it cannot be created: {error}")))?;
-        let db = Arc::new(Db::open(&dir.join(DATABASE), &options)?);
+        let database = Arc::new(Database::open(dir.join(DATABASE), options.clone())?);
+        let db = database.get()?;
         let meta = Meta::open(&db, dir)?;
         staging::clean_up(&db)?;
         let numbers = Numbers::open(&db)?;
         let shared = Arc::new(Shared::new(options, meta, numbers));
         let ledger = Self {
             inner: Arc::new(Inner {
-                db,
+                database,
                 shared,
                 closed: watch::Sender::new(false),
                 lanes: RwLock::default(),
@@ -152,7 +154,9 @@ impl Ledger {
 
     /// The context's head; `None` if it was never written.
     pub fn head(&self, context: &ContextId) -> Result<Option<Head>, StoreError> {
-        self.inner.noted(read_head(&self.inner.db, context)).map(|found| found.map(|(_, head)| head))
+        self.inner
+            .noted(self.inner.database.get().and_then(|db| read_head(&db, context)))
+            .map(|found| found.map(|(_, head)| head))
     }
 
     /// Sequence of the newest entry; 0 if there is none.
@@ -243,7 +247,8 @@ impl Ledger {
         let after_key = [after.as_bytes(), &[0]].concat();
         let first = if after.is_empty() { prefix.as_bytes() } else { prefix.as_bytes().max(&after_key) };
         self.inner
-            .db
+            .database
+            .get()?
             .scan(families::HEADS, first, &[0xff], true, |key, value| {
                 if !key.starts_with(prefix.as_bytes()) {
                     return false;
@@ -267,7 +272,8 @@ impl Ledger {
 
     /// What the store can say of itself.
     pub fn stats(&self) -> Stats {
-        let (db, shared) = (&self.inner.db, &self.inner.shared);
+        let shared = &self.inner.shared;
+        let Ok(db) = self.inner.database.get() else { return Stats::default() };
         let (appended, commits, failed_commits) = shared.counts();
         Stats {
             appended,
@@ -327,29 +333,35 @@ impl Inner {
         let mut threads = self.threads.lock();
         for number in 0..lanes {
             let (queue, commands) = mpsc::channel(QUEUE);
-            let lane = Lane::new(Arc::clone(&self.db), Arc::clone(&self.shared), options.head_cache / lanes);
+            let lane =
+                Lane::new(Arc::clone(&self.database), Arc::clone(&self.shared), options.head_cache / lanes);
             let thread = std::thread::Builder::new().name(format!("lane-{number}"));
             threads.push(thread.spawn(move || lane.run(commands))?);
             self.lanes.write().push(queue);
         }
         let (stop, stopped) = crossbeam_channel::bounded::<()>(0);
         if options.scrub_rate > 0 {
-            let (db, shared, stopped) = (Arc::clone(&self.db), Arc::clone(&self.shared), stopped.clone());
+            let (database, shared, stopped) =
+                (Arc::clone(&self.database), Arc::clone(&self.shared), stopped.clone());
             let thread = std::thread::Builder::new().name("scrub".into());
-            threads.push(thread.spawn(move || scrub::run(&db, &shared, &stopped))?);
+            threads.push(thread.spawn(move || scrub::run(&database, &shared, &stopped))?);
         }
         if let Durability::Interval(interval) = options.durability {
-            let db = Arc::clone(&self.db);
+            let database = Arc::clone(&self.database);
+            let stopped = stopped.clone();
             let thread = std::thread::Builder::new().name("sync".into());
             threads.push(thread.spawn(move || {
                 use crossbeam_channel::RecvTimeoutError::Timeout;
                 while stopped.recv_timeout(interval) == Err(Timeout) {
-                    if let Err(error) = db.sync() {
+                    if let Err(error) = database.get().and_then(|db| db.sync()) {
                         tracing::error!(%error, "the periodic sync failed");
                     }
                 }
             })?);
         }
+        let (database, shared) = (Arc::clone(&self.database), Arc::clone(&self.shared));
+        let thread = std::thread::Builder::new().name("keep-open".into());
+        threads.push(thread.spawn(move || database::keep_open(&database, &shared, &stopped))?);
         *self.stop.lock() = Some(stop);
         Ok(())
     }
@@ -401,7 +413,7 @@ impl Inner {
         read: impl FnOnce(&Db) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         self.shared.quarantine.check(context)?;
-        self.noted(read(&self.db))
+        self.noted(self.database.get().and_then(|db| read(&db)))
     }
 
     fn noted<T>(&self, result: Result<T, StoreError>) -> Result<T, StoreError> {
@@ -418,7 +430,7 @@ impl Inner {
                 tracing::error!("a thread of the store panicked");
             }
         }
-        self.db.close()
+        self.database.get()?.close()
     }
 }
 

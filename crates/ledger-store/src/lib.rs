@@ -25,6 +25,7 @@
 //! Lamport time, hash, extend the tree) → one RocksDB write with one sync → acknowledge → `tail` (wake the
 //! watchers).
 
+mod database;
 mod db;
 mod error;
 mod families;

@@ -114,7 +114,7 @@ impl Load {
     }
 
     fn refuse_existing(&self) -> Result<(), StoreError> {
-        match read_head(&self.inner.db, &self.context)? {
+        match read_head(&*self.inner.database.get()?, &self.context)? {
             Some((_, head)) if self.fail_if_exists && head.size().0 > 0 => {
                 Err(StoreError::ContextExists { context: self.context.clone(), size: head.size().0 })
             }
@@ -248,9 +248,10 @@ impl std::fmt::Debug for Batch {
 
 impl Staging {
     fn begin(inner: Arc<Inner>, context: ContextId, origin: Origin) -> Result<Self, StoreError> {
-        let base = read_head(&inner.db, &context)?;
-        let place = Place { slot: Slot::of(&context), number: inner.shared.numbers.next(&inner.db)? };
-        staging::begin(&inner.db, place)?;
+        let db = inner.database.get()?;
+        let base = read_head(&db, &context)?;
+        let place = Place { slot: Slot::of(&context), number: inner.shared.numbers.next(&db)? };
+        staging::begin(&db, place)?;
         let shared = &inner.shared;
         let head = match &base {
             Some((_, head)) => Head::new(head.suite, head.lineage, head.created_at_ns),
@@ -350,9 +351,9 @@ impl Staging {
                     received_lamport: incoming.lamport.map_or(0, |time| time.0.saturating_sub(1)),
                     epoch: shared.epoch().max(self.state.head.epoch),
                 };
-                let (db, context) = (&self.inner.db, &self.context);
+                let (db, context) = (self.inner.database.get()?, &self.context);
                 let entry = self.state.append(
-                    db,
+                    &db,
                     &mut self.batch.0,
                     context,
                     incoming.draft,
@@ -365,13 +366,15 @@ impl Staging {
     }
 
     fn accept(&mut self, entry: &Entry) -> Result<(), StoreError> {
-        self.state.accept(&self.inner.db, &mut self.batch.0, &self.context, entry, &mut self.buffer)?;
+        let db = self.inner.database.get()?;
+        self.state.accept(&db, &mut self.batch.0, &self.context, entry, &mut self.buffer)?;
         self.staged(entry)
     }
 
     fn staged(&mut self, entry: &Entry) -> Result<(), StoreError> {
         // Which ids clients chose is not known any more: all of them make a retry safe.
-        self.state.put_id(&self.inner.db, &mut self.batch.0, &entry.id, entry.sequence)?;
+        let db = self.inner.database.get()?;
+        self.state.put_id(&db, &mut self.batch.0, &entry.id, entry.sequence)?;
         if self.batch.0.size_in_bytes() >= BATCH_BYTES {
             self.flush()?;
         }
@@ -379,7 +382,7 @@ impl Staging {
     }
 
     fn flush(&mut self) -> Result<(), StoreError> {
-        self.inner.db.write_unsynced(std::mem::take(&mut self.batch.0))
+        self.inner.database.get()?.write_unsynced(std::mem::take(&mut self.batch.0))
     }
 
     /// The existing entry of a sequence; they are asked for in order.
@@ -390,7 +393,7 @@ impl Staging {
         if self.existing.is_empty() && !self.one_by_one {
             let after = Sequence(sequence.0 - 1);
             let filter = Filter { after, max_bytes: PAGE_BYTES, ..Filter::default() };
-            match read::page_at(&self.inner.db, &self.context, *place, head, &filter) {
+            match read::page_at(&*self.inner.database.get()?, &self.context, *place, head, &filter) {
                 Ok(page) => self.existing.extend(page.entries),
                 Err(StoreError::Damaged { .. }) => self.one_by_one = true,
                 Err(error) => return Err(error),
@@ -398,7 +401,7 @@ impl Staging {
         }
         match self.existing.pop_front() {
             Some(entry) => Ok(entry),
-            None => read::one(&self.inner.db, &self.context, *place, head, sequence),
+            None => read::one(&*self.inner.database.get()?, &self.context, *place, head, sequence),
         }
     }
 
@@ -436,7 +439,8 @@ impl Staging {
 impl Drop for Staging {
     fn drop(&mut self) {
         if !self.installed
-            && let Err(error) = staging::abandon(&self.inner.db, self.state.place)
+            && let Err(error) =
+                self.inner.database.get().and_then(|db| staging::abandon(&db, self.state.place))
         {
             // It is removed when the ledger is opened again.
             tracing::warn!(context = %self.context, %error, "what an unfinished load staged stays until restart");

@@ -95,7 +95,7 @@ fn decode<'a, T: BorrowDecode<'a, ()>>(bytes: &'a [u8]) -> Result<T, RecordError
 }
 
 /// Encodes an entry. Its context and sequence are in its key.
-pub(crate) fn encode_entry(entry: &Entry, out: &mut Vec<u8>) -> Result<(), RecordError> {
+pub fn encode_entry(entry: &Entry, out: &mut Vec<u8>) -> Result<(), RecordError> {
     let text = match entry.id.bits() {
         Some(_) => String::new(),
         None => entry.id.to_string(),
@@ -158,7 +158,7 @@ pub(crate) fn peek_entry(bytes: &[u8]) -> Result<(&str, Hash), RecordError> {
 }
 
 /// Encodes a head.
-pub(crate) fn encode_head(number: u64, head: &Head, out: &mut Vec<u8>) -> Result<(), RecordError> {
+pub fn encode_head(number: u64, head: &Head, out: &mut Vec<u8>) -> Result<(), RecordError> {
     let record = HeadRecord {
         number,
         suite: head.suite.code(),

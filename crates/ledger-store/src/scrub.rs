@@ -17,6 +17,7 @@ use ledger_core::{
 
 use crate::{
     Filter, StoreError,
+    database::Database,
     db::{Db, read_error},
     families::{self, Place},
     read::{self, damaged, moved, weight},
@@ -32,11 +33,11 @@ const PAGE_BYTES: usize = 256 << 10;
 
 /// The thread: scrubs until told to stop. It begins after one pause of a second, so that opening a ledger is not
 /// slowed down.
-pub(crate) fn run(db: &Db, shared: &Shared, stop: &Receiver<()>) {
+pub(crate) fn run(database: &Database, shared: &Shared, stop: &Receiver<()>) {
     let options = &shared.options;
     let mut pause = Duration::from_secs(1).min(options.scrub_pause);
     while stop.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
-        let mut scrub = Scrub { db, shared, stop, budget: Budget::new(options.scrub_rate) };
+        let mut scrub = Scrub { database, shared, stop, budget: Budget::new(options.scrub_rate) };
         match scrub.everything() {
             Ok(Pass::Stopped) => return,
             Ok(Pass::Done { contexts, entries }) => {
@@ -59,7 +60,7 @@ enum Pass {
 }
 
 struct Scrub<'a> {
-    db: &'a Db,
+    database: &'a Database,
     shared: &'a Shared,
     stop: &'a Receiver<()>,
     budget: Budget,
@@ -69,7 +70,7 @@ impl Scrub<'_> {
     fn everything(&mut self) -> Result<Pass, StoreError> {
         let (mut after, mut contexts, mut entries) = (String::new(), 0, 0);
         loop {
-            let names = context_ids(self.db, &after, CONTEXTS)?;
+            let names = context_ids(&*self.database.get()?, &after, CONTEXTS)?;
             let Some(last) = names.last() else { return Ok(Pass::Done { contexts, entries }) };
             last.as_str().clone_into(&mut after);
             for context in names {
@@ -86,11 +87,11 @@ impl Scrub<'_> {
     /// Checks one context; `None` when told to stop.
     fn context(&mut self, context: &ContextId) -> Result<Option<u64>, StoreError> {
         loop {
-            let Some((place, head)) = read_head(self.db, context)? else { return Ok(Some(0)) };
+            let Some((place, head)) = read_head(&*self.database.get()?, context)? else { return Ok(Some(0)) };
             let checked = with_suite!(head.suite, H => self.history::<H>(context, place, &head));
             match checked {
                 // A load put another copy in place meanwhile: that one is checked.
-                Err(StoreError::Damaged { .. }) if moved(self.db, context, place)? => {}
+                Err(StoreError::Damaged { .. }) if moved(&*self.database.get()?, context, place)? => {}
                 checked => return checked,
             }
         }
@@ -102,13 +103,12 @@ impl Scrub<'_> {
         place: Place,
         head: &Head,
     ) -> Result<Option<u64>, StoreError> {
-        let db = self.db;
         let mut frontier = Frontier::default();
         let mut leaves = Vec::with_capacity(TILE_WIDTH);
         let mut done = Sequence(0);
         while done < head.size().newest() {
             let filter = Filter { after: done, max_bytes: PAGE_BYTES, ..Filter::default() };
-            let page = read::page_at(db, context, place, head, &filter)?;
+            let page = read::page_at(&*self.database.get()?, context, place, head, &filter)?;
             let mut bytes = 0;
             for entry in &page.entries {
                 bytes += weight(entry);
@@ -143,7 +143,8 @@ impl Scrub<'_> {
         let index = last.0 / TILE_WIDTH as u64 - 1;
         let first = Sequence(index * TILE_WIDTH as u64 + 1);
         let differs = self
-            .db
+            .database
+            .get()?
             .get(families::TILES, &place.tile(TileId { level: 0, index }), |bytes| {
                 let stored = bytes.chunks_exact(32);
                 let len = stored.len();

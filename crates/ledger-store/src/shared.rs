@@ -79,6 +79,11 @@ impl Shared {
         }
     }
 
+    /// The database was opened anew: there is reason to hope.
+    pub(crate) fn recovered(&self) {
+        *self.failure.lock() = None;
+    }
+
     /// Counts and remembers a commit that failed.
     pub(crate) fn commit_failed(&self, error: &StoreError) {
         if self.failure.lock().replace(error.clone()).is_none() {

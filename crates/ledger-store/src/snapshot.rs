@@ -42,7 +42,7 @@ impl SnapshotStream {
     pub(crate) fn begin(inner: Arc<Inner>, context: &ledger_core::ContextId) -> Result<Self, StoreError> {
         inner.shared.quarantine.check(context)?;
         let now = Shared::now_ns();
-        let (place, head) = match read_head(&inner.db, context)? {
+        let (place, head) = match read_head(&*inner.database.get()?, context)? {
             Some(found) => found,
             // A context that was never written reads as empty; its number is never used.
             None => (
@@ -73,7 +73,8 @@ impl Iterator for SnapshotStream {
             source.started = true;
         }
         while chunk.is_empty() && source.done < self.header.count.newest() {
-            let pushed = source.page(&self.inner.db, &self.header).and_then(|entries| {
+            let page = self.inner.database.get().and_then(|db| source.page(&db, &self.header));
+            let pushed = page.and_then(|entries| {
                 source.done = entries.last().map_or(source.done, |entry| entry.sequence);
                 entries
                     .iter()

@@ -147,3 +147,9 @@ fn frame_of(snapshot: &[u8]) -> Option<Vec<u8>> {
     let uncompressed = u32::from_be_bytes(head[5..9].try_into().ok()?) as usize;
     zstd::bulk::decompress(rest.get(..compressed)?, uncompressed).ok()
 }
+
+/// The entries of the golden snapshot.
+pub(super) fn entries() -> Vec<Entry> {
+    let items = decode(GOLDEN, std::iter::repeat(GOLDEN.len())).0;
+    items.into_iter().filter_map(|item| if let Item::Entry(entry) = item { Some(entry) } else { None }).collect()
+}

@@ -1,0 +1,53 @@
+//! Records on disk: entries and heads.
+
+use ledger_core::{ContextId, Hash, HashSuite, Head, Lineage, Sequence, tree::Frontier};
+use ledger_store::record::{decode_entry, decode_head, encode_entry, encode_head};
+
+use crate::Outcome;
+
+/// One head and one entry of every shape.
+pub(super) fn seeds() -> Vec<Vec<u8>> {
+    let mut seeds = Vec::new();
+    let mut bytes = Vec::new();
+    for size in [0_u64, 1, 1000] {
+        let mut head = Head::new(HashSuite::Blake3, Lineage([7; 16]), 1);
+        let peaks = vec![Hash([9; 32]); size.count_ones() as usize];
+        if let Some(frontier) = Frontier::from_peaks(size, peaks) {
+            head.frontier = frontier;
+        }
+        if encode_head(300, &head, &mut bytes).is_ok() {
+            seeds.push(bytes.clone());
+        }
+    }
+    for snapshot in super::snapshot::entries() {
+        if encode_entry(&snapshot, &mut bytes).is_ok() {
+            seeds.push(bytes.clone());
+        }
+    }
+    seeds
+}
+
+/// Law: what decodes encodes to something that decodes to the same.
+pub(super) fn run(input: &[u8]) -> Outcome {
+    let Ok(context) = ContextId::new("fuzz") else { return Outcome::of("") };
+    let mut bytes = Vec::new();
+    let head = match decode_head(input) {
+        Ok((number, head)) => {
+            if encode_head(number, &head, &mut bytes).is_ok() {
+                assert_eq!(decode_head(&bytes), Ok((number, head)));
+            }
+            "head".to_owned()
+        }
+        Err(error) => error.to_string(),
+    };
+    let entry = match decode_entry(&context, Sequence(1), input) {
+        Ok(entry) => {
+            if encode_entry(&entry, &mut bytes).is_ok() {
+                assert_eq!(decode_entry(&context, Sequence(1), &bytes), Ok(entry));
+            }
+            "entry".to_owned()
+        }
+        Err(error) => error.to_string(),
+    };
+    Outcome::of(&format!("{head}; {entry}"))
+}

@@ -1,0 +1,321 @@
+//! The console: one page to look at contexts, and the JSON behind it. It reads and never writes.
+//!
+//! Everything a writer chose (names, keys, metadata, payloads) is hostile: it leaves here as JSON only, the
+//! page puts it in place as text only, and the page may load and run nothing but what it carries.
+//!
+//! | path | query | answers |
+//! | --- | --- | --- |
+//! | `/` | | the page |
+//! | `/api/contexts` | `prefix`, `after`, `limit` | a page of the listing |
+//! | `/api/context` | `id` | size, Lamport time, epoch, root, signed checkpoint |
+//! | `/api/entries` | `id`, `key`, `after`, `limit` | entries with previews of their payloads |
+//! | `/api/tail` | `id`, `key`, `after` | the same, live, as server-sent events |
+
+use std::{
+    convert::Infallible,
+    sync::{Arc, LazyLock},
+};
+
+use axum::{
+    Json, Router,
+    extract::{Query, State},
+    http::{HeaderName, StatusCode, header},
+    response::{
+        Html, IntoResponse, Response, Sse,
+        sse::{Event, KeepAlive},
+    },
+    routing::get,
+};
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use futures::{Stream, StreamExt as _, stream};
+use ledger_core::{
+    ContextId, Entry, Sequence,
+    checkpoint::Checkpoint,
+    hash::{Hasher as _, Sha256},
+};
+use ledger_proto::ledger::v1::ContextsRequest;
+use ledger_store::Filter;
+use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
+use tonic::Code;
+
+use crate::{cluster_service, convert, limits, metrics::Rpc, node::Node, status::Refusal, tail::Tail};
+
+const PAGE: &str = include_str!("console.html");
+
+/// The page may run and show its own inline script and style, known by their hashes, and ask its own server.
+static POLICY: LazyLock<String> = LazyLock::new(|| {
+    let hash = |tag: &str| {
+        let (open, close) = (format!("<{tag}>"), format!("</{tag}>"));
+        let inline = PAGE.split_once(&open).and_then(|(_, rest)| rest.split_once(&close));
+        BASE64_STANDARD.encode(Sha256::digest(inline.map_or("", |(inline, _)| inline).as_bytes()).0)
+    };
+    format!(
+        "default-src 'none'; script-src 'sha256-{}'; style-src 'sha256-{}'; connect-src 'self'; \
+         base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+        hash("script"),
+        hash("style"),
+    )
+});
+
+static TAILS: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(limits::CONSOLE_TAILS)));
+
+/// The console's paths.
+pub fn routes() -> Router<Arc<Node>> {
+    Router::new()
+        .route("/", get(page))
+        .route("/api/contexts", get(contexts))
+        .route("/api/context", get(context))
+        .route("/api/entries", get(entries))
+        .route("/api/tail", get(tail))
+}
+
+async fn page() -> impl IntoResponse {
+    let headers = [
+        (header::CONTENT_SECURITY_POLICY, POLICY.as_str()),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+    ];
+    (headers, Html(PAGE))
+}
+
+/// What a request asks for; each path uses some of it.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Asked {
+    id: String,
+    prefix: String,
+    key: String,
+    after: String,
+    limit: u32,
+}
+
+impl Asked {
+    fn sequence(&self) -> Result<Sequence, Refusal> {
+        if self.after.is_empty() {
+            return Ok(Sequence(0));
+        }
+        let wrong = || Refusal::field("after", "after is not a sequence: send a number");
+        self.after.parse().map(Sequence).map_err(|_| wrong())
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Listed {
+    id: String,
+    size: u64,
+    lamport: u64,
+    epoch: u64,
+    suite: String,
+}
+
+#[derive(Debug, Serialize)]
+struct Contexts {
+    contexts: Vec<Listed>,
+    more: bool,
+}
+
+async fn contexts(
+    State(node): State<Arc<Node>>,
+    Query(asked): Query<Asked>,
+) -> Result<Json<Contexts>, Failed> {
+    let limit = asked.limit.clamp(1, limits::CONSOLE_ENTRIES as u32);
+    let request = ContextsRequest { prefix: asked.prefix, after: asked.after, limit };
+    let page = cluster_service::contexts(&node, request).await?;
+    let listed = |info: ledger_proto::ledger::v1::ContextInfo| Listed {
+        id: info.context_id,
+        size: info.size,
+        lamport: info.lamport_clock,
+        epoch: info.epoch,
+        suite: info.hash_suite,
+    };
+    Ok(Json(Contexts { contexts: page.contexts.into_iter().map(listed).collect(), more: page.more }))
+}
+
+#[derive(Debug, Serialize)]
+struct Stands {
+    id: String,
+    size: u64,
+    lamport: u64,
+    epoch: u64,
+    suite: String,
+    root: String,
+    lineage: String,
+    signed_note: String,
+    verifier_key: String,
+}
+
+async fn context(State(node): State<Arc<Node>>, Query(asked): Query<Asked>) -> Result<Json<Stands>, Failed> {
+    let context = ContextId::new(&asked.id).map_err(Refusal::from)?;
+    let named = context.clone();
+    let made = node.read(move |ledger| ledger.checkpoint(&named, None)).await?;
+    let (position, cluster) = (made.position, &node.config.cluster);
+    let statement = Checkpoint::of_context(cluster, &context, position.size, position.root)
+        .map_err(|error| Refusal::internal(error.to_string()))?;
+    Ok(Json(Stands {
+        id: asked.id,
+        size: position.size.0,
+        lamport: made.lamport.0,
+        epoch: position.epoch.0,
+        suite: made.suite.to_string(),
+        root: position.root.to_string(),
+        lineage: position.lineage.to_string(),
+        signed_note: node.signer.sign(&statement),
+        verifier_key: node.signer.verifier_key().to_string(),
+    }))
+}
+
+/// An entry with the beginning of its payload.
+#[derive(Debug, Serialize)]
+struct Shown {
+    sequence: u64,
+    id: String,
+    key: String,
+    /// Milliseconds since the Unix epoch: what a browser's clock counts in.
+    at_ms: u64,
+    lamport: u64,
+    hash: String,
+    size: usize,
+    /// The payload's beginning as text, if it is text, else in hex.
+    text: Option<String>,
+    hex: Option<String>,
+    cut: bool,
+    metadata: ledger_core::entry::Metadata,
+}
+
+impl Shown {
+    fn of(entry: Entry) -> Self {
+        let size = entry.payload.len();
+        let start = &entry.payload[..size.min(limits::PREVIEW)];
+        let cut = start.len() < size;
+        let text = match std::str::from_utf8(start) {
+            Ok(text) => Some(text),
+            // The cut may go through a character.
+            Err(error) if cut && error.error_len().is_none() => {
+                std::str::from_utf8(&start[..error.valid_up_to()]).ok()
+            }
+            Err(_) => None,
+        };
+        let hex = text.is_none().then(|| hex::encode(&start[..start.len().min(limits::PREVIEW / 8)]));
+        Self {
+            sequence: entry.sequence.0,
+            id: entry.id.to_string(),
+            key: entry.key.as_str().to_owned(),
+            at_ms: entry.appended_at_ns / 1_000_000,
+            lamport: entry.lamport.0,
+            hash: entry.content_hash.to_string(),
+            size,
+            cut: cut || hex.as_ref().is_some_and(|hex| hex.len() < 2 * size),
+            text: text.map(str::to_owned),
+            hex,
+            metadata: entry.metadata,
+        }
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Entries {
+    entries: Vec<Shown>,
+    latest: u64,
+    covered: u64,
+    more: bool,
+}
+
+async fn entries(State(node): State<Arc<Node>>, Query(asked): Query<Asked>) -> Result<Json<Entries>, Failed> {
+    let after = asked.sequence()?;
+    let context = ContextId::new(&asked.id).map_err(Refusal::from)?;
+    let filter = Filter {
+        key: convert::key_filter(asked.key)?,
+        after,
+        limit: (asked.limit as usize).clamp(1, limits::CONSOLE_ENTRIES),
+        max_bytes: limits::PAGE_BYTES,
+    };
+    let page = node.read(move |ledger| ledger.get(&context, &filter)).await?;
+    Ok(Json(Entries {
+        entries: page.entries.into_iter().map(Shown::of).collect(),
+        latest: page.latest.0,
+        covered: page.covered.0,
+        more: page.more,
+    }))
+}
+
+async fn tail(
+    State(node): State<Arc<Node>>,
+    Query(asked): Query<Asked>,
+) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Failed> {
+    let after = asked.sequence()?;
+    let context = ContextId::new(&asked.id).map_err(Refusal::from)?;
+    let key = convert::key_filter(asked.key)?;
+    let permit = Arc::clone(&TAILS).try_acquire_owned().map_err(|_| {
+        let message = format!("{} live tails are open, the most here: close one", limits::CONSOLE_TAILS);
+        Refusal::new(Code::ResourceExhausted, message)
+    })?;
+    node.serving()?;
+    let batches = Tail::new(&node, Rpc::Watch, context, key, after).into_stream();
+    let events = batches.flat_map(move |batch| {
+        let _ = &permit;
+        let events: Vec<_> = match batch {
+            Ok(batch) => batch.entries.into_iter().map(|entry| Ok(event(entry))).collect(),
+            Err(status) => {
+                vec![Ok(Event::default().event("end").data(status.message().replace(['\r', '\n'], " ")))]
+            }
+        };
+        stream::iter(events)
+    });
+    Ok(Sse::new(events).keep_alive(KeepAlive::default()))
+}
+
+fn event(entry: Entry) -> Event {
+    let id = entry.sequence.to_string();
+    // JSON has no raw line ends, so it is one line of data.
+    Event::default().id(id).json_data(Shown::of(entry)).unwrap_or_else(|_| Event::default().event("end"))
+}
+
+/// A refusal as HTTP has it.
+struct Failed(Refusal);
+
+impl From<Refusal> for Failed {
+    fn from(refusal: Refusal) -> Self {
+        Self(refusal)
+    }
+}
+
+impl IntoResponse for Failed {
+    fn into_response(self) -> Response {
+        let status = match self.0.code {
+            Code::InvalidArgument | Code::OutOfRange => StatusCode::BAD_REQUEST,
+            Code::NotFound => StatusCode::NOT_FOUND,
+            Code::ResourceExhausted => StatusCode::TOO_MANY_REQUESTS,
+            Code::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        (status, Json(serde_json::json!({ "error": self.0.message }))).into_response()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_carries_one_script_and_one_style_and_loads_nothing() {
+        assert_eq!(PAGE.matches("<script").count(), 1);
+        assert_eq!(PAGE.matches("<style").count(), 1);
+        assert!(PAGE.contains("<script>") && PAGE.contains("<style>"));
+        for never in [
+            "http://",
+            "https://",
+            "innerHTML",
+            "outerHTML",
+            "insertAdjacentHTML",
+            "document.write",
+            "eval(",
+            " style=",
+            " onclick=",
+        ] {
+            assert!(!PAGE.contains(never), "{never}");
+        }
+        assert!(POLICY.starts_with("default-src 'none'; script-src 'sha256-"));
+    }
+}

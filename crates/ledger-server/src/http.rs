@@ -1,0 +1,89 @@
+//! The HTTP port: probes, metrics, and the console.
+//!
+//! | path | answers |
+//! | --- | --- |
+//! | `/healthz` | 200 while the process is up |
+//! | `/readyz` | 200 while the node serves and can acknowledge appends; else 503 and why |
+//! | `/metrics` | Prometheus' text format |
+//! | `/`, `/api/…` | the [`console`](crate::console), read-only |
+
+use std::{net::TcpListener, sync::Arc, time::Duration};
+
+use axum::{
+    Router,
+    extract::State,
+    http::{StatusCode, header},
+    response::IntoResponse,
+    routing::get,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    config::TestPanic,
+    console,
+    node::Node,
+    supervise::{Need, Outcome, Supervisor},
+};
+
+/// Starts the HTTP server, to be restarted by itself if it fails.
+pub fn start(supervisor: &Supervisor, node: &Arc<Node>, listener: TcpListener, stop: CancellationToken) {
+    let app = router(Arc::clone(node));
+    let test_panic = CancellationToken::new();
+    if node.config.test_panic != Some(TestPanic::Console) {
+        test_panic.cancel();
+    }
+    supervisor.spawn("http", Need::Helpful, stop.clone(), move || {
+        let (listener, app, stop) = (listener.try_clone(), app.clone(), stop.clone());
+        let test_panic = test_panic.clone();
+        async move {
+            let listener = tokio::net::TcpListener::from_std(listener?)?;
+            let serve = axum::serve(listener, app).with_graceful_shutdown(stop.cancelled_owned());
+            tokio::select! {
+                ended = serve => ended?,
+                () = panic_once(test_panic) => {}
+            }
+            Outcome::Ok(())
+        }
+    });
+}
+
+/// For tests of the supervision: panics soon after the first start, if asked for.
+async fn panic_once(done: CancellationToken) {
+    if !done.is_cancelled() {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        done.cancel();
+        panic!("asked to panic by test_panic = console");
+    }
+    std::future::pending().await
+}
+
+/// All paths.
+pub fn router(node: Arc<Node>) -> Router {
+    Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
+        .merge(console::routes())
+        .with_state(node)
+}
+
+async fn ready(State(node): State<Arc<Node>>) -> (StatusCode, String) {
+    let ready = match node.serving() {
+        Ok(()) => node.ledger.writable().map_err(|error| error.to_string()),
+        Err(refusal) => Err(refusal.message),
+    };
+    match ready {
+        Ok(()) => (StatusCode::OK, "ready\n".to_owned()),
+        Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {reason}\n")),
+    }
+}
+
+async fn metrics(State(node): State<Arc<Node>>) -> axum::response::Response {
+    match node.read(|ledger| Ok((ledger.stats(), ledger.writable().is_ok()))).await {
+        Ok((stats, writable)) => {
+            let kind = (header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8");
+            ([kind], node.metrics.render(&stats, writable)).into_response()
+        }
+        Err(refusal) => (StatusCode::SERVICE_UNAVAILABLE, refusal.message).into_response(),
+    }
+}

@@ -1,0 +1,407 @@
+//! The life of a node: open, bind, serve, drain, close.
+//!
+//! | phase | /readyz | health | new requests | watchers | appends in flight |
+//! | --- | --- | --- | --- | --- | --- |
+//! | serving | 200 | `SERVING` | answered | live | |
+//! | draining | 503 | `NOT_SERVING` | refused, `UNAVAILABLE` with a retry delay | ended the same way | finished and acknowledged, for at most `shutdown_grace` |
+//! | closed | | | connection refused | | |
+
+use std::{
+    fmt, fs,
+    future::Future,
+    io,
+    net::{SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
+
+use ed25519_dalek::SigningKey;
+use ledger_core::checkpoint::Signer;
+use ledger_proto::{
+    DESCRIPTORS,
+    context::v1::context_service_server::{ContextServiceServer, SERVICE_NAME as CONTEXT},
+    ledger::v1::{
+        cluster_service_server::{ClusterServiceServer, SERVICE_NAME as CLUSTER},
+        integrity_service_server::{IntegrityServiceServer, SERVICE_NAME as INTEGRITY},
+        ledger_service_server::{LedgerServiceServer, SERVICE_NAME as LEDGER},
+    },
+};
+use ledger_store::{Ledger, StoreError};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{
+    Certificate, Identity, ServerTlsConfig,
+    server::{Router, TcpIncoming},
+};
+use tonic_health::{ServingStatus, server::HealthReporter};
+
+use crate::{
+    args,
+    cluster_service::Cluster,
+    config::Config,
+    context_service::Contexts,
+    http,
+    integrity_service::Integrity,
+    ledger_service::Streams,
+    limits,
+    metrics::Metrics,
+    node::Node,
+    supervise::{Need, Outcome, Supervisor},
+};
+
+/// How often histograms are emptied into their buckets.
+const UPKEEP: Duration = Duration::from_secs(5);
+/// How long health watchers may still read that the node stops.
+const FAREWELL: Duration = Duration::from_millis(100);
+/// The services whose health is reported; the empty name stands for the node.
+const SERVICES: [&str; 5] = ["", CONTEXT, LEDGER, INTEGRITY, CLUSTER];
+
+/// Why a node does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The data directory cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The runtime cannot be started.
+    #[error("cannot start the runtime: {0}")]
+    Runtime(io::Error),
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address} ({key}): {reason}")]
+    Listen {
+        /// The setting.
+        key: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        reason: io::Error,
+    },
+    /// A TLS file cannot be read or used.
+    #[error("cannot use the TLS file {} ({key}): {reason}", path.display())]
+    Tls {
+        /// The setting.
+        key: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// The ready file cannot be written.
+    #[error("cannot write the ready file {}: {reason}", path.display())]
+    ReadyFile {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: io::Error,
+    },
+    /// The services do not fit together.
+    #[error("cannot set up the services: {0}")]
+    Services(String),
+}
+
+/// Why a node did not end cleanly.
+#[derive(Debug, thiserror::Error)]
+pub enum EndError {
+    /// An essential part kept failing.
+    #[error("an essential part of the node kept failing: see the log above")]
+    GaveUp,
+    /// The store failed to close.
+    #[error("the store did not close cleanly: {0}")]
+    Close(StoreError),
+}
+
+/// A node that serves.
+#[derive(Debug)]
+pub struct Server {
+    node: Arc<Node>,
+    supervisor: Supervisor,
+    health: HealthReporter,
+    grpc: SocketAddr,
+    http: SocketAddr,
+    grpc_task: tokio::task::JoinHandle<()>,
+    /// Ends the HTTP server, after everything else.
+    http_stop: CancellationToken,
+}
+
+impl Server {
+    /// Opens the store, binds the addresses and serves. On return, requests are answered.
+    pub async fn start(config: Config) -> Result<Self, StartError> {
+        let tls = read_tls(&config)?;
+        let (dir, options) = (config.data_dir.clone(), config.store_options());
+        let opened = tokio::task::spawn_blocking(move || Ledger::open_with(dir, options)).await;
+        let ledger = opened.map_err(|error| StartError::Services(error.to_string()))??;
+        let (storage_id, version) = (ledger.storage_id(), env!("CARGO_PKG_VERSION"));
+        let key = SigningKey::from_bytes(&ledger.signing_seed());
+        let signer = Signer::new(&config.signer_name(&storage_id), &key)
+            .map_err(|error| StartError::Services(error.to_string()))?;
+        let (grpc_listener, grpc) = bind("grpc_listen", config.grpc_listen)?;
+        let (http_listener, http) = bind("http_listen", config.http_listen)?;
+        let metrics = Arc::new(Metrics::new());
+        let node = Arc::new(Node::new(ledger, config, Arc::clone(&metrics), signer));
+        let supervisor = Supervisor::new(metrics);
+        let health = HealthReporter::new();
+        for service in SERVICES {
+            health.set_service_status(service, ServingStatus::Serving).await;
+        }
+
+        let routes = routes(&node, &health, tls)?;
+        let http_stop = CancellationToken::new();
+        let grpc_task = start_grpc(&supervisor, &node, grpc_listener, routes);
+        http::start(&supervisor, &node, http_listener, http_stop.clone());
+        start_upkeep(&supervisor, &node);
+        if let Some(path) = &node.config.ready_file {
+            let reason = |reason| StartError::ReadyFile { path: path.clone(), reason };
+            write_ready_file(path, grpc, http).map_err(reason)?;
+        }
+        let data_dir = node.config.data_dir.display();
+        tracing::info!(version, %data_dir, storage_id, %grpc, %http, pid = std::process::id(), "serving");
+        Ok(Self { node, supervisor, health, grpc, http, grpc_task, http_stop })
+    }
+
+    /// The address of the gRPC services.
+    pub const fn grpc(&self) -> SocketAddr {
+        self.grpc
+    }
+
+    /// The address of probes, metrics and console.
+    pub const fn http(&self) -> SocketAddr {
+        self.http
+    }
+
+    /// What the services share.
+    pub const fn node(&self) -> &Arc<Node> {
+        &self.node
+    }
+
+    /// Completes if the node cannot go on.
+    pub async fn failed(&self) -> EndError {
+        self.supervisor.failed().await;
+        EndError::GaveUp
+    }
+
+    /// Drains and closes: nothing accepted is lost, and everything stored in time is acknowledged.
+    pub async fn shutdown(self) -> Result<(), EndError> {
+        let grace = self.node.config.shutdown_grace.0;
+        tracing::info!(grace_ms = grace.as_millis(), "shutting down");
+        for service in SERVICES {
+            self.health.set_service_status(service, ServingStatus::NotServing).await;
+        }
+        self.node.draining.cancel();
+        let mut health = self.health;
+        let farewell = async {
+            tokio::time::sleep(FAREWELL).await;
+            // Ends the streams of those who watch the health: the server waits for every stream.
+            for service in SERVICES {
+                health.clear_service_status(service).await;
+            }
+        };
+        let drained = async { tokio::join!(self.grpc_task, farewell) };
+        if tokio::time::timeout(grace, drained).await.is_err() {
+            tracing::warn!(
+                grace_ms = grace.as_millis(),
+                "some clients did not end in time: cutting them off"
+            );
+        }
+        let ledger = self.node.ledger.clone();
+        let closed = tokio::task::spawn_blocking(move || ledger.close()).await;
+        let closed = closed.unwrap_or_else(|error| Err(StoreError::Io(error.to_string())));
+        self.http_stop.cancel();
+        self.supervisor.stop().await;
+        if let Some(path) = &self.node.config.ready_file {
+            // Somebody may have removed it before.
+            let _ = fs::remove_file(path);
+        }
+        closed.map_err(EndError::Close)?;
+        tracing::info!("shut down");
+        Ok(())
+    }
+}
+
+/// Serves until `shutdown` completes, or the node cannot go on.
+pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
+    let server = Server::start(config).await?;
+    let failure = tokio::select! {
+        () = shutdown => None,
+        failure = server.failed() => Some(failure),
+    };
+    server.shutdown().await?;
+    failure.map_or(Ok(()), |failure| Err(failure.into()))
+}
+
+/// Serves until SIGTERM or SIGINT; gives the exit code. A second signal ends the process at once.
+pub fn main(config: Config) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .max_blocking_threads(limits::BLOCKING_THREADS)
+        .build()
+        .map_err(StartError::Runtime);
+    let ended = match runtime {
+        Ok(runtime) => {
+            let ended = runtime.block_on(run(config, signal()));
+            // What hangs on a client or a disk is not waited for again.
+            runtime.shutdown_background();
+            ended
+        }
+        Err(error) => Err(error.into()),
+    };
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::from(exit_code(&error))
+        }
+    }
+}
+
+fn exit_code(error: &anyhow::Error) -> u8 {
+    match error.downcast_ref() {
+        Some(StartError::Store(_)) => args::EXIT_DATA_DIR,
+        Some(StartError::Listen { .. } | StartError::Tls { .. } | StartError::ReadyFile { .. }) => {
+            args::EXIT_LISTEN
+        }
+        Some(StartError::Runtime(_) | StartError::Services(_)) | None => args::EXIT_FAILED,
+    }
+}
+
+/// Completes at the first signal. From then on, another one ends the process.
+async fn signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut terminate), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        tracing::error!("cannot listen for signals: stop the node with SIGKILL, which is safe for its data");
+        return std::future::pending().await;
+    };
+    let name = tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+    };
+    tracing::info!(signal = name, "asked to stop");
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::warn!("asked again: ending at once");
+        std::process::exit(args::EXIT_FORCED.into());
+    });
+}
+
+fn bind(key: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
+    let listen = |reason| StartError::Listen { key, address, reason };
+    let listener = TcpListener::bind(address).map_err(listen)?;
+    listener.set_nonblocking(true).map_err(listen)?;
+    let bound = listener.local_addr().map_err(listen)?;
+    Ok((listener, bound))
+}
+
+/// All gRPC services.
+fn routes(
+    node: &Arc<Node>,
+    health: &HealthReporter,
+    tls: Option<ServerTlsConfig>,
+) -> Result<Router, StartError> {
+    let services = |error: &dyn fmt::Display| StartError::Services(error.to_string());
+    let config = &node.config;
+    let append = limits::append_message(config.max_payload.get());
+    let load = config.max_snapshot_message.get() + limits::MESSAGE_SLACK;
+    let health = tonic_health::pb::health_server::HealthServer::new(
+        tonic_health::server::HealthService::from_health_reporter(health.clone()),
+    );
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let mut server = tonic::transport::Server::builder()
+        .initial_stream_window_size(limits::STREAM_WINDOW)
+        .initial_connection_window_size(limits::CONNECTION_WINDOW)
+        .max_concurrent_streams(limits::STREAMS_PER_CONNECTION)
+        .max_frame_size(limits::FRAME)
+        .http2_max_pending_accept_reset_streams(Some(limits::PENDING_RESETS))
+        .http2_keepalive_interval(Some(Duration::from_secs(30)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(20)));
+    if let Some(tls) = tls {
+        server = server.tls_config(tls).map_err(|error| services(&error))?;
+    }
+    Ok(server
+        .add_service(
+            ContextServiceServer::new(Contexts(Arc::clone(node)))
+                .max_decoding_message_size(append.max(load))
+                .max_encoding_message_size(usize::MAX),
+        )
+        .add_service(
+            LedgerServiceServer::new(Streams(Arc::clone(node)))
+                .max_decoding_message_size(append)
+                .max_encoding_message_size(usize::MAX),
+        )
+        .add_service(IntegrityServiceServer::new(Integrity(Arc::clone(node))))
+        .add_service(ClusterServiceServer::new(Cluster(Arc::clone(node))))
+        .add_service(health)
+        .add_service(reflection().build_v1().map_err(|error| services(&error))?)
+        .add_service(reflection().build_v1alpha().map_err(|error| services(&error))?))
+}
+
+fn start_grpc(
+    supervisor: &Supervisor,
+    node: &Arc<Node>,
+    listener: TcpListener,
+    routes: Router,
+) -> tokio::task::JoinHandle<()> {
+    let draining = node.draining.clone();
+    let until = draining.clone();
+    // The last restart takes the listener along, so that a drained node refuses connections.
+    let listener = Arc::new(listener);
+    supervisor.spawn("grpc", Need::Essential, until, move || {
+        let (listener, routes, draining) = (listener.try_clone(), routes.clone(), draining.clone());
+        async move {
+            let listener = tokio::net::TcpListener::from_std(listener?)?;
+            let incoming = TcpIncoming::from(listener)
+                .with_nodelay(Some(true))
+                .with_keepalive(Some(Duration::from_secs(60)));
+            routes.serve_with_incoming_shutdown(incoming, draining.cancelled_owned()).await?;
+            Outcome::Ok(())
+        }
+    })
+}
+
+fn start_upkeep(supervisor: &Supervisor, node: &Arc<Node>) {
+    let metrics = Arc::clone(&node.metrics);
+    supervisor.spawn("upkeep", Need::Helpful, CancellationToken::new(), move || {
+        let metrics = Arc::clone(&metrics);
+        async move {
+            loop {
+                tokio::time::sleep(UPKEEP).await;
+                metrics.upkeep();
+            }
+        }
+    });
+}
+
+fn read_tls(config: &Config) -> Result<Option<ServerTlsConfig>, StartError> {
+    let read = |key: &'static str, path: &Path| {
+        let reason =
+            |reason: io::Error| StartError::Tls { key, path: path.to_owned(), reason: reason.to_string() };
+        fs::read(path).map_err(reason)
+    };
+    let (Some(cert), Some(key)) = (&config.tls_cert, &config.tls_key) else { return Ok(None) };
+    let identity = Identity::from_pem(read("tls_cert", cert)?, read("tls_key", key)?);
+    let mut tls = ServerTlsConfig::new().identity(identity);
+    if let Some(path) = &config.tls_client_ca {
+        tls = tls.client_ca_root(Certificate::from_pem(read("tls_client_ca", path)?));
+    }
+    Ok(Some(tls))
+}
+
+/// Written beside and renamed: who sees the file sees all of it.
+fn write_ready_file(path: &Path, grpc: SocketAddr, http: SocketAddr) -> io::Result<()> {
+    let ready = serde_json::json!({
+        "grpc": grpc.to_string(),
+        "http": http.to_string(),
+        "pid": std::process::id(),
+    });
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".tmp");
+    fs::write(&beside, format!("{ready}\n"))?;
+    fs::rename(&beside, path)
+}

@@ -1,0 +1,161 @@
+//! A real node in this process, on free ports of the loopback interface.
+
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
+use std::{net::SocketAddr, path::Path};
+
+use bytes::Bytes;
+use ledger_proto::{
+    context::v1::{
+        AppendRequest, AppendResponse, Entry, GetRequest, WatchEvent, WatchRequest,
+        context_service_client::ContextServiceClient,
+    },
+    ledger::v1::{
+        AppendItem, cluster_service_client::ClusterServiceClient,
+        integrity_service_client::IntegrityServiceClient, ledger_service_client::LedgerServiceClient,
+    },
+};
+use ledger_server::{
+    Config, Server,
+    units::{ByteSize, Span},
+};
+use tempfile::TempDir;
+use tonic::{Code, Status, Streaming, transport::Channel};
+use tonic_types::StatusExt as _;
+
+/// A node, and the directory it uses.
+pub struct TestNode {
+    pub server: Server,
+    pub dir: TempDir,
+}
+
+pub fn config(dir: &Path) -> Config {
+    let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
+    Config {
+        data_dir: dir.to_owned(),
+        grpc_listen: loopback,
+        http_listen: loopback,
+        block_cache: ByteSize::mib(8),
+        write_buffer: ByteSize::mib(8),
+        head_cache: ByteSize::mib(8),
+        shutdown_grace: Span::seconds(5),
+        ..Config::default()
+    }
+}
+
+impl TestNode {
+    pub async fn start() -> Self {
+        Self::start_with(|_| {}).await
+    }
+
+    pub async fn start_with(change: impl FnOnce(&mut Config)) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        Self::start_in(dir, change).await
+    }
+
+    pub async fn start_in(dir: TempDir, change: impl FnOnce(&mut Config)) -> Self {
+        let mut config = config(dir.path());
+        change(&mut config);
+        Self { server: Server::start(config).await.unwrap(), dir }
+    }
+
+    /// Shuts down, and gives the directory.
+    pub async fn stop(self) -> TempDir {
+        self.server.shutdown().await.unwrap();
+        self.dir
+    }
+
+    pub async fn channel(&self) -> Channel {
+        channel(self.server.grpc()).await
+    }
+
+    pub async fn contexts(&self) -> ContextServiceClient<Channel> {
+        ContextServiceClient::new(self.channel().await)
+            .max_decoding_message_size(usize::MAX)
+            .max_encoding_message_size(usize::MAX)
+    }
+
+    pub async fn ledger(&self) -> LedgerServiceClient<Channel> {
+        LedgerServiceClient::new(self.channel().await)
+    }
+
+    pub async fn integrity(&self) -> IntegrityServiceClient<Channel> {
+        IntegrityServiceClient::new(self.channel().await)
+    }
+
+    pub async fn cluster(&self) -> ClusterServiceClient<Channel> {
+        ClusterServiceClient::new(self.channel().await)
+    }
+
+    /// A plain HTTP request: the status code and all that follows it.
+    pub async fn http(&self, path: &str) -> (u16, String) {
+        http(self.server.http(), path).await
+    }
+}
+
+pub async fn channel(address: SocketAddr) -> Channel {
+    Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap()
+}
+
+pub async fn http(address: SocketAddr, path: &str) -> (u16, String) {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.unwrap();
+    let answer = String::from_utf8_lossy(&answer).into_owned();
+    let code = answer.split(' ').nth(1).unwrap().parse().unwrap();
+    (code, answer)
+}
+
+pub fn append(context: &str, key: &str, payload: impl Into<Bytes>) -> AppendRequest {
+    AppendRequest {
+        context_id: context.into(),
+        key: key.into(),
+        payload: payload.into(),
+        ..Default::default()
+    }
+}
+
+pub fn get(context: &str) -> GetRequest {
+    GetRequest { context_id: context.into(), ..Default::default() }
+}
+
+pub fn watch(context: &str, from_sequence: u64) -> WatchRequest {
+    WatchRequest { context_id: context.into(), from_sequence, ..Default::default() }
+}
+
+pub fn item(tag: u64, request: AppendRequest) -> AppendItem {
+    AppendItem { tag, request: Some(request) }
+}
+
+pub async fn append_all(
+    client: &mut ContextServiceClient<Channel>,
+    context: &str,
+    payloads: &[&str],
+) -> Vec<Entry> {
+    let mut entries = Vec::new();
+    for payload in payloads {
+        let request = append(context, "facts", payload.to_string());
+        let AppendResponse { entry, .. } = client.append(request).await.unwrap().into_inner();
+        entries.push(entry.unwrap());
+    }
+    entries
+}
+
+pub async fn next_entry(events: &mut Streaming<WatchEvent>) -> Entry {
+    let next = tokio::time::timeout(std::time::Duration::from_secs(10), events.message());
+    next.await.expect("an event in time").unwrap().unwrap().entry.unwrap()
+}
+
+/// Says `UNAVAILABLE`, and when to try again.
+pub fn assert_retry(status: &Status) {
+    assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+    assert!(status.get_error_details().retry_info().is_some(), "{status:?}");
+}
+
+pub fn field(status: &Status) -> String {
+    let details = status.get_error_details();
+    details.bad_request().map(|bad| bad.field_violations[0].field.clone()).unwrap_or_default()
+}

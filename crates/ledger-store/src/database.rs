@@ -1,0 +1,115 @@
+//! The database as everybody holds it: open, or being opened anew after a failure.
+//!
+//! After a failed write RocksDB takes no more writes until it is opened again. That is done here, once
+//! there is reason to hope: whoever works with the database holds it for one operation only, so it can
+//! be taken away, closed and replaced while the process goes on.
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, Weak},
+    time::{Duration, Instant},
+};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError};
+use parking_lot::{Condvar, Mutex};
+
+use crate::{Options, StoreError, db::Db, shared::Shared};
+
+/// How long an operation waits for a database that is being opened anew.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How often a failed database is looked at.
+const LOOK: Duration = Duration::from_millis(200);
+/// How long to wait before opening a database anew that failed for another reason than want of space.
+const BACK_OFF: Duration = Duration::from_secs(2);
+/// Free bytes there must be beyond what is in memory before a full disk is tried again.
+const HEADROOM: u64 = 16 << 20;
+
+/// The database, replaceable.
+#[derive(Debug)]
+pub(crate) struct Database {
+    path: PathBuf,
+    options: Options,
+    current: Mutex<Option<Arc<Db>>>,
+    reopened: Condvar,
+}
+
+impl Database {
+    /// Opens or creates the database.
+    pub(crate) fn open(path: PathBuf, options: Options) -> Result<Self, StoreError> {
+        let db = Db::open(&path, &options, 0)?;
+        Ok(Self { path, options, current: Mutex::new(Some(Arc::new(db))), reopened: Condvar::new() })
+    }
+
+    /// The open database: hold it for one operation, not longer. Waits while it is being opened anew.
+    pub(crate) fn get(&self) -> Result<Arc<Db>, StoreError> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut current = self.current.lock();
+        loop {
+            if let Some(db) = &*current {
+                return Ok(Arc::clone(db));
+            }
+            if self.reopened.wait_until(&mut current, deadline).timed_out() {
+                return Err(StoreError::Io("the database is being opened anew after a failure".into()));
+            }
+        }
+    }
+
+    /// Takes the database away, waits until nobody works with it, and opens it again.
+    fn reopen(&self) -> Result<(), StoreError> {
+        let taken = self.current.lock().take();
+        let mut generation = 0;
+        if let Some(db) = taken {
+            generation = db.generation() + 1;
+            let watch = Arc::downgrade(&db);
+            drop(db);
+            wait_until_unused(&watch);
+        }
+        let opened = Db::open(&self.path, &self.options, generation);
+        if let Ok(db) = opened {
+            *self.current.lock() = Some(Arc::new(db));
+            self.reopened.notify_all();
+            return Ok(());
+        }
+        opened.map(|_| ())
+    }
+
+    /// Whether there is space for what is in memory, and then some.
+    fn has_space(&self) -> bool {
+        let in_memory =
+            self.current.lock().as_ref().map_or(0, |db| db.property("rocksdb.cur-size-all-mem-tables"));
+        match rustix::fs::statvfs(&self.path) {
+            Ok(volume) => volume.f_bavail * volume.f_frsize > in_memory + HEADROOM,
+            Err(_) => false,
+        }
+    }
+}
+
+/// Operations are short: pages, points, one write.
+fn wait_until_unused(db: &Weak<Db>) {
+    while db.strong_count() > 0 {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// The thread: opens the database anew after a failed write, until told to stop.
+pub(crate) fn keep_open(database: &Database, shared: &Shared, stop: &Receiver<()>) {
+    let mut tried = None;
+    while stop.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
+        let due = match shared.failure() {
+            None => continue,
+            Some(StoreError::DiskFull) => database.has_space(),
+            Some(_) => true,
+        };
+        if !due || tried.is_some_and(|at: Instant| at.elapsed() < BACK_OFF) {
+            continue;
+        }
+        tried = Some(Instant::now());
+        match database.reopen() {
+            Ok(()) => {
+                shared.recovered();
+                tracing::info!("the database was opened anew after a failure: appends go on");
+            }
+            Err(error) => tracing::error!(%error, "the database cannot be opened anew yet"),
+        }
+    }
+}

@@ -1,0 +1,63 @@
+# One target directory in the user's cache, so that clean checkouts share the compiled RocksDB. Every recipe
+# builds the whole workspace with --release for the same reason: one profile and one set of features.
+
+set positional-arguments
+
+cache := env_var_or_default("XDG_CACHE_HOME", env_var_or_default("HOME", "/tmp") / ".cache") / "converge-ledger"
+export CARGO_TARGET_DIR := env_var_or_default("CARGO_TARGET_DIR", cache / "target")
+bin := CARGO_TARGET_DIR / "release"
+
+[private]
+default:
+    @just --list --unsorted
+
+# Build, and start one node on RocksDB in ./data, with the console; takes ledgerd's flags
+run *flags: build
+    @.ci/next-steps
+    @exec "{{bin}}/ledgerd" "$@"
+
+# Run ledgerctl against that node: `./dev ctl watch demo`
+ctl *args:
+    @exec "{{bin}}/ledgerctl" "$@"
+
+# Build everything (the first time takes about 15 minutes on two cores: RocksDB)
+build:
+    cargo build --release --workspace
+
+# All tests; an argument filters them by name
+test *filter: build
+    cargo test --release --workspace --no-fail-fast -- "$@"
+
+# Format the code
+fmt:
+    cargo fmt --all
+
+# Check format and lints
+lint:
+    cargo fmt --all --check
+    cargo clippy --release --workspace --all-targets -- --deny warnings
+
+# Check licences, sources, duplicates and (where they can be fetched) advisories of dependencies
+deny:
+    @.ci/deny
+
+# Measure, with the limits of this machine beside each figure; takes ledger-bench's flags
+bench *flags: build
+    @exec "{{bin}}/ledger-bench" all "$@"
+
+# Fuzz everything that reads untrusted bytes, so long each
+fuzz seconds="60": build
+    @exec "{{bin}}/ledger-fuzz" all "{{seconds}}"
+
+# Kill a node under load again and again for a while, checking everything after each restart
+soak seconds="600" seed="1": build
+    LEDGER_SOAK_SECONDS="{{seconds}}" LEDGER_SOAK_SEED="{{seed}}" \
+        cargo test --release --workspace --test crash -- --ignored --nocapture --test-threads 1
+
+# The Rust documentation, in the target directory's doc/
+docs:
+    cargo doc --release --workspace --no-deps
+
+# Remove what was built, RocksDB included (data/ stays)
+clean:
+    cargo clean

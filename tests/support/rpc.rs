@@ -1,0 +1,98 @@
+//! A node's services, as a client with nothing but the contract sees them.
+
+use std::net::SocketAddr;
+
+use ledger_proto::{
+    context::v1::{
+        AppendRequest, AppendResponse, Entry, GetRequest, LoadRequest, LoadResponse, SnapshotRequest,
+        context_service_client::ContextServiceClient,
+    },
+    ledger::v1::{
+        Checkpoint, CheckpointRequest, integrity_service_client::IntegrityServiceClient,
+        ledger_service_client::LedgerServiceClient,
+    },
+};
+use tonic::{Status, transport::Channel};
+
+const MAX_MESSAGE: usize = 256 << 20;
+
+/// Clients of a node's services, on one connection.
+#[derive(Debug, Clone)]
+pub struct Rpc {
+    /// The five operations.
+    pub context: ContextServiceClient<Channel>,
+    /// Their streaming forms.
+    pub ledger: LedgerServiceClient<Channel>,
+    /// Checkpoints and proofs.
+    pub integrity: IntegrityServiceClient<Channel>,
+}
+
+impl Rpc {
+    /// Connects to a node that serves.
+    pub async fn connect(address: SocketAddr) -> Self {
+        let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
+        Self {
+            context: ContextServiceClient::new(channel.clone())
+                .max_decoding_message_size(MAX_MESSAGE)
+                .max_encoding_message_size(MAX_MESSAGE),
+            ledger: LedgerServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE),
+            integrity: IntegrityServiceClient::new(channel),
+        }
+    }
+
+    /// Appends one entry.
+    pub async fn append(&self, request: AppendRequest) -> Result<AppendResponse, Status> {
+        Ok(self.context.clone().append(request).await?.into_inner())
+    }
+
+    /// Appends a payload under the key `facts`.
+    pub async fn append_fact(&self, context: &str, payload: &[u8]) -> Result<Entry, Status> {
+        let request = AppendRequest {
+            context_id: context.to_owned(),
+            key: "facts".to_owned(),
+            payload: payload.to_vec().into(),
+            ..AppendRequest::default()
+        };
+        self.append(request).await?.entry.ok_or_else(|| Status::internal("an append without an entry"))
+    }
+
+    /// All entries of a context after a sequence, by the streaming Get.
+    pub async fn entries(&self, context: &str, after: u64) -> Result<Vec<Entry>, Status> {
+        let request =
+            GetRequest { context_id: context.to_owned(), after_sequence: after, ..GetRequest::default() };
+        let mut pages = self.ledger.clone().get(request).await?.into_inner();
+        let mut entries = Vec::new();
+        while let Some(page) = pages.message().await? {
+            entries.extend(page.entries);
+        }
+        Ok(entries)
+    }
+
+    /// The context's newest checkpoint.
+    pub async fn checkpoint(&self, context: &str) -> Result<Checkpoint, Status> {
+        let request = CheckpointRequest { context_id: context.to_owned(), size: 0 };
+        let answer = self.integrity.clone().checkpoint(request).await?.into_inner();
+        answer.checkpoint.ok_or_else(|| Status::internal("a checkpoint without a checkpoint"))
+    }
+
+    /// The context as one blob.
+    pub async fn snapshot(&self, context: &str) -> Result<Vec<u8>, Status> {
+        let request = SnapshotRequest { context_id: context.to_owned() };
+        Ok(self.context.clone().snapshot(request).await?.into_inner().snapshot.to_vec())
+    }
+
+    /// Installs a blob.
+    pub async fn load(
+        &self,
+        context: &str,
+        snapshot: &[u8],
+        fail_if_exists: bool,
+    ) -> Result<LoadResponse, Status> {
+        let request = LoadRequest {
+            context_id: context.to_owned(),
+            snapshot: snapshot.to_vec().into(),
+            fail_if_exists,
+        };
+        Ok(self.context.clone().load(request).await?.into_inner())
+    }
+}
