@@ -1,6 +1,11 @@
 //! Disks that are full or read-only, and directories that are in use.
 
-#![allow(missing_docs)]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test that cannot go on should stop"
+)]
 
 use std::{
     fs,
@@ -24,7 +29,8 @@ impl Tmpfs {
     /// `None`, with a message, where this user or container may not mount.
     fn mount(options: &str, for_what: &str) -> Option<Self> {
         let dir = TempDir::new().unwrap();
-        let done = Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(dir.path()).output();
+        let done =
+            Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(dir.path()).output();
         match done {
             Ok(output) if output.status.success() => Some(Self(dir)),
             Ok(output) => {
@@ -44,7 +50,8 @@ impl Tmpfs {
     }
 
     fn remount(&self, options: &str) {
-        let done = Command::new("mount").args(["-o", &format!("remount,{options}")]).arg(self.0.path()).status();
+        let done =
+            Command::new("mount").args(["-o", &format!("remount,{options}")]).arg(self.0.path()).status();
         assert!(done.unwrap().success());
     }
 
@@ -94,7 +101,7 @@ async fn a_full_disk_refuses_appends_loses_nothing_and_recovers_without_a_restar
     }
 
     // While it is full: unary appends say the same, and reads go on.
-    let status = rpc.append_fact("full-0", &[7; 100_000]).await.unwrap_err();
+    let status = rpc.append_fact("full-0", &vec![7; 100_000]).await.unwrap_err();
     assert_eq!(status.code(), Code::Unavailable, "{status}");
     assert!(status.message().contains("no space left"), "{status}");
     check(&node, &contexts, &outcome).await;

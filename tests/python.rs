@@ -1,6 +1,11 @@
 //! A client that knows nothing but `proto/`: Python, generated with grpcio-tools.
 
-#![allow(missing_docs)]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test that cannot go on should stop"
+)]
 
 use std::{
     env, fs,
@@ -34,11 +39,18 @@ fn python() -> Result<PathBuf, String> {
         "--only-binary=:all:",
         "grpcio-tools",
     ]))?;
-    if has_grpc(&python) { Ok(python) } else { Err("grpcio-tools was installed but does not load".to_owned()) }
+    if has_grpc(&python) {
+        Ok(python)
+    } else {
+        Err("grpcio-tools was installed but does not load".to_owned())
+    }
 }
 
 fn has_grpc(python: &Path) -> bool {
-    Command::new(python).args(["-c", "import grpc, grpc_tools"]).output().is_ok_and(|run| run.status.success())
+    Command::new(python)
+        .args(["-c", "import grpc, grpc_tools"])
+        .output()
+        .is_ok_and(|run| run.status.success())
 }
 
 fn run(command: &mut Command) -> Result<Output, String> {

@@ -1,8 +1,15 @@
 //! Stopping under load, starting again, and configuration, with the real binary.
 
-#![allow(missing_docs)]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test that cannot go on should stop"
+)]
 
-use std::{collections::BTreeSet, fs, net::TcpListener, path::Path, process::Command, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet, fs, net::TcpListener, path::Path, process::Command, sync::Arc, time::Duration,
+};
 
 use futures::future::join_all;
 use ledger_tests::{
@@ -52,7 +59,10 @@ async fn stopping_under_load_loses_nothing_and_ends_with_success() {
             let outcome = stream.unwrap();
             if let Some(ended) = &outcome.ended {
                 // Told in words, or the connection was gone before it could be.
-                assert!([Code::Unavailable, Code::Unknown, Code::Cancelled].contains(&ended.code()), "{ended}");
+                assert!(
+                    [Code::Unavailable, Code::Unknown, Code::Cancelled].contains(&ended.code()),
+                    "{ended}"
+                );
             }
             for (code, message) in &outcome.refused {
                 assert_eq!(Code::from(*code), Code::Unavailable, "{message}");
@@ -85,7 +95,8 @@ async fn a_watcher_does_not_hold_up_a_shutdown() {
     let node = Node::start(data.path());
     let rpc = node.rpc().await;
     rpc.append_fact("c", b"1").await.unwrap();
-    let request = ledger_proto::context::v1::WatchRequest { context_id: "c".to_owned(), ..Default::default() };
+    let request =
+        ledger_proto::context::v1::WatchRequest { context_id: "c".to_owned(), ..Default::default() };
     let mut events = rpc.context.clone().watch(request).await.unwrap().into_inner();
     assert_eq!(events.message().await.unwrap().unwrap().entry.unwrap().sequence, 1);
     let stopped = tokio::task::spawn_blocking(move || node.stop()).await.unwrap();
@@ -102,7 +113,10 @@ fn effective(command: &mut Command) -> impl Fn(&str) -> (String, String) + use<>
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8(output.stdout).unwrap();
     move |key| {
-        let line = text.lines().find(|line| line.starts_with(&format!("{key} = "))).unwrap_or_else(|| panic!("{text}"));
+        let line = text
+            .lines()
+            .find(|line| line.starts_with(&format!("{key} = ")))
+            .unwrap_or_else(|| panic!("{text}"));
         let (value, source) = line.split_once(" = ").unwrap().1.split_once(" # ").unwrap();
         (value.trim().trim_matches('"').to_owned(), source.trim().to_owned())
     }

@@ -22,7 +22,7 @@ pub use node::{Node, Refused, Stopped};
 pub use rpc::Rpc;
 
 /// How long anything may take that must happen.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_mins(1);
 
 /// The path of one of the project's binaries.
 pub fn binary(name: &str) -> PathBuf {

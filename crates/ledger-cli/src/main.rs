@@ -1,2 +1,50 @@
-//! Placeholder.
-fn main() {}
+//! `ledgerctl`: the command line of Converge Ledger.
+
+mod append;
+mod args;
+mod bench;
+mod contexts;
+mod exit;
+mod output;
+mod progress;
+mod prove;
+mod read;
+mod transfer;
+mod verify;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+fn main() -> ExitCode {
+    let args = args::Args::parse();
+    let json = args.json;
+    let ran = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(anyhow::Error::from)
+        .and_then(|runtime| runtime.block_on(run(args)));
+    exit::code(ran, json)
+}
+
+async fn run(args: args::Args) -> anyhow::Result<()> {
+    use args::Command;
+    let output = output::Output::new(args.json);
+    match args.command {
+        Command::Append(command) => append::run(&args.connection.client()?, command, &output).await,
+        Command::Get(command) => read::get(&args.connection.client()?, command, &output).await,
+        Command::Watch(command) => read::watch(&args.connection.client()?, command, &output).await,
+        Command::Snapshot(command) => transfer::snapshot(&args.connection.client()?, command, &output).await,
+        Command::Load(command) => transfer::load(&args.connection.client()?, command, &output).await,
+        Command::Checkpoint(command) => prove::checkpoint(&args.connection.client()?, command, &output).await,
+        Command::Prove(command) => prove::run(&args.connection.client()?, command, &output).await,
+        Command::Verify(command) => verify::run(command, &output),
+        Command::Contexts(command) => contexts::run(&args.connection.client()?, command, &output).await,
+        Command::Bench(command) => bench::run(&args.connection, command, &output).await,
+        Command::Completions { shell } => {
+            let mut command = <args::Args as clap::CommandFactory>::command();
+            clap_complete::generate(shell, &mut command, "ledgerctl", &mut std::io::stdout());
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! One append a call.
+
+use std::time::{Duration, Instant};
+
+use ledger_proto::context::v1::AppendRequest;
+
+use super::{Measured, append::payload, histogram, record};
+use crate::args::{Connection, Shape};
+
+/// Calls under way on one connection.
+const PER_CONNECTION: u64 = 32;
+/// Not counted, at the beginning.
+const WARM_UP: Duration = Duration::from_millis(500);
+
+pub(crate) async fn run(connection: &Connection, shape: &Shape) -> anyhow::Result<Measured> {
+    let run = format!("bench-unary-{}", uuid::Uuid::now_v7().simple());
+    let begin = Instant::now() + WARM_UP;
+    let end = begin + Duration::from_secs_f64(shape.seconds);
+    let payload = payload(shape.payload);
+    let mut tasks = Vec::new();
+    let mut client = connection.client()?;
+    for number in 0..shape.inflight {
+        if number > 0 && number % PER_CONNECTION == 0 {
+            client = connection.client()?;
+        }
+        let mut service = client.context_service();
+        let request = AppendRequest {
+            context_id: format!("{run}-{}", number % shape.contexts),
+            key: "facts".to_owned(),
+            payload: payload.clone(),
+            ..AppendRequest::default()
+        };
+        tasks.push(tokio::spawn(async move {
+            let mut latency = histogram()?;
+            let mut counted = 0;
+            loop {
+                let since = Instant::now();
+                if since >= end {
+                    return anyhow::Ok((counted, latency));
+                }
+                service.append(request.clone()).await?;
+                if since >= begin {
+                    counted += 1;
+                    record(&mut latency, since);
+                }
+            }
+        }));
+    }
+    let mut latency = histogram()?;
+    let mut operations = 0;
+    for task in tasks {
+        let (counted, part) = task.await??;
+        operations += counted;
+        latency.add(part)?;
+    }
+    Ok(Measured::new(operations, end - begin, latency))
+}

@@ -1,0 +1,105 @@
+//! Many watchers of one context that is appended to at a steady rate.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use ledger_client::{Append, ClientError, ContextId};
+use ledger_proto::context::v1::WatchRequest;
+use tokio::sync::watch;
+
+use super::{Measured, append::payload, histogram, micros};
+use crate::args::{Connection, Shape};
+
+/// Watchers of one connection.
+const PER_CONNECTION: u64 = 250;
+/// How long the last entries may take to arrive.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+pub(crate) async fn run(
+    connection: &Connection,
+    shape: &Shape,
+    watchers: u64,
+    rate: u64,
+) -> anyhow::Result<Measured> {
+    if !(1..=1_000_000).contains(&rate) || !(1..=100_000).contains(&watchers) {
+        let message = "--rate must be 1 to 1000000, --watchers 1 to 100000".to_owned();
+        return Err(ClientError::Invalid(message).into());
+    }
+    let context = ContextId::new(format!("bench-watch-{}", uuid::Uuid::now_v7().simple()))?;
+    let writer = connection.client()?;
+    writer
+        .append(Append::new(&context, "facts", "the first entry: every watcher is there when it has it")?)
+        .await?;
+    let count = Duration::from_secs_f64(shape.seconds).as_millis() as u64 * rate / 1000;
+    let total = count + 1;
+    let (ready, mut all_ready) = watch::channel(0_u64);
+    let mut tasks = Vec::new();
+    let mut client = connection.client()?;
+    for number in 0..watchers {
+        if number > 0 && number % PER_CONNECTION == 0 {
+            client = connection.client()?;
+        }
+        let mut service = client.context_service();
+        let request = WatchRequest { context_id: context.to_string(), ..WatchRequest::default() };
+        let ready = ready.clone();
+        tasks.push(tokio::spawn(async move {
+            let mut latency = histogram()?;
+            let mut stream = service.watch(request).await?.into_inner();
+            for expected in 1..=total {
+                let event = stream.message().await?;
+                let entry = event.and_then(|event| event.entry);
+                let entry =
+                    entry.ok_or_else(|| ClientError::NotVerified("an event has no entry".to_owned()))?;
+                if entry.sequence != expected {
+                    let message = format!("entry {} came where {expected} was next", entry.sequence);
+                    return Err(ClientError::NotVerified(message).into());
+                }
+                if expected == 1 {
+                    ready.send_modify(|ready| *ready += 1);
+                } else {
+                    latency.saturating_record(now_ns().saturating_sub(entry.appended_at_ns));
+                }
+            }
+            anyhow::Ok(latency)
+        }));
+    }
+    tokio::time::timeout(PATIENCE, all_ready.wait_for(|ready| *ready == watchers))
+        .await
+        .map_err(|_| ClientError::TimedOut("the watchers are not all connected".to_owned()))??;
+
+    let mut latency = histogram()?;
+    let payload = payload(shape.payload);
+    let begin = Instant::now();
+    let mut ticks = tokio::time::interval(Duration::from_secs_f64(1.0 / rate as f64));
+    let mut appends = tokio::task::JoinSet::new();
+    for _ in 0..count {
+        ticks.tick().await;
+        let since = Instant::now();
+        let (writer, append) = (writer.clone(), Append::new(&context, "facts", payload.clone())?);
+        appends.spawn(async move { writer.append(append).await.map(|_| since.elapsed()) });
+        while let Some(done) = appends.try_join_next() {
+            latency.saturating_record(done??.as_nanos() as u64);
+        }
+    }
+    while let Some(done) = appends.join_next().await {
+        latency.saturating_record(done??.as_nanos() as u64);
+    }
+    let mut delivery = histogram()?;
+    for task in tasks {
+        let part = tokio::time::timeout(PATIENCE, task)
+            .await
+            .map_err(|_| ClientError::TimedOut("not every watcher got every entry".to_owned()))???;
+        delivery.add(part)?;
+    }
+    let elapsed = begin.elapsed();
+    Ok(Measured::new(watchers * count, elapsed, latency.clone())
+        .with("append_p50_us", micros(&latency, 0.5))
+        .with("append_p99_us", micros(&latency, 0.99))
+        .with("delivery_p50_us", micros(&delivery, 0.5))
+        .with("delivery_p99_us", micros(&delivery, 0.99))
+        .with("watchers", watchers)
+        .with("appends", count))
+}
+
+fn now_ns() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64
+}

@@ -1,0 +1,74 @@
+//! How a run ends: the message and the exit code.
+
+use std::{io, process::ExitCode};
+
+use ledger_client::ClientError;
+
+/// Nothing was wrong with the request, but what it is about does not verify.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct NotVerified(pub String);
+
+/// Reports an error, and gives the exit code that `--help` documents.
+pub(crate) fn code(ran: anyhow::Result<()>, json: bool) -> ExitCode {
+    let Err(error) = ran else { return ExitCode::SUCCESS };
+    if is_broken_pipe(&error) {
+        return ExitCode::SUCCESS;
+    }
+    let (number, kind) = classify(&error);
+    if json {
+        eprintln!(
+            "{}",
+            serde_json::json!({ "error": format!("{error:#}"), "kind": kind, "exit_code": number })
+        );
+    } else {
+        eprintln!("ledgerctl: {error:#}");
+    }
+    ExitCode::from(number)
+}
+
+fn classify(error: &anyhow::Error) -> (u8, &'static str) {
+    if error.chain().any(<dyn std::error::Error>::is::<NotVerified>) {
+        return (4, "not_verified");
+    }
+    match error.chain().find_map(|cause| cause.downcast_ref::<ClientError>()) {
+        Some(ClientError::Endpoint { .. } | ClientError::Id(_) | ClientError::Invalid(_)) => (2, "invalid"),
+        Some(ClientError::Unavailable(_) | ClientError::TimedOut(_)) => (3, "unavailable"),
+        Some(ClientError::NotVerified(_)) => (4, "not_verified"),
+        Some(ClientError::DataLoss(_)) => (4, "data_loss"),
+        Some(ClientError::AlreadyExists(_)) => (5, "already_exists"),
+        Some(ClientError::HistoryChanged(_)) => (5, "failed_precondition"),
+        Some(ClientError::Exhausted(_)) => (6, "resource_exhausted"),
+        Some(ClientError::Io(_) | ClientError::Other { .. }) | None => (1, "failed"),
+    }
+}
+
+/// Whoever read our output has seen enough.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        let io = cause.downcast_ref::<io::Error>();
+        let client = match cause.downcast_ref::<ClientError>() {
+            Some(ClientError::Io(error)) => Some(error),
+            _ => None,
+        };
+        io.or(client).is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_have_the_exit_codes_that_help_documents() {
+        let of =
+            |error: ClientError| classify(&anyhow::Error::from(error).context("while doing something")).0;
+        assert_eq!(of(ClientError::Invalid("no".into())), 2);
+        assert_eq!(of(ClientError::Unavailable("no".into())), 3);
+        assert_eq!(of(ClientError::DataLoss("no".into())), 4);
+        assert_eq!(of(ClientError::AlreadyExists("no".into())), 5);
+        assert_eq!(of(ClientError::Exhausted("no".into())), 6);
+        assert_eq!(classify(&anyhow::anyhow!("else")).0, 1);
+        assert_eq!(classify(&NotVerified("no".into()).into()).0, 4);
+    }
+}

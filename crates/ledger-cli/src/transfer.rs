@@ -1,0 +1,82 @@
+//! `ledgerctl snapshot` and `ledgerctl load`.
+
+use std::io::IsTerminal as _;
+
+use anyhow::Context as _;
+use ledger_client::{Client, ClientError, ContextId};
+use serde_json::json;
+
+use crate::{args, output::Output, progress};
+
+pub(crate) async fn snapshot(
+    client: &Client,
+    command: args::Snapshot,
+    output: &Output,
+) -> anyhow::Result<()> {
+    let context = ContextId::new(&command.context).map_err(ClientError::from)?;
+    let bar = progress::bytes(None);
+    let info = match &command.output {
+        Some(path) => {
+            // Beside its place first: a broken transfer leaves no file that looks whole.
+            let partial = path.with_added_extension("partial");
+            let mut file = tokio::fs::File::create(&partial)
+                .await
+                .with_context(|| format!("{} cannot be written", partial.display()))?;
+            let written = client.snapshot(&context, &mut file, |bytes| bar.set_position(bytes)).await;
+            let synced = file.sync_all().await;
+            match written.and_then(|info| synced.map(|()| info).map_err(ClientError::from)) {
+                Ok(info) => {
+                    tokio::fs::rename(&partial, path).await?;
+                    info
+                }
+                Err(error) => {
+                    // The message is about the transfer, whatever becomes of the rest.
+                    let _ = tokio::fs::remove_file(&partial).await;
+                    return Err(error.into());
+                }
+            }
+        }
+        None if std::io::stdout().is_terminal() => {
+            let message = "a snapshot is binary: name a file with --output, or redirect standard output";
+            return Err(ClientError::Invalid(message.to_owned()).into());
+        }
+        None => client.snapshot(&context, &mut tokio::io::stdout(), |bytes| bar.set_position(bytes)).await?,
+    };
+    bar.finish_and_clear();
+    let object = json!({
+        "context_id": context.as_str(), "entries": info.count.0, "root": info.root.to_string(),
+        "bytes": info.bytes, "version": info.version,
+    });
+    let text = format!("{} entries of {context} in {} bytes, root {}", info.count, info.bytes, info.root);
+    match &command.output {
+        Some(_) => output.result(&object, || text)?,
+        // Standard output holds the snapshot.
+        None if output.is_json() => eprintln!("{object}"),
+        None => eprintln!("{text}"),
+    }
+    Ok(())
+}
+
+pub(crate) async fn load(client: &Client, command: args::Load, output: &Output) -> anyhow::Result<()> {
+    let context = ContextId::new(&command.context).map_err(ClientError::from)?;
+    let loaded = if command.file.as_os_str() == "-" {
+        let bar = progress::bytes(None);
+        let progress = |bytes| bar.set_position(bytes);
+        client.load(&context, command.fail_if_exists, &mut tokio::io::stdin(), progress).await?
+    } else {
+        let named = || format!("{} cannot be read", command.file.display());
+        let mut file = tokio::fs::File::open(&command.file).await.with_context(named)?;
+        let bar = progress::bytes(Some(file.metadata().await.with_context(named)?.len()));
+        let loaded =
+            client.load(&context, command.fail_if_exists, &mut file, |bytes| bar.set_position(bytes)).await?;
+        bar.finish_and_clear();
+        loaded
+    };
+    let object = json!({
+        "context_id": context.as_str(), "restored": loaded.restored, "latest_sequence": loaded.latest.0,
+    });
+    output.result(&object, || {
+        format!("{} entries restored; {context} has {} now", loaded.restored, loaded.latest)
+    })?;
+    Ok(())
+}

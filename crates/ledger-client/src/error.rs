@@ -1,0 +1,112 @@
+//! What can go wrong, as a caller can act on it.
+
+use ledger_core::{checkpoint::NoteError, id::IdError, tree::proof::ProofError};
+use tonic::{Code, Status};
+
+/// Why a call failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The endpoint's address makes no sense.
+    #[error("{endpoint:?} is not an endpoint: {reason}")]
+    Endpoint {
+        /// What was given.
+        endpoint: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A name is not valid.
+    #[error(transparent)]
+    Id(#[from] IdError),
+    /// No node could be reached, or none could serve: worth trying again later.
+    #[error("the ledger is not available: {0}")]
+    Unavailable(String),
+    /// The call took longer than allowed. An append may have been stored: repeat it with its entry id.
+    #[error("no answer in time: {0}")]
+    TimedOut(String),
+    /// The request was refused: repeating it changes nothing.
+    #[error("{0}")]
+    Invalid(String),
+    /// Something is over a limit: a payload, a message, the disk.
+    #[error("{0}")]
+    Exhausted(String),
+    /// The context, or an entry with this id, exists already.
+    #[error("{0}")]
+    AlreadyExists(String),
+    /// The context's history is not the one that was seen before: read it again from the beginning.
+    #[error("{0}")]
+    HistoryChanged(String),
+    /// The ledger found stored data damaged.
+    #[error("{0}")]
+    DataLoss(String),
+    /// The ledger's answer contradicts itself or what it proves: do not believe it.
+    #[error("the answer does not verify: {0}")]
+    NotVerified(String),
+    /// Reading or writing on this side failed.
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+    /// Anything else.
+    #[error("{code:?}: {message}")]
+    Other {
+        /// The gRPC status code.
+        code: Code,
+        /// The ledger's message.
+        message: String,
+    },
+}
+
+impl ClientError {
+    /// Whether trying again later may help.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::Unavailable(_))
+    }
+
+    pub(crate) fn malformed(what: &str) -> Self {
+        Self::NotVerified(format!("{what} is missing or malformed"))
+    }
+
+    /// The error of a code and message, as they come in a status or in the result of a streamed append.
+    pub(crate) fn of(code: Code, message: &str) -> Self {
+        let message = message.to_owned();
+        match code {
+            Code::Unavailable => Self::Unavailable(message),
+            Code::DeadlineExceeded | Code::Cancelled => Self::TimedOut(message),
+            Code::InvalidArgument | Code::OutOfRange | Code::NotFound | Code::Unimplemented => {
+                Self::Invalid(message)
+            }
+            Code::ResourceExhausted => Self::Exhausted(message),
+            Code::AlreadyExists => Self::AlreadyExists(message),
+            Code::FailedPrecondition => Self::HistoryChanged(message),
+            Code::DataLoss => Self::DataLoss(message),
+            code => Self::Other { code, message },
+        }
+    }
+}
+
+impl From<Status> for ClientError {
+    fn from(status: Status) -> Self {
+        // A transport error hides its cause behind its sources.
+        let mut message = status.message().to_owned();
+        let mut source = std::error::Error::source(&status);
+        while let Some(cause) = source {
+            let text = cause.to_string();
+            if !message.contains(&text) {
+                message = format!("{message}: {text}");
+            }
+            source = cause.source();
+        }
+        let transport = status.code() == Code::Unknown && std::error::Error::source(&status).is_some();
+        Self::of(if transport { Code::Unavailable } else { status.code() }, &message)
+    }
+}
+
+impl From<ProofError> for ClientError {
+    fn from(error: ProofError) -> Self {
+        Self::NotVerified(error.to_string())
+    }
+}
+
+impl From<NoteError> for ClientError {
+    fn from(error: NoteError) -> Self {
+        Self::NotVerified(error.to_string())
+    }
+}
