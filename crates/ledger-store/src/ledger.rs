@@ -169,7 +169,7 @@ impl Ledger {
         Ok(self.head(context)?.map_or(LamportClock(0), |head| head.lamport))
     }
 
-    /// Reads a page. Every entry is checked against its hash.
+    /// Reads a page. Every record is checked against its checksum; the scrub checks the content hashes.
     pub fn get(&self, context: &ContextId, filter: &Filter) -> Result<Page, StoreError> {
         self.inner.page(context, filter)
     }

@@ -1,4 +1,4 @@
-//! Reading entries: pages in sequence order, each entry checked against its hash.
+//! Reading entries: pages in sequence order, each record checked against its checksum.
 
 use ledger_core::{ContextId, Entry, Head, Key, Sequence, tree::tile::TILE_WIDTH};
 
@@ -126,9 +126,6 @@ impl Cursor<'_> {
             return Ok(true);
         }
         let entry = record::decode_entry(self.context, sequence, value).map_err(undecodable)?;
-        if !entry.is_intact(self.head.suite) {
-            return Err(damaged(self.context, sequence, "its content does not match its content hash"));
-        }
         let bytes = self.bytes + weight(&entry);
         if bytes > self.filter.max_bytes && !self.page.entries.is_empty() {
             self.page.more = true;

@@ -112,6 +112,10 @@ impl Scrub<'_> {
             let mut bytes = 0;
             for entry in &page.entries {
                 bytes += weight(entry);
+                if entry.computed_hash_with::<H>() != entry.content_hash {
+                    let reason = "its content does not match its content hash";
+                    return Err(damaged(context, entry.sequence, reason));
+                }
                 let leaf = H::leaf(&entry.content_hash);
                 frontier.push::<H>(leaf, |_, _| ());
                 leaves.push(leaf);
