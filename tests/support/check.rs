@@ -6,7 +6,7 @@ use ledger_core::{
     tree::Frontier, with_suite,
 };
 use ledger_proto::context::v1::Entry;
-use tonic::{Code, Status};
+use tonic::Status;
 
 use crate::Rpc;
 
@@ -44,13 +44,7 @@ impl History {
     /// recomputed, and the root recomputed from all of them equal to the checkpoint's. Returns what was read.
     pub async fn read_on(&mut self, rpc: &Rpc, context: &str) -> Result<Vec<Entry>, Status> {
         let entries = rpc.entries(context, self.size()).await?;
-        let checkpoint = match rpc.checkpoint(context).await {
-            // There is nothing yet to make a statement about.
-            Err(status) if status.code() == Code::OutOfRange && entries.is_empty() && self.size() == 0 => {
-                return Ok(entries);
-            }
-            checkpoint => checkpoint?,
-        };
+        let checkpoint = rpc.checkpoint(context).await?;
         let suite = HashSuite::from_name(&checkpoint.hash_suite).expect("a known hash suite");
         for entry in &entries {
             let name = format!("entry {} of {context}", entry.sequence);

@@ -10,12 +10,15 @@ use ledger_client::ClientError;
 pub(crate) struct NotVerified(pub String);
 
 /// Reports an error, and gives the exit code that `--help` documents.
-pub(crate) fn code(ran: anyhow::Result<()>, json: bool) -> ExitCode {
-    let Err(error) = ran else { return ExitCode::SUCCESS };
+pub(crate) fn code(ran: anyhow::Result<()>, json: bool, endpoint: &str) -> ExitCode {
+    let Err(mut error) = ran else { return ExitCode::SUCCESS };
     if is_broken_pipe(&error) {
         return ExitCode::SUCCESS;
     }
     let (number, kind) = classify(&error);
+    if kind == "unavailable" {
+        error = error.context(format!("{endpoint} (choose the node with --endpoint or LEDGER_ENDPOINT)"));
+    }
     if json {
         eprintln!(
             "{}",

@@ -19,12 +19,13 @@ use clap::Parser as _;
 fn main() -> ExitCode {
     let args = args::Args::parse();
     let json = args.json;
+    let endpoint = args.connection.endpoint.clone();
     let ran = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(anyhow::Error::from)
         .and_then(|runtime| runtime.block_on(run(args)));
-    exit::code(ran, json)
+    exit::code(ran, json, &endpoint)
 }
 
 async fn run(args: args::Args) -> anyhow::Result<()> {

@@ -248,7 +248,7 @@ mod tests {
     fn the_encoding_is_as_documented() {
         let entry = entry();
         let mut bytes = b"converge.entry\x01".to_vec();
-        let mut text = |t: &str| [&(t.len() as u32).to_be_bytes(), t.as_bytes()].concat();
+        let text = |t: &str| [&(t.len() as u32).to_be_bytes(), t.as_bytes()].concat();
         let metadata = [1u32.to_be_bytes().to_vec(), text("agent_id"), text("analyst")].concat();
         bytes.extend(text("growth-strategy-001"));
         bytes.extend(3u64.to_be_bytes());

@@ -50,11 +50,7 @@ pub struct Limits {
 impl Default for Limits {
     /// Blobs of 1 GiB, payloads of [`DEFAULT_MAX_PAYLOAD`], any number of entries.
     fn default() -> Self {
-        Self {
-            max_uncompressed: 1 << 30,
-            max_payload: DEFAULT_MAX_PAYLOAD,
-            max_entries: MAX_SEQUENCE,
-        }
+        Self { max_uncompressed: 1 << 30, max_payload: DEFAULT_MAX_PAYLOAD, max_entries: MAX_SEQUENCE }
     }
 }
 
@@ -123,11 +119,7 @@ impl Snapshot {
         let mut hashes = Vec::with_capacity(self.entries.len());
         for entry in &self.entries {
             if let Some(first) = ids.insert(&entry.id, entry.sequence) {
-                return Err(LegacyError::DuplicateId {
-                    id: entry.id.clone(),
-                    first,
-                    second: entry.sequence,
-                });
+                return Err(LegacyError::DuplicateId { id: entry.id.clone(), first, second: entry.sequence });
             }
             let computed = content_hash(
                 &self.context_id,

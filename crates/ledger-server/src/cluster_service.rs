@@ -41,7 +41,7 @@ pub(crate) async fn contexts(node: &Node, request: ContextsRequest) -> Result<Co
     let max_bytes = node.config.max_response.get() - limits::RESPONSE_SLACK;
     let (total, mut bytes) = (found.len(), 0);
     let contexts: Vec<_> = found
-        .into_iter()
+        .iter()
         .take(limit)
         .map(convert::context_info)
         .take_while(|info| {

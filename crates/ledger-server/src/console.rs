@@ -215,14 +215,17 @@ impl Shown {
 }
 
 #[derive(Debug, Serialize)]
-struct Entries {
+struct EntriesPage {
     entries: Vec<Shown>,
     latest: u64,
     covered: u64,
     more: bool,
 }
 
-async fn entries(State(node): State<Arc<Node>>, Query(asked): Query<Asked>) -> Result<Json<Entries>, Failed> {
+async fn entries(
+    State(node): State<Arc<Node>>,
+    Query(asked): Query<Asked>,
+) -> Result<Json<EntriesPage>, Failed> {
     let after = asked.sequence()?;
     let context = ContextId::new(&asked.id).map_err(Refusal::from)?;
     let filter = Filter {
@@ -232,7 +235,7 @@ async fn entries(State(node): State<Arc<Node>>, Query(asked): Query<Asked>) -> R
         max_bytes: limits::PAGE_BYTES,
     };
     let page = node.read(move |ledger| ledger.get(&context, &filter)).await?;
-    Ok(Json(Entries {
+    Ok(Json(EntriesPage {
         entries: page.entries.into_iter().map(Shown::of).collect(),
         latest: page.latest.0,
         covered: page.covered.0,

@@ -181,7 +181,7 @@ pub fn suite(suite: HashSuite) -> String {
 }
 
 /// A context of a listing.
-pub fn context_info(info: ContextInfo) -> ledger::ContextInfo {
+pub fn context_info(info: &ContextInfo) -> ledger::ContextInfo {
     ledger::ContextInfo {
         context_id: info.context.as_str().to_owned(),
         size: info.size.0,

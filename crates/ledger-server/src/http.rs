@@ -54,7 +54,7 @@ async fn panic_once(done: CancellationToken) {
         done.cancel();
         panic!("asked to panic by test_panic = console");
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 /// All paths.

@@ -358,7 +358,7 @@ fn start_grpc(
             let listener = tokio::net::TcpListener::from_std(listener?)?;
             let incoming = TcpIncoming::from(listener)
                 .with_nodelay(Some(true))
-                .with_keepalive(Some(Duration::from_secs(60)));
+                .with_keepalive(Some(Duration::from_mins(1)));
             routes.serve_with_incoming_shutdown(incoming, draining.cancelled_owned()).await?;
             Outcome::Ok(())
         }

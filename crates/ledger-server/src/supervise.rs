@@ -18,7 +18,7 @@ pub const BACK_OFF: Duration = Duration::from_millis(if cfg!(test) { 1 } else { 
 /// Longest pause before a restart.
 pub const MAX_BACK_OFF: Duration = Duration::from_secs(10);
 /// A task that ran so long is healthy: its failures are counted anew.
-pub const HEALTHY_AFTER: Duration = Duration::from_secs(60);
+pub const HEALTHY_AFTER: Duration = Duration::from_mins(1);
 /// After so many failures in a row of an essential task the node ends, for the platform to restart it.
 pub const GIVE_UP: u32 = 8;
 

@@ -196,11 +196,11 @@ impl Tail {
         let now = Instant::now();
         let every = marks.every.unwrap_or(Duration::from_millis(limits::BOOKMARK_MS.into()));
         let covered = Size(page.covered.0);
-        if page.latest == covered {
-            if let Some(position) = self.node.newest.position(&self.node.ledger, &self.context, covered) {
-                marks.last = now;
-                return Ok(Some(position));
-            }
+        if page.latest == covered
+            && let Some(position) = self.node.newest.position(&self.node.ledger, &self.context, covered)
+        {
+            marks.last = now;
+            return Ok(Some(position));
         }
         if now < marks.last + every {
             return Ok(None);

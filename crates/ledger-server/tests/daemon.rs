@@ -1,5 +1,7 @@
 //! The binary: configuration and its precedence, ready file, signals, exit codes.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests")]
+
 use std::{
     fs,
     path::Path,
@@ -119,7 +121,7 @@ fn the_example_file_holds_the_defaults() {
     let text = fs::read_to_string(example).unwrap();
     // Everything in it is commented out: uncommented, it is a configuration, and the default one.
     let settings = |line: &&str| line.starts_with('#') && line.contains(" = ") && !line.starts_with("# ");
-    let text: String = text.lines().filter(settings).map(|line| format!("{}\n", &line[1..])).collect();
+    let text = text.lines().filter(settings).map(|line| &line[1..]).collect::<Vec<_>>().join("\n");
     let mut config: ledger_server::Config = toml::from_str(&text).unwrap();
     let keys: toml::Table = toml::from_str(&text).unwrap();
     for key in toml::Table::try_from(ledger_server::Config::default()).unwrap().keys() {

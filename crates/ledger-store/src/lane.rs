@@ -217,7 +217,7 @@ impl Lane {
         }
         let Some(touched) = commit.states.get_mut(&context) else { return Err(StoreError::Closed) };
         if let Some(id) = &entry_id
-            && let Some(known) = self.known(db, touched, &context, id)?
+            && let Some(known) = known(db, touched, &context, id)?
         {
             return repeat(db, touched, &context, id, known, &draft);
         }
@@ -264,23 +264,6 @@ impl Lane {
         let place = Place { slot: Slot::of(context), number: self.shared.numbers.next(db)? };
         let lineage = Lineage(Shared::new_id());
         Ok(ContextState::new(place, Head::new(self.shared.options.suite, lineage, Shared::now_ns())))
-    }
-
-    /// The entry that has a client's id already.
-    fn known(
-        &self,
-        db: &Db,
-        touched: &Touched,
-        context: &ContextId,
-        id: &EntryId,
-    ) -> Result<Option<Known>, StoreError> {
-        if let Some(entry) = touched.ids.get(id) {
-            return Ok(Some(Known::Staged(entry.clone())));
-        }
-        let sequence = db
-            .get(families::IDS, &touched.state.place.id(id), |bytes| bytes.try_into().map(u64::from_be_bytes))
-            .map_err(|error| read_error(context, Sequence(0), &error))?;
-        Ok(sequence.and_then(Result::ok).map(|sequence| Known::Stored(Sequence(sequence))))
     }
 
     /// Writes a staged commit, and tells everybody.
@@ -369,6 +352,17 @@ impl Lane {
 enum Known {
     Staged(Entry),
     Stored(Sequence),
+}
+
+/// The entry that has a client's id already.
+fn known(db: &Db, touched: &Touched, context: &ContextId, id: &EntryId) -> Result<Option<Known>, StoreError> {
+    if let Some(entry) = touched.ids.get(id) {
+        return Ok(Some(Known::Staged(entry.clone())));
+    }
+    let sequence = db
+        .get(families::IDS, &touched.state.place.id(id), |bytes| bytes.try_into().map(u64::from_be_bytes))
+        .map_err(|error| read_error(context, Sequence(0), &error))?;
+    Ok(sequence.and_then(Result::ok).map(|sequence| Known::Stored(Sequence(sequence))))
 }
 
 /// The first result of a repeated append, or the refusal of an id that is taken.

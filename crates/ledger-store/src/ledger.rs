@@ -208,9 +208,11 @@ impl Ledger {
         }
     }
 
-    /// The position at a size; `None`: the newest.
+    /// The position at a size; `None`: the newest. A context that was never written has size 0, the root of the
+    /// empty tree and a lineage of zeros.
     pub fn checkpoint(&self, context: &ContextId, size: Option<Size>) -> Result<Checkpointed, StoreError> {
-        self.inner.checked(context, |db| prove::checkpoint(db, context, size))
+        self.inner
+            .checked(context, |db| prove::checkpoint(db, context, size, self.inner.shared.options.suite))
     }
 
     /// Proves that an entry is in the tree of a size; `None`: the newest.
@@ -235,7 +237,9 @@ impl Ledger {
 
     /// Checks that the context's history passes through a position: [`StoreError::HistoryChanged`] if not.
     pub fn check_position(&self, context: &ContextId, position: &Position) -> Result<(), StoreError> {
-        self.inner.checked(context, |db| prove::check_position(db, context, position))
+        self.inner.checked(context, |db| {
+            prove::check_position(db, context, position, self.inner.shared.options.suite)
+        })
     }
 
     /// Contexts in order of their ids: those that begin with `prefix`, after `after`, at most `limit`.

@@ -107,12 +107,18 @@ impl Numbers {
 }
 
 fn read<const N: usize>(db: &Db, key: &[u8]) -> Result<Option<[u8; N]>, StoreError> {
-    let row = db
-        .get(families::META, key, |bytes| bytes.try_into().ok())
-        .map_err(|error| crate::db::io_error(&error))?;
+    let name = String::from_utf8_lossy(key);
+    let row = db.get(families::META, key, |bytes| bytes.try_into().ok()).map_err(|error| {
+        StoreError::Io(format!(
+            "the data directory's record of {name:?} is damaged ({error}); keep a copy of the directory, then restore it \
+             from snapshots or let a replica copy it anew"
+        ))
+    })?;
     match row {
         None => Ok(None),
         Some(Some(bytes)) => Ok(Some(bytes)),
-        Some(None) => Err(StoreError::Io(format!("meta {} is malformed", String::from_utf8_lossy(key)))),
+        Some(None) => Err(StoreError::Io(format!(
+            "the data directory's record of {name:?} is damaged: it is malformed"
+        ))),
     }
 }

@@ -1,7 +1,7 @@
 //! Roots and proofs at any size, from stored tiles.
 
 use ledger_core::{
-    ContextId, Hash, Head, Position, Sequence, Size,
+    ContextId, Hash, HashSuite, Head, Lineage, Position, Sequence, Size,
     tree::{
         Frontier, Tile, TileId, TileReader,
         reader::{ReadError, consistency_proof, inclusion_proof, root_at},
@@ -132,7 +132,13 @@ pub(crate) fn checkpoint(
     db: &Db,
     context: &ContextId,
     size: Option<Size>,
+    suite: HashSuite,
 ) -> Result<Checkpointed, StoreError> {
+    if size.is_none_or(|size| size.0 == 0) && read_head(db, context)?.is_none() {
+        // A context that was never written reads as empty.
+        let empty = Head::new(suite, Lineage([0; 16]), 0);
+        return Ok(Checkpointed { position: empty.position(), lamport: empty.lamport, suite });
+    }
     with_tiles(db, context, |tiles| {
         let size = tiles.size(size)?;
         Ok(Checkpointed {
@@ -192,9 +198,14 @@ pub(crate) fn consistency(
 }
 
 /// Fails unless the context's history passes through a position.
-pub(crate) fn check_position(db: &Db, context: &ContextId, position: &Position) -> Result<(), StoreError> {
+pub(crate) fn check_position(
+    db: &Db,
+    context: &ContextId,
+    position: &Position,
+    suite: HashSuite,
+) -> Result<(), StoreError> {
     let changed = || StoreError::HistoryChanged { context: context.clone(), size: position.size.0 };
-    match checkpoint(db, context, Some(position.size)) {
+    match checkpoint(db, context, Some(position.size), suite) {
         Ok(ours) if ours.position.root == position.root && ours.position.lineage == position.lineage => {
             Ok(())
         }

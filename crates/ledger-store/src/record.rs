@@ -251,7 +251,8 @@ mod tests {
         let hash = "04".repeat(32);
         assert_eq!(
             hex::encode(&bytes),
-            format!("01010772657472792d310566616374730201 03{hash}0501016b01760378797abb199447").replace(' ', "")
+            format!("01010772657472792d310566616374730201 03{hash}0501016b01760378797abb199447")
+                .replace(' ', "")
         );
 
         let head = Head::new(HashSuite::Sha256, Lineage([5; 16]), 9);

@@ -37,7 +37,12 @@ fn what_is_out_of_range_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let ledger = Ledger::open_with(dir.path(), small()).unwrap();
     let context = context("c");
-    assert!(matches!(ledger.checkpoint(&context, None), Err(StoreError::OutOfRange { size: 0, .. })));
+    let empty = ledger.checkpoint(&context, None).unwrap().position;
+    assert_eq!((empty.size, empty.root), (Size(0), root_of(&[])));
+    assert!(matches!(
+        ledger.checkpoint(&context, Some(Size(1))),
+        Err(StoreError::OutOfRange { size: 0, .. })
+    ));
     append_many(&ledger, &context, 3, &mut Vec::new());
     for (sequence, size) in [(0, None), (4, None), (3, Some(2)), (1, Some(4))] {
         let error = ledger.prove_inclusion(&context, Sequence(sequence), size.map(Size)).unwrap_err();

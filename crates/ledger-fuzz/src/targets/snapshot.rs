@@ -151,5 +151,8 @@ fn frame_of(snapshot: &[u8]) -> Option<Vec<u8>> {
 /// The entries of the golden snapshot.
 pub(super) fn entries() -> Vec<Entry> {
     let items = decode(GOLDEN, std::iter::repeat(GOLDEN.len())).0;
-    items.into_iter().filter_map(|item| if let Item::Entry(entry) = item { Some(entry) } else { None }).collect()
+    items
+        .into_iter()
+        .filter_map(|item| if let Item::Entry(entry) = item { Some(entry) } else { None })
+        .collect()
 }

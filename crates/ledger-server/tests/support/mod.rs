@@ -1,6 +1,12 @@
 //! A real node in this process, on free ports of the loopback interface.
 
-#![allow(dead_code, reason = "each test file uses a part of it")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "helpers of tests: each test file uses a part of them"
+)]
 
 use std::{net::SocketAddr, path::Path};
 
@@ -24,12 +30,12 @@ use tonic::{Code, Status, Streaming, transport::Channel};
 use tonic_types::StatusExt as _;
 
 /// A node, and the directory it uses.
-pub struct TestNode {
+pub(crate) struct TestNode {
     pub server: Server,
     pub dir: TempDir,
 }
 
-pub fn config(dir: &Path) -> Config {
+pub(crate) fn config(dir: &Path) -> Config {
     let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
     Config {
         data_dir: dir.to_owned(),
@@ -44,60 +50,60 @@ pub fn config(dir: &Path) -> Config {
 }
 
 impl TestNode {
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::start_with(|_| {}).await
     }
 
-    pub async fn start_with(change: impl FnOnce(&mut Config)) -> Self {
+    pub(crate) async fn start_with(change: impl FnOnce(&mut Config)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         Self::start_in(dir, change).await
     }
 
-    pub async fn start_in(dir: TempDir, change: impl FnOnce(&mut Config)) -> Self {
+    pub(crate) async fn start_in(dir: TempDir, change: impl FnOnce(&mut Config)) -> Self {
         let mut config = config(dir.path());
         change(&mut config);
         Self { server: Server::start(config).await.unwrap(), dir }
     }
 
     /// Shuts down, and gives the directory.
-    pub async fn stop(self) -> TempDir {
+    pub(crate) async fn stop(self) -> TempDir {
         self.server.shutdown().await.unwrap();
         self.dir
     }
 
-    pub async fn channel(&self) -> Channel {
+    pub(crate) async fn channel(&self) -> Channel {
         channel(self.server.grpc()).await
     }
 
-    pub async fn contexts(&self) -> ContextServiceClient<Channel> {
+    pub(crate) async fn contexts(&self) -> ContextServiceClient<Channel> {
         ContextServiceClient::new(self.channel().await)
             .max_decoding_message_size(usize::MAX)
             .max_encoding_message_size(usize::MAX)
     }
 
-    pub async fn ledger(&self) -> LedgerServiceClient<Channel> {
+    pub(crate) async fn ledger(&self) -> LedgerServiceClient<Channel> {
         LedgerServiceClient::new(self.channel().await)
     }
 
-    pub async fn integrity(&self) -> IntegrityServiceClient<Channel> {
+    pub(crate) async fn integrity(&self) -> IntegrityServiceClient<Channel> {
         IntegrityServiceClient::new(self.channel().await)
     }
 
-    pub async fn cluster(&self) -> ClusterServiceClient<Channel> {
+    pub(crate) async fn cluster(&self) -> ClusterServiceClient<Channel> {
         ClusterServiceClient::new(self.channel().await)
     }
 
     /// A plain HTTP request: the status code and all that follows it.
-    pub async fn http(&self, path: &str) -> (u16, String) {
+    pub(crate) async fn http(&self, path: &str) -> (u16, String) {
         http(self.server.http(), path).await
     }
 }
 
-pub async fn channel(address: SocketAddr) -> Channel {
+pub(crate) async fn channel(address: SocketAddr) -> Channel {
     Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap()
 }
 
-pub async fn http(address: SocketAddr, path: &str) -> (u16, String) {
+pub(crate) async fn http(address: SocketAddr, path: &str) -> (u16, String) {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
     let request = format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
@@ -109,7 +115,7 @@ pub async fn http(address: SocketAddr, path: &str) -> (u16, String) {
     (code, answer)
 }
 
-pub fn append(context: &str, key: &str, payload: impl Into<Bytes>) -> AppendRequest {
+pub(crate) fn append(context: &str, key: &str, payload: impl Into<Bytes>) -> AppendRequest {
     AppendRequest {
         context_id: context.into(),
         key: key.into(),
@@ -118,19 +124,19 @@ pub fn append(context: &str, key: &str, payload: impl Into<Bytes>) -> AppendRequ
     }
 }
 
-pub fn get(context: &str) -> GetRequest {
+pub(crate) fn get(context: &str) -> GetRequest {
     GetRequest { context_id: context.into(), ..Default::default() }
 }
 
-pub fn watch(context: &str, from_sequence: u64) -> WatchRequest {
+pub(crate) fn watch(context: &str, from_sequence: u64) -> WatchRequest {
     WatchRequest { context_id: context.into(), from_sequence, ..Default::default() }
 }
 
-pub fn item(tag: u64, request: AppendRequest) -> AppendItem {
+pub(crate) fn item(tag: u64, request: AppendRequest) -> AppendItem {
     AppendItem { tag, request: Some(request) }
 }
 
-pub async fn append_all(
+pub(crate) async fn append_all(
     client: &mut ContextServiceClient<Channel>,
     context: &str,
     payloads: &[&str],
@@ -144,18 +150,18 @@ pub async fn append_all(
     entries
 }
 
-pub async fn next_entry(events: &mut Streaming<WatchEvent>) -> Entry {
+pub(crate) async fn next_entry(events: &mut Streaming<WatchEvent>) -> Entry {
     let next = tokio::time::timeout(std::time::Duration::from_secs(10), events.message());
     next.await.expect("an event in time").unwrap().unwrap().entry.unwrap()
 }
 
 /// Says `UNAVAILABLE`, and when to try again.
-pub fn assert_retry(status: &Status) {
+pub(crate) fn assert_retry(status: &Status) {
     assert_eq!(status.code(), Code::Unavailable, "{status:?}");
     assert!(status.get_error_details().retry_info().is_some(), "{status:?}");
 }
 
-pub fn field(status: &Status) -> String {
+pub(crate) fn field(status: &Status) -> String {
     let details = status.get_error_details();
     details.bad_request().map(|bad| bad.field_violations[0].field.clone()).unwrap_or_default()
 }
