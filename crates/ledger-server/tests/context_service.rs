@@ -1,5 +1,7 @@
 //! `converge.context.v1`: every line of the contract's tables.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+
 mod support;
 
 use std::{collections::BTreeMap, time::Duration};

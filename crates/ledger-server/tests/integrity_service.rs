@@ -1,5 +1,7 @@
 //! `converge.ledger.v1.IntegrityService`: what it proves verifies offline.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+
 mod support;
 
 use ledger_core::{

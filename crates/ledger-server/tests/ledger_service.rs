@@ -1,5 +1,7 @@
 //! `converge.ledger.v1.LedgerService`: the five operations in streaming form.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+
 mod support;
 
 use std::{collections::HashMap, time::Duration};
@@ -285,7 +287,7 @@ async fn a_watch_resumes_where_it_stopped() {
 
     let elsewhere = Position { root: vec![9; 32].into(), ..bookmark.clone() };
     let other_lineage =
-        Position { root: Default::default(), lineage: vec![9; 16].into(), ..bookmark.clone() };
+        Position { root: bytes::Bytes::default(), lineage: vec![9; 16].into(), ..bookmark.clone() };
     for token in [elsewhere, other_lineage] {
         let resumed = WatchRequest { resume_after: Some(token), ..request.clone() };
         assert_eq!(client.watch(resumed).await.unwrap_err().code(), Code::FailedPrecondition);

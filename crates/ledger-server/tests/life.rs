@@ -1,5 +1,7 @@
 //! Probes, shutdown, supervision: the node around the services.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+
 mod support;
 
 use std::{

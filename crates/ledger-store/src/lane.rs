@@ -42,6 +42,9 @@ const MAX_COMMIT_ENTRIES: usize = 8192;
 /// … or so many bytes of its batch.
 const MAX_COMMIT_BYTES: usize = 16 << 20;
 
+/// How often a lane gives up the processor for others to join its commit: a few tens of microseconds.
+const GATHER_TURNS: usize = 40;
+
 /// What a lane can be asked.
 #[derive(Debug)]
 pub(crate) enum Command {
@@ -159,7 +162,10 @@ impl Lane {
     /// Serves the queue until every sender is gone.
     pub(crate) fn run(mut self, mut queue: mpsc::Receiver<Command>) {
         let mut commands = Vec::with_capacity(QUEUE);
+        let mut gathered = 0;
         while queue.blocking_recv_many(&mut commands, QUEUE) > 0 {
+            gather(&mut queue, &mut commands, gathered);
+            gathered = commands.len();
             match self.database.get() {
                 Ok(db) => self.serve(&db, commands.drain(..)),
                 Err(error) => commands.drain(..).for_each(|command| command.fail(&error)),
@@ -345,6 +351,20 @@ impl Lane {
         self.cache.remove(&context);
         self.cache.insert(context, state);
         Ok(())
+    }
+}
+
+/// Lets those run who are about to append: a commit costs a sync, whatever is in it. Nobody who appends alone
+/// waits, and nobody waits for more than came with the commit before.
+fn gather(queue: &mut mpsc::Receiver<Command>, commands: &mut Vec<Command>, before: usize) {
+    let mut turns = 0;
+    while commands.len() < before.min(QUEUE) && turns < GATHER_TURNS {
+        if let Ok(command) = queue.try_recv() {
+            commands.push(command);
+        } else {
+            turns += 1;
+            std::thread::yield_now();
+        }
     }
 }
 

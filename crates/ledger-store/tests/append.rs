@@ -1,5 +1,7 @@
 //! Appending and reading, as an embedding program does it.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+
 mod support;
 
 use ledger_store::{Append, Filter, Key, LamportClock, Ledger, Options, Sequence, StoreError};

@@ -1,5 +1,7 @@
 //! Damage: found by reads and by the scrub, named, never served as good, healed by a load.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+
 mod support;
 
 use std::{

@@ -1,5 +1,7 @@
 //! Snapshots and loads.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+
 mod support;
 
 use ledger_store::{Filter, Ledger, Loaded, Sequence, Size, StoreError};

@@ -1,5 +1,7 @@
 //! Roots and proofs at every size.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+
 mod support;
 
 use ledger_store::{Ledger, Sequence, Size, StoreError};

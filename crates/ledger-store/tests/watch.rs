@@ -1,5 +1,7 @@
 //! Watching: no gap, in order, once.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+
 mod support;
 
 use ledger_store::{Key, Ledger, Sequence, StoreError};
