@@ -7,12 +7,14 @@ mod support;
 use ledger_store::{Key, Ledger, Sequence, StoreError};
 use support::{append_many, context, draft, small};
 
+/// Entries written while they are watched.
+const COUNT: u64 = 5000;
+
 #[tokio::test(flavor = "multi_thread")]
 async fn watchers_see_every_entry_once_in_order_while_it_is_written() {
     let dir = tempfile::tempdir().unwrap();
     let ledger = Ledger::open_with(dir.path(), small()).unwrap();
     let context = context("c");
-    const COUNT: u64 = 5000;
     let watchers: Vec<_> = (0..8_u64)
         .map(|number| {
             let (ledger, context) = (ledger.clone(), context.clone());
@@ -46,7 +48,7 @@ async fn watchers_see_every_entry_once_in_order_while_it_is_written() {
             append_many(&ledger, &context, 100, &mut all);
         }
     });
-    tokio::time::timeout(std::time::Duration::from_secs(60), async {
+    tokio::time::timeout(std::time::Duration::from_mins(1), async {
         writer.await.unwrap();
         for watcher in watchers {
             watcher.await.unwrap();
