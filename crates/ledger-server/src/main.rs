@@ -4,6 +4,10 @@ use std::process::ExitCode;
 
 use ledger_server::{args, serve, telemetry};
 
+/// Many small allocations on several threads: what an RPC server does all day.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let config = match args::parse() {
         Ok(config) => config,
