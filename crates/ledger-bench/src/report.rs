@@ -31,7 +31,10 @@ fn begin() {
 
 fn push(row: &Row) {
     let Row { what, measured, limit, ratio, target, reached } = row;
-    println!("| {what} | {measured} | {limit} | {ratio} | {target} | {} |", if *reached { "yes" } else { "**no**" });
+    println!(
+        "| {what} | {measured} | {limit} | {ratio} | {target} | {} |",
+        if *reached { "yes" } else { "**no**" }
+    );
 }
 
 /// A rate against a limit.
@@ -87,14 +90,7 @@ async fn appends(dir: &Path, all: &All, seconds: &str) -> anyhow::Result<()> {
         ["append", "--contexts", "64", "--inflight", "4096", "--streams", "1", "--seconds", seconds];
     let append = number(&node.bench(&streams)?, "ops_per_second")?;
     let limit = f64::midpoint(before, raw::entries_per_second(dir, PAYLOAD, 256, all.seconds)?);
-    rate(
-        "streaming append, 64 contexts, 4096 in flight",
-        append,
-        limit,
-        "RocksDB, sync per 256",
-        0.5,
-        "0.5",
-    );
+    rate("streaming append, 64 contexts, 4096 in flight", append, limit, "RocksDB, sync per 256", 0.5, "0.5");
 
     let echo = echo::Server::start()?;
     let before = echo.unary(PAYLOAD, 64, all.seconds).await?;
@@ -135,13 +131,7 @@ async fn reads(dir: &Path, all: &All, seconds: &str) -> anyhow::Result<()> {
     let round_trip = echo.unary(PAYLOAD, 1, 1.0).await?;
     let made = number(&proof, "make_p50_us")? - 1e6 / round_trip;
     bound("inclusion proof in 1 M entries: made, less a bare round trip", made, "µs", 100.0, "100 µs");
-    bound(
-        "inclusion proof in 1 M entries: verified",
-        number(&proof, "verify_p50_us")?,
-        "µs",
-        10.0,
-        "10 µs",
-    );
+    bound("inclusion proof in 1 M entries: verified", number(&proof, "verify_p50_us")?, "µs", 10.0, "10 µs");
 
     let filtered = measure::filtered_get(&client(node.endpoint())?).await?;
     let millis = filtered.as_secs_f64() * 1000.0;
