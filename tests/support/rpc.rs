@@ -63,7 +63,11 @@ impl Rpc {
         let mut pages = self.ledger.clone().get(request).await?.into_inner();
         let mut entries = Vec::new();
         while let Some(page) = pages.message().await? {
-            entries.extend(page.entries);
+            // A page leaves out what the request named; the content hash is over it all the same.
+            entries.extend(page.entries.into_iter().map(|entry| {
+                assert_eq!(entry.context_id, "");
+                Entry { context_id: context.to_owned(), ..entry }
+            }));
         }
         Ok(entries)
     }

@@ -10,10 +10,10 @@ use std::{
 use anyhow::Context as _;
 use bytes::Bytes;
 use tokio::{net::TcpListener, sync::mpsc};
-use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
     Request, Response, Status,
-    transport::{Channel, Endpoint},
+    transport::{Channel, Endpoint, server::TcpIncoming},
 };
 
 #[allow(missing_docs, clippy::pedantic, unreachable_pub, reason = "generated")]
@@ -62,11 +62,10 @@ pub(crate) async fn serve() -> anyhow::Result<()> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     println!("{}", listener.local_addr()?);
     tonic::transport::Server::builder()
-        .tcp_nodelay(true)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .add_service(EchoServer::new(Service))
-        .serve_with_incoming(TcpListenerStream::new(listener))
+        .serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true)))
         .await?;
     Ok(())
 }

@@ -323,7 +323,7 @@ fn succeeded(tag: u64, entry: &Entry, repeated_id: bool, content_hash: Bytes) ->
         sequence: entry.sequence.0,
         lamport_clock: entry.lamport.0,
         appended_at_ns: entry.appended_at_ns,
-        entry_id: entry.id.to_string(),
+        entry_id: entry.id.with_text(str::to_owned),
         content_hash,
         epoch: entry.epoch.0,
         repeated_id,

@@ -157,7 +157,7 @@ async fn watch(
     let tail = tail.with_bookmarks(request.bookmark_interval_ms);
     Ok(tail.into_stream().map(|batch| {
         batch.map(|batch| WatchBatch {
-            entries: convert::entries(batch.entries),
+            entries: convert::stream_entries(batch.entries),
             bookmark: batch.bookmark.as_ref().map(convert::position),
         })
     }))

@@ -72,7 +72,11 @@ async fn read_ahead(mut get: Get, node: Arc<Node>, pages: mpsc::Sender<Result<pr
             node.read(move |ledger| {
                 let page = ledger.get(&context, &filter)?;
                 let (latest_sequence, covered, more) = (page.latest.0, page.covered, page.more);
-                Ok((proto::Page { entries: convert::entries(page.entries), latest_sequence }, covered, more))
+                Ok((
+                    proto::Page { entries: convert::stream_entries(page.entries), latest_sequence },
+                    covered,
+                    more,
+                ))
             })
             .await
         };
