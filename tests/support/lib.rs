@@ -41,9 +41,10 @@ pub fn binary(name: &str) -> PathBuf {
     path
 }
 
-/// The top of the repository.
-pub fn repository() -> &'static Path {
-    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+/// The top of the repository. Looked up while running: checkouts share the compiled tests.
+pub fn repository() -> PathBuf {
+    // Tests are run in the folder of their crate.
+    Path::new("..").canonicalize().expect("tests run in the tests folder of the repository")
 }
 
 /// Says that a test, or a part of it, was not run, past the test runner's capture.

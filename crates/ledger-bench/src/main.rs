@@ -115,9 +115,12 @@ fn main() -> anyhow::Result<()> {
         Command::Echo(Echo { payload, inflight, seconds }) => runtime.block_on(async {
             let server = echo::Server::start()?;
             let unary = server.unary(payload, inflight, seconds).await?;
-            let stream = server.stream(payload, seconds).await?;
+            let append = server.append(payload, inflight, seconds).await?;
+            let size = echo::entry_size(payload);
+            let stream = server.stream(size, seconds).await?;
             println!("tonic echo, unary, {inflight} under way: {unary:.0} calls/s");
-            println!("tonic, server stream of {payload}-byte messages: {stream:.0} messages/s");
+            println!("tonic, appends answered and not stored, {inflight} under way: {append:.0} calls/s");
+            println!("tonic, server stream of {size}-byte messages: {stream:.0} messages/s");
             Ok(())
         }),
         Command::Fdatasync(Fdatasync { dir, count }) => {

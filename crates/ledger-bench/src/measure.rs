@@ -1,6 +1,11 @@
 //! Measurements that `ledgerctl bench` does not have, made with the SDK.
 
-use std::time::{Duration, Instant};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
 
 use ledger_client::{Append, Client, ContextId, Key, Options, Selection, Sequence};
 
@@ -66,4 +71,21 @@ pub(crate) async fn first_read(endpoint: &str, context: &str) -> anyhow::Result<
     let found = client(endpoint)?.get(&ContextId::new(context)?, selection).collect().await?;
     anyhow::ensure!(found.len() == 1, "the entry is missing after the restart");
     Ok(begin.elapsed())
+}
+
+/// The median time to make an inclusion proof in the largest context of a data directory, in process.
+pub(crate) fn proof(dir: &Path) -> anyhow::Result<Duration> {
+    let ledger = ledger_store::Ledger::open(dir)?;
+    let contexts = ledger.contexts("", "", 100_000)?;
+    let largest = contexts.iter().max_by_key(|info| info.size).context("there is no context to prove in")?;
+    let mut took = Vec::new();
+    for _ in 0..2000 {
+        let sequence = Sequence(rand::random_range(1..=largest.size.0));
+        let since = Instant::now();
+        ledger.prove_inclusion(&largest.context, sequence, None)?;
+        took.push(since.elapsed());
+    }
+    took.sort_unstable();
+    ledger.close()?;
+    Ok(took[took.len() / 2])
 }

@@ -24,7 +24,9 @@ fn main() -> ExitCode {
     let args = args::Args::parse();
     let json = args.json;
     let endpoint = args.connection.endpoint.clone();
+    // One thread drives hundreds of thousands of requests a second, and leaves the rest to a node beside it.
     let ran = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
         .enable_all()
         .build()
         .map_err(anyhow::Error::from)

@@ -15,7 +15,8 @@ use ledger_proto::{
 use tonic::transport::Channel;
 
 use crate::{
-    Appender, ClientError, Options, Pages, Receipts, Selection, Watch, convert, error, retry::with_retries,
+    Appender, ClientError, Options, Pages, Receipts, Selection, Watch, connect::Connector, convert, error,
+    retry::with_retries,
 };
 
 /// A client of a node. Cheap to clone: clones share the connection, which is made when first needed and
@@ -104,7 +105,9 @@ pub struct ContextInfo {
 impl Client {
     /// A client of the node at an endpoint such as `http://127.0.0.1:50051`. Connects when first used.
     pub fn connect(endpoint: &str, options: &Options) -> Result<Self, ClientError> {
-        Ok(Self { channel: options.endpoint(endpoint)?.connect_lazy(), options: options.clone() })
+        let connector = Connector::new(options.connect_timeout);
+        let channel = options.endpoint(endpoint)?.connect_with_connector_lazy(connector);
+        Ok(Self { channel, options: options.clone() })
     }
 
     /// Appends an entry; returns when it is durable. Tried again if the node is unavailable: the entry id

@@ -28,6 +28,7 @@
 
 pub mod appender;
 pub mod client;
+mod connect;
 mod convert;
 pub mod error;
 pub mod options;

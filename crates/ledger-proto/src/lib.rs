@@ -20,5 +20,25 @@ pub mod ledger {
     }
 }
 
+/// The same services for a server that has entries encoded already: where the contract has an
+/// [`Entry`](context::v1::Entry), these messages have its bytes, and look the same on the wire.
+pub mod wire {
+    /// `converge.context.v1`.
+    pub mod context {
+        /// Version 1.
+        pub mod v1 {
+            include!(concat!(env!("OUT_DIR"), "/wire/converge.context.v1.rs"));
+        }
+    }
+
+    /// `converge.ledger.v1`.
+    pub mod ledger {
+        /// Version 1.
+        pub mod v1 {
+            include!(concat!(env!("OUT_DIR"), "/wire/converge.ledger.v1.rs"));
+        }
+    }
+}
+
 /// The encoded `FileDescriptorSet` of all services, for server reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

@@ -29,12 +29,12 @@ use axum::{
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use futures::{Stream, StreamExt as _, stream};
 use ledger_core::{
-    ContextId, Entry, Sequence,
+    ContextId, Sequence,
     checkpoint::Checkpoint,
     hash::{Hasher as _, Sha256},
 };
 use ledger_proto::ledger::v1::ContextsRequest;
-use ledger_store::Filter;
+use ledger_store::{Covered, EntryView, Filter, IdView};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 use tonic::Code;
@@ -185,7 +185,7 @@ struct Shown {
 }
 
 impl Shown {
-    fn of(entry: Entry) -> Self {
+    fn of(entry: &EntryView<'_>) -> Self {
         let size = entry.payload.len();
         let start = &entry.payload[..size.min(limits::PREVIEW)];
         let cut = start.len() < size;
@@ -200,8 +200,11 @@ impl Shown {
         let hex = text.is_none().then(|| hex::encode(&start[..start.len().min(limits::PREVIEW / 8)]));
         Self {
             sequence: entry.sequence.0,
-            id: entry.id.to_string(),
-            key: entry.key.as_str().to_owned(),
+            id: match entry.id {
+                IdView::Bits(bits) => hex::encode(bits),
+                IdView::Text(text) => text.to_owned(),
+            },
+            key: entry.key.to_owned(),
             at_ms: entry.appended_at_ns / 1_000_000,
             lamport: entry.lamport.0,
             hash: entry.content_hash.to_string(),
@@ -209,7 +212,7 @@ impl Shown {
             cut: cut || hex.as_ref().is_some_and(|hex| hex.len() < 2 * size),
             text: text.map(str::to_owned),
             hex,
-            metadata: entry.metadata,
+            metadata: entry.metadata.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect(),
         }
     }
 }
@@ -234,13 +237,13 @@ async fn entries(
         limit: (asked.limit as usize).clamp(1, limits::CONSOLE_ENTRIES),
         max_bytes: limits::PAGE_BYTES,
     };
-    let page = node.read(move |ledger| ledger.get(&context, &filter)).await?;
-    Ok(Json(EntriesPage {
-        entries: page.entries.into_iter().map(Shown::of).collect(),
-        latest: page.latest.0,
-        covered: page.covered.0,
-        more: page.more,
-    }))
+    let read = node.read(move |ledger| {
+        let mut entries = Vec::new();
+        let covered = ledger.visit(&context, &filter, |view| entries.push(Shown::of(&view)))?;
+        Ok((entries, covered))
+    });
+    let (entries, Covered { latest, covered, more }) = read.await?;
+    Ok(Json(EntriesPage { entries, latest: latest.0, covered: covered.0, more }))
 }
 
 async fn tail(
@@ -255,11 +258,11 @@ async fn tail(
         Refusal::new(Code::ResourceExhausted, message)
     })?;
     node.serving()?;
-    let batches = Tail::new(&node, Rpc::Watch, context, key, after).into_stream();
+    let batches = Tail::new(&node, Rpc::Watch, context, key, after, Shown::of).into_stream();
     let events = batches.flat_map(move |batch| {
         let _ = &permit;
         let events: Vec<_> = match batch {
-            Ok(batch) => batch.entries.into_iter().map(|entry| Ok(event(entry))).collect(),
+            Ok(batch) => batch.entries.into_iter().map(|entry| Ok(event(&entry))).collect(),
             Err(status) => {
                 vec![Ok(Event::default().event("end").data(status.message().replace(['\r', '\n'], " ")))]
             }
@@ -269,10 +272,10 @@ async fn tail(
     Ok(Sse::new(events).keep_alive(KeepAlive::default()))
 }
 
-fn event(entry: Entry) -> Event {
+fn event(entry: &Shown) -> Event {
     let id = entry.sequence.to_string();
     // JSON has no raw line ends, so it is one line of data.
-    Event::default().id(id).json_data(Shown::of(entry)).unwrap_or_else(|_| Event::default().event("end"))
+    Event::default().id(id).json_data(entry).unwrap_or_else(|_| Event::default().event("end"))
 }
 
 /// A refusal as HTTP has it.

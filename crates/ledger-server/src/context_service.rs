@@ -2,17 +2,22 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
+use bytes::Bytes;
 use futures::{Stream, StreamExt as _, stream::BoxStream};
 use ledger_core::{ContextId, Sequence, snapshot::VERSION};
-use ledger_proto::context::v1::{
-    AppendRequest, AppendResponse, GetRequest, GetResponse, LoadRequest, LoadResponse, SnapshotMetadata,
-    SnapshotRequest, SnapshotResponse, WatchEvent, WatchRequest, context_service_server::ContextService,
+use ledger_proto::{
+    context::v1::{
+        AppendRequest, AppendResponse, GetRequest, GetResponse, LoadRequest, LoadResponse, SnapshotMetadata,
+        SnapshotRequest, SnapshotResponse, WatchRequest,
+    },
+    wire::context::v1::{WatchEvent, context_service_server::ContextService},
 };
+use ledger_store::EntryView;
 use tonic::{Code, Request, Response, Status};
 use tracing::debug_span;
 
 use crate::{
-    convert, limits,
+    convert, encode, limits,
     metrics::Rpc,
     node::{Node, blocking},
     pages::Get,
@@ -155,7 +160,9 @@ fn watch(
     node.serving()?;
     let context = ContextId::new(&request.context_id)?;
     let key = convert::key_filter(request.key)?;
-    let mut tail = Tail::new(node, Rpc::Watch, context, key, Sequence(request.from_sequence));
+    let named = context.clone();
+    let shape = move |view: &EntryView<'_>| encode::named_entry(view, &named);
+    let mut tail = Tail::new(node, Rpc::Watch, context, key, Sequence(request.from_sequence), shape);
     if request.bookmarks {
         tail = tail.with_bookmarks(limits::BOOKMARK_MS);
     }
@@ -163,19 +170,17 @@ fn watch(
 }
 
 /// An event for each entry. The bookmark comes with the last: alone only if there is no entry.
-fn events(batch: Result<Batch, Status>) -> VecDeque<Result<WatchEvent, Status>> {
+fn events(batch: Result<Batch<Bytes>, Status>) -> VecDeque<Result<WatchEvent, Status>> {
     let batch = match batch {
         Ok(batch) => batch,
         Err(status) => return [Err(status)].into(),
     };
     let mut bookmark = batch.bookmark.as_ref().map(convert::position);
-    let mut events: VecDeque<_> = convert::entries(batch.entries)
-        .into_iter()
-        .map(|entry| Ok(WatchEvent { entry: Some(entry), bookmark: None }))
-        .collect();
+    let mut events: VecDeque<_> =
+        batch.entries.into_iter().map(|entry| Ok(WatchEvent { entry, bookmark: None })).collect();
     match events.back_mut() {
         Some(Ok(last)) => last.bookmark = bookmark.take(),
-        _ => events.push_back(Ok(WatchEvent { entry: None, bookmark })),
+        _ => events.push_back(Ok(WatchEvent { entry: Bytes::new(), bookmark })),
     }
     events
 }

@@ -96,15 +96,6 @@ pub fn entry(entry: Entry) -> context::Entry {
 
 /// Entries as the contract has them; their hashes share one buffer.
 pub fn entries(entries: Vec<Entry>) -> Vec<context::Entry> {
-    converted(entries, |context| context.as_str().to_owned())
-}
-
-/// As [`entries`], without `context_id`: for streams of one context, which the request named.
-pub fn stream_entries(entries: Vec<Entry>) -> Vec<context::Entry> {
-    converted(entries, |_| String::new())
-}
-
-fn converted(entries: Vec<Entry>, name: impl Fn(&ContextId) -> String) -> Vec<context::Entry> {
     let hashes: Vec<u8> = entries.iter().flat_map(|entry| entry.content_hash.0).collect();
     let hashes = Bytes::from(hashes);
     let with_hash = |(index, entry): (usize, Entry)| context::Entry {
@@ -116,7 +107,7 @@ fn converted(entries: Vec<Entry>, name: impl Fn(&ContextId) -> String) -> Vec<co
         metadata: entry.metadata,
         lamport_clock: entry.lamport.0,
         content_hash: hashes.slice(index * 32..(index + 1) * 32),
-        context_id: name(&entry.context_id),
+        context_id: entry.context_id.as_str().to_owned(),
         epoch: entry.epoch.0,
     };
     entries.into_iter().enumerate().map(with_hash).collect()

@@ -6,10 +6,8 @@ use futures::{Stream, StreamExt as _, stream, stream::BoxStream};
 use ledger_core::ContextId;
 use ledger_proto::{
     context::v1::{GetRequest, LoadResponse, SnapshotMetadata, SnapshotRequest},
-    ledger::v1::{
-        AppendBatch, AppendResults, LoadChunk, Page, SnapshotChunk, WatchBatch, WatchRequest,
-        ledger_service_server::LedgerService,
-    },
+    ledger::v1::{AppendBatch, AppendResults, LoadChunk, SnapshotChunk, WatchRequest},
+    wire::ledger::v1::{Page, WatchBatch, ledger_service_server::LedgerService},
 };
 use ledger_store::SnapshotStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -18,7 +16,7 @@ use tracing::debug_span;
 use crate::{
     append_stream,
     context_service::snapshot_metadata,
-    convert,
+    convert, encode,
     metrics::Rpc,
     node::{Node, blocking},
     pages::Get,
@@ -153,11 +151,11 @@ async fn watch(
     let context = ContextId::new(&request.context_id)?;
     let key = convert::key_filter(request.key)?;
     let resume = convert::resume(request.resume_after)?;
-    let tail = Tail::resume(node, Rpc::WatchStream, context, key, resume).await?;
+    let tail = Tail::resume(node, Rpc::WatchStream, context, key, resume, encode::entry).await?;
     let tail = tail.with_bookmarks(request.bookmark_interval_ms);
     Ok(tail.into_stream().map(|batch| {
         batch.map(|batch| WatchBatch {
-            entries: convert::stream_entries(batch.entries),
+            entries: batch.entries,
             bookmark: batch.bookmark.as_ref().map(convert::position),
         })
     }))

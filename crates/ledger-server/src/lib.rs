@@ -12,6 +12,7 @@
 //! | [`node`] | what all services share |
 //! | [`limits`] | every bound on what is in flight |
 //! | [`tail`], [`newest`] | one watcher: history, then the live tail; and its bookmarks |
+//! | [`encode`] | entries in the contract's encoding, from where they lie |
 //! | [`pages`] | a context read in pages, ahead of the client |
 //! | [`append_stream`] | the pipelined append |
 //! | [`http`], [`console`], [`metrics`] | probes, Prometheus, a page to look at contexts |
@@ -23,6 +24,7 @@ pub mod config;
 pub mod console;
 pub mod context_service;
 pub mod convert;
+pub mod encode;
 pub mod http;
 pub mod integrity_service;
 pub mod ledger_service;

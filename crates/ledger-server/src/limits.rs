@@ -14,12 +14,17 @@ pub const RESULTS_BYTES: usize = 2 << 20;
 /// Names of contexts remembered by one Append stream.
 pub const NAMES_PER_STREAM: usize = 4096;
 
-/// Entries of a page of a stream.
-pub const PAGE_ENTRIES: usize = 512;
-/// Bytes of a page of a stream: keys, payloads and metadata. One entry may be larger.
-pub const PAGE_BYTES: usize = 512 << 10;
+/// Entries of a page of a Get stream.
+pub const PAGE_ENTRIES: usize = 2048;
+/// Bytes of a page of a Get stream: keys, payloads and metadata. One entry may be larger.
+pub const PAGE_BYTES: usize = 1 << 20;
 /// Pages, or chunks of a snapshot, read before the client takes them.
-pub const PAGES_AHEAD: usize = 4;
+pub const PAGES_AHEAD: usize = 2;
+
+/// Entries of a page of a watcher, of which there may be thousands.
+pub const WATCH_ENTRIES: usize = 512;
+/// Bytes of a page of a watcher.
+pub const WATCH_BYTES: usize = 512 << 10;
 
 /// Reads of the store at the same time, each on a thread: pages of Get and Watch, proofs, listings.
 pub const READS: usize = 64;

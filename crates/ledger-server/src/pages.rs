@@ -6,15 +6,15 @@ use futures::Stream;
 use ledger_core::{ContextId, Key, Sequence};
 use ledger_proto::{
     context::v1::{GetRequest, GetResponse},
-    ledger::v1 as proto,
+    wire::ledger::v1::Page,
 };
-use ledger_store::{Filter, Page};
+use ledger_store::{Covered, Filter};
 use prost::Message as _;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
-use crate::{convert, limits, metrics::Rpc, node::Node, status::Refusal};
+use crate::{convert, encode, limits, metrics::Rpc, node::Node, status::Refusal};
 
 /// A checked Get.
 #[derive(Debug)]
@@ -55,7 +55,7 @@ impl Get {
     }
 
     /// All answers, in pages, read while the client takes those before.
-    pub fn stream(self, node: Arc<Node>) -> impl Stream<Item = Result<proto::Page, Status>> + Send {
+    pub fn stream(self, node: Arc<Node>) -> impl Stream<Item = Result<Page, Status>> + Send {
         let (pages, ahead) = mpsc::channel(limits::PAGES_AHEAD);
         tokio::spawn(read_ahead(self, node, pages));
         ReceiverStream::new(ahead)
@@ -63,25 +63,21 @@ impl Get {
 }
 
 /// Reads page after page while there is room. No thread waits for the client.
-async fn read_ahead(mut get: Get, node: Arc<Node>, pages: mpsc::Sender<Result<proto::Page, Status>>) {
+async fn read_ahead(mut get: Get, node: Arc<Node>, pages: mpsc::Sender<Result<Page, Status>>) {
     node.metrics.started(Rpc::GetStream);
     while let Ok(room) = pages.reserve().await {
         let (context, filter) = (get.context.clone(), get.filter(limits::PAGE_ENTRIES, limits::PAGE_BYTES));
         let read = async {
             node.serving()?;
             node.read(move |ledger| {
-                let page = ledger.get(&context, &filter)?;
-                let (latest_sequence, covered, more) = (page.latest.0, page.covered, page.more);
-                Ok((
-                    proto::Page { entries: convert::stream_entries(page.entries), latest_sequence },
-                    covered,
-                    more,
-                ))
+                let mut entries = Vec::new();
+                let covered = ledger.visit(&context, &filter, |view| entries.push(encode::entry(&view)))?;
+                Ok((Page { entries, latest_sequence: covered.latest.0 }, covered))
             })
             .await
         };
         match read.await {
-            Ok((page, covered, more)) => {
+            Ok((page, Covered { covered, more, .. })) => {
                 get.after = covered;
                 get.limit -= page.entries.len().min(get.limit);
                 node.metrics.read_entries.increment(page.entries.len() as u64);
@@ -96,7 +92,7 @@ async fn read_ahead(mut get: Get, node: Arc<Node>, pages: mpsc::Sender<Result<pr
 }
 
 /// Cuts a page to a message. Always at least one entry, whatever its size.
-fn cut(page: Page, limit: usize, max_bytes: usize) -> GetResponse {
+fn cut(page: ledger_store::Page, limit: usize, max_bytes: usize) -> GetResponse {
     let (latest_sequence, covered, more) = (page.latest.0, page.covered.0, page.more);
     let mut entries = convert::entries(page.entries);
     let mut bytes = 0;

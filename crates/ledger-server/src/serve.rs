@@ -18,14 +18,18 @@ use std::{
 };
 
 use ed25519_dalek::SigningKey;
+use futures::StreamExt as _;
 use ledger_core::checkpoint::Signer;
+use ledger_cork::Corked;
 use ledger_proto::{
     DESCRIPTORS,
-    context::v1::context_service_server::{ContextServiceServer, SERVICE_NAME as CONTEXT},
     ledger::v1::{
         cluster_service_server::{ClusterServiceServer, SERVICE_NAME as CLUSTER},
         integrity_service_server::{IntegrityServiceServer, SERVICE_NAME as INTEGRITY},
-        ledger_service_server::{LedgerServiceServer, SERVICE_NAME as LEDGER},
+    },
+    wire::{
+        context::v1::context_service_server::{ContextServiceServer, SERVICE_NAME as CONTEXT},
+        ledger::v1::ledger_service_server::{LedgerServiceServer, SERVICE_NAME as LEDGER},
     },
 };
 use ledger_store::{Ledger, StoreError};
@@ -231,6 +235,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
 /// Serves until SIGTERM or SIGINT; gives the exit code. A second signal ends the process at once.
 pub fn main(config: Config) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(worker_threads(config.store_options().lanes()))
         .enable_all()
         .max_blocking_threads(limits::BLOCKING_THREADS)
         .build()
@@ -251,6 +256,13 @@ pub fn main(config: Config) -> ExitCode {
             ExitCode::from(exit_code(&error))
         }
     }
+}
+
+/// Threads of the runtime. A lane needs about half a processor; more threads than processors would only take
+/// turns, at the price of a switch for every request.
+fn worker_threads(lanes: usize) -> usize {
+    let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    cpus.saturating_sub(lanes.div_ceil(2)).max(1)
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {
@@ -358,7 +370,8 @@ fn start_grpc(
             let listener = tokio::net::TcpListener::from_std(listener?)?;
             let incoming = TcpIncoming::from(listener)
                 .with_nodelay(Some(true))
-                .with_keepalive(Some(Duration::from_mins(1)));
+                .with_keepalive(Some(Duration::from_mins(1)))
+                .map(|connection| connection.map(Corked::new));
             routes.serve_with_incoming_shutdown(incoming, draining.cancelled_owned()).await?;
             Outcome::Ok(())
         }

@@ -12,8 +12,8 @@
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures::{FutureExt as _, Stream, stream};
-use ledger_core::{ContextId, Entry, Key, Position, Sequence, Size};
-use ledger_store::{Page, Watch};
+use ledger_core::{ContextId, Key, Position, Sequence, Size};
+use ledger_store::{Covered, EntryView, Watch};
 use tokio::time::Instant;
 use tonic::Status;
 
@@ -28,23 +28,22 @@ use crate::{
 
 /// What a watcher is handed.
 #[derive(Debug)]
-pub struct Batch {
+pub struct Batch<T> {
     /// Entries, in order, each once. Empty in a bookmark.
-    pub entries: Vec<Entry>,
+    pub entries: Vec<T>,
     /// Everything up to here was delivered or filtered out.
     pub bookmark: Option<Position>,
 }
 
-/// A watcher.
-#[derive(Debug)]
-pub struct Tail {
+/// A watcher, and how it hands out entries.
+pub struct Tail<F> {
+    shape: F,
     node: Arc<Node>,
     rpc: Rpc,
     context: ContextId,
     /// Taken while a thread reads the store with it.
     watch: Option<Watch>,
     bookmarks: Option<Bookmarks>,
-    page_entries: usize,
     _alive: Alive,
 }
 
@@ -56,18 +55,30 @@ struct Bookmarks {
     last: Instant,
 }
 
-impl Tail {
+/// Makes of an entry what the watcher hands out.
+pub trait Shape<T>: Fn(&EntryView<'_>) -> T + Clone + Send + 'static {}
+
+impl<T, F: Fn(&EntryView<'_>) -> T + Clone + Send + 'static> Shape<T> for F {}
+
+impl<F> Tail<F> {
     /// A watcher of what follows a sequence.
-    pub fn new(node: &Arc<Node>, rpc: Rpc, context: ContextId, key: Option<Key>, after: Sequence) -> Self {
+    pub fn new(
+        node: &Arc<Node>,
+        rpc: Rpc,
+        context: ContextId,
+        key: Option<Key>,
+        after: Sequence,
+        shape: F,
+    ) -> Self {
         node.metrics.started(rpc);
         Self {
+            shape,
             watch: Some(node.ledger.watch(&context, key, after)),
             _alive: Alive::new(&node.metrics.watchers),
             node: Arc::clone(node),
             rpc,
             context,
             bookmarks: None,
-            page_entries: limits::PAGE_ENTRIES,
         }
     }
 
@@ -78,6 +89,7 @@ impl Tail {
         context: ContextId,
         key: Option<Key>,
         resume: Resume,
+        shape: F,
     ) -> Result<Self, Refusal> {
         if let Some(lineage) = resume.lineage {
             let named = context.clone();
@@ -93,7 +105,7 @@ impl Tail {
             })
             .await?;
         }
-        Ok(Self::new(node, rpc, context, key, resume.after))
+        Ok(Self::new(node, rpc, context, key, resume.after, shape))
     }
 
     /// Also hands out bookmarks: with entries, and alone at an interval of so many milliseconds (0: never).
@@ -108,7 +120,10 @@ impl Tail {
     }
 
     /// The watcher as a stream. A panic in it ends this stream with `INTERNAL`, and nothing else.
-    pub fn into_stream(self) -> impl Stream<Item = Result<Batch, Status>> + Send {
+    pub fn into_stream<T: Send + 'static>(self) -> impl Stream<Item = Result<Batch<T>, Status>> + Send
+    where
+        F: Shape<T>,
+    {
         stream::unfold(Some(self), |tail| async move {
             let mut tail = tail?;
             let (node, rpc) = (Arc::clone(&tail.node), tail.rpc);
@@ -131,17 +146,19 @@ impl Tail {
     }
 
     /// The next entries or bookmark.
-    pub async fn next(&mut self) -> Result<Batch, Refusal> {
+    pub async fn next<T: Send + 'static>(&mut self) -> Result<Batch<T>, Refusal>
+    where
+        F: Shape<T>,
+    {
         loop {
             self.node.serving()?;
-            let page = self.read().await?;
-            if !page.entries.is_empty() {
-                self.panic_if_tested(&page);
-                let bookmark = self.bookmark_of(&page).await?;
-                return Ok(Batch { entries: page.entries, bookmark });
+            let (entries, covered) = self.read().await?;
+            if !entries.is_empty() {
+                let bookmark = self.bookmark_of(&covered).await?;
+                return Ok(Batch { entries, bookmark });
             }
-            // An empty page that was cut: nothing matched so far, and there is more to look through.
-            if page.more {
+            // Nothing of it matched so far, and there is more to look through.
+            if covered.more {
                 continue;
             }
             if let Some(bookmark) = self.wait().await? {
@@ -151,24 +168,33 @@ impl Tail {
     }
 
     /// What there is: recent entries from memory, older ones from the store, on a thread that may block.
-    async fn read(&mut self) -> Result<Page, Refusal> {
+    async fn read<T: Send + 'static>(&mut self) -> Result<(Vec<T>, Covered), Refusal>
+    where
+        F: Shape<T>,
+    {
         let lost = || Refusal::internal("the watch failed inside the server: watch again");
-        let limit = self.page_entries;
+        let limit = limits::WATCH_ENTRIES;
+        let (shape, test_panic) = (self.shape.clone(), self.node.config.test_panic);
+        let mut entries = Vec::new();
         let mut watch = self.watch.take().ok_or_else(lost)?;
-        if let Some(page) = watch.read_recent(limit, limits::PAGE_BYTES) {
+        let take = move |entries: &mut Vec<T>, view: &EntryView<'_>| {
+            panic_if_tested(test_panic, view.key);
+            entries.push(shape(view));
+        };
+        if let Some(read) = watch.visit_recent(limit, limits::WATCH_BYTES, |view| take(&mut entries, &view)) {
             self.watch = Some(watch);
-            return Ok(page?);
+            return Ok((entries, read?));
         }
         self.node.metrics.watch_history_reads.increment(1);
-        let (watch, page) = self
+        let (watch, entries, read) = self
             .node
             .read(move |_| {
-                let page = watch.read(limit, limits::PAGE_BYTES);
-                Ok((watch, page))
+                let read = watch.visit(limit, limits::WATCH_BYTES, |view| take(&mut entries, &view));
+                Ok((watch, entries, read))
             })
             .await?;
         self.watch = Some(watch);
-        Ok(page?)
+        Ok((entries, read?))
     }
 
     /// Waits for something new (`None`), or until a bookmark is due.
@@ -191,7 +217,7 @@ impl Tail {
 
     /// The position after a page: cheap when the watcher has caught up, for then it is the head's; when it
     /// has not, made at the interval only.
-    async fn bookmark_of(&mut self, page: &Page) -> Result<Option<Position>, Refusal> {
+    async fn bookmark_of(&mut self, page: &Covered) -> Result<Option<Position>, Refusal> {
         let Some(marks) = &mut self.bookmarks else { return Ok(None) };
         let now = Instant::now();
         let every = marks.every.unwrap_or(Duration::from_millis(limits::BOOKMARK_MS.into()));
@@ -223,11 +249,9 @@ impl Tail {
             .await?;
         Ok(Some(position))
     }
+}
 
-    fn panic_if_tested(&self, page: &Page) {
-        if self.node.config.test_panic == Some(TestPanic::Watch) {
-            let asked = page.entries.iter().any(|entry| entry.key.as_str() == "test-panic");
-            assert!(!asked, "asked to panic by test_panic = watch");
-        }
-    }
+fn panic_if_tested(test: Option<TestPanic>, key: &str) {
+    let asked = test == Some(TestPanic::Watch) && key == "test-panic";
+    assert!(!asked, "asked to panic by test_panic = watch");
 }

@@ -117,7 +117,7 @@ fn a_wrong_configuration_names_the_key_and_exits_with_2() {
 
 #[test]
 fn the_example_file_holds_the_defaults() {
-    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/ledgerd.example.toml");
+    let example = Path::new("../../deploy/ledgerd.example.toml");
     let text = fs::read_to_string(example).unwrap();
     // Everything in it is commented out: uncommented, it is a configuration, and the default one.
     let settings = |line: &&str| line.starts_with('#') && line.contains(" = ") && !line.starts_with("# ");

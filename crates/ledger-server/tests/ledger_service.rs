@@ -216,7 +216,7 @@ async fn a_get_streams_everything_in_pages() {
     };
     let (all, pages) = read(get("c")).await;
     assert!(all.iter().copied().eq(1..=5000));
-    assert!(pages >= 5, "{pages}");
+    assert!(pages >= 3, "{pages}");
     let (rare, _) = read(GetRequest { key: "rare".into(), ..get("c") }).await;
     assert!(rare.iter().copied().eq((1..=5000).step_by(10)));
     let (some, _) = read(GetRequest { after_sequence: 100, limit: 1200, ..get("c") }).await;

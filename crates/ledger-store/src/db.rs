@@ -1,6 +1,6 @@
 //! RocksDB, opened the way the ledger needs it, and its errors in our words.
 
-use std::path::Path;
+use std::{path::Path, sync::OnceLock};
 
 use ledger_core::{ContextId, Sequence};
 use rocksdb::{
@@ -8,7 +8,11 @@ use rocksdb::{
     ErrorKind, ReadOptions, WriteBatch, WriteOptions,
 };
 
-use crate::{Durability, Options, StoreError, families};
+use crate::{
+    Durability, Options, StoreError, families,
+    stable::{Row, StableHeads},
+    state::read_head,
+};
 
 /// An open database.
 pub(crate) struct Db {
@@ -16,6 +20,9 @@ pub(crate) struct Db {
     write: WriteOptions,
     cache: Cache,
     generation: u64,
+    stable: StableHeads,
+    /// The first write or sync that failed: RocksDB takes no more of them then.
+    failed: OnceLock<StoreError>,
 }
 
 impl std::fmt::Debug for Db {
@@ -34,7 +41,7 @@ impl Db {
             .map_err(|error| open_error(path, &error))?;
         let mut write = WriteOptions::default();
         write.set_sync(options.durability == Durability::Always);
-        Ok(Self { inner, write, cache, generation })
+        Ok(Self { inner, write, cache, generation, stable: StableHeads::new(), failed: OnceLock::new() })
     }
 
     /// How often the database was opened anew before: what was read of an earlier one may be outdated.
@@ -47,19 +54,42 @@ impl Db {
         self.inner.cf_handle(name).ok_or_else(|| StoreError::Io(format!("the family {name} is missing")))
     }
 
-    /// Writes a batch, as durable as configured: all of it or nothing.
-    pub(crate) fn write(&self, batch: WriteBatch) -> Result<(), StoreError> {
-        self.inner.write_opt(batch, &self.write).map_err(|error| io_error(&error))
+    /// The heads that readers see instead of the rows.
+    pub(crate) fn stable(&self) -> &StableHeads {
+        &self.stable
     }
 
-    /// Writes a batch that a later durable write will make durable with it.
+    /// A context's head and where its rows are, as far as it is durable.
+    pub(crate) fn head(&self, context: &ContextId) -> Result<Row, StoreError> {
+        // The row first: what it is ahead of is held from before it could be read.
+        let row = read_head(self, context)?;
+        Ok(self.stable.of(context, row))
+    }
+
+    /// Writes a batch, as durable as configured: all of it or nothing.
+    pub(crate) fn write(&self, batch: WriteBatch) -> Result<(), StoreError> {
+        self.usable()?;
+        self.noted(self.inner.write_opt(batch, &self.write))
+    }
+
+    /// Writes a batch that a later sync or durable write makes durable.
     pub(crate) fn write_unsynced(&self, batch: WriteBatch) -> Result<(), StoreError> {
-        self.inner.write(batch).map_err(|error| io_error(&error))
+        self.usable()?;
+        self.noted(self.inner.write(batch))
     }
 
     /// Makes everything written so far durable.
     pub(crate) fn sync(&self) -> Result<(), StoreError> {
-        self.inner.flush_wal(true).map_err(|error| io_error(&error))
+        self.usable()?;
+        self.noted(self.inner.flush_wal(true))
+    }
+
+    fn usable(&self) -> Result<(), StoreError> {
+        self.failed.get().cloned().map_or(Ok(()), Err)
+    }
+
+    fn noted(&self, result: Result<(), rocksdb::Error>) -> Result<(), StoreError> {
+        result.map_err(|error| self.failed.get_or_init(|| io_error(&error)).clone())
     }
 
     /// Reads one value, and hands it to `read` without copying it.
@@ -177,7 +207,9 @@ fn family(name: &str, cache: &Cache, options: &Options) -> rocksdb::Options {
     if name == families::ENTRIES {
         family.set_bottommost_compression_type(DBCompressionType::Zstd);
         family.set_target_file_size_base(64 << 20);
-        family.set_max_bytes_for_level_base(256 << 20);
+        family.set_max_bytes_for_level_base(512 << 20);
+        // Entries are written once: the less often they are moved, the better.
+        family.set_level_zero_file_num_compaction_trigger(8);
     }
     family
 }

@@ -2,17 +2,12 @@
 //!
 //! Invariants:
 //! - A context belongs to one lane, so nothing here needs a lock.
-//! - Durability precedes visibility: a batch is staged on states taken out of the cache, written with
-//!   one synced write, and only then put back, shown to watchers and acknowledged.
-//! - After a failed write the staged states are dropped: the database is the truth and is read again.
+//! - Durability precedes visibility: a commit is staged, written, synced, and only then shown to readers and
+//!   watchers and acknowledged. The next one is staged on it while it is being synced.
+//! - After a failed write or sync the states are dropped: the database is the truth and is read again.
 //! - Every append gets exactly one result.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-};
-
-use foldhash::fast::RandomState;
+use std::sync::Arc;
 
 use ledger_core::{
     ContextId, Entry, EntryId, Head, Lineage, Position, Sequence, Size, entry::Draft, log::Stamp, slot::Slot,
@@ -22,7 +17,8 @@ use rocksdb::WriteBatch;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
-    Append, Appended, BatchResult, BatchResults, StoreError,
+    Append, Appended, BatchResult, BatchResults, Durability, StoreError,
+    commit::{Staged, Touched, Waiting},
     database::Database,
     db::{Db, read_error},
     families::{self, Place},
@@ -31,6 +27,7 @@ use crate::{
     shared::Shared,
     staging,
     state::{ContextState, read_head},
+    syncer::{self, ToSyncer},
 };
 
 /// Most commands that wait in a lane's queue: beyond it, those who append wait.
@@ -42,8 +39,11 @@ const MAX_COMMIT_ENTRIES: usize = 8192;
 /// … or so many bytes of its batch.
 const MAX_COMMIT_BYTES: usize = 16 << 20;
 
-/// How often a lane gives up the processor for others to join its commit: a few tens of microseconds.
-const GATHER_TURNS: usize = 40;
+/// Commands of a commit, unless more than a few times that wait: small commits keep all stages of the
+/// pipeline busy, and one sync is for all that wait for it.
+const ROUND: usize = 16;
+/// How often a lane gives up the processor for others to join its commit.
+const GATHER_TURNS: usize = 5;
 
 /// What a lane can be asked.
 #[derive(Debug)]
@@ -96,29 +96,24 @@ pub(crate) struct Lane {
     /// Of the database that the cached states were read from.
     generation: u64,
     shared: Arc<Shared>,
+    syncer: ToSyncer,
     cache: Cache<ContextId, ContextState, Weigh>,
     buffer: Vec<u8>,
 }
 
-/// Who waits for a staged result.
-#[allow(clippy::large_enum_variant, reason = "they live in a list that is emptied with the commit")]
-enum Waiting {
-    One(Result<Appended, StoreError>, oneshot::Sender<Result<Appended, StoreError>>),
-    Many(Vec<BatchResult>, mpsc::UnboundedSender<BatchResults>),
-}
-
 /// An entry that is stored if the commit succeeds.
-struct Staged {
+struct Stored {
     entry: Entry,
     /// The entry is an earlier one with the same id: where the history stood with it.
     first: Option<Position>,
 }
 
-impl Staged {
-    fn appended(self, commit: &Commit, context: &ContextId) -> Appended {
+impl Stored {
+    fn appended(self, commit: &Staged) -> Appended {
         let repeated = self.first.is_some();
-        let newest = || commit.states.get(context).map(|touched| touched.state.head.position());
-        // A staged entry's context is among the commit's states.
+        let newest =
+            || commit.states.get(&self.entry.context_id).map(|touched| touched.state.head.position());
+        // A stored entry's context is among the commit's states.
         let position = self.first.or_else(newest).unwrap_or(Position {
             size: Size(self.entry.sequence.0),
             root: self.entry.content_hash,
@@ -129,93 +124,81 @@ impl Staged {
     }
 }
 
-/// The contexts of a commit. The hasher is quick, and seeded: names come from clients.
-type States = HashMap<ContextId, Touched, RandomState>;
-
-/// One group commit being staged.
-struct Commit {
-    /// Wall-clock time of the commit's entries, nanoseconds since the Unix epoch.
-    now_ns: u64,
-    batch: WriteBatch,
-    states: States,
-    waiting: Vec<Waiting>,
-    entries: usize,
-}
-
-/// A context that a commit touches.
-struct Touched {
-    state: ContextState,
-    /// Ids that clients chose, of entries in this commit.
-    ids: HashMap<EntryId, Entry>,
-    /// The new entries, kept only while the context is watched.
-    watched: Option<Vec<Entry>>,
-    appended: u64,
-}
-
 impl Lane {
-    pub(crate) fn new(database: Arc<Database>, shared: Arc<Shared>, cache_bytes: usize) -> Self {
+    pub(crate) fn new(
+        database: Arc<Database>,
+        shared: Arc<Shared>,
+        syncer: ToSyncer,
+        cache_bytes: usize,
+    ) -> Self {
         let contexts = (cache_bytes / 2048).max(64);
         let cache = Cache::with_weighter(contexts, cache_bytes as u64, Weigh);
-        Self { database, generation: 0, shared, cache, buffer: Vec::new() }
+        Self { database, generation: 0, shared, syncer, cache, buffer: Vec::new() }
     }
 
     /// Serves the queue until every sender is gone.
     pub(crate) fn run(mut self, mut queue: mpsc::Receiver<Command>) {
         let mut commands = Vec::with_capacity(QUEUE);
         let mut gathered = 0;
-        while queue.blocking_recv_many(&mut commands, QUEUE) > 0 {
-            gather(&mut queue, &mut commands, gathered);
+        while queue.blocking_recv_many(&mut commands, ROUND) > 0 {
+            let rest = queue.len() / 4;
+            while commands.len() < rest
+                && let Ok(command) = queue.try_recv()
+            {
+                commands.push(command);
+            }
+            gather(&mut queue, &mut commands, gathered.min(ROUND));
             gathered = commands.len();
+            let is_alone = gathered == 1 && queue.is_empty();
             match self.database.get() {
-                Ok(db) => self.serve(&db, commands.drain(..)),
+                Ok(db) => self.serve(&db, commands.drain(..), is_alone),
                 Err(error) => commands.drain(..).for_each(|command| command.fail(&error)),
             }
         }
     }
 
     /// Serves what was in the queue, in as few commits as its bounds allow.
-    fn serve(&mut self, db: &Db, commands: impl Iterator<Item = Command>) {
+    fn serve(&mut self, db: &Arc<Db>, commands: impl Iterator<Item = Command>, is_alone: bool) {
         if db.generation() != self.generation {
             // A write that was reported as failed may have been kept after all.
             self.cache.clear();
             self.generation = db.generation();
         }
-        let mut commit = Commit::new();
+        let mut commit = Staged::new();
         for command in commands {
             match command {
                 Command::Append(append, reply) => {
-                    let context = append.context.clone();
-                    let staged =
-                        self.stage(db, &mut commit, append).map(|staged| staged.appended(&commit, &context));
-                    commit.waiting.push(Waiting::One(staged, reply));
+                    let result = self.stage(db, &mut commit, append);
+                    commit.waiting.push(Waiting::One(result.map(|stored| stored.appended(&commit)), reply));
                 }
                 Command::Batch(appends, reply) => {
                     let mut stage = |(tag, append)| {
-                        let staged = self.stage(db, &mut commit, append);
+                        let result = self.stage(db, &mut commit, append);
                         BatchResult {
                             tag,
-                            result: staged.map(|staged| (staged.entry, staged.first.is_some())),
+                            result: result.map(|stored| (stored.entry, stored.first.is_some())),
                         }
                     };
                     let results = appends.into_iter().map(&mut stage).collect();
                     commit.waiting.push(Waiting::Many(results, reply));
                 }
                 Command::Install(install, reply) => {
-                    self.commit(db, std::mem::replace(&mut commit, Commit::new()));
+                    self.commit(db, std::mem::replace(&mut commit, Staged::new()), false);
+                    self.syncer.drain();
                     let installed = self.install(db, *install);
                     // The one who asked may have gone: the history is in place all the same.
                     let _ = reply.send(installed);
                 }
             }
             if commit.entries >= MAX_COMMIT_ENTRIES || commit.batch.size_in_bytes() >= MAX_COMMIT_BYTES {
-                self.commit(db, std::mem::replace(&mut commit, Commit::new()));
+                self.commit(db, std::mem::replace(&mut commit, Staged::new()), false);
             }
         }
-        self.commit(db, commit);
+        self.commit(db, commit, is_alone);
     }
 
     /// Stages one append.
-    fn stage(&mut self, db: &Db, commit: &mut Commit, append: Append) -> Result<Staged, StoreError> {
+    fn stage(&mut self, db: &Db, commit: &mut Staged, append: Append) -> Result<Stored, StoreError> {
         let Append { context, draft, received_lamport, entry_id } = append;
         if !commit.states.contains_key(&context) {
             let touched = self.touch(db, &context)?;
@@ -245,7 +228,7 @@ impl Lane {
         }
         touched.appended += 1;
         commit.entries += 1;
-        Ok(Staged { entry, first: None })
+        Ok(Stored { entry, first: None })
     }
 
     /// A context's state, out of the cache or the database, or new.
@@ -261,9 +244,8 @@ impl Lane {
                 }
             },
         };
-        let watched =
-            (!self.shared.tails.is_idle() && self.shared.tails.find(context).is_some()).then(Vec::new);
-        Ok(Touched { state, ids: HashMap::new(), watched, appended: 0 })
+        let is_watched = !self.shared.tails.is_idle() && self.shared.tails.find(context).is_some();
+        Ok(Touched::new(state, is_watched))
     }
 
     fn create(&self, db: &Db, context: &ContextId) -> Result<ContextState, StoreError> {
@@ -272,59 +254,22 @@ impl Lane {
         Ok(ContextState::new(place, Head::new(self.shared.options.suite, lineage, Shared::now_ns())))
     }
 
-    /// Writes a staged commit, and tells everybody.
-    fn commit(&mut self, db: &Db, mut commit: Commit) {
-        if commit.waiting.is_empty() {
+    /// Writes a staged commit, and has it synced and acknowledged.
+    fn commit(&mut self, db: &Arc<Db>, staged: Staged, is_alone: bool) {
+        if staged.waiting.is_empty() {
             return;
         }
-        match self.write(db, &mut commit) {
-            Ok(()) => self.acknowledge(commit),
-            Err(error) => {
-                self.shared.commit_failed(&error);
-                commit.fail(&error);
-            }
+        let Some((written, states)) = staged.write(db, &self.shared, &mut self.buffer) else { return };
+        for (context, state) in states {
+            self.cache.insert(context, state);
         }
-    }
-
-    fn write(&mut self, db: &Db, commit: &mut Commit) -> Result<(), StoreError> {
-        if commit.entries == 0 {
-            return Ok(());
-        }
-        for (context, touched) in commit.states.iter().filter(|(_, touched)| touched.appended > 0) {
-            touched.state.put_head(db, &mut commit.batch, context, &mut self.buffer)?;
-        }
-        db.write(std::mem::take(&mut commit.batch))?;
-        self.shared.committed(commit.entries as u64);
-        Ok(())
-    }
-
-    fn acknowledge(&mut self, commit: Commit) {
-        let Commit { states, waiting, .. } = commit;
-        let mut positions = Positions::with_capacity_and_hasher(states.len(), RandomState::default());
-        for (context, touched) in states {
-            if let Some(watched) = touched.watched.filter(|entries| !entries.is_empty()) {
-                self.shared.tails.committed(&context, watched.into_iter(), touched.state.head.size());
-            } else if touched.appended > 0 && !self.shared.tails.is_idle() {
-                // Somebody may have begun to watch since: it reads the store.
-                if let Some(tail) = self.shared.tails.find(&context) {
-                    tail.reach(touched.state.head.size());
-                }
-            }
-            positions.insert(context.clone(), touched.state.head.position());
-            // A context that was only looked at may not exist: it is not kept.
-            if touched.state.head.size().0 > 0 {
-                self.cache.insert(context, touched.state);
-            }
-        }
-        for waiting in waiting {
-            match waiting {
-                // Whoever asked may have gone: the entry is stored all the same.
-                Waiting::One(staged, reply) => _ = reply.send(staged),
-                Waiting::Many(results, reply) => {
-                    let positions = newest(&positions, &results);
-                    _ = reply.send(BatchResults { results, positions });
-                }
-            }
+        if self.shared.options.durability != Durability::Always {
+            written.acknowledge(&self.shared);
+        } else if is_alone && self.syncer.is_idle() {
+            // Nothing would overlap: spare this append the way to another thread.
+            syncer::sync(&mut vec![written], &self.shared);
+        } else {
+            self.syncer.send(written);
         }
     }
 
@@ -358,7 +303,7 @@ impl Lane {
 /// waits, and nobody waits for more than came with the commit before.
 fn gather(queue: &mut mpsc::Receiver<Command>, commands: &mut Vec<Command>, before: usize) {
     let mut turns = 0;
-    while commands.len() < before.min(QUEUE) && turns < GATHER_TURNS {
+    while commands.len() < before && turns < GATHER_TURNS {
         if let Ok(command) = queue.try_recv() {
             commands.push(command);
         } else {
@@ -393,7 +338,7 @@ fn repeat(
     id: &EntryId,
     known: Known,
     draft: &Draft,
-) -> Result<Staged, StoreError> {
+) -> Result<Stored, StoreError> {
     let (entry, position) = match known {
         // Not written yet, so its own position cannot be read; the newest one passes through it.
         Known::Staged(entry) => (entry, touched.state.head.position()),
@@ -412,49 +357,5 @@ fn repeat(
             sequence: entry.sequence,
         });
     }
-    Ok(Staged { entry, first: Some(position) })
-}
-
-/// Where contexts stand after a commit.
-type Positions = HashMap<ContextId, Position, RandomState>;
-
-/// Where each context that a message acknowledges entries of stands.
-fn newest(positions: &Positions, results: &[BatchResult]) -> Vec<(ContextId, Position)> {
-    let mut seen = HashSet::<&ContextId, RandomState>::default();
-    let stored = results.iter().filter_map(|result| result.result.as_ref().ok());
-    stored
-        .map(|(entry, _)| &entry.context_id)
-        .filter(|context| seen.insert(context))
-        .filter_map(|context| Some((context.clone(), *positions.get(context)?)))
-        .collect()
-}
-
-impl Commit {
-    fn new() -> Self {
-        Self {
-            now_ns: Shared::now_ns(),
-            batch: WriteBatch::default(),
-            states: States::default(),
-            waiting: Vec::new(),
-            entries: 0,
-        }
-    }
-
-    /// Tells everybody that nothing was stored.
-    fn fail(self, error: &StoreError) {
-        for waiting in self.waiting {
-            match waiting {
-                // An append that was refused for its own sake keeps its own error.
-                Waiting::One(staged, reply) => _ = reply.send(staged.and(Err(error.clone()))),
-                Waiting::Many(mut results, reply) => {
-                    for result in &mut results {
-                        if result.result.is_ok() {
-                            result.result = Err(error.clone());
-                        }
-                    }
-                    _ = reply.send(BatchResults { results, positions: Vec::new() });
-                }
-            }
-        }
-    }
+    Ok(Stored { entry, first: Some(position) })
 }

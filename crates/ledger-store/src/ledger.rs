@@ -14,8 +14,9 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
-    Append, Appended, BatchResults, Checkpointed, ContextInfo, Damage, Durability, Filter, Load, Loaded,
-    Options, Page, ProvenConsistency, ProvenInclusion, SnapshotStream, Stats, StoreError, Watch,
+    Append, Appended, BatchResults, Checkpointed, ContextInfo, Covered, Damage, Durability, EntryView,
+    Filter, Load, Loaded, Options, Page, ProvenConsistency, ProvenInclusion, SnapshotStream, Stats,
+    StoreError, Watch,
     database::{self, Database},
     db::{Db, io_error},
     families,
@@ -23,8 +24,7 @@ use crate::{
     meta::{Meta, Numbers},
     prove, read, scrub,
     shared::Shared,
-    staging,
-    state::read_head,
+    staging, syncer,
 };
 
 /// The database, below the data directory: beside it a volume's own files do no harm.
@@ -155,7 +155,7 @@ impl Ledger {
     /// The context's head; `None` if it was never written.
     pub fn head(&self, context: &ContextId) -> Result<Option<Head>, StoreError> {
         self.inner
-            .noted(self.inner.database.get().and_then(|db| read_head(&db, context)))
+            .noted(self.inner.database.get().and_then(|db| db.head(context)))
             .map(|found| found.map(|(_, head)| head))
     }
 
@@ -167,6 +167,21 @@ impl Ledger {
     /// The context's Lamport time; 0 if it was never written.
     pub fn lamport(&self, context: &ContextId) -> Result<LamportClock, StoreError> {
         Ok(self.head(context)?.map_or(LamportClock(0), |head| head.lamport))
+    }
+
+    /// As [`Ledger::get`], without copying: calls `visit` with each entry where it lies. What was visited before
+    /// an error is good.
+    pub fn visit(
+        &self,
+        context: &ContextId,
+        filter: &Filter,
+        mut visit: impl FnMut(EntryView<'_>),
+    ) -> Result<Covered, StoreError> {
+        let mut visit = |view: EntryView<'_>| {
+            visit(view);
+            Ok(())
+        };
+        self.inner.visit(context, filter, &mut visit)
     }
 
     /// Reads a page. Every record is checked against its checksum; the scrub checks the content hashes.
@@ -250,27 +265,27 @@ impl Ledger {
         }
         let after_key = [after.as_bytes(), &[0]].concat();
         let first = if after.is_empty() { prefix.as_bytes() } else { prefix.as_bytes().max(&after_key) };
-        self.inner
-            .database
-            .get()?
-            .scan(families::HEADS, first, &[0xff], true, |key, value| {
-                if !key.starts_with(prefix.as_bytes()) {
-                    return false;
-                }
-                if let Some((context, head)) = scrub::decode_row(key, value) {
-                    contexts.push(ContextInfo {
-                        size: head.size(),
-                        context,
-                        lamport: head.lamport,
-                        epoch: head.epoch,
-                        suite: head.suite,
-                        lineage: head.lineage,
-                        created_at_ns: head.created_at_ns,
-                    });
-                }
-                contexts.len() < limit
-            })
-            .map_err(|error| io_error(&error))?;
+        let db = self.inner.database.get()?;
+        db.scan(families::HEADS, first, &[0xff], true, |key, value| {
+            if !key.starts_with(prefix.as_bytes()) {
+                return false;
+            }
+            if let Some((context, place, head)) = scrub::decode_row(key, value)
+                && let Some((_, head)) = db.stable().of(&context, Some((place, head)))
+            {
+                contexts.push(ContextInfo {
+                    size: head.size(),
+                    context,
+                    lamport: head.lamport,
+                    epoch: head.epoch,
+                    suite: head.suite,
+                    lineage: head.lineage,
+                    created_at_ns: head.created_at_ns,
+                });
+            }
+            contexts.len() < limit
+        })
+        .map_err(|error| io_error(&error))?;
         Ok(contexts)
     }
 
@@ -332,17 +347,20 @@ fn lane_of(context: &ContextId, lanes: usize) -> usize {
 impl Inner {
     fn start(self: &Arc<Self>) -> std::io::Result<()> {
         let options = &self.shared.options;
-        let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let lanes = if options.lanes == 0 { cpus.min(4) } else { options.lanes };
+        let (to_syncer, syncer) = syncer::new(Arc::clone(&self.shared));
+        let lanes = options.lanes();
         let mut threads = self.threads.lock();
         for number in 0..lanes {
             let (queue, commands) = mpsc::channel(QUEUE);
-            let lane =
-                Lane::new(Arc::clone(&self.database), Arc::clone(&self.shared), options.head_cache / lanes);
+            let (database, shared) = (Arc::clone(&self.database), Arc::clone(&self.shared));
+            let lane = Lane::new(database, shared, to_syncer.clone(), options.head_cache / lanes);
             let thread = std::thread::Builder::new().name(format!("lane-{number}"));
             threads.push(thread.spawn(move || lane.run(commands))?);
             self.lanes.write().push(queue);
         }
+        // The lanes hold the way to it: it ends after the last of them.
+        drop(to_syncer);
+        threads.push(std::thread::Builder::new().name("syncer".into()).spawn(move || syncer.run())?);
         let (stop, stopped) = crossbeam_channel::bounded::<()>(0);
         if options.scrub_rate > 0 {
             let (database, shared, stopped) =
@@ -368,6 +386,16 @@ impl Inner {
         threads.push(thread.spawn(move || database::keep_open(&database, &shared, &stopped))?);
         *self.stop.lock() = Some(stop);
         Ok(())
+    }
+
+    /// Visits the entries of a page, and remembers damage it meets.
+    pub(crate) fn visit(
+        &self,
+        context: &ContextId,
+        filter: &Filter,
+        visit: &mut read::Visit<'_>,
+    ) -> Result<Covered, StoreError> {
+        self.checked(context, |db| read::visit(db, context, filter, visit))
     }
 
     /// Reads a page, and remembers damage it meets.

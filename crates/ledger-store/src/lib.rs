@@ -25,6 +25,7 @@
 //! Lamport time, hash, extend the tree) → one RocksDB write with one sync → acknowledge → `tail` (wake the
 //! watchers).
 
+mod commit;
 mod database;
 mod db;
 mod error;
@@ -43,10 +44,13 @@ pub mod record;
 mod scrub;
 mod shared;
 mod snapshot;
+mod stable;
 mod staging;
 mod state;
+mod syncer;
 mod tail;
 mod types;
+mod view;
 mod watch;
 
 pub use error::StoreError;
@@ -61,4 +65,5 @@ pub use load::Load;
 pub use options::{Durability, Options};
 pub use snapshot::SnapshotStream;
 pub use types::*;
+pub use view::{EntryView, IdView};
 pub use watch::Watch;

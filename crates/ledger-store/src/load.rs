@@ -250,6 +250,8 @@ impl Staging {
     fn begin(inner: Arc<Inner>, context: ContextId, origin: Origin) -> Result<Self, StoreError> {
         let db = inner.database.get()?;
         let base = read_head(&db, &context)?;
+        // What it builds on, or finds to be there already, must not be taken back.
+        db.sync()?;
         let place = Place { slot: Slot::of(&context), number: inner.shared.numbers.next(&db)? };
         staging::begin(&db, place)?;
         let shared = &inner.shared;

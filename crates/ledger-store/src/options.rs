@@ -39,6 +39,14 @@ pub struct Options {
     pub scrub_pause: Duration,
 }
 
+impl Options {
+    /// How many writer threads there will be.
+    pub fn lanes(&self) -> usize {
+        let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        if self.lanes == 0 { cpus.min(4) } else { self.lanes }
+    }
+}
+
 impl Default for Options {
     fn default() -> Self {
         Self {

@@ -15,7 +15,7 @@ use crate::{
     db::{Db, read_error},
     families::{self, Place},
     read::{self, damaged, moved},
-    state::{leaf_hashes, read_head},
+    state::leaf_hashes,
 };
 
 /// The tiles of one context.
@@ -62,7 +62,7 @@ fn with_tiles<T>(
     prove: impl Fn(&mut Tiles<'_>) -> Result<T, StoreError>,
 ) -> Result<T, StoreError> {
     loop {
-        let Some((place, head)) = read_head(db, context)? else {
+        let Some((place, head)) = db.head(context)? else {
             return Err(out_of_range(context, 0, "a proof of an empty context".to_owned()));
         };
         match prove(&mut Tiles { db, context, place, head: &head }) {
@@ -134,7 +134,7 @@ pub(crate) fn checkpoint(
     size: Option<Size>,
     suite: HashSuite,
 ) -> Result<Checkpointed, StoreError> {
-    if size.is_none_or(|size| size.0 == 0) && read_head(db, context)?.is_none() {
+    if size.is_none_or(|size| size.0 == 0) && db.head(context)?.is_none() {
         // A context that was never written reads as empty.
         let empty = Head::new(suite, Lineage([0; 16]), 0);
         return Ok(Checkpointed { position: empty.position(), lamport: empty.lamport, suite });

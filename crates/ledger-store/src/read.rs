@@ -1,13 +1,13 @@
 //! Reading entries: pages in sequence order, each record checked against its checksum.
 
-use ledger_core::{ContextId, Entry, Head, Key, Sequence, tree::tile::TILE_WIDTH};
+use ledger_core::{ContextId, Entry, Head, Key, Sequence, Size, id::IdError, tree::tile::TILE_WIDTH};
 
 use crate::{
-    Filter, Page, StoreError,
+    Covered, EntryView, Filter, Page, StoreError,
     db::{Db, read_error},
     families::{self, KEYS_LEVEL, Place},
     keys::{KeySet, key_hash},
-    record,
+    record::{self, RecordError},
     state::read_head,
 };
 
@@ -19,19 +19,42 @@ pub(crate) fn damaged(context: &ContextId, sequence: Sequence, reason: &str) -> 
 /// Reads a page of a context.
 pub(crate) fn page(db: &Db, context: &ContextId, filter: &Filter) -> Result<Page, StoreError> {
     loop {
-        let Some((place, head)) = read_head(db, context)? else {
-            return Ok(Page {
-                entries: Vec::new(),
-                latest: ledger_core::Size(0),
-                covered: filter.after,
-                more: false,
-            });
+        let Some((place, head)) = db.head(context)? else {
+            return Ok(Page { entries: Vec::new(), latest: Size(0), covered: filter.after, more: false });
         };
         match page_at(db, context, place, &head, filter) {
             // A load may have put another copy of the history in place since the head was read.
             Err(StoreError::Damaged { .. }) if moved(db, context, place)? => {}
             page => return page,
         }
+    }
+}
+
+/// Visits the entries of a page where they lie.
+pub(crate) fn visit(
+    db: &Db,
+    context: &ContextId,
+    filter: &Filter,
+    visit: &mut Visit<'_>,
+) -> Result<Covered, StoreError> {
+    let mut rest = filter.clone();
+    loop {
+        let Some((place, head)) = db.head(context)? else {
+            return Ok(Covered { latest: Size(0), covered: rest.after, more: false });
+        };
+        let mut cursor = Cursor::new(context, &head, &rest, visit);
+        let read = cursor.read_all(db, place);
+        let (covered, count, bytes) = (cursor.covered, cursor.count, cursor.bytes);
+        match read {
+            // A load may have put another copy of the history in place since the head was read: what was
+            // visited is the same there.
+            Err(StoreError::Damaged { .. }) if moved(db, context, place)? => {}
+            Err(error) => return Err(error),
+            Ok(()) => return Ok(covered),
+        }
+        rest.after = covered.covered;
+        rest.limit -= count;
+        rest.max_bytes = rest.max_bytes.saturating_sub(bytes);
     }
 }
 
@@ -48,53 +71,72 @@ pub(crate) fn page_at(
     head: &Head,
     filter: &Filter,
 ) -> Result<Page, StoreError> {
-    let mut cursor = Cursor {
-        context,
-        head,
-        filter,
-        key: filter.key.as_ref().map(Key::as_str),
-        bytes: 0,
-        page: Page { entries: Vec::new(), latest: head.size(), covered: filter.after, more: false },
+    let mut entries = Vec::new();
+    let mut copy = |view: EntryView<'_>| {
+        entries.push(view.to_entry(context)?);
+        Ok(())
     };
-    match cursor.key {
-        None => cursor.read(db, place, head.frontier.size())?,
-        Some(key) => {
-            let key = key_hash(key);
-            while !cursor.page.more && cursor.page.covered.0 < head.frontier.size() {
-                cursor.skip_blocks(db, place, key)?;
-                cursor.read(db, place, cursor.end_of_block())?;
-            }
-        }
-    }
-    Ok(cursor.page)
+    let mut cursor = Cursor::new(context, head, filter, &mut copy);
+    cursor.read_all(db, place)?;
+    let Covered { latest, covered, more } = cursor.covered;
+    Ok(Page { entries, latest, covered, more })
 }
 
+/// Takes one entry after the other.
+pub(crate) type Visit<'a> = dyn FnMut(EntryView<'_>) -> Result<(), IdError> + 'a;
+
 /// A page being read.
-struct Cursor<'a> {
+struct Cursor<'a, 'v> {
     context: &'a ContextId,
     head: &'a Head,
     filter: &'a Filter,
     key: Option<&'a str>,
+    count: usize,
     bytes: usize,
-    page: Page,
+    covered: Covered,
+    visit: &'a mut Visit<'v>,
 }
 
-impl Cursor<'_> {
+impl<'a, 'v> Cursor<'a, 'v> {
+    fn new(context: &'a ContextId, head: &'a Head, filter: &'a Filter, visit: &'a mut Visit<'v>) -> Self {
+        Self {
+            context,
+            head,
+            filter,
+            key: filter.key.as_ref().map(Key::as_str),
+            count: 0,
+            bytes: 0,
+            covered: Covered { latest: head.size(), covered: filter.after, more: false },
+            visit,
+        }
+    }
+
+    /// Reads until the page is full or the context ends.
+    fn read_all(&mut self, db: &Db, place: Place) -> Result<(), StoreError> {
+        let Some(key) = self.key.map(key_hash) else {
+            return self.read(db, place, self.head.frontier.size());
+        };
+        while !self.covered.more && self.covered.covered.0 < self.head.frontier.size() {
+            self.skip_blocks(db, place, key)?;
+            self.read(db, place, self.end_of_block())?;
+        }
+        Ok(())
+    }
+
     /// Reads entries after what is covered up to `last`, until the page is full.
     fn read(&mut self, db: &Db, place: Place, last: u64) -> Result<(), StoreError> {
-        let next = |page: &Page| Sequence(page.covered.0 + 1);
-        if self.page.covered.0 >= last {
+        if self.covered.covered.0 >= last {
             return Ok(());
         }
         if self.filter.limit == 0 {
-            self.page.more = true;
+            self.covered.more = true;
             return Ok(());
         }
         let mut failure = None;
-        let first = place.entry(next(&self.page));
+        let first = place.entry(self.next());
         let beyond = place.entry(Sequence(last + 1));
         let scanned = db.scan(families::ENTRIES, &first, &beyond, true, |row, value| {
-            let sequence = next(&self.page);
+            let sequence = self.next();
             if families::sequence_of(row) != Some(sequence) {
                 return false;
             }
@@ -106,49 +148,54 @@ impl Cursor<'_> {
                 }
             }
         });
-        scanned.map_err(|error| read_error(self.context, next(&self.page), &error))?;
+        scanned.map_err(|error| read_error(self.context, self.next(), &error))?;
         match failure {
             Some(error) => Err(error),
-            None if !self.page.more && self.page.covered.0 < last => {
-                Err(damaged(self.context, next(&self.page), "the entry is missing"))
+            None if !self.covered.more && self.covered.covered.0 < last => {
+                Err(damaged(self.context, self.next(), "the entry is missing"))
             }
             None => Ok(()),
         }
     }
 
+    fn next(&self) -> Sequence {
+        Sequence(self.covered.covered.0 + 1)
+    }
+
     /// Takes one row; false when the page is full.
     fn take(&mut self, sequence: Sequence, value: &[u8]) -> Result<bool, StoreError> {
-        let undecodable = |error: record::RecordError| damaged(self.context, sequence, &error.to_string());
+        let undecodable = |error: RecordError| damaged(self.context, sequence, &error.to_string());
         if let Some(key) = self.key
             && record::peek_entry(value).map_err(undecodable)?.0 != key
         {
-            self.page.covered = sequence;
+            self.covered.covered = sequence;
             return Ok(true);
         }
-        let entry = record::decode_entry(self.context, sequence, value).map_err(undecodable)?;
-        let bytes = self.bytes + weight(&entry);
-        if bytes > self.filter.max_bytes && !self.page.entries.is_empty() {
-            self.page.more = true;
+        let view = record::view_entry(sequence, value).map_err(undecodable)?;
+        let bytes = self.bytes + view.weight(self.context.as_str().len());
+        if bytes > self.filter.max_bytes && self.count > 0 {
+            self.covered.more = true;
             return Ok(false);
         }
+        (self.visit)(view).map_err(|error| undecodable(RecordError::new(error)))?;
         self.bytes = bytes;
-        self.page.covered = sequence;
-        self.page.entries.push(entry);
-        self.page.more = (self.page.entries.len() >= self.filter.limit || bytes >= self.filter.max_bytes)
-            && sequence.0 < self.head.frontier.size();
-        Ok(self.page.entries.len() < self.filter.limit && bytes < self.filter.max_bytes)
+        self.count += 1;
+        self.covered.covered = sequence;
+        let is_full = self.count >= self.filter.limit || bytes >= self.filter.max_bytes;
+        self.covered.more = is_full && sequence.0 < self.head.frontier.size();
+        Ok(!is_full)
     }
 
     /// The last sequence of the block that the next entry is in, or of the context.
     fn end_of_block(&self) -> u64 {
-        let block = self.page.covered.0 / TILE_WIDTH as u64;
+        let block = self.covered.covered.0 / TILE_WIDTH as u64;
         self.head.frontier.size().min((block + 1) * TILE_WIDTH as u64)
     }
 
     /// Moves past full blocks that do not have the key.
     fn skip_blocks(&mut self, db: &Db, place: Place, key: u32) -> Result<(), StoreError> {
         let width = TILE_WIDTH as u64;
-        let (first, full) = (self.page.covered.0 / width, self.head.frontier.size() / width);
+        let (first, full) = (self.covered.covered.0 / width, self.head.frontier.size() / width);
         let mut block = first;
         let beyond = place.tile(ledger_core::tree::TileId { level: KEYS_LEVEL, index: full });
         db.scan(families::TILES, &place.keys(first), &beyond, true, |row, value| {
@@ -161,7 +208,7 @@ impl Cursor<'_> {
         })
         .map_err(|error| read_error(self.context, Sequence(block * width + 1), &error))?;
         if block > first {
-            self.page.covered = Sequence(block * width);
+            self.covered.covered = Sequence(block * width);
         }
         Ok(())
     }

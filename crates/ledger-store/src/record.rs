@@ -11,14 +11,15 @@ use bincode::{
     BorrowDecode, Encode,
     config::{Configuration, standard},
 };
-use bytes::Bytes;
 use ledger_core::{
-    ContextId, Entry, EntryId, Epoch, Hash, HashSuite, Head, Key, Lineage, Sequence,
+    ContextId, Entry, Epoch, Hash, HashSuite, Head, Lineage, Sequence,
     clock::LamportClock,
     entry::Metadata,
     limits::{MAX_METADATA, MAX_METADATA_PAIRS},
     tree::{Frontier, tile::encode_hashes},
 };
+
+use crate::view::{EntryView, IdView};
 
 /// Version of the records below.
 const VERSION: u8 = 1;
@@ -38,7 +39,7 @@ pub enum RecordError {
 }
 
 impl RecordError {
-    fn new(reason: impl std::fmt::Display) -> Self {
+    pub(crate) fn new(reason: impl std::fmt::Display) -> Self {
         Self::Malformed(reason.to_string())
     }
 }
@@ -129,16 +130,20 @@ pub fn encode_entry(entry: &Entry, out: &mut Vec<u8>) -> Result<(), RecordError>
 
 /// Decodes an entry. Does not check its hash.
 pub fn decode_entry(context_id: &ContextId, sequence: Sequence, bytes: &[u8]) -> Result<Entry, RecordError> {
+    view_entry(sequence, bytes)?.to_entry(context_id).map_err(RecordError::new)
+}
+
+/// Decodes an entry without copying it. Does not check its hash.
+pub fn view_entry(sequence: Sequence, bytes: &[u8]) -> Result<EntryView<'_>, RecordError> {
     let record: EntryRecord<'_> = decode(bytes)?;
-    Ok(Entry {
-        context_id: context_id.clone(),
+    Ok(EntryView {
         sequence,
         id: match record.id {
-            IdRecord::Bits(bits) => EntryId::from_bits(bits),
-            IdRecord::Text(text) => EntryId::new(text).map_err(RecordError::new)?,
+            IdRecord::Bits(bits) => IdView::Bits(bits),
+            IdRecord::Text(text) => IdView::Text(text),
         },
-        key: Key::new(record.key).map_err(RecordError::new)?,
-        payload: Bytes::copy_from_slice(record.payload),
+        key: record.key,
+        payload: record.payload,
         metadata: decode_metadata(record.metadata)?,
         appended_at_ns: record.appended_at_ns,
         lamport: LamportClock(record.lamport),
@@ -155,14 +160,13 @@ fn encode_metadata(metadata: &Metadata) -> Result<Vec<u8>, RecordError> {
     bincode::encode_to_vec(pairs, standard()).map_err(RecordError::new)
 }
 
-fn decode_metadata(bytes: &[u8]) -> Result<Metadata, RecordError> {
+fn decode_metadata(bytes: &[u8]) -> Result<Pairs<'_>, RecordError> {
     if bytes.is_empty() {
-        return Ok(Metadata::new());
+        return Ok(Pairs::new());
     }
     let limited = standard().with_limit::<METADATA_LIMIT>();
-    let (pairs, _): (Pairs<'_>, usize) =
-        bincode::borrow_decode_from_slice(bytes, limited).map_err(RecordError::new)?;
-    Ok(pairs.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect())
+    let (pairs, _) = bincode::borrow_decode_from_slice(bytes, limited).map_err(RecordError::new)?;
+    Ok(pairs)
 }
 
 /// Reads a stored entry's key and content hash only, for looking at many entries and taking few.
@@ -209,6 +213,8 @@ pub fn decode_head(bytes: &[u8]) -> Result<(u64, Head), RecordError> {
 mod tests {
     use std::collections::BTreeMap;
 
+    use bytes::Bytes;
+    use ledger_core::{EntryId, Key};
     use proptest::prelude::*;
 
     use super::*;

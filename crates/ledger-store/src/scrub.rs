@@ -11,6 +11,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError};
 use ledger_core::{
     ContextId, Hash, Head, Sequence,
     hash::Hasher,
+    slot::Slot,
     tree::{Frontier, TileId, tile::TILE_WIDTH},
     with_suite,
 };
@@ -206,7 +207,8 @@ impl Budget {
 }
 
 /// Decodes whatever a head's row holds, for listings.
-pub(crate) fn decode_row(key: &[u8], value: &[u8]) -> Option<(ContextId, Head)> {
+pub(crate) fn decode_row(key: &[u8], value: &[u8]) -> Option<(ContextId, Place, Head)> {
     let context = ContextId::new(std::str::from_utf8(key).ok()?).ok()?;
-    Some((context, record::decode_head(value).ok()?.1))
+    let (number, head) = record::decode_head(value).ok()?;
+    Some((context.clone(), Place { slot: Slot::of(&context), number }, head))
 }

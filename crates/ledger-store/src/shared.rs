@@ -74,9 +74,6 @@ impl Shared {
     pub(crate) fn committed(&self, entries: u64) {
         self.appended.fetch_add(entries, Ordering::Relaxed);
         self.commits.fetch_add(1, Ordering::Relaxed);
-        if self.failed.load(Ordering::Relaxed) > 0 {
-            *self.failure.lock() = None;
-        }
     }
 
     /// The database was opened anew: there is reason to hope.

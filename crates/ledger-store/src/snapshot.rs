@@ -42,7 +42,7 @@ impl SnapshotStream {
     pub(crate) fn begin(inner: Arc<Inner>, context: &ledger_core::ContextId) -> Result<Self, StoreError> {
         inner.shared.quarantine.check(context)?;
         let now = Shared::now_ns();
-        let (place, head) = match read_head(&*inner.database.get()?, context)? {
+        let (place, head) = match inner.database.get()?.head(context)? {
             Some(found) => found,
             // A context that was never written reads as empty; its number is never used.
             None => (

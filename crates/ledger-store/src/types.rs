@@ -70,6 +70,17 @@ impl Default for Filter {
     }
 }
 
+/// What a reading covered, beside the entries it visited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Covered {
+    /// Number of entries of the context, whatever was filtered.
+    pub latest: Size,
+    /// Everything up to here was visited or filtered out: where to go on.
+    pub covered: Sequence,
+    /// There is more beyond.
+    pub more: bool,
+}
+
 /// A page of entries.
 #[derive(Debug, Clone)]
 pub struct Page {

@@ -2,10 +2,15 @@
 
 use std::sync::Arc;
 
-use ledger_core::{ContextId, Entry, Key, Sequence, Size};
+use ledger_core::{ContextId, Key, Sequence, Size};
 use tokio::sync::watch;
 
-use crate::{Filter, Page, StoreError, ledger::Inner, tail::Tail};
+use crate::{
+    Covered, EntryView, Filter, Page, StoreError,
+    ledger::Inner,
+    read::{Visit, damaged},
+    tail::Tail,
+};
 
 /// A watcher of one context: delivers every entry after its start once, in order.
 ///
@@ -33,19 +38,75 @@ impl Watch {
     /// older ones from the store, which may wait for the disk. An empty page that says not `more` means
     /// there is nothing new.
     pub fn read(&mut self, limit: usize, max_bytes: usize) -> Result<Page, StoreError> {
-        if let Some(page) = self.read_recent(limit, max_bytes) {
-            return page;
-        }
-        let filter = Filter { key: self.key.clone(), after: self.delivered, limit, max_bytes };
-        let page = self.inner.page(&self.context, &filter)?;
-        self.delivered = page.covered.max(self.delivered);
-        // A page is read up to the size it saw; whatever is longer moves the tail.
-        self.tail.reach(page.latest);
-        Ok(page)
+        let context = self.context.clone();
+        let mut entries = Vec::new();
+        let mut take = |view: EntryView<'_>| {
+            entries.push(view.to_entry(&context)?);
+            Ok(())
+        };
+        let read = match self.recent(limit, max_bytes, &mut take) {
+            Some(read) => read,
+            None => self.stored(limit, max_bytes, &mut take),
+        };
+        let Covered { latest, covered, more } = read?;
+        Ok(Page { entries, latest, covered, more })
     }
 
-    /// As [`Watch::read`], but only from memory: `None` if it would have to read the store.
-    pub fn read_recent(&mut self, limit: usize, max_bytes: usize) -> Option<Result<Page, StoreError>> {
+    /// As [`Watch::read`] of the store, without copying: calls `visit` with each entry where it lies.
+    pub fn visit(
+        &mut self,
+        limit: usize,
+        max_bytes: usize,
+        mut visit: impl FnMut(EntryView<'_>),
+    ) -> Result<Covered, StoreError> {
+        let mut visit = |view: EntryView<'_>| {
+            visit(view);
+            Ok(())
+        };
+        self.stored(limit, max_bytes, &mut visit)
+    }
+
+    /// As [`Watch::visit`], but only from memory: `None` if it would have to read the store.
+    pub fn visit_recent(
+        &mut self,
+        limit: usize,
+        max_bytes: usize,
+        mut visit: impl FnMut(EntryView<'_>),
+    ) -> Option<Result<Covered, StoreError>> {
+        let mut visit = |view: EntryView<'_>| {
+            visit(view);
+            Ok(())
+        };
+        self.recent(limit, max_bytes, &mut visit)
+    }
+
+    fn stored(
+        &mut self,
+        limit: usize,
+        max_bytes: usize,
+        visit: &mut Visit<'_>,
+    ) -> Result<Covered, StoreError> {
+        let filter = Filter { key: self.key.clone(), after: self.delivered, limit, max_bytes };
+        let mut delivered = self.delivered;
+        let mut visit = |view: EntryView<'_>| {
+            delivered = view.sequence;
+            visit(view)
+        };
+        let read = self.inner.visit(&self.context, &filter, &mut visit);
+        self.delivered = delivered;
+        let covered = read?;
+        self.delivered = covered.covered.max(self.delivered);
+        // A page is read up to the size it saw; whatever is longer moves the tail.
+        self.tail.reach(covered.latest);
+        Ok(covered)
+    }
+
+    fn recent(
+        &mut self,
+        limit: usize,
+        max_bytes: usize,
+        visit: &mut Visit<'_>,
+    ) -> Option<Result<Covered, StoreError>> {
         if let Err(error) = self.inner.shared.quarantine.check(&self.context) {
             return Some(Err(error));
         }
@@ -53,24 +114,26 @@ impl Watch {
         // Only what is shown as durable is delivered; the entries are remembered just before.
         let shown = latest.0.saturating_sub(self.delivered.0);
         let recent = self.tail.recent_after(self.delivered, (limit as u64).min(shown) as usize)?;
-        let mut page = Page { entries: Vec::new(), latest, covered: self.delivered, more: false };
-        let mut bytes = 0;
+        let (mut covered, mut bytes) = (self.delivered, 0);
         for entry in &recent {
-            bytes += crate::read::weight(entry);
-            if bytes > max_bytes && !page.entries.is_empty() {
+            let weight = crate::read::weight(entry);
+            if bytes + weight > max_bytes && bytes > 0 {
                 break;
             }
-            page.covered = entry.sequence;
             if self.key.as_ref().is_none_or(|key| *key == entry.key) {
-                page.entries.push(Entry::clone(entry));
+                let visited = entry.id.with_text(|id| visit(EntryView::of(entry, id)));
+                if let Err(error) = visited {
+                    return Some(Err(damaged(&self.context, entry.sequence, &error.to_string())));
+                }
+                bytes += weight;
             }
+            covered = entry.sequence;
         }
-        if page.covered == self.delivered && shown > 0 && limit > 0 {
+        if covered == self.delivered && shown > 0 && limit > 0 {
             return None;
         }
-        page.more = page.covered < latest.newest();
-        self.delivered = page.covered;
-        Some(Ok(page))
+        self.delivered = covered;
+        Some(Ok(Covered { latest, covered, more: covered < latest.newest() }))
     }
 
     /// Waits until there may be something to read; fails with [`StoreError::Closed`] when the ledger

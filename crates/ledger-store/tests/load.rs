@@ -118,9 +118,7 @@ fn an_empty_context_has_a_snapshot_too() {
 fn the_predecessors_snapshots_load_with_ids_and_times() {
     let dir = tempfile::tempdir().unwrap();
     let ledger = Ledger::open_with(dir.path(), small()).unwrap();
-    let fixture = |name: &str| {
-        std::fs::read(format!("{}/../../tests/fixtures/{name}.etf", env!("CARGO_MANIFEST_DIR"))).unwrap()
-    };
+    let fixture = |name: &str| std::fs::read(format!("../../tests/fixtures/{name}.etf")).unwrap();
     let load =
         |name: &str, context_id: &str| ledger.load_from(&context(context_id), false, &fixture(name)[..]);
     assert_eq!(load("five-entries", "growth-strategy-001").unwrap(), Loaded { restored: 5, latest: Size(5) });

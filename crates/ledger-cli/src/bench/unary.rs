@@ -7,8 +7,6 @@ use ledger_proto::context::v1::AppendRequest;
 use super::{Measured, append::payload, histogram, record};
 use crate::args::{Connection, Shape};
 
-/// Calls under way on one connection.
-const PER_CONNECTION: u64 = 32;
 /// Not counted, at the beginning.
 const WARM_UP: Duration = Duration::from_millis(500);
 
@@ -18,11 +16,8 @@ pub(crate) async fn run(connection: &Connection, shape: &Shape) -> anyhow::Resul
     let end = begin + Duration::from_secs_f64(shape.seconds);
     let payload = payload(shape.payload);
     let mut tasks = Vec::new();
-    let mut client = connection.client()?;
+    let client = connection.client()?;
     for number in 0..shape.inflight {
-        if number > 0 && number % PER_CONNECTION == 0 {
-            client = connection.client()?;
-        }
         let mut service = client.context_service();
         let request = AppendRequest {
             context_id: format!("{run}-{}", number % shape.contexts),

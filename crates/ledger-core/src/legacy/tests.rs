@@ -14,7 +14,7 @@ struct Fixture {
 }
 
 fn fixture(name: &str) -> Fixture {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures").join(name);
+    let path = PathBuf::from("../../tests/fixtures").join(name);
     let blob = fs::read(path.with_extension("etf")).unwrap();
     let text = fs::read_to_string(path.with_extension("tsv")).unwrap();
     let mut fixture = Fixture { blob, facts: BTreeMap::new(), proofs: Vec::new(), rows: Vec::new() };

@@ -1,0 +1,230 @@
+//! Who is in the cluster, who is alive, and what each node says of itself.
+//!
+//! Every node publishes its [`Facts`] through chitchat and reads those of the others as a [`View`]. A view is
+//! one node's opinion at one moment: it serves to route, to show and to propose. Nothing that must be true
+//! (who may append, who counts for a promise) is ever read off it.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use chitchat::spawn_chitchat;
+use ledger_core::{Epoch, slot::Slot};
+use tokio::{
+    net::UdpSocket,
+    sync::watch,
+    time::{sleep, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+
+use crate::{
+    gossip::{GossipControl, GossipCounts, SealedTransport},
+    seal::{Keyring, Sealer},
+    seeds::{Resolver, Seeds},
+};
+
+mod config;
+pub mod facts;
+mod keeper;
+pub mod owned;
+pub mod view;
+
+pub use config::{Detector, MembershipConfig, StartError};
+pub use facts::{BadText, Facts, Incarnation, Load, NodeId, Readiness, StorageId};
+pub use view::{Member, View};
+
+use config::{advertised, chitchat_config};
+use keeper::{Gossip, Greeter, Keeper};
+use view::Roster;
+
+/// Gossip ended though nobody asked it to. The view is stale from then on: stop the node, or start the
+/// membership again with a higher incarnation.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("gossip ended by itself ({reason}): this node no longer sees the cluster and must start anew")]
+pub struct GossipEnded {
+    /// What is known of the cause.
+    pub reason: String,
+}
+
+/// This node's part in the cluster. Dropping it falls silent at once, as a crash would; [`Self::shutdown`] says
+/// goodbye.
+#[derive(Debug)]
+pub struct Membership {
+    gossip_address: SocketAddr,
+    gossip_interval: Duration,
+    control: GossipControl,
+    facts: watch::Sender<Facts>,
+    view: watch::Receiver<Arc<View>>,
+    bad_values: Arc<AtomicU64>,
+    ended: watch::Receiver<Option<GossipEnded>>,
+    chitchat: Gossip,
+    cancel: CancellationToken,
+    tasks: Vec<AbortOnDropHandle<()>>,
+}
+
+impl Membership {
+    /// Starts to gossip. Seeds need not be there yet.
+    pub async fn start(config: MembershipConfig, facts: Facts) -> Result<Self, StartError> {
+        config.validate()?;
+        facts.validate()?;
+        let seeds = Seeds::parse(&config.seeds)?;
+        let bind = |source| StartError::Bind { address: config.gossip_listen, source };
+        let socket = UdpSocket::bind(config.gossip_listen).await.map_err(bind)?;
+        let gossip_address = advertised(socket.local_addr().map_err(bind)?, config.gossip_advertise)?;
+
+        let control = GossipControl::new(Sealer::new(&config.cluster_id, config.keyring.clone()));
+        let transport = SealedTransport::new(socket, control.clone());
+        let values = facts.to_values();
+        let chitchat =
+            spawn_chitchat(chitchat_config(&config, gossip_address, &seeds), values, &transport).await;
+        let chitchat =
+            Gossip(Arc::new(chitchat.map_err(|error| StartError::Gossip { reason: format!("{error:#}") })?));
+
+        let me = (config.node_id, config.incarnation);
+        let bad_values = Arc::new(AtomicU64::new(0));
+        let (facts, facts_rx) = watch::channel(facts);
+        let (view_tx, view) = watch::channel(Arc::new(View::empty(me.clone())));
+        let (ended_tx, ended) = watch::channel(None);
+        let cancel = CancellationToken::new();
+        let mut keeper = Keeper {
+            chitchat: chitchat.clone(),
+            facts: facts_rx,
+            view: view_tx,
+            roster: Roster::new(me, config.detector.min_silence),
+            bad_values: Arc::clone(&bad_values),
+            superseded: false,
+        };
+        keeper.refresh(&[]).await;
+        let run = keeper.run(config.gossip_interval, ended_tx, cancel.clone());
+        let mut tasks = vec![AbortOnDropHandle::new(tokio::spawn(run))];
+        if seeds.has_names() {
+            let greeter = Greeter {
+                chitchat: chitchat.clone(),
+                resolver: Resolver::new(&seeds, config.gossip_listen),
+                refresh: config.seed_refresh,
+                alone: config.seed_refresh.min(config.gossip_interval.max(Duration::from_millis(500))),
+            };
+            let cancel = cancel.clone();
+            let run = async move { cancel.run_until_cancelled(greeter.run()).await.unwrap_or_default() };
+            tasks.push(AbortOnDropHandle::new(tokio::spawn(run)));
+        }
+        Ok(Self {
+            gossip_address,
+            gossip_interval: config.gossip_interval,
+            control,
+            facts,
+            view,
+            bad_values,
+            ended,
+            chitchat,
+            cancel,
+            tasks,
+        })
+    }
+
+    /// The members as this node sees them, from now on.
+    pub fn view(&self) -> watch::Receiver<Arc<View>> {
+        self.view.clone()
+    }
+
+    /// The UDP address others reach this node at.
+    pub fn gossip_address(&self) -> SocketAddr {
+        self.gossip_address
+    }
+
+    /// What became of the datagrams so far.
+    pub fn counts(&self) -> GossipCounts {
+        self.control.counts()
+    }
+
+    /// Values heard of other nodes that didn't parse and were left out, so far.
+    pub fn bad_values(&self) -> u64 {
+        self.bad_values.load(Ordering::Relaxed)
+    }
+
+    /// Says what this node is ready for.
+    pub fn set_readiness(&self, readiness: Readiness) {
+        self.set(|facts| &mut facts.readiness, readiness);
+    }
+
+    /// Says which slots this node owns; of a slot given twice the highest epoch counts.
+    pub fn set_owned(&self, owned: Vec<(Slot, Epoch)>) {
+        self.set(|facts| &mut facts.owned, owned);
+    }
+
+    /// Says what this node has to do. Each change travels to all nodes: round the figures, and set them every
+    /// few seconds.
+    pub fn set_load(&self, load: Load) {
+        self.set(|facts| &mut facts.load, load);
+    }
+
+    fn set<T: PartialEq>(&self, field: impl Fn(&mut Facts) -> &mut T, value: T) {
+        self.facts.send_if_modified(|facts| {
+            let field = field(facts);
+            let changed = *field != value;
+            *field = value;
+            changed
+        });
+    }
+
+    /// Exchanges the cluster's keys, from the next datagram on. See [`Keyring`] for the steps of a rotation.
+    pub fn set_keyring(&self, keyring: Keyring) {
+        self.control.set_keyring(keyring);
+    }
+
+    /// Waits for gossip to end by itself, which it shouldn't.
+    pub fn ended(&self) -> impl Future<Output = GossipEnded> + use<> {
+        let mut ended = self.ended.clone();
+        async move {
+            let lost = || GossipEnded { reason: "its task is gone".to_owned() };
+            ended
+                .wait_for(Option::is_some)
+                .await
+                .map_or_else(|_| lost(), |ended| ended.clone().unwrap_or_else(lost))
+        }
+    }
+
+    /// Tells the others that this node is leaving, and stops. Takes less than a second, or three of the
+    /// intervals of gossip if they are shorter.
+    pub async fn shutdown(mut self) {
+        self.set_readiness(Readiness::Leaving);
+        let mut view = self.view.clone();
+        let said = view.wait_for(|view| view.me().is_none_or(|me| me.readiness == Readiness::Leaving));
+        // Without an answer the keeper is gone, and there is nobody to say goodbye.
+        if matches!(timeout(GOODBYE_PAUSE, said).await, Ok(Ok(_))) {
+            for _ in 0..GOODBYES {
+                let peers = self.chitchat.peers().await;
+                if peers.is_empty() {
+                    break;
+                }
+                for peer in peers {
+                    self.chitchat.greet(peer);
+                }
+                sleep(self.gossip_interval.min(GOODBYE_PAUSE)).await;
+            }
+        }
+        self.cancel.cancel();
+        for task in std::mem::take(&mut self.tasks) {
+            drop(task.await);
+        }
+        let gone = self.chitchat.0.termination_watcher();
+        // Both fail only when the server is gone already.
+        drop(self.chitchat.0.initiate_shutdown());
+        drop(timeout(GOODBYE_PAUSE, gone).await);
+    }
+}
+
+impl Drop for Membership {
+    fn drop(&mut self) {
+        self.chitchat.0.abort();
+    }
+}
+
+/// How often a leaving node tells each living peer: datagrams get lost.
+const GOODBYES: u32 = 3;
+const GOODBYE_PAUSE: Duration = Duration::from_millis(250);

@@ -1,0 +1,350 @@
+//! What a node says of itself, and the keys under which gossip carries it.
+//!
+//! | key | value |
+//! | --- | --- |
+//! | `grpc` | where its gRPC service listens, `host:port` |
+//! | `storage` | the id of its data directory, 32 hex digits |
+//! | `ready` | `joining`, `ready`, `draining` or `leaving` |
+//! | `zone` | where it stands, any short text |
+//! | `format` | version of its storage format, decimal |
+//! | `load` | entries per second and contexts, decimal, with a comma between |
+//! | `slots.0` … `slots.15` | the slots it owns, see [`owned`] |
+//!
+//! Each value stands by itself, because gossip may bring them one by one. A value that doesn't parse is left
+//! out and counted, and the one heard before it stays; a key that isn't known is of a newer version.
+
+use std::{fmt, sync::Arc};
+
+use ledger_core::{Epoch, slot::Slot};
+
+use super::owned;
+
+/// Most bytes of a node's id, of an address and of a zone.
+pub const MAX_TEXT: usize = 253;
+
+/// A fact about a node was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{what} {text:?} must have 1 to {MAX_TEXT} bytes without blanks and control characters")]
+pub struct BadText {
+    what: &'static str,
+    text: String,
+}
+
+pub(super) fn check(what: &'static str, text: &str) -> Result<(), BadText> {
+    let good =
+        (1..=MAX_TEXT).contains(&text.len()) && !text.chars().any(|c| c.is_control() || c.is_whitespace());
+    if good { Ok(()) } else { Err(BadText { what, text: text.chars().take(MAX_TEXT).collect() }) }
+}
+
+/// The stable name of a node, such as its pod's: 1 to 253 bytes without blanks and control characters.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NodeId(Arc<str>);
+
+impl NodeId {
+    /// Checks and takes a name.
+    pub fn new(text: &str) -> Result<Self, BadText> {
+        check("node id", text)?;
+        Ok(Self(text.into()))
+    }
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Counts the starts of a node. A node must never start twice with the same: it is kept on its disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Incarnation(pub u64);
+
+/// Identity of a data directory, made when it is formatted: a node with a wiped disk is another member.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct StorageId(pub [u8; 16]);
+
+/// What a node is ready for, by its own account.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum Readiness {
+    /// It started and is catching up.
+    #[default]
+    Joining,
+    /// It serves.
+    Ready,
+    /// It serves and is handing its slots over.
+    Draining,
+    /// It is stopping now; nothing more is heard of this incarnation.
+    Leaving,
+}
+
+impl Readiness {
+    const ALL: [Self; 4] = [Self::Joining, Self::Ready, Self::Draining, Self::Leaving];
+
+    /// The word for it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Joining => "joining",
+            Self::Ready => "ready",
+            Self::Draining => "draining",
+            Self::Leaving => "leaving",
+        }
+    }
+}
+
+/// How much a node has to do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Load {
+    /// Entries appended per second, lately.
+    pub entries_per_second: u64,
+    /// Contexts it holds.
+    pub contexts: u64,
+}
+
+/// What a node says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Facts {
+    /// Where other nodes and clients reach its gRPC service: `host:port`.
+    pub grpc_address: String,
+    /// Its data directory.
+    pub storage_id: StorageId,
+    /// What it is ready for.
+    pub readiness: Readiness,
+    /// Where it stands: a zone or rack, for operators; may be empty.
+    pub zone: String,
+    /// Version of its storage format.
+    pub format: u32,
+    /// What it has to do.
+    pub load: Load,
+    /// The slots it owns, each once, with the epoch it owns it in.
+    pub owned: Vec<(Slot, Epoch)>,
+}
+
+impl Facts {
+    pub(super) fn validate(&self) -> Result<(), BadText> {
+        check("gRPC address", &self.grpc_address)?;
+        if self.zone.is_empty() { Ok(()) } else { check("zone", &self.zone) }
+    }
+
+    /// Keys and values for gossip, those first that a member is nothing without.
+    pub fn to_values(&self) -> Vec<(String, String)> {
+        let Load { entries_per_second, contexts } = self.load;
+        let mut values = vec![
+            ("grpc".to_owned(), self.grpc_address.clone()),
+            ("storage".to_owned(), self.storage_id.to_string()),
+            ("ready".to_owned(), self.readiness.as_str().to_owned()),
+            ("format".to_owned(), self.format.to_string()),
+            ("zone".to_owned(), self.zone.clone()),
+            ("load".to_owned(), format!("{entries_per_second},{contexts}")),
+        ];
+        let slots = owned::encode(&self.owned).into_iter().enumerate();
+        values.extend(slots.map(|(group, value)| (format!("{SLOTS_PREFIX}{group}"), value)));
+        values
+    }
+}
+
+const SLOTS_PREFIX: &str = "slots.";
+
+/// What was heard of a node so far.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Heard {
+    grpc_address: Option<String>,
+    storage_id: Option<StorageId>,
+    readiness: Readiness,
+    zone: String,
+    format: u32,
+    load: Load,
+    owned: [Vec<(Slot, Epoch)>; owned::GROUPS as usize],
+}
+
+/// What reading a value led to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reading {
+    Taken,
+    /// The key is none of ours.
+    Unknown,
+    /// The value doesn't parse; what was known stays.
+    Bad,
+}
+
+impl Heard {
+    /// Takes a value in. Any text may come in.
+    pub(super) fn read(&mut self, key: &str, value: &str) -> Reading {
+        let taken = match key {
+            "grpc" => check("", value).ok().map(|()| self.grpc_address = Some(value.to_owned())),
+            "storage" => StorageId::parse(value).map(|id| self.storage_id = Some(id)),
+            "ready" => Readiness::ALL
+                .into_iter()
+                .find(|readiness| readiness.as_str() == value)
+                .map(|readiness| self.readiness = readiness),
+            "format" => decimal(value).map(|format| self.format = format),
+            "zone" => {
+                (value.is_empty() || check("", value).is_ok()).then(|| value.clone_into(&mut self.zone))
+            }
+            "load" => Load::parse(value).map(|load| self.load = load),
+            _ => {
+                let digits = key.strip_prefix(SLOTS_PREFIX).unwrap_or_default();
+                // One spelling per group, so that a node has no more keys of ours than it should.
+                let group = decimal::<u16>(digits).filter(|group| group.to_string() == digits);
+                let Some((group, known)) =
+                    group.and_then(|group| Some((group, self.owned.get_mut(usize::from(group))?)))
+                else {
+                    return Reading::Unknown;
+                };
+                owned::decode(group, value).map(|slots| *known = slots)
+            }
+        };
+        if taken.is_some() { Reading::Taken } else { Reading::Bad }
+    }
+
+    /// The facts, once enough was heard to deal with the node.
+    pub(super) fn facts(&self) -> Option<Facts> {
+        Some(Facts {
+            grpc_address: self.grpc_address.clone()?,
+            storage_id: self.storage_id?,
+            readiness: self.readiness,
+            zone: self.zone.clone(),
+            format: self.format,
+            load: self.load,
+            owned: self.owned.concat(),
+        })
+    }
+}
+
+impl StorageId {
+    fn parse(text: &str) -> Option<Self> {
+        let mut id = [0; 16];
+        hex::decode_to_slice(text, &mut id).ok().map(|()| Self(id))
+    }
+}
+
+impl Load {
+    fn parse(text: &str) -> Option<Self> {
+        let (entries_per_second, contexts) = text.split_once(',')?;
+        Some(Self { entries_per_second: decimal(entries_per_second)?, contexts: decimal(contexts)? })
+    }
+}
+
+/// Digits only: `u64::from_str` would take a sign too.
+fn decimal<T: std::str::FromStr>(text: &str) -> Option<T> {
+    text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok())?
+}
+
+impl fmt::Display for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "NodeId({self})")
+    }
+}
+
+impl fmt::Display for Incarnation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Display for StorageId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex::encode(self.0))
+    }
+}
+
+impl fmt::Debug for StorageId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "StorageId({self})")
+    }
+}
+
+impl fmt::Display for Readiness {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn facts() -> Facts {
+        Facts {
+            grpc_address: "ledger-0.ledger:9090".into(),
+            storage_id: StorageId([0xab; 16]),
+            readiness: Readiness::Draining,
+            zone: "eu-1a".into(),
+            format: 3,
+            load: Load { entries_per_second: 12, contexts: 345 },
+            owned: vec![(Slot::new(3).unwrap(), Epoch(9)), (Slot::new(1000).unwrap(), Epoch(u64::MAX))],
+        }
+    }
+
+    #[test]
+    fn facts_survive_gossip() {
+        let mut heard = Heard::default();
+        for (key, value) in facts().to_values() {
+            assert_eq!(heard.facts().is_some(), !matches!(&*key, "grpc" | "storage"), "{key}");
+            assert_eq!(heard.read(&key, &value), Reading::Taken, "{key}={value}");
+        }
+        assert_eq!(heard.facts(), Some(facts()));
+    }
+
+    #[test]
+    fn a_bad_value_leaves_what_was_known() {
+        let mut heard = Heard::default();
+        for (key, value) in facts().to_values() {
+            heard.read(&key, &value);
+        }
+        let long = "x".repeat(254);
+        for (key, value) in [
+            ("grpc", ""),
+            ("grpc", "a b"),
+            ("grpc", "a\nb"),
+            ("grpc", &long),
+            ("storage", "ab"),
+            ("storage", &long),
+            ("ready", "READY"),
+            ("ready", ""),
+            ("zone", "a\tb"),
+            ("zone", &long),
+            ("format", "-1"),
+            ("format", "+1"),
+            ("format", ""),
+            ("format", "4294967296"),
+            ("load", "1"),
+            ("load", "1,2,3"),
+            ("load", "1,-2"),
+            ("load", "1,18446744073709551616"),
+            ("slots.0", "?"),
+            ("slots.15", "A"),
+            ("slots.15", &long),
+        ] {
+            assert_eq!(heard.read(key, value), Reading::Bad, "{key}={value}");
+        }
+        for key in
+            ["", "slots", "slots.", "slots.16", "slots.-1", "slots.07", "slots.99999999", "grpc2", "Grpc"]
+        {
+            assert_eq!(heard.read(key, "x"), Reading::Unknown, "{key}");
+        }
+        assert_eq!(heard.facts(), Some(facts()));
+    }
+
+    #[test]
+    fn a_bad_name_is_refused() {
+        for bad in ["", "a b", "a\u{7}", &"x".repeat(254)] {
+            assert!(NodeId::new(bad).unwrap_err().to_string().contains("node id"));
+        }
+        assert_eq!(NodeId::new("ledger-0").unwrap().to_string(), "ledger-0");
+        assert!(Facts { grpc_address: String::new(), ..facts() }.validate().is_err());
+        assert!(Facts { zone: String::new(), ..facts() }.validate().is_ok());
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_may_come_in(key in "(grpc|storage|ready|format|zone|load|slots\\.[0-9]{1,2})", value in any::<String>()) {
+            Heard::default().read(&key, &value);
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! The members as one node sees them.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    time::{Duration, Instant},
+};
+
+use chitchat::{Chitchat, ChitchatId, NodeState, Version};
+use ledger_core::{Epoch, slot::Slot};
+
+use super::facts::{Heard, Incarnation, Load, NodeId, Readiness, Reading, StorageId};
+
+/// Most nodes that are looked at; chitchat's messages name every node, so far fewer make a cluster.
+pub const MAX_NODES: usize = 512;
+
+/// A node of the cluster, by what it says and by whether it is heard.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// Its stable name.
+    pub node_id: NodeId,
+    /// Its start; a higher one replaces a lower one at once.
+    pub incarnation: Incarnation,
+    /// Its data directory.
+    pub storage_id: StorageId,
+    /// Where its gRPC service listens, `host:port`.
+    pub grpc_address: String,
+    /// What it says it is ready for.
+    pub readiness: Readiness,
+    /// Where it stands; may be empty.
+    pub zone: String,
+    /// Version of its storage format.
+    pub format: u32,
+    /// What it has to do.
+    pub load: Load,
+    /// The slots it says it owns, in order. A dead member's are those it owned when last heard.
+    pub owned: Vec<(Slot, Epoch)>,
+    /// Whether it is heard, and hasn't said that it is leaving.
+    pub alive: bool,
+    /// When this node first saw the incarnation as it is, alive or dead.
+    pub since: Instant,
+}
+
+/// All members a node knows, itself included: one per node id, the dead ones for as long as the grace lasts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct View {
+    /// In the order of their ids.
+    pub members: Vec<Member>,
+    me: (NodeId, Incarnation),
+}
+
+impl View {
+    pub(super) fn empty(me: (NodeId, Incarnation)) -> Self {
+        Self { members: Vec::new(), me }
+    }
+
+    /// The member of that name.
+    pub fn get(&self, node_id: &NodeId) -> Option<&Member> {
+        let at = self.members.binary_search_by(|member| member.node_id.cmp(node_id)).ok()?;
+        self.members.get(at)
+    }
+
+    /// This node; `None` if a later incarnation of it was heard, so that this one must stop.
+    pub fn me(&self) -> Option<&Member> {
+        self.get(&self.me.0).filter(|member| member.incarnation == self.me.1)
+    }
+
+    /// The members that are alive.
+    pub fn alive(&self) -> impl Iterator<Item = &Member> {
+        self.members.iter().filter(|member| member.alive)
+    }
+
+    /// The living member that claims a slot, with its epoch; of several the one with the highest.
+    pub fn claim(&self, slot: Slot) -> Option<(&Member, Epoch)> {
+        let claims = self.alive().filter_map(|member| {
+            let at = member.owned.binary_search_by_key(&slot, |&(slot, _)| slot).ok()?;
+            Some((member, member.owned.get(at)?.1))
+        });
+        claims.max_by_key(|&(_, epoch)| epoch)
+    }
+}
+
+/// One incarnation of a node, as heard so far.
+#[derive(Debug)]
+struct Seen {
+    version: Version,
+    heard: Heard,
+    /// Keys whose value is bad, with its version, so that each is counted once.
+    bad: BTreeMap<String, Version>,
+    heartbeat: u64,
+    heard_at: Instant,
+    alive: bool,
+    since: Instant,
+}
+
+/// Makes views of chitchat's state, remembering what only changes with time.
+#[derive(Debug)]
+pub(super) struct Roster {
+    me: (NodeId, Incarnation),
+    min_silence: Duration,
+    seen: HashMap<ChitchatId, Seen>,
+    pub(super) bad_values: u64,
+}
+
+impl Roster {
+    pub(super) fn new(me: (NodeId, Incarnation), min_silence: Duration) -> Self {
+        Self { me, min_silence, seen: HashMap::new(), bad_values: 0 }
+    }
+
+    /// The view of now.
+    pub(super) fn observe(&mut self, chitchat: &Chitchat, now: Instant) -> View {
+        let live: HashSet<&ChitchatId> = chitchat.live_nodes().collect();
+        let states = chitchat.node_states();
+        self.seen.retain(|id, _| states.contains_key(id));
+        let mut members = BTreeMap::<NodeId, Member>::new();
+        for (id, state) in states {
+            if self.seen.len() >= MAX_NODES
+                && !self.seen.contains_key(id)
+                && id != chitchat.self_chitchat_id()
+            {
+                continue;
+            }
+            let Some(member) = self.member(id, state, live.contains(id), now) else { continue };
+            let rank = |member: &Member| (member.incarnation, member.alive);
+            match members.get(&member.node_id) {
+                Some(other) if rank(other) >= rank(&member) => {}
+                _ => drop(members.insert(member.node_id.clone(), member)),
+            }
+        }
+        View { members: members.into_values().collect(), me: self.me.clone() }
+    }
+
+    fn member(&mut self, id: &ChitchatId, state: &NodeState, live: bool, now: Instant) -> Option<Member> {
+        let seen = self.seen.entry(id.clone()).or_insert_with(|| Seen {
+            version: 0,
+            heard: Heard::default(),
+            bad: BTreeMap::new(),
+            heartbeat: 0,
+            heard_at: now,
+            alive: false,
+            since: now,
+        });
+        if seen.version != state.max_version() {
+            seen.version = state.max_version();
+            self.bad_values += seen.read(state);
+        }
+        let heartbeat = state.heartbeat().into();
+        if seen.heartbeat != heartbeat {
+            seen.heartbeat = heartbeat;
+            seen.heard_at = now;
+        }
+        // chitchat's detector alone would take a busy moment for death when heartbeats come in quick succession.
+        let heard = live || (seen.alive && now.saturating_duration_since(seen.heard_at) < self.min_silence);
+        let facts = seen.heard.facts();
+        let node_id = NodeId::new(&id.node_id).ok();
+        let alive = heard && facts.as_ref().is_some_and(|facts| facts.readiness != Readiness::Leaving);
+        if alive != seen.alive {
+            (seen.alive, seen.since) = (alive, now);
+        }
+        let (node_id, facts) = (node_id?, facts?);
+        Some(Member {
+            node_id,
+            incarnation: Incarnation(id.generation_id),
+            storage_id: facts.storage_id,
+            grpc_address: facts.grpc_address,
+            readiness: facts.readiness,
+            zone: facts.zone,
+            format: facts.format,
+            load: facts.load,
+            owned: facts.owned,
+            alive,
+            since: seen.since,
+        })
+    }
+}
+
+impl Seen {
+    /// Reads what the node says; how many values were bad for the first time.
+    fn read(&mut self, state: &NodeState) -> u64 {
+        let mut still_bad = BTreeSet::new();
+        let mut new = 0;
+        for (key, value) in state.key_values_including_deleted().filter(|(_, value)| !value.is_deleted()) {
+            if self.heard.read(key, &value.value) != Reading::Bad {
+                continue;
+            }
+            still_bad.insert(key.to_owned());
+            if self.bad.insert(key.to_owned(), value.version) != Some(value.version) {
+                new += 1;
+                tracing::debug!(node = %state.chitchat_id().node_id, key, "gossip brought a value that doesn't parse");
+            }
+        }
+        self.bad.retain(|key, _| still_bad.contains(key));
+        new
+    }
+}

@@ -1,0 +1,236 @@
+//! Sealing of gossip datagrams under the cluster's keys.
+//!
+//! | bytes | sealed | plain |
+//! | --- | --- | --- |
+//! | 1 | [`SEALED`] | [`PLAIN`] |
+//! | 8 | cluster tag | cluster tag |
+//! | 24 | nonce, random | |
+//! | rest | XChaCha20-Poly1305 of the payload, with its 16-byte tag | the payload |
+//!
+//! The cipher is that of draft-irtf-cfrg-xchacha-03: its nonce is long enough to be drawn at random for
+//! every datagram. Associated data are the version byte and the cluster's id, so that a datagram of another
+//! cluster doesn't open even under the same key. The cluster tag is a hash of the id in clear: it tells
+//! "another cluster" from "a key we don't have", and it is all that keeps clusters without keys apart.
+//!
+//! A replayed datagram opens. That is harmless to gossip, whose values carry versions and only move forward.
+
+use std::{fmt, sync::Arc};
+
+use base64::{
+    Engine,
+    alphabet::{STANDARD, URL_SAFE},
+    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
+};
+use chacha20poly1305::{
+    KeyInit, XChaCha20Poly1305, XNonce,
+    aead::{Aead, Payload},
+};
+
+#[cfg(test)]
+mod tests;
+
+/// First byte of a sealed datagram: format 1.
+pub const SEALED: u8 = 0xc1;
+/// First byte of a datagram of a cluster without keys: format 1.
+pub const PLAIN: u8 = 0xc0;
+/// Bytes that sealing adds to a payload.
+pub const OVERHEAD: usize = 1 + TAG + NONCE + MAC;
+/// Most keys that a keyring holds. Two are enough for a rotation; each costs a trial on foreign datagrams.
+pub const MAX_KEYS: usize = 8;
+
+const TAG: usize = 8;
+const NONCE: usize = 24;
+const MAC: usize = 16;
+
+/// The cluster's keys: the first seals, all of them open. Cheap to clone; never printed.
+///
+/// To rotate: give every node `old, new`, then every node `new, old`, then every node `new`. At each step
+/// each node opens what any other seals.
+#[derive(Clone, Default)]
+pub struct Keyring(Arc<[XChaCha20Poly1305]>);
+
+/// Why a text of keys was refused. Keys are named by their place, never shown.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum KeyringError {
+    /// A key is neither hex nor base64 of 32 bytes.
+    #[error(
+        "cluster key {number} is not 32 bytes in hex (64 digits) or base64 (43 or 44 characters): make one with `openssl rand -hex 32`"
+    )]
+    NotAKey {
+        /// Its place in the text, from 1.
+        number: usize,
+    },
+    /// A key appears twice.
+    #[error("cluster key {number} repeats an earlier one: list each key once, the one to seal with first")]
+    Repeated {
+        /// The place of the second one, from 1.
+        number: usize,
+    },
+    /// There are too many keys.
+    #[error("more than {MAX_KEYS} cluster keys are given: remove those no node seals with any more")]
+    TooMany,
+    /// The text has no key.
+    #[error(
+        "no cluster key is given: write one in hex or base64 on a line by itself, or configure no keys at all"
+    )]
+    Empty,
+}
+
+impl Keyring {
+    /// No keys: datagrams go in plain. For a node by itself or a network that is trusted as a whole.
+    pub fn none() -> Self {
+        Self::default()
+    }
+
+    /// Reads keys from a file or an environment variable: one to a line, or separated by commas or blanks;
+    /// each 32 bytes in hex or base64. Lines that start with `#` are comments.
+    pub fn parse(text: &str) -> Result<Self, KeyringError> {
+        let mut seen = Vec::new();
+        let words = text
+            .lines()
+            .filter(|line| !line.trim_start().starts_with('#'))
+            .flat_map(|line| line.split([',', ' ', '\t', '\r']))
+            .filter(|word| !word.is_empty());
+        for (index, word) in words.enumerate() {
+            let number = index + 1;
+            let key = decode(word).ok_or(KeyringError::NotAKey { number })?;
+            if seen.contains(&key) {
+                return Err(KeyringError::Repeated { number });
+            }
+            if seen.len() == MAX_KEYS {
+                return Err(KeyringError::TooMany);
+            }
+            seen.push(key);
+        }
+        if seen.is_empty() {
+            return Err(KeyringError::Empty);
+        }
+        Ok(Self::of(&seen))
+    }
+
+    /// A keyring of these keys, of which the first seals.
+    pub fn of(keys: &[[u8; 32]]) -> Self {
+        Self(keys.iter().map(|key| XChaCha20Poly1305::new(key.into())).collect())
+    }
+
+    /// Whether there is no key, so that datagrams go in plain.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+fn decode(word: &str) -> Option<[u8; 32]> {
+    let mut key = [0; 32];
+    if hex::decode_to_slice(word, &mut key).is_ok() {
+        return Some(key);
+    }
+    let config = GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
+    [STANDARD, URL_SAFE]
+        .iter()
+        .find_map(|alphabet| GeneralPurpose::new(alphabet, config).decode(word).ok())
+        .and_then(|bytes| bytes.try_into().ok())
+}
+
+impl fmt::Debug for Keyring {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Keyring({} keys)", self.0.len())
+    }
+}
+
+/// Why a datagram didn't open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum OpenError {
+    /// It is in plain, and this node has keys.
+    #[error("the datagram is not sealed, and this cluster has keys")]
+    NotSealed,
+    /// No key of this node opens it: another key, or damage.
+    #[error("no cluster key of this node opens the datagram")]
+    UnknownKey,
+    /// It was sent in another cluster.
+    #[error("the datagram is of another cluster")]
+    AnotherCluster,
+    /// It is too short or of no known format.
+    #[error("the datagram has no known format")]
+    Malformed,
+}
+
+/// The datagram could not be sealed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a datagram could not be sealed: the operating system gave no random numbers")]
+pub struct SealError;
+
+/// Seals and opens the datagrams of one cluster.
+#[derive(Debug, Clone)]
+pub struct Sealer {
+    keyring: Keyring,
+    tag: [u8; TAG],
+    associated: Arc<[u8]>,
+}
+
+impl Sealer {
+    /// The sealer of a cluster.
+    pub fn new(cluster_id: &str, keyring: Keyring) -> Self {
+        let hash = blake3::derive_key("converge-ledger gossip cluster tag v1", cluster_id.as_bytes());
+        let mut tag = [0; TAG];
+        tag.copy_from_slice(&hash[..TAG]);
+        let associated = [&[SEALED], cluster_id.as_bytes()].concat().into();
+        Self { keyring, tag, associated }
+    }
+
+    /// The same cluster's sealer with other keys.
+    #[must_use]
+    pub fn with_keyring(&self, keyring: Keyring) -> Self {
+        Self { keyring, ..self.clone() }
+    }
+
+    /// A datagram that carries the payload.
+    pub fn seal(&self, payload: &[u8]) -> Result<Vec<u8>, SealError> {
+        let mut nonce = [0; NONCE];
+        if !self.keyring.is_empty() {
+            getrandom::fill(&mut nonce).map_err(|_| SealError)?;
+        }
+        self.seal_with(nonce, payload)
+    }
+
+    fn seal_with(&self, nonce: [u8; NONCE], payload: &[u8]) -> Result<Vec<u8>, SealError> {
+        let mut datagram = Vec::with_capacity(OVERHEAD + payload.len());
+        let Some(cipher) = self.keyring.0.first() else {
+            datagram.push(PLAIN);
+            datagram.extend(self.tag);
+            datagram.extend(payload);
+            return Ok(datagram);
+        };
+        let payload = Payload { msg: payload, aad: &self.associated };
+        let sealed = cipher.encrypt(&XNonce::from(nonce), payload).map_err(|_| SealError)?;
+        datagram.push(SEALED);
+        datagram.extend(self.tag);
+        datagram.extend(nonce);
+        datagram.extend(sealed);
+        Ok(datagram)
+    }
+
+    /// The payload of a datagram. Any bytes may come in.
+    pub fn open(&self, datagram: &[u8]) -> Result<Vec<u8>, OpenError> {
+        let (&version, rest) = datagram.split_first().ok_or(OpenError::Malformed)?;
+        if version != SEALED && version != PLAIN {
+            return Err(OpenError::Malformed);
+        }
+        let (tag, rest) = rest.split_first_chunk::<TAG>().ok_or(OpenError::Malformed)?;
+        if *tag != self.tag {
+            return Err(OpenError::AnotherCluster);
+        }
+        if version == PLAIN {
+            return if self.keyring.is_empty() { Ok(rest.to_vec()) } else { Err(OpenError::NotSealed) };
+        }
+        let (nonce, sealed) = rest.split_first_chunk::<NONCE>().ok_or(OpenError::Malformed)?;
+        if sealed.len() < MAC {
+            return Err(OpenError::Malformed);
+        }
+        let nonce = XNonce::from(*nonce);
+        self.keyring
+            .0
+            .iter()
+            .find_map(|cipher| cipher.decrypt(&nonce, Payload { msg: sealed, aad: &self.associated }).ok())
+            .ok_or(OpenError::UnknownKey)
+    }
+}

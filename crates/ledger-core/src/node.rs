@@ -1,0 +1,280 @@
+//! Nodes, the disks they stand on, and the replica set of a slot.
+
+use std::{fmt, sync::Arc};
+
+/// Longest name of a node, bytes: that of a DNS name (RFC 1035 §2.3.4, as text).
+pub const MAX_NODE_ID: usize = 253;
+/// Most members of a replica set.
+pub const MAX_REPLICAS: usize = 7;
+
+/// Why a node's name was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NodeIdError {
+    /// The name is empty.
+    #[error("node_id is empty: it must have 1 to {MAX_NODE_ID} bytes")]
+    Empty,
+    /// The name is too long.
+    #[error("node_id has {len} bytes: at most {MAX_NODE_ID} are allowed")]
+    TooLong {
+        /// Its length in bytes.
+        len: usize,
+    },
+    /// The name holds a character that names of nodes don't have.
+    #[error(
+        "node_id has the character {found:?} at byte {at}: only ASCII letters, digits, '.', '_' and '-' are allowed"
+    )]
+    Character {
+        /// The character.
+        found: char,
+        /// Its offset in bytes.
+        at: usize,
+    },
+}
+
+/// The stable name of a node, such as its pod's: 1 to 253 bytes of ASCII letters, digits, `.`, `_` and `-`.
+/// Cheap to clone.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NodeId(Arc<str>);
+
+impl NodeId {
+    /// Checks and takes a name.
+    pub fn new(text: impl AsRef<str>) -> Result<Self, NodeIdError> {
+        let text = text.as_ref();
+        if text.is_empty() {
+            return Err(NodeIdError::Empty);
+        }
+        if text.len() > MAX_NODE_ID {
+            return Err(NodeIdError::TooLong { len: text.len() });
+        }
+        let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+        match text.char_indices().find(|(_, c)| !allowed(*c)) {
+            Some((at, found)) => Err(NodeIdError::Character { found, at }),
+            None => Ok(Self(text.into())),
+        }
+    }
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Identity of a data directory, made when it is formatted. Shown as 32 lower-case hex digits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct StorageId(pub [u8; 16]);
+
+impl StorageId {
+    /// Reads 32 hex digits.
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut id = [0; 16];
+        hex::decode_to_slice(text, &mut id).ok().map(|()| Self(id))
+    }
+}
+
+/// Counts the starts of a node. It is kept on disk, and a node never starts twice with the same.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Incarnation(pub u64);
+
+/// A member of a replica set. A wiped disk is a new member, so that it never answers for promises it forgot.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Member {
+    /// The node.
+    pub node: NodeId,
+    /// The data directory it had when it became a member.
+    pub storage: StorageId,
+}
+
+/// Why a replica set was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ReplicaSetError {
+    /// There is no member.
+    #[error("the replica set has no member: it must have 1 to {MAX_REPLICAS}")]
+    Empty,
+    /// There are too many members.
+    #[error("the replica set has more than {MAX_REPLICAS} members: name fewer nodes")]
+    TooMany,
+    /// A node is there twice, with one data directory or with two.
+    #[error("node {node} is in the replica set twice: name each node once")]
+    Duplicate {
+        /// The node.
+        node: NodeId,
+    },
+}
+
+/// How many promises a takeover needs before the claimant may own the slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PromisesNeeded {
+    /// From this many members, the claimant included.
+    AtLeast(usize),
+    /// From every member that is alive: acknowledgements need so few copies that no smaller number would
+    /// be sure to meet them.
+    EveryLive,
+}
+
+/// The members that keep a slot: 1 to 7 of them, each node once, in the order of their names.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ReplicaSet(Vec<Member>);
+
+impl ReplicaSet {
+    /// The set of these members, in whatever order they come.
+    pub fn new(members: impl IntoIterator<Item = Member>) -> Result<Self, ReplicaSetError> {
+        // One more than allowed is enough to refuse it: the rest is never taken.
+        let mut members: Vec<_> = members.into_iter().take(MAX_REPLICAS + 1).collect();
+        if members.is_empty() {
+            return Err(ReplicaSetError::Empty);
+        }
+        if members.len() > MAX_REPLICAS {
+            return Err(ReplicaSetError::TooMany);
+        }
+        members.sort_unstable();
+        match members.windows(2).find(|pair| pair[0].node == pair[1].node) {
+            Some(pair) => Err(ReplicaSetError::Duplicate { node: pair[0].node.clone() }),
+            None => Ok(Self(members)),
+        }
+    }
+
+    /// The members, in the order of their names.
+    pub fn members(&self) -> &[Member] {
+        &self.0
+    }
+
+    /// Number of members, at least 1.
+    #[expect(clippy::len_without_is_empty, reason = "a replica set is never empty")]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether this node with this data directory is a member.
+    pub fn contains(&self, member: &Member) -> bool {
+        self.0.contains(member)
+    }
+
+    /// The member that a node is, whatever its data directory is now.
+    pub fn get(&self, node: &NodeId) -> Option<&Member> {
+        self.0.iter().find(|member| member.node == *node)
+    }
+
+    /// How many promises a takeover needs when appends are acknowledged at `min_copies` copies.
+    ///
+    /// With m copies of R members, any R − m + 1 members include one of the m that acknowledged. If m is
+    /// more than R / 2, that is at most half of R + 1, so it can be had while some members are away. With
+    /// fewer copies (availability first) there is no fixed number.
+    pub fn promises_needed(&self, min_copies: usize) -> PromisesNeeded {
+        let members = self.len();
+        if min_copies > members / 2 {
+            // More copies than members are never reached, and must not make takeovers need none.
+            PromisesNeeded::AtLeast((members + 1).saturating_sub(min_copies).max(1))
+        } else {
+            PromisesNeeded::EveryLive
+        }
+    }
+}
+
+impl fmt::Display for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "NodeId({self})")
+    }
+}
+
+impl fmt::Display for StorageId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex::encode(self.0))
+    }
+}
+
+impl fmt::Debug for StorageId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "StorageId({self})")
+    }
+}
+
+impl fmt::Display for Incarnation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// The node's name and its data directory's id, as `name/id`.
+impl fmt::Display for Member {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.node, self.storage)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn member(name: &str, storage: u8) -> Member {
+        Member { node: NodeId::new(name).unwrap(), storage: StorageId([storage; 16]) }
+    }
+
+    fn set_of(size: usize) -> ReplicaSet {
+        ReplicaSet::new((0..size).map(|i| member(&format!("n{i}"), 0))).unwrap()
+    }
+
+    #[test]
+    fn a_node_id_names_what_is_wrong_with_it() {
+        assert_eq!(NodeId::new("ledger-0.ledger_svc.Prod").unwrap().to_string(), "ledger-0.ledger_svc.Prod");
+        assert!(NodeId::new("x".repeat(253)).is_ok());
+        let long = "x".repeat(254);
+        for (text, part) in [("", "empty"), ("a b", "' ' at byte 1"), ("knä", "'ä' at byte 2"), (&long, "254")] {
+            let message = NodeId::new(text).unwrap_err().to_string();
+            assert!(message.starts_with("node_id") && message.contains(part), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_storage_id_is_read_as_it_is_shown() {
+        let id = StorageId([0xa7; 16]);
+        assert_eq!(StorageId::parse(&id.to_string()), Some(id));
+        for text in ["", "a7", &"g".repeat(32), &"a".repeat(34)] {
+            assert_eq!(StorageId::parse(text), None);
+        }
+    }
+
+    #[test]
+    fn a_replica_set_is_the_same_in_any_order() {
+        let set = ReplicaSet::new([member("b", 2), member("a", 1)]).unwrap();
+        assert_eq!(set, ReplicaSet::new([member("a", 1), member("b", 2)]).unwrap());
+        assert!(set.contains(&member("a", 1)));
+        assert!(!set.contains(&member("a", 9)), "a wiped disk is not the member it was");
+        assert_eq!(set.get(&NodeId::new("a").unwrap()), Some(&member("a", 1)));
+    }
+
+    #[test]
+    fn a_replica_set_refuses_none_too_many_and_a_node_twice() {
+        assert_eq!(ReplicaSet::new([]), Err(ReplicaSetError::Empty));
+        assert_eq!(set_of(7).len(), 7);
+        let endless = (0..u64::MAX).map(|i| member(&format!("n{i}"), 0));
+        assert_eq!(ReplicaSet::new(endless), Err(ReplicaSetError::TooMany));
+        let twice = ReplicaSet::new([member("a", 1), member("b", 1), member("a", 2)]);
+        assert_eq!(twice, Err(ReplicaSetError::Duplicate { node: NodeId::new("a").unwrap() }));
+    }
+
+    #[test]
+    fn acknowledgements_and_takeovers_share_a_member() {
+        for size in 1..=MAX_REPLICAS {
+            let set = set_of(size);
+            for copies in 0..=size {
+                match set.promises_needed(copies) {
+                    PromisesNeeded::AtLeast(promises) => {
+                        assert!(2 * copies > size);
+                        assert_eq!(copies + promises, size + 1);
+                    }
+                    PromisesNeeded::EveryLive => assert!(2 * copies <= size),
+                }
+            }
+            assert_eq!(set.promises_needed(size + 1), PromisesNeeded::AtLeast(1));
+            assert_eq!(set.promises_needed(usize::MAX), PromisesNeeded::AtLeast(1));
+        }
+        assert_eq!(set_of(3).promises_needed(2), PromisesNeeded::AtLeast(2));
+        assert_eq!(set_of(1).promises_needed(1), PromisesNeeded::AtLeast(1));
+    }
+}

@@ -1,0 +1,114 @@
+use std::sync::Mutex;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use super::*;
+
+/// Remembers each write, and takes at most so many bytes at once.
+#[derive(Debug, Clone)]
+struct Recorder {
+    writes: Arc<Mutex<Vec<Vec<u8>>>>,
+    at_once: usize,
+}
+
+impl Recorder {
+    fn new(at_once: usize) -> Self {
+        Self { writes: Arc::default(), at_once }
+    }
+
+    fn sizes(&self) -> Vec<usize> {
+        self.writes.lock().unwrap().iter().map(Vec::len).collect()
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        self.writes.lock().unwrap().concat()
+    }
+}
+
+impl AsyncWrite for Recorder {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let taken = bytes.len().min(self.at_once);
+        self.writes.lock().unwrap().push(bytes[..taken].to_vec());
+        Poll::Ready(Ok(taken))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// Flushes until nothing is held, as a connection's task does whenever it is woken.
+async fn settle(corked: &mut Corked<Recorder>) {
+    while !corked.held.is_empty() {
+        corked.flush().await.unwrap();
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn flushes_of_one_turn_become_one_write() {
+    let recorder = Recorder::new(usize::MAX);
+    let mut corked = Corked::new(recorder.clone());
+    for n in 0..10_u8 {
+        corked.write_all(&[n; 100]).await.unwrap();
+        corked.flush().await.unwrap();
+    }
+    assert_eq!(recorder.sizes(), [0; 0], "nothing is written before the turn ends");
+    settle(&mut corked).await;
+    assert_eq!(recorder.sizes(), [1000]);
+}
+
+#[tokio::test]
+async fn what_is_large_goes_through_after_what_is_held() {
+    let recorder = Recorder::new(usize::MAX);
+    let mut corked = Corked::new(recorder.clone());
+    corked.write_all(b"first").await.unwrap();
+    corked.write_all(&[7; LARGE]).await.unwrap();
+    assert_eq!(recorder.sizes(), [5, LARGE]);
+}
+
+#[tokio::test]
+async fn no_more_than_the_limit_is_held_and_no_byte_is_lost_or_moved() {
+    let recorder = Recorder::new(1000);
+    let mut corked = Corked::new(recorder.clone());
+    let mut sent = Vec::new();
+    for n in 0..3000_u32 {
+        let bytes = n.to_be_bytes().repeat(1 + n as usize % 300);
+        corked.write_all(&bytes).await.unwrap();
+        sent.extend_from_slice(&bytes);
+        assert!(corked.held.len() <= MOST);
+        if n % 7 == 0 {
+            corked.flush().await.unwrap();
+        }
+        if n % 11 == 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+    corked.shutdown().await.unwrap();
+    assert_eq!(recorder.bytes(), sent);
+}
+
+#[tokio::test]
+async fn a_request_reaches_a_peer_that_only_reads_on() {
+    let (here, there) = tokio::io::duplex(1024);
+    let (mut here, mut there) = (Corked::new(here), Corked::new(there));
+    let answer = tokio::spawn(async move {
+        let mut request = [0; 4];
+        there.read_exact(&mut request).await.unwrap();
+        there.write_all(&request).await.unwrap();
+        there.flush().await.unwrap();
+        // It never flushes again: it only waits for more.
+        there.read(&mut request).await.unwrap()
+    });
+    here.write_all(b"ping").await.unwrap();
+    here.flush().await.unwrap();
+    let mut echo = [0; 4];
+    here.read_exact(&mut echo).await.unwrap();
+    assert_eq!(&echo, b"ping");
+    drop(here);
+    assert_eq!(answer.await.unwrap(), 0);
+}

@@ -1,0 +1,144 @@
+//! Heads as they stood when last durable, of the contexts whose row in the database is ahead of that.
+//!
+//! A commit reaches the database before it reaches the disk, so that the next one can be staged while the
+//! disk works. Nobody may read what a crash could take back: readers see the head that is held here, and
+//! with it the history up to its size.
+
+use std::{
+    collections::HashMap,
+    sync::atomic::{AtomicUsize, Ordering},
+};
+
+use foldhash::fast::RandomState;
+use ledger_core::{ContextId, Head};
+use parking_lot::Mutex;
+use std::hash::BuildHasher as _;
+
+use crate::families::Place;
+
+const SHARDS: usize = 16;
+
+/// A context's row, as decoded; `None`: it does not exist.
+pub(crate) type Row = Option<(Place, Head)>;
+
+/// A context with commits that are not durable yet.
+struct Held {
+    stable: Row,
+    commits: usize,
+}
+
+type Shard = Mutex<HashMap<ContextId, Held, RandomState>>;
+
+/// The heads that are held back.
+pub(crate) struct StableHeads {
+    shards: [Shard; SHARDS],
+    hasher: RandomState,
+    held: AtomicUsize,
+}
+
+impl StableHeads {
+    pub(crate) fn new() -> Self {
+        let shards = std::array::from_fn(|_| Mutex::default());
+        Self { shards, hasher: RandomState::default(), held: AtomicUsize::new(0) }
+    }
+
+    /// Readers keep seeing `before` until the commit that is about to be written is durable.
+    pub(crate) fn hold(&self, context: &ContextId, before: Row) {
+        // Before the row can be read: a reader that finds nothing held reads a durable row.
+        self.held.fetch_add(1, Ordering::SeqCst);
+        let mut shard = self.shard(context).lock();
+        shard.entry(context.clone()).or_insert(Held { stable: before, commits: 0 }).commits += 1;
+    }
+
+    /// The oldest held commit of a context is durable, and left it like this.
+    pub(crate) fn settle(&self, context: &ContextId, after: (Place, Head)) {
+        let mut shard = self.shard(context).lock();
+        if let Some(held) = shard.get_mut(context) {
+            held.commits -= 1;
+            held.stable = Some(after);
+            if held.commits == 0 {
+                shard.remove(context);
+            }
+        }
+        drop(shard);
+        self.held.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// What of a context is durable, given its row as it was read *before* this call.
+    pub(crate) fn of(&self, context: &ContextId, row: Row) -> Row {
+        if self.held.load(Ordering::SeqCst) == 0 {
+            return row;
+        }
+        match self.shard(context).lock().get(context) {
+            Some(held) => held.stable.clone(),
+            None => row,
+        }
+    }
+
+    fn shard(&self, context: &ContextId) -> &Shard {
+        &self.shards[self.hasher.hash_one(context) as usize % SHARDS]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ledger_core::{
+        HashSuite, Key, Lineage, Sequence,
+        clock::LamportClock,
+        entry::{Draft, Metadata},
+        log::Stamp,
+        slot::Slot,
+    };
+    use rocksdb::WriteBatch;
+
+    use super::*;
+    use crate::{Filter, Options, db::Db, read, shared::Shared, state::ContextState};
+
+    fn context() -> ContextId {
+        ContextId::new("c").unwrap()
+    }
+
+    /// Appends an entry and writes it as a lane does; gives the row before and after.
+    fn write(db: &Db, state: &mut ContextState) -> (Row, (Place, Head)) {
+        let before = (state.head.size().0 > 0).then(|| (state.place, state.head.clone()));
+        let (mut batch, mut buffer) = (WriteBatch::default(), Vec::new());
+        let draft = Draft { key: Key::new("facts").unwrap(), payload: "x".into(), metadata: Metadata::new() };
+        let stamp = Stamp {
+            id: Shared::new_entry_id(),
+            now_ns: 1,
+            received_lamport: 0,
+            epoch: ledger_core::Epoch::new(1, 1),
+        };
+        state.append(db, &mut batch, &context(), draft, stamp, &mut buffer).unwrap();
+        state.put_head(db, &mut batch, &context(), &mut buffer).unwrap();
+        db.stable().hold(&context(), before.clone());
+        db.write_unsynced(batch).unwrap();
+        (before, (state.place, state.head.clone()))
+    }
+
+    #[test]
+    fn readers_see_a_commit_when_it_is_durable_and_not_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = Db::open(dir.path(), &Options::default(), 0).unwrap();
+        let place = Place { slot: Slot::of(&context()), number: 1 };
+        let head = Head::new(HashSuite::Blake3, Lineage([7; 16]), 1);
+        let mut state = ContextState::new(place, head);
+        let read = || read::page(&db, &context(), &Filter::default()).unwrap();
+        let seen = || read().entries.iter().map(|entry| entry.sequence).collect::<Vec<_>>();
+
+        let (_, first) = write(&db, &mut state);
+        assert_eq!(seen(), [], "the first entry is in the database and not on the disk");
+        assert_eq!(db.head(&context()).unwrap(), None);
+        let (_, second) = write(&db, &mut state);
+        db.sync().unwrap();
+        db.stable().settle(&context(), first.clone());
+        assert_eq!(seen(), [Sequence(1)], "the second commit is still held");
+        assert_eq!(read().latest, ledger_core::Size(1));
+        assert_eq!(db.head(&context()).unwrap(), Some(first));
+        db.stable().settle(&context(), second.clone());
+        assert_eq!(seen(), [Sequence(1), Sequence(2)]);
+        assert_eq!(db.head(&context()).unwrap(), Some(second));
+        assert_eq!(db.stable().held.load(Ordering::SeqCst), 0);
+        assert_eq!(state.head.lamport, LamportClock(2));
+    }
+}
