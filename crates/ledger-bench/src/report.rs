@@ -113,7 +113,7 @@ async fn appends(dir: &Path, all: &All, seconds: &str) -> anyhow::Result<()> {
     push(&Row {
         what: "one append, nothing else running, median",
         measured: format!("{alone:.0} µs"),
-        limit: format!("fdatasync of 4 KiB: {sync:.0} µs"),
+        limit: format!("fdatasync of 4 KiB appended: {sync:.0} µs"),
         ratio: format!("{:.2}", alone / sync),
         target: "under 3",
         reached: alone < 3.0 * sync,

@@ -6,7 +6,7 @@
 //! | [`SlotDigest`] | a slot: its [`Digest`], and that of each of its 256 [`Bucket`]s | 40 bytes, and 40 each |
 //! | [`Digest`] | a set of contexts, by id, size and root | 40 bytes |
 //!
-//! A [`Digest`] is AdHash: the sum modulo 2^256 of a hash of every element (Bellare and Micciancio, "A new
+//! A [`Digest`] is `AdHash`: the sum modulo 2^256 of a hash of every element (Bellare and Micciancio, "A new
 //! paradigm for collision-free hashing: incrementality at reduced cost", Eurocrypt 1997; for sets: Clarke
 //! et al., "Incremental multiset hash functions and their application to memory integrity checking",
 //! Asiacrypt 2003). So an append changes it by one subtraction and one addition, whatever the slot holds,
@@ -157,7 +157,7 @@ impl Bucket {
 /// The digest of a slot, and of each of its buckets, kept up to date with every append.
 ///
 /// Invariant: the digest of the slot is the sum of those of its buckets. Empty slots take no memory, others 10 KiB.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default)]
 pub struct SlotDigest {
     whole: Digest,
     // Empty, or one for each bucket.

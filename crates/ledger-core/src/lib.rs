@@ -17,16 +17,26 @@
 //! | [`snapshot`] | one context as a self-verifying stream |
 //! | [`legacy`] | the predecessor's hashes, proofs and snapshots, to verify what is imported |
 //! | [`slot`] | how contexts map to slots |
+//! | [`node`] | nodes, their disks, and the replica set of a slot |
+//! | [`rendezvous`] | which nodes a slot should be on |
+//! | [`digest`] | whether two nodes hold the same, in a few bytes |
+//! | [`compare`] | finding what differs between two nodes |
+//! | [`ownership`] | who may write a slot: promises, takeovers, copies |
 //! | [`limits`] | every bound on what is accepted |
 
 pub mod checkpoint;
 pub mod clock;
+pub mod compare;
+pub mod digest;
 pub mod entry;
 pub mod hash;
 pub mod id;
 pub mod legacy;
 pub mod limits;
 pub mod log;
+pub mod node;
+pub mod ownership;
+pub mod rendezvous;
 pub mod slot;
 pub mod snapshot;
 pub mod tree;

@@ -224,7 +224,9 @@ mod tests {
         assert_eq!(NodeId::new("ledger-0.ledger_svc.Prod").unwrap().to_string(), "ledger-0.ledger_svc.Prod");
         assert!(NodeId::new("x".repeat(253)).is_ok());
         let long = "x".repeat(254);
-        for (text, part) in [("", "empty"), ("a b", "' ' at byte 1"), ("knä", "'ä' at byte 2"), (&long, "254")] {
+        for (text, part) in
+            [("", "empty"), ("a b", "' ' at byte 1"), ("knä", "'ä' at byte 2"), (&long, "254")]
+        {
             let message = NodeId::new(text).unwrap_err().to_string();
             assert!(message.starts_with("node_id") && message.contains(part), "{message}");
         }

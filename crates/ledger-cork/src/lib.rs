@@ -1,10 +1,10 @@
 //! Gathers the small writes of many streams on one connection into few.
 //!
 //! HTTP/2 flushes a connection after every response, and a unary response is two writes. With dozens of
-//! calls under way that is most of what a server does in the kernel. A [`Corked`] connection holds what was
-//! flushed until the runtime has run everything that is ready, which is when the other responses have been
-//! added, and then writes it at once. It waits for no time and for nobody: alone, a response leaves a
-//! microsecond later than it would have. This is what `TCP_CORK` is for, decided by the one who knows.
+//! calls under way that is most of what a server does in the kernel. A [`Corked`] connection that is flushed
+//! several times a turn holds what was flushed until the runtime has run everything that is ready, which is when
+//! the other responses have been added, and then writes it at once. It waits for no time and for nobody, and
+//! a response that comes alone leaves at once. This is what `TCP_CORK` is for, decided by the one who knows.
 
 use std::{
     future::Future,
@@ -34,6 +34,10 @@ pub struct Corked<T> {
     held: BytesMut,
     /// A flush was asked for, and waits for the tick.
     due: bool,
+    /// Flushes in this turn.
+    flushes: u32,
+    /// There was more than one in the turn before this that had any: they come in bursts.
+    in_burst: bool,
     tick: Arc<Tick>,
 }
 
@@ -58,7 +62,8 @@ impl Wake for Tick {
 impl<T> Corked<T> {
     /// Gathers the writes of a connection.
     pub fn new(inner: T) -> Self {
-        Self { inner, held: BytesMut::new(), due: false, tick: Arc::default() }
+        let tick = Tick { has_come: AtomicBool::new(true), ..Tick::default() };
+        Self { inner, held: BytesMut::new(), due: false, flushes: 0, in_burst: false, tick: Arc::new(tick) }
     }
 }
 
@@ -86,8 +91,7 @@ impl<T: AsyncWrite + Unpin> Corked<T> {
     }
 
     /// Asks to be woken when the runtime has run what is ready.
-    fn await_tick(&mut self, cx: &Context<'_>) {
-        self.due = true;
+    fn await_tick(&self, cx: &Context<'_>) {
         self.tick.has_come.store(false, Ordering::Release);
         self.tick.task.register(cx.waker());
         let waker = Waker::from(Arc::clone(&self.tick));
@@ -153,11 +157,22 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Corked<T> {
         if self.held.is_empty() {
             return Pin::new(&mut self.inner).poll_flush(cx);
         }
-        if !self.due {
-            self.await_tick(cx);
+        ready!(self.drain_if_due(cx))?;
+        if self.held.is_empty() {
             return Poll::Ready(Ok(()));
         }
-        self.drain_if_due(cx)
+        if self.tick.has_come.load(Ordering::Acquire) {
+            // The first of a turn. A turn without any says nothing of how they come.
+            self.in_burst = self.flushes > 1;
+            self.flushes = 0;
+            self.await_tick(cx);
+        }
+        self.flushes = self.flushes.saturating_add(1);
+        if self.flushes == 1 && !self.in_burst {
+            return self.drain(cx);
+        }
+        self.due = true;
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

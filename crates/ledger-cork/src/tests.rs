@@ -57,9 +57,28 @@ async fn flushes_of_one_turn_become_one_write() {
         corked.write_all(&[n; 100]).await.unwrap();
         corked.flush().await.unwrap();
     }
-    assert_eq!(recorder.sizes(), [0; 0], "nothing is written before the turn ends");
+    assert_eq!(recorder.sizes(), [100], "only the first is written before the turn ends");
     settle(&mut corked).await;
-    assert_eq!(recorder.sizes(), [1000]);
+    assert_eq!(recorder.sizes(), [100, 900]);
+    // Now that they come in bursts, the first waits for the others too.
+    for n in 0..10_u8 {
+        corked.write_all(&[n; 100]).await.unwrap();
+        corked.flush().await.unwrap();
+    }
+    settle(&mut corked).await;
+    assert_eq!(recorder.sizes(), [100, 900, 1000]);
+}
+
+#[tokio::test]
+async fn a_response_that_comes_alone_leaves_at_once() {
+    let recorder = Recorder::new(usize::MAX);
+    let mut corked = Corked::new(recorder.clone());
+    for sent in 1..=5 {
+        corked.write_all(b"alone").await.unwrap();
+        corked.flush().await.unwrap();
+        assert_eq!(recorder.sizes(), vec![5; sent]);
+        tokio::task::yield_now().await;
+    }
 }
 
 #[tokio::test]

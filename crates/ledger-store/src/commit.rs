@@ -71,15 +71,16 @@ impl Staged {
         }
     }
 
-    /// Writes it, not yet durably: readers go on seeing what was before. Hands back the states, which the
-    /// next commit is staged on; if the write failed there are none.
+    /// Writes it, durably at once if it `is_alone`, else not yet: readers go on seeing what was before. Hands
+    /// back the states, which the next commit is staged on; if the write failed there are none.
     pub(crate) fn write(
         mut self,
         db: &Arc<Db>,
         shared: &Shared,
         buffer: &mut Vec<u8>,
+        is_alone: bool,
     ) -> Option<(Written, Vec<(ContextId, ContextState)>)> {
-        if let Err(error) = self.put(db, buffer) {
+        if let Err(error) = self.put(db, buffer, is_alone) {
             shared.commit_failed(&error);
             fail(self.waiting, &error);
             return None;
@@ -99,7 +100,7 @@ impl Staged {
         Some((written, states))
     }
 
-    fn put(&mut self, db: &Db, buffer: &mut Vec<u8>) -> Result<(), StoreError> {
+    fn put(&mut self, db: &Db, buffer: &mut Vec<u8>, is_alone: bool) -> Result<(), StoreError> {
         if self.entries == 0 {
             return Ok(());
         }
@@ -109,7 +110,8 @@ impl Staged {
         for (context, touched) in self.states.iter_mut().filter(|(_, touched)| touched.appended > 0) {
             db.stable().hold(context, touched.before.take());
         }
-        db.write_unsynced(std::mem::take(&mut self.batch))
+        let batch = std::mem::take(&mut self.batch);
+        if is_alone { db.write(batch) } else { db.write_unsynced(batch) }
     }
 }
 

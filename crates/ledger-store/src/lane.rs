@@ -27,7 +27,7 @@ use crate::{
     shared::Shared,
     staging,
     state::{ContextState, read_head},
-    syncer::{self, ToSyncer},
+    syncer::ToSyncer,
 };
 
 /// Most commands that wait in a lane's queue: beyond it, those who append wait.
@@ -259,15 +259,16 @@ impl Lane {
         if staged.waiting.is_empty() {
             return;
         }
-        let Some((written, states)) = staged.write(db, &self.shared, &mut self.buffer) else { return };
+        // Nothing would overlap: spare this one the way to another thread.
+        let is_alone = is_alone && self.syncer.is_idle();
+        let Some((written, states)) = staged.write(db, &self.shared, &mut self.buffer, is_alone) else {
+            return;
+        };
         for (context, state) in states {
             self.cache.insert(context, state);
         }
-        if self.shared.options.durability != Durability::Always {
+        if is_alone || self.shared.options.durability != Durability::Always {
             written.acknowledge(&self.shared);
-        } else if is_alone && self.syncer.is_idle() {
-            // Nothing would overlap: spare this append the way to another thread.
-            syncer::sync(&mut vec![written], &self.shared);
         } else {
             self.syncer.send(written);
         }

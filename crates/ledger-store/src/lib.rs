@@ -22,8 +22,8 @@
 //! ```
 //!
 //! One append, top to bottom: [`Ledger::append`] → `lane` (a thread with a queue: batch, assign sequence and
-//! Lamport time, hash, extend the tree) → one RocksDB write with one sync → acknowledge → `tail` (wake the
-//! watchers).
+//! Lamport time, hash, extend the tree) → `commit` (one RocksDB write) → `syncer` (one sync for all that wait) →
+//! acknowledge → `tail` (wake the watchers).
 
 mod commit;
 mod database;

@@ -97,7 +97,7 @@ impl Syncer {
 }
 
 /// Makes commits of one database durable and acknowledges them, in order.
-pub(crate) fn sync(commits: &mut Vec<Written>, shared: &Shared) {
+fn sync(commits: &mut Vec<Written>, shared: &Shared) {
     // All are of one database: it is replaced only when nobody holds it.
     let synced = match commits.last() {
         Some(newest) => newest.db().sync(),

@@ -1,0 +1,152 @@
+//! What two nodes that compare say to each other. Plain data: a transport carries it, and pairs every answer
+//! with its question.
+//!
+//! Sets and maps of slots and buckets are bounded by their types (1024 and 256). The other bounds are checked:
+//! of a question by [`Ask::check`], before it is answered; of an answer by [`super::DrillDown`].
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::{
+    ContextId, Hash, Size,
+    digest::{Bucket, ContextSummary, Digest, NodeDigest},
+    limits::MAX_SEQUENCE,
+    slot::Slot,
+};
+
+use super::AskError;
+
+/// Most slots whose buckets or contexts are asked for at a time: an answer of at most 660 KiB.
+pub const MAX_BUCKET_SLOTS: usize = 64;
+/// Most contexts of a page: at most 550 KiB, because names are at most 1 KiB, and mostly a tenth of that.
+pub const MAX_PAGE: usize = 512;
+/// Most contexts whose roots are asked for at a time: a question of at most 150 KiB.
+pub const MAX_COMPARED: usize = 128;
+/// Places at which a round trip cuts what is left of a search: into 16 parts.
+pub const MAX_PIVOTS: usize = 15;
+/// Most roots of a context asked for at a time: the pivots, and both ends of what is left.
+pub const MAX_SIZES: usize = MAX_PIVOTS + 2;
+
+/// A question.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ask {
+    /// Are we in step in these slots? Answered by [`Answer::InStep`] if the digest of those that the one who
+    /// answers keeps is equal (see [`Answer::to_node`]), else by [`Answer::Slots`].
+    Node {
+        /// The slots that both keep, as far as the one who asks knows.
+        slots: BTreeSet<Slot>,
+        /// The digest of these slots.
+        digest: NodeDigest,
+    },
+    /// The digests of these slots' buckets: [`Answer::Buckets`]. At most [`MAX_BUCKET_SLOTS`] slots.
+    Buckets {
+        /// The slots.
+        slots: BTreeSet<Slot>,
+    },
+    /// The contexts in these buckets, in the order of slot and then id: [`Answer::Contexts`]. At most
+    /// [`MAX_BUCKET_SLOTS`] slots.
+    Contexts {
+        /// The buckets of each slot.
+        buckets: BTreeMap<Slot, BTreeSet<Bucket>>,
+        /// Only contexts after this one, in that order: its slot comes from its id. `None`: from the start.
+        after: Option<ContextId>,
+    },
+    /// Roots at earlier sizes: [`Answer::Roots`]. At most [`MAX_COMPARED`] contexts.
+    Roots(Vec<Prefixes>),
+}
+
+/// Sizes at which the roots of a context are asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prefixes {
+    /// The context.
+    pub context: ContextId,
+    /// The sizes: 1 to [`MAX_SIZES`] of them, rising, from 1 up.
+    pub sizes: Vec<Size>,
+}
+
+/// An answer. It is read at one moment, as a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// The digests are equal.
+    InStep,
+    /// The digests of those of the slots that the one who answers keeps.
+    Slots(BTreeMap<Slot, Digest>),
+    /// The digests of the buckets that hold something. A slot that the one who answers does not keep is
+    /// left out; one that is empty is there, without buckets.
+    Buckets(BTreeMap<Slot, BTreeMap<Bucket, Digest>>),
+    /// Contexts.
+    Contexts(Page),
+    /// For each context, in the order of the question, the roots at the sizes asked for, in their order. The
+    /// list ends early where the history is shorter; it is empty if there is no such context.
+    Roots(Vec<Vec<Hash>>),
+}
+
+/// A part of a listing.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Page {
+    /// The next contexts, at most [`MAX_PAGE`], by slot and then id.
+    pub contexts: Vec<ContextSummary>,
+    /// Whether there are more after the last of these.
+    pub more: bool,
+}
+
+impl Ask {
+    /// Whether the question keeps its bounds. A node checks that before it reads anything for the answer.
+    pub fn check(&self) -> Result<(), AskError> {
+        let slots = match self {
+            Self::Node { .. } => 0,
+            Self::Buckets { slots } => slots.len(),
+            Self::Contexts { buckets, .. } => buckets.len(),
+            Self::Roots(prefixes) if prefixes.len() > MAX_COMPARED => {
+                return Err(AskError::TooManyContexts { contexts: prefixes.len() });
+            }
+            Self::Roots(prefixes) => return prefixes.iter().try_for_each(Prefixes::check),
+        };
+        if slots > MAX_BUCKET_SLOTS { Err(AskError::TooManySlots { slots }) } else { Ok(()) }
+    }
+
+    /// What is asked for, for messages.
+    pub(super) const fn name(&self) -> &'static str {
+        match self {
+            Self::Node { .. } => "digests of slots",
+            Self::Buckets { .. } => "digests of buckets",
+            Self::Contexts { .. } => "contexts",
+            Self::Roots(_) => "roots",
+        }
+    }
+}
+
+impl Prefixes {
+    fn check(&self) -> Result<(), AskError> {
+        let Self { context, sizes } = self;
+        if !(1..=MAX_SIZES).contains(&sizes.len()) {
+            return Err(AskError::WrongNumberOfSizes { context: context.clone(), sizes: sizes.len() });
+        }
+        let possible = sizes.iter().all(|size| (1..=MAX_SEQUENCE).contains(&size.0));
+        let rising = sizes.is_sorted_by(|smaller, larger| smaller < larger);
+        if possible && rising { Ok(()) } else { Err(AskError::Sizes { context: context.clone() }) }
+    }
+}
+
+impl Answer {
+    /// The answer to [`Ask::Node`] of a node that keeps these slots, from `held(slot)`: the slot's digest, or
+    /// `None` if the node does not keep it.
+    pub fn to_node(
+        slots: &BTreeSet<Slot>,
+        digest: NodeDigest,
+        held: impl Fn(Slot) -> Option<Digest>,
+    ) -> Self {
+        let held = slots.iter().filter_map(|slot| Some((*slot, held(*slot)?))).collect();
+        if NodeDigest::of(&held) == digest { Self::InStep } else { Self::Slots(held) }
+    }
+
+    /// What it is, for messages.
+    pub(super) const fn name(&self) -> &'static str {
+        match self {
+            Self::InStep => "\"in step\"",
+            Self::Slots(_) => "digests of slots",
+            Self::Buckets(_) => "digests of buckets",
+            Self::Contexts(_) => "contexts",
+            Self::Roots(_) => "roots",
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! One context: how much of two histories is the same.
+//!
+//! Merkle roots make this a search. If the roots at a size are equal, so are all entries up to it, and the
+//! roots at all smaller sizes; if they differ, they differ at all larger sizes. So there is one size up to which
+//! histories are the same.
+//!
+//! | state | asks for the roots at | equal | different |
+//! | --- | --- | --- | --- |
+//! | `Shorter` | the smaller of both sizes | the rest is a plain suffix: done | `Between` 0 and that size |
+//! | `Between` | both ends, and 15 sizes that cut what lies between in 16 | moves the lower end up | moves the upper end down |
+//! | `Ended` | nothing | | |
+//!
+//! Ends are asked for again with every cut, so that the last answer shows by itself where histories part, and
+//! a history that was replaced meanwhile is noticed. 10 million entries take at most 7 round trips, the
+//! largest context there can be at most [`MAX_COMPARE_ROUNDS`].
+
+use std::cmp::Ordering;
+
+use crate::{Hash, Size, digest::Extent};
+
+use super::{CompareError, MAX_PIVOTS, Side};
+
+/// Most round trips that comparing a context takes: 1 for the shorter size, then 16 because each divides the
+/// 2^64 sizes there could be by 16.
+pub const MAX_COMPARE_ROUNDS: u32 = 1 + u64::BITS.div_ceil((MAX_PIVOTS as u32 + 1).ilog2());
+
+/// What comparing a context gave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Both have the same history.
+    InStep,
+    /// They have ours and more: everything after `from` is missing here.
+    Behind {
+        /// The size of our history.
+        from: Size,
+    },
+    /// We have theirs and more: everything after `from` is missing there.
+    Ahead {
+        /// The size of their history.
+        from: Size,
+    },
+    /// The histories part: both go on after `common`, with different entries.
+    Diverged {
+        /// The length of what is the same.
+        common: Size,
+    },
+    /// The roots contradict each other, which roots of two histories can't: one side's stored tree is damaged, or
+    /// lies. Scrub the context on both.
+    Damaged {
+        /// A size at which the roots differ.
+        different: Size,
+        /// A larger size at which they are equal.
+        equal: Size,
+    },
+    /// A history was replaced or became shorter while it was compared. Compare it again.
+    Changed,
+}
+
+/// The search for the length of the common prefix of two histories. See the table above.
+#[derive(Debug, Clone)]
+pub struct Compare {
+    ours: Size,
+    theirs: Size,
+    state: State,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum State {
+    Shorter,
+    /// The first `common` entries are the same, the first `different` are not; they are more than 1 apart.
+    Between {
+        common: u64,
+        different: u64,
+    },
+    Ended(Verdict),
+}
+
+impl Compare {
+    /// Begins with how far the histories go. Often that is enough to know.
+    pub fn new(ours: Extent, theirs: Extent) -> Self {
+        let shorter = ours.size.min(theirs.size);
+        let mut compare = Self { ours: ours.size, theirs: theirs.size, state: State::Shorter };
+        if ours.size == theirs.size {
+            compare.shorter_is(ours.root == theirs.root);
+        } else if shorter == Size(0) {
+            compare.shorter_is(true);
+        }
+        compare
+    }
+
+    /// The verdict, once there is one.
+    pub const fn verdict(&self) -> Option<Verdict> {
+        match self.state {
+            State::Ended(verdict) => Some(verdict),
+            _ => None,
+        }
+    }
+
+    /// The sizes at which to look up the roots on both sides: at most [`super::MAX_SIZES`], rising. None if there is a verdict.
+    pub fn sizes(&self) -> Vec<Size> {
+        match self.state {
+            State::Ended(_) => Vec::new(),
+            State::Shorter => vec![self.ours.min(self.theirs)],
+            State::Between { common, different } => {
+                let lower_end = Some(common).filter(|common| *common > 0);
+                let sizes = lower_end.into_iter().chain(pivots(common, different)).chain([different]);
+                sizes.map(Size).collect()
+            }
+        }
+    }
+
+    /// Takes the roots at [`Compare::sizes`] of both sides. A list that ends early is of a history that is
+    /// shorter than it was; one that is too long is an error, and changes nothing.
+    pub fn answered(&mut self, ours: &[Hash], theirs: &[Hash]) -> Result<(), CompareError> {
+        let sizes = self.sizes();
+        for (side, roots) in [(Side::Ours, ours), (Side::Theirs, theirs)] {
+            if roots.len() > sizes.len() {
+                return Err(CompareError::TooManyRoots { side, asked: sizes.len(), actual: roots.len() });
+            }
+        }
+        let equal: Vec<bool> = ours.iter().zip(theirs).map(|(ours, theirs)| ours == theirs).collect();
+        if equal.len() < sizes.len() {
+            self.state = State::Ended(Verdict::Changed);
+            return Ok(());
+        }
+        match self.state {
+            State::Ended(_) => {}
+            State::Shorter => self.shorter_is(equal == [true]),
+            State::Between { common, .. } => self.narrow(common, &sizes, &equal),
+        }
+        Ok(())
+    }
+
+    /// The roots at the smaller of both sizes are equal or not.
+    fn shorter_is(&mut self, equal: bool) {
+        if !equal {
+            return self.between(0, self.ours.min(self.theirs).0);
+        }
+        self.state = State::Ended(match self.ours.cmp(&self.theirs) {
+            Ordering::Equal => Verdict::InStep,
+            Ordering::Less => Verdict::Behind { from: self.ours },
+            Ordering::Greater => Verdict::Ahead { from: self.theirs },
+        });
+    }
+
+    fn between(&mut self, common: u64, different: u64) {
+        self.state = if different - common > 1 {
+            State::Between { common, different }
+        } else {
+            State::Ended(Verdict::Diverged { common: Size(common) })
+        };
+    }
+
+    /// `equal` says for each of the sizes asked for whether the roots there are equal.
+    fn narrow(&mut self, common: u64, sizes: &[Size], equal: &[bool]) {
+        let last_equal = equal.iter().rposition(|equal| *equal);
+        let Some(first_different) = equal.iter().position(|equal| !*equal) else {
+            // The upper end was different.
+            self.state = State::Ended(Verdict::Changed);
+            return;
+        };
+        match last_equal {
+            Some(last_equal) if last_equal > first_different => {
+                self.state = State::Ended(Verdict::Damaged {
+                    different: sizes[first_different],
+                    equal: sizes[last_equal],
+                });
+            }
+            Some(last_equal) => self.between(sizes[last_equal].0, sizes[first_different].0),
+            // Nothing to hold on to but the empty history; a lower end above it was equal.
+            None if common > 0 => self.state = State::Ended(Verdict::Changed),
+            None => self.between(0, sizes[first_different].0),
+        }
+    }
+}
+
+/// Up to [`MAX_PIVOTS`] sizes between two that are more than 1 apart: all of them if they are so few, else
+/// evenly spread.
+fn pivots(common: u64, different: u64) -> impl Iterator<Item = u64> {
+    let distance = u128::from(different - common);
+    let parts = distance.min(MAX_PIVOTS as u128 + 1);
+    // At most `distance`, so it fits.
+    (1..parts).map(move |part| common + (distance * part / parts) as u64)
+}

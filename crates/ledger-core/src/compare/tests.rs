@@ -1,0 +1,212 @@
+//! Nodes in memory that answer questions, and the loop that a shell would run.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Bound,
+};
+
+use super::*;
+use crate::{
+    ContextId, Epoch, Hash, Size,
+    digest::{Bucket, ContextSummary, Digest, Extent, SlotDigest},
+    slot::Slot,
+};
+
+mod drill_down;
+mod search;
+
+/// A history without entries: its roots are made up, but as roots do they show where two histories part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct History {
+    size: u64,
+    /// Up to here the roots are those of every history of that context; after it, those of this branch.
+    common: u64,
+    branch: u8,
+}
+
+impl History {
+    /// A history that no other parts from.
+    const fn plain(size: u64) -> Self {
+        Self { size, common: u64::MAX, branch: 0 }
+    }
+
+    fn root_at(&self, size: u64) -> Option<Hash> {
+        let branch = if size > self.common { self.branch } else { 0 };
+        let mut input = [branch; 9];
+        input[1..].copy_from_slice(&size.to_be_bytes());
+        (size <= self.size).then(|| Hash(*blake3::hash(&input).as_bytes()))
+    }
+
+    fn extent(&self) -> Extent {
+        Extent { size: Size(self.size), root: self.root_at(self.size).unwrap() }
+    }
+
+    fn roots(&self, sizes: &[Size]) -> Vec<Hash> {
+        sizes.iter().map_while(|size| self.root_at(size.0)).collect()
+    }
+}
+
+/// A node that keeps all slots but those taken away from it.
+#[derive(Debug, Clone, Default)]
+struct Node {
+    slots: BTreeMap<Slot, BTreeMap<ContextId, History>>,
+    digests: BTreeMap<Slot, SlotDigest>,
+    not_kept: BTreeSet<Slot>,
+}
+
+fn context(number: u32) -> ContextId {
+    ContextId::new(format!("tenant-{}/context-{number}", number % 7)).unwrap()
+}
+
+impl Node {
+    fn of(contexts: impl IntoIterator<Item = (ContextId, History)>) -> Self {
+        let mut node = Self::default();
+        for (context, history) in contexts {
+            node.set(&context, Some(history));
+        }
+        node
+    }
+
+    fn set(&mut self, context: &ContextId, new: Option<History>) {
+        let slot = Slot::of(context);
+        let contexts = self.slots.entry(slot).or_default();
+        let old = match new {
+            Some(history) => contexts.insert(context.clone(), history),
+            None => contexts.remove(context),
+        };
+        let extent = |history: History| history.extent();
+        self.digests.entry(slot).or_default().replace(context, old.map(extent), new.map(extent));
+    }
+
+    fn get(&self, context: &ContextId) -> Option<&History> {
+        self.slots.get(&Slot::of(context))?.get(context)
+    }
+
+    fn digest(&self, slot: Slot) -> Option<Digest> {
+        let digest = self.digests.get(&slot).map_or_else(Digest::default, SlotDigest::whole);
+        (!self.not_kept.contains(&slot)).then_some(digest)
+    }
+
+    fn all_digests(&self) -> BTreeMap<Slot, Digest> {
+        let slots = (0..crate::slot::SLOTS).filter_map(Slot::new);
+        slots.filter_map(|slot| Some((slot, self.digest(slot)?))).collect()
+    }
+
+    fn answer(&self, ask: &Ask) -> Answer {
+        ask.check().unwrap();
+        match ask {
+            Ask::Node { slots, digest } => Answer::to_node(slots, *digest, |slot| self.digest(slot)),
+            Ask::Buckets { slots } => {
+                let kept = slots.iter().filter(|slot| !self.not_kept.contains(slot));
+                let buckets = |slot| {
+                    self.digests.get(slot).map(|digest| digest.buckets().collect()).unwrap_or_default()
+                };
+                Answer::Buckets(kept.map(|slot| (*slot, buckets(slot))).collect())
+            }
+            Ask::Contexts { buckets, after } => Answer::Contexts(self.page(buckets, after.as_ref())),
+            Ask::Roots(asked) => {
+                let roots = |Prefixes { context, sizes }: &Prefixes| {
+                    self.get(context).map(|history| history.roots(sizes)).unwrap_or_default()
+                };
+                Answer::Roots(asked.iter().map(roots).collect())
+            }
+        }
+    }
+
+    fn page(&self, buckets: &BTreeMap<Slot, BTreeSet<Bucket>>, after: Option<&ContextId>) -> Page {
+        let mut rest = buckets.iter().flat_map(|(slot, buckets)| {
+            let from = match after {
+                Some(after) if Slot::of(after) > *slot => None,
+                Some(after) if Slot::of(after) == *slot => Some(Bound::Excluded(after.clone())),
+                _ => Some(Bound::Unbounded),
+            };
+            let contexts = from.zip(self.slots.get(slot));
+            let contexts = contexts.map(|(from, contexts)| contexts.range((from, Bound::Unbounded)));
+            contexts.into_iter().flatten().filter(|(context, _)| buckets.contains(&Bucket::of(context)))
+        });
+        let contexts =
+            rest.by_ref().take(MAX_PAGE).map(|(context, history)| summary(context, history)).collect();
+        Page { contexts, more: rest.next().is_some() }
+    }
+}
+
+fn summary(context: &ContextId, history: &History) -> ContextSummary {
+    let Extent { size, root } = history.extent();
+    ContextSummary { context: context.clone(), size, root, epoch: Epoch::default() }
+}
+
+/// What a drill-down did.
+#[derive(Debug, Default)]
+struct Ran {
+    found: BTreeMap<ContextId, Verdict>,
+    not_kept: BTreeSet<Slot>,
+    round_trips: u32,
+    /// Of questions and answers, as a plain binary encoding would carry them.
+    bytes: usize,
+}
+
+/// Runs a drill-down of `ours` with `theirs` to its end; `between(ours, theirs)` happens before each answer.
+fn run(
+    ours: &mut Node,
+    theirs: &mut Node,
+    mut between: impl FnMut(&mut Node, &mut Node),
+) -> Result<Ran, CompareError> {
+    let mut ran = Ran::default();
+    let (mut drill, mut effects) = DrillDown::start(ours.all_digests());
+    loop {
+        let mut events = Vec::new();
+        for effect in std::mem::take(&mut effects) {
+            between(ours, theirs);
+            match effect {
+                Effect::Send(ask) => {
+                    let answer = theirs.answer(&ask);
+                    ran.round_trips += 1;
+                    ran.bytes += ask_bytes(&ask) + answer_bytes(&answer);
+                    events.push(Event::Theirs(answer));
+                }
+                Effect::Look(ask) => events.push(Event::Ours(ours.answer(&ask))),
+                Effect::NotKept(slots) => ran.not_kept = slots,
+                Effect::Found(Finding { context, verdict, .. }) => {
+                    assert_eq!(ran.found.insert(context, verdict), None, "found twice");
+                }
+                Effect::Done => {
+                    assert!(events.is_empty());
+                    assert_eq!(ran.round_trips, drill.rounds());
+                    return Ok(ran);
+                }
+            }
+        }
+        assert!(!events.is_empty(), "the machine waits for nothing");
+        for event in events {
+            effects.extend(drill.step(event)?);
+        }
+    }
+}
+
+fn run_quietly(ours: &Node, theirs: &Node) -> Ran {
+    run(&mut ours.clone(), &mut theirs.clone(), |_, _| {}).unwrap()
+}
+
+fn ask_bytes(ask: &Ask) -> usize {
+    // Sets of slots and buckets as bits.
+    match ask {
+        Ask::Node { .. } => 1 + 128 + 32,
+        Ask::Buckets { .. } => 1 + 128,
+        Ask::Contexts { buckets, .. } => 1 + buckets.len() * (2 + 32) + 1024,
+        Ask::Roots(asked) => {
+            asked.iter().map(|Prefixes { context, sizes }| context.as_str().len() + sizes.len() * 8).sum()
+        }
+    }
+}
+
+fn answer_bytes(answer: &Answer) -> usize {
+    match answer {
+        Answer::InStep => 1,
+        Answer::Slots(slots) => slots.len() * 42,
+        Answer::Buckets(slots) => slots.values().map(|buckets| 2 + buckets.len() * 41).sum(),
+        Answer::Contexts(Page { contexts, .. }) => {
+            contexts.iter().map(|summary| summary.context.as_str().len() + 2 + 8 + 32 + 8).sum()
+        }
+        Answer::Roots(roots) => roots.iter().map(|roots| roots.len() * 32).sum(),
+    }
+}

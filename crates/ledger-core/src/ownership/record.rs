@@ -1,0 +1,157 @@
+//! What a replica has promised and accepted of a slot: the part that must be on disk before an answer leaves.
+
+use crate::{
+    Epoch,
+    node::{NodeId, ReplicaSet},
+};
+
+/// A claim to a slot: an epoch, and who claims it. Claims are totally ordered, by epoch first.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Claim {
+    /// The epoch.
+    pub epoch: Epoch,
+    /// The node that claims it.
+    pub claimant: NodeId,
+}
+
+impl Claim {
+    /// The lowest claim of a node above an epoch.
+    ///
+    /// The node's name enters the epoch too, so that two nodes rarely pick the same one; where they do,
+    /// the claimant decides.
+    pub fn above(epoch: Epoch, claimant: &NodeId) -> Option<Self> {
+        let [first, second, third, ..] = *blake3::hash(claimant.as_str().as_bytes()).as_bytes();
+        let counter = epoch.counter().checked_add(1)?;
+        let tag = u32::from_be_bytes([0, first, second, third]);
+        Some(Self { epoch: Epoch::new(counter, tag), claimant: claimant.clone() })
+    }
+}
+
+/// The members of a slot, as recorded in an epoch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Placement {
+    /// The epoch in which they were recorded.
+    pub epoch: Epoch,
+    /// The members.
+    pub set: ReplicaSet,
+    /// All members have accepted it, or it followed from one that was confirmed. The first members of a
+    /// slot are found by gossip, so before all of them agree there may be others who found different ones;
+    /// nothing is acknowledged until then.
+    pub is_confirmed: bool,
+}
+
+impl Placement {
+    /// Of two placements the one of the higher rank holds: one that was confirmed before one that was not,
+    /// then the one of the higher epoch.
+    pub fn rank(&self) -> (bool, Epoch) {
+        (self.is_confirmed, self.epoch)
+    }
+}
+
+/// A slot's record at one replica. The methods give the record to be written; it holds once it is on disk.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SlotRecord {
+    /// The highest claim that was promised; `None`: nobody ever asked.
+    pub promised: Option<Claim>,
+    /// The epoch whose owner's history this replica holds; 0: none.
+    pub accepted: Epoch,
+    /// The members, as this replica last accepted them.
+    pub placement: Option<Placement>,
+}
+
+/// The answer to a claim that was promised.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Promise {
+    /// The epoch whose history the replica holds; 0: none.
+    pub accepted: Epoch,
+    /// The members, as the replica knows them.
+    pub placement: Option<Placement>,
+}
+
+/// A claim, acceptance or append was refused: the slot was promised to a higher claim.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the slot was promised to node {} for epoch {}: it owns the slot, or is about to", promised.claimant, promised.epoch)]
+pub struct Refused {
+    /// What was promised.
+    pub promised: Claim,
+}
+
+/// Why a replica does not take an append.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotTaken {
+    /// The slot was promised to somebody else meanwhile.
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    /// The replica has accepted other first members of the slot, and nobody has confirmed these.
+    #[error("this replica accepted other members for the slot, in epoch {}: start nodes that do not know each other with the same list of first nodes", .0.epoch)]
+    OtherMembers(Placement),
+    /// The replica has not accepted the epoch yet: it has to catch up first.
+    #[error(
+        "epoch {epoch} was not accepted here yet (this replica holds the history of epoch {accepted}): catch up first"
+    )]
+    NotAccepted {
+        /// The append's epoch.
+        epoch: Epoch,
+        /// The epoch accepted.
+        accepted: Epoch,
+    },
+}
+
+impl SlotRecord {
+    /// The highest epoch this replica has heard of.
+    pub fn highest(&self) -> Epoch {
+        let placed = self.placement.as_ref().map_or(Epoch::default(), |placement| placement.epoch);
+        let promised = self.promised.as_ref().map_or(Epoch::default(), |claim| claim.epoch);
+        promised.max(self.accepted).max(placed)
+    }
+
+    /// Promises a claim, unless a higher one was promised. Promising the same again is the same promise.
+    pub fn promise(&self, claim: &Claim) -> Result<(Self, Promise), Refused> {
+        self.not_above(claim)?;
+        let promise = Promise { accepted: self.accepted, placement: self.placement.clone() };
+        Ok((Self { promised: Some(claim.clone()), ..self.clone() }, promise))
+    }
+
+    /// Accepts a claim's epoch, with the members it is for. The caller has seen that the replica's history of the
+    /// slot is the claimant's.
+    ///
+    /// First members that were accepted once are given up only for confirmed ones: a replica in two sets of
+    /// first members would let both believe that all of theirs accepted.
+    pub fn accept(&self, claim: &Claim, set: &ReplicaSet, is_confirmed: bool) -> Result<Self, NotTaken> {
+        self.not_above(claim)?;
+        let known = self.placement.as_ref();
+        if let Some(other) = known.filter(|known| known.set != *set && !is_confirmed) {
+            return Err(NotTaken::OtherMembers(other.clone()));
+        }
+        let is_confirmed = is_confirmed || known.is_some_and(|known| known.is_confirmed);
+        let placement = Placement { epoch: claim.epoch, set: set.clone(), is_confirmed };
+        Ok(Self { promised: Some(claim.clone()), accepted: claim.epoch, placement: Some(placement) })
+    }
+
+    /// Notes that all members accepted what was accepted here.
+    pub fn confirm(&self, claim: &Claim) -> Result<Self, NotTaken> {
+        self.takes(claim)?;
+        let placement = self.placement.clone().map(|placement| Placement { is_confirmed: true, ..placement });
+        Ok(Self { placement, ..self.clone() })
+    }
+
+    /// Whether an append of a claim's owner may be taken.
+    pub fn takes(&self, claim: &Claim) -> Result<(), NotTaken> {
+        self.not_above(claim)?;
+        if self.accepted == claim.epoch && self.promised.as_ref() == Some(claim) {
+            return Ok(());
+        }
+        Err(NotTaken::NotAccepted { epoch: claim.epoch, accepted: self.accepted })
+    }
+
+    fn not_above(&self, claim: &Claim) -> Result<(), Refused> {
+        match &self.promised {
+            // Of one epoch there is one claimant: who came second has to pick a higher one.
+            Some(promised) if promised.epoch == claim.epoch && promised.claimant != claim.claimant => {
+                Err(Refused { promised: promised.clone() })
+            }
+            Some(promised) if promised > claim => Err(Refused { promised: promised.clone() }),
+            _ => Ok(()),
+        }
+    }
+}
