@@ -220,6 +220,9 @@ pub(crate) fn io_error(error: &rocksdb::Error) -> StoreError {
     if text.contains("No space left on device") || text.contains("ENOSPC") {
         return StoreError::DiskFull;
     }
+    if error.kind() == ErrorKind::Corruption {
+        return StoreError::Io(damage(text));
+    }
     StoreError::Io(text.to_owned())
 }
 
@@ -235,6 +238,12 @@ pub(crate) fn read_error(context: &ContextId, sequence: Sequence, error: &rocksd
     }
 }
 
+fn damage(text: &str) -> String {
+    format!(
+        "it is damaged ({text}); keep a copy of it, then restore it from snapshots or let a replica copy it anew"
+    )
+}
+
 fn open_error(path: &Path, error: &rocksdb::Error) -> StoreError {
     let text = error.as_ref();
     let reason = if text.contains("lock hold by current process") || text.contains("While lock file") {
@@ -244,9 +253,7 @@ fn open_error(path: &Path, error: &rocksdb::Error) -> StoreError {
     } else if text.contains("Read-only file system") || text.contains("Permission denied") {
         format!("it cannot be written ({text}); give this user the right to write there")
     } else if error.kind() == ErrorKind::Corruption {
-        format!(
-            "it is damaged ({text}); keep a copy of it, then restore it from snapshots or let a replica copy it anew"
-        )
+        damage(text)
     } else {
         text.to_owned()
     };

@@ -21,9 +21,15 @@ fn digest_of(contexts: &BTreeMap<u32, u64>) -> SlotDigest {
 #[test]
 fn digests_never_change_between_releases() {
     let digest = digest_of(&BTreeMap::from([(1, 7), (2, 1_000_000)]));
-    assert_eq!(hex::encode(digest.whole().to_bytes()), "0b90710500e423472d8987776e37a67aa604532b29209fe8d1dc70d2f8f5ce9a0000000000000002");
+    assert_eq!(
+        hex::encode(digest.whole().to_bytes()),
+        "0b90710500e423472d8987776e37a67aa604532b29209fe8d1dc70d2f8f5ce9a0000000000000002"
+    );
     let slots = BTreeMap::from([(Slot::new(3).unwrap(), digest.whole())]);
-    assert_eq!(NodeDigest::of(&slots).0.to_string(), "3978ee360da5448488ce212c14c8f90e9549adca609fe139e2ec6a6f8dfa2f9c");
+    assert_eq!(
+        NodeDigest::of(&slots).0.to_string(),
+        "3978ee360da5448488ce212c14c8f90e9549adca609fe139e2ec6a6f8dfa2f9c"
+    );
     assert_eq!([1, 2, 3].map(|number| Bucket::of(&context(number)).0), [238, 126, 6]);
 }
 
