@@ -1,5 +1,5 @@
 //! Appends to a node, reads, and watches. Start one with `./dev run`, then
-//! `cargo run --release --workspace --example quickstart`.
+//! `cargo run --release --example quickstart`.
 
 use ledger_client::{Append, Client, ContextId, Options, Selection};
 

@@ -156,7 +156,8 @@ impl Bucket {
 
 /// The digest of a slot, and of each of its buckets, kept up to date with every append.
 ///
-/// Invariant: the digest of the slot is the sum of those of its buckets. Empty slots take no memory, others 10 KiB.
+/// Invariant: the digest of the slot is the sum of those of its buckets. A slot that never held anything
+/// takes no memory for buckets, any other 10 KiB.
 #[derive(Debug, Clone, Default)]
 pub struct SlotDigest {
     whole: Digest,

@@ -1,6 +1,6 @@
 //! The ledger inside another program: append, read, watch, snapshot, load and prove, without a server.
 //!
-//! Run it with `cargo run --release -p ledger-store -p ledger-proto --example embedded`.
+//! Run it with `cargo run --release --example embedded`.
 
 use std::error::Error;
 

@@ -7,7 +7,7 @@
 //! | `tiles` | slot16 ‖ number64 ‖ level8 ‖ index64 | up to 256 hashes; level [`KEYS_LEVEL`]: the keys in a tile of level 0 | until full |
 //! | `ids` | number64 ‖ entry id | sequence64 | never |
 //! | `forks` | slot16 ‖ number64 ‖ fork64 ‖ sequence64 | entries that left the canonical history | never |
-//! | `slots` | slot16 | promised and accepted epoch, digest | by claims |
+//! | `slots` | slot16 | record of what was promised and accepted | by claims |
 //! | `meta` | name | format version, storage id, signing seed, … | rarely |
 //!
 //! Integers are big-endian, which keeps keys in order. A context has a node-local *number* from the

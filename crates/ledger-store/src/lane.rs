@@ -7,8 +7,9 @@
 //! - After a failed write or sync the states are dropped: the database is the truth and is read again.
 //! - Every append gets exactly one result.
 
-use std::sync::Arc;
+use std::{hash::BuildHasher as _, sync::Arc};
 
+use foldhash::fast::RandomState;
 use ledger_core::{
     ContextId, Entry, EntryId, Head, Lineage, Position, Sequence, Size, entry::Draft, log::Stamp, slot::Slot,
 };
@@ -99,6 +100,7 @@ pub(crate) struct Lane {
     syncer: ToSyncer,
     cache: Cache<ContextId, ContextState, Weigh>,
     buffer: Vec<u8>,
+    hasher: RandomState,
 }
 
 /// An entry that is stored if the commit succeeds.
@@ -124,6 +126,71 @@ impl Stored {
     }
 }
 
+/// Appends for one commit.
+#[derive(Default)]
+struct Round {
+    appends: Vec<Queued>,
+    replies: Vec<Reply>,
+    /// Bytes of the payloads.
+    bytes: usize,
+}
+
+/// An append of a round, and which reply its result is for.
+struct Queued {
+    context_hash: u64,
+    reply: usize,
+    tag: u64,
+    append: Append,
+}
+
+/// Who waits, and the results so far.
+#[allow(clippy::large_enum_variant, reason = "they live in a list that is emptied with the round")]
+enum Reply {
+    One(Option<Result<Appended, StoreError>>, oneshot::Sender<Result<Appended, StoreError>>),
+    Many(Vec<BatchResult>, mpsc::UnboundedSender<BatchResults>),
+}
+
+impl Round {
+    fn push(
+        &mut self,
+        append: Append,
+        reply: oneshot::Sender<Result<Appended, StoreError>>,
+        hasher: &RandomState,
+    ) {
+        self.add(0, append, hasher);
+        self.replies.push(Reply::One(None, reply));
+    }
+
+    fn extend(
+        &mut self,
+        appends: Vec<(u64, Append)>,
+        reply: mpsc::UnboundedSender<BatchResults>,
+        hasher: &RandomState,
+    ) {
+        let results = Vec::with_capacity(appends.len());
+        for (tag, append) in appends {
+            self.add(tag, append, hasher);
+        }
+        self.replies.push(Reply::Many(results, reply));
+    }
+
+    /// For the reply that is added next.
+    fn add(&mut self, tag: u64, append: Append, hasher: &RandomState) {
+        self.bytes += append.draft.payload.len();
+        let context_hash = hasher.hash_one(&append.context);
+        self.appends.push(Queued { context_hash, reply: self.replies.len(), tag, append });
+    }
+}
+
+impl Reply {
+    fn waiting(self) -> Option<Waiting> {
+        match self {
+            Self::One(result, reply) => Some(Waiting::One(result?, reply)),
+            Self::Many(results, reply) => Some(Waiting::Many(results, reply)),
+        }
+    }
+}
+
 impl Lane {
     pub(crate) fn new(
         database: Arc<Database>,
@@ -133,7 +200,8 @@ impl Lane {
     ) -> Self {
         let contexts = (cache_bytes / 2048).max(64);
         let cache = Cache::with_weighter(contexts, cache_bytes as u64, Weigh);
-        Self { database, generation: 0, shared, syncer, cache, buffer: Vec::new() }
+        let hasher = RandomState::default();
+        Self { database, generation: 0, shared, syncer, cache, buffer: Vec::new(), hasher }
     }
 
     /// Serves the queue until every sender is gone.
@@ -164,37 +232,59 @@ impl Lane {
             self.cache.clear();
             self.generation = db.generation();
         }
-        let mut commit = Staged::new();
+        let mut round = Round::default();
         for command in commands {
             match command {
-                Command::Append(append, reply) => {
-                    let result = self.stage(db, &mut commit, append);
-                    commit.waiting.push(Waiting::One(result.map(|stored| stored.appended(&commit)), reply));
-                }
-                Command::Batch(appends, reply) => {
-                    let mut stage = |(tag, append)| {
-                        let result = self.stage(db, &mut commit, append);
-                        BatchResult {
-                            tag,
-                            result: result.map(|stored| (stored.entry, stored.first.is_some())),
-                        }
-                    };
-                    let results = appends.into_iter().map(&mut stage).collect();
-                    commit.waiting.push(Waiting::Many(results, reply));
-                }
+                Command::Append(append, reply) => round.push(append, reply, &self.hasher),
+                Command::Batch(appends, reply) => round.extend(appends, reply, &self.hasher),
                 Command::Install(install, reply) => {
-                    self.commit(db, std::mem::replace(&mut commit, Staged::new()), false);
+                    self.commit(db, std::mem::take(&mut round), false);
                     self.syncer.drain();
                     let installed = self.install(db, *install);
                     // The one who asked may have gone: the history is in place all the same.
                     let _ = reply.send(installed);
                 }
             }
-            if commit.entries >= MAX_COMMIT_ENTRIES || commit.batch.size_in_bytes() >= MAX_COMMIT_BYTES {
-                self.commit(db, std::mem::replace(&mut commit, Staged::new()), false);
+            if round.appends.len() >= MAX_COMMIT_ENTRIES || round.bytes >= MAX_COMMIT_BYTES {
+                self.commit(db, std::mem::take(&mut round), false);
             }
         }
-        self.commit(db, commit, is_alone);
+        self.commit(db, round, is_alone);
+    }
+
+    /// Stages a round of appends, writes it, and has it synced and acknowledged.
+    fn commit(&mut self, db: &Arc<Db>, round: Round, is_alone: bool) {
+        let Round { mut appends, mut replies, .. } = round;
+        if replies.is_empty() {
+            return;
+        }
+        // Those of a context one after the other, in the order they came: their rows are neighbours.
+        appends.sort_by_key(|append| append.context_hash);
+        let mut staged = Staged::new();
+        for Queued { reply, tag, append, .. } in appends {
+            let result = self.stage(db, &mut staged, append);
+            match &mut replies[reply] {
+                Reply::One(slot, _) => *slot = Some(result.map(|stored| stored.appended(&staged))),
+                Reply::Many(results, _) => {
+                    let result = result.map(|stored| (stored.entry, stored.first.is_some()));
+                    results.push(BatchResult { tag, result });
+                }
+            }
+        }
+        staged.waiting = replies.into_iter().filter_map(Reply::waiting).collect();
+        // Nothing would overlap: spare this one the way to another thread.
+        let is_alone = is_alone && self.syncer.is_idle();
+        let Some((written, states)) = staged.write(db, &self.shared, &mut self.buffer, is_alone) else {
+            return;
+        };
+        for (context, state) in states {
+            self.cache.insert(context, state);
+        }
+        if is_alone || self.shared.options.durability != Durability::Always {
+            written.acknowledge(&self.shared);
+        } else {
+            self.syncer.send(written);
+        }
     }
 
     /// Stages one append.
@@ -252,26 +342,6 @@ impl Lane {
         let place = Place { slot: Slot::of(context), number: self.shared.numbers.next(db)? };
         let lineage = Lineage(Shared::new_id());
         Ok(ContextState::new(place, Head::new(self.shared.options.suite, lineage, Shared::now_ns())))
-    }
-
-    /// Writes a staged commit, and has it synced and acknowledged.
-    fn commit(&mut self, db: &Arc<Db>, staged: Staged, is_alone: bool) {
-        if staged.waiting.is_empty() {
-            return;
-        }
-        // Nothing would overlap: spare this one the way to another thread.
-        let is_alone = is_alone && self.syncer.is_idle();
-        let Some((written, states)) = staged.write(db, &self.shared, &mut self.buffer, is_alone) else {
-            return;
-        };
-        for (context, state) in states {
-            self.cache.insert(context, state);
-        }
-        if is_alone || self.shared.options.durability != Durability::Always {
-            written.acknowledge(&self.shared);
-        } else {
-            self.syncer.send(written);
-        }
     }
 
     /// Puts a staged history in place of a context's, if the context is as it was when staging began.

@@ -1,6 +1,7 @@
 //! The ledger: what an embedding program holds.
 
 use std::{
+    collections::BTreeMap,
     path::Path,
     sync::{Arc, atomic::Ordering},
     thread::JoinHandle,
@@ -8,7 +9,8 @@ use std::{
 
 use crossbeam_channel::Sender as StopSender;
 use ledger_core::{
-    ContextId, Head, Key, Position, Sequence, Size, clock::LamportClock, entry::Draft, slot::Slot,
+    ContextId, Head, Key, Position, Sequence, Size, clock::LamportClock, entry::Draft, ownership::SlotRecord,
+    slot::Slot,
 };
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -24,7 +26,7 @@ use crate::{
     meta::{Meta, Numbers},
     prove, read, scrub,
     shared::Shared,
-    staging, syncer,
+    slots, staging, syncer,
 };
 
 /// The database, below the data directory: beside it a volume's own files do no harm.
@@ -329,6 +331,17 @@ impl Ledger {
     /// The directory's own id, made when it was formatted: 32 hex digits.
     pub fn storage_id(&self) -> String {
         hex::encode(self.inner.shared.meta.storage_id)
+    }
+
+    /// What this replica promised and accepted of a slot.
+    pub fn slot_record(&self, slot: Slot) -> Result<SlotRecord, StoreError> {
+        slots::read(&*self.inner.database.get()?, slot)
+    }
+
+    /// Keeps what this replica promised and accepted of slots, all or none; returns when it is on disk.
+    pub fn keep_slot_records(&self, records: &BTreeMap<Slot, SlotRecord>) -> Result<(), StoreError> {
+        slots::write(&*self.inner.database.get()?, records)
+            .inspect_err(|error| self.inner.shared.commit_failed(error))
     }
 
     /// Finishes what was accepted, syncs and closes. Appends and watchers fail with

@@ -43,6 +43,7 @@ mod read;
 pub mod record;
 mod scrub;
 mod shared;
+mod slots;
 mod snapshot;
 mod stable;
 mod staging;

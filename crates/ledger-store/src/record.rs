@@ -16,6 +16,8 @@ use ledger_core::{
     clock::LamportClock,
     entry::Metadata,
     limits::{MAX_METADATA, MAX_METADATA_PAIRS},
+    node::{MAX_NODE_ID, MAX_REPLICAS, Member, NodeId, NodeIdError, ReplicaSet, StorageId},
+    ownership::{Claim, Placement, SlotRecord},
     tree::{Frontier, tile::encode_hashes},
 };
 
@@ -75,6 +77,23 @@ struct HeadRecord<'a> {
     /// 32 bytes each.
     peaks: &'a [u8],
 }
+
+#[derive(Encode, BorrowDecode)]
+struct SlotRow<'a> {
+    /// 0 and empty: nothing was promised.
+    promised_epoch: u64,
+    promised_to: &'a str,
+    accepted: u64,
+    placed_in: u64,
+    is_confirmed: bool,
+    /// The members, encoded by themselves with a limit of their own; empty if none were recorded.
+    members: &'a [u8],
+}
+
+/// Members: node and storage id.
+type Members<'a> = Vec<(&'a str, [u8; 16])>;
+/// Bytes that decoding members may take.
+const MEMBERS_LIMIT: usize = MAX_REPLICAS * (64 + MAX_NODE_ID);
 
 /// Metadata pairs, sorted by key.
 type Pairs<'a> = Vec<(&'a str, &'a str)>;
@@ -209,6 +228,55 @@ pub fn decode_head(bytes: &[u8]) -> Result<(u64, Head), RecordError> {
     Ok((record.number, head))
 }
 
+/// Encodes what a replica promised and accepted of a slot.
+pub fn encode_slot(record: &SlotRecord, out: &mut Vec<u8>) -> Result<(), RecordError> {
+    let members = match &record.placement {
+        None => Vec::new(),
+        Some(placement) => {
+            let members = placement.set.members().iter();
+            let members: Members<'_> =
+                members.map(|member| (member.node.as_str(), member.storage.0)).collect();
+            bincode::encode_to_vec(members, standard()).map_err(RecordError::new)?
+        }
+    };
+    let row = SlotRow {
+        promised_epoch: record.promised.as_ref().map_or(0, |claim| claim.epoch.0),
+        promised_to: record.promised.as_ref().map_or("", |claim| claim.claimant.as_str()),
+        accepted: record.accepted.0,
+        placed_in: record.placement.as_ref().map_or(0, |placement| placement.epoch.0),
+        is_confirmed: record.placement.as_ref().is_some_and(|placement| placement.is_confirmed),
+        members: &members,
+    };
+    encode(&row, out)
+}
+
+/// Decodes what a replica promised and accepted of a slot.
+pub fn decode_slot(bytes: &[u8]) -> Result<SlotRecord, RecordError> {
+    let row: SlotRow<'_> = decode(bytes)?;
+    let promised = match row.promised_to {
+        "" => None,
+        node => Some(Claim {
+            epoch: Epoch(row.promised_epoch),
+            claimant: NodeId::new(node).map_err(RecordError::new)?,
+        }),
+    };
+    let placement = if row.members.is_empty() {
+        None
+    } else {
+        let limited = standard().with_limit::<MEMBERS_LIMIT>();
+        let (members, _): (Members<'_>, usize) =
+            bincode::borrow_decode_from_slice(row.members, limited).map_err(RecordError::new)?;
+        let members: Vec<_> = members
+            .into_iter()
+            .map(|(node, storage)| Ok(Member { node: NodeId::new(node)?, storage: StorageId(storage) }))
+            .collect::<Result<_, NodeIdError>>()
+            .map_err(RecordError::new)?;
+        let set = ReplicaSet::new(members).map_err(RecordError::new)?;
+        Some(Placement { epoch: Epoch(row.placed_in), set, is_confirmed: row.is_confirmed })
+    };
+    Ok(SlotRecord { promised, accepted: Epoch(row.accepted), placement })
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -268,6 +336,35 @@ mod tests {
         assert_eq!(decode_head(&bytes).unwrap(), (300, head));
     }
 
+    fn slot_record() -> SlotRecord {
+        let node = |name: &str| NodeId::new(name).unwrap();
+        let member = |name: &str, byte: u8| Member { node: node(name), storage: StorageId([byte; 16]) };
+        SlotRecord {
+            promised: Some(Claim { epoch: Epoch(300), claimant: node("ledger-1") }),
+            accepted: Epoch(7),
+            placement: Some(Placement {
+                epoch: Epoch(7),
+                set: ReplicaSet::new([member("a", 1), member("b", 2)]).unwrap(),
+                is_confirmed: true,
+            }),
+        }
+    }
+
+    #[test]
+    fn a_slots_record_is_golden_and_comes_back_as_it_was() {
+        let mut bytes = Vec::new();
+        encode_slot(&slot_record(), &mut bytes).unwrap();
+        let (body, _) = bytes.split_last_chunk::<4>().unwrap();
+        let members = format!("020161{}0162{}", "01".repeat(16), "02".repeat(16));
+        assert_eq!(
+            hex::encode(body),
+            format!("01fb2c01086c65646765722d31070701{:02x}{members}", members.len() / 2)
+        );
+        assert_eq!(decode_slot(&bytes).unwrap(), slot_record());
+        encode_slot(&SlotRecord::default(), &mut bytes).unwrap();
+        assert_eq!(decode_slot(&bytes).unwrap(), SlotRecord::default());
+    }
+
     #[test]
     fn a_newer_record_is_refused_by_name() {
         assert_eq!(decode_head(&sealed(&[9, 0, 0])), Err(RecordError::Newer(9)));
@@ -291,6 +388,7 @@ mod tests {
             let context = ContextId::new("c").unwrap();
             let versioned = sealed(&[&[VERSION][..], &bytes].concat());
             let _ = (decode_entry(&context, Sequence(1), &versioned), decode_head(&versioned), peek_entry(&versioned));
+            let _ = decode_slot(&versioned);
         }
     }
 }

@@ -181,3 +181,30 @@ fn contexts_are_listed_in_pages() {
     assert_eq!(names("", "b/3", 9), ["c"]);
     assert!(names("", "c", 9).is_empty() && names("x", "", 9).is_empty());
 }
+
+#[test]
+fn what_was_promised_of_a_slot_is_there_after_opening_again() {
+    use ledger_core::{
+        node::{Member, NodeId, ReplicaSet, StorageId},
+        ownership::{Claim, SlotRecord},
+        slot::Slot,
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let slot = |number| Slot::new(number).unwrap();
+    let node = NodeId::new("ledger-1").unwrap();
+    let claim = Claim::above(ledger_store::Epoch::default(), &node).unwrap();
+    let set = ReplicaSet::new([Member { node, storage: StorageId([1; 16]) }]).unwrap();
+    let (promised, _) = SlotRecord::default().promise(&claim).unwrap();
+    let accepted = promised.accept(&claim, &set, false).unwrap();
+    {
+        let ledger = Ledger::open_with(dir.path(), small()).unwrap();
+        assert_eq!(ledger.slot_record(slot(3)).unwrap(), SlotRecord::default());
+        let records = [(slot(3), promised.clone()), (slot(1023), accepted.clone())];
+        ledger.keep_slot_records(&records.into()).unwrap();
+        ledger.close().unwrap();
+    }
+    let ledger = Ledger::open_with(dir.path(), small()).unwrap();
+    assert_eq!(ledger.slot_record(slot(3)).unwrap(), promised);
+    assert_eq!(ledger.slot_record(slot(1023)).unwrap(), accepted);
+    assert_eq!(ledger.slot_record(slot(4)).unwrap(), SlotRecord::default());
+}

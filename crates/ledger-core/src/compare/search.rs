@@ -96,7 +96,8 @@ impl Compare {
         }
     }
 
-    /// The sizes at which to look up the roots on both sides: at most [`super::MAX_SIZES`], rising. None if there is a verdict.
+    /// The sizes at which to look up the roots on both sides: at most [`super::MAX_SIZES`], rising. None if
+    /// there is a verdict.
     pub fn sizes(&self) -> Vec<Size> {
         match self.state {
             State::Ended(_) => Vec::new(),

@@ -1,11 +1,16 @@
-//! Records on disk: entries and heads. What is behind the checksum is what is changed.
+//! Records on disk: entries, heads and slots. What is behind the checksum is what is changed.
 
-use ledger_core::{ContextId, Hash, HashSuite, Head, Lineage, Sequence, tree::Frontier};
-use ledger_store::record::{decode_entry, decode_head, encode_entry, encode_head};
+use ledger_core::{
+    ContextId, Epoch, Hash, HashSuite, Head, Lineage, Sequence,
+    node::{Member, NodeId, ReplicaSet, StorageId},
+    ownership::{Claim, SlotRecord},
+    tree::Frontier,
+};
+use ledger_store::record::{decode_entry, decode_head, decode_slot, encode_entry, encode_head, encode_slot};
 
 use crate::Outcome;
 
-/// One head and one entry of every shape.
+/// One head, one slot and one entry of every shape.
 pub(super) fn seeds() -> Vec<Vec<u8>> {
     let mut seeds = Vec::new();
     let mut bytes = Vec::new();
@@ -19,12 +24,32 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
             seeds.push(unsealed(&bytes));
         }
     }
+    for record in slots() {
+        if encode_slot(&record, &mut bytes).is_ok() {
+            seeds.push(unsealed(&bytes));
+        }
+    }
     for snapshot in super::snapshot::entries() {
         if encode_entry(&snapshot, &mut bytes).is_ok() {
             seeds.push(unsealed(&bytes));
         }
     }
     seeds
+}
+
+/// A slot that nobody claimed, one that was promised, and one that was accepted.
+fn slots() -> Vec<SlotRecord> {
+    let mut records = vec![SlotRecord::default()];
+    let Ok(node) = NodeId::new("ledger-0") else { return records };
+    let member = Member { node: node.clone(), storage: StorageId([5; 16]) };
+    if let Some(claim) = Claim::above(Epoch(7 << 20), &node)
+        && let Ok((promised, _)) = SlotRecord::default().promise(&claim)
+        && let Ok(set) = ReplicaSet::new([member])
+    {
+        records.extend(promised.accept(&claim, &set, true));
+        records.push(promised);
+    }
+    records
 }
 
 fn unsealed(record: &[u8]) -> Vec<u8> {
@@ -35,7 +60,7 @@ fn unsealed(record: &[u8]) -> Vec<u8> {
 pub(super) fn run(input: &[u8]) -> Outcome {
     let Ok(context) = ContextId::new("fuzz") else { return Outcome::of("") };
     // As it comes, it has no checksum or a wrong one: refused, whatever it is.
-    let _ = (decode_head(input), decode_entry(&context, Sequence(1), input));
+    let _ = (decode_head(input), decode_slot(input), decode_entry(&context, Sequence(1), input));
     let input = &[input, &crc32fast::hash(input).to_le_bytes()].concat();
     let mut bytes = Vec::new();
     let head = match decode_head(input) {
@@ -56,5 +81,14 @@ pub(super) fn run(input: &[u8]) -> Outcome {
         }
         Err(error) => error.to_string(),
     };
-    Outcome::of(&format!("{head}; {entry}"))
+    let slot = match decode_slot(input) {
+        Ok(record) => {
+            if encode_slot(&record, &mut bytes).is_ok() {
+                assert_eq!(decode_slot(&bytes), Ok(record));
+            }
+            "slot".to_owned()
+        }
+        Err(error) => error.to_string(),
+    };
+    Outcome::of(&format!("{head}; {entry}; {slot}"))
 }

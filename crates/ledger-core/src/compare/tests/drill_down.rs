@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::{digest::NodeDigest, limits::MAX_SEQUENCE};
+use crate::limits::MAX_SEQUENCE;
 
 fn histories(count: u32) -> impl Iterator<Item = (ContextId, History)> {
     (0..count).map(|number| (context(number), History::plain(u64::from(number % 100) + 1)))
@@ -130,7 +130,7 @@ fn a_context_that_goes_away_while_it_is_compared_has_changed() {
     let mut answers = 0;
     let ran = run(&mut ours, &mut theirs, |_, theirs| {
         answers += 1;
-        // Before the roots are asked for: node, buckets and contexts are seven effects with their answers.
+        // Just before the peer is asked for roots: what went before are one question to it, then two to both.
         if answers == 6 {
             theirs.set(&context(3), None);
         }
@@ -280,20 +280,17 @@ fn an_answer_without_a_question_is_an_error_and_so_is_every_one_after_an_error()
 
 #[test]
 fn a_peer_that_lists_for_ever_comes_to_an_end() {
-    // Names of one bucket of one slot, without end: each longer than the one before, and so after it.
-    let bucket_of = |context: &ContextId| (Slot::of(context), Bucket::of(context));
     let first = context(0);
-    let slot = Slot::of(&first);
+    let (slot, bucket) = (Slot::of(&first), Bucket::of(&first));
     let (mut drill, _) = DrillDown::start(BTreeMap::from([(slot, Digest::default())]));
     let mut digest = Digest::default();
     digest.add(&first, History::plain(1).extent());
-    assert_ne!(NodeDigest::of(&BTreeMap::from([(slot, digest)])), NodeDigest::of(&BTreeMap::new()));
     drill.step(Event::Theirs(Answer::Slots(BTreeMap::from([(slot, digest)])))).unwrap();
     drill.step(Event::Ours(Answer::Buckets(BTreeMap::from([(slot, BTreeMap::new())])))).unwrap();
-    let buckets = BTreeMap::from([(slot, BTreeMap::from([(bucket_of(&first).1, digest)]))]);
+    let buckets = BTreeMap::from([(slot, BTreeMap::from([(bucket, digest)]))]);
     drill.step(Event::Theirs(Answer::Buckets(buckets))).unwrap();
 
-    // Finding such names takes a million hashes each, so the limit is brought near instead.
+    // To make up a name for this bucket takes a quarter of a million hashes: the limit is brought near instead.
     drill.set_rounds(MAX_ROUNDS);
     drill.step(Event::Ours(Answer::Contexts(Page::default()))).unwrap();
     let page = Page { contexts: vec![summary(&first, &History::plain(1))], more: true };

@@ -1,0 +1,42 @@
+//! What this replica promised and accepted of each slot. A promise is on disk before anybody hears of it.
+
+use std::collections::BTreeMap;
+
+use ledger_core::{ownership::SlotRecord, slot::Slot};
+use rocksdb::WriteBatch;
+
+use crate::{
+    StoreError,
+    db::{Db, io_error},
+    families, record,
+};
+
+/// Reads a slot's record; a slot that nobody claimed has the empty one.
+pub(crate) fn read(db: &Db, slot: Slot) -> Result<SlotRecord, StoreError> {
+    let row = db.get(families::SLOTS, &slot.number().to_be_bytes(), record::decode_slot);
+    match row.map_err(|error| io_error(&error))? {
+        None => Ok(SlotRecord::default()),
+        Some(Ok(record)) => Ok(record),
+        // Without it the replica does not know what it promised: it must not answer for the slot.
+        Some(Err(error)) => Err(damaged(slot, &error)),
+    }
+}
+
+/// Writes records, all or none, and returns when they are on disk, whatever durability entries have.
+pub(crate) fn write(db: &Db, records: &BTreeMap<Slot, SlotRecord>) -> Result<(), StoreError> {
+    let family = db.family(families::SLOTS)?;
+    let (mut batch, mut buffer) = (WriteBatch::default(), Vec::new());
+    for (slot, record) in records {
+        record::encode_slot(record, &mut buffer).map_err(|error| StoreError::Io(error.to_string()))?;
+        batch.put_cf(family, slot.number().to_be_bytes(), &buffer);
+    }
+    db.write_unsynced(batch)?;
+    db.sync()
+}
+
+fn damaged(slot: Slot, error: &record::RecordError) -> StoreError {
+    StoreError::Io(format!(
+        "the record of slot {} is damaged ({error}): format the directory anew, so that the node joins as a new replica",
+        slot.number()
+    ))
+}
