@@ -35,7 +35,8 @@ pub mod owned;
 pub mod view;
 
 pub use config::{Detector, MembershipConfig, StartError};
-pub use facts::{BadText, Facts, Incarnation, Load, NodeId, Readiness, StorageId};
+pub use facts::{BadText, Facts, Load, Readiness};
+pub use ledger_core::node::{Incarnation, NodeId, StorageId};
 pub use view::{Member, View};
 
 use config::{advertised, chitchat_config};

@@ -4,7 +4,9 @@ use std::{io, net::SocketAddr, time::Duration};
 
 use chitchat::{ChitchatConfig, ChitchatId, FailureDetectorConfig};
 
-use super::facts::{BadText, Incarnation, NodeId, check};
+use ledger_core::node::{Incarnation, NodeId};
+
+use super::facts::{BadText, check};
 use crate::{
     seal::Keyring,
     seeds::{SeedError, Seeds},

@@ -13,13 +13,13 @@
 //! Each value stands by itself, because gossip may bring them one by one. A value that doesn't parse is left
 //! out and counted, and the one heard before it stays; a key that isn't known is of a newer version.
 
-use std::{fmt, sync::Arc};
+use std::fmt;
 
-use ledger_core::{Epoch, slot::Slot};
+use ledger_core::{Epoch, node::StorageId, slot::Slot};
 
 use super::owned;
 
-/// Most bytes of a node's id, of an address and of a zone.
+/// Most bytes of an address and of a zone.
 pub const MAX_TEXT: usize = 253;
 
 /// A fact about a node was refused.
@@ -35,31 +35,6 @@ pub(super) fn check(what: &'static str, text: &str) -> Result<(), BadText> {
         (1..=MAX_TEXT).contains(&text.len()) && !text.chars().any(|c| c.is_control() || c.is_whitespace());
     if good { Ok(()) } else { Err(BadText { what, text: text.chars().take(MAX_TEXT).collect() }) }
 }
-
-/// The stable name of a node, such as its pod's: 1 to 253 bytes without blanks and control characters.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct NodeId(Arc<str>);
-
-impl NodeId {
-    /// Checks and takes a name.
-    pub fn new(text: &str) -> Result<Self, BadText> {
-        check("node id", text)?;
-        Ok(Self(text.into()))
-    }
-
-    /// The name as text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-/// Counts the starts of a node. A node must never start twice with the same: it is kept on its disk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Incarnation(pub u64);
-
-/// Identity of a data directory, made when it is formatted: a node with a wiped disk is another member.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct StorageId(pub [u8; 16]);
 
 /// What a node is ready for, by its own account.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
@@ -208,13 +183,6 @@ impl Heard {
     }
 }
 
-impl StorageId {
-    fn parse(text: &str) -> Option<Self> {
-        let mut id = [0; 16];
-        hex::decode_to_slice(text, &mut id).ok().map(|()| Self(id))
-    }
-}
-
 impl Load {
     fn parse(text: &str) -> Option<Self> {
         let (entries_per_second, contexts) = text.split_once(',')?;
@@ -225,36 +193,6 @@ impl Load {
 /// Digits only: `u64::from_str` would take a sign too.
 fn decimal<T: std::str::FromStr>(text: &str) -> Option<T> {
     text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok())?
-}
-
-impl fmt::Display for NodeId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl fmt::Debug for NodeId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "NodeId({self})")
-    }
-}
-
-impl fmt::Display for Incarnation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-impl fmt::Display for StorageId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&hex::encode(self.0))
-    }
-}
-
-impl fmt::Debug for StorageId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "StorageId({self})")
-    }
 }
 
 impl fmt::Display for Readiness {
@@ -333,10 +271,9 @@ mod tests {
 
     #[test]
     fn a_bad_name_is_refused() {
-        for bad in ["", "a b", "a\u{7}", &"x".repeat(254)] {
-            assert!(NodeId::new(bad).unwrap_err().to_string().contains("node id"));
+        for bad in ["a b", "a\u{7}", &"x".repeat(254)] {
+            assert!(Facts { zone: bad.to_owned(), ..facts() }.validate().is_err(), "{bad:?}");
         }
-        assert_eq!(NodeId::new("ledger-0").unwrap().to_string(), "ledger-0");
         assert!(Facts { grpc_address: String::new(), ..facts() }.validate().is_err());
         assert!(Facts { zone: String::new(), ..facts() }.validate().is_ok());
     }

@@ -8,7 +8,9 @@ use std::{
 use chitchat::{Chitchat, ChitchatId, NodeState, Version};
 use ledger_core::{Epoch, slot::Slot};
 
-use super::facts::{Heard, Incarnation, Load, NodeId, Readiness, Reading, StorageId};
+use ledger_core::node::{Incarnation, NodeId, StorageId};
+
+use super::facts::{Heard, Load, Readiness, Reading};
 
 /// Most nodes that are looked at; chitchat's messages name every node, so far fewer make a cluster.
 pub const MAX_NODES: usize = 512;
