@@ -3,7 +3,6 @@
 use std::{io, net::SocketAddr, time::Duration};
 
 use chitchat::{ChitchatConfig, ChitchatId, FailureDetectorConfig};
-
 use ledger_core::node::{Incarnation, NodeId};
 
 use super::facts::{BadText, check};

@@ -6,9 +6,11 @@ use std::{
 };
 
 use chitchat::{Chitchat, ChitchatId, NodeState, Version};
-use ledger_core::{Epoch, slot::Slot};
-
-use ledger_core::node::{Incarnation, NodeId, StorageId};
+use ledger_core::{
+    Epoch,
+    node::{Incarnation, NodeId, StorageId},
+    slot::Slot,
+};
 
 use super::facts::{Heard, Load, Readiness, Reading};
 
