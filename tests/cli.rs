@@ -300,6 +300,69 @@ fn exit_codes_say_what_kind_of_thing_went_wrong() {
 }
 
 #[test]
+fn a_lone_node_is_a_cluster_of_one() {
+    let desk = Desk::new();
+    let members = desk.json(&["cluster", "members"]);
+    assert_eq!(members.len(), 1);
+    let member = &members[0];
+    assert_eq!(member["address"], desk.node.grpc.to_string());
+    assert_eq!((&member["slots_owned"], &member["alive"]), (&1024.into(), &true.into()));
+    let table = desk.ok(&["cluster", "members"]);
+    assert!(table.contains("ready") && table.contains(member["node_id"].as_str().unwrap()), "{table}");
+
+    let located = desk.json(&["cluster", "locate", "demo", "other"]);
+    assert_eq!(located.len(), 2);
+    assert_eq!((&located[0]["context_id"], &located[0]["owner"]), (&"demo".into(), &member["node_id"]));
+    assert_eq!(located[0]["replicas"][0]["in_step"], true);
+    assert!(desk.ok(&["cluster", "locate", "demo"]).contains("demo"));
+
+    let status = desk.json(&["cluster", "status"]);
+    let slots = &status[0]["slots"];
+    assert_eq!((&slots["total"], &slots["owned"]), (&1024.into(), &1024.into()), "{slots}");
+    assert_eq!((&slots["short_of_copies"], &slots["not_known"]), (&0.into(), &0.into()), "{slots}");
+    assert!(desk.ok(&["cluster", "status"]).contains("all 1024 slots have an owner"));
+
+    // There is nobody to hand anything to.
+    let drain = desk.run(&["cluster", "drain"]);
+    assert!(drain.code == 2 && drain.err.contains("by itself"), "{drain:?}");
+    assert_eq!(desk.json(&["cluster", "drain", "--resume"])[0]["owned"], 1024);
+    for (code, args) in [
+        (2, &["cluster", "locate"][..]),
+        (2, &["cluster", "locate", ""]),
+        (2, &["cluster", "local", "--nodes", "0"]),
+    ] {
+        assert_eq!(desk.run(args).code, code, "{args:?}");
+    }
+    desk.node.stop_cleanly();
+}
+
+#[test]
+fn a_watch_of_the_cluster_ends_when_its_only_node_does() {
+    let desk = Desk::new();
+    let mut watch = desk.command(&["cluster", "status", "--watch", "--json"]);
+    let mut watch = watch.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(watch.stdout.take().unwrap()).lines();
+    let status: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+    assert_eq!(status["slots"]["owned"], 1024);
+    desk.node.stop_cleanly();
+    let output = watch.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+}
+
+#[test]
+fn a_local_cluster_whose_nodes_do_not_start_says_so_and_leaves_nothing() {
+    let place = TempDir::new().unwrap();
+    let mut command = ledgerctl();
+    command.env("TMPDIR", place.path()).args(["cluster", "local", "--", "--no-such-flag"]);
+    let ran = run(command, b"");
+    assert_eq!(ran.code, 1, "{ran:?}");
+    // Which of them prints first is chance.
+    assert!(ran.err.contains(" | error: unexpected argument '--no-such-flag'"), "{ran:?}");
+    assert!(ran.err.contains("before it served"), "{ran:?}");
+    assert_eq!(fs::read_dir(place.path()).unwrap().count(), 0);
+}
+
+#[test]
 fn completions_know_the_commands() {
     for shell in ["bash", "zsh", "fish"] {
         let mut command = ledgerctl();

@@ -5,11 +5,12 @@ use std::{env, error::Error, fs, path::PathBuf};
 use prost::Message as _;
 use prost_types::{FileDescriptorSet, field_descriptor_proto::Type};
 
-const FILES: [&str; 4] = [
+const FILES: [&str; 5] = [
     "converge/context/v1/context.proto",
     "converge/ledger/v1/ledger.proto",
     "converge/ledger/v1/integrity.proto",
     "converge/ledger/v1/cluster.proto",
+    "converge/ledger/v1/replica.proto",
 ];
 
 /// The messages in which a server sends entries that it has encoded already, and the field.

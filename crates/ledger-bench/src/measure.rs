@@ -54,7 +54,7 @@ pub(crate) async fn filtered_get(client: &Client) -> anyhow::Result<Duration> {
     let context = ContextId::new("filtered-0")?;
     let mut times = Vec::new();
     for _ in 0..11 {
-        let selection = Selection { key: Some(Key::new("rare")?), after: Sequence(0), limit: 0 };
+        let selection = Selection { key: Some(Key::new("rare")?), ..Selection::default() };
         let begin = Instant::now();
         let found = client.get(&context, selection).collect().await?;
         times.push(begin.elapsed());

@@ -5,6 +5,8 @@ use std::{path::PathBuf, time::Duration};
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use ledger_client::{Client, ClientError, Options, Tls};
 
+use crate::cluster::args::Cluster;
+
 const EXIT_CODES: &str = "Exit codes:
   0  done
   1  failed for another reason
@@ -93,6 +95,11 @@ pub(crate) enum Command {
     Verify(Verify),
     /// List contexts
     Contexts(Contexts),
+    /// List histories that nodes left because they differ from the owner's, or read one
+    Forks(Forks),
+    /// Look at a cluster and look after it, or start one to try out
+    #[command(subcommand)]
+    Cluster(Cluster),
     /// Measure a running node
     #[command(subcommand)]
     Bench(Bench),
@@ -280,6 +287,24 @@ pub(crate) struct Contexts {
     /// At most so many; 0: all
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub limit: u64,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Forks {
+    /// Only those of this context
+    pub context: Option<String>,
+    /// Only those of this node; without it, of all nodes that answer
+    #[arg(long, value_name = "NODE")]
+    pub node: Option<String>,
+    /// At most so many of each node; 0: all
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub limit: u64,
+    /// Read the entries of this fork of the context instead
+    #[arg(long, value_name = "FORK", requires = "context", conflicts_with = "limit")]
+    pub export: Option<u64>,
+    /// How to show payloads
+    #[arg(long, value_enum, default_value_t, requires = "export")]
+    pub payload: PayloadFormat,
 }
 
 /// What all measurements share.

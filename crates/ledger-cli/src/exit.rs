@@ -40,7 +40,7 @@ fn classify(error: &anyhow::Error) -> (u8, &'static str) {
         Some(ClientError::NotVerified(_)) => (4, "not_verified"),
         Some(ClientError::DataLoss(_)) => (4, "data_loss"),
         Some(ClientError::AlreadyExists(_)) => (5, "already_exists"),
-        Some(ClientError::HistoryChanged(_)) => (5, "failed_precondition"),
+        Some(ClientError::HistoryChanged { .. } | ClientError::Missing { .. }) => (5, "failed_precondition"),
         Some(ClientError::Exhausted(_)) => (6, "resource_exhausted"),
         Some(ClientError::Io(_) | ClientError::Other { .. }) | None => (1, "failed"),
     }

@@ -3,8 +3,10 @@
 mod append;
 mod args;
 mod bench;
+mod cluster;
 mod contexts;
 mod exit;
+mod forks;
 mod output;
 mod progress;
 mod prove;
@@ -47,6 +49,8 @@ async fn run(args: args::Args) -> anyhow::Result<()> {
         Command::Prove(command) => prove::run(&args.connection.client()?, command, &output).await,
         Command::Verify(command) => verify::run(command, &output),
         Command::Contexts(command) => contexts::run(&args.connection.client()?, command, &output).await,
+        Command::Forks(command) => forks::run(&args.connection, command, &output).await,
+        Command::Cluster(command) => cluster::run(&args.connection, command, &output).await,
         Command::Bench(command) => bench::run(&args.connection, command, &output).await,
         Command::Completions { shell } => {
             let mut command = <args::Args as clap::CommandFactory>::command();

@@ -105,7 +105,7 @@ pub(crate) fn text(payload: &[u8]) -> String {
 }
 
 /// Text without what could steer a terminal.
-fn visible(text: &str) -> String {
+pub(crate) fn visible(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 

@@ -20,6 +20,11 @@ pub(crate) fn entries(total: Option<u64>) -> ProgressBar {
     }
 }
 
+/// A count of slots.
+pub(crate) fn slots(what: &'static str) -> ProgressBar {
+    bar(ProgressBar::no_length(), "{spinner} {pos} slots {msg}").with_message(what)
+}
+
 fn bar(bar: ProgressBar, template: &str) -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();

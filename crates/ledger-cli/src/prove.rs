@@ -141,7 +141,7 @@ async fn inclusion(client: &Client, context: &str, sequence: u64, size: u64) -> 
     let context = ContextId::new(context).map_err(ClientError::from)?;
     let proven = client.prove_inclusion(&context, Sequence(sequence), newest(size)).await?;
     let after = Sequence(sequence.saturating_sub(1));
-    let selection = ledger_client::Selection { after, limit: 1, key: None };
+    let selection = ledger_client::Selection { after, limit: 1, ..ledger_client::Selection::default() };
     let entries = client.get(&context, selection).collect().await?;
     let entry = entries.first().filter(|entry| entry.content_hash == proven.content_hash);
     Ok(ProofFile {

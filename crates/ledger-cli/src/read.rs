@@ -5,7 +5,12 @@ use ledger_client::{Client, ClientError, ContextId, Key, Selection, Sequence};
 use crate::{args, output::Output};
 
 fn selection(key: Option<String>, after: u64, limit: u32) -> Result<Selection, ClientError> {
-    Ok(Selection { key: key.map(Key::new).transpose()?, after: Sequence(after), limit })
+    Ok(Selection {
+        key: key.map(Key::new).transpose()?,
+        after: Sequence(after),
+        limit,
+        ..Selection::default()
+    })
 }
 
 pub(crate) async fn get(client: &Client, command: args::Get, output: &Output) -> anyhow::Result<()> {

@@ -1,29 +1,32 @@
-//! Pipelined appends: many under way on one stream.
+//! Pipelined appends: many under way, each to the owner of its context, wherever it moves.
 //!
-//! There is one task, which gathers what is waiting into a message and sends it; results are read by
-//! whoever holds the [`Receipts`]. Nothing is delayed to make messages larger.
+//! One task, the router, has the state: see [`router`]. Nothing is delayed to make messages larger.
+//!
+//! What holds whatever happens to nodes: an append that was sent has exactly one receipt; receipts of one context
+//! come in the order of its appends, and so do the entries, each stored once. Every append has an entry id, made
+//! here if the caller gave none, so one that may have been stored can be sent again.
+
+mod outgoing;
+mod pending;
+mod router;
 
 use std::{collections::VecDeque, sync::Arc};
 
 use ledger_core::{ContextId, EntryId, Epoch, Hash, Position, Sequence, clock::LamportClock};
-use ledger_proto::ledger::v1::{AppendBatch, AppendItem, AppendResult, AppendResults};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Streaming};
+use ledger_proto::ledger::v1::{AppendResult, ContextPosition};
+use tokio::sync::{Semaphore, mpsc};
+use tonic::Code;
 
+use self::router::Router;
 use crate::{Append, Client, ClientError, convert};
 
-/// Most appends of one message.
+/// Appends taken from the caller at once, and most of one message.
 const MAX_ITEMS: usize = 256;
-/// A message takes no further append at so many bytes of payload.
-const MAX_BYTES: usize = 1 << 20;
-/// Messages that wait to be sent.
-const MESSAGES: usize = 16;
 
 /// The sending side of a stream of appends. Drop it, or call [`Appender::finish`], to end the stream.
 #[derive(Debug)]
 pub struct Appender {
-    items: mpsc::Sender<(AppendItem, OwnedSemaphorePermit)>,
+    queue: mpsc::Sender<Sent>,
     window: Arc<Semaphore>,
     next_tag: u64,
 }
@@ -31,10 +34,29 @@ pub struct Appender {
 /// The receiving side: one receipt for every append.
 #[derive(Debug)]
 pub struct Receipts {
-    stream: Streaming<AppendResults>,
+    news: mpsc::UnboundedReceiver<News>,
     window: Arc<Semaphore>,
     ready: VecDeque<Receipt>,
     positions: Vec<(ContextId, Position)>,
+    finished: bool,
+}
+
+/// An append on its way to the router.
+#[derive(Debug)]
+struct Sent {
+    tag: u64,
+    append: Append,
+}
+
+/// What the router tells the receiving side. Bounded by the window: what is told has not been given back.
+#[derive(Debug)]
+enum News {
+    /// What a node answered; the tags are the caller's.
+    Results(Vec<AppendResult>, Vec<ContextPosition>),
+    /// Receipts that no node gave.
+    Failed(Vec<Receipt>),
+    /// Everything sent has its receipt, and nothing more will be sent.
+    Finished,
 }
 
 /// What became of one append.
@@ -67,51 +89,28 @@ pub struct Stored {
 
 pub(crate) async fn open(client: &Client, window: usize) -> Result<(Appender, Receipts), ClientError> {
     let window = window.clamp(1, Semaphore::MAX_PERMITS);
-    let permits = Arc::new(Semaphore::new(window));
-    let (items, queue) = mpsc::channel(window.min(8 * MAX_ITEMS));
-    let (messages, outgoing) = mpsc::channel(MESSAGES);
-    tokio::spawn(gather(queue, messages));
-    let stream = client.ledger_service().append(ReceiverStream::new(outgoing)).await?.into_inner();
-    let appender = Appender { items, window: Arc::clone(&permits), next_tag: 0 };
-    Ok((appender, Receipts { stream, window: permits, ready: VecDeque::new(), positions: Vec::new() }))
-}
-
-/// Makes messages of whatever waits, and ends when either side has gone.
-async fn gather(
-    mut queue: mpsc::Receiver<(AppendItem, OwnedSemaphorePermit)>,
-    messages: mpsc::Sender<AppendBatch>,
-) {
-    let mut waiting = Vec::with_capacity(MAX_ITEMS);
-    while queue.recv_many(&mut waiting, MAX_ITEMS).await > 0 {
-        let (mut items, mut bytes) = (Vec::with_capacity(waiting.len()), 0);
-        for (item, permit) in waiting.drain(..) {
-            // Given back by the receipt.
-            permit.forget();
-            bytes += item.request.as_ref().map_or(0, |request| request.payload.len());
-            items.push(item);
-            if bytes >= MAX_BYTES {
-                bytes = 0;
-                if messages.send(AppendBatch { items: std::mem::take(&mut items) }).await.is_err() {
-                    return;
-                }
-            }
-        }
-        if !items.is_empty() && messages.send(AppendBatch { items }).await.is_err() {
-            return;
-        }
-    }
+    let room = Arc::new(Semaphore::new(window));
+    let (queue, sent) = mpsc::channel(window.min(8 * MAX_ITEMS));
+    let (told, news) = mpsc::unbounded_channel();
+    let router = Router::start(client.clone(), sent, told, Arc::clone(&room)).await?;
+    tokio::spawn(router.run());
+    let appender = Appender { queue, window: Arc::clone(&room), next_tag: 0 };
+    let receipts =
+        Receipts { news, window: room, ready: VecDeque::new(), positions: Vec::new(), finished: false };
+    Ok((appender, receipts))
 }
 
 impl Appender {
     /// Sends an append; waits while as many as the window allows are under way. Returns its tag: 0, 1, 2, …
     ///
-    /// Fails when the stream has ended: the receipts say why.
+    /// Fails when nobody holds the receipts any more.
     pub async fn send(&mut self, append: Append) -> Result<u64, ClientError> {
         let ended = || ClientError::Unavailable("the stream of appends has ended".to_owned());
-        let permit = Arc::clone(&self.window).acquire_owned().await.map_err(|_| ended())?;
+        let permit = self.window.acquire().await.map_err(|_| ended())?;
         let tag = self.next_tag;
-        let item = AppendItem { tag, request: Some(append.into_request()) };
-        self.items.send((item, permit)).await.map_err(|_| ended())?;
+        self.queue.send(Sent { tag, append }).await.map_err(|_| ended())?;
+        // Given back with the receipt.
+        permit.forget();
         self.next_tag += 1;
         Ok(tag)
     }
@@ -122,18 +121,30 @@ impl Appender {
 
 impl Receipts {
     /// The next receipt; `None` when all have come and the appender has finished.
+    ///
+    /// An append that the ledger refused has an error in its receipt, and others go on. If no node takes the
+    /// appends of a context for as long as [`crate::Options::timeout`], each of them has a receipt with
+    /// [`ClientError::Unavailable`], and so has every later one of that context: none is stored behind one that
+    /// may be missing. Another appender begins anew.
     pub async fn next(&mut self) -> Result<Option<Receipt>, ClientError> {
         loop {
             if let Some(receipt) = self.ready.pop_front() {
                 return Ok(Some(receipt));
             }
-            match self.stream.message().await {
-                Ok(Some(message)) => self.take(message)?,
-                Ok(None) => return Ok(None),
-                Err(status) => {
-                    // Whoever waits for room is told that there will be none.
-                    self.window.close();
-                    return Err(status.into());
+            if self.finished {
+                return Ok(None);
+            }
+            match self.news.recv().await {
+                Some(News::Results(results, positions)) => self.take(results, positions)?,
+                Some(News::Failed(receipts)) => {
+                    self.window.add_permits(receipts.len());
+                    self.ready.extend(receipts);
+                }
+                Some(News::Finished) => self.finished = true,
+                None => {
+                    return Err(ClientError::Unavailable(
+                        "the task of the stream of appends has ended".to_owned(),
+                    ));
                 }
             }
         }
@@ -144,11 +155,14 @@ impl Receipts {
         &self.positions
     }
 
-    fn take(&mut self, message: AppendResults) -> Result<(), ClientError> {
-        self.window.add_permits(message.results.len());
-        self.ready.extend(message.results.into_iter().map(Receipt::from));
-        self.positions = message
-            .positions
+    fn take(
+        &mut self,
+        results: Vec<AppendResult>,
+        positions: Vec<ContextPosition>,
+    ) -> Result<(), ClientError> {
+        self.window.add_permits(results.len());
+        self.ready.extend(results.into_iter().map(Receipt::from));
+        self.positions = positions
             .into_iter()
             .map(|at| Ok((ContextId::new(at.context_id)?, convert::position(at.position)?)))
             .collect::<Result<_, ClientError>>()?;

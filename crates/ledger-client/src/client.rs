@@ -1,12 +1,15 @@
-//! The connection, and what takes one request and one answer.
+//! The nodes, and what takes one request and one answer.
+
+use std::sync::Arc;
 
 use bytes::Bytes;
 use ledger_core::{
-    ContextId, Entry, EntryId, Epoch, HashSuite, Key, Position, Sequence, Size, clock::LamportClock,
-    entry::Metadata,
+    ContextId, Entry, EntryId, Epoch, HashSuite, Key, Position, Size, clock::LamportClock, entry::Metadata,
 };
 use ledger_proto::{
-    context::v1::{AppendRequest, context_service_client::ContextServiceClient},
+    context::v1::{
+        self as proto, AppendRequest, AppendResponse, context_service_client::ContextServiceClient,
+    },
     ledger::v1::{
         ContextsRequest, cluster_service_client::ClusterServiceClient,
         integrity_service_client::IntegrityServiceClient, ledger_service_client::LedgerServiceClient,
@@ -15,16 +18,21 @@ use ledger_proto::{
 use tonic::transport::Channel;
 
 use crate::{
-    Appender, ClientError, Options, Pages, Receipts, Selection, Watch, connect::Connector, convert, error,
-    retry::with_retries,
+    Appender, AttachOptions, Attachment, ClientError, Options, Pages, Receipts, Selection, Watch,
+    address::Address, convert, error, nodes::Nodes, owners::Owners, route::Aim,
 };
 
-/// A client of a node. Cheap to clone: clones share the connection, which is made when first needed and
-/// again whenever it breaks.
+/// A client of a node, or of a cluster by the addresses of any of its nodes. Cheap to clone: clones share the
+/// connections, which are made when first needed and again whenever they break. A name in an address is
+/// resolved each time.
 #[derive(Debug, Clone)]
-pub struct Client {
-    pub(crate) channel: Channel,
-    pub(crate) options: Options,
+pub struct Client(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    options: Options,
+    nodes: Nodes,
+    owners: Owners,
 }
 
 /// One append.
@@ -42,6 +50,22 @@ pub struct Append {
     pub received_lamport: u64,
     /// The id that makes a repetition safe. Without one the client makes one.
     pub entry_id: Option<EntryId>,
+    /// How many copies must be durable before it is acknowledged.
+    pub durability: Durability,
+}
+
+/// How durable an append is before it is acknowledged.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Durability {
+    /// As the ledger is configured: by default synced to disk on two nodes of three.
+    #[default]
+    Configured,
+    /// Synced on the owner alone: fast, and lost with its disk.
+    One,
+    /// Synced on more than half of the copies.
+    Majority,
+    /// Synced on every copy.
+    All,
 }
 
 impl Append {
@@ -58,21 +82,39 @@ impl Append {
             metadata: Metadata::new(),
             received_lamport: 0,
             entry_id: None,
+            durability: Durability::Configured,
         })
     }
 
-    pub(crate) fn into_request(self) -> AppendRequest {
+    /// Gives it an id, if it has none: time-ordered, and different each time.
+    pub(crate) fn identify(&mut self) -> EntryId {
+        let made = || EntryId::from_bits(uuid::Uuid::now_v7().into_bytes());
+        self.entry_id.get_or_insert_with(made).clone()
+    }
+
+    /// The request for it. Cheap for the payload, which is shared.
+    pub(crate) fn request(&self) -> AppendRequest {
         AppendRequest {
             context_id: self.context.as_str().to_owned(),
-            key: self.key.into_string(),
-            payload: self.payload,
-            metadata: self.metadata,
+            key: self.key.as_str().to_owned(),
+            payload: self.payload.clone(),
+            metadata: self.metadata.clone(),
             received_lamport: self.received_lamport,
-            entry_id: self
-                .entry_id
-                .map_or_else(|| uuid::Uuid::now_v7().simple().to_string(), |id| id.to_string()),
-            durability: 0,
+            entry_id: self.entry_id.as_ref().map(|id| id.with_text(str::to_owned)).unwrap_or_default(),
+            durability: match self.durability {
+                Durability::Configured => proto::Durability::Unspecified,
+                Durability::One => proto::Durability::One,
+                Durability::Majority => proto::Durability::Majority,
+                Durability::All => proto::Durability::All,
+            }
+            .into(),
         }
+    }
+
+    /// About how many bytes it takes.
+    pub(crate) fn bytes(&self) -> usize {
+        let metadata = self.metadata.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>();
+        self.payload.len() + self.key.as_str().len() + metadata
     }
 }
 
@@ -83,6 +125,13 @@ pub struct Appended {
     pub entry: Entry,
     /// The history up to and including it: the token to resume from.
     pub position: Position,
+}
+
+impl Appended {
+    pub(crate) fn of(context: &ContextId, answer: AppendResponse) -> Result<Self, ClientError> {
+        let entry = answer.entry.ok_or_else(|| ClientError::malformed("entry"))?;
+        Ok(Self { entry: convert::entry(context, entry)?, position: convert::position(answer.position)? })
+    }
 }
 
 /// A context as a listing shows it.
@@ -103,28 +152,59 @@ pub struct ContextInfo {
 }
 
 impl Client {
-    /// A client of the node at an endpoint such as `http://127.0.0.1:50051`. Connects when first used.
-    pub fn connect(endpoint: &str, options: &Options) -> Result<Self, ClientError> {
-        let connector = Connector::new(options.connect_timeout);
-        let channel = options.endpoint(endpoint)?.connect_with_connector_lazy(connector);
-        Ok(Self { channel, options: options.clone() })
+    /// A client of the node at an address such as `http://127.0.0.1:50051`, or of the cluster some of whose nodes
+    /// are at several, with commas between them. Connects when first used.
+    ///
+    /// With one address everything goes there. With several, reads go to any node that answers, and appends
+    /// straight to the owner of their context, wherever it moves.
+    pub fn connect(addresses: &str, options: &Options) -> Result<Self, ClientError> {
+        Self::connect_any([addresses], options)
     }
 
-    /// Appends an entry; returns when it is durable. Tried again if the node is unavailable: the entry id
-    /// makes that safe.
-    pub async fn append(&self, append: Append) -> Result<Appended, ClientError> {
-        let context = append.context.clone();
-        let request = append.into_request();
-        let answer = with_retries(&self.options, || {
-            let (mut service, request) = (self.context_service(), request.clone());
+    /// As [`Client::connect`], with a list.
+    pub fn connect_any<T: AsRef<str>>(
+        addresses: impl IntoIterator<Item = T>,
+        options: &Options,
+    ) -> Result<Self, ClientError> {
+        let nodes = Nodes::new(Address::list(addresses)?, options.clone())?;
+        Ok(Self(Arc::new(Shared { options: options.clone(), nodes, owners: Owners::default() })))
+    }
+
+    pub(crate) fn options(&self) -> &Options {
+        &self.0.options
+    }
+
+    pub(crate) fn nodes(&self) -> &Nodes {
+        &self.0.nodes
+    }
+
+    pub(crate) fn owners(&self) -> &Owners {
+        &self.0.owners
+    }
+
+    /// Appends an entry; returns when it is durable. Tried again while no node can take it, wherever the owner
+    /// moves: the entry id makes that safe. If it fails for want of a node or of time, the entry may have
+    /// been stored all the same; the error names its id, with which to repeat it.
+    pub async fn append(&self, mut append: Append) -> Result<Appended, ClientError> {
+        let id = append.identify();
+        let request = append.request();
+        let answer = self.call(Aim::owner_of(&append.context), |channel| {
+            let (mut service, request) = (self.context_service_on(channel), request.clone());
             async move { service.append(request).await }
         });
-        let answer = answer.await?.into_inner();
-        let entry = answer.entry.ok_or_else(|| ClientError::malformed("entry"))?;
-        Ok(Appended {
-            entry: convert::entry(&context, entry)?,
-            position: convert::position(answer.position)?,
-        })
+        let answer = answer.await.map_err(|error| error.of_entry(&id))?.into_inner();
+        Appended::of(&append.context, answer)
+    }
+
+    /// A writer's hold on a context: it keeps what it wrote until the ledger has it for good, and puts back what
+    /// the ledger lost. `position` is where the writer last saw the context, if it knows.
+    pub fn attach(
+        &self,
+        context: &ContextId,
+        position: Option<Position>,
+        options: AttachOptions,
+    ) -> Attachment {
+        Attachment::new(self.clone(), context.clone(), position, options)
     }
 
     /// A stream of appends to any contexts: at most `window` are under way. Results come in the order of
@@ -153,10 +233,8 @@ impl Client {
         limit: u32,
     ) -> Result<(Vec<ContextInfo>, bool), ClientError> {
         let request = ContextsRequest { prefix: prefix.to_owned(), after: after.to_owned(), limit };
-        let answer = with_retries(&self.options, || {
-            let mut service = ClusterServiceClient::new(self.channel.clone())
-                .max_decoding_message_size(self.options.max_message);
-            let request = request.clone();
+        let answer = self.call(Aim::Any, |channel| {
+            let (mut service, request) = (self.cluster_service_on(channel), request.clone());
             async move { service.contexts(request).await }
         });
         let answer = answer.await?.into_inner();
@@ -173,26 +251,40 @@ impl Client {
         Ok((contexts.collect::<Result<_, _>>()?, answer.more))
     }
 
-    /// The generated client of `converge.context.v1`, for what this SDK does not cover.
+    /// The generated client of `converge.context.v1` of the node in use, for what this SDK does not cover. Like
+    /// the others below it stays with that node.
     pub fn context_service(&self) -> ContextServiceClient<Channel> {
-        ContextServiceClient::new(self.channel.clone()).max_decoding_message_size(self.options.max_message)
+        self.context_service_on(self.nodes().any_channel())
     }
 
     /// The generated client of the streaming service.
     pub fn ledger_service(&self) -> LedgerServiceClient<Channel> {
-        LedgerServiceClient::new(self.channel.clone()).max_decoding_message_size(self.options.max_message)
+        self.ledger_service_on(self.nodes().any_channel())
+    }
+
+    /// The generated client of the cluster service.
+    pub fn cluster_service(&self) -> ClusterServiceClient<Channel> {
+        self.cluster_service_on(self.nodes().any_channel())
     }
 
     /// The generated client of the integrity service.
     pub fn integrity_service(&self) -> IntegrityServiceClient<Channel> {
-        IntegrityServiceClient::new(self.channel.clone()).max_decoding_message_size(self.options.max_message)
+        self.integrity_service_on(self.nodes().any_channel())
     }
-}
 
-/// Checks that entries continue a reading: higher sequences only, and none altered on the way.
-pub(crate) fn check_next(after: Sequence, entry: &Entry) -> Result<(), ClientError> {
-    if entry.sequence <= after {
-        return Err(ClientError::NotVerified(format!("entry {} came after entry {after}", entry.sequence)));
+    pub(crate) fn context_service_on(&self, channel: Channel) -> ContextServiceClient<Channel> {
+        ContextServiceClient::new(channel).max_decoding_message_size(self.options().max_message)
     }
-    Ok(())
+
+    pub(crate) fn ledger_service_on(&self, channel: Channel) -> LedgerServiceClient<Channel> {
+        LedgerServiceClient::new(channel).max_decoding_message_size(self.options().max_message)
+    }
+
+    pub(crate) fn cluster_service_on(&self, channel: Channel) -> ClusterServiceClient<Channel> {
+        ClusterServiceClient::new(channel).max_decoding_message_size(self.options().max_message)
+    }
+
+    pub(crate) fn integrity_service_on(&self, channel: Channel) -> IntegrityServiceClient<Channel> {
+        IntegrityServiceClient::new(channel).max_decoding_message_size(self.options().max_message)
+    }
 }

@@ -61,3 +61,11 @@ pub(crate) fn position_to(from: &Position) -> proto::Position {
         lineage: from.lineage.0.to_vec().into(),
     }
 }
+
+/// Checks that entries continue a reading: higher sequences only.
+pub(crate) fn check_next(after: Sequence, entry: &Entry) -> Result<(), ClientError> {
+    if entry.sequence <= after {
+        return Err(ClientError::NotVerified(format!("entry {} came after entry {after}", entry.sequence)));
+    }
+    Ok(())
+}

@@ -1,7 +1,11 @@
 //! What can go wrong, as a caller can act on it.
 
-use ledger_core::{checkpoint::NoteError, id::IdError, tree::proof::ProofError};
+use ledger_core::{
+    ContextId, EntryId, Sequence, Size, checkpoint::NoteError, id::IdError, tree::proof::ProofError,
+};
 use tonic::{Code, Status};
+
+use crate::refusal::{self, Failure};
 
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
@@ -32,9 +36,26 @@ pub enum ClientError {
     /// The context, or an entry with this id, exists already.
     #[error("{0}")]
     AlreadyExists(String),
-    /// The context's history is not the one that was seen before: read it again from the beginning.
-    #[error("{0}")]
-    HistoryChanged(String),
+    /// The context's history is not the one that was seen before: read it again, from the beginning or from
+    /// where the two part.
+    #[error("{message}")]
+    HistoryChanged {
+        /// What the ledger says.
+        message: String,
+        /// How many entries the two have in common, if the ledger says it.
+        common: Option<Size>,
+    },
+    /// The ledger lacks entries that this writer wrote and no longer keeps. What it keeps stays kept.
+    #[error(
+        "context {context} lacks entry {first}, which this writer wrote and no longer keeps: write again what \
+         belongs there, or go on from where the ledger stands"
+    )]
+    Missing {
+        /// The context.
+        context: ContextId,
+        /// The first entry that the ledger lacks and the writer cannot put back.
+        first: Sequence,
+    },
     /// The ledger found stored data damaged.
     #[error("{0}")]
     DataLoss(String),
@@ -64,6 +85,16 @@ impl ClientError {
         Self::NotVerified(format!("{what} is missing or malformed"))
     }
 
+    /// Of an append that may have been stored: names the id with which to repeat it.
+    pub(crate) fn of_entry(self, id: &EntryId) -> Self {
+        let named = |text| format!("{text}; it may have been stored: repeat it with entry_id {id}");
+        match self {
+            Self::Unavailable(text) => Self::Unavailable(named(text)),
+            Self::TimedOut(text) => Self::TimedOut(named(text)),
+            error => error,
+        }
+    }
+
     /// The error of a code and message, as they come in a status or in the result of a streamed append.
     pub(crate) fn of(code: Code, message: &str) -> Self {
         let message = message.to_owned();
@@ -75,7 +106,7 @@ impl ClientError {
             }
             Code::ResourceExhausted => Self::Exhausted(message),
             Code::AlreadyExists => Self::AlreadyExists(message),
-            Code::FailedPrecondition => Self::HistoryChanged(message),
+            Code::FailedPrecondition => Self::HistoryChanged { message, common: None },
             Code::DataLoss => Self::DataLoss(message),
             code => Self::Other { code, message },
         }
@@ -94,8 +125,15 @@ impl From<Status> for ClientError {
             }
             source = cause.source();
         }
-        let transport = status.code() == Code::Unknown && std::error::Error::source(&status).is_some();
-        Self::of(if transport { Code::Unavailable } else { status.code() }, &message)
+        if Failure::of(&status) != Failure::Final {
+            return Self::Unavailable(message);
+        }
+        match Self::of(status.code(), &message) {
+            Self::HistoryChanged { message, .. } => {
+                Self::HistoryChanged { message, common: refusal::common_size(&status).map(Size) }
+            }
+            error => error,
+        }
     }
 }
 

@@ -19,31 +19,47 @@
 //!
 //! | module | holds |
 //! | --- | --- |
-//! | [`client`] | the connection, and what takes one request and one answer |
+//! | [`client`] | the nodes, and what takes one request and one answer |
 //! | [`appender`] | pipelined appends |
-//! | [`read`] | pages of a context, and watching it |
+//! | [`attachment`] | a writer's hold on a context, which puts back what a ledger lost |
+//! | [`pages`], [`watch`] | reading a context, and watching it |
 //! | [`transfer`] | snapshots and loads of any size |
 //! | [`proof`] | checkpoints and proofs, verified here before they are believed |
-//! | [`retry`] | what is tried again, and when |
+//! | [`forks`] | histories that a node left for another one |
+//! | `address`, `nodes`, `owners`, `route` | where a call goes |
+//! | `reading` | a stream of answers that goes on elsewhere |
+//! | `refusal`, `retry` | what is tried again, and when |
 
+mod address;
 pub mod appender;
+pub mod attachment;
 pub mod client;
 mod connect;
 mod convert;
 pub mod error;
+pub mod forks;
+mod nodes;
 pub mod options;
+mod owners;
+pub mod pages;
 pub mod proof;
-pub mod read;
-pub mod retry;
+mod reading;
+mod refusal;
+mod retry;
+mod route;
 pub mod transfer;
+pub mod watch;
 
-pub use appender::{Appender, Receipt, Receipts};
-pub use client::{Append, Appended, Client, ContextInfo};
+pub use appender::{Appender, Receipt, Receipts, Stored};
+pub use attachment::{AttachOptions, Attachment, Reattached};
+pub use client::{Append, Appended, Client, ContextInfo, Durability};
 pub use error::ClientError;
+pub use forks::{Fork, ForkCursor, ForkPages, Tip};
 pub use ledger_core::{
     ContextId, Entry, EntryId, Epoch, Hash, HashSuite, Key, Lineage, Position, Sequence, Size,
 };
 pub use options::{Options, Tls};
+pub use pages::{Pages, ReadFrom, Selection};
 pub use proof::{Checkpoint, Consistency, Inclusion};
-pub use read::{Pages, Selection, Watch};
 pub use transfer::{Loaded, SnapshotInfo};
+pub use watch::Watch;

@@ -11,13 +11,15 @@ use crate::ClientError;
 pub struct Options {
     /// How long connecting may take.
     pub connect_timeout: Duration,
-    /// How long a call with one answer may take, all its tries together.
+    /// How long a call with one answer may take, all its tries together, and how long a stream may be without
+    /// a node that serves it.
     pub timeout: Duration,
     /// How often a silent connection is probed with an HTTP/2 ping.
     pub keep_alive: Duration,
     /// How long the answer to a probe may take before the connection is given up.
     pub keep_alive_timeout: Duration,
-    /// Tries of a call in all, the first included; 1: none is repeated.
+    /// Tries of a call in all, the first included; 1: none is repeated; 0: as many as the time allows, with
+    /// pauses that grow to half a second, which outlasts the loss of an owner.
     pub tries: u32,
     /// TLS, for endpoints that begin with `https://`.
     pub tls: Tls,
@@ -43,7 +45,7 @@ impl Default for Options {
             timeout: Duration::from_secs(30),
             keep_alive: Duration::from_secs(2),
             keep_alive_timeout: Duration::from_secs(3),
-            tries: 5,
+            tries: 0,
             tls: Tls::default(),
             max_message: 512 << 20,
         }

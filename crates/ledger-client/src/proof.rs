@@ -8,7 +8,7 @@ use ledger_core::{
 };
 use ledger_proto::ledger::v1::{CheckpointRequest, ConsistencyProofRequest, InclusionProofRequest};
 
-use crate::{Client, ClientError, convert, retry::with_retries};
+use crate::{Client, ClientError, convert, route::Aim};
 
 /// A context's size and root, signed by the node.
 #[derive(Debug, Clone)]
@@ -62,12 +62,21 @@ impl Client {
         context: &ContextId,
         size: Option<Size>,
     ) -> Result<Checkpoint, ClientError> {
+        self.checkpoint_at(Aim::near(context), context, size).await
+    }
+
+    pub(crate) async fn checkpoint_at(
+        &self,
+        aim: Aim,
+        context: &ContextId,
+        size: Option<Size>,
+    ) -> Result<Checkpoint, ClientError> {
         let request = CheckpointRequest {
             context_id: context.as_str().to_owned(),
             size: size.map_or(0, |size| size.0),
         };
-        let answer = with_retries(&self.options, || {
-            let (mut service, request) = (self.integrity_service(), request.clone());
+        let answer = self.call(aim, |channel| {
+            let (mut service, request) = (self.integrity_service_on(channel), request.clone());
             async move { service.checkpoint(request).await }
         });
         let answer = answer.await?.into_inner();
@@ -105,13 +114,23 @@ impl Client {
         sequence: Sequence,
         size: Option<Size>,
     ) -> Result<Inclusion, ClientError> {
+        self.inclusion_at(Aim::near(context), context, sequence, size).await
+    }
+
+    pub(crate) async fn inclusion_at(
+        &self,
+        aim: Aim,
+        context: &ContextId,
+        sequence: Sequence,
+        size: Option<Size>,
+    ) -> Result<Inclusion, ClientError> {
         let request = InclusionProofRequest {
             context_id: context.as_str().to_owned(),
             sequence: sequence.0,
             size: size.map_or(0, |size| size.0),
         };
-        let answer = with_retries(&self.options, || {
-            let (mut service, request) = (self.integrity_service(), request.clone());
+        let answer = self.call(aim, |channel| {
+            let (mut service, request) = (self.integrity_service_on(channel), request.clone());
             async move { service.inclusion_proof(request).await }
         });
         let answer = answer.await?.into_inner();
@@ -137,8 +156,8 @@ impl Client {
             old_size: old.0,
             new_size: new.map_or(0, |size| size.0),
         };
-        let answer = with_retries(&self.options, || {
-            let (mut service, request) = (self.integrity_service(), request.clone());
+        let answer = self.call(Aim::near(context), |channel| {
+            let (mut service, request) = (self.integrity_service_on(channel), request.clone());
             async move { service.consistency_proof(request).await }
         });
         let answer = answer.await?.into_inner();

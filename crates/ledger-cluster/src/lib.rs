@@ -2,12 +2,35 @@
 //!
 //! | module | holds |
 //! | --- | --- |
+//! | [`cluster`] | a node's part in it: what its server holds |
+//! | `driver` | the one task that decides, with [`ledger_core::ownership::Slots`] |
+//! | `sending`, `receiving` | the stream from an owner to a replica, seen from both ends |
+//! | `following`, `catch_up` | bringing a replica in step |
+//! | `service` | what other nodes ask |
+//! | [`routes`] | where slots are |
+//! | [`config`] | the settings of a node that takes part |
 //! | [`membership`] | who is in the cluster, who is alive, and what each node says of itself |
 //! | [`gossip`] | how that travels: chitchat over sealed UDP datagrams |
 //! | [`seal`] | the cluster keys, and sealing and opening a datagram |
 //! | [`seeds`] | where a node looks for the others |
 
+mod catch_up;
+pub mod cluster;
+pub mod config;
+mod driver;
+mod following;
 pub mod gossip;
 pub mod membership;
+mod peers;
+mod receiving;
+pub mod routes;
 pub mod seal;
 pub mod seeds;
+mod sending;
+pub mod service;
+mod shared;
+mod wire;
+
+pub use cluster::{Cluster, JoinError};
+pub use config::ClusterConfig;
+pub use shared::Counters;

@@ -15,6 +15,7 @@ use std::{
 
 use chitchat::spawn_chitchat;
 use ledger_core::{Epoch, slot::Slot};
+use parking_lot::Mutex;
 use tokio::{
     net::UdpSocket,
     sync::watch,
@@ -65,7 +66,7 @@ pub struct Membership {
     ended: watch::Receiver<Option<GossipEnded>>,
     chitchat: Gossip,
     cancel: CancellationToken,
-    tasks: Vec<AbortOnDropHandle<()>>,
+    tasks: Mutex<Vec<AbortOnDropHandle<()>>>,
 }
 
 impl Membership {
@@ -124,7 +125,7 @@ impl Membership {
             ended,
             chitchat,
             cancel,
-            tasks,
+            tasks: Mutex::new(tasks),
         })
     }
 
@@ -192,7 +193,12 @@ impl Membership {
 
     /// Tells the others that this node is leaving, and stops. Takes less than a second, or three of the
     /// intervals of gossip if they are shorter.
-    pub async fn shutdown(mut self) {
+    pub async fn shutdown(self) {
+        self.leave().await;
+    }
+
+    /// As [`Membership::shutdown`], for one that is shared.
+    pub async fn leave(&self) {
         self.set_readiness(Readiness::Leaving);
         let mut view = self.view.clone();
         let said = view.wait_for(|view| view.me().is_none_or(|me| me.readiness == Readiness::Leaving));
@@ -210,7 +216,8 @@ impl Membership {
             }
         }
         self.cancel.cancel();
-        for task in std::mem::take(&mut self.tasks) {
+        let tasks = std::mem::take(&mut *self.tasks.lock());
+        for task in tasks {
             drop(task.await);
         }
         let gone = self.chitchat.0.termination_watcher();

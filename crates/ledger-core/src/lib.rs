@@ -22,6 +22,7 @@
 //! | [`digest`] | whether two nodes hold the same, in a few bytes |
 //! | [`compare`] | finding what differs between two nodes |
 //! | [`ownership`] | who may write a slot: promises, takeovers, copies |
+//! | [`replication`] | when there are copies enough, and what a replica does with what it is sent |
 //! | [`limits`] | every bound on what is accepted |
 
 pub mod checkpoint;
@@ -37,6 +38,7 @@ pub mod log;
 pub mod node;
 pub mod ownership;
 pub mod rendezvous;
+pub mod replication;
 pub mod slot;
 pub mod snapshot;
 pub mod tree;

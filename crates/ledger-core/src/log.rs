@@ -168,6 +168,31 @@ impl Head {
         entry: &Entry,
         write: &mut impl FnMut(TileId, &[Hash]),
     ) -> Result<(), LogError> {
+        self.check_next(context, entry)?;
+        with_suite!(self.suite, H => self.push::<H>(edge, entry, write));
+        Ok(())
+    }
+
+    /// As [`Head::accept`] of an entry that [`Head::verify_next`] has verified.
+    pub fn accept_verified(
+        &mut self,
+        edge: &mut RightEdge,
+        entry: &Entry,
+        write: &mut impl FnMut(TileId, &[Hash]),
+    ) {
+        with_suite!(self.suite, H => self.push::<H>(edge, entry, write));
+    }
+
+    /// As [`Head::accept`], without the tree's tiles: to verify many entries up to a known root before any of
+    /// them is taken.
+    pub fn verify_next(&mut self, context: &ContextId, entry: &Entry) -> Result<(), LogError> {
+        self.check_next(context, entry)?;
+        with_suite!(self.suite, H => self.frontier.push::<H>(H::leaf(&entry.content_hash), |_, _| ()));
+        (self.lamport, self.epoch) = (entry.lamport, entry.epoch);
+        Ok(())
+    }
+
+    fn check_next(&self, context: &ContextId, entry: &Entry) -> Result<(), LogError> {
         let not_next =
             |reason| LogError::NotNext { context: context.clone(), sequence: entry.sequence, reason };
         if entry.context_id != *context {
@@ -185,7 +210,6 @@ impl Head {
         if !entry.is_intact(self.suite) {
             return Err(not_next("its content does not match its content hash"));
         }
-        with_suite!(self.suite, H => self.push::<H>(edge, entry, write));
         Ok(())
     }
 

@@ -26,10 +26,12 @@
 
 pub mod copies;
 pub mod record;
+pub mod slots;
 pub mod takeover;
 
 pub use copies::Copies;
 pub use record::{Claim, NotTaken, Placement, Promise, Refused, SlotRecord};
+pub use slots::Slots;
 pub use takeover::{Effect, Event, GaveUp, Phase, Takeover};
 
 #[cfg(test)]

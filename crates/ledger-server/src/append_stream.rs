@@ -5,6 +5,8 @@
 //! entry. What was accepted and not yet answered is bounded, in entries for each stream and in bytes for
 //! the node; at the bound the task reads no further, and HTTP/2 flow control holds the client back.
 //!
+//! In a cluster, entries of slots that other nodes own are sent on to them, on one stream for each owner.
+//!
 //! | state | leaves it when |
 //! | --- | --- |
 //! | reading | the client half-closes, fails, or the node drains → finishing |
@@ -28,6 +30,7 @@ use tonic::{Code, Status, Streaming};
 
 use crate::{
     convert::{self, Names},
+    forward::{Placed, Places},
     limits,
     metrics::{Alive, Rpc},
     node::Node,
@@ -38,6 +41,7 @@ use crate::{
 pub fn start(
     node: Arc<Node>,
     batches: Streaming<AppendBatch>,
+    is_forwarded: bool,
 ) -> impl Stream<Item = Result<AppendResults, Status>> + Send {
     node.metrics.started(Rpc::AppendStream);
     let in_flight = Arc::new(InFlight::default());
@@ -50,6 +54,7 @@ pub fn start(
         names: Names::default(),
         in_flight: Arc::clone(&in_flight),
         stored,
+        places: Places::new(is_forwarded),
         refused,
         node: Arc::clone(&node),
     };
@@ -122,7 +127,7 @@ impl Chunks {
 }
 
 /// Results of entries that the store never saw, and the room they take until they are sent.
-type Refused = (AppendResults, OwnedSemaphorePermit);
+pub(crate) type Refused = (AppendResults, OwnedSemaphorePermit);
 
 /// Reads batches and hands them to the store.
 struct Reader {
@@ -132,6 +137,7 @@ struct Reader {
     in_flight: Arc<InFlight>,
     stored: mpsc::UnboundedSender<BatchResults>,
     refused: mpsc::UnboundedSender<Refused>,
+    places: Places,
 }
 
 impl Reader {
@@ -182,10 +188,20 @@ impl Reader {
         for AppendItem { tag, request } in items {
             let request = request.unwrap_or_default();
             let weight = convert::weight(&request);
-            let checked = self
-                .names
-                .get(&request.context_id)
-                .and_then(|context| convert::append(request, context, self.node.config.max_payload.get()));
+            let context = self.names.get(&request.context_id);
+            let epoch = match context.clone().and_then(|context| self.places.of(&self.node, &context)) {
+                Ok(Placed::Here(epoch)) => Ok(epoch),
+                Ok(Placed::There(owner)) => {
+                    let item = AppendItem { tag, request: Some(request) };
+                    self.places.send(&owner, item, &self.items, &self.refused).await?;
+                    continue;
+                }
+                Err(refusal) => Err(refusal),
+            };
+            let checked = epoch.and_then(|epoch| {
+                let append = convert::append(request, context?, self.node.config.max_payload.get())?;
+                Ok(Append { epoch, ..append })
+            });
             match checked {
                 Ok(append) => {
                     bytes += weight;
@@ -220,7 +236,10 @@ impl Reader {
     }
 }
 
-async fn acquire(semaphore: &Arc<Semaphore>, count: usize) -> Result<OwnedSemaphorePermit, Refusal> {
+pub(crate) async fn acquire(
+    semaphore: &Arc<Semaphore>,
+    count: usize,
+) -> Result<OwnedSemaphorePermit, Refusal> {
     let count = u32::try_from(count).unwrap_or(u32::MAX);
     Arc::clone(semaphore).acquire_many_owned(count).await.map_err(|_| Refusal::shutting_down())
 }
@@ -330,7 +349,7 @@ fn succeeded(tag: u64, entry: &Entry, repeated_id: bool, content_hash: Bytes) ->
     }
 }
 
-fn failed(tag: u64, refusal: Refusal) -> AppendResult {
+pub(crate) fn failed(tag: u64, refusal: Refusal) -> AppendResult {
     AppendResult { tag, error: Some(refusal.into_append_error()), ..AppendResult::default() }
 }
 

@@ -69,6 +69,59 @@ struct Settings {
     /// Name of the cluster, part of every checkpoint [default: converge]
     #[arg(long, env = "LEDGER_CLUSTER", value_name = "NAME", global = true)]
     cluster: Option<String>,
+    /// Name of this node in its cluster [default: none, a node by itself]
+    #[arg(long, env = "LEDGER_NODE_ID", value_name = "NAME", global = true)]
+    node_id: Option<String>,
+    /// Address of gossip, UDP; port 0: any free one [default: 0.0.0.0:50052]
+    #[arg(long, env = "LEDGER_GOSSIP_LISTEN", value_name = "IP:PORT", global = true)]
+    gossip_listen: Option<SocketAddr>,
+    /// Where other nodes reach this one's gossip [default: `gossip_listen`]
+    #[arg(long, env = "LEDGER_GOSSIP_ADVERTISE", value_name = "IP:PORT", global = true)]
+    gossip_advertise: Option<SocketAddr>,
+    /// Where others reach the gRPC services [default: `grpc_listen`]
+    #[arg(long, env = "LEDGER_GRPC_ADVERTISE", value_name = "HOST:PORT", global = true)]
+    grpc_advertise: Option<String>,
+    /// Where to look for other nodes, with commas between; a name may stand for many
+    #[arg(long, env = "LEDGER_SEEDS", value_name = "HOST:PORT,…", value_delimiter = ',', global = true)]
+    seeds: Option<Vec<String>>,
+    /// The cluster's keys, one a line, the one to seal gossip with first; read again on SIGHUP
+    #[arg(long, env = "LEDGER_CLUSTER_KEY_FILE", value_name = "FILE", global = true)]
+    cluster_key_file: Option<PathBuf>,
+    /// Gossip over a network without keys: whoever reaches it can take part [default: false]
+    #[arg(
+        long,
+        env = "LEDGER_INSECURE_GOSSIP",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        global = true
+    )]
+    insecure_gossip: Option<bool>,
+    /// Copies of each entry in a cluster, 1 to 7 [default: 3]
+    #[arg(long, env = "LEDGER_COPIES", value_name = "COUNT", global = true)]
+    copies: Option<usize>,
+    /// Copies after which an append is acknowledged [default: 2, or `copies` if fewer]
+    #[arg(long, env = "LEDGER_MIN_COPIES", value_name = "COUNT", global = true)]
+    min_copies: Option<usize>,
+    /// Where the node stands: a zone or rack
+    #[arg(long, env = "LEDGER_ZONE", value_name = "NAME", global = true)]
+    zone: Option<String>,
+    /// The nodes that form the cluster the first time, with commas between [default: the first `copies`]
+    #[arg(long, env = "LEDGER_FIRST_NODES", value_name = "NAME,…", value_delimiter = ',', global = true)]
+    first_nodes: Option<Vec<String>>,
+    /// How often a node gossips; one is taken for dead after four to eight times that [default: 250ms]
+    #[arg(long, env = "LEDGER_GOSSIP_INTERVAL", value_name = "TIME", global = true)]
+    gossip_interval: Option<Span>,
+    /// How long a node may be away before its place is given to another [default: 10m]
+    #[arg(long, env = "LEDGER_PLACEMENT_GRACE", value_name = "TIME", global = true)]
+    placement_grace: Option<Span>,
+    /// How often nodes compare what they keep [default: 10s]
+    #[arg(long, env = "LEDGER_ANTI_ENTROPY_INTERVAL", value_name = "TIME", global = true)]
+    anti_entropy_interval: Option<Span>,
+    /// Bytes a second that catching up may take; 0: no limit [default: 0]
+    #[arg(long, env = "LEDGER_CATCH_UP_RATE", value_name = "SIZE", global = true)]
+    catch_up_rate: Option<ByteSize>,
     /// When an append is acknowledged [default: always]
     #[arg(long, env = "LEDGER_DURABILITY", global = true)]
     durability: Option<DurabilityMode>,
@@ -126,6 +179,17 @@ struct Settings {
     /// Clients must show a certificate of this authority, PEM
     #[arg(long, env = "LEDGER_TLS_CLIENT_CA", value_name = "FILE", global = true)]
     tls_client_ca: Option<PathBuf>,
+    /// Shut down when standard input ends: for who starts nodes as its children
+    #[arg(
+        long,
+        env = "LEDGER_EXIT_WHEN_STDIN_CLOSES",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        global = true,
+        hide = true
+    )]
+    exit_when_stdin_closes: Option<bool>,
     /// For tests of the supervision only
     #[arg(long, env = "LEDGER_TEST_PANIC", global = true, hide = true)]
     test_panic: Option<TestPanic>,
@@ -194,10 +258,24 @@ mod tests {
     fn every_setting_is_a_flag_of_the_same_name() {
         let command = Cli::command();
         let flags: Vec<_> = command.get_arguments().map(|arg| arg.get_id().to_string()).collect();
-        let mut config = Config::default();
-        let path = Some(PathBuf::from("x"));
-        (config.ready_file, config.tls_cert, config.tls_key) = (path.clone(), path.clone(), path.clone());
-        (config.tls_client_ca, config.test_panic) = (path, Some(TestPanic::Watch));
+        let (path, text) = (Some(PathBuf::from("x")), Some("x".to_owned()));
+        let config = Config {
+            ready_file: path.clone(),
+            node_id: text.clone(),
+            gossip_advertise: Some(Config::default().gossip_listen),
+            grpc_advertise: text.clone(),
+            seeds: vec!["x".to_owned()],
+            cluster_key_file: path.clone(),
+            min_copies: Some(1),
+            zone: text,
+            first_nodes: vec!["x".to_owned()],
+            tls_cert: path.clone(),
+            tls_key: path.clone(),
+            tls_client_ca: path,
+            exit_when_stdin_closes: true,
+            test_panic: Some(TestPanic::Watch),
+            ..Config::default()
+        };
         for key in Table::try_from(config).unwrap().keys() {
             assert!(flags.contains(key), "{key} has no flag");
         }

@@ -1,9 +1,21 @@
-//! `converge.ledger.v1.ClusterService`: who holds what. One node holds everything.
+//! `converge.ledger.v1.ClusterService`: who is there, and who holds what.
 
 use std::sync::Arc;
 
-use ledger_core::limits::MAX_CONTEXT_ID;
-use ledger_proto::ledger::v1::{ContextsRequest, ContextsResponse, cluster_service_server::ClusterService};
+use futures::{
+    Stream, StreamExt as _,
+    stream::{self, BoxStream},
+};
+use ledger_core::{
+    ContextId,
+    limits::MAX_CONTEXT_ID,
+    slot::{SLOTS, Slot},
+};
+use ledger_proto::ledger::v1::{
+    ClusterChange, ContextsRequest, ContextsResponse, DrainProgress, DrainRequest, LocateRequest,
+    LocateResponse, MembersRequest, MembersResponse, WatchClusterRequest,
+    cluster_service_server::ClusterService,
+};
 use prost::Message as _;
 use tonic::{Request, Response, Status};
 use tracing::debug_span;
@@ -12,10 +24,10 @@ use crate::{convert, limits, metrics::Rpc, node::Node, status::Refusal};
 
 /// The service.
 #[derive(Debug, Clone)]
-pub struct Cluster(pub Arc<Node>);
+pub struct Members(pub Arc<Node>);
 
 #[tonic::async_trait]
-impl ClusterService for Cluster {
+impl ClusterService for Members {
     async fn contexts(
         &self,
         request: Request<ContextsRequest>,
@@ -24,6 +36,93 @@ impl ClusterService for Cluster {
         let span = debug_span!("contexts", prefix = request.prefix, after = request.after);
         self.0.answer(Rpc::Contexts, span, contexts(&self.0, request)).await
     }
+
+    async fn members(&self, _: Request<MembersRequest>) -> Result<Response<MembersResponse>, Status> {
+        let members = async { Ok(self.0.standing.members(&self.0)) };
+        self.0.answer(Rpc::Members, debug_span!("members"), members).await
+    }
+
+    async fn locate(&self, request: Request<LocateRequest>) -> Result<Response<LocateResponse>, Status> {
+        let request = request.into_inner();
+        let span = debug_span!("locate", contexts = request.context_ids.len(), slots = request.slots.len());
+        self.0.answer(Rpc::Locate, span, async { locate(&self.0, &request) }).await
+    }
+
+    type WatchClusterStream = BoxStream<'static, Result<ClusterChange, Status>>;
+
+    async fn watch_cluster(
+        &self,
+        _: Request<WatchClusterRequest>,
+    ) -> Result<Response<Self::WatchClusterStream>, Status> {
+        let changes = self.0.standing.changes(&self.0);
+        self.stream(Rpc::WatchCluster, Ok(changes))
+    }
+
+    type DrainStream = BoxStream<'static, Result<DrainProgress, Status>>;
+
+    async fn drain(&self, request: Request<DrainRequest>) -> Result<Response<Self::DrainStream>, Status> {
+        let resume = request.into_inner().resume;
+        tracing::info!(resume, "asked to drain");
+        self.0.serving().map_err(|refusal| self.0.refuse(Rpc::Drain, refusal))?;
+        self.stream(Rpc::Drain, self.0.standing.drain(resume).await)
+    }
+}
+
+impl Members {
+    /// Answers with a stream, which ends with a refusal when the node shuts down.
+    fn stream<T: Send + 'static>(
+        &self,
+        rpc: Rpc,
+        items: Result<impl Stream<Item = Result<T, Refusal>> + Send + 'static, Refusal>,
+    ) -> Result<Response<BoxStream<'static, Result<T, Status>>>, Status> {
+        let node = Arc::clone(&self.0);
+        let items = node.serving().and(items).map_err(|refusal| node.refuse(rpc, refusal))?;
+        node.metrics.started(rpc);
+        let stream = stream::unfold(Some(items.boxed()), move |items| {
+            let node = Arc::clone(&node);
+            async move {
+                let mut items = items?;
+                let next = tokio::select! {
+                    biased;
+                    () = node.draining.cancelled() => Err(Refusal::shutting_down()),
+                    next = items.next() => next?,
+                };
+                match next {
+                    Ok(item) => Some((Ok(item), Some(items))),
+                    Err(refusal) => Some((Err(node.refuse(rpc, refusal)), None)),
+                }
+            }
+        });
+        Ok(Response::new(stream.boxed()))
+    }
+}
+
+/// Where contexts and slots are.
+fn locate(node: &Node, request: &LocateRequest) -> Result<LocateResponse, Refusal> {
+    let LocateRequest { context_ids, slots } = request;
+    for (field, count, most) in [
+        ("context_ids", context_ids.len(), limits::LOCATE_CONTEXTS),
+        ("slots", slots.len(), usize::from(SLOTS)),
+    ] {
+        if count > most {
+            return Err(Refusal::field(field, format!("{field} has {count}: at most {most} are allowed")));
+        }
+    }
+    let mut locations = Vec::new();
+    for text in context_ids {
+        let context = ContextId::new(text)?;
+        locations.push(node.standing.location(Slot::of(&context), Some(&context)));
+    }
+    for &number in slots {
+        let slot = u16::try_from(number).ok().and_then(Slot::new).ok_or_else(|| {
+            Refusal::field("slots", format!("slot {number} is not there: slots are 0 to {}", SLOTS - 1))
+        })?;
+        locations.push(node.standing.location(slot, None));
+    }
+    if context_ids.is_empty() && slots.is_empty() {
+        locations.extend((0..SLOTS).filter_map(Slot::new).map(|slot| node.standing.location(slot, None)));
+    }
+    Ok(LocateResponse { locations })
 }
 
 /// A page of the listing, cut at a whole context to fit a message.

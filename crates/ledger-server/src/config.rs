@@ -17,6 +17,10 @@ use crate::{
     units::{ByteSize, Span},
 };
 
+mod cluster;
+
+pub use cluster::read_keys;
+
 /// The effective settings. Each key may stand in the file under its name here, in the environment as
 /// `LEDGER_` and its name in capitals, and on the command line with dashes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,6 +36,38 @@ pub struct Config {
     pub ready_file: Option<PathBuf>,
     /// Name of the cluster: the first part of a checkpoint's origin.
     pub cluster: String,
+    /// The node's stable name in its cluster; without it, a node by itself.
+    pub node_id: Option<String>,
+    /// UDP address that gossip listens at; port 0 lets the system choose.
+    pub gossip_listen: SocketAddr,
+    /// UDP address that others reach this node's gossip at, if it is not the one it listens at.
+    pub gossip_advertise: Option<SocketAddr>,
+    /// `host:port` that others reach the gRPC services at, if it is not the one they listen at.
+    pub grpc_advertise: Option<String>,
+    /// Where to look for other nodes: `host:port`; a name may stand for many.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub seeds: Vec<String>,
+    /// The cluster's keys, one a line, the one to seal with first. Read again on SIGHUP.
+    pub cluster_key_file: Option<PathBuf>,
+    /// Gossips in plain over a network, without keys.
+    pub insecure_gossip: bool,
+    /// Copies there should be of each entry.
+    pub copies: usize,
+    /// Copies after which an append is acknowledged; unset: see [`Config::min_copies`].
+    pub min_copies: Option<usize>,
+    /// Where the node stands: a zone or rack.
+    pub zone: Option<String>,
+    /// The nodes that form the cluster the first time; empty: whoever is there, once they are `copies`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub first_nodes: Vec<String>,
+    /// How often a node gossips.
+    pub gossip_interval: Span,
+    /// How long a node may be away before its place is given to another.
+    pub placement_grace: Span,
+    /// How often nodes compare what they keep.
+    pub anti_entropy_interval: Span,
+    /// Bytes per second that catching up may take; 0: no limit.
+    pub catch_up_rate: ByteSize,
     /// When an append is acknowledged.
     pub durability: DurabilityMode,
     /// How often to sync with durability `interval`.
@@ -70,6 +106,9 @@ pub struct Config {
     pub tls_key: Option<PathBuf>,
     /// TLS: clients must show a certificate of this authority, PEM.
     pub tls_client_ca: Option<PathBuf>,
+    /// Shuts down when standard input ends: for who starts nodes as its children, and may be killed.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub exit_when_stdin_closes: bool,
     /// For tests of the supervision only: makes a part of the node panic once.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub test_panic: Option<TestPanic>,
@@ -126,6 +165,21 @@ impl Default for Config {
             http_listen: SocketAddr::from(([127, 0, 0, 1], 50080)),
             ready_file: None,
             cluster: "converge".into(),
+            node_id: None,
+            gossip_listen: SocketAddr::from(([0, 0, 0, 0], 50052)),
+            gossip_advertise: None,
+            grpc_advertise: None,
+            seeds: Vec::new(),
+            cluster_key_file: None,
+            insecure_gossip: false,
+            copies: 3,
+            min_copies: None,
+            zone: None,
+            first_nodes: Vec::new(),
+            gossip_interval: Span(Duration::from_millis(250)),
+            placement_grace: Span::seconds(600),
+            anti_entropy_interval: Span::seconds(10),
+            catch_up_rate: ByteSize(0),
             durability: DurabilityMode::Always,
             sync_interval: Span(Duration::from_millis(100)),
             hash_suite: Suite::Blake3,
@@ -145,6 +199,7 @@ impl Default for Config {
             tls_cert: None,
             tls_key: None,
             tls_client_ca: None,
+            exit_when_stdin_closes: false,
             test_panic: None,
         }
     }
@@ -184,6 +239,29 @@ pub enum ConfigError {
         /// What would be right.
         reason: String,
     },
+    /// The cluster's keys cannot be used.
+    #[error("cannot use the cluster key file {} (cluster_key_file): {reason}", path.display())]
+    Keys {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// A TLS file that the cluster needs cannot be read.
+    #[error("cannot read the TLS file {} ({key}): {reason}", path.display())]
+    Tls {
+        /// The setting.
+        key: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: std::io::Error,
+    },
+    /// Others could not reach the node.
+    #[error(
+        "grpc_listen is {0}, where other nodes cannot reach it: set grpc_advertise to a host:port where they can"
+    )]
+    GrpcAddress(SocketAddr),
 }
 
 /// One source of settings: a name for messages, and what it sets.
@@ -231,9 +309,9 @@ impl Effective {
             let source = self.sources.get(key).map_or("default", String::as_str);
             let _ = writeln!(text, "{:<40} # {source}", format!("{key} = {value}"));
         }
-        for key in ["ready_file", "tls_cert", "tls_key", "tls_client_ca"] {
+        for (key, example) in NOT_SET {
             if !table.contains_key(key) {
-                let _ = writeln!(text, "{:<40} # not set", format!("# {key} = \"…\""));
+                let _ = writeln!(text, "{:<40} # not set", format!("# {key} = {example}"));
             }
         }
         Ok(text)
@@ -278,12 +356,29 @@ impl Effective {
             let reason = "checking clients needs TLS: set tls_cert and tls_key too".to_owned();
             return Err(wrong("tls_client_ca", format!("{:?}", config.tls_client_ca), reason));
         }
+        cluster::check(config, wrong)?;
         if let Err(error) = config.log.parse::<tracing_subscriber::EnvFilter>() {
             return Err(wrong("log", format!("`{}`", config.log), error.to_string()));
         }
         Ok(())
     }
 }
+
+/// Settings without a default, and how they are written.
+const NOT_SET: [(&str, &str); 12] = [
+    ("ready_file", "\"…\""),
+    ("node_id", "\"…\""),
+    ("gossip_advertise", "\"…\""),
+    ("grpc_advertise", "\"…\""),
+    ("seeds", "[\"…\"]"),
+    ("cluster_key_file", "\"…\""),
+    ("min_copies", "…"),
+    ("zone", "\"…\""),
+    ("first_nodes", "[\"…\"]"),
+    ("tls_cert", "\"…\""),
+    ("tls_key", "\"…\""),
+    ("tls_client_ca", "\"…\""),
+];
 
 fn defaults() -> Result<Table, ConfigError> {
     Table::try_from(Config::default()).map_err(|error| ConfigError::Merge(error.to_string()))
@@ -321,6 +416,7 @@ impl Config {
             head_cache: self.head_cache.get(),
             scrub_rate: self.scrub_rate.0,
             scrub_pause: self.scrub_pause.0,
+            clustered: self.node_id.is_some(),
         }
     }
 

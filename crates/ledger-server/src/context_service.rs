@@ -3,17 +3,17 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use bytes::Bytes;
-use futures::{Stream, StreamExt as _, stream::BoxStream};
+use futures::{StreamExt as _, stream::BoxStream};
 use ledger_core::{ContextId, Sequence, snapshot::VERSION};
 use ledger_proto::{
     context::v1::{
         AppendRequest, AppendResponse, GetRequest, GetResponse, LoadRequest, LoadResponse, SnapshotMetadata,
-        SnapshotRequest, SnapshotResponse, WatchRequest,
+        SnapshotRequest, SnapshotResponse, WatchRequest, context_service_client::ContextServiceClient,
     },
     wire::context::v1::{WatchEvent, context_service_server::ContextService},
 };
-use ledger_store::EntryView;
-use tonic::{Code, Request, Response, Status};
+use ledger_store::{EntryView, Ledger};
+use tonic::{Code, Request, Response, Status, transport::Channel};
 use tracing::debug_span;
 
 use crate::{
@@ -21,6 +21,9 @@ use crate::{
     metrics::Rpc,
     node::{Node, blocking},
     pages::Get,
+    relay,
+    route::{self, Place},
+    standing::Standing,
     status::Refusal,
     tail::{Batch, Tail},
 };
@@ -32,16 +35,24 @@ pub struct Contexts(pub Arc<Node>);
 #[tonic::async_trait]
 impl ContextService for Contexts {
     async fn append(&self, request: Request<AppendRequest>) -> Result<Response<AppendResponse>, Status> {
+        let is_forwarded = route::is_forwarded(request.metadata());
         let request = request.into_inner();
         let span = debug_span!("append", context = request.context_id, key = request.key);
-        self.0.answer(Rpc::Append, span, append(&self.0, request)).await
+        self.0.answer(Rpc::Append, span, append(&self.0, request, is_forwarded)).await
     }
 
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetResponse>, Status> {
+        let is_forwarded = route::is_forwarded(request.metadata());
         let request = request.into_inner();
         let span = debug_span!("get", context = request.context_id, after = request.after_sequence);
         let max = self.0.config.max_response.get() - limits::RESPONSE_SLACK;
-        let work = async { Get::check(request)?.answer(&self.0, max).await };
+        let work = async {
+            let get = Get::check(request.clone())?;
+            match self.0.reads(get.context(), get.at_owner(), is_forwarded)? {
+                Place::Here(_) => get.answer(&self.0, max).await,
+                Place::There(channel) => route::answer(reader(channel).get(route::forwarded(request))).await,
+            }
+        };
         self.0.answer(Rpc::Get, span, work).await
     }
 
@@ -49,28 +60,106 @@ impl ContextService for Contexts {
         &self,
         request: Request<SnapshotRequest>,
     ) -> Result<Response<SnapshotResponse>, Status> {
+        let is_forwarded = route::is_forwarded(request.metadata());
         let request = request.into_inner();
         let span = debug_span!("snapshot", context = request.context_id);
-        self.0.answer(Rpc::Snapshot, span, snapshot(&self.0, request)).await
+        let work = async {
+            match self.0.reads(&ContextId::new(&request.context_id)?, false, is_forwarded)? {
+                Place::Here(_) => snapshot(&self.0, request).await,
+                Place::There(channel) => {
+                    route::answer(reader(channel).snapshot(route::forwarded(request))).await
+                }
+            }
+        };
+        self.0.answer(Rpc::Snapshot, span, work).await
     }
 
     async fn load(&self, request: Request<LoadRequest>) -> Result<Response<LoadResponse>, Status> {
+        let is_forwarded = route::is_forwarded(request.metadata());
         let request = request.into_inner();
         let span = debug_span!("load", context = request.context_id, bytes = request.snapshot.len());
-        self.0.answer(Rpc::Load, span, load(&self.0, request)).await
+        let work = async {
+            let context = ContextId::new(&request.context_id)?;
+            let deadline = route::deadline();
+            loop {
+                // A load that was done is found to be done.
+                let refusal = match self.0.writes(&context, is_forwarded) {
+                    Ok(Place::Here(_)) => match load(&self.0, request.clone()).await {
+                        Ok(loaded) => return Ok(loaded),
+                        Err(refusal) => refusal,
+                    },
+                    Ok(Place::There(channel)) => {
+                        match route::answer(reader(channel).load(route::forwarded(request.clone()))).await {
+                            Ok(loaded) => return Ok(loaded),
+                            Err(refusal) => refusal,
+                        }
+                    }
+                    Err(refusal) => refusal,
+                };
+                self.0.again(refusal, !is_forwarded && !request.fail_if_exists, deadline).await?;
+            }
+        };
+        self.0.answer(Rpc::Load, span, work).await
     }
 
     type WatchStream = BoxStream<'static, Result<WatchEvent, Status>>;
 
     async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        let watch = watch(&self.0, request.into_inner());
-        watch
-            .map(|events| Response::new(events.boxed()))
-            .map_err(|refusal| self.0.refuse(Rpc::Watch, refusal))
+        let is_forwarded = route::is_forwarded(request.metadata());
+        let watch = watch(&self.0, request.into_inner(), is_forwarded);
+        watch.map(Response::new).map_err(|refusal| self.0.refuse(Rpc::Watch, refusal))
     }
 }
 
-async fn append(node: &Node, request: AppendRequest) -> Result<AppendResponse, Refusal> {
+/// The service at another node.
+fn reader(channel: Channel) -> ContextServiceClient<Channel> {
+    ContextServiceClient::new(channel)
+        .max_decoding_message_size(usize::MAX)
+        .max_encoding_message_size(usize::MAX)
+}
+
+/// Appends where the slot's owner is.
+async fn append(
+    node: &Node,
+    mut request: AppendRequest,
+    is_forwarded: bool,
+) -> Result<AppendResponse, Refusal> {
+    if matches!(node.standing, Standing::Lone(_)) {
+        return append_here(node, request).await;
+    }
+    let context = ContextId::new(&request.context_id)?;
+    // Whatever happens on the way, a retry with an id is safe.
+    if request.entry_id.is_empty()
+        && !is_forwarded
+        && matches!(node.writes(&context, false), Ok(Place::There(_)))
+    {
+        request.entry_id = Ledger::new_entry_id().to_string();
+    }
+    let has_id = !request.entry_id.is_empty();
+    let deadline = route::deadline();
+    loop {
+        let (refusal, is_safe) = match node.writes(&context, is_forwarded) {
+            Ok(Place::Here(_)) => match append_here(node, request.clone()).await {
+                Ok(appended) => return Ok(appended),
+                Err(refusal) => (refusal, has_id),
+            },
+            Ok(Place::There(channel)) => {
+                match reader(channel).append(route::forwarded(request.clone())).await {
+                    Ok(appended) => return Ok(appended.into_inner()),
+                    Err(status) => {
+                        let (refusal, is_undone) = route::refusal(status);
+                        (refusal, is_undone || has_id)
+                    }
+                }
+            }
+            Err(refusal) => (refusal, true),
+        };
+        // The one that sent it on waits.
+        node.again(refusal, is_safe && !is_forwarded, deadline).await?;
+    }
+}
+
+async fn append_here(node: &Node, request: AppendRequest) -> Result<AppendResponse, Refusal> {
     let weight = u32::try_from(convert::weight(&request).min(node.config.max_in_flight.get()));
     let context = ContextId::new(&request.context_id)?;
     let append = convert::append(request, context, node.config.max_payload.get())?;
@@ -156,17 +245,26 @@ async fn load(node: &Node, request: LoadRequest) -> Result<LoadResponse, Refusal
 fn watch(
     node: &Arc<Node>,
     request: WatchRequest,
-) -> Result<impl Stream<Item = Result<WatchEvent, Status>> + Send + 'static, Refusal> {
+    is_forwarded: bool,
+) -> Result<BoxStream<'static, Result<WatchEvent, Status>>, Refusal> {
     node.serving()?;
     let context = ContextId::new(&request.context_id)?;
     let key = convert::key_filter(request.key)?;
     let named = context.clone();
     let shape = move |view: &EntryView<'_>| encode::named_entry(view, &named);
-    let mut tail = Tail::new(node, Rpc::Watch, context, key, Sequence(request.from_sequence), shape);
-    if request.bookmarks {
-        tail = tail.with_bookmarks(limits::BOOKMARK_MS);
-    }
-    Ok(tail.into_stream().flat_map(|batch| futures::stream::iter(events(batch))))
+    let bookmark_ms = request.bookmarks.then_some(limits::BOOKMARK_MS);
+    let after = Sequence(request.from_sequence);
+    let batches = if matches!(node.standing, Standing::Lone(_)) {
+        let mut tail = Tail::new(node, Rpc::Watch, context, key, after, shape);
+        if let Some(every_ms) = bookmark_ms {
+            tail = tail.with_bookmarks(every_ms);
+        }
+        tail.into_stream().boxed()
+    } else {
+        let start = relay::Start { context, key, after, position: None, bookmark_ms, is_named: true };
+        relay::watch(node, Rpc::Watch, start, shape, is_forwarded)
+    };
+    Ok(batches.flat_map(|batch| futures::stream::iter(events(batch))).boxed())
 }
 
 /// An event for each entry. The bookmark comes with the last: alone only if there is no entry.

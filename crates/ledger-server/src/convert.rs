@@ -11,7 +11,7 @@ use ledger_proto::{
     context::v1::{self as context, AppendRequest, Consistency, Durability},
     ledger::v1 as ledger,
 };
-use ledger_store::{Append, ContextInfo, StoreError};
+use ledger_store::{Append, ContextInfo, ForkInfo, StoreError, Tip};
 
 use crate::{limits, status::Refusal};
 
@@ -37,6 +37,7 @@ pub fn append(request: AppendRequest, context: ContextId, max_payload: usize) ->
         draft: Draft { key, payload: request.payload, metadata: request.metadata },
         received_lamport: request.received_lamport,
         entry_id,
+        epoch: None,
     })
 }
 
@@ -133,6 +134,11 @@ pub fn position(position: &Position) -> context::Position {
     }
 }
 
+/// A whole position.
+pub fn position_of(position: context::Position) -> Result<Position, Refusal> {
+    resume(Some(position))?.position.ok_or_else(|| Refusal::internal("a position without root or lineage"))
+}
+
 /// Where a watcher wants to resume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Resume {
@@ -178,6 +184,24 @@ pub fn resume(token: Option<context::Position>) -> Result<Resume, Refusal> {
 /// A hash suite as the contract has it.
 pub fn suite(suite: HashSuite) -> String {
     suite.name().to_owned()
+}
+
+/// A fork as the contract has it.
+pub fn fork(info: &ForkInfo) -> ledger::Fork {
+    let tip = |tip: &Tip| ledger::ForkTip { size: tip.size.0, root: hash(&tip.root), epoch: tip.epoch.0 };
+    ledger::Fork {
+        context_id: info.context.as_str().to_owned(),
+        fork: info.fork,
+        first_sequence: info.common.0 + 1,
+        entry_count: info.ours.size.0.saturating_sub(info.common.0),
+        reason: info.reason.clone(),
+        common_size: info.common.0,
+        ours: Some(tip(&info.ours)),
+        theirs: Some(tip(&info.theirs)),
+        lineage: Bytes::copy_from_slice(&info.lineage.0),
+        hash_suite: suite(info.suite),
+        left_at_ns: info.left_at_ns,
+    }
 }
 
 /// A context of a listing.

@@ -2,16 +2,25 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
+use futures::{StreamExt as _, stream, stream::BoxStream};
 use ledger_core::{ContextId, Sequence, Size, checkpoint::Checkpoint};
 use ledger_proto::ledger::v1::{
     self as proto, CheckpointRequest, CheckpointResponse, ConsistencyProofRequest, ConsistencyProofResponse,
-    ForksRequest, ForksResponse, InclusionProofRequest, InclusionProofResponse,
-    integrity_service_server::IntegrityService,
+    ForkEntriesRequest, ForkPage, ForksRequest, ForksResponse, InclusionProofRequest, InclusionProofResponse,
+    integrity_service_client::IntegrityServiceClient, integrity_service_server::IntegrityService,
 };
+use ledger_store::{Filter, ForkCursor};
 use tonic::{Request, Response, Status};
 use tracing::debug_span;
 
-use crate::{convert, metrics::Rpc, node::Node, status::Refusal};
+use crate::{
+    convert, limits,
+    metrics::Rpc,
+    node::Node,
+    route::{self, Place},
+    status::Refusal,
+};
 
 /// The service.
 #[derive(Debug, Clone)]
@@ -23,39 +32,80 @@ impl IntegrityService for Integrity {
         &self,
         request: Request<CheckpointRequest>,
     ) -> Result<Response<CheckpointResponse>, Status> {
+        let is_forwarded = route::is_forwarded(request.metadata());
         let request = request.into_inner();
         let span = debug_span!("checkpoint", context = request.context_id, size = request.size);
-        self.0.answer(Rpc::Checkpoint, span, checkpoint(&self.0, request)).await
+        let work = async {
+            match self.0.reads(&ContextId::new(&request.context_id)?, false, is_forwarded)? {
+                Place::Here(_) => checkpoint(&self.0, request).await,
+                Place::There(channel) => {
+                    let mut there = IntegrityServiceClient::new(channel);
+                    route::answer(there.checkpoint(route::forwarded(request))).await
+                }
+            }
+        };
+        self.0.answer(Rpc::Checkpoint, span, work).await
     }
 
     async fn inclusion_proof(
         &self,
         request: Request<InclusionProofRequest>,
     ) -> Result<Response<InclusionProofResponse>, Status> {
+        let is_forwarded = route::is_forwarded(request.metadata());
         let request = request.into_inner();
         let span = debug_span!("inclusion proof", context = request.context_id, sequence = request.sequence);
-        self.0.answer(Rpc::InclusionProof, span, inclusion(&self.0, request)).await
+        let work = async {
+            match self.0.reads(&ContextId::new(&request.context_id)?, false, is_forwarded)? {
+                Place::Here(_) => inclusion(&self.0, request).await,
+                Place::There(channel) => {
+                    let mut there = IntegrityServiceClient::new(channel);
+                    route::answer(there.inclusion_proof(route::forwarded(request))).await
+                }
+            }
+        };
+        self.0.answer(Rpc::InclusionProof, span, work).await
     }
 
     async fn consistency_proof(
         &self,
         request: Request<ConsistencyProofRequest>,
     ) -> Result<Response<ConsistencyProofResponse>, Status> {
+        let is_forwarded = route::is_forwarded(request.metadata());
         let request = request.into_inner();
         let span = debug_span!("consistency proof", context = request.context_id, old = request.old_size);
-        self.0.answer(Rpc::ConsistencyProof, span, consistency(&self.0, request)).await
+        let work = async {
+            match self.0.reads(&ContextId::new(&request.context_id)?, false, is_forwarded)? {
+                Place::Here(_) => consistency(&self.0, request).await,
+                Place::There(channel) => {
+                    let mut there = IntegrityServiceClient::new(channel);
+                    route::answer(there.consistency_proof(route::forwarded(request))).await
+                }
+            }
+        };
+        self.0.answer(Rpc::ConsistencyProof, span, work).await
     }
 
     async fn forks(&self, request: Request<ForksRequest>) -> Result<Response<ForksResponse>, Status> {
-        let work = async {
-            let context_id = request.into_inner().context_id;
-            if !context_id.is_empty() {
-                ContextId::new(&context_id)?;
-            }
-            // A single node is the only writer of its contexts: no history can leave the canonical one.
-            Ok(ForksResponse { forks: Vec::new() })
-        };
-        self.0.answer(Rpc::Forks, debug_span!("forks"), work).await
+        let request = request.into_inner();
+        let span = debug_span!("forks", context = request.context_id);
+        self.0.answer(Rpc::Forks, span, forks(&self.0, request)).await
+    }
+
+    type ForkEntriesStream = BoxStream<'static, Result<ForkPage, Status>>;
+
+    async fn fork_entries(
+        &self,
+        request: Request<ForkEntriesRequest>,
+    ) -> Result<Response<Self::ForkEntriesStream>, Status> {
+        self.0.metrics.started(Rpc::ForkEntries);
+        let reading = ForkReading::check(Arc::clone(&self.0), &request.into_inner());
+        let reading = reading.map_err(|refusal| self.0.refuse(Rpc::ForkEntries, refusal))?;
+        let pages = stream::try_unfold(Some(reading), async |reading| {
+            let Some(reading) = reading else { return Ok(None) };
+            let node = Arc::clone(&reading.node);
+            reading.next().await.map(Some).map_err(|refusal| node.refuse(Rpc::ForkEntries, refusal))
+        });
+        Ok(Response::new(pages.boxed()))
     }
 }
 
@@ -78,7 +128,7 @@ async fn checkpoint(node: &Node, request: CheckpointRequest) -> Result<Checkpoin
             root: convert::hash(&position.root),
             lamport_clock: made.lamport.0,
             epoch: position.epoch.0,
-            lineage: bytes::Bytes::copy_from_slice(&position.lineage.0),
+            lineage: Bytes::copy_from_slice(&position.lineage.0),
             hash_suite: convert::suite(made.suite),
         }),
         signed_note: node.signer.sign(&statement),
@@ -122,4 +172,60 @@ async fn consistency(
         hashes: convert::hashes(&proven.proof.hashes),
         hash_suite: convert::suite(proven.suite),
     })
+}
+
+async fn forks(node: &Node, request: ForksRequest) -> Result<ForksResponse, Refusal> {
+    let context = match request.context_id.as_str() {
+        "" => None,
+        name => Some(ContextId::new(name)?),
+    };
+    let after = match request.after.as_ref() {
+        [] => None,
+        bytes => Some(ForkCursor::from_bytes(bytes.try_into().map_err(|_| {
+            Refusal::field("after", "after is not what a response gave as next: send that, or leave it empty")
+        })?)),
+    };
+    let (usual, most) = limits::FORKS;
+    let limit = if request.limit == 0 { usual } else { (request.limit as usize).min(most) };
+    let fit = (node.config.max_response.get() - limits::RESPONSE_SLACK) / limits::FORK_BYTES;
+    let list = node.read(move |ledger| ledger.forks(context.as_ref(), after, limit.min(fit.max(1)))).await?;
+    Ok(ForksResponse {
+        forks: list.forks.iter().map(convert::fork).collect(),
+        next: list.next.map(|next| Bytes::copy_from_slice(&next.to_bytes())).unwrap_or_default(),
+    })
+}
+
+/// A fork's entries being read, a page when the client has room for one.
+struct ForkReading {
+    node: Arc<Node>,
+    context: ContextId,
+    fork: u64,
+    after: Sequence,
+}
+
+impl ForkReading {
+    fn check(node: Arc<Node>, request: &ForkEntriesRequest) -> Result<Self, Refusal> {
+        node.serving()?;
+        let context = ContextId::new(&request.context_id)?;
+        Ok(Self { node, context, fork: request.fork, after: Sequence(request.after_sequence) })
+    }
+
+    /// The next page, and what is left to read.
+    async fn next(mut self) -> Result<(ForkPage, Option<Self>), Refusal> {
+        self.node.serving()?;
+        let (context, fork) = (self.context.clone(), self.fork);
+        let filter = Filter {
+            after: self.after,
+            limit: limits::PAGE_ENTRIES,
+            max_bytes: limits::PAGE_BYTES,
+            key: None,
+        };
+        let page = self.node.read(move |ledger| ledger.fork_entries(&context, fork, &filter)).await?;
+        self.after = page.covered;
+        let mut entries = convert::entries(page.entries);
+        for entry in &mut entries {
+            entry.context_id.clear();
+        }
+        Ok((ForkPage { entries }, page.more.then_some(self)))
+    }
 }

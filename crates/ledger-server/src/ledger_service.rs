@@ -6,11 +6,15 @@ use futures::{Stream, StreamExt as _, stream, stream::BoxStream};
 use ledger_core::ContextId;
 use ledger_proto::{
     context::v1::{GetRequest, LoadResponse, SnapshotMetadata, SnapshotRequest},
-    ledger::v1::{AppendBatch, AppendResults, LoadChunk, SnapshotChunk, WatchRequest},
+    ledger::v1::{
+        AppendBatch, AppendResults, LoadChunk, SnapshotChunk, WatchRequest,
+        ledger_service_client::LedgerServiceClient,
+    },
     wire::ledger::v1::{Page, WatchBatch, ledger_service_server::LedgerService},
 };
 use ledger_store::SnapshotStream;
-use tonic::{Request, Response, Status, Streaming};
+use prost::Message as _;
+use tonic::{Request, Response, Status, Streaming, transport::Channel};
 use tracing::debug_span;
 
 use crate::{
@@ -20,6 +24,9 @@ use crate::{
     metrics::Rpc,
     node::{Node, blocking},
     pages::Get,
+    relay,
+    route::{self, Place},
+    standing::Standing,
     status::Refusal,
     tail::Tail,
 };
@@ -43,15 +50,19 @@ impl LedgerService for Streams {
         request: Request<Streaming<AppendBatch>>,
     ) -> Result<Response<Self::AppendStream>, Status> {
         self.0.serving().map_err(self.refuse(Rpc::AppendStream))?;
-        Ok(Response::new(append_stream::start(Arc::clone(&self.0), request.into_inner()).boxed()))
+        let is_forwarded = route::is_forwarded(request.metadata());
+        let results = append_stream::start(Arc::clone(&self.0), request.into_inner(), is_forwarded);
+        Ok(Response::new(results.boxed()))
     }
 
     type GetStream = BoxStream<'static, Result<Page, Status>>;
 
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<Self::GetStream>, Status> {
         self.0.serving().map_err(self.refuse(Rpc::GetStream))?;
-        let get = Get::check(request.into_inner()).map_err(self.refuse(Rpc::GetStream))?;
-        Ok(Response::new(get.stream(Arc::clone(&self.0)).boxed()))
+        let is_forwarded = route::is_forwarded(request.metadata());
+        let request = request.into_inner();
+        let pages = get(&self.0, request, is_forwarded).await;
+        pages.map(Response::new).map_err(self.refuse(Rpc::GetStream))
     }
 
     type SnapshotStream = BoxStream<'static, Result<SnapshotChunk, Status>>;
@@ -60,21 +71,61 @@ impl LedgerService for Streams {
         &self,
         request: Request<SnapshotRequest>,
     ) -> Result<Response<Self::SnapshotStream>, Status> {
-        let chunks = snapshot(Arc::clone(&self.0), request.into_inner()).await;
-        let chunks = chunks.map_err(self.refuse(Rpc::SnapshotStream))?;
-        Ok(Response::new(chunks.boxed()))
+        let is_forwarded = route::is_forwarded(request.metadata());
+        let request = request.into_inner();
+        let chunks = snapshot_anywhere(&self.0, request, is_forwarded).await;
+        chunks.map(Response::new).map_err(self.refuse(Rpc::SnapshotStream))
     }
 
     async fn load(&self, request: Request<Streaming<LoadChunk>>) -> Result<Response<LoadResponse>, Status> {
         let span = debug_span!("load stream");
-        self.0.answer(Rpc::LoadStream, span, load(&self.0, request.into_inner())).await
+        let is_forwarded = route::is_forwarded(request.metadata());
+        self.0.answer(Rpc::LoadStream, span, load(&self.0, request.into_inner(), is_forwarded)).await
     }
 
     type WatchStream = BoxStream<'static, Result<WatchBatch, Status>>;
 
     async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        let batches = watch(&self.0, request.into_inner()).await.map_err(self.refuse(Rpc::WatchStream))?;
-        Ok(Response::new(batches.boxed()))
+        let is_forwarded = route::is_forwarded(request.metadata());
+        let batches = watch(&self.0, request.into_inner(), is_forwarded).await;
+        batches.map(Response::new).map_err(self.refuse(Rpc::WatchStream))
+    }
+}
+
+/// The service at another node.
+fn reader(channel: Channel) -> LedgerServiceClient<Channel> {
+    LedgerServiceClient::new(channel).max_decoding_message_size(usize::MAX)
+}
+
+async fn get(
+    node: &Arc<Node>,
+    request: GetRequest,
+    is_forwarded: bool,
+) -> Result<BoxStream<'static, Result<Page, Status>>, Refusal> {
+    let get = Get::check(request.clone())?;
+    match node.reads(get.context(), get.at_owner(), is_forwarded)? {
+        Place::Here(_) => Ok(get.stream(Arc::clone(node)).boxed()),
+        Place::There(channel) => {
+            let pages = route::answer(reader(channel).get(route::forwarded(request))).await?;
+            let encoded = |page: ledger_proto::ledger::v1::Page| Page {
+                entries: page.entries.iter().map(|entry| entry.encode_to_vec().into()).collect(),
+                latest_sequence: page.latest_sequence,
+            };
+            Ok(pages.map(move |page| page.map(encoded)).boxed())
+        }
+    }
+}
+
+async fn snapshot_anywhere(
+    node: &Arc<Node>,
+    request: SnapshotRequest,
+    is_forwarded: bool,
+) -> Result<BoxStream<'static, Result<SnapshotChunk, Status>>, Refusal> {
+    match node.reads(&ContextId::new(&request.context_id)?, false, is_forwarded)? {
+        Place::Here(_) => Ok(snapshot(Arc::clone(node), request).await?.boxed()),
+        Place::There(channel) => {
+            Ok(route::answer(reader(channel).snapshot(route::forwarded(request))).await?.boxed())
+        }
     }
 }
 
@@ -111,12 +162,21 @@ async fn next_chunk(
     Ok(chunk.map(|data| (SnapshotChunk { data: data.into(), metadata, sequence }, chunks)))
 }
 
-async fn load(node: &Node, mut chunks: Streaming<LoadChunk>) -> Result<LoadResponse, Refusal> {
+async fn load(
+    node: &Node,
+    mut chunks: Streaming<LoadChunk>,
+    is_forwarded: bool,
+) -> Result<LoadResponse, Refusal> {
     let _permit = node.loads.acquire().await.map_err(|_| Refusal::shutting_down())?;
     let Some(first) = next_load_chunk(node, &mut chunks).await? else {
         return Err(Refusal::field("context_id", "the stream of a load is empty: send context_id and data"));
     };
     let context = ContextId::new(&first.context_id)?;
+    // The chunks can be sent on once only: whoever loads tries again.
+    if let Place::There(channel) = node.writes(&context, is_forwarded)? {
+        let chunks = stream::iter([first]).chain(chunks.filter_map(async |chunk| chunk.ok()));
+        return route::answer(reader(channel).load(route::forwarded(chunks))).await;
+    }
     let ledger = node.ledger.clone();
     // The load moves to a thread with each chunk and back: a slow client holds none.
     let mut load = blocking(move || {
@@ -146,17 +206,29 @@ async fn next_load_chunk(
 async fn watch(
     node: &Arc<Node>,
     request: WatchRequest,
-) -> Result<impl Stream<Item = Result<WatchBatch, Status>> + Send + 'static, Refusal> {
+    is_forwarded: bool,
+) -> Result<BoxStream<'static, Result<WatchBatch, Status>>, Refusal> {
     node.serving()?;
     let context = ContextId::new(&request.context_id)?;
     let key = convert::key_filter(request.key)?;
+    let every_ms = request.bookmark_interval_ms;
+    let position = request.resume_after.clone();
     let resume = convert::resume(request.resume_after)?;
-    let tail = Tail::resume(node, Rpc::WatchStream, context, key, resume, encode::entry).await?;
-    let tail = tail.with_bookmarks(request.bookmark_interval_ms);
-    Ok(tail.into_stream().map(|batch| {
-        batch.map(|batch| WatchBatch {
-            entries: batch.entries,
-            bookmark: batch.bookmark.as_ref().map(convert::position),
+    let batches = if matches!(node.standing, Standing::Lone(_)) {
+        let tail = Tail::resume(node, Rpc::WatchStream, context, key, resume, encode::entry).await?;
+        tail.with_bookmarks(every_ms).into_stream().boxed()
+    } else {
+        let after = resume.after;
+        let bookmark_ms = Some(every_ms);
+        let start = relay::Start { context, key, after, position, bookmark_ms, is_named: false };
+        relay::watch(node, Rpc::WatchStream, start, encode::entry, is_forwarded)
+    };
+    Ok(batches
+        .map(|batch| {
+            batch.map(|batch| WatchBatch {
+                entries: batch.entries,
+                bookmark: batch.bookmark.as_ref().map(convert::position),
+            })
         })
-    }))
+        .boxed())
 }

@@ -10,6 +10,8 @@
 //! | [`serve`] | start, supervise, shut down |
 //! | [`supervise`] | tasks that are restarted one for one |
 //! | [`node`] | what all services share |
+//! | [`standing`], [`cluster_view`] | how the node stands: by itself, or in a cluster as it sees it |
+//! | [`keys`], [`load`] | the cluster's keys read again; what the node says it has to do |
 //! | [`limits`] | every bound on what is in flight |
 //! | [`tail`], [`newest`] | one watcher: history, then the live tail; and its bookmarks |
 //! | [`encode`] | entries in the contract's encoding, from where they lie |
@@ -20,20 +22,27 @@
 pub mod append_stream;
 pub mod args;
 pub mod cluster_service;
+pub mod cluster_view;
 pub mod config;
 pub mod console;
 pub mod context_service;
 pub mod convert;
 pub mod encode;
+pub mod forward;
 pub mod http;
 pub mod integrity_service;
+pub mod keys;
 pub mod ledger_service;
 pub mod limits;
+pub mod load;
 pub mod metrics;
 pub mod newest;
 pub mod node;
 pub mod pages;
+pub mod relay;
+pub mod route;
 pub mod serve;
+pub mod standing;
 pub mod status;
 pub mod supervise;
 pub mod tail;

@@ -35,6 +35,12 @@ pub const BLOCKING_THREADS: usize = READS + LOADS + 24;
 
 /// Contexts in a page of a listing: unless asked for, and at most.
 pub const LISTING: (usize, usize) = (1000, 10_000);
+/// Forks in a page of a listing: unless asked for, and at most.
+pub const FORKS: (usize, usize) = (100, 1000);
+/// Bytes of a listed fork, at most: its context's name, the reason, and the rest.
+pub const FORK_BYTES: usize = 2560;
+/// Contexts located at once.
+pub const LOCATE_CONTEXTS: usize = 1000;
 
 /// Shortest interval between bookmarks that a client may ask for, milliseconds.
 pub const MIN_BOOKMARK_MS: u32 = 10;

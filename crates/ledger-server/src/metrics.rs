@@ -34,11 +34,16 @@ pub enum Rpc {
     InclusionProof,
     ConsistencyProof,
     Forks,
+    ForkEntries,
     Contexts,
+    Members,
+    Locate,
+    WatchCluster,
+    Drain,
 }
 
 impl Rpc {
-    const ALL: [(Self, &'static str); 15] = [
+    const ALL: [(Self, &'static str); 20] = [
         (Self::Append, "ContextService/Append"),
         (Self::Get, "ContextService/Get"),
         (Self::Snapshot, "ContextService/Snapshot"),
@@ -53,7 +58,12 @@ impl Rpc {
         (Self::InclusionProof, "IntegrityService/InclusionProof"),
         (Self::ConsistencyProof, "IntegrityService/ConsistencyProof"),
         (Self::Forks, "IntegrityService/Forks"),
+        (Self::ForkEntries, "IntegrityService/ForkEntries"),
         (Self::Contexts, "ClusterService/Contexts"),
+        (Self::Members, "ClusterService/Members"),
+        (Self::Locate, "ClusterService/Locate"),
+        (Self::WatchCluster, "ClusterService/WatchCluster"),
+        (Self::Drain, "ClusterService/Drain"),
     ];
 
     /// The label.

@@ -12,8 +12,10 @@ use tracing::{Instrument as _, Span};
 use crate::{
     config::Config,
     limits,
+    load::Meter,
     metrics::{Metrics, Rpc},
     newest::Newest,
+    standing::Standing,
     status::Refusal,
 };
 
@@ -36,12 +38,22 @@ pub struct Node {
     pub signer: Signer,
     /// Newest positions, for bookmarks.
     pub newest: Newest,
+    /// By itself, or in a cluster.
+    pub standing: Standing,
+    /// What there is to do, measured now and then.
+    pub meter: Meter,
     reads: Arc<Semaphore>,
 }
 
 impl Node {
     /// A node that serves a ledger.
-    pub fn new(ledger: Ledger, config: Config, metrics: Arc<Metrics>, signer: Signer) -> Self {
+    pub fn new(
+        ledger: Ledger,
+        config: Config,
+        metrics: Arc<Metrics>,
+        signer: Signer,
+        standing: Standing,
+    ) -> Self {
         Self {
             ledger,
             metrics,
@@ -50,6 +62,8 @@ impl Node {
             loads: Arc::new(Semaphore::new(limits::LOADS)),
             reads: Arc::new(Semaphore::new(limits::READS)),
             newest: Newest::default(),
+            meter: Meter::default(),
+            standing,
             signer,
             config,
         }

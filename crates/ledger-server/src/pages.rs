@@ -5,7 +5,7 @@ use std::sync::Arc;
 use futures::Stream;
 use ledger_core::{ContextId, Key, Sequence};
 use ledger_proto::{
-    context::v1::{GetRequest, GetResponse},
+    context::v1::{Consistency, GetRequest, GetResponse},
     wire::ledger::v1::Page,
 };
 use ledger_store::{Covered, Filter};
@@ -19,6 +19,7 @@ use crate::{convert, encode, limits, metrics::Rpc, node::Node, status::Refusal};
 /// A checked Get.
 #[derive(Debug)]
 pub struct Get {
+    at_owner: bool,
     context: ContextId,
     key: Option<Key>,
     after: Sequence,
@@ -33,11 +34,22 @@ impl Get {
     pub fn check(request: GetRequest) -> Result<Self, Refusal> {
         convert::consistency(request.consistency)?;
         Ok(Self {
+            at_owner: request.consistency == Consistency::Owner as i32,
             context: ContextId::new(&request.context_id)?,
             key: convert::key_filter(request.key)?,
             after: Sequence(request.after_sequence),
             limit: if request.limit == 0 { usize::MAX } else { request.limit as usize },
         })
+    }
+
+    /// The context.
+    pub fn context(&self) -> &ContextId {
+        &self.context
+    }
+
+    /// Whether only the owner's answer will do.
+    pub fn at_owner(&self) -> bool {
+        self.at_owner
     }
 
     fn filter(&self, limit: usize, max_bytes: usize) -> Filter {

@@ -14,11 +14,16 @@ use std::{
     path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use ed25519_dalek::SigningKey;
 use futures::StreamExt as _;
+use ledger_cluster::{
+    Cluster, JoinError,
+    membership::{GossipEnded, Member, Readiness},
+    routes::Routes,
+};
 use ledger_core::checkpoint::Signer;
 use ledger_cork::Corked;
 use ledger_proto::{
@@ -42,15 +47,17 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
     args,
-    cluster_service::Cluster,
-    config::Config,
+    cluster_service::Members,
+    config::{Config, ConfigError},
     context_service::Contexts,
     http,
     integrity_service::Integrity,
+    keys,
     ledger_service::Streams,
     limits,
     metrics::Metrics,
     node::Node,
+    standing::{Lone, Standing},
     supervise::{Need, Outcome, Supervisor},
 };
 
@@ -64,9 +71,15 @@ const SERVICES: [&str; 5] = ["", CONTEXT, LEDGER, INTEGRITY, CLUSTER];
 /// Why a node does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
+    /// A setting turned out wrong when it was used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// The data directory cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The node cannot take part in its cluster.
+    #[error(transparent)]
+    Join(#[from] JoinError),
     /// The runtime cannot be started.
     #[error("cannot start the runtime: {0}")]
     Runtime(io::Error),
@@ -109,6 +122,9 @@ pub enum EndError {
     /// An essential part kept failing.
     #[error("an essential part of the node kept failing: see the log above")]
     GaveUp,
+    /// The node no longer sees its cluster.
+    #[error(transparent)]
+    Gossip(#[from] GossipEnded),
     /// The store failed to close.
     #[error("the store did not close cleanly: {0}")]
     Close(StoreError),
@@ -141,7 +157,8 @@ impl Server {
         let (grpc_listener, grpc) = bind("grpc_listen", config.grpc_listen)?;
         let (http_listener, http) = bind("http_listen", config.http_listen)?;
         let metrics = Arc::new(Metrics::new());
-        let node = Arc::new(Node::new(ledger, config, Arc::clone(&metrics), signer));
+        let standing = standing(&config, &ledger, grpc).await?;
+        let node = Arc::new(Node::new(ledger, config, Arc::clone(&metrics), signer, standing));
         let supervisor = Supervisor::new(metrics);
         let health = HealthReporter::new();
         for service in SERVICES {
@@ -153,6 +170,7 @@ impl Server {
         let grpc_task = start_grpc(&supervisor, &node, grpc_listener, routes);
         http::start(&supervisor, &node, http_listener, http_stop.clone());
         start_upkeep(&supervisor, &node);
+        watch_keys(&supervisor, &node)?;
         if let Some(path) = &node.config.ready_file {
             let reason = |reason| StartError::ReadyFile { path: path.clone(), reason };
             write_ready_file(path, grpc, http).map_err(reason)?;
@@ -179,8 +197,16 @@ impl Server {
 
     /// Completes if the node cannot go on.
     pub async fn failed(&self) -> EndError {
-        self.supervisor.failed().await;
-        EndError::GaveUp
+        let blind = async {
+            match self.node.standing.cluster() {
+                Some(cluster) => cluster.membership().ended().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = self.supervisor.failed() => EndError::GaveUp,
+            ended = blind => ended.into(),
+        }
     }
 
     /// Drains and closes: nothing accepted is lost, and everything stored in time is acknowledged.
@@ -189,6 +215,10 @@ impl Server {
         tracing::info!(grace_ms = grace.as_millis(), "shutting down");
         for service in SERVICES {
             self.health.set_service_status(service, ServingStatus::NotServing).await;
+        }
+        let started = Instant::now();
+        if let Some(cluster) = self.node.standing.cluster() {
+            hand_over(cluster, grace / 2).await;
         }
         self.node.draining.cancel();
         let mut health = self.health;
@@ -199,8 +229,14 @@ impl Server {
                 health.clear_service_status(service).await;
             }
         };
-        let drained = async { tokio::join!(self.grpc_task, farewell) };
-        if tokio::time::timeout(grace, drained).await.is_err() {
+        // Ends the streams between nodes, too.
+        let leave = async {
+            if let Some(cluster) = self.node.standing.cluster() {
+                cluster.leave().await;
+            }
+        };
+        let drained = async { tokio::join!(self.grpc_task, farewell, leave) };
+        if tokio::time::timeout(grace.saturating_sub(started.elapsed()), drained).await.is_err() {
             tracing::warn!(
                 grace_ms = grace.as_millis(),
                 "some clients did not end in time: cutting them off"
@@ -242,7 +278,8 @@ pub fn main(config: Config) -> ExitCode {
         .map_err(StartError::Runtime);
     let ended = match runtime {
         Ok(runtime) => {
-            let ended = runtime.block_on(run(config, signal()));
+            let until = asked_to_stop(config.exit_when_stdin_closes);
+            let ended = runtime.block_on(run(config, until));
             // What hangs on a client or a disk is not waited for again.
             runtime.shutdown_background();
             ended
@@ -267,16 +304,69 @@ fn worker_threads(lanes: usize) -> usize {
 
 fn exit_code(error: &anyhow::Error) -> u8 {
     match error.downcast_ref() {
-        Some(StartError::Store(_)) => args::EXIT_DATA_DIR,
-        Some(StartError::Listen { .. } | StartError::Tls { .. } | StartError::ReadyFile { .. }) => {
-            args::EXIT_LISTEN
-        }
+        Some(StartError::Config(_)) => args::EXIT_CONFIG,
+        Some(StartError::Store(_) | StartError::Join(JoinError::Store(_))) => args::EXIT_DATA_DIR,
+        Some(
+            StartError::Listen { .. }
+            | StartError::Tls { .. }
+            | StartError::ReadyFile { .. }
+            | StartError::Join(JoinError::Gossip(_)),
+        ) => args::EXIT_LISTEN,
         Some(StartError::Runtime(_) | StartError::Services(_)) | None => args::EXIT_FAILED,
     }
 }
 
-/// Completes at the first signal. From then on, another one ends the process.
-async fn signal() {
+/// Hands over what the node owns while it still serves: who writes hears of a new owner, and of no failure.
+async fn hand_over(cluster: &Cluster, grace: Duration) {
+    cluster.drain(true).await;
+    let (mut routes, mut view) = (cluster.routes(), cluster.view());
+    let me = &cluster.me().node;
+    let takes_over = |other: &Member| {
+        other.alive
+            && other.node_id != *me
+            && matches!(other.readiness, Readiness::Joining | Readiness::Ready)
+    };
+    let handed_over = async {
+        // Whoever takes a slot may need this node's copy until it owns it.
+        let is_left = |routes: &Routes| routes.owned() + routes.unowned() > 0;
+        while is_left(&routes.borrow_and_update()) && view.borrow_and_update().members.iter().any(takes_over)
+        {
+            tokio::select! {
+                Ok(()) = routes.changed() => {}
+                Ok(()) = view.changed() => {}
+                else => return,
+            }
+        }
+    };
+    let in_time = tokio::time::timeout(grace, handed_over).await.is_ok();
+    let owned = cluster.routes().borrow().owned();
+    match owned {
+        0 => tracing::info!("handed over"),
+        _ if in_time => tracing::info!(owned, "there is no other node to hand over to"),
+        _ => tracing::warn!(owned, "some slots were not handed over in time: others will take them over"),
+    }
+}
+
+/// How the node stands: by itself, or with a name in a cluster.
+async fn standing(config: &Config, ledger: &Ledger, grpc: SocketAddr) -> Result<Standing, StartError> {
+    if config.node_id.is_none() {
+        return Ok(Standing::Lone(Lone::new(config, &ledger.storage_id(), grpc)));
+    }
+    let (reading, settings) = (ledger.clone(), config.clone());
+    let read = move || {
+        let incarnation = reading.next_incarnation()?;
+        Ok::<_, StartError>(settings.cluster_config(reading.storage(), incarnation, grpc)?)
+    };
+    let read = tokio::task::spawn_blocking(read).await;
+    match read.map_err(|error| StartError::Services(error.to_string()))?? {
+        Some(cluster) => Ok(Standing::Joined(Arc::new(Cluster::join(ledger.clone(), cluster).await?))),
+        None => Ok(Standing::Lone(Lone::new(config, &ledger.storage_id(), grpc))),
+    }
+}
+
+/// Completes at the first signal, or at the end of standard input if that counts. From then on, another signal
+/// ends the process.
+async fn asked_to_stop(stdin_counts: bool) {
     use tokio::signal::unix::{SignalKind, signal};
     let (Ok(mut terminate), Ok(mut interrupt)) =
         (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
@@ -284,11 +374,12 @@ async fn signal() {
         tracing::error!("cannot listen for signals: stop the node with SIGKILL, which is safe for its data");
         return std::future::pending().await;
     };
-    let name = tokio::select! {
+    let by = tokio::select! {
         _ = terminate.recv() => "SIGTERM",
         _ = interrupt.recv() => "SIGINT",
+        () = end_of_stdin(), if stdin_counts => "the end of standard input",
     };
-    tracing::info!(signal = name, "asked to stop");
+    tracing::info!(by, "asked to stop");
     tokio::spawn(async move {
         tokio::select! {
             _ = terminate.recv() => {}
@@ -297,6 +388,13 @@ async fn signal() {
         tracing::warn!("asked again: ending at once");
         std::process::exit(args::EXIT_FORCED.into());
     });
+}
+
+/// Completes when standard input ends: whoever held the other end of the pipe closed it, or died.
+async fn end_of_stdin() {
+    let mut stdin = tokio::io::stdin();
+    // An error is an end, too.
+    let _ = tokio::io::copy(&mut stdin, &mut tokio::io::sink()).await;
 }
 
 fn bind(key: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
@@ -337,6 +435,7 @@ fn routes(
         server = server.tls_config(tls).map_err(|error| services(&error))?;
     }
     Ok(server
+        .add_optional_service(node.standing.cluster().map(|cluster| cluster.service()))
         .add_service(
             ContextServiceServer::new(Contexts(Arc::clone(node)))
                 .max_decoding_message_size(append.max(load))
@@ -348,7 +447,7 @@ fn routes(
                 .max_encoding_message_size(usize::MAX),
         )
         .add_service(IntegrityServiceServer::new(Integrity(Arc::clone(node))))
-        .add_service(ClusterServiceServer::new(Cluster(Arc::clone(node))))
+        .add_service(ClusterServiceServer::new(Members(Arc::clone(node))))
         .add_service(health)
         .add_service(reflection().build_v1().map_err(|error| services(&error))?)
         .add_service(reflection().build_v1alpha().map_err(|error| services(&error))?))
@@ -378,14 +477,31 @@ fn start_grpc(
     })
 }
 
+/// Exchanges the cluster's keys when the node is told to read them again.
+fn watch_keys(supervisor: &Supervisor, node: &Arc<Node>) -> Result<(), StartError> {
+    let (Some(path), Some(cluster)) = (&node.config.cluster_key_file, node.standing.cluster()) else {
+        return Ok(());
+    };
+    let cluster = Arc::clone(cluster);
+    let set = move |keyring| cluster.set_keyring(keyring);
+    keys::watch(supervisor, path.clone(), node.draining.clone(), set).map_err(StartError::Runtime)
+}
+
 fn start_upkeep(supervisor: &Supervisor, node: &Arc<Node>) {
-    let metrics = Arc::clone(&node.metrics);
+    let node = Arc::clone(node);
     supervisor.spawn("upkeep", Need::Helpful, CancellationToken::new(), move || {
-        let metrics = Arc::clone(&metrics);
+        let node = Arc::clone(&node);
         async move {
             loop {
+                // Nobody is told of a failure: a store that cannot say how it is says so to /metrics.
+                if let Ok(stats) = node.read(|ledger| Ok(ledger.stats())).await {
+                    let load = node.meter.look(Instant::now(), &stats);
+                    if let Some(cluster) = node.standing.cluster() {
+                        cluster.membership().set_load(load);
+                    }
+                }
                 tokio::time::sleep(UPKEEP).await;
-                metrics.upkeep();
+                node.metrics.upkeep();
             }
         }
     });

@@ -9,14 +9,16 @@
 //! | entry id taken; context has entries | `ALREADY_EXISTS` | choose another |
 //! | histories differ, or the history changed under a resume token | `FAILED_PRECONDITION` | start over |
 //! | a size or sequence the context does not have | `OUT_OF_RANGE` | ask for less |
+//! | no such fork | `NOT_FOUND` | list the forks |
 //! | shutting down | `UNAVAILABLE`, retry after [`RETRY_SHUTDOWN`] | try again, elsewhere |
 //! | disk full | `UNAVAILABLE`, retry after [`RETRY_DISK_FULL`] | try again: nothing was appended |
+//! | another node owns it, or none | `UNAVAILABLE`, retry after [`RETRY_NOT_OWNER`], `ErrorInfo` names the owner | go to the owner at once, or try again |
 //! | storage failed | `INTERNAL` | retry with an entry id |
 //!
 //! A full disk is `UNAVAILABLE` and not `RESOURCE_EXHAUSTED`, because the latter here says that the
 //! request can never succeed, and this one will, unchanged, when there is space.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use ledger_core::{
     entry::MetadataTooLarge, id::IdError, legacy::LegacyError, log::LogError, snapshot::SnapshotError,
@@ -30,6 +32,18 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 pub const RETRY_SHUTDOWN: Duration = Duration::from_secs(1);
 /// When to try again after a full disk.
 pub const RETRY_DISK_FULL: Duration = Duration::from_secs(5);
+/// When to try again a context whose owner is not known, or cannot be reached where it is said to be.
+pub const RETRY_NOT_OWNER: Duration = Duration::from_millis(100);
+
+/// `google.rpc.ErrorInfo` of a refusal by a node that is not the owner: its domain and reason, and the metadata
+/// that name the owner's gRPC address (host:port) and its node id.
+pub const ERROR_DOMAIN: &str = "converge.ledger";
+/// See [`ERROR_DOMAIN`].
+pub const NOT_OWNER: &str = "NOT_OWNER";
+/// See [`ERROR_DOMAIN`].
+pub const OWNER_ADDRESS: &str = "owner_address";
+/// See [`ERROR_DOMAIN`].
+pub const OWNER: &str = "owner";
 
 /// Why a request, or one entry of a batch, was refused.
 #[derive(Debug, Clone)]
@@ -42,12 +56,23 @@ pub struct Refusal {
     pub field: Option<&'static str>,
     /// When trying again may help.
     pub retry: Option<Duration>,
+    /// This node is not the owner: who is.
+    pub owner: Option<Owner>,
+}
+
+/// The node to go to instead. Both are empty if there is none at the moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Owner {
+    /// Its node id.
+    pub node: String,
+    /// Where its gRPC services are: host:port.
+    pub address: String,
 }
 
 impl Refusal {
     /// A refusal without details.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), field: None, retry: None }
+        Self { code, message: message.into(), field: None, retry: None, owner: None }
     }
 
     /// A field of the request is wrong.
@@ -58,6 +83,20 @@ impl Refusal {
     /// The node is shutting down.
     pub fn shutting_down() -> Self {
         StoreError::Closed.into()
+    }
+
+    /// Another node takes appends to this context, or no node does at the moment: then both are empty.
+    pub fn not_owner(owner: &str, owner_address: &str) -> Self {
+        let message = if owner.is_empty() {
+            "no node owns this context at the moment: try again".to_owned()
+        } else {
+            format!("node {owner} at {owner_address} owns this context: append there")
+        };
+        Self {
+            retry: Some(RETRY_NOT_OWNER),
+            owner: Some(Owner { node: owner.to_owned(), address: owner_address.to_owned() }),
+            ..Self::new(Code::Unavailable, message)
+        }
     }
 
     /// A part of the server failed.
@@ -79,7 +118,7 @@ impl Refusal {
 
 impl From<Refusal> for Status {
     fn from(refusal: Refusal) -> Self {
-        let Refusal { code, message, field, retry } = refusal;
+        let Refusal { code, message, field, retry, owner } = refusal;
         let mut details = ErrorDetails::new();
         if let Some(field) = field {
             details.add_bad_request_violation(field, message.as_str());
@@ -87,7 +126,12 @@ impl From<Refusal> for Status {
         if retry.is_some() {
             details.set_retry_info(retry);
         }
-        if field.is_none() && retry.is_none() {
+        if let Some(Owner { node, address }) = owner {
+            let names = [(OWNER, node), (OWNER_ADDRESS, address)];
+            let names = names.into_iter().filter(|(_, value)| !value.is_empty());
+            let names = names.map(|(name, value)| (name.to_owned(), value)).collect::<HashMap<_, _>>();
+            details.set_error_info(NOT_OWNER, ERROR_DOMAIN, names);
+        } else if field.is_none() && retry.is_none() {
             return Self::new(code, message);
         }
         Self::with_error_details(code, message, details)
@@ -109,11 +153,17 @@ impl From<StoreError> for Refusal {
             StoreError::Snapshot(error) => (snapshot_code(error), None),
             StoreError::Legacy(error) => (legacy_code(error), None),
             StoreError::OutOfRange { .. } => (Code::OutOfRange, None),
+            StoreError::NotOwner { .. }
+            | StoreError::Moving
+            | StoreError::NotAcknowledged
+            | StoreError::NotInStep { .. } => (Code::Unavailable, Some(RETRY_NOT_OWNER)),
+            StoreError::NoSuchFork { .. } => (Code::NotFound, None),
+            StoreError::Ask(_) => (Code::InvalidArgument, None),
             StoreError::DiskFull => (Code::Unavailable, Some(RETRY_DISK_FULL)),
             StoreError::Closed => (Code::Unavailable, Some(RETRY_SHUTDOWN)),
             StoreError::Open { .. } | StoreError::Io(_) => (Code::Internal, None),
         };
-        Self { code, message: error.to_string(), field: None, retry }
+        Self { code, message: error.to_string(), field: None, retry, owner: None }
     }
 }
 
@@ -177,6 +227,21 @@ mod tests {
         let retry = status.get_error_details().retry_info().and_then(|info| info.retry_delay);
         assert_eq!(retry, Some(RETRY_DISK_FULL));
         assert_eq!(Refusal::shutting_down().into_append_error().retry_after_ms, 1000);
+    }
+
+    #[test]
+    fn a_node_that_is_not_the_owner_names_the_owner() {
+        let status: Status = Refusal::not_owner("ledger-2", "10.0.0.2:50051").into();
+        assert_eq!(status.code(), Code::Unavailable);
+        let details = status.get_error_details();
+        let info = details.error_info().unwrap();
+        assert_eq!((info.domain.as_str(), info.reason.as_str()), (ERROR_DOMAIN, NOT_OWNER));
+        assert_eq!((&*info.metadata[OWNER], &*info.metadata[OWNER_ADDRESS]), ("ledger-2", "10.0.0.2:50051"));
+        assert_eq!(details.retry_info().unwrap().retry_delay, Some(RETRY_NOT_OWNER));
+
+        let status: Status = Refusal::not_owner("", "").into();
+        assert_eq!(status.get_error_details().error_info().unwrap().metadata, HashMap::new());
+        assert_eq!(Refusal::not_owner("", "").into_append_error().retry_after_ms, 100);
     }
 
     #[test]

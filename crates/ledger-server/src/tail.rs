@@ -33,6 +33,8 @@ pub struct Batch<T> {
     pub entries: Vec<T>,
     /// Everything up to here was delivered or filtered out.
     pub bookmark: Option<Position>,
+    /// The same without proof, with entries only.
+    pub newest: Option<Sequence>,
 }
 
 /// A watcher, and how it hands out entries.
@@ -155,14 +157,14 @@ impl<F> Tail<F> {
             let (entries, covered) = self.read().await?;
             if !entries.is_empty() {
                 let bookmark = self.bookmark_of(&covered).await?;
-                return Ok(Batch { entries, bookmark });
+                return Ok(Batch { entries, bookmark, newest: Some(covered.covered) });
             }
             // Nothing of it matched so far, and there is more to look through.
             if covered.more {
                 continue;
             }
             if let Some(bookmark) = self.wait().await? {
-                return Ok(Batch { entries: Vec::new(), bookmark: Some(bookmark) });
+                return Ok(Batch { entries: Vec::new(), bookmark: Some(bookmark), newest: None });
             }
         }
     }

@@ -75,6 +75,19 @@ fn flags_win_over_environment_over_file_over_defaults() {
     assert!(line(&config, "log").contains("error") && line(&config, "log").ends_with("# flag"));
     assert!(line(&config, "lanes").ends_with("# default"));
 
+    // A list has commas where it is one word.
+    let listed = |command: &mut Command| {
+        let config = printed(command.args(["--node-id", "a", "--gossip-listen", "127.0.0.1:0"]));
+        line(&config, "seeds").to_owned()
+    };
+    let flag = listed(ledgerd().args(["--seeds", "a:1,b:2"]));
+    assert!(flag.starts_with("seeds = [\"a:1\", \"b:2\"]") && flag.ends_with("# flag"), "{flag}");
+    let variable = listed(ledgerd().env("LEDGER_SEEDS", "a:1,b:2"));
+    assert!(variable.starts_with("seeds = [\"a:1\", \"b:2\"]"), "{variable}");
+    let config = printed(ledgerd().args(["--insecure-gossip"]));
+    assert!(line(&config, "insecure_gossip").starts_with("insecure_gossip = true"), "{config}");
+    assert!(config.contains("# node_id = \"…\"") && config.contains("# min_copies = …"), "{config}");
+
     // The predecessor's variable sets the port alone, above the file and below the rest.
     let config = printed(layered().env("GRPC_PORT", "7"));
     assert!(line(&config, "grpc_listen").contains("127.0.0.1:7"));
@@ -98,6 +111,9 @@ fn a_wrong_configuration_names_the_key_and_exits_with_2() {
         ("cluster = \"a b\"\n", "cluster"),
         ("tls_cert = \"x.pem\"\n", "tls_key"),
         ("log = \"==\"\n", "log"),
+        ("node_id = \"a b\"\n", "node_id"),
+        ("seeds = [\"ledger:50052\"]\n", "node_id"),
+        ("node_id = \"a\"\n", "cluster_key_file"),
         ("[unclosed\n", "ledgerd.toml"),
     ] {
         fs::write(&file, text).unwrap();
@@ -122,12 +138,28 @@ fn the_example_file_holds_the_defaults() {
     // Everything in it is commented out: uncommented, it is a configuration, and the default one.
     let settings = |line: &&str| line.starts_with('#') && line.contains(" = ") && !line.starts_with("# ");
     let text = text.lines().filter(settings).map(|line| &line[1..]).collect::<Vec<_>>().join("\n");
-    let mut config: ledger_server::Config = toml::from_str(&text).unwrap();
-    let keys: toml::Table = toml::from_str(&text).unwrap();
+    toml::from_str::<ledger_server::Config>(&text).unwrap();
+    let mut keys: toml::Table = toml::from_str(&text).unwrap();
     for key in toml::Table::try_from(ledger_server::Config::default()).unwrap().keys() {
         assert!(keys.contains_key(key), "{key} is not in the example");
     }
-    (config.ready_file, config.tls_cert, config.tls_key, config.tls_client_ca) = (None, None, None, None);
+    for key in [
+        "ready_file",
+        "node_id",
+        "gossip_advertise",
+        "grpc_advertise",
+        "seeds",
+        "cluster_key_file",
+        "min_copies",
+        "zone",
+        "first_nodes",
+        "tls_cert",
+        "tls_key",
+        "tls_client_ca",
+    ] {
+        assert!(keys.remove(key).is_some(), "{key} is not in the example");
+    }
+    let config: ledger_server::Config = keys.try_into().unwrap();
     assert_eq!(config, ledger_server::Config::default());
 }
 
@@ -225,5 +257,21 @@ fn the_help_names_defaults_environment_and_exit_codes() {
     ] {
         assert!(help.contains(part), "{part} in {help}");
     }
-    assert!(!help.contains("test-panic"));
+    assert!(!help.contains("test-panic") && !help.contains("stdin"));
+}
+
+#[test]
+fn a_node_whose_parent_died_stops_cleanly() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = ledgerd();
+    command.args(["--grpc-listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0", "--ready-file"]);
+    command.arg(dir.path().join("ready.json")).arg("--data-dir").arg(dir.path().join("data"));
+    command.arg("--exit-when-stdin-closes").stdin(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    wait_ready(dir.path());
+    assert!(child.try_wait().unwrap().is_none(), "it serves while the pipe is open");
+    // Nobody reads what it logs, either.
+    drop((child.stderr.take(), child.stdin.take()));
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert!(!dir.path().join("ready.json").exists());
 }

@@ -4,15 +4,21 @@
 
 mod support;
 
+use bytes::Bytes;
 use ledger_core::{
-    Hash, HashSuite, Size,
+    ContextId, Entry, Epoch, Hash, HashSuite, Key, Size,
     checkpoint::{self, VerifierKey},
+    digest::Extent,
+    entry::Draft,
+    node::NodeId,
+    ownership::Claim,
     tree::proof::{ConsistencyProof, InclusionProof},
 };
 use ledger_proto::ledger::v1::{
-    CheckpointRequest, ConsistencyProofRequest, ForksRequest, InclusionProofRequest,
+    CheckpointRequest, ConsistencyProofRequest, ForkEntriesRequest, ForksRequest, InclusionProofRequest,
 };
 use ledger_server::config::Suite;
+use ledger_store::{Append, Evidence, Ledger, Tip};
 use support::{TestNode, append_all, field};
 use tonic::Code;
 
@@ -101,10 +107,102 @@ async fn what_is_out_of_range_is_refused() {
 }
 
 #[tokio::test]
-async fn one_node_has_no_forks() {
+async fn a_lone_node_has_no_forks() {
     let node = TestNode::start().await;
-    let forks = node.integrity().await.forks(ForksRequest::default()).await.unwrap().into_inner();
-    assert!(forks.forks.is_empty());
+    append_all(&mut node.contexts().await, "c", &["1"]).await;
+    let mut client = node.integrity().await;
+    let forks = client.forks(ForksRequest::default()).await.unwrap().into_inner();
+    assert!(forks.forks.is_empty() && forks.next.is_empty());
+    let request = ForkEntriesRequest { context_id: "c".into(), fork: 1, after_sequence: 0 };
+    let status = client.fork_entries(request).await.unwrap().into_inner().message().await.unwrap_err();
+    assert_eq!(status.code(), Code::NotFound);
+    node.stop().await;
+}
+
+/// A context of which entries were left, as a replica does whose history differs from the owner's.
+async fn leave(ledger: &Ledger, name: &str, entries: usize, common: u64) -> Vec<Entry> {
+    let context = ContextId::new(name).unwrap();
+    let mut all = Vec::new();
+    for number in 0..entries {
+        let draft = Draft {
+            key: Key::new("facts").unwrap(),
+            payload: number.to_string().into(),
+            metadata: [("n".into(), number.to_string())].into(),
+        };
+        let append =
+            Append { context: context.clone(), draft, received_lamport: 0, entry_id: None, epoch: None };
+        all.push(ledger.append_async(append).await.unwrap().entry);
+    }
+    let head = ledger.head(&context).unwrap().unwrap();
+    let ours = Extent { size: head.size(), root: head.root() };
+    let claim = Claim { epoch: Epoch::new(9, 9), claimant: NodeId::new("owner").unwrap() };
+    let theirs = Tip { size: Size(7), root: Hash([7; 32]), epoch: Epoch(77) };
+    let evidence = Evidence { theirs, reason: format!("{name} is another at the owner") };
+    ledger.leave_history(context, claim, Size(common), ours, evidence).await.unwrap();
+    all
+}
+
+#[tokio::test]
+async fn forks_are_listed_in_parts_and_exported() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = Ledger::open(dir.path()).unwrap();
+    let all = leave(&ledger, "c", 5000, 2000).await;
+    for number in 0..5 {
+        leave(&ledger, &format!("other-{number}"), 2, 1).await;
+    }
+    ledger.close().unwrap();
+    drop(ledger);
+    let node = TestNode::start_in(dir, |_| {}).await;
+    let mut client = node.integrity().await;
+
+    let (mut forks, mut after) = (Vec::new(), Bytes::new());
+    loop {
+        let request = ForksRequest { limit: 4, after, ..ForksRequest::default() };
+        let answer = client.forks(request).await.unwrap().into_inner();
+        assert!(answer.forks.len() <= 4);
+        forks.extend(answer.forks);
+        after = answer.next;
+        if after.is_empty() {
+            break;
+        }
+    }
+    forks.sort_by_key(|fork| fork.fork);
+    assert_eq!(forks.iter().map(|fork| fork.fork).collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6]);
+    let of_one = ForksRequest { context_id: "c".into(), ..ForksRequest::default() };
+    assert_eq!(client.forks(of_one).await.unwrap().into_inner().forks, forks[..1]);
+    let fork = &forks[0];
+    assert_eq!((fork.context_id.as_str(), fork.hash_suite.as_str()), ("c", "blake3"));
+    assert_eq!((fork.common_size, fork.first_sequence, fork.entry_count), (2000, 2001, 3000));
+    let (ours, theirs) = (fork.ours.as_ref().unwrap(), fork.theirs.as_ref().unwrap());
+    assert_eq!((ours.size, ours.epoch), (5000, all[4999].epoch.0));
+    assert_eq!((theirs.size, theirs.root.as_ref(), theirs.epoch), (7, &[7; 32][..], 77));
+    assert_eq!(fork.reason, "c is another at the owner");
+    assert!(fork.left_at_ns > 0 && fork.lineage.len() == 16);
+
+    let request = |after_sequence| ForkEntriesRequest { context_id: "c".into(), fork: 1, after_sequence };
+    for after in [0, 4000] {
+        let mut pages = client.fork_entries(request(after)).await.unwrap().into_inner();
+        let (mut next, mut count) = (after.max(2000) as usize, 0);
+        while let Some(page) = pages.message().await.unwrap() {
+            count += 1;
+            for entry in page.entries {
+                let expected = &all[next];
+                assert_eq!((entry.sequence, &entry.payload), (expected.sequence.0, &expected.payload));
+                assert_eq!((entry.id, entry.metadata), (expected.id.to_string(), expected.metadata.clone()));
+                assert_eq!(hash(&entry.content_hash), expected.content_hash);
+                assert_eq!(entry.context_id, "");
+                next += 1;
+            }
+        }
+        assert_eq!((next, count > 1), (5000, after == 0));
+    }
+    let bad = ForksRequest { after: "short".into(), ..ForksRequest::default() };
+    let status = client.forks(bad).await.unwrap_err();
+    assert_eq!((status.code(), field(&status).as_str()), (Code::InvalidArgument, "after"));
+    // The context goes on with what is left.
+    let stated = client.checkpoint(CheckpointRequest { context_id: "c".into(), size: 0 }).await.unwrap();
+    assert_eq!(stated.into_inner().checkpoint.unwrap().size, 2000);
+    append_all(&mut node.contexts().await, "c", &["after"]).await;
     node.stop().await;
 }
 

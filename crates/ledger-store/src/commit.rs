@@ -4,7 +4,9 @@
 //! Staged  ── one write of the batch ──▶  Written  ── one sync, for all that wait ──▶  acknowledged
 //! ```
 //!
-//! Until it is durable nobody reads it and nobody is told of it.
+//! Until it is durable nobody reads it and nobody is told of it. In a cluster an owner's part of it is acknowledged when
+//! it has its copies, and a replica's is shown when the owner says so: then it is split by slot, and waits in
+//! [`Copies`](crate::copies::Copies).
 
 use std::{
     collections::{HashMap, HashSet},
@@ -12,12 +14,21 @@ use std::{
 };
 
 use foldhash::fast::RandomState;
-use ledger_core::{ContextId, Entry, EntryId, Head, Position};
+use ledger_core::{
+    ContextId, Entry, EntryId, Epoch, Head, Position, Size, digest::Extent, ownership::Claim,
+    replication::PeerSet, slot::Slot,
+};
 use rocksdb::WriteBatch;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
-    Appended, BatchResult, BatchResults, StoreError, db::Db, families::Place, shared::Shared, stable::Row,
+    Appended, BatchResult, BatchResults, StoreError,
+    db::Db,
+    families::Place,
+    index,
+    replica::{Part, Taken},
+    shared::Shared,
+    stable::Row,
     state::ContextState,
 };
 
@@ -27,6 +38,9 @@ pub(crate) enum Waiting {
     One(Result<Appended, StoreError>, oneshot::Sender<Result<Appended, StoreError>>),
     Many(Vec<BatchResult>, mpsc::UnboundedSender<BatchResults>),
 }
+
+/// A replica's answer to what it was sent: one for each part.
+pub(crate) type TakenReply = oneshot::Sender<Result<Vec<Taken>, StoreError>>;
 
 /// The contexts of a commit. The hasher is quick, and seeded: names come from clients.
 pub(crate) type States = HashMap<ContextId, Touched, RandomState>;
@@ -39,6 +53,8 @@ pub(crate) struct Staged {
     pub(crate) states: States,
     pub(crate) waiting: Vec<Waiting>,
     pub(crate) entries: usize,
+    /// Answers to owners whose commits are in this one, to be given when it is durable.
+    pub(crate) taken: Vec<(Vec<Taken>, TakenReply)>,
 }
 
 /// A context that a commit touches.
@@ -46,6 +62,10 @@ pub(crate) struct Touched {
     pub(crate) state: ContextState,
     /// What the context was before this commit.
     pub(crate) before: Row,
+    /// In a cluster: whose entries these are.
+    pub(crate) origin: Origin,
+    /// The records of the new entries, kept only while they are to be sent on.
+    pub(crate) records: Vec<u8>,
     /// Ids that clients chose, of entries in this commit.
     pub(crate) ids: HashMap<EntryId, Entry>,
     /// The new entries, kept only while the context is watched.
@@ -53,10 +73,27 @@ pub(crate) struct Touched {
     pub(crate) appended: u64,
 }
 
+/// Whose a context's new entries are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// This node's own, written in an epoch and sent to these peers.
+    Own(Epoch, PeerSet),
+    /// The owner's of an epoch, of its commit of this number; 0: fetched.
+    Followed(Epoch, u64),
+}
+
 impl Touched {
-    pub(crate) fn new(state: ContextState, is_watched: bool) -> Self {
+    pub(crate) fn new(state: ContextState, is_watched: bool, origin: Origin) -> Self {
         let before = (state.head.frontier.size() > 0).then(|| (state.place, state.head.clone()));
-        Self { state, before, ids: HashMap::new(), watched: is_watched.then(Vec::new), appended: 0 }
+        Self {
+            state,
+            before,
+            origin,
+            records: Vec::new(),
+            ids: HashMap::new(),
+            watched: is_watched.then(Vec::new),
+            appended: 0,
+        }
     }
 }
 
@@ -68,6 +105,7 @@ impl Staged {
             states: States::default(),
             waiting: Vec::new(),
             entries: 0,
+            taken: Vec::new(),
         }
     }
 
@@ -80,35 +118,65 @@ impl Staged {
         buffer: &mut Vec<u8>,
         is_alone: bool,
     ) -> Option<(Written, Vec<(ContextId, ContextState)>)> {
-        if let Err(error) = self.put(db, buffer, is_alone) {
+        if let Err(error) = self.put(db, shared, buffer, is_alone) {
             shared.commit_failed(&error);
             fail(self.waiting, &error);
+            fail_taken(self.taken, &error);
             return None;
         }
         let mut contexts = Vec::with_capacity(self.states.len());
         let mut states = Vec::with_capacity(self.states.len());
         for (context, touched) in self.states {
-            let Touched { state, watched, appended, .. } = touched;
-            let head = state.head.clone();
-            contexts.push(Reached { context: context.clone(), place: state.place, head, watched, appended });
+            let Touched { state, watched, appended, origin, records, before, .. } = touched;
+            let (head, place) = (state.head.clone(), state.place);
+            // The row it was is held by now: only how far it went is left to know.
+            let before = before.map(|(_, head)| Extent { size: head.size(), root: head.root() });
+            contexts.push(Reached {
+                context: context.clone(),
+                place,
+                head,
+                watched,
+                appended,
+                origin,
+                records,
+                before,
+            });
             // A context that was only looked at may not exist: it is not kept.
             if state.head.frontier.size() > 0 {
                 states.push((context, state));
             }
         }
-        let written = Written { db: Arc::clone(db), contexts, waiting: self.waiting, entries: self.entries };
+        let written = Written {
+            db: Arc::clone(db),
+            contexts,
+            waiting: self.waiting,
+            entries: self.entries,
+            taken: self.taken,
+        };
         Some((written, states))
     }
 
-    fn put(&mut self, db: &Db, buffer: &mut Vec<u8>, is_alone: bool) -> Result<(), StoreError> {
+    fn put(
+        &mut self,
+        db: &Db,
+        shared: &Shared,
+        buffer: &mut Vec<u8>,
+        is_alone: bool,
+    ) -> Result<(), StoreError> {
         if self.entries == 0 {
             return Ok(());
         }
         for (context, touched) in self.states.iter().filter(|(_, touched)| touched.appended > 0) {
             touched.state.put_head(db, &mut self.batch, context, buffer)?;
+            if touched.before.is_none() {
+                index::put(db, &mut self.batch, context)?;
+            }
         }
-        for (context, touched) in self.states.iter_mut().filter(|(_, touched)| touched.appended > 0) {
-            db.stable().hold(context, touched.before.take());
+        for (context, touched) in self.states.iter().filter(|(_, touched)| touched.appended > 0) {
+            // Of a slot that nobody reads here nothing has to be held back.
+            if shared.readable.is_held(touched.state.place.slot) {
+                db.stable().hold(context, touched.before.clone());
+            }
         }
         let batch = std::mem::take(&mut self.batch);
         if is_alone { db.write(batch) } else { db.write_unsynced(batch) }
@@ -121,15 +189,26 @@ pub(crate) struct Written {
     contexts: Vec<Reached>,
     waiting: Vec<Waiting>,
     entries: usize,
+    taken: Vec<(Vec<Taken>, TakenReply)>,
 }
 
 /// A context as a commit left it.
-struct Reached {
-    context: ContextId,
-    place: Place,
-    head: Head,
+#[derive(Debug)]
+pub(crate) struct Reached {
+    pub(crate) context: ContextId,
+    pub(crate) place: Place,
+    pub(crate) head: Head,
     watched: Option<Vec<Entry>>,
-    appended: u64,
+    pub(crate) appended: u64,
+    pub(crate) origin: Origin,
+    pub(crate) records: Vec<u8>,
+    pub(crate) before: Option<Extent>,
+}
+
+impl std::fmt::Debug for Written {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Written").field("entries", &self.entries).finish_non_exhaustive()
+    }
 }
 
 impl Written {
@@ -138,23 +217,90 @@ impl Written {
         &self.db
     }
 
-    /// It is durable: shows it to readers and watchers, and tells those who wait.
-    pub(crate) fn acknowledge(self, shared: &Shared) {
-        let Self { db, mut contexts, waiting, entries } = self;
-        for reached in contexts.iter_mut().filter(|reached| reached.appended > 0) {
-            let Reached { context, place, head, watched, .. } = reached;
-            db.stable().settle(context, (*place, head.clone()));
-            if let Some(entries) = watched.take() {
-                shared.tails.committed(context, entries.into_iter(), head.size());
-            } else if !shared.tails.is_idle()
-                && let Some(tail) = shared.tails.find(context)
-            {
-                // Somebody began to watch after the commit was staged: it reads the store.
-                tail.reach(head.size());
+    /// Whether it wrote any entry.
+    pub(crate) fn has_entries(&self) -> bool {
+        self.entries > 0
+    }
+
+    /// The contexts as it left them.
+    pub(crate) fn contexts(&self) -> &[Reached] {
+        &self.contexts
+    }
+
+    /// What it wrote, to be sent in a claim.
+    pub(crate) fn parts(&mut self, slot: Slot, claim: &Claim) -> impl Iterator<Item = Part> {
+        self.contexts.iter_mut().filter(|reached| reached.appended > 0).map(move |reached| {
+            let head = &reached.head;
+            let empty = Extent { size: Size(0), root: Head::new(head.suite, head.lineage, 0).root() };
+            Part {
+                slot,
+                claim: claim.clone(),
+                context: reached.context.clone(),
+                lineage: head.lineage,
+                suite: head.suite,
+                created_at_ns: head.created_at_ns,
+                after: reached.before.unwrap_or(empty),
+                root: head.root(),
+                count: reached.appended,
+                records: std::mem::take(&mut reached.records).into(),
             }
+        })
+    }
+
+    /// What is to be answered when it is durable.
+    pub(crate) fn take_replies(&mut self) -> Vec<(Vec<Taken>, TakenReply)> {
+        std::mem::take(&mut self.taken)
+    }
+
+    /// Parts it: what this node wrote as the owner of slots, by slot; and what it wrote as a replica.
+    pub(crate) fn split(self) -> (Vec<(Slot, Self)>, Vec<Reached>) {
+        let Self { db, contexts, waiting, .. } = self;
+        let mut parts: Vec<(Slot, Self)> = Vec::new();
+        let mut followed = Vec::new();
+        let mut part = |slot: Slot| -> usize {
+            if let Some(at) = parts.iter().position(|(of, _)| *of == slot) {
+                return at;
+            }
+            let (contexts, waiting, taken) = (Vec::new(), Vec::new(), Vec::new());
+            parts.push((slot, Self { db: Arc::clone(&db), contexts, waiting, entries: 0, taken }));
+            parts.len() - 1
+        };
+        let mut placed: Vec<(usize, Reached)> = Vec::new();
+        for reached in contexts {
+            match reached.origin {
+                Origin::Followed(..) => followed.push(reached),
+                Origin::Own(..) if reached.appended > 0 => placed.push((part(reached.place.slot), reached)),
+                Origin::Own(..) => {}
+            }
+        }
+        let mut answers: Vec<(usize, Waiting)> = Vec::new();
+        for waiting in waiting {
+            for (slot, waiting) in waiting.by_slot() {
+                answers.push((part(slot), waiting));
+            }
+        }
+        for (at, reached) in placed {
+            parts[at].1.entries += usize::try_from(reached.appended).unwrap_or(usize::MAX);
+            parts[at].1.contexts.push(reached);
+        }
+        for (at, waiting) in answers {
+            parts[at].1.waiting.push(waiting);
+        }
+        (parts, followed)
+    }
+
+    /// It is stable: shows it to readers and watchers, and tells those who wait.
+    pub(crate) fn acknowledge(self, shared: &Shared) {
+        let Self { db, mut contexts, waiting, entries, taken } = self;
+        for reached in contexts.iter_mut().filter(|reached| reached.appended > 0) {
+            shown(&db, shared, reached);
         }
         if entries > 0 {
             shared.committed(entries as u64);
+        }
+        for (outcome, reply) in taken {
+            // The owner may be gone.
+            let _ = reply.send(Ok(outcome));
         }
         let mut positions = Positions::default();
         if waiting.iter().any(|waiting| matches!(waiting, Waiting::Many(..))) {
@@ -172,9 +318,79 @@ impl Written {
         }
     }
 
-    /// It may not be durable: tells those who wait. Readers go on seeing what was before.
-    pub(crate) fn fail(self, error: &StoreError) {
+    /// It may not be durable, or not have its copies: tells those who wait. Readers go on seeing what was before;
+    /// gives back the contexts.
+    pub(crate) fn fail(self, error: &StoreError) -> Vec<Reached> {
         fail(self.waiting, error);
+        fail_taken(self.taken, error);
+        self.contexts
+    }
+}
+
+/// Shows what was held back of contexts to readers and watchers.
+pub(crate) fn show(shared: &Shared, reached: Vec<Reached>) {
+    let Ok(db) = shared.database.get() else { return };
+    for mut reached in reached {
+        shown(&db, shared, &mut reached);
+    }
+}
+
+fn shown(db: &Db, shared: &Shared, reached: &mut Reached) {
+    let Reached { context, place, head, watched, .. } = reached;
+    db.stable().settle(context, (*place, head.clone()));
+    let size: Size = head.size();
+    if let Some(entries) = watched.take() {
+        shared.tails.committed(context, entries.into_iter(), size);
+    } else if !shared.tails.is_idle()
+        && let Some(tail) = shared.tails.find(context)
+    {
+        // Somebody began to watch after the commit was staged: it reads the store.
+        tail.reach(size);
+    }
+}
+
+impl Waiting {
+    /// Its parts by slot: results of a batch are of several.
+    fn by_slot(self) -> Vec<(Slot, Self)> {
+        match self {
+            Self::One(result, reply) => {
+                let Ok(appended) = &result else {
+                    // It waits for nothing.
+                    let _ = reply.send(result);
+                    return Vec::new();
+                };
+                let slot = Slot::of(&appended.entry.context_id);
+                vec![(slot, Self::One(result, reply))]
+            }
+            Self::Many(results, reply) => {
+                let mut refused = Vec::new();
+                let mut parts: Vec<(Slot, Vec<BatchResult>)> = Vec::new();
+                let mut last: Option<(ContextId, usize)> = None;
+                for result in results {
+                    let Ok((entry, _)) = &result.result else {
+                        refused.push(result);
+                        continue;
+                    };
+                    let at = match &last {
+                        Some((context, at)) if *context == entry.context_id => *at,
+                        _ => {
+                            let slot = Slot::of(&entry.context_id);
+                            let at = parts.iter().position(|(of, _)| *of == slot).unwrap_or_else(|| {
+                                parts.push((slot, Vec::new()));
+                                parts.len() - 1
+                            });
+                            last = Some((entry.context_id.clone(), at));
+                            at
+                        }
+                    };
+                    parts[at].1.push(result);
+                }
+                if !refused.is_empty() {
+                    let _ = reply.send(BatchResults { results: refused, positions: Vec::new() });
+                }
+                parts.into_iter().map(|(slot, results)| (slot, Self::Many(results, reply.clone()))).collect()
+            }
+        }
     }
 }
 
@@ -190,6 +406,13 @@ fn newest(positions: &Positions<'_>, results: &[BatchResult]) -> Vec<(ContextId,
         .filter(|context| seen.insert(context))
         .filter_map(|context| Some((context.clone(), *positions.get(context)?)))
         .collect()
+}
+
+/// Tells owners that nothing of theirs was stored.
+fn fail_taken(taken: Vec<(Vec<Taken>, TakenReply)>, error: &StoreError) {
+    for (_, reply) in taken {
+        let _ = reply.send(Err(error.clone()));
+    }
 }
 
 /// Tells everybody that nothing was stored.

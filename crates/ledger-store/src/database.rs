@@ -13,7 +13,7 @@ use std::{
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use parking_lot::{Condvar, Mutex};
 
-use crate::{Options, StoreError, db::Db, shared::Shared};
+use crate::{Options, StoreError, db::Db, readable::Readable, shared::Shared};
 
 /// How long an operation waits for a database that is being opened anew.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -29,15 +29,17 @@ const HEADROOM: u64 = 16 << 20;
 pub(crate) struct Database {
     path: PathBuf,
     options: Options,
+    readable: Arc<Readable>,
     current: Mutex<Option<Arc<Db>>>,
     reopened: Condvar,
 }
 
 impl Database {
     /// Opens or creates the database.
-    pub(crate) fn open(path: PathBuf, options: Options) -> Result<Self, StoreError> {
-        let db = Db::open(&path, &options, 0)?;
-        Ok(Self { path, options, current: Mutex::new(Some(Arc::new(db))), reopened: Condvar::new() })
+    pub(crate) fn open(path: PathBuf, options: Options, readable: Arc<Readable>) -> Result<Self, StoreError> {
+        let db = Db::open(&path, &options, Arc::clone(&readable), 0)?;
+        let current = Mutex::new(Some(Arc::new(db)));
+        Ok(Self { path, options, readable, current, reopened: Condvar::new() })
     }
 
     /// The open database: hold it for one operation, not longer. Waits while it is being opened anew.
@@ -64,7 +66,7 @@ impl Database {
             drop(db);
             wait_until_unused(&watch);
         }
-        let opened = Db::open(&self.path, &self.options, generation);
+        let opened = Db::open(&self.path, &self.options, Arc::clone(&self.readable), generation);
         if let Ok(db) = opened {
             *self.current.lock() = Some(Arc::new(db));
             self.reopened.notify_all();

@@ -1,15 +1,21 @@
 //! RocksDB, opened the way the ledger needs it, and its errors in our words.
 
-use std::{path::Path, sync::OnceLock};
+use std::{
+    path::Path,
+    sync::{Arc, OnceLock},
+};
 
-use ledger_core::{ContextId, Sequence};
+use ledger_core::{ContextId, Sequence, slot::Slot};
+use parking_lot::{Mutex, MutexGuard};
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, DBRecoveryMode,
     ErrorKind, ReadOptions, WriteBatch, WriteOptions,
 };
 
 use crate::{
-    Durability, Options, StoreError, families,
+    Durability, Options, StoreError, families, forks,
+    readable::Readable,
+    rows::Snapshot,
     stable::{Row, StableHeads},
     state::read_head,
 };
@@ -20,7 +26,9 @@ pub(crate) struct Db {
     write: WriteOptions,
     cache: Cache,
     generation: u64,
+    readable: Arc<Readable>,
     stable: StableHeads,
+    fork_numbers: Mutex<()>,
     /// The first write or sync that failed: RocksDB takes no more of them then.
     failed: OnceLock<StoreError>,
 }
@@ -33,7 +41,12 @@ impl std::fmt::Debug for Db {
 
 impl Db {
     /// Opens or creates the database with all families.
-    pub(crate) fn open(path: &Path, options: &Options, generation: u64) -> Result<Self, StoreError> {
+    pub(crate) fn open(
+        path: &Path,
+        options: &Options,
+        readable: Arc<Readable>,
+        generation: u64,
+    ) -> Result<Self, StoreError> {
         let cache = Cache::new_lru_cache(options.block_cache);
         let families =
             families::ALL.map(|name| ColumnFamilyDescriptor::new(name, family(name, &cache, options)));
@@ -41,7 +54,21 @@ impl Db {
             .map_err(|error| open_error(path, &error))?;
         let mut write = WriteOptions::default();
         write.set_sync(options.durability == Durability::Always);
-        Ok(Self { inner, write, cache, generation, stable: StableHeads::new(), failed: OnceLock::new() })
+        let db = Self {
+            inner,
+            write,
+            cache,
+            generation,
+            readable,
+            stable: StableHeads::new(),
+            fork_numbers: Mutex::new(()),
+            failed: OnceLock::new(),
+        };
+        if generation > 0 {
+            // At the first time the directory's format has to be known before.
+            forks::clean_up(&db);
+        }
+        Ok(db)
     }
 
     /// How often the database was opened anew before: what was read of an earlier one may be outdated.
@@ -54,15 +81,24 @@ impl Db {
         self.inner.cf_handle(name).ok_or_else(|| StoreError::Io(format!("the family {name} is missing")))
     }
 
+    /// Held while a fork gets its number.
+    pub(crate) fn fork_numbers(&self) -> MutexGuard<'_, ()> {
+        self.fork_numbers.lock()
+    }
+
     /// The heads that readers see instead of the rows.
     pub(crate) fn stable(&self) -> &StableHeads {
         &self.stable
     }
 
-    /// A context's head and where its rows are, as far as it is durable.
+    /// A context's head and where its rows are, as far as it is stable.
     pub(crate) fn head(&self, context: &ContextId) -> Result<Row, StoreError> {
         // The row first: what it is ahead of is held from before it could be read.
         let row = read_head(self, context)?;
+        let slot = row.as_ref().map_or_else(|| Slot::of(context), |(place, _)| place.slot);
+        if !self.readable.is_shown(slot) {
+            return Err(StoreError::NotInStep { context: context.clone() });
+        }
         Ok(self.stable.of(context, row))
     }
 
@@ -90,6 +126,11 @@ impl Db {
 
     fn noted(&self, result: Result<(), rocksdb::Error>) -> Result<(), StoreError> {
         result.map_err(|error| self.failed.get_or_init(|| io_error(&error)).clone())
+    }
+
+    /// The database as it is now, for reading several rows of one moment.
+    pub(crate) fn snapshot(&self) -> Snapshot<'_> {
+        Snapshot::of(&self.inner)
     }
 
     /// Reads one value, and hands it to `read` without copying it.

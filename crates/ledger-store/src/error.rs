@@ -1,8 +1,8 @@
 //! What can go wrong, as a caller can act on it.
 
 use ledger_core::{
-    ContextId, EntryId, Sequence, entry::MetadataTooLarge, id::IdError, legacy::LegacyError, log::LogError,
-    snapshot::SnapshotError,
+    ContextId, EntryId, Sequence, compare::AskError, entry::MetadataTooLarge, id::IdError,
+    legacy::LegacyError, log::LogError, slot::Slot, snapshot::SnapshotError,
 };
 
 /// Why the store refused or failed. The message says what happened, to what, and what to do.
@@ -105,6 +105,37 @@ pub enum StoreError {
         sequence: Sequence,
         /// What does not match.
         reason: String,
+    },
+    /// In a cluster: another node owns the slot, or none does.
+    #[error("this node does not own slot {}: append at its owner", .slot.number())]
+    NotOwner {
+        /// The slot.
+        slot: Slot,
+    },
+    /// In a cluster: the slot is being handed over, or moved.
+    #[error("the slot is being handed over to another node: try again in a moment")]
+    Moving,
+    /// In a cluster: the entry may be stored, and did not get its copies before this node lost the slot.
+    #[error(
+        "the append was not acknowledged before this node lost the slot: repeat it with the same entry_id at the new owner"
+    )]
+    NotAcknowledged,
+    /// In a cluster: this replica does not know yet what of the context is stable.
+    #[error("this replica of context {context} is not in step yet: read it at the owner")]
+    NotInStep {
+        /// The context.
+        context: ContextId,
+    },
+    /// A peer's question when comparing is over its bounds.
+    #[error(transparent)]
+    Ask(#[from] AskError),
+    /// There is no such fork of the context.
+    #[error("context {context} has no fork {fork}: list its forks")]
+    NoSuchFork {
+        /// The context.
+        context: ContextId,
+        /// The fork's number.
+        fork: u64,
     },
     /// The disk is full. Reads go on; appends work again once there is space.
     #[error("no space left in the data directory: nothing was appended; free some space, appends then go on")]

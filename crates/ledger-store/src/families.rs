@@ -6,8 +6,9 @@
 //! | `entries` | slot16 ‖ number64 ‖ sequence64 | record of the entry | never |
 //! | `tiles` | slot16 ‖ number64 ‖ level8 ‖ index64 | up to 256 hashes; level [`KEYS_LEVEL`]: the keys in a tile of level 0 | until full |
 //! | `ids` | number64 ‖ entry id | sequence64 | never |
-//! | `forks` | slot16 ‖ number64 ‖ fork64 ‖ sequence64 | entries that left the canonical history | never |
+//! | `forks` | slot16 ‖ number64 ‖ fork64 ‖ sequence64 | record of an entry that left the canonical history; sequence 0: of the evidence why | never |
 //! | `slots` | slot16 | record of what was promised and accepted | by claims |
+//! | `slots` | slot16 ‖ bucket8 ‖ context id | empty: the slot index. Longer than the key of any record | with the context's first and last head |
 //! | `meta` | name | format version, storage id, signing seed, … | rarely |
 //!
 //! Integers are big-endian, which keeps keys in order. A context has a node-local *number* from the
@@ -78,6 +79,15 @@ impl Place {
         id.with_text(|text| [&self.number.to_be_bytes(), text.as_bytes()].concat())
     }
 
+    /// The key of an entry of a fork; sequence 0: of its evidence.
+    pub(crate) fn fork(self, fork: u64, sequence: Sequence) -> [u8; 26] {
+        let mut key = [0; 26];
+        key[..10].copy_from_slice(&self.prefix());
+        key[10..18].copy_from_slice(&fork.to_be_bytes());
+        key[18..].copy_from_slice(&sequence.0.to_be_bytes());
+        key
+    }
+
     /// First key of the context and first key beyond it, in `entries` and `tiles`.
     pub(crate) fn range(self) -> ([u8; 10], [u8; 10]) {
         (self.prefix(), Self { number: self.number + 1, ..self }.prefix())
@@ -92,6 +102,15 @@ impl Place {
 /// The sequence in an entry's key.
 pub(crate) fn sequence_of(key: &[u8]) -> Option<Sequence> {
     Some(Sequence(u64::from_be_bytes(key.get(10..18)?.try_into().ok()?)))
+}
+
+/// The context's place, the fork and the sequence in a key of `forks`.
+pub(crate) fn fork_of(key: &[u8]) -> Option<(Place, u64, Sequence)> {
+    let (slot, rest) = key.split_first_chunk::<2>()?;
+    let (number, rest) = rest.split_first_chunk::<8>()?;
+    let (fork, rest) = rest.split_first_chunk::<8>()?;
+    let place = Place { slot: Slot::new(u16::from_be_bytes(*slot))?, number: u64::from_be_bytes(*number) };
+    Some((place, u64::from_be_bytes(*fork), Sequence(u64::from_be_bytes(rest.try_into().ok()?))))
 }
 
 #[cfg(test)]
@@ -110,6 +129,10 @@ mod tests {
         assert_eq!(hex::encode(place.id(&EntryId::new("a").unwrap())), "000000000000040561");
         assert_eq!(sequence_of(&place.entry(Sequence(9))), Some(Sequence(9)));
         assert_eq!(sequence_of(b"short"), None);
+        let fork = place.fork(0x08, Sequence(0x09));
+        assert_eq!(hex::encode(fork), "0123000000000000040500000000000000080000000000000009");
+        assert_eq!(fork_of(&fork), Some((place, 8, Sequence(9))));
+        assert_eq!(fork_of(&fork[..25]), None);
     }
 
     #[test]

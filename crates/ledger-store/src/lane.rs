@@ -7,11 +7,18 @@
 //! - After a failed write or sync the states are dropped: the database is the truth and is read again.
 //! - Every append gets exactly one result.
 
-use std::{hash::BuildHasher as _, sync::Arc};
+use std::{collections::HashMap, hash::BuildHasher as _, sync::Arc};
 
 use foldhash::fast::RandomState;
 use ledger_core::{
-    ContextId, Entry, EntryId, Head, Lineage, Position, Sequence, Size, entry::Draft, log::Stamp, slot::Slot,
+    ContextId, Entry, EntryId, Head, Lineage, Position, Sequence, Size,
+    digest::{Digest, Extent},
+    entry::Draft,
+    log::Stamp,
+    node::NodeId,
+    ownership::{Claim, SlotRecord},
+    replication::{Peer, PeerSet},
+    slot::Slot,
 };
 use quick_cache::unsync::Cache;
 use rocksdb::WriteBatch;
@@ -19,17 +26,24 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     Append, Appended, BatchResult, BatchResults, Durability, StoreError,
-    commit::{Staged, Touched, Waiting},
+    commit::{Origin, Staged, TakenReply, Touched, Waiting, Written},
+    copies::Copies,
     database::Database,
     db::{Db, read_error},
     families::{self, Place},
-    prove,
+    forks, index, prove,
     read::{self, damaged},
+    replica::{Change, Changed, Commit, Lead, Outgoing, Part, StableUpTo, Taken, push_record},
     shared::Shared,
     staging,
     state::{ContextState, read_head},
-    syncer::ToSyncer,
+    syncer::{Durable, ToSyncer},
 };
+
+mod change;
+mod follow;
+
+use follow::Parked;
 
 /// Most commands that wait in a lane's queue: beyond it, those who append wait.
 pub(crate) const QUEUE: usize = 1024;
@@ -55,6 +69,36 @@ pub(crate) enum Command {
     Batch(Vec<(u64, Append)>, mpsc::UnboundedSender<BatchResults>),
     /// Put another copy of a context's history in place.
     Install(Box<Install>, oneshot::Sender<Result<(), StoreError>>),
+    /// Take what another node's lane wrote, or what was fetched. With the number of the commit, 0 if fetched.
+    Follow(Vec<Part>, u64, TakenReply),
+    /// Change slots' records.
+    Change(Vec<(Slot, Change)>, oneshot::Sender<Vec<(Slot, Changed)>>),
+    /// Lead slots, or no more.
+    Lead(Vec<(Slot, Lead)>),
+    /// A peer's stream is lost.
+    Lose(Peer),
+    /// A node's stream begins anew: nothing is in step with it until it says so.
+    Follows(NodeId),
+    /// Owners say what is stable.
+    Stable(Vec<StableUpTo>),
+    /// The digests of slots at this place.
+    Digests(Vec<Slot>, oneshot::Sender<Vec<(Slot, Digest)>>),
+    /// Send a peer the digests of slots at this place.
+    Mark(Peer, Vec<Slot>),
+    /// Leave a history for that of a claim's owner.
+    Fork(Box<Fork>, oneshot::Sender<Result<Size, StoreError>>),
+}
+
+/// A history to leave.
+#[derive(Debug)]
+pub(crate) struct Fork {
+    pub(crate) context: ContextId,
+    pub(crate) claim: Claim,
+    /// What the histories have in common.
+    pub(crate) common: Size,
+    /// Only if it is still what was compared.
+    pub(crate) ours: Extent,
+    pub(crate) evidence: forks::Evidence,
 }
 
 impl Command {
@@ -63,6 +107,16 @@ impl Command {
         match self {
             Self::Append(_, reply) => _ = reply.send(Err(error.clone())),
             Self::Install(_, reply) => _ = reply.send(Err(error.clone())),
+            Self::Follow(_, _, reply) => _ = reply.send(Err(error.clone())),
+            Self::Fork(_, reply) => _ = reply.send(Err(error.clone())),
+            // Whoever waits for an answer sees that there is none.
+            Self::Change(..)
+            | Self::Lead(_)
+            | Self::Lose(_)
+            | Self::Follows(_)
+            | Self::Stable(_)
+            | Self::Digests(..)
+            | Self::Mark(..) => {}
             Self::Batch(appends, reply) => {
                 let failed = |(tag, _)| BatchResult { tag, result: Err(error.clone()) };
                 let results = appends.into_iter().map(failed).collect();
@@ -93,6 +147,14 @@ impl quick_cache::Weighter<ContextId, ContextState> for Weigh {
 
 /// The thread's own things.
 pub(crate) struct Lane {
+    number: u16,
+    /// In a cluster: what waits for copies.
+    copies: Option<Arc<Copies>>,
+    /// The records of slots, as far as they were needed.
+    records: HashMap<Slot, SlotRecord, RandomState>,
+    /// Claims with whose owner a slot is in step.
+    in_step: HashMap<Slot, Claim, RandomState>,
+    parked: Parked,
     database: Arc<Database>,
     /// Of the database that the cached states were read from.
     generation: u64,
@@ -133,6 +195,8 @@ struct Round {
     replies: Vec<Reply>,
     /// Bytes of the payloads.
     bytes: usize,
+    /// What other nodes wrote, in the order it came.
+    followed: Vec<(Vec<Part>, u64, TakenReply)>,
 }
 
 /// An append of a round, and which reply its result is for.
@@ -174,6 +238,11 @@ impl Round {
         self.replies.push(Reply::Many(results, reply));
     }
 
+    fn follow(&mut self, parts: Vec<Part>, number: u64, reply: TakenReply) {
+        self.bytes += parts.iter().map(|part| part.records.len()).sum::<usize>();
+        self.followed.push((parts, number, reply));
+    }
+
     /// For the reply that is added next.
     fn add(&mut self, tag: u64, append: Append, hasher: &RandomState) {
         self.bytes += append.draft.payload.len();
@@ -193,6 +262,7 @@ impl Reply {
 
 impl Lane {
     pub(crate) fn new(
+        number: usize,
         database: Arc<Database>,
         shared: Arc<Shared>,
         syncer: ToSyncer,
@@ -201,7 +271,20 @@ impl Lane {
         let contexts = (cache_bytes / 2048).max(64);
         let cache = Cache::with_weighter(contexts, cache_bytes as u64, Weigh);
         let hasher = RandomState::default();
-        Self { database, generation: 0, shared, syncer, cache, buffer: Vec::new(), hasher }
+        Self {
+            number: u16::try_from(number).unwrap_or(u16::MAX),
+            copies: shared.copies().get(number).cloned(),
+            records: HashMap::default(),
+            in_step: HashMap::default(),
+            parked: Parked::default(),
+            database,
+            generation: 0,
+            shared,
+            syncer,
+            cache,
+            buffer: Vec::new(),
+            hasher,
+        }
     }
 
     /// Serves the queue until every sender is gone.
@@ -231,14 +314,41 @@ impl Lane {
             // A write that was reported as failed may have been kept after all.
             self.cache.clear();
             self.generation = db.generation();
+            self.opened_anew(db);
         }
         let mut round = Round::default();
         for command in commands {
+            if !matches!(command, Command::Append(..) | Command::Batch(..) | Command::Follow(..)) {
+                self.commit(db, std::mem::take(&mut round), false);
+            }
             match command {
                 Command::Append(append, reply) => round.push(append, reply, &self.hasher),
                 Command::Batch(appends, reply) => round.extend(appends, reply, &self.hasher),
+                Command::Follow(parts, number, reply) => round.follow(parts, number, reply),
+                Command::Change(changes, reply) => {
+                    // Whoever asked may have gone: what was promised is promised.
+                    let _ = reply.send(self.change(db, changes));
+                }
+                Command::Lead(leads) => self.lead(db, leads),
+                Command::Lose(peer) => {
+                    if let Some(copies) = &self.copies {
+                        copies.lose(peer);
+                    }
+                }
+                Command::Follows(node) => self.in_step.retain(|_, claim| claim.claimant != node),
+                Command::Stable(slots) => {
+                    if let Some(copies) = &self.copies {
+                        let shown = copies.stable(&self.shared, &slots);
+                        self.wake(db, &shown);
+                    }
+                }
+                Command::Digests(slots, reply) => _ = reply.send(self.digests(&slots)),
+                Command::Mark(peer, slots) => self.mark(peer, &slots),
+                Command::Fork(fork, reply) => {
+                    self.syncer.drain();
+                    let _ = reply.send(self.fork(db, *fork));
+                }
                 Command::Install(install, reply) => {
-                    self.commit(db, std::mem::take(&mut round), false);
                     self.syncer.drain();
                     let installed = self.install(db, *install);
                     // The one who asked may have gone: the history is in place all the same.
@@ -254,8 +364,8 @@ impl Lane {
 
     /// Stages a round of appends, writes it, and has it synced and acknowledged.
     fn commit(&mut self, db: &Arc<Db>, round: Round, is_alone: bool) {
-        let Round { mut appends, mut replies, .. } = round;
-        if replies.is_empty() {
+        let Round { mut appends, mut replies, followed, .. } = round;
+        if replies.is_empty() && followed.is_empty() {
             return;
         }
         // Those of a context one after the other, in the order they came: their rows are neighbours.
@@ -272,29 +382,108 @@ impl Lane {
             }
         }
         staged.waiting = replies.into_iter().filter_map(Reply::waiting).collect();
+        for (parts, number, reply) in followed {
+            let taken = parts.into_iter().map(|part| self.take_part(db, &mut staged, part, number)).collect();
+            staged.taken.push((taken, reply));
+        }
         // Nothing would overlap: spare this one the way to another thread.
         let is_alone = is_alone && self.syncer.is_idle();
-        let Some((written, states)) = staged.write(db, &self.shared, &mut self.buffer, is_alone) else {
+        let is_durable = is_alone && self.copies.is_none();
+        let Some((written, states)) = staged.write(db, &self.shared, &mut self.buffer, is_durable) else {
             return;
         };
         for (context, state) in states {
             self.cache.insert(context, state);
         }
-        if is_alone || self.shared.options.durability != Durability::Always {
-            written.acknowledge(&self.shared);
+        let durable = match &self.copies {
+            None => Durable::Alone(written),
+            Some(copies) => self.copy(db, &Arc::clone(copies), written),
+        };
+        if is_durable || self.shared.options.durability != Durability::Always {
+            durable.done(&self.shared);
+        } else if is_alone {
+            match db.sync() {
+                Ok(()) => durable.done(&self.shared),
+                Err(error) => {
+                    self.shared.commit_failed(&error);
+                    durable.fail(&error);
+                }
+            }
         } else {
-            self.syncer.send(written);
+            self.syncer.send(durable);
+        }
+    }
+
+    /// In a cluster a commit is one copy: sends this node's own to the peers, and keeps it until there are enough.
+    fn copy(&mut self, db: &Arc<Db>, copies: &Arc<Copies>, mut written: Written) -> Durable {
+        if let Some(digests) = &self.shared.digests {
+            for reached in written.contexts().iter().filter(|reached| reached.appended > 0) {
+                let now = Extent { size: reached.head.size(), root: reached.head.root() };
+                digests.replace(&reached.context, reached.before, Some(now));
+            }
+        }
+        let taken = written.take_replies();
+        let (mut own, followed) = written.split();
+        for reached in followed.into_iter().filter(|reached| reached.appended > 0) {
+            if let Origin::Followed(epoch, number) = reached.origin {
+                copies.follow(reached.place.slot, epoch, number, reached);
+            }
+        }
+        let mut sent = Vec::new();
+        for (slot, written) in &mut own {
+            let Some((claim, peers)) = copies.led(*slot) else { continue };
+            if !peers.is_empty() {
+                sent.extend(written.parts(*slot, &claim).map(|part| (peers, part)));
+            }
+        }
+        let has_own = !own.is_empty();
+        let number = copies.wrote(&self.shared, own);
+        self.send(number, sent);
+        Durable::Copy {
+            db: Arc::clone(db),
+            copies: Arc::clone(copies),
+            number: has_own.then_some(number),
+            taken,
+        }
+    }
+
+    /// Puts a commit on the streams of its peers.
+    fn send(&self, number: u64, parts: Vec<(PeerSet, Part)>) {
+        let Some(outbox) = self.shared.carrier.get() else { return };
+        let mut everybody = PeerSet::default();
+        for (peers, _) in &parts {
+            everybody.extend(*peers);
+        }
+        let is_same = parts.iter().all(|(peers, _)| *peers == everybody);
+        let commit = |parts| Arc::new(Commit { lane: self.number, number, parts });
+        if is_same {
+            let commit = commit(parts.into_iter().map(|(_, part)| part).collect());
+            for peer in everybody.iter() {
+                outbox.send(peer, Outgoing::Commit(Arc::clone(&commit)));
+            }
+            return;
+        }
+        for peer in everybody.iter() {
+            let of = parts.iter().filter(|(peers, _)| peers.contains(peer)).map(|(_, part)| part.clone());
+            outbox.send(peer, Outgoing::Commit(commit(of.collect())));
         }
     }
 
     /// Stages one append.
     fn stage(&mut self, db: &Db, commit: &mut Staged, append: Append) -> Result<Stored, StoreError> {
-        let Append { context, draft, received_lamport, entry_id } = append;
+        let Append { context, draft, received_lamport, entry_id, epoch: expected } = append;
         if !commit.states.contains_key(&context) {
-            let touched = self.touch(db, &context)?;
+            let origin = self.origin(&context)?;
+            let touched = self.touch(db, &context, origin)?;
             commit.states.insert(context.clone(), touched);
         }
         let Some(touched) = commit.states.get_mut(&context) else { return Err(StoreError::Closed) };
+        let Origin::Own(epoch, peers) = touched.origin else {
+            return Err(StoreError::NotOwner { slot: touched.state.place.slot });
+        };
+        if expected.is_some_and(|expected| expected != epoch) {
+            return Err(StoreError::NotOwner { slot: touched.state.place.slot });
+        }
         if let Some(id) = &entry_id
             && let Some(known) = known(db, touched, &context, id)?
         {
@@ -305,13 +494,16 @@ impl Lane {
             now_ns: commit.now_ns,
             received_lamport,
             // A loaded history may carry a higher epoch than this node's own.
-            epoch: self.shared.epoch().max(touched.state.head.epoch),
+            epoch: epoch.max(touched.state.head.epoch),
         };
         let buffer = &mut self.buffer;
-        let entry = touched.state.append(db, &mut commit.batch, &context, draft, stamp, buffer)?;
-        if entry_id.is_some() {
-            touched.state.put_id(db, &mut commit.batch, &entry.id, entry.sequence)?;
+        let is_chosen = entry_id.is_some();
+        let entry = touched.state.append(db, &mut commit.batch, &context, draft, stamp, is_chosen, buffer)?;
+        if is_chosen {
             touched.ids.insert(entry.id.clone(), entry.clone());
+        }
+        if !peers.is_empty() {
+            push_record(&mut touched.records, buffer);
         }
         if let Some(watched) = &mut touched.watched {
             watched.push(entry.clone());
@@ -321,8 +513,19 @@ impl Lane {
         Ok(Stored { entry, first: None })
     }
 
+    /// In what epoch appends to a context are written, and to whom they are sent.
+    fn origin(&self, context: &ContextId) -> Result<Origin, StoreError> {
+        match &self.copies {
+            None => Ok(Origin::Own(self.shared.epoch(), PeerSet::default())),
+            Some(copies) => {
+                let (epoch, peers) = copies.serves(Slot::of(context))?;
+                Ok(Origin::Own(epoch, peers))
+            }
+        }
+    }
+
     /// A context's state, out of the cache or the database, or new.
-    fn touch(&mut self, db: &Db, context: &ContextId) -> Result<Touched, StoreError> {
+    fn touch(&mut self, db: &Db, context: &ContextId, origin: Origin) -> Result<Touched, StoreError> {
         let state = match self.cache.remove(context) {
             Some((_, state)) => state,
             None => match ContextState::load(db, context) {
@@ -335,7 +538,7 @@ impl Lane {
             },
         };
         let is_watched = !self.shared.tails.is_idle() && self.shared.tails.find(context).is_some();
-        Ok(Touched::new(state, is_watched))
+        Ok(Touched::new(state, is_watched, origin))
     }
 
     fn create(&self, db: &Db, context: &ContextId) -> Result<ContextState, StoreError> {
@@ -352,15 +555,26 @@ impl Lane {
             let sequence = Sequence(base.map_or(0, |(_, size)| size) + 1);
             return Err(StoreError::HistoryDiffers { context, sequence });
         }
+        // Only the owner's clients load; the replicas catch up with it.
+        let slot = state.place.slot;
+        if let Some(copies) = &self.copies {
+            copies.serves(slot)?;
+        }
+        let before = Self::extent(db, &context)?;
         let mut batch = WriteBatch::default();
         state.put_head(db, &mut batch, &context, &mut self.buffer)?;
-        if let Some((old, _)) = base {
-            staging::remove_rows(db, &mut batch, old)?;
+        match base {
+            Some((old, _)) => staging::remove_rows(db, &mut batch, old)?,
+            None => index::put(db, &mut batch, &context)?,
         }
         staging::forget(db, &mut batch, state.place)?;
         // The staged rows were written without a sync: this one is for them too, whatever is configured.
         db.write(batch).and_then(|()| db.sync()).inspect_err(|error| self.shared.commit_failed(error))?;
         self.shared.quarantine.lift(&context);
+        if let Some(digests) = &self.shared.digests {
+            let now = Extent { size: state.head.size(), root: state.head.root() };
+            digests.replace(&context, before, Some(now));
+        }
         if let Some(tail) = self.shared.tails.find(&context) {
             tail.reach(state.head.size());
         }

@@ -9,22 +9,25 @@ use std::{
 
 use crossbeam_channel::Sender as StopSender;
 use ledger_core::{
-    ContextId, Head, Key, Position, Sequence, Size, clock::LamportClock, entry::Draft, ownership::SlotRecord,
-    slot::Slot,
+    ContextId, Head, Key, Position, Sequence, Size, clock::LamportClock, entry::Draft, node::Incarnation,
+    ownership::SlotRecord, slot::Slot,
 };
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
     Append, Appended, BatchResults, Checkpointed, ContextInfo, Covered, Damage, Durability, EntryView,
-    Filter, Load, Loaded, Options, Page, ProvenConsistency, ProvenInclusion, SnapshotStream, Stats,
-    StoreError, Watch,
+    Filter, ForkCursor, ForkList, Load, Loaded, Options, Page, ProvenConsistency, ProvenInclusion,
+    SnapshotStream, Stats, StoreError, Watch,
     database::{self, Database},
     db::{Db, io_error},
-    families,
+    digests::Digests,
+    families, forks, incarnation, index,
     lane::{Command, Install, Lane, MAX_COMMAND, QUEUE},
     meta::{Meta, Numbers},
-    prove, read, scrub,
+    prove, read,
+    readable::Readable,
+    scrub,
     shared::Shared,
     slots, staging, syncer,
 };
@@ -64,12 +67,18 @@ impl Ledger {
         let dir = dir.as_ref();
         let open = |reason: String| StoreError::Open { path: dir.display().to_string(), reason };
         std::fs::create_dir_all(dir).map_err(|error| open(format!("it cannot be created: {error}")))?;
-        let database = Arc::new(Database::open(dir.join(DATABASE), options.clone())?);
+        let readable = Arc::new(Readable::new(options.clustered));
+        let database = Database::open(dir.join(DATABASE), options.clone(), Arc::clone(&readable))?;
+        let database = Arc::new(database);
         let db = database.get()?;
         let meta = Meta::open(&db, dir)?;
         staging::clean_up(&db)?;
+        forks::clean_up(&db);
+        index::ensure(&db)?;
         let numbers = Numbers::open(&db)?;
-        let shared = Arc::new(Shared::new(options, meta, numbers));
+        let digests = options.clustered.then(|| Digests::scan(&db)).transpose()?;
+        let shared = Shared::new(options, meta, numbers, Arc::clone(&database), readable, digests);
+        let shared = Arc::new(shared);
         let ledger = Self {
             inner: Arc::new(Inner {
                 database,
@@ -97,7 +106,13 @@ impl Ledger {
         draft: Draft,
         received: LamportClock,
     ) -> Result<Appended, StoreError> {
-        let append = Append { context: context.clone(), draft, received_lamport: received.0, entry_id: None };
+        let append = Append {
+            context: context.clone(),
+            draft,
+            received_lamport: received.0,
+            entry_id: None,
+            epoch: None,
+        };
         let (reply, result) = oneshot::channel();
         let (queue, command) = self.inner.command(append, reply)?;
         queue.blocking_send(command).map_err(|_| StoreError::Closed)?;
@@ -310,6 +325,25 @@ impl Ledger {
         }
     }
 
+    /// Histories that were left, of a context or of all, in no particular but a lasting order: after a cursor, at
+    /// most `limit` (at least 1).
+    pub fn forks(
+        &self,
+        context: Option<&ContextId>,
+        after: Option<ForkCursor>,
+        limit: usize,
+    ) -> Result<ForkList, StoreError> {
+        forks::list(&*self.inner.database.get()?, context, after, limit)
+    }
+
+    /// Reads a page of the entries of a fork, which come after what it has in common with the history that took its
+    /// place. The page's `latest` is the size that the history had when it was left.
+    ///
+    /// Fails with [`StoreError::NoSuchFork`] if the context has no fork of that number.
+    pub fn fork_entries(&self, context: &ContextId, fork: u64, filter: &Filter) -> Result<Page, StoreError> {
+        forks::entries(&*self.inner.database.get()?, context, fork, filter)
+    }
+
     /// Damage found so far, by reads and by the scrub.
     pub fn damage(&self) -> Vec<Damage> {
         self.inner.shared.quarantine.list()
@@ -323,6 +357,11 @@ impl Ledger {
         self.inner.shared.failure().map_or(Ok(()), Err)
     }
 
+    /// An entry id as the ledger makes them: for whoever sends an append on and may have to send it again.
+    pub fn new_entry_id() -> ledger_core::EntryId {
+        Shared::new_entry_id()
+    }
+
     /// Seed of the node's Ed25519 key: made when the directory was formatted, and kept in it.
     pub fn signing_seed(&self) -> [u8; 32] {
         self.inner.shared.meta.signing_seed
@@ -331,6 +370,13 @@ impl Ledger {
     /// The directory's own id, made when it was formatted: 32 hex digits.
     pub fn storage_id(&self) -> String {
         hex::encode(self.inner.shared.meta.storage_id)
+    }
+
+    /// Counts a start of the node, and gives its number: higher at every call than at any before. It is on disk when
+    /// this returns. Blocks.
+    pub fn next_incarnation(&self) -> Result<Incarnation, StoreError> {
+        incarnation::next(&*self.inner.database.get()?)
+            .inspect_err(|error| self.inner.shared.commit_failed(error))
     }
 
     /// What this replica promised and accepted of a slot.
@@ -352,6 +398,12 @@ impl Ledger {
     }
 }
 
+impl Ledger {
+    pub(crate) fn inner(&self) -> &Inner {
+        &self.inner
+    }
+}
+
 /// Which of several lanes a context belongs to.
 fn lane_of(context: &ContextId, lanes: usize) -> usize {
     usize::from(Slot::of(context).number()) % lanes
@@ -366,7 +418,7 @@ impl Inner {
         for number in 0..lanes {
             let (queue, commands) = mpsc::channel(QUEUE);
             let (database, shared) = (Arc::clone(&self.database), Arc::clone(&self.shared));
-            let lane = Lane::new(database, shared, to_syncer.clone(), options.head_cache / lanes);
+            let lane = Lane::new(number, database, shared, to_syncer.clone(), options.head_cache / lanes);
             let thread = std::thread::Builder::new().name(format!("lane-{number}"));
             threads.push(thread.spawn(move || lane.run(commands))?);
             self.lanes.write().push(queue);
@@ -422,6 +474,16 @@ impl Inner {
         let queue = self.queue(&install.context)?;
         queue.blocking_send(Command::Install(Box::new(install), reply)).map_err(|_| StoreError::Closed)?;
         result.blocking_recv().map_err(|_| StoreError::Closed)?
+    }
+
+    /// Number of lanes; 0 once the ledger closes.
+    pub(crate) fn lane_count(&self) -> usize {
+        self.lanes.read().len()
+    }
+
+    /// The queue of a lane.
+    pub(crate) fn queue_of(&self, lane: usize) -> Result<mpsc::Sender<Command>, StoreError> {
+        self.lanes.read().get(lane).cloned().ok_or(StoreError::Closed)
     }
 
     fn queue(&self, context: &ContextId) -> Result<mpsc::Sender<Command>, StoreError> {

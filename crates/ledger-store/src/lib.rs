@@ -24,12 +24,29 @@
 //! One append, top to bottom: [`Ledger::append`] → `lane` (a thread with a queue: batch, assign sequence and
 //! Lamport time, hash, extend the tree) → `commit` (one RocksDB write) → `syncer` (one sync for all that wait) →
 //! acknowledge → `tail` (wake the watchers).
+//!
+//! What nodes of a cluster need of each other's stores:
+//!
+//! | module | holds |
+//! | --- | --- |
+//! | `digests`, `index` | what every slot holds: as digests in memory, and as a listing on disk |
+//! | `answer` | answers to the questions of a comparison |
+//! | `ranges` | entries as they are stored, for another node to take |
+//! | `forks` | histories that were left, and the evidence why |
+//! | `rows` | reading several rows as they were at one moment |
 
+mod answer;
+mod cluster;
 mod commit;
+mod copies;
 mod database;
 mod db;
+mod digests;
 mod error;
 mod families;
+mod forks;
+mod incarnation;
+mod index;
 mod keys;
 mod lane;
 mod ledger;
@@ -38,9 +55,13 @@ mod meta;
 mod options;
 mod prove;
 mod quarantine;
+mod ranges;
 mod read;
+mod readable;
 #[doc(hidden)]
 pub mod record;
+pub mod replica;
+mod rows;
 mod scrub;
 mod shared;
 mod slots;
@@ -50,11 +71,15 @@ mod staging;
 mod state;
 mod syncer;
 mod tail;
+#[cfg(test)]
+mod testing;
 mod types;
 mod view;
 mod watch;
 
+pub use cluster::Following;
 pub use error::StoreError;
+pub use forks::{Evidence, ForkCursor, ForkInfo, ForkList, Tip};
 pub use ledger::Ledger;
 pub use ledger_core::{
     ContextId, Entry, EntryId, Epoch, Hash, HashSuite, Head, Key, Lineage, Position, Sequence, Size,
@@ -63,7 +88,9 @@ pub use ledger_core::{
     tree::proof::{ConsistencyProof, InclusionProof},
 };
 pub use load::Load;
+pub use meta::FORMAT;
 pub use options::{Durability, Options};
+pub use ranges::Range;
 pub use snapshot::SnapshotStream;
 pub use types::*;
 pub use view::{EntryView, IdView};

@@ -19,6 +19,7 @@ use crate::{
     lane::Install,
     ledger::Inner,
     read::{self, damaged},
+    record,
     shared::Shared,
     staging,
     state::{ContextState, read_head},
@@ -354,29 +355,30 @@ impl Staging {
                     epoch: shared.epoch().max(self.state.head.epoch),
                 };
                 let (db, context) = (self.inner.database.get()?, &self.context);
-                let entry = self.state.append(
+                self.state.append(
                     &db,
                     &mut self.batch.0,
                     context,
                     incoming.draft,
                     stamp,
+                    // Which ids clients chose is not known any more: all of them make a retry safe.
+                    true,
                     &mut self.buffer,
                 )?;
-                self.staged(&entry)
+                self.staged()
             }
         }
     }
 
     fn accept(&mut self, entry: &Entry) -> Result<(), StoreError> {
         let db = self.inner.database.get()?;
-        self.state.accept(&db, &mut self.batch.0, &self.context, entry, &mut self.buffer)?;
-        self.staged(entry)
+        record::encode_entry(entry, true, &mut self.buffer)
+            .map_err(|error| StoreError::Io(error.to_string()))?;
+        self.state.accept(&db, &mut self.batch.0, &self.context, entry, true, &self.buffer)?;
+        self.staged()
     }
 
-    fn staged(&mut self, entry: &Entry) -> Result<(), StoreError> {
-        // Which ids clients chose is not known any more: all of them make a retry safe.
-        let db = self.inner.database.get()?;
-        self.state.put_id(&db, &mut self.batch.0, &entry.id, entry.sequence)?;
+    fn staged(&mut self) -> Result<(), StoreError> {
         if self.batch.0.size_in_bytes() >= BATCH_BYTES {
             self.flush()?;
         }

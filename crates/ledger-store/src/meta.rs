@@ -8,8 +8,8 @@ use rocksdb::WriteBatch;
 
 use crate::{StoreError, db::Db, families};
 
-/// Version of the layout of the directory.
-const FORMAT: u32 = 1;
+/// Version of the layout of the directory: a build of one version opens those up to it.
+pub const FORMAT: u32 = 1;
 /// Context numbers are taken in blocks of this many, so that one write serves many contexts.
 const NUMBER_BLOCK: u64 = 4096;
 
@@ -106,7 +106,8 @@ impl Numbers {
     }
 }
 
-fn read<const N: usize>(db: &Db, key: &[u8]) -> Result<Option<[u8; N]>, StoreError> {
+/// A record of fixed length; `None` if there is none yet.
+pub(crate) fn read<const N: usize>(db: &Db, key: &[u8]) -> Result<Option<[u8; N]>, StoreError> {
     let name = String::from_utf8_lossy(key);
     let row = db.get(families::META, key, |bytes| bytes.try_into().ok()).map_err(|error| {
         StoreError::Io(format!(

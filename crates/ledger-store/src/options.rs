@@ -37,6 +37,8 @@ pub struct Options {
     pub scrub_rate: u64,
     /// Pause between two passes of the scrub over everything.
     pub scrub_pause: Duration,
+    /// The ledger is part of a cluster: it takes appends only to slots it owns, and shows only what is stable.
+    pub clustered: bool,
 }
 
 impl Options {
@@ -59,6 +61,7 @@ impl Default for Options {
             head_cache: 64 << 20,
             scrub_rate: 8 << 20,
             scrub_pause: Duration::from_hours(1),
+            clustered: false,
         }
     }
 }

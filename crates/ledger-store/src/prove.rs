@@ -2,9 +2,10 @@
 
 use ledger_core::{
     ContextId, Hash, HashSuite, Head, Lineage, Position, Sequence, Size,
+    hash::Hasher as _,
     tree::{
         Frontier, Tile, TileId, TileReader,
-        reader::{ReadError, consistency_proof, inclusion_proof, root_at},
+        reader::{self, ReadError, consistency_proof, inclusion_proof, root_at},
         tile::TILE_WIDTH,
     },
     with_suite,
@@ -15,18 +16,21 @@ use crate::{
     db::{Db, read_error},
     families::{self, Place},
     read::{self, damaged, moved},
-    state::leaf_hashes,
+    record,
+    rows::Rows,
 };
 
 /// The tiles of one context.
-struct Tiles<'a> {
-    db: &'a Db,
+struct Tiles<'a, R> {
+    rows: &'a R,
     context: &'a ContextId,
     place: Place,
     head: &'a Head,
+    /// Of the unfinished tile of level 0, once it was asked for.
+    newest: Vec<Hash>,
 }
 
-impl TileReader for Tiles<'_> {
+impl<R: Rows> TileReader for Tiles<'_, R> {
     type Error = StoreError;
 
     fn tile(&mut self, tile: TileId, width: usize) -> Result<Tile, StoreError> {
@@ -34,12 +38,14 @@ impl TileReader for Tiles<'_> {
         let first = Sequence((tile.index << (8 * (u32::from(tile.level) + 1))) + 1);
         if tile.level == 0 && stored_width < TILE_WIDTH {
             // The unfinished tile of level 0 is not stored: its hashes are those of the newest entries.
-            let hashes =
-                leaf_hashes(self.db, self.context, self.place, self.head, first.0 - 1, width, |_| ())?;
+            if self.newest.is_empty() {
+                self.newest = self.leaf_hashes(first, stored_width)?;
+            }
+            let hashes = self.newest.iter().take(width).copied().collect();
             return Tile::new(hashes).ok_or_else(|| damaged(self.context, first, "a tile is empty"));
         }
         let stored = self
-            .db
+            .rows
             .get(families::TILES, &self.place.tile(tile), Tile::decode)
             .map_err(|error| read_error(self.context, first, &error))?
             .flatten();
@@ -59,14 +65,14 @@ impl TileReader for Tiles<'_> {
 fn with_tiles<T>(
     db: &Db,
     context: &ContextId,
-    prove: impl Fn(&mut Tiles<'_>) -> Result<T, StoreError>,
+    prove: impl Fn(&mut Tiles<'_, Db>) -> Result<T, StoreError>,
 ) -> Result<T, StoreError> {
     loop {
         let Some((place, head)) = db.head(context)? else {
             return Err(out_of_range(context, 0, "a proof of an empty context".to_owned()));
         };
-        match prove(&mut Tiles { db, context, place, head: &head }) {
-            Err(StoreError::Damaged { .. }) if moved(db, context, place)? => {}
+        match prove(&mut Tiles::new(db, context, place, &head)) {
+            Err(StoreError::Damaged { .. }) if moved(db, context, place, &head)? => {}
             proven => return proven,
         }
     }
@@ -76,7 +82,41 @@ fn out_of_range(context: &ContextId, size: u64, what: String) -> StoreError {
     StoreError::OutOfRange { context: context.clone(), size, what }
 }
 
-impl Tiles<'_> {
+impl<'a, R: Rows> Tiles<'a, R> {
+    fn new(rows: &'a R, context: &'a ContextId, place: Place, head: &'a Head) -> Self {
+        Self { rows, context, place, head, newest: Vec::new() }
+    }
+
+    /// The leaf hashes of `width` entries from `first` on, from their records.
+    fn leaf_hashes(&self, first: Sequence, width: usize) -> Result<Vec<Hash>, StoreError> {
+        let mut hashes = Vec::with_capacity(width);
+        let mut failure = None;
+        let next = |done: usize| Sequence(first.0 + done as u64);
+        let (row, beyond) = (self.place.entry(first), self.place.entry(next(width)));
+        let read = self.rows.scan(families::ENTRIES, &row, &beyond, true, |row, value| {
+            let sequence = next(hashes.len());
+            match record::peek_entry(value) {
+                Ok((_, hash)) if families::sequence_of(row) == Some(sequence) => {
+                    hashes.push(with_suite!(self.head.suite, H => H::leaf(&hash)));
+                    true
+                }
+                Ok(_) => false,
+                Err(error) => {
+                    failure = Some(damaged(self.context, sequence, &error.to_string()));
+                    false
+                }
+            }
+        });
+        read.map_err(|error| read_error(self.context, next(hashes.len()), &error))?;
+        match failure {
+            Some(error) => Err(error),
+            None if hashes.len() < width => {
+                Err(damaged(self.context, next(hashes.len()), "the entry is missing"))
+            }
+            None => Ok(hashes),
+        }
+    }
+
     /// The size asked for, or the newest.
     fn size(&self, size: Option<Size>) -> Result<u64, StoreError> {
         let newest = self.head.frontier.size();
@@ -103,12 +143,14 @@ impl Tiles<'_> {
             }
         }
     }
+}
 
+impl Tiles<'_, Db> {
     fn position(&mut self, size: u64) -> Result<Position, StoreError> {
         let epoch = match size {
             0 => ledger_core::Epoch::default(),
             size if size == self.head.frontier.size() => self.head.epoch,
-            size => read::one(self.db, self.context, self.place, self.head, Sequence(size))?.epoch,
+            size => read::one(self.rows, self.context, self.place, self.head, Sequence(size))?.epoch,
         };
         Ok(Position { size: Size(size), root: self.root(size)?, epoch, lineage: self.head.lineage })
     }
@@ -122,9 +164,34 @@ pub(crate) fn position_at(
     head: &Head,
     size: Size,
 ) -> Result<Position, StoreError> {
-    let mut tiles = Tiles { db, context, place, head };
+    let mut tiles = Tiles::new(db, context, place, head);
     let size = tiles.size(Some(size))?;
     tiles.position(size)
+}
+
+/// The roots of the history that a head describes, at rising sizes; as many as it is long enough for.
+pub(crate) fn roots_at(
+    rows: &impl Rows,
+    context: &ContextId,
+    place: Place,
+    head: &Head,
+    sizes: &[Size],
+) -> Result<Vec<Hash>, StoreError> {
+    let mut tiles = Tiles::new(rows, context, place, head);
+    let known = sizes.iter().take_while(|size| **size <= head.size());
+    known.map(|size| tiles.root(size.0)).collect()
+}
+
+/// The frontier of the history that a head describes, at an earlier size.
+pub(crate) fn frontier_at(
+    db: &Db,
+    context: &ContextId,
+    place: Place,
+    head: &Head,
+    size: Size,
+) -> Result<Frontier, StoreError> {
+    let mut tiles = Tiles::new(db, context, place, head);
+    with_suite!(head.suite, H => reader::frontier_at::<H, _>(&mut tiles, size.0)).map_err(|e| tiles.failed(e))
 }
 
 /// A context's position at a size.

@@ -23,8 +23,8 @@ pub(crate) fn page(db: &Db, context: &ContextId, filter: &Filter) -> Result<Page
             return Ok(Page { entries: Vec::new(), latest: Size(0), covered: filter.after, more: false });
         };
         match page_at(db, context, place, &head, filter) {
-            // A load may have put another copy of the history in place since the head was read.
-            Err(StoreError::Damaged { .. }) if moved(db, context, place)? => {}
+            // A load may have put another copy of the history in place since the head was read, or it was left.
+            Err(StoreError::Damaged { .. }) if moved(db, context, place, &head)? => {}
             page => return page,
         }
     }
@@ -48,7 +48,7 @@ pub(crate) fn visit(
         match read {
             // A load may have put another copy of the history in place since the head was read: what was
             // visited is the same there.
-            Err(StoreError::Damaged { .. }) if moved(db, context, place)? => {}
+            Err(StoreError::Damaged { .. }) if moved(db, context, place, &head)? => {}
             Err(error) => return Err(error),
             Ok(()) => return Ok(covered),
         }
@@ -58,9 +58,21 @@ pub(crate) fn visit(
     }
 }
 
-/// Whether the context's rows are no longer where they were.
-pub(crate) fn moved(db: &Db, context: &ContextId, place: Place) -> Result<bool, StoreError> {
-    Ok(read_head(db, context)?.is_none_or(|(now, _)| now != place))
+/// Whether the history that a head describes is no longer where it was: another copy of it was put in place, or
+/// the end of it was left for another history.
+pub(crate) fn moved(db: &Db, context: &ContextId, place: Place, head: &Head) -> Result<bool, StoreError> {
+    let Some((now_at, now)) = read_head(db, context)? else { return Ok(true) };
+    if now_at != place || now.size() < head.size() {
+        return Ok(true);
+    }
+    // What was left may have grown again. An entry of the same sequence and epoch is the same entry.
+    let newest = head.size().newest();
+    let epoch = db
+        .get(families::ENTRIES, &place.entry(newest), |value| {
+            record::view_entry(newest, value).ok().map(|entry| entry.epoch)
+        })
+        .map_err(|error| read_error(context, newest, &error))?;
+    Ok(epoch.flatten().is_some_and(|epoch| epoch != head.epoch))
 }
 
 /// Reads a page of the history that a head describes.

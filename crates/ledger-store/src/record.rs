@@ -48,8 +48,12 @@ impl RecordError {
 
 #[derive(Encode, BorrowDecode)]
 enum IdRecord<'a> {
+    /// The ledger made it.
     Bits([u8; 16]),
+    /// The writer chose it.
     Text(&'a str),
+    /// The writer chose it, and it looks like one of ours.
+    Chosen([u8; 16]),
 }
 
 #[derive(Encode, BorrowDecode)]
@@ -88,6 +92,8 @@ struct SlotRow<'a> {
     is_confirmed: bool,
     /// The members, encoded by themselves with a limit of their own; empty if none were recorded.
     members: &'a [u8],
+    /// Those that they are to follow, in the same way; empty if that is settled.
+    before: &'a [u8],
 }
 
 /// Members: node and storage id.
@@ -100,7 +106,7 @@ type Pairs<'a> = Vec<(&'a str, &'a str)>;
 /// Bytes that decoding metadata may take: the pairs and their texts.
 const METADATA_LIMIT: usize = MAX_METADATA_PAIRS * 64 + MAX_METADATA;
 
-fn encode<T: Encode>(record: &T, out: &mut Vec<u8>) -> Result<(), RecordError> {
+pub(crate) fn encode<T: Encode>(record: &T, out: &mut Vec<u8>) -> Result<(), RecordError> {
     out.clear();
     out.push(VERSION);
     bincode::encode_into_std_write(record, out, standard()).map_err(RecordError::new)?;
@@ -109,7 +115,7 @@ fn encode<T: Encode>(record: &T, out: &mut Vec<u8>) -> Result<(), RecordError> {
     Ok(())
 }
 
-fn decode<'a, T: BorrowDecode<'a, ()>>(bytes: &'a [u8]) -> Result<T, RecordError> {
+pub(crate) fn decode<'a, T: BorrowDecode<'a, ()>>(bytes: &'a [u8]) -> Result<T, RecordError> {
     let (checked, checksum) =
         bytes.split_last_chunk::<4>().ok_or_else(|| RecordError::new("it is too short"))?;
     if crc32fast::hash(checked) != u32::from_le_bytes(*checksum) {
@@ -128,14 +134,18 @@ fn decode<'a, T: BorrowDecode<'a, ()>>(bytes: &'a [u8]) -> Result<T, RecordError
     Ok(record)
 }
 
-/// Encodes an entry. Its context and sequence are in its key.
-pub fn encode_entry(entry: &Entry, out: &mut Vec<u8>) -> Result<(), RecordError> {
+/// Encodes an entry, and whether its writer chose its id. Its context and sequence are in its key.
+pub fn encode_entry(entry: &Entry, is_id_chosen: bool, out: &mut Vec<u8>) -> Result<(), RecordError> {
     let text = match entry.id.bits() {
         Some(_) => String::new(),
         None => entry.id.to_string(),
     };
     let record = EntryRecord {
-        id: entry.id.bits().map_or(IdRecord::Text(&text), IdRecord::Bits),
+        id: match entry.id.bits() {
+            None => IdRecord::Text(&text),
+            Some(bits) if is_id_chosen => IdRecord::Chosen(bits),
+            Some(bits) => IdRecord::Bits(bits),
+        },
         key: entry.key.as_str(),
         lamport: entry.lamport.0,
         appended_at_ns: entry.appended_at_ns,
@@ -157,8 +167,9 @@ pub fn view_entry(sequence: Sequence, bytes: &[u8]) -> Result<EntryView<'_>, Rec
     let record: EntryRecord<'_> = decode(bytes)?;
     Ok(EntryView {
         sequence,
+        is_id_chosen: !matches!(record.id, IdRecord::Bits(_)),
         id: match record.id {
-            IdRecord::Bits(bits) => IdView::Bits(bits),
+            IdRecord::Bits(bits) | IdRecord::Chosen(bits) => IdView::Bits(bits),
             IdRecord::Text(text) => IdView::Text(text),
         },
         key: record.key,
@@ -230,15 +241,9 @@ pub fn decode_head(bytes: &[u8]) -> Result<(u64, Head), RecordError> {
 
 /// Encodes what a replica promised and accepted of a slot.
 pub fn encode_slot(record: &SlotRecord, out: &mut Vec<u8>) -> Result<(), RecordError> {
-    let members = match &record.placement {
-        None => Vec::new(),
-        Some(placement) => {
-            let members = placement.set.members().iter();
-            let members: Members<'_> =
-                members.map(|member| (member.node.as_str(), member.storage.0)).collect();
-            bincode::encode_to_vec(members, standard()).map_err(RecordError::new)?
-        }
-    };
+    let placement = record.placement.as_ref();
+    let members = encode_members(placement.map(|placement| &placement.set))?;
+    let before = encode_members(placement.and_then(|placement| placement.before.as_ref()))?;
     let row = SlotRow {
         promised_epoch: record.promised.as_ref().map_or(0, |claim| claim.epoch.0),
         promised_to: record.promised.as_ref().map_or("", |claim| claim.claimant.as_str()),
@@ -246,8 +251,31 @@ pub fn encode_slot(record: &SlotRecord, out: &mut Vec<u8>) -> Result<(), RecordE
         placed_in: record.placement.as_ref().map_or(0, |placement| placement.epoch.0),
         is_confirmed: record.placement.as_ref().is_some_and(|placement| placement.is_confirmed),
         members: &members,
+        before: &before,
     };
     encode(&row, out)
+}
+
+fn encode_members(set: Option<&ReplicaSet>) -> Result<Vec<u8>, RecordError> {
+    let Some(set) = set else { return Ok(Vec::new()) };
+    let members = set.members().iter();
+    let members: Members<'_> = members.map(|member| (member.node.as_str(), member.storage.0)).collect();
+    bincode::encode_to_vec(members, standard()).map_err(RecordError::new)
+}
+
+fn decode_members(bytes: &[u8]) -> Result<Option<ReplicaSet>, RecordError> {
+    if bytes.is_empty() {
+        return Ok(None);
+    }
+    let limited = standard().with_limit::<MEMBERS_LIMIT>();
+    let (members, _): (Members<'_>, usize) =
+        bincode::borrow_decode_from_slice(bytes, limited).map_err(RecordError::new)?;
+    let members: Vec<_> = members
+        .into_iter()
+        .map(|(node, storage)| Ok(Member { node: NodeId::new(node)?, storage: StorageId(storage) }))
+        .collect::<Result<_, NodeIdError>>()
+        .map_err(RecordError::new)?;
+    ReplicaSet::new(members).map(Some).map_err(RecordError::new)
 }
 
 /// Decodes what a replica promised and accepted of a slot.
@@ -260,20 +288,13 @@ pub fn decode_slot(bytes: &[u8]) -> Result<SlotRecord, RecordError> {
             claimant: NodeId::new(node).map_err(RecordError::new)?,
         }),
     };
-    let placement = if row.members.is_empty() {
-        None
-    } else {
-        let limited = standard().with_limit::<MEMBERS_LIMIT>();
-        let (members, _): (Members<'_>, usize) =
-            bincode::borrow_decode_from_slice(row.members, limited).map_err(RecordError::new)?;
-        let members: Vec<_> = members
-            .into_iter()
-            .map(|(node, storage)| Ok(Member { node: NodeId::new(node)?, storage: StorageId(storage) }))
-            .collect::<Result<_, NodeIdError>>()
-            .map_err(RecordError::new)?;
-        let set = ReplicaSet::new(members).map_err(RecordError::new)?;
-        Some(Placement { epoch: Epoch(row.placed_in), set, is_confirmed: row.is_confirmed })
-    };
+    let before = decode_members(row.before)?;
+    let placement = decode_members(row.members)?.map(|set| Placement {
+        epoch: Epoch(row.placed_in),
+        set,
+        is_confirmed: row.is_confirmed,
+        before,
+    });
     Ok(SlotRecord { promised, accepted: Epoch(row.accepted), placement })
 }
 
@@ -302,6 +323,10 @@ mod tests {
         }
     }
 
+    fn payload_is_odd(entry: &Entry) -> bool {
+        entry.payload.len() % 2 == 1
+    }
+
     /// With the checksum that makes it a record.
     fn sealed(bytes: &[u8]) -> Vec<u8> {
         [bytes, &crc32fast::hash(bytes).to_le_bytes()].concat()
@@ -310,7 +335,7 @@ mod tests {
     #[test]
     fn any_flipped_bit_is_found() {
         let mut bytes = Vec::new();
-        encode_entry(&entry("retry-1", BTreeMap::new(), b"xyz"), &mut bytes).unwrap();
+        encode_entry(&entry("retry-1", BTreeMap::new(), b"xyz"), true, &mut bytes).unwrap();
         for bit in 0..bytes.len() * 8 {
             let mut flipped = bytes.clone();
             flipped[bit / 8] ^= 1 << (bit % 8);
@@ -321,7 +346,7 @@ mod tests {
     #[test]
     fn records_are_golden() {
         let mut bytes = Vec::new();
-        encode_entry(&entry("retry-1", [("k".into(), "v".into())].into(), b"xyz"), &mut bytes).unwrap();
+        encode_entry(&entry("retry-1", [("k".into(), "v".into())].into(), b"xyz"), true, &mut bytes).unwrap();
         let hash = "04".repeat(32);
         assert_eq!(
             hex::encode(&bytes),
@@ -346,6 +371,7 @@ mod tests {
                 epoch: Epoch(7),
                 set: ReplicaSet::new([member("a", 1), member("b", 2)]).unwrap(),
                 is_confirmed: true,
+                before: Some(ReplicaSet::new([member("a", 1)]).unwrap()),
             }),
         }
     }
@@ -356,9 +382,14 @@ mod tests {
         encode_slot(&slot_record(), &mut bytes).unwrap();
         let (body, _) = bytes.split_last_chunk::<4>().unwrap();
         let members = format!("020161{}0162{}", "01".repeat(16), "02".repeat(16));
+        let before = format!("010161{}", "01".repeat(16));
         assert_eq!(
             hex::encode(body),
-            format!("01fb2c01086c65646765722d31070701{:02x}{members}", members.len() / 2)
+            format!(
+                "01fb2c01086c65646765722d31070701{:02x}{members}{:02x}{before}",
+                members.len() / 2,
+                before.len() / 2
+            )
         );
         assert_eq!(decode_slot(&bytes).unwrap(), slot_record());
         encode_slot(&SlotRecord::default(), &mut bytes).unwrap();
@@ -379,7 +410,9 @@ mod tests {
         ) {
             let entry = entry(&id, metadata, &payload);
             let mut bytes = Vec::new();
-            encode_entry(&entry, &mut bytes).unwrap();
+            encode_entry(&entry, payload_is_odd(&entry), &mut bytes).unwrap();
+            let view = view_entry(entry.sequence, &bytes).unwrap();
+            prop_assert_eq!(view.is_id_chosen, payload_is_odd(&entry) || entry.id.bits().is_none());
             prop_assert_eq!(decode_entry(&entry.context_id, entry.sequence, &bytes).unwrap(), entry);
         }
 

@@ -91,8 +91,8 @@ impl Scrub<'_> {
             let Some((place, head)) = read_head(&*self.database.get()?, context)? else { return Ok(Some(0)) };
             let checked = with_suite!(head.suite, H => self.history::<H>(context, place, &head));
             match checked {
-                // A load put another copy in place meanwhile: that one is checked.
-                Err(StoreError::Damaged { .. }) if moved(&*self.database.get()?, context, place)? => {}
+                // A load put another copy in place meanwhile, or its end was left: what is there now is checked.
+                Err(StoreError::Damaged { .. }) if moved(&*self.database.get()?, context, place, &head)? => {}
                 checked => return checked,
             }
         }

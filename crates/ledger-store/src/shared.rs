@@ -1,18 +1,24 @@
 //! What lanes and readers share.
 
 use std::{
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{SystemTime, UNIX_EPOCH},
 };
 
 use ledger_core::{EntryId, Epoch};
 use parking_lot::Mutex;
-use std::sync::Arc;
 
 use crate::{
     Options, StoreError,
+    copies::{Carrier, Copies},
+    database::Database,
+    digests::Digests,
     meta::{Meta, Numbers},
     quarantine::Quarantine,
+    readable::Readable,
     tail::Tails,
 };
 
@@ -25,6 +31,14 @@ pub(crate) struct Shared {
     pub(crate) tails: Arc<Tails>,
     pub(crate) quarantine: Quarantine,
     pub(crate) scrubbed: AtomicU64,
+    pub(crate) database: Arc<Database>,
+    pub(crate) readable: Arc<Readable>,
+    /// In a cluster: what every slot holds.
+    pub(crate) digests: Option<Digests>,
+    /// In a cluster: carries what lanes send.
+    pub(crate) carrier: Carrier,
+    /// In a cluster: what waits of each lane.
+    copies: OnceLock<Vec<Arc<Copies>>>,
     appended: AtomicU64,
     commits: AtomicU64,
     failed: AtomicU64,
@@ -33,8 +47,20 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(options: Options, meta: Meta, numbers: Numbers) -> Self {
+    pub(crate) fn new(
+        options: Options,
+        meta: Meta,
+        numbers: Numbers,
+        database: Arc<Database>,
+        readable: Arc<Readable>,
+        digests: Option<Digests>,
+    ) -> Self {
         Self {
+            database,
+            readable,
+            digests,
+            carrier: Carrier::new(),
+            copies: OnceLock::new(),
             options,
             meta,
             numbers,
@@ -46,6 +72,14 @@ impl Shared {
             failed: AtomicU64::new(0),
             failure: Mutex::new(None),
         }
+    }
+
+    /// In a cluster: what waits of each lane; made when first asked for.
+    pub(crate) fn copies(&self) -> &[Arc<Copies>] {
+        self.copies.get_or_init(|| {
+            let lanes = if self.options.clustered { self.options.lanes() } else { 0 };
+            (0..lanes).map(|_| Arc::default()).collect()
+        })
     }
 
     /// A lone node's own epoch: the first, told apart by its storage id.
@@ -86,6 +120,8 @@ impl Shared {
         if self.failure.lock().replace(error.clone()).is_none() {
             tracing::error!(%error, "a commit failed: nothing of it is acknowledged");
         }
+        // Nothing may go on holding the database: it is opened anew.
+        self.copies.get().into_iter().flatten().for_each(|copies| copies.failed(error));
         self.failed.fetch_add(1, Ordering::Relaxed);
     }
 

@@ -102,6 +102,10 @@ impl Source {
             match read::page_at(db, &header.context_id, self.place, &self.head, &filter) {
                 Err(error @ StoreError::Damaged { .. }) => match read_head(db, &header.context_id)? {
                     Some((place, _)) if place != self.place => self.place = place,
+                    _ if read::moved(db, &header.context_id, self.place, &self.head)? => {
+                        let (context, size) = (header.context_id.clone(), header.count.0);
+                        return Err(StoreError::HistoryChanged { context, size });
+                    }
                     _ => return Err(error),
                 },
                 page => return page.map(|page| page.entries),

@@ -53,12 +53,12 @@ impl StableHeads {
     /// The oldest held commit of a context is durable, and left it like this.
     pub(crate) fn settle(&self, context: &ContextId, after: (Place, Head)) {
         let mut shard = self.shard(context).lock();
-        if let Some(held) = shard.get_mut(context) {
-            held.commits -= 1;
-            held.stable = Some(after);
-            if held.commits == 0 {
-                shard.remove(context);
-            }
+        // In a cluster it may not have been held: of a slot that nobody reads.
+        let Some(held) = shard.get_mut(context) else { return };
+        held.commits -= 1;
+        held.stable = Some(after);
+        if held.commits == 0 {
+            shard.remove(context);
         }
         drop(shard);
         self.held.fetch_sub(1, Ordering::SeqCst);
@@ -92,7 +92,9 @@ mod tests {
     use rocksdb::WriteBatch;
 
     use super::*;
-    use crate::{Filter, Options, db::Db, read, shared::Shared, state::ContextState};
+    use std::sync::Arc;
+
+    use crate::{Filter, Options, db::Db, read, readable::Readable, shared::Shared, state::ContextState};
 
     fn context() -> ContextId {
         ContextId::new("c").unwrap()
@@ -109,7 +111,7 @@ mod tests {
             received_lamport: 0,
             epoch: ledger_core::Epoch::new(1, 1),
         };
-        state.append(db, &mut batch, &context(), draft, stamp, &mut buffer).unwrap();
+        state.append(db, &mut batch, &context(), draft, stamp, false, &mut buffer).unwrap();
         state.put_head(db, &mut batch, &context(), &mut buffer).unwrap();
         db.stable().hold(&context(), before.clone());
         db.write_unsynced(batch).unwrap();
@@ -119,7 +121,8 @@ mod tests {
     #[test]
     fn readers_see_a_commit_when_it_is_durable_and_not_before() {
         let dir = tempfile::tempdir().unwrap();
-        let db = Db::open(dir.path(), &Options::default(), 0).unwrap();
+        let readable = Arc::new(Readable::new(false));
+        let db = Db::open(dir.path(), &Options::default(), readable, 0).unwrap();
         let place = Place { slot: Slot::of(&context()), number: 1 };
         let head = Head::new(HashSuite::Blake3, Lineage([7; 16]), 1);
         let mut state = ContextState::new(place, head);

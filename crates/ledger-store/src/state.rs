@@ -68,7 +68,9 @@ impl ContextState {
         Ok(Some(Self { place, head, edge, keys }))
     }
 
-    /// Appends a draft and puts the entry's rows into the batch; the head's row is [`Self::put_head`]'s.
+    /// Appends a draft and puts the entry's rows into the batch; the head's row is [`Self::put_head`]'s. Leaves the
+    /// entry's record in the buffer.
+    #[allow(clippy::too_many_arguments, reason = "what an append is made of, and where it goes")]
     pub(crate) fn append(
         &mut self,
         db: &Db,
@@ -76,6 +78,7 @@ impl ContextState {
         context: &ContextId,
         draft: Draft,
         stamp: Stamp,
+        is_id_chosen: bool,
         buffer: &mut Vec<u8>,
     ) -> Result<Entry, StoreError> {
         let tiles = db.family(families::TILES)?;
@@ -83,25 +86,46 @@ impl ContextState {
         let entry = self.head.append(&mut self.edge, context, draft, stamp, &mut |tile, hashes| {
             put_tile(batch, tiles, place, tile, hashes);
         })?;
-        self.put_entry(db, batch, &entry, buffer)?;
+        record::encode_entry(&entry, is_id_chosen, buffer)
+            .map_err(|error| StoreError::Io(error.to_string()))?;
+        self.put_entry(db, batch, &entry, is_id_chosen, buffer)?;
         Ok(entry)
     }
 
-    /// Takes an entry written elsewhere, if it continues the history, and puts its rows into the batch.
+    /// Takes an entry written elsewhere, with its record, if it continues the history, and puts its rows into the
+    /// batch.
     pub(crate) fn accept(
         &mut self,
         db: &Db,
         batch: &mut WriteBatch,
         context: &ContextId,
         entry: &Entry,
-        buffer: &mut Vec<u8>,
+        is_id_chosen: bool,
+        record: &[u8],
     ) -> Result<(), StoreError> {
         let tiles = db.family(families::TILES)?;
         let place = self.place;
         self.head.accept(&mut self.edge, context, entry, &mut |tile, hashes| {
             put_tile(batch, tiles, place, tile, hashes);
         })?;
-        self.put_entry(db, batch, entry, buffer)
+        self.put_entry(db, batch, entry, is_id_chosen, record)
+    }
+
+    /// As [`Self::accept`] of an entry that was verified to continue the history.
+    pub(crate) fn accept_verified(
+        &mut self,
+        db: &Db,
+        batch: &mut WriteBatch,
+        entry: &Entry,
+        is_id_chosen: bool,
+        record: &[u8],
+    ) -> Result<(), StoreError> {
+        let tiles = db.family(families::TILES)?;
+        let place = self.place;
+        self.head.accept_verified(&mut self.edge, entry, &mut |tile, hashes| {
+            put_tile(batch, tiles, place, tile, hashes);
+        });
+        self.put_entry(db, batch, entry, is_id_chosen, record)
     }
 
     /// Puts the head's row into the batch.
@@ -119,7 +143,7 @@ impl ContextState {
     }
 
     /// Puts an entry id's row into the batch.
-    pub(crate) fn put_id(
+    fn put_id(
         &self,
         db: &Db,
         batch: &mut WriteBatch,
@@ -140,10 +164,13 @@ impl ContextState {
         db: &Db,
         batch: &mut WriteBatch,
         entry: &Entry,
-        buffer: &mut Vec<u8>,
+        is_id_chosen: bool,
+        record: &[u8],
     ) -> Result<(), StoreError> {
-        record::encode_entry(entry, buffer).map_err(|error| StoreError::Io(error.to_string()))?;
-        batch.put_cf(db.family(families::ENTRIES)?, self.place.entry(entry.sequence), &buffer);
+        batch.put_cf(db.family(families::ENTRIES)?, self.place.entry(entry.sequence), record);
+        if is_id_chosen {
+            self.put_id(db, batch, &entry.id, entry.sequence)?;
+        }
         self.keys.insert(key_hash(entry.key.as_str()));
         if entry.sequence.0.is_multiple_of(TILE_WIDTH as u64) {
             let index = entry.sequence.0 / TILE_WIDTH as u64 - 1;

@@ -11,14 +11,75 @@ use std::sync::{
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-use crate::{StoreError, commit::Written, shared::Shared};
+use crate::{
+    StoreError,
+    commit::{TakenReply, Written},
+    copies::Copies,
+    db::Db,
+    replica::Taken,
+    shared::Shared,
+};
 
 /// Most commits that wait for a sync: beyond it, lanes wait.
 const QUEUE: usize = 64;
 
+/// What is to be done when a commit is durable.
+pub(crate) enum Durable {
+    /// A lone node's: acknowledge it.
+    Alone(Written),
+    /// A node's of a cluster: it is one copy.
+    Copy {
+        /// The database it was written to.
+        db: Arc<Db>,
+        /// What waits of the lane.
+        copies: Arc<Copies>,
+        /// The number of this node's own commits in it.
+        number: Option<u64>,
+        /// Answers to owners.
+        taken: Vec<(Vec<Taken>, TakenReply)>,
+    },
+}
+
+impl Durable {
+    fn db(&self) -> &Arc<Db> {
+        match self {
+            Self::Alone(written) => written.db(),
+            Self::Copy { db, .. } => db,
+        }
+    }
+
+    /// It is durable.
+    pub(crate) fn done(self, shared: &Shared) {
+        match self {
+            Self::Alone(written) => written.acknowledge(shared),
+            Self::Copy { copies, number, taken, .. } => {
+                for (outcome, reply) in taken {
+                    // The owner may be gone.
+                    let _ = reply.send(Ok(outcome));
+                }
+                if let Some(number) = number {
+                    copies.synced(shared, number);
+                }
+            }
+        }
+    }
+
+    /// It may not be durable: tells those who wait. Those who wait for copies were told with the failure.
+    pub(crate) fn fail(self, error: &StoreError) {
+        match self {
+            Self::Alone(written) => drop(written.fail(error)),
+            Self::Copy { taken, .. } => {
+                for (_, reply) in taken {
+                    let _ = reply.send(Err(error.clone()));
+                }
+            }
+        }
+    }
+}
+
 /// What a lane can ask of the syncer.
 enum Queued {
-    Commit(Written),
+    Commit(Durable),
     /// Say when everything before was acknowledged.
     Drain(Sender<()>),
 }
@@ -46,7 +107,7 @@ pub(crate) fn new(shared: Arc<Shared>) -> (ToSyncer, Syncer) {
 
 impl ToSyncer {
     /// Hands a commit over. Commits of one lane are acknowledged in order.
-    pub(crate) fn send(&self, written: Written) {
+    pub(crate) fn send(&self, written: Durable) {
         self.outstanding.fetch_add(1, Ordering::SeqCst);
         if let Err(lost) = self.queue.send(Queued::Commit(written))
             && let Queued::Commit(written) = lost.into_inner()
@@ -97,14 +158,14 @@ impl Syncer {
 }
 
 /// Makes commits of one database durable and acknowledges them, in order.
-fn sync(commits: &mut Vec<Written>, shared: &Shared) {
+fn sync(commits: &mut Vec<Durable>, shared: &Shared) {
     // All are of one database: it is replaced only when nobody holds it.
     let synced = match commits.last() {
         Some(newest) => newest.db().sync(),
         None => return,
     };
     match synced {
-        Ok(()) => commits.drain(..).for_each(|written| written.acknowledge(shared)),
+        Ok(()) => commits.drain(..).for_each(|written| written.done(shared)),
         Err(error) => {
             shared.commit_failed(&error);
             commits.drain(..).for_each(|written| written.fail(&error));

@@ -13,7 +13,7 @@ use std::{
     },
 };
 
-use ledger_core::{ContextId, Entry, Sequence, Size};
+use ledger_core::{ContextId, Entry, Sequence, Size, slot::Slot};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -133,6 +133,17 @@ impl Tails {
     /// The tail of a context, if anybody watches it.
     pub(crate) fn find(&self, context: &ContextId) -> Option<Arc<Tail>> {
         self.shard(context).lock().get(context).map(|(tail, _)| Arc::clone(tail))
+    }
+
+    /// The watched contexts of slots, with their tails.
+    pub(crate) fn of_slots(&self, is_asked: impl Fn(Slot) -> bool) -> Vec<(ContextId, Arc<Tail>)> {
+        let mut found = Vec::new();
+        for shard in &self.shards {
+            let shard = shard.lock();
+            let asked = shard.iter().filter(|(context, _)| is_asked(Slot::of(context)));
+            found.extend(asked.map(|(context, (tail, _))| (context.clone(), Arc::clone(tail))));
+        }
+        found
     }
 
     /// Moves a tail past newly committed entries.

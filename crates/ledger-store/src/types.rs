@@ -1,8 +1,8 @@
 //! What goes in and comes out of a [`Ledger`](crate::Ledger).
 
 use ledger_core::{
-    ContextId, Entry, EntryId, Hash, HashSuite, Key, Lineage, Position, Sequence, Size, clock::LamportClock,
-    entry::Draft,
+    ContextId, Entry, EntryId, Epoch, Hash, HashSuite, Key, Lineage, Position, Sequence, Size,
+    clock::LamportClock, entry::Draft,
 };
 
 use crate::StoreError;
@@ -18,6 +18,9 @@ pub struct Append {
     pub received_lamport: u64,
     /// An id that makes a retry safe; without one the ledger makes an id.
     pub entry_id: Option<EntryId>,
+    /// In a cluster: only if the slot is owned in this epoch. Appends that are sent without waiting for each other
+    /// keep their order if they name the epoch: after one that is refused all are.
+    pub epoch: Option<Epoch>,
 }
 
 /// A stored entry and where the history stands with it.

@@ -10,6 +10,8 @@ pub struct EntryView<'a> {
     pub sequence: Sequence,
     /// Its id.
     pub id: IdView<'a>,
+    /// The writer chose the id, so that a retry is safe; of a view of an entry in memory it is not known.
+    pub is_id_chosen: bool,
     /// What kind of entry it is.
     pub key: &'a str,
     /// The content.
@@ -40,6 +42,7 @@ impl<'a> EntryView<'a> {
     pub fn of(entry: &'a Entry, id: &'a str) -> Self {
         Self {
             sequence: entry.sequence,
+            is_id_chosen: false,
             id: entry.id.bits().map_or(IdView::Text(id), IdView::Bits),
             key: entry.key.as_str(),
             payload: &entry.payload,

@@ -90,6 +90,7 @@ async fn repeating_an_entry_id_returns_the_first_result() {
             draft: draft("k", payload.to_owned()),
             received_lamport: 0,
             entry_id: Some(id),
+            epoch: None,
         };
         ledger.append_async(append)
     };
@@ -195,7 +196,7 @@ fn what_was_promised_of_a_slot_is_there_after_opening_again() {
     let claim = Claim::above(ledger_store::Epoch::default(), &node).unwrap();
     let set = ReplicaSet::new([Member { node, storage: StorageId([1; 16]) }]).unwrap();
     let (promised, _) = SlotRecord::default().promise(&claim).unwrap();
-    let accepted = promised.accept(&claim, &set, false).unwrap();
+    let accepted = promised.accept(&claim, &set, false, None).unwrap();
     {
         let ledger = Ledger::open_with(dir.path(), small()).unwrap();
         assert_eq!(ledger.slot_record(slot(3)).unwrap(), SlotRecord::default());

@@ -1,6 +1,6 @@
 //! Contexts that are filled once and measured again.
 
-use ledger_client::{Append, Client, ContextId, Selection, Sequence};
+use ledger_client::{Append, Client, ContextId, Selection};
 
 use super::append::payload;
 use crate::progress;
@@ -11,7 +11,7 @@ const WINDOW: usize = 8192;
 /// A context with at least so many entries of that payload: the one of an earlier run, or a new one.
 pub(crate) async fn context(client: &Client, entries: u64, payload_len: usize) -> anyhow::Result<ContextId> {
     let context = ContextId::new(format!("bench-fill-{entries}-{payload_len}"))?;
-    let mut probe = client.get(&context, Selection { after: Sequence(0), limit: 1, key: None });
+    let mut probe = client.get(&context, Selection { limit: 1, ..Selection::default() });
     probe.next().await?;
     let there = probe.latest().0;
     if there >= entries {

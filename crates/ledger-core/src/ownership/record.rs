@@ -38,13 +38,16 @@ pub struct Placement {
     /// slot are found by gossip, so before all of them agree there may be others who found different ones;
     /// nothing is acknowledged until then.
     pub is_confirmed: bool,
+    /// The members that these are to follow, while it is not known that enough of either know: until then a takeover
+    /// counts in both. Otherwise some could go on with these, and others with those.
+    pub before: Option<ReplicaSet>,
 }
 
 impl Placement {
     /// Of two placements the one of the higher rank holds: one that was confirmed before one that was not,
-    /// then the one of the higher epoch.
-    pub fn rank(&self) -> (bool, Epoch) {
-        (self.is_confirmed, self.epoch)
+    /// then the one of the higher epoch, then the one that is settled.
+    pub fn rank(&self) -> (bool, Epoch, bool) {
+        (self.is_confirmed, self.epoch, self.before.is_none())
     }
 }
 
@@ -115,23 +118,40 @@ impl SlotRecord {
     /// Accepts a claim's epoch, with the members it is for. The caller has seen that the replica's history of the
     /// slot is the claimant's.
     ///
+    /// `before` are the members that these are to follow, if it is not settled yet.
+    ///
     /// First members that were accepted once are given up only for confirmed ones: a replica in two sets of
     /// first members would let both believe that all of theirs accepted.
-    pub fn accept(&self, claim: &Claim, set: &ReplicaSet, is_confirmed: bool) -> Result<Self, NotTaken> {
+    pub fn accept(
+        &self,
+        claim: &Claim,
+        set: &ReplicaSet,
+        is_confirmed: bool,
+        before: Option<&ReplicaSet>,
+    ) -> Result<Self, NotTaken> {
         self.not_above(claim)?;
         let known = self.placement.as_ref();
         if let Some(other) = known.filter(|known| known.set != *set && !is_confirmed) {
             return Err(NotTaken::OtherMembers(other.clone()));
         }
         let is_confirmed = is_confirmed || known.is_some_and(|known| known.is_confirmed);
-        let placement = Placement { epoch: claim.epoch, set: set.clone(), is_confirmed };
+        // What was noted as settled in this epoch stays so.
+        let is_settled = known
+            .is_some_and(|known| known.epoch == claim.epoch && known.set == *set && known.before.is_none());
+        let before = before.filter(|_| !is_settled).cloned();
+        let placement = Placement { epoch: claim.epoch, set: set.clone(), is_confirmed, before };
         Ok(Self { promised: Some(claim.clone()), accepted: claim.epoch, placement: Some(placement) })
     }
 
-    /// Notes that all members accepted what was accepted here.
+    /// Notes that enough have accepted what was accepted here: all of the first members, or enough of those that
+    /// a slot moves from and to.
     pub fn confirm(&self, claim: &Claim) -> Result<Self, NotTaken> {
         self.takes(claim)?;
-        let placement = self.placement.clone().map(|placement| Placement { is_confirmed: true, ..placement });
+        let placement = self.placement.clone().map(|placement| Placement {
+            is_confirmed: true,
+            before: None,
+            ..placement
+        });
         Ok(Self { placement, ..self.clone() })
     }
 
@@ -142,6 +162,11 @@ impl SlotRecord {
             return Ok(());
         }
         Err(NotTaken::NotAccepted { epoch: claim.epoch, accepted: self.accepted })
+    }
+
+    /// Whether this replica may still take over what the claim's owner holds, accepted or not.
+    pub fn may_follow(&self, claim: &Claim) -> Result<(), Refused> {
+        self.not_above(claim)
     }
 
     fn not_above(&self, claim: &Claim) -> Result<(), Refused> {

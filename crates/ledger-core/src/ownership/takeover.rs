@@ -4,9 +4,14 @@
 //! | --- | --- | --- |
 //! | `Asking` | enough promises of the newest members that anybody recorded | `CatchingUp` |
 //! | `CatchingUp` | the best history there is among those who promised | `Accepting` |
-//! | `Accepting` | m members, or all if they are the slot's first, to accept that history | `Owning`, or `Confirming` if they are the first |
-//! | `Confirming` | m members to note that all of the first have accepted | `Owning` |
+//! | `Accepting` | m members, or all if they are the slot's first, to accept that history | `Owning`, or `Confirming` if the members are new |
+//! | `Confirming` | m members to note that enough have accepted | `Owning` |
 //! | `Owning` | nothing | `GivenUp` when somebody claims higher |
+//!
+//! A move to other members is a takeover in which m of the old and m of the new ones accept the new ones, *with the
+//! old ones named as those before them*. Whoever knows of the new ones only by that counts in both. So a move that
+//! was cut short is either seen by whoever takes the slot with the old ones, or needs enough of the old ones itself.
+//! Once m of the new ones have noted that it is done, the old ones are not needed any more.
 //!
 //! The claimant is a member like the others: it asks itself, and answers once its record is on disk.
 
@@ -27,7 +32,7 @@ pub enum Phase {
     CatchingUp,
     /// Members are accepting it.
     Accepting,
-    /// Members of a slot that is new are noting that all accepted.
+    /// Members of a slot that is new, or moves, are noting that enough accepted.
     Confirming,
     /// The claimant owns the slot and may acknowledge.
     Owning,
@@ -59,7 +64,7 @@ pub enum Event {
         /// The member.
         from: Member,
     },
-    /// A member noted that all accepted; it is on its disk.
+    /// A member noted that enough accepted; it is on its disk.
     Confirmed {
         /// The member.
         from: Member,
@@ -91,8 +96,10 @@ pub enum Effect {
         set: ReplicaSet,
         /// Whether they were confirmed before.
         is_confirmed: bool,
+        /// The members that they are to follow.
+        before: Option<ReplicaSet>,
     },
-    /// Have a member note that all accepted.
+    /// Have a member note that enough accepted.
     Confirm {
         /// The member.
         by: Member,
@@ -138,6 +145,8 @@ pub struct Takeover {
     claim: Claim,
     min_copies: usize,
     placement: Placement,
+    /// The members to move to.
+    target: Option<ReplicaSet>,
     asked: BTreeSet<Member>,
     promises: BTreeMap<Member, Promise>,
     alive: BTreeSet<Member>,
@@ -156,12 +165,13 @@ impl Takeover {
         recorded: Option<Placement>,
         wanted: ReplicaSet,
     ) -> (Self, Vec<Effect>) {
-        let first = Placement { epoch: Epoch::default(), set: wanted, is_confirmed: false };
+        let first = Placement { epoch: Epoch::default(), set: wanted, is_confirmed: false, before: None };
         let mut takeover = Self {
             me,
             claim,
             min_copies,
             placement: recorded.unwrap_or(first),
+            target: None,
             asked: BTreeSet::new(),
             promises: BTreeMap::new(),
             alive: BTreeSet::new(),
@@ -170,6 +180,23 @@ impl Takeover {
             phase: Phase::Asking,
         };
         let effects = takeover.ask();
+        (takeover, effects)
+    }
+
+    /// Begins to move a slot to other members, of which the claimant is one, from those that are recorded,
+    /// confirmed and settled. If it turns out that the members have changed meanwhile, it is a plain takeover.
+    pub fn begin_move(
+        me: Member,
+        claim: Claim,
+        min_copies: usize,
+        recorded: Placement,
+        target: ReplicaSet,
+    ) -> (Self, Vec<Effect>) {
+        let is_settled = recorded.is_confirmed && recorded.before.is_none();
+        let is_possible = is_settled && target.contains(&me);
+        let wanted = recorded.set.clone();
+        let (mut takeover, effects) = Self::begin(me, claim, min_copies, Some(recorded), wanted);
+        takeover.target = is_possible.then_some(target);
         (takeover, effects)
     }
 
@@ -203,7 +230,7 @@ impl Takeover {
             }
             Event::TimedOut if self.phase != Phase::Owning => {
                 let (heard, needed) = self.count();
-                self.give_up(GaveUp::TooFew { heard, members: self.placement.set.len(), needed })
+                self.give_up(GaveUp::TooFew { heard, members: self.members().len(), needed })
             }
             _ => Vec::new(),
         }
@@ -219,9 +246,34 @@ impl Takeover {
         &self.claim
     }
 
-    /// The members it counts in.
+    /// The members it counts in, and will have when it owns the slot.
     pub fn members(&self) -> &ReplicaSet {
-        &self.placement.set
+        self.target.as_ref().unwrap_or(&self.placement.set)
+    }
+
+    /// What a member that caught up is to accept. `None`: it is not asked to accept now.
+    pub fn accept_by(&self, member: &Member) -> Option<Placement> {
+        let is_asked = self.sets().any(|set| set.contains(member));
+        let is_time = matches!(self.phase, Phase::Accepting | Phase::Confirming);
+        (is_asked && is_time).then(|| Placement {
+            epoch: self.claim.epoch,
+            set: self.members().clone(),
+            is_confirmed: self.placement.is_confirmed,
+            before: self.before().cloned(),
+        })
+    }
+
+    /// The members that those it will have are to follow, if that is not settled.
+    fn before(&self) -> Option<&ReplicaSet> {
+        match self.target {
+            Some(_) => Some(&self.placement.set),
+            None => self.placement.before.as_ref(),
+        }
+    }
+
+    /// The members it counts in: those it will have, and those before them.
+    fn sets(&self) -> impl Iterator<Item = &ReplicaSet> {
+        std::iter::once(self.members()).chain(self.before())
     }
 
     /// Members that accepted the epoch: copies of no others count.
@@ -239,6 +291,7 @@ impl Takeover {
         let mut effects = Vec::new();
         if let Some(newer) = newer {
             self.placement = newer;
+            self.target = None;
             effects = self.ask();
         }
         if !self.placement.set.contains(&self.me) {
@@ -248,9 +301,14 @@ impl Takeover {
         effects
     }
 
-    /// Asks the members that were not asked yet.
+    /// Asks the members that were not asked yet. Those to move to are asked nothing: nothing was theirs to accept.
     fn ask(&mut self) -> Vec<Effect> {
-        let members = self.placement.set.members().to_vec();
+        let Placement { set, before, .. } = &self.placement;
+        let members: Vec<Member> = [Some(set), before.as_ref()]
+            .into_iter()
+            .flatten()
+            .flat_map(|set| set.members().to_vec())
+            .collect();
         members.into_iter().filter(|of| self.asked.insert(of.clone())).map(|of| Effect::Ask { of }).collect()
     }
 
@@ -268,32 +326,52 @@ impl Takeover {
         vec![Effect::CatchUp { from: best.map(|(member, _)| member.clone()).collect() }]
     }
 
-    /// Members that answered as the phase asks, and how many must.
+    /// Members that answered as the phase asks, and how many must, in the set that lacks most.
     fn count(&self) -> (usize, usize) {
-        let set = &self.placement.set;
-        let of = |answered: &BTreeSet<Member>| set.members().iter().filter(|m| answered.contains(m)).count();
-        let copies = self.min_copies.clamp(1, set.len());
-        let all_if_first = if self.placement.is_confirmed { copies } else { set.len() };
+        let Placement { set, before, .. } = &self.placement;
+        let lacks = |(heard, needed): &(usize, usize)| needed.saturating_sub(*heard);
+        let worst = |sets: &mut dyn Iterator<Item = &ReplicaSet>| {
+            sets.map(|set| self.count_in(set)).max_by_key(lacks).unwrap_or_default()
+        };
         match self.phase {
-            Phase::Accepting => (of(&self.accepted), all_if_first),
-            Phase::Confirming | Phase::Owning | Phase::GivenUp => (of(&self.confirmed), copies),
+            Phase::Asking | Phase::CatchingUp => worst(&mut std::iter::once(set).chain(before)),
+            Phase::Accepting => worst(&mut self.sets()),
+            Phase::Confirming | Phase::Owning | Phase::GivenUp => self.count_in(self.members()),
+        }
+    }
+
+    /// As [`Takeover::count`], of one set.
+    fn count_in(&self, set: &ReplicaSet) -> (usize, usize) {
+        let count = |has: &dyn Fn(&Member) -> bool| set.members().iter().filter(|member| has(member)).count();
+        let copies = self.min_copies.clamp(1, set.len());
+        match self.phase {
             Phase::Asking | Phase::CatchingUp => {
-                let promised = self.promises.keys().cloned().collect();
                 let needed = match set.promises_needed(copies) {
                     _ if !self.placement.is_confirmed => set.len(),
                     PromisesNeeded::AtLeast(needed) => needed,
-                    PromisesNeeded::EveryLive => of(&self.alive).max(1),
+                    PromisesNeeded::EveryLive => count(&|member| self.alive.contains(member)).max(1),
                 };
-                (of(&promised), needed)
+                (count(&|member| self.promises.contains_key(member)), needed)
+            }
+            Phase::Accepting => {
+                let needed = if self.placement.is_confirmed { copies } else { set.len() };
+                (count(&|member| self.accepted.contains(member)), needed)
+            }
+            Phase::Confirming | Phase::Owning | Phase::GivenUp => {
+                (count(&|member| self.confirmed.contains(member)), copies)
             }
         }
     }
 
     fn have_accepted(&self) -> Vec<Effect> {
-        let Placement { set, is_confirmed, .. } = &self.placement;
-        let accept =
-            |by: &Member| Effect::Accept { by: by.clone(), set: set.clone(), is_confirmed: *is_confirmed };
-        set.members().iter().map(accept).collect()
+        let mut members: Vec<&Member> = self.sets().flat_map(ReplicaSet::members).collect();
+        members.sort_unstable();
+        members.dedup();
+        let accept = |by: &Member| {
+            let Placement { set, is_confirmed, before, .. } = self.accept_by(by)?;
+            Some(Effect::Accept { by: by.clone(), set, is_confirmed, before })
+        };
+        members.into_iter().filter_map(accept).collect()
     }
 
     fn proceed_accepted(&mut self) -> Vec<Effect> {
@@ -304,12 +382,12 @@ impl Takeover {
         if accepted < needed || !self.accepted.contains(&self.me) {
             return Vec::new();
         }
-        if self.placement.is_confirmed {
+        if self.placement.is_confirmed && self.before().is_none() {
             self.phase = Phase::Owning;
             return vec![Effect::Own];
         }
         self.phase = Phase::Confirming;
-        self.placement.set.members().iter().map(|by| Effect::Confirm { by: by.clone() }).collect()
+        self.members().members().iter().map(|by| Effect::Confirm { by: by.clone() }).collect()
     }
 
     fn proceed_confirmed(&mut self) -> Vec<Effect> {
@@ -318,7 +396,8 @@ impl Takeover {
             return Vec::new();
         }
         self.phase = Phase::Owning;
-        self.placement.is_confirmed = true;
+        let set = self.target.take().unwrap_or_else(|| self.placement.set.clone());
+        self.placement = Placement { epoch: self.claim.epoch, set, is_confirmed: true, before: None };
         vec![Effect::Own]
     }
 

@@ -196,7 +196,7 @@ impl Simulation {
                     }
                     self.event(node, &claim, Event::CaughtUp);
                 }
-                Effect::Accept { by, set, is_confirmed } => {
+                Effect::Accept { by, set, is_confirmed, .. } => {
                     let log = self.replicas[node].log.clone();
                     self.send(node, self.index(&by), Message::Accept(claim, set, is_confirmed, log));
                 }
@@ -319,7 +319,7 @@ impl Simulation {
                 if broken == Broken::FirstMembers {
                     record.placement = None;
                 }
-                match record.accept(&claim, &set, is_confirmed) {
+                match record.accept(&claim, &set, is_confirmed, None) {
                     Ok(record) => {
                         // What comes late must not undo what was taken since.
                         if replica.record.accepted != claim.epoch {

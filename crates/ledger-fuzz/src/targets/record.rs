@@ -30,7 +30,7 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
         }
     }
     for snapshot in super::snapshot::entries() {
-        if encode_entry(&snapshot, &mut bytes).is_ok() {
+        if encode_entry(&snapshot, seeds.len() % 2 == 0, &mut bytes).is_ok() {
             seeds.push(unsealed(&bytes));
         }
     }
@@ -46,7 +46,7 @@ fn slots() -> Vec<SlotRecord> {
         && let Ok((promised, _)) = SlotRecord::default().promise(&claim)
         && let Ok(set) = ReplicaSet::new([member])
     {
-        records.extend(promised.accept(&claim, &set, true));
+        records.extend(promised.accept(&claim, &set, true, None));
         records.push(promised);
     }
     records
@@ -74,7 +74,7 @@ pub(super) fn run(input: &[u8]) -> Outcome {
     };
     let entry = match decode_entry(&context, Sequence(1), input) {
         Ok(entry) => {
-            if encode_entry(&entry, &mut bytes).is_ok() {
+            if encode_entry(&entry, input.len() % 2 == 0, &mut bytes).is_ok() {
                 assert_eq!(decode_entry(&context, Sequence(1), &bytes), Ok(entry));
             }
             "entry".to_owned()

@@ -1,0 +1,24 @@
+//! `ledgerctl cluster`: who is there, who holds what, and a cluster to try things out.
+
+pub(crate) mod args;
+mod drain;
+mod local;
+mod locate;
+mod members;
+pub(crate) mod reach;
+mod status;
+
+use args::Cluster;
+
+use crate::{args::Connection, output::Output};
+
+pub(crate) async fn run(connection: &Connection, command: Cluster, output: &Output) -> anyhow::Result<()> {
+    match command {
+        Cluster::Members => members::run(connection, output).await,
+        Cluster::Status { watch: false } => status::run(connection, output).await,
+        Cluster::Status { watch: true } => status::watch(connection, output).await,
+        Cluster::Locate { contexts } => locate::run(connection, contexts, output).await,
+        Cluster::Drain { resume } => drain::run(connection, resume, output).await,
+        Cluster::Local(command) => local::run(command, output).await,
+    }
+}

@@ -1,0 +1,129 @@
+//! `ledgerctl cluster locate`.
+
+use comfy_table::{Table, presets::NOTHING};
+use ledger_client::{ClientError, ContextId, Epoch};
+use ledger_proto::ledger::v1::{LocateRequest, Location};
+use serde_json::{Value, json};
+
+use super::reach::{self, Located};
+use crate::{
+    args::Connection,
+    output::{Output, visible},
+};
+
+/// Contexts asked for at once.
+const PAGE: usize = 1000;
+
+pub(super) async fn run(
+    connection: &Connection,
+    contexts: Vec<String>,
+    output: &Output,
+) -> anyhow::Result<()> {
+    for context in &contexts {
+        ContextId::new(context).map_err(ClientError::from)?;
+    }
+    let client = connection.client()?;
+    let members = reach::members(connection, &client).await?;
+    let mut table = Table::new();
+    table.load_style(NOTHING);
+    table.set_header(["context", "slot", "owner", "address", "epoch", "copies"]);
+    for page in contexts.chunks(PAGE) {
+        let request = LocateRequest { context_ids: page.to_vec(), slots: Vec::new() };
+        let located = reach::locate_at_owners(connection, &client, &members, request).await?;
+        for location in &located.locations {
+            if output.is_json() {
+                output.result(&object(location, located.is_known(location)), String::new)?;
+            } else {
+                table.add_row(row(location, &located));
+            }
+        }
+    }
+    if !output.is_json() {
+        output.result(&Value::Null, || table.trim_fmt())?;
+    }
+    Ok(())
+}
+
+fn row(location: &Location, located: &Located) -> [String; 6] {
+    let owner = if location.owner.is_empty() {
+        format!("none: {}", visible(&location.reason))
+    } else {
+        visible(&location.owner)
+    };
+    [
+        visible(&location.context_id),
+        location.slot.to_string(),
+        owner,
+        visible(&location.owner_address),
+        Epoch(location.epoch).counter().to_string(),
+        copies(location, located.is_known(location)),
+    ]
+}
+
+/// Who keeps it, and who of them lacks something: where that is known.
+fn copies(location: &Location, is_known: bool) -> String {
+    let copy = |replica: &ledger_proto::ledger::v1::Replica| {
+        let name = visible(&replica.node_id);
+        match (replica.alive, is_known && !replica.in_step) {
+            (false, _) => format!("{name} (away)"),
+            (true, true) => format!("{name} (behind)"),
+            (true, false) => name,
+        }
+    };
+    location.replicas.iter().map(copy).collect::<Vec<_>>().join(", ")
+}
+
+fn object(location: &Location, is_known: bool) -> Value {
+    let replica = |replica: &ledger_proto::ledger::v1::Replica| {
+        json!({
+            "node_id": replica.node_id,
+            "storage_id": replica.storage_id,
+            "address": replica.address,
+            "alive": replica.alive,
+            // Without an answer of the owner nobody knows.
+            "in_step": is_known.then_some(replica.in_step),
+        })
+    };
+    json!({
+        "context_id": location.context_id,
+        "slot": location.slot,
+        "owner": (!location.owner.is_empty()).then_some(&location.owner),
+        "owner_address": location.owner_address,
+        "epoch": location.epoch,
+        "replicas": location.replicas.iter().map(replica).collect::<Vec<_>>(),
+        "reason": location.reason,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use ledger_proto::ledger::v1::Replica;
+
+    use super::*;
+
+    #[test]
+    fn a_copy_is_behind_only_if_somebody_knows() {
+        let replica = |name: &str, in_step, alive| Replica {
+            node_id: name.to_owned(),
+            in_step,
+            alive,
+            ..Replica::default()
+        };
+        let location = Location {
+            owner: "a".into(),
+            replicas: vec![replica("a", true, true), replica("b", false, true), replica("c", false, false)],
+            ..Location::default()
+        };
+        assert_eq!(copies(&location, true), "a, b (behind), c (away)");
+        assert_eq!(copies(&location, false), "a, b, c (away)");
+        assert_eq!(object(&location, false)["replicas"][1]["in_step"], Value::Null);
+    }
+
+    #[test]
+    fn what_nobody_owns_says_why() {
+        let location = Location { reason: "2 of 3 copies are away".into(), slot: 5, ..Location::default() };
+        let located = Located { locations: Vec::new(), silent: [].into() };
+        assert_eq!(row(&location, &located)[2], "none: 2 of 3 copies are away");
+        assert_eq!(object(&location, false)["owner"], Value::Null);
+    }
+}

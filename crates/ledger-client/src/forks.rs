@@ -1,0 +1,139 @@
+//! Histories that a node left for another one. Each node keeps its own: use a client of one address.
+
+use bytes::Bytes;
+use ledger_core::{ContextId, Entry, Epoch, Hash, HashSuite, Lineage, Sequence, Size};
+use ledger_proto::ledger::v1::{self as proto, ForkEntriesRequest, ForkPage, ForksRequest};
+use tonic::Streaming;
+
+use crate::{Client, ClientError, convert, route::Aim};
+
+/// A history that was left, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fork {
+    /// The context.
+    pub context: ContextId,
+    /// Its number: of the node, and given once.
+    pub number: u64,
+    /// What it has in common with the history that took its place: its entries are those after.
+    pub common: Size,
+    /// Where it stood when it was left.
+    pub ours: Tip,
+    /// Where the other one stood then.
+    pub theirs: Tip,
+    /// Which history it was.
+    pub lineage: Lineage,
+    /// Its hash suite.
+    pub suite: HashSuite,
+    /// When it was left: wall-clock time, nanoseconds since the Unix epoch.
+    pub left_at_ns: u64,
+    /// Why, in words.
+    pub reason: String,
+}
+
+/// Where a history stood.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tip {
+    /// Number of entries.
+    pub size: Size,
+    /// Merkle root at that size.
+    pub root: Hash,
+    /// The epoch of the newest entry.
+    pub epoch: Epoch,
+}
+
+/// Where a listing goes on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ForkCursor(Bytes);
+
+/// The entries of a fork being read.
+#[derive(Debug)]
+pub struct ForkPages {
+    context: ContextId,
+    pages: Streaming<ForkPage>,
+    after: Sequence,
+}
+
+impl Client {
+    /// The forks of a context, or of all, in no particular but a lasting order: at most `limit` after a cursor (0: as
+    /// many as the node finds fit), and where to go on if there are more.
+    pub async fn forks(
+        &self,
+        context: Option<&ContextId>,
+        after: Option<ForkCursor>,
+        limit: u32,
+    ) -> Result<(Vec<Fork>, Option<ForkCursor>), ClientError> {
+        let request = ForksRequest {
+            context_id: context.map_or("", ContextId::as_str).to_owned(),
+            limit,
+            after: after.map(|cursor| cursor.0).unwrap_or_default(),
+        };
+        let answer = self.call(Aim::Any, |channel| {
+            let (mut service, request) = (self.integrity_service_on(channel), request.clone());
+            async move { service.forks(request).await }
+        });
+        let answer = answer.await?.into_inner();
+        let forks = answer.forks.into_iter().map(Fork::of).collect::<Result<_, _>>()?;
+        Ok((forks, (!answer.next.is_empty()).then_some(ForkCursor(answer.next))))
+    }
+
+    /// Reads the entries of a fork. [`ClientError::Invalid`] if the node does not have it.
+    pub async fn fork_entries(&self, fork: &Fork) -> Result<ForkPages, ClientError> {
+        let (context, after) = (fork.context.clone(), fork.common.newest());
+        let request = ForkEntriesRequest {
+            context_id: context.as_str().to_owned(),
+            fork: fork.number,
+            after_sequence: after.0,
+        };
+        let pages = self.call(Aim::Any, |channel| {
+            let (mut service, request) = (self.integrity_service_on(channel), request.clone());
+            async move { service.fork_entries(request).await }
+        });
+        Ok(ForkPages { context, pages: pages.await?.into_inner(), after })
+    }
+}
+
+impl ForkPages {
+    /// The next page; `None` at the end. Every entry is the one after that before it.
+    pub async fn next(&mut self) -> Result<Option<Vec<Entry>>, ClientError> {
+        let Some(page) = self.pages.message().await? else { return Ok(None) };
+        let mut entries = Vec::with_capacity(page.entries.len());
+        for entry in page.entries {
+            let entry = convert::entry(&self.context, entry)?;
+            if entry.sequence.0 != self.after.0 + 1 {
+                let message = format!("entry {} of a fork came after entry {}", entry.sequence, self.after);
+                return Err(ClientError::NotVerified(message));
+            }
+            self.after = entry.sequence;
+            entries.push(entry);
+        }
+        Ok(Some(entries))
+    }
+}
+
+impl Fork {
+    /// How many entries it has.
+    pub const fn entries(&self) -> u64 {
+        self.ours.size.0.saturating_sub(self.common.0)
+    }
+
+    fn of(from: proto::Fork) -> Result<Self, ClientError> {
+        Ok(Self {
+            context: ContextId::new(from.context_id)?,
+            number: from.fork,
+            common: Size(from.common_size),
+            ours: Tip::of(from.ours)?,
+            theirs: Tip::of(from.theirs)?,
+            lineage: convert::lineage(&from.lineage)?,
+            suite: convert::suite(&from.hash_suite)?,
+            left_at_ns: from.left_at_ns,
+            reason: from.reason,
+        })
+    }
+}
+
+impl Tip {
+    fn of(from: Option<proto::ForkTip>) -> Result<Self, ClientError> {
+        let from = from.ok_or_else(|| ClientError::malformed("where a history stood"))?;
+        Ok(Self { size: Size(from.size), root: convert::hash(&from.root, "root")?, epoch: Epoch(from.epoch) })
+    }
+}

@@ -1,0 +1,317 @@
+//! Catching up with another node: compare, leave what differs, fetch what is missing; again, until little is left.
+//!
+//! Every change is made in a claim, and only as long as no higher one was promised. What comes is verified by the
+//! lanes, entry by entry and by the root at the end of each range.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use ledger_core::{
+    ContextId, Epoch, Size,
+    compare::{Answer, Ask, CompareError, DrillDown, Effect, Event, Finding, Prefixes, Verdict},
+    node::Member,
+    ownership::Claim,
+    slot::Slot,
+};
+use ledger_proto::ledger::v1::{FetchContext, FetchRequest, replica_service_client::ReplicaServiceClient};
+use ledger_store::{Evidence, Following, StoreError, Tip, replica::Taken};
+use tokio::time::{Instant, sleep_until, timeout};
+use tonic::{Status, transport::Channel};
+
+use crate::{sending::MAX_MESSAGE, service::MAX_FETCH, shared::Shared, wire};
+
+/// How long a question of a comparison, or the next range, may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Ranges that are being written.
+const WRITING: usize = 8;
+/// Contexts fetched with one question, and at most so many entries beside the last context.
+const BATCH_ENTRIES: u64 = 65_536;
+/// Less than this in a round is not worth another one: what is left comes with the stream.
+const LITTLE: u64 = 4_096;
+/// Most rounds: somebody writes faster than this node fetches.
+const ROUNDS: usize = 64;
+
+/// What to make of a longer history on this side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// The other side's is the one: what this side has beyond it goes to the forks.
+    Adopt,
+    /// The longest of both is the one.
+    Longest,
+}
+
+/// Why catching up ended early.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CatchUpError {
+    #[error("the other node cannot be asked: {0}")]
+    Peer(String),
+    #[error(transparent)]
+    Compare(#[from] CompareError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("slot {} was promised to node {} meanwhile", .0.number(), .1.claimant)]
+    Refused(Slot, Claim),
+    #[error("what the other node sends is refused: {0}")]
+    Invalid(String),
+    #[error("the other node writes faster than this one can fetch")]
+    TooFast,
+}
+
+impl From<Status> for CatchUpError {
+    fn from(status: Status) -> Self {
+        Self::Peer(status.to_string())
+    }
+}
+
+/// One catching up with one node.
+struct CatchUp<'a> {
+    shared: &'a Arc<Shared>,
+    source: &'a Member,
+    client: ReplicaServiceClient<Channel>,
+    claims: &'a BTreeMap<Slot, Claim>,
+    mode: Mode,
+    /// Entries fetched in this round.
+    fetched: u64,
+    /// Something changed while it was looked at, or did not fit.
+    is_unsettled: bool,
+    paid: Instant,
+}
+
+/// Brings slots in step with what a node holds, as far as it stands still.
+pub(crate) async fn run(
+    shared: &Arc<Shared>,
+    source: &Member,
+    claims: &BTreeMap<Slot, Claim>,
+    mode: Mode,
+) -> Result<(), CatchUpError> {
+    let peer = shared.peers.get(source).ok_or_else(|| CatchUpError::Peer("it is not known".to_owned()))?;
+    let channel = shared.peers.channel(&peer).map_err(CatchUpError::Peer)?;
+    let client = ReplicaServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
+    let mut catch_up = CatchUp {
+        shared,
+        source,
+        client,
+        claims,
+        mode,
+        fetched: 0,
+        is_unsettled: false,
+        paid: Instant::now(),
+    };
+    for _ in 0..ROUNDS {
+        (catch_up.fetched, catch_up.is_unsettled) = (0, false);
+        let found = catch_up.round().await?;
+        if found == 0 || (catch_up.fetched < LITTLE && !catch_up.is_unsettled) {
+            return Ok(());
+        }
+    }
+    Err(CatchUpError::TooFast)
+}
+
+impl CatchUp<'_> {
+    /// Compares once, and repairs what differs; gives how many contexts did.
+    async fn round(&mut self) -> Result<usize, CatchUpError> {
+        self.shared.counters.comparisons.fetch_add(1, Ordering::Relaxed);
+        let ours = self.shared.ledger.digests(self.claims.keys().copied().collect()).await?;
+        let (mut drill, effects) = DrillDown::start(ours);
+        let mut todo: VecDeque<Effect> = effects.into();
+        let mut total = 0;
+        loop {
+            let mut found = Vec::new();
+            while let Some(effect) = todo.pop_front() {
+                match effect {
+                    Effect::Send(ask) => {
+                        let answer = self.ask(&ask).await?;
+                        todo.extend(drill.step(Event::Theirs(answer))?);
+                    }
+                    Effect::Look(ask) => {
+                        let answer = self.look(ask).await?;
+                        todo.extend(drill.step(Event::Ours(answer))?);
+                    }
+                    Effect::NotKept(slots) => {
+                        tracing::warn!(source = %self.source, slots = slots.len(), "the other node does not keep slots it should");
+                    }
+                    Effect::Found(finding) => found.push(finding),
+                    Effect::Done => {
+                        total += found.len();
+                        self.repair(found).await?;
+                        return Ok(total);
+                    }
+                }
+                if found.len() >= MAX_FETCH {
+                    break;
+                }
+            }
+            total += found.len();
+            self.repair(found).await?;
+        }
+    }
+
+    async fn ask(&mut self, ask: &Ask) -> Result<Answer, CatchUpError> {
+        let request = self.shared.request(self.source, wire::to_ask(self.source, ask))?;
+        let answer = timeout(PATIENCE, self.client.compare(request)).await;
+        let answer = answer.map_err(|_| CatchUpError::Peer("no answer in time".to_owned()))??.into_inner();
+        wire::answer(answer).map_err(|error| CatchUpError::Peer(error.to_string()))
+    }
+
+    async fn look(&self, ask: Ask) -> Result<Answer, CatchUpError> {
+        let ledger = self.shared.ledger.clone();
+        let answer = tokio::task::spawn_blocking(move || ledger.compare(&ask, |_| true)).await;
+        Ok(answer.map_err(|error| CatchUpError::Peer(error.to_string()))??)
+    }
+
+    /// Leaves what differs, and fetches what is missing.
+    async fn repair(&mut self, found: Vec<Finding>) -> Result<(), CatchUpError> {
+        let mut missing = Vec::new();
+        for finding in found {
+            let Finding { context, theirs, verdict, .. } = &finding;
+            let their_size = theirs.as_ref().map_or(Size(0), |theirs| theirs.size);
+            match *verdict {
+                Verdict::InStep => {}
+                Verdict::Behind { from } => missing.push((context.clone(), from, their_size)),
+                Verdict::Ahead { .. } if self.mode == Mode::Longest => {}
+                Verdict::Ahead { from } => {
+                    if self.is_ahead(&finding).await? {
+                        self.leave(&finding, from).await?;
+                    } else {
+                        self.is_unsettled = true;
+                    }
+                }
+                Verdict::Diverged { common } => {
+                    if self.leave(&finding, common).await? {
+                        missing.push((context.clone(), common, their_size));
+                    }
+                }
+                Verdict::Changed => self.is_unsettled = true,
+                Verdict::Damaged { different, equal } => {
+                    tracing::error!(
+                        %context, source = %self.source, different = different.0, equal = equal.0,
+                        "the stored trees of two nodes contradict each other: scrub the context on both"
+                    );
+                }
+            }
+        }
+        for batch in missing.chunks(MAX_FETCH) {
+            self.fetch(batch).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether our history goes on beyond theirs, asked now that ours is known: theirs only grows.
+    async fn is_ahead(&mut self, finding: &Finding) -> Result<bool, CatchUpError> {
+        let Some(ours) = &finding.ours else { return Ok(false) };
+        let prefixes = Prefixes { context: finding.context.clone(), sizes: vec![ours.size] };
+        match self.ask(&Ask::Roots(vec![prefixes])).await? {
+            Answer::Roots(roots) => Ok(roots.first().is_none_or(Vec::is_empty)),
+            _ => Ok(false),
+        }
+    }
+
+    /// Moves what a context has after `common` to the forks; whether it did.
+    async fn leave(&mut self, finding: &Finding, common: Size) -> Result<bool, CatchUpError> {
+        let Finding { context, ours: Some(ours), theirs, .. } = finding else { return Ok(false) };
+        let Some(claim) = self.claims.get(&Slot::of(context)) else { return Ok(false) };
+        let empty = Tip { size: Size(0), root: ours.root, epoch: Epoch::default() };
+        let theirs =
+            theirs.as_ref().map_or(empty, |at| Tip { size: at.size, root: at.root, epoch: at.epoch });
+        let reason = format!(
+            "node {} holds another history, and owns the slot or is its source (epoch {})",
+            self.source.node, claim.epoch
+        );
+        let evidence = Evidence { theirs, reason };
+        let left =
+            self.shared.ledger.leave_history(context.clone(), claim.clone(), common, ours.extent(), evidence);
+        let is_left = left.await? == common;
+        if is_left {
+            self.shared.counters.forks.fetch_add(1, Ordering::Relaxed);
+        }
+        self.is_unsettled = true;
+        Ok(is_left)
+    }
+
+    /// Fetches contexts, each after a size and up to another.
+    async fn fetch(&mut self, contexts: &[(ContextId, Size, Size)]) -> Result<(), CatchUpError> {
+        let mut rest = contexts;
+        while !rest.is_empty() {
+            // Few enough that a broken connection does not cost much.
+            let mut entries = 0;
+            let count = rest
+                .iter()
+                .take_while(|(_, after, to)| {
+                    let is_room = entries < BATCH_ENTRIES;
+                    entries += to.0 - after.0.min(to.0);
+                    is_room
+                })
+                .count();
+            let (batch, others) = rest.split_at(count);
+            rest = others;
+            self.fetch_batch(batch).await?;
+        }
+        Ok(())
+    }
+
+    async fn fetch_batch(&mut self, contexts: &[(ContextId, Size, Size)]) -> Result<(), CatchUpError> {
+        let wanted = contexts.iter().map(|(context, after, to)| FetchContext {
+            context_id: context.as_str().to_owned(),
+            after_size: after.0,
+            to_size: to.0,
+        });
+        let request = FetchRequest { to: Some(wire::to_member(self.source)), contexts: wanted.collect() };
+        let request = self.shared.request(self.source, request)?;
+        let mut ranges = self.client.fetch(request).await?.into_inner();
+        let mut writing: VecDeque<Following> = VecDeque::new();
+        loop {
+            let range = timeout(PATIENCE, ranges.message()).await;
+            let range = range.map_err(|_| CatchUpError::Peer("no range in time".to_owned()))??;
+            let Some(range) = range.and_then(|range| range.range) else { break };
+            let context = ContextId::new(&range.context_id)
+                .map_err(|error| CatchUpError::Invalid(error.to_string()))?;
+            let slot = Slot::of(&context);
+            let Some(claim) = self.claims.get(&slot) else {
+                return Err(CatchUpError::Invalid(format!("context {context} was not asked for")));
+            };
+            let bytes = range.records.len() as u64;
+            let part = wire::part(slot, claim.clone(), range)
+                .map_err(|error| CatchUpError::Invalid(error.to_string()))?;
+            let counters = &self.shared.counters;
+            counters.fetched_entries.fetch_add(part.count, Ordering::Relaxed);
+            counters.fetched_bytes.fetch_add(bytes, Ordering::Relaxed);
+            self.fetched += part.count;
+            writing.push_back(self.shared.ledger.follow(vec![part], 0).await?);
+            if writing.len() >= WRITING
+                && let Some(oldest) = writing.pop_front()
+            {
+                self.written(oldest).await?;
+            }
+            self.pay(bytes).await;
+        }
+        for following in writing {
+            self.written(following).await?;
+        }
+        Ok(())
+    }
+
+    async fn written(&mut self, following: Following) -> Result<(), CatchUpError> {
+        for taken in following.durable().await? {
+            match taken {
+                Taken::Reaches(_) => {}
+                Taken::Missing | Taken::Differs => self.is_unsettled = true,
+                Taken::Refused { slot, by, .. } => return Err(CatchUpError::Refused(slot, by)),
+                Taken::Invalid(reason) => return Err(CatchUpError::Invalid(reason)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps to the rate that is allowed.
+    async fn pay(&mut self, bytes: u64) {
+        let rate = self.shared.config.catch_up_rate;
+        if rate == 0 {
+            return;
+        }
+        self.paid = self.paid.max(Instant::now()) + Duration::from_secs_f64(bytes as f64 / rate as f64);
+        sleep_until(self.paid).await;
+    }
+}

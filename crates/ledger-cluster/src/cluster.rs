@@ -1,0 +1,216 @@
+//! A node's part in a cluster, as its server holds it.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use ledger_core::{
+    node::Member,
+    ownership::{
+        Slots,
+        slots::{Event, Settings},
+    },
+    slot::{SLOTS, Slot},
+};
+use ledger_proto::ledger::v1::replica_service_server::ReplicaServiceServer;
+use ledger_store::{Ledger, StoreError};
+use parking_lot::{Mutex, RwLock};
+use tokio::{
+    sync::{mpsc, watch},
+    time::{MissedTickBehavior, interval},
+};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+
+use crate::{
+    config::ClusterConfig,
+    driver::Driver,
+    following,
+    membership::{Membership, StartError, View, facts::Readiness},
+    peers::Peers,
+    routes::Routes,
+    seal::{Keyring, Sealer},
+    sending::MAX_MESSAGE,
+    service::Replicas,
+    shared::{Carrier, Counters, Shared},
+};
+
+/// What waits for the driver.
+const EVENTS: usize = 1024;
+/// Crowds of slots that wait to be brought in step.
+const FOLLOWS: usize = 256;
+
+/// Why a node did not join its cluster.
+#[derive(Debug, thiserror::Error)]
+pub enum JoinError {
+    /// Gossip did not start.
+    #[error(transparent)]
+    Gossip(#[from] StartError),
+    /// The data directory cannot be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// A node's part in a cluster. Dropping it falls silent at once, as a crash would.
+#[derive(Debug)]
+pub struct Cluster {
+    shared: Arc<Shared>,
+    membership: Arc<Membership>,
+    tasks: Mutex<Vec<AbortOnDropHandle<()>>>,
+}
+
+impl Cluster {
+    /// Joins the cluster. The ledger was opened for one ([`ledger_store::Options::clustered`]).
+    pub async fn join(ledger: Ledger, config: ClusterConfig) -> Result<Self, JoinError> {
+        let me = Member { node: config.membership.node_id.clone(), storage: ledger.storage() };
+        let records = {
+            let ledger = ledger.clone();
+            tokio::task::spawn_blocking(move || ledger.slot_records()).await
+        };
+        let records = records.map_err(|error| StoreError::Io(error.to_string()))??;
+        let (events, told) = mpsc::channel(EVENTS);
+        let (from_lanes, lanes) = mpsc::unbounded_channel();
+        let (follows, followed) = mpsc::channel(FOLLOWS);
+        let sealer = Sealer::new(&config.membership.cluster_id, config.membership.keyring.clone());
+        let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        let settings = Settings {
+            copies: config.copies,
+            min_copies: config.min_copies,
+            first_nodes: config.first_nodes.clone(),
+            placement_grace: millis(config.placement_grace),
+            settle: millis(config.membership.gossip_interval.saturating_mul(4)),
+            ..Settings::default()
+        };
+        let membership = Membership::start(config.membership.clone(), config.facts.clone()).await?;
+        let membership = Arc::new(membership);
+        let shared = Arc::new(Shared {
+            peers: Peers::new(config.tls.clone()),
+            me: me.clone(),
+            ledger: ledger.clone(),
+            config,
+            sealer: RwLock::new(sealer),
+            events,
+            from_lanes,
+            follows,
+            routes: watch::Sender::default(),
+            incoming: Mutex::default(),
+            counters: Counters::default(),
+            cancel: CancellationToken::new(),
+        });
+        ledger.carry(Arc::new(Carrier(Arc::downgrade(&shared))));
+        let driver = Driver {
+            shared: Arc::clone(&shared),
+            membership: Arc::clone(&membership),
+            slots: Slots::new(me, settings, records, 0),
+            events: told,
+            from_lanes: lanes,
+            started: Instant::now(),
+            streams: std::collections::HashMap::new(),
+            owned: Vec::new(),
+            askers: std::collections::HashMap::new(),
+            changer: None,
+        };
+        let tasks = vec![
+            AbortOnDropHandle::new(tokio::spawn(driver.run())),
+            AbortOnDropHandle::new(tokio::spawn(following::run(Arc::clone(&shared), followed))),
+            AbortOnDropHandle::new(tokio::spawn(compare(Arc::clone(&shared)))),
+        ];
+        membership.set_readiness(Readiness::Ready);
+        Ok(Self { shared, membership, tasks: Mutex::new(tasks) })
+    }
+
+    /// The service for the other nodes.
+    pub fn service(&self) -> ReplicaServiceServer<Replicas> {
+        ReplicaServiceServer::new(Replicas(Arc::clone(&self.shared)))
+            .max_decoding_message_size(MAX_MESSAGE)
+            .max_encoding_message_size(usize::MAX)
+    }
+
+    /// This node.
+    pub fn me(&self) -> &Member {
+        &self.shared.me
+    }
+
+    /// The settings.
+    pub fn config(&self) -> &ClusterConfig {
+        &self.shared.config
+    }
+
+    /// The nodes as this one sees them, from now on.
+    pub fn view(&self) -> watch::Receiver<Arc<View>> {
+        self.membership.view()
+    }
+
+    /// Where slots are, from now on.
+    pub fn routes(&self) -> watch::Receiver<Arc<Routes>> {
+        self.shared.routes.subscribe()
+    }
+
+    /// The membership, for what it counts.
+    pub fn membership(&self) -> &Membership {
+        &self.membership
+    }
+
+    /// What happened so far.
+    pub fn counters(&self) -> &Counters {
+        &self.shared.counters
+    }
+
+    /// Exchanges the cluster's keys.
+    pub fn set_keyring(&self, keyring: Keyring) {
+        let next = self.shared.sealer.read().with_keyring(keyring.clone());
+        *self.shared.sealer.write() = next;
+        self.membership.set_keyring(keyring);
+    }
+
+    /// Owns nothing from now on (`true`), or what is this node's again. Slots go to others as far as there are
+    /// some that hold them; [`Cluster::routes`] shows how many are left.
+    pub async fn drain(&self, is_draining: bool) {
+        let readiness = if is_draining { Readiness::Draining } else { Readiness::Ready };
+        self.membership.set_readiness(readiness);
+        self.shared.tell(vec![Event::Drain(is_draining)]).await;
+    }
+
+    /// The connection to another node, for requests that are forwarded to it.
+    pub fn channel(&self, node: &ledger_core::node::NodeId) -> Option<tonic::transport::Channel> {
+        let view = self.membership.view();
+        let member = {
+            let view = view.borrow();
+            let found = view.get(node)?;
+            Member { node: found.node_id.clone(), storage: found.storage_id }
+        };
+        let peer = self.shared.peers.get(&member)?;
+        self.shared.peers.channel(&peer).ok()
+    }
+
+    /// Says goodbye and stops. Drain first: what is owned until then has no owner for a moment.
+    pub async fn leave(&self) {
+        self.membership.leave().await;
+        self.shared.cancel.cancel();
+        let tasks = std::mem::take(&mut *self.tasks.lock());
+        for task in tasks {
+            task.abort();
+        }
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.shared.cancel.cancel();
+    }
+}
+
+/// Compares with the replicas from time to time.
+async fn compare(shared: Arc<Shared>) {
+    let mut tick = interval(shared.config.anti_entropy_interval.max(Duration::from_millis(100)));
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let slots: Vec<Slot> = (0..SLOTS).filter_map(Slot::new).collect();
+    loop {
+        tick.tick().await;
+        for peer in shared.peers.alive() {
+            if shared.ledger.mark(peer.number, slots.clone()).await.is_err() {
+                return;
+            }
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! The settings of a node that takes part in a cluster: plain data, checked by whoever made it.
+
+use std::{fmt, time::Duration};
+
+use ledger_core::node::NodeId;
+
+use crate::membership::{Facts, MembershipConfig};
+
+/// How a node takes part.
+#[derive(Debug, Clone)]
+pub struct ClusterConfig {
+    /// How it gossips: its name, the cluster's, addresses, keys.
+    pub membership: MembershipConfig,
+    /// What it says of itself at first: where its gRPC services are, its zone, its data directory; joining,
+    /// and owning nothing.
+    pub facts: Facts,
+    /// Copies there should be of each slot, 1 to 7.
+    pub copies: usize,
+    /// Copies after which an append is acknowledged, 1 to `copies`.
+    pub min_copies: usize,
+    /// The nodes that form the cluster the first time; empty: whoever is there, once they are `copies`.
+    pub first_nodes: Vec<NodeId>,
+    /// How long a node may be away before its place is given to another.
+    pub placement_grace: Duration,
+    /// How often a node compares what it keeps with the others.
+    pub anti_entropy_interval: Duration,
+    /// Bytes a second that catching up may take; 0: as many as there are.
+    pub catch_up_rate: u64,
+    /// How nodes reach each other's gRPC services; `None`: without TLS.
+    pub tls: Option<PeerTls>,
+}
+
+/// TLS between nodes: each shows its certificate, as a server and as a client.
+#[derive(Clone)]
+pub struct PeerTls {
+    /// This node's certificate chain, PEM.
+    pub cert: Vec<u8>,
+    /// The key of the certificate, PEM.
+    pub key: Vec<u8>,
+    /// The authority that the others' certificates are of, PEM; `None`: those that the system trusts.
+    pub ca: Option<Vec<u8>>,
+}
+
+impl fmt::Debug for PeerTls {
+    /// Without the key.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PeerTls").field("has_ca", &self.ca.is_some()).finish_non_exhaustive()
+    }
+}

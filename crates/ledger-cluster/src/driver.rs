@@ -1,0 +1,425 @@
+//! The driver: the one task that decides. It feeds [`Slots`] with what happens and does what that says; whatever
+//! takes long runs beside it, and comes back as an event.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use ledger_core::{
+    Epoch,
+    node::Member,
+    ownership::{
+        Claim, Slots,
+        slots::{Answer, Ask, Effect, Event, Outcome, Seen},
+    },
+    slot::Slot,
+};
+use ledger_proto::ledger::v1::{
+    SlotAsk, SlotAsks, SlotNothing, replica_service_client::ReplicaServiceClient, slot_answer::Answer as To,
+    slot_ask::Ask as Asks,
+};
+use ledger_store::replica::{Change, ChangeOutcome, Lead};
+use tokio::{
+    sync::{mpsc, watch},
+    time::{MissedTickBehavior, interval, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+
+use crate::{
+    catch_up::{self, Mode},
+    membership::{Membership, View, facts::Readiness},
+    routes::Routes,
+    sending,
+    shared::{Shared, Told},
+    wire,
+};
+
+/// How often time is told.
+const TICK: Duration = Duration::from_millis(100);
+/// How long a question may take.
+const ASKED: Duration = Duration::from_millis(1_200);
+/// Events after which something is done about them.
+const MANY: usize = 8192;
+/// Questions that wait for one node, in crowds.
+const WAITING: usize = 256;
+/// Most bytes of an answer.
+const MAX_ANSWER: usize = 8 << 20;
+
+/// To a task that does something about slots, each in a claim, many at a time.
+type Queue<T> = mpsc::Sender<Vec<(Slot, Claim, T)>>;
+
+/// The driver's own things.
+pub(crate) struct Driver {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) membership: Arc<Membership>,
+    pub(crate) slots: Slots,
+    pub(crate) events: mpsc::Receiver<Told>,
+    pub(crate) from_lanes: mpsc::UnboundedReceiver<Vec<Event>>,
+    pub(crate) started: Instant,
+    pub(crate) streams: HashMap<Member, (CancellationToken, AbortOnDropHandle<()>)>,
+    pub(crate) owned: Vec<(Slot, Epoch)>,
+    /// To those who ask each node, and to the one who changes this node's records.
+    pub(crate) askers: HashMap<Member, Queue<Ask>>,
+    pub(crate) changer: Option<Queue<Change>>,
+}
+
+/// Starts a task with a queue, which ends with the node.
+fn queue<T: Send + 'static, F: Future<Output = ()> + Send + 'static>(
+    shared: &Arc<Shared>,
+    serve: impl FnOnce(Arc<Shared>, mpsc::Receiver<Vec<T>>) -> F,
+) -> mpsc::Sender<Vec<T>> {
+    let (sender, queue) = mpsc::channel(WAITING);
+    let (cancel, served) = (shared.cancel.clone(), serve(Arc::clone(shared), queue));
+    tokio::spawn(async move { cancel.run_until_cancelled(served).await });
+    sender
+}
+
+/// What waits in a queue, with the first of it.
+fn gathered<T>(mut first: Vec<T>, queue: &mut mpsc::Receiver<Vec<T>>) -> Vec<T> {
+    while let Ok(more) = queue.try_recv() {
+        first.extend(more);
+    }
+    first
+}
+
+async fn change_all(shared: Arc<Shared>, mut queue: mpsc::Receiver<Vec<(Slot, Claim, Change)>>) {
+    while let Some(first) = queue.recv().await {
+        change(&shared, gathered(first, &mut queue)).await;
+    }
+}
+
+async fn ask_all(shared: Arc<Shared>, to: Member, mut queue: mpsc::Receiver<Vec<(Slot, Claim, Ask)>>) {
+    while let Some(first) = queue.recv().await {
+        // One question for each slot: those for the same one go one after the other.
+        let mut todo = gathered(first, &mut queue);
+        while !todo.is_empty() {
+            let mut slots = BTreeSet::new();
+            let (now, later) = todo.into_iter().partition(|(slot, ..)| slots.insert(*slot));
+            todo = later;
+            ask(&shared, &to, now).await;
+        }
+    }
+}
+
+impl Driver {
+    /// Runs until the node stops.
+    pub(crate) async fn run(mut self) {
+        let mut view = self.membership.view();
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let cancel = self.shared.cancel.clone();
+        self.saw(&mut view).await;
+        loop {
+            let events = tokio::select! {
+                () = cancel.cancelled() => return,
+                changed = view.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    self.saw(&mut view).await;
+                    continue;
+                }
+                Some(told) = self.events.recv() => told,
+                Some(events) = self.from_lanes.recv() => Told::Events(events),
+                _ = tick.tick() => Told::Events(vec![Event::Tick]),
+            };
+            self.told(events).await;
+        }
+    }
+
+    /// Takes what is told, and what was told meanwhile: many small changes become few larger ones.
+    async fn told(&mut self, told: Told) {
+        let mut events = Vec::new();
+        let mut next = Some(told);
+        while let Some(told) = next {
+            match told {
+                Told::Events(more) => events.extend(more),
+                lost @ Told::Lost(..) => {
+                    self.step(std::mem::take(&mut events)).await;
+                    self.lost(lost).await;
+                }
+            }
+            next = if events.len() < MANY { self.events.try_recv().ok() } else { None };
+        }
+        self.step(events).await;
+    }
+
+    async fn lost(&mut self, told: Told) {
+        match told {
+            Told::Events(_) => {}
+            Told::Lost(member, done) => {
+                // In this order: what was counted before is counted no more.
+                self.step(vec![Event::Lost(member.clone())]).await;
+                if let Some(peer) = self.shared.peers.get(&member) {
+                    // It fails when the ledger is closed: the node stops.
+                    let _ = self.shared.ledger.lose_peer(peer.number).await;
+                }
+                let _ = done.send(());
+            }
+        }
+    }
+
+    /// Feeds events, and does what is to be done about all of them.
+    async fn step(&mut self, events: Vec<Event>) {
+        let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let mut effects = Vec::new();
+        for event in events {
+            effects.extend(self.slots.step(now, event));
+        }
+        self.perform(effects).await;
+        self.publish();
+    }
+
+    /// Gossip shows other nodes.
+    async fn saw(&mut self, view: &mut watch::Receiver<Arc<View>>) {
+        let view = Arc::clone(&view.borrow_and_update());
+        let mut seen = Vec::with_capacity(view.members.len());
+        let mut alive = BTreeSet::new();
+        for node in &view.members {
+            let member = Member { node: node.node_id.clone(), storage: node.storage_id };
+            if member.node == self.shared.me.node && member != self.shared.me {
+                continue;
+            }
+            if member != self.shared.me {
+                let Some(peer) = self.shared.peers.of(&member) else { continue };
+                peer.set_address(&node.grpc_address);
+                if node.alive {
+                    alive.insert(member.clone());
+                }
+            }
+            seen.push(Seen {
+                member,
+                zone: node.zone.clone(),
+                is_alive: node.alive,
+                is_draining: matches!(node.readiness, Readiness::Draining | Readiness::Leaving),
+                owned: node.owned.iter().copied().collect(),
+            });
+        }
+        self.keep_streams(alive);
+        self.step(vec![Event::Nodes(seen)]).await;
+    }
+
+    /// Keeps a stream to each living peer, and to no other.
+    fn keep_streams(&mut self, alive: BTreeSet<Member>) {
+        self.streams.retain(|member, (stop, task)| {
+            if !alive.contains(member) {
+                // It ends by itself, and says that the stream is lost.
+                stop.cancel();
+            }
+            !task.is_finished()
+        });
+        for member in alive {
+            if self.streams.contains_key(&member) {
+                continue;
+            }
+            let Some(peer) = self.shared.peers.of(&member) else { continue };
+            let stop = self.shared.cancel.child_token();
+            let task = tokio::spawn(sending::keep(Arc::clone(&self.shared), peer, stop.clone()));
+            self.streams.insert(member, (stop, AbortOnDropHandle::new(task)));
+        }
+    }
+
+    /// Does what is to be done.
+    async fn perform(&mut self, effects: Vec<Effect>) {
+        let me = self.shared.me.clone();
+        let mut leads = Vec::new();
+        let mut asks: BTreeMap<Member, Vec<(Slot, Claim, Ask)>> = BTreeMap::new();
+        let mut changes = Vec::new();
+        let mut catch_ups: BTreeMap<Vec<Member>, BTreeMap<Slot, Claim>> = BTreeMap::new();
+        for effect in effects {
+            match effect {
+                Effect::Ask { to, slot, claim, ask } if to == me => match ask {
+                    Ask::Promise => changes.push((slot, claim.clone(), Change::Promise(claim))),
+                    Ask::Confirm => changes.push((slot, claim.clone(), Change::Confirm(claim))),
+                    Ask::TakeOver => {}
+                },
+                Effect::Ask { to, slot, claim, ask } => asks.entry(to).or_default().push((slot, claim, ask)),
+                Effect::Offer { to, slot, claim, set, is_confirmed, before } if to == me => {
+                    let accept =
+                        Change::Accept { claim: claim.clone(), set, is_confirmed, before, offer: None };
+                    changes.push((slot, claim, accept));
+                }
+                Effect::Offer { to, slot, claim, set, is_confirmed, before } => {
+                    if let Some(peer) = self.shared.peers.get(&to) {
+                        let peer = peer.number;
+                        leads.push((slot, Lead::Offer { peer, claim, set, is_confirmed, before }));
+                    }
+                }
+                Effect::CatchUp { slot, claim, from } => {
+                    catch_ups.entry(from).or_default().insert(slot, claim);
+                }
+                Effect::Own { slot, claim, needed } => {
+                    self.shared.counters.takeovers.fetch_add(1, Ordering::Relaxed);
+                    tracing::debug!(slot = slot.number(), epoch = claim.epoch.0, "owning a slot");
+                    leads.push((slot, Lead::Own { claim, needed }));
+                }
+                Effect::Count { slot, claim, member } => {
+                    // This node's own copy counts by itself.
+                    if let Some(peer) = self.shared.peers.get(&member) {
+                        leads.push((slot, Lead::Count { claim, peer: peer.number }));
+                    }
+                }
+                Effect::Stop { slot, claim } => leads.push((slot, Lead::Stop { claim })),
+                Effect::StepDown { slot } => {
+                    tracing::debug!(slot = slot.number(), "stepping down");
+                    leads.push((slot, Lead::StepDown));
+                }
+            }
+        }
+        if !leads.is_empty() && self.shared.ledger.lead(leads).await.is_err() {
+            // The ledger is closed: the node stops.
+            return;
+        }
+        if !changes.is_empty() {
+            let shared = &self.shared;
+            let changer = self.changer.get_or_insert_with(|| queue(shared, change_all));
+            // A queue that is full is of a disk that hangs: what is asked is asked again.
+            let _ = changer.try_send(changes);
+        }
+        for (to, asks) in asks {
+            let shared = &self.shared;
+            let asker = self
+                .askers
+                .entry(to.clone())
+                .or_insert_with(|| queue(shared, |shared, asks| ask_all(shared, to, asks)));
+            let _ = asker.try_send(asks);
+        }
+        for (from, slots) in catch_ups {
+            tokio::spawn(catch_up_for_claims(Arc::clone(&self.shared), from, slots));
+        }
+    }
+
+    /// Publishes what this node owns, and where slots are.
+    fn publish(&mut self) {
+        let owned = self.slots.owned();
+        if owned != self.owned {
+            self.membership.set_owned(owned.clone());
+            self.owned = owned;
+        }
+        let mut addresses = self.shared.peers.addresses();
+        addresses.insert(self.shared.me.node.clone(), self.shared.config.facts.grpc_address.clone());
+        let routes = Routes::of(&self.slots, addresses);
+        self.shared.routes.send_if_modified(|known| {
+            let is_new = **known != routes;
+            if is_new {
+                *known = Arc::new(routes);
+            }
+            is_new
+        });
+    }
+}
+
+/// Changes this node's own records.
+async fn change(shared: &Arc<Shared>, changes: Vec<(Slot, Claim, Change)>) {
+    // A slot may be changed more than once: what comes back is in the same order for each.
+    let mut claims: HashMap<Slot, VecDeque<(Claim, bool)>> = HashMap::new();
+    for (slot, claim, change) in &changes {
+        let is_offer = matches!(change, Change::Accept { .. });
+        claims.entry(*slot).or_default().push_back((claim.clone(), is_offer));
+    }
+    let changes = changes.into_iter().map(|(slot, _, change)| (slot, change)).collect();
+    let Ok(changed) = shared.ledger.change_slots(changes).await else { return };
+    let from = shared.me.clone();
+    let mut events = Vec::with_capacity(2 * changed.len());
+    for (slot, changed) in changed {
+        let Some((claim, is_offer)) = claims.get_mut(&slot).and_then(VecDeque::pop_front) else { continue };
+        events.push(Event::Recorded(slot, changed.record));
+        let from = from.clone();
+        events.push(if is_offer {
+            let outcome = match changed.outcome {
+                ChangeOutcome::Done => Outcome::Accepted,
+                ChangeOutcome::Refused(claim) => Outcome::Refused(claim),
+                ChangeOutcome::OtherMembers(placement) => Outcome::OtherMembers(placement),
+                ChangeOutcome::Promised(_) | ChangeOutcome::Differs | ChangeOutcome::Failed(_) => {
+                    Outcome::NotNow
+                }
+            };
+            Event::Offered { from, slot, claim, outcome }
+        } else {
+            let answer = match changed.outcome {
+                ChangeOutcome::Promised(promise) => Answer::Promised(promise),
+                ChangeOutcome::Done => Answer::Done,
+                ChangeOutcome::Refused(claim) => Answer::Refused(claim),
+                _ => Answer::NotNow,
+            };
+            Event::Answered { from, slot, claim, answer }
+        });
+    }
+    shared.tell(events).await;
+}
+
+/// Puts questions to another node.
+async fn ask(shared: &Arc<Shared>, to: &Member, asks: Vec<(Slot, Claim, Ask)>) {
+    let answers = timeout(ASKED, try_ask(shared, to, &asks)).await;
+    let answers = answers.unwrap_or_else(|_| Err("no answer in time".to_owned()));
+    let answers = answers.unwrap_or_else(|reason| {
+        tracing::debug!(%to, asks = asks.len(), reason, "questions were not answered");
+        HashMap::new()
+    });
+    let events = asks.into_iter().map(|(slot, claim, _)| {
+        let answer = answers.get(&slot).cloned().unwrap_or(Answer::NotNow);
+        Event::Answered { from: to.clone(), slot, claim, answer }
+    });
+    shared.tell(events.collect()).await;
+}
+
+async fn try_ask(
+    shared: &Arc<Shared>,
+    to: &Member,
+    asks: &[(Slot, Claim, Ask)],
+) -> Result<HashMap<Slot, Answer>, String> {
+    let peer = shared.peers.get(to).ok_or("it is not known")?;
+    let channel = shared.peers.channel(&peer)?;
+    let mut client = ReplicaServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER);
+    let questions = asks.iter().map(|(slot, claim, ask)| SlotAsk {
+        slot: u32::from(slot.number()),
+        claim: Some(wire::to_claim(claim)),
+        ask: Some(match ask {
+            Ask::Promise => Asks::Promise(SlotNothing {}),
+            Ask::Confirm => Asks::Confirm(SlotNothing {}),
+            Ask::TakeOver => Asks::TakeOver(SlotNothing {}),
+        }),
+    });
+    let asks = SlotAsks {
+        from: Some(wire::to_member(&shared.me)),
+        to: Some(wire::to_member(to)),
+        asks: questions.collect(),
+    };
+    let request = shared.request(to, asks).map_err(|status| status.to_string())?;
+    let answers = client.slots(request).await.map_err(|status| status.to_string())?.into_inner();
+    let mut found = HashMap::new();
+    for answer in answers.answers {
+        let slot = wire::slot(answer.slot).map_err(|error| error.to_string())?;
+        let answer = match answer.answer {
+            Some(To::Promised(promise)) => {
+                wire::promise(&promise).map(Answer::Promised).map_err(|error| error.to_string())?
+            }
+            Some(To::Done(_)) => Answer::Done,
+            Some(To::Refused(claim)) => {
+                wire::claim(Some(&claim)).map(Answer::Refused).map_err(|error| error.to_string())?
+            }
+            Some(To::NotNow(_)) | None => Answer::NotNow,
+        };
+        found.insert(slot, answer);
+    }
+    Ok(found)
+}
+
+/// Fetches the best history of slots that this node claims.
+async fn catch_up_for_claims(shared: Arc<Shared>, from: Vec<Member>, slots: BTreeMap<Slot, Claim>) {
+    let is_source = from.contains(&shared.me);
+    let mut is_complete = true;
+    let others = from.iter().filter(|member| **member != shared.me).enumerate();
+    for (nth, source) in others {
+        let mode = if nth == 0 && !is_source { Mode::Adopt } else { Mode::Longest };
+        if let Err(error) = catch_up::run(&shared, source, &slots, mode).await {
+            tracing::warn!(%source, slots = slots.len(), %error, "catching up for a takeover failed");
+            is_complete = false;
+            break;
+        }
+    }
+    let events = slots.into_iter().map(|(slot, claim)| Event::CaughtUp { slot, claim, is_complete });
+    shared.tell(events.collect()).await;
+}

@@ -1,0 +1,112 @@
+//! Bringing slots in step with their owners, and asking for the next offer.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use ledger_core::{node::Member, ownership::Claim, slot::Slot};
+use ledger_proto::ledger::v1::{
+    SlotAsk, SlotAsks, SlotNothing, replica_service_client::ReplicaServiceClient, slot_ask::Ask,
+};
+use tokio::{
+    sync::mpsc,
+    time::{sleep, timeout},
+};
+
+use crate::{
+    catch_up::{self, CatchUpError, Mode},
+    shared::{Follow, Shared},
+    wire,
+};
+
+/// Crowds of slots that wait for one owner.
+const WAITING: usize = 64;
+/// How long to wait for more slots of the same owner.
+const GATHER: Duration = Duration::from_millis(20);
+/// The pause after catching up failed.
+const PAUSE: Duration = Duration::from_millis(500);
+/// How long asking for an offer may take.
+const ASKED: Duration = Duration::from_secs(3);
+
+/// Hands slots to one task for each owner.
+pub(crate) async fn run(shared: Arc<Shared>, mut follows: mpsc::Receiver<Follow>) {
+    let mut owners: HashMap<Member, mpsc::Sender<BTreeMap<Slot, Claim>>> = HashMap::new();
+    while let Some(follow) = follows.recv().await {
+        let owner = owners.entry(follow.owner.clone()).or_insert_with(|| {
+            let (sender, slots) = mpsc::channel(WAITING);
+            let (of, cancel) = (Arc::clone(&shared), shared.cancel.clone());
+            tokio::spawn(async move {
+                cancel.run_until_cancelled(of_owner(of, follow.owner, slots)).await;
+            });
+            sender
+        });
+        // A task ends only when the node does.
+        let _ = owner.send(follow.slots).await;
+    }
+}
+
+async fn of_owner(shared: Arc<Shared>, owner: Member, mut slots: mpsc::Receiver<BTreeMap<Slot, Claim>>) {
+    while let Some(mut todo) = slots.recv().await {
+        sleep(GATHER).await;
+        while let Ok(more) = slots.try_recv() {
+            todo.extend(more);
+        }
+        tracing::info!(%owner, slots = todo.len(), "catching up");
+        while !todo.is_empty() {
+            // Newer claims of the owner take the place of older ones.
+            while let Ok(more) = slots.try_recv() {
+                todo.extend(more);
+            }
+            match catch_up::run(&shared, &owner, &todo, Mode::Adopt).await {
+                Ok(()) => match join(&shared, &owner, &todo).await {
+                    Ok(()) => break,
+                    Err(reason) => {
+                        tracing::debug!(%owner, reason, "the owner could not be asked for an offer");
+                    }
+                },
+                // It is somebody else's: whoever owns it offers it.
+                Err(CatchUpError::Refused(slot, by)) => {
+                    tracing::debug!(slot = slot.number(), %owner, by = %by.claimant, "a slot has another owner by now");
+                    // Its offer will be refused here, which tells the owner of the higher claim.
+                    if let Some(claim) = todo.remove(&slot) {
+                        let outdone = BTreeMap::from([(slot, claim)]);
+                        if let Err(reason) = join(&shared, &owner, &outdone).await {
+                            tracing::debug!(%owner, reason, "an owner could not be told that it is outdone");
+                        }
+                    }
+                    continue;
+                }
+                Err(error) => tracing::info!(%owner, %error, "catching up failed: trying again"),
+            }
+            // Without a stream from it nothing is in step anyway, and it offers all slots with the next.
+            let is_gone = shared.peers.get(&owner).is_none_or(|peer| !peer.is_alive());
+            if is_gone {
+                break;
+            }
+            sleep(PAUSE).await;
+        }
+    }
+}
+
+/// Asks the owner for offers.
+async fn join(shared: &Arc<Shared>, owner: &Member, slots: &BTreeMap<Slot, Claim>) -> Result<(), String> {
+    let peer = shared.peers.get(owner).ok_or("it is not known")?;
+    let channel = shared.peers.channel(&peer)?;
+    let asks = slots.iter().map(|(slot, claim)| SlotAsk {
+        slot: u32::from(slot.number()),
+        claim: Some(wire::to_claim(claim)),
+        ask: Some(Ask::Join(SlotNothing {})),
+    });
+    let asks = SlotAsks {
+        from: Some(wire::to_member(&shared.me)),
+        to: Some(wire::to_member(owner)),
+        asks: asks.collect(),
+    };
+    let request = shared.request(owner, asks).map_err(|status| status.to_string())?;
+    let mut client = ReplicaServiceClient::new(channel);
+    let asked = timeout(ASKED, client.slots(request)).await;
+    asked.map_err(|_| "no answer in time".to_owned())?.map_err(|status| status.to_string())?;
+    Ok(())
+}

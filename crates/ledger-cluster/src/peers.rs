@@ -1,0 +1,220 @@
+//! The other nodes: their numbers, their addresses, the connection to each, and the queue of its stream.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use ledger_core::{
+    node::{Member, NodeId},
+    replication::Peer,
+};
+use ledger_store::replica::Outgoing;
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+
+use crate::config::PeerTls;
+
+/// Most bytes that wait for a stream: more than there can be appends in flight, so that a replica that is needed
+/// for them is never dropped for being behind by that much.
+const MOST_WAITING: usize = 320 << 20;
+/// What a message takes beside its records.
+const MESSAGE: usize = 256;
+/// HTTP/2 windows between nodes, bytes.
+const STREAM_WINDOW: u32 = 8 << 20;
+const CONNECTION_WINDOW: u32 = 32 << 20;
+
+/// All nodes that this one ever spoke to.
+#[derive(Debug)]
+pub(crate) struct Peers {
+    tls: Option<PeerTls>,
+    list: RwLock<Vec<Arc<PeerState>>>,
+}
+
+/// Another node with its data directory.
+pub(crate) struct PeerState {
+    /// Its number here.
+    pub(crate) number: Peer,
+    /// Who it is.
+    pub(crate) member: Member,
+    channel: Mutex<Option<(String, Channel)>>,
+    address: RwLock<String>,
+    queue: Mutex<Option<Queue>>,
+}
+
+/// What waits for a stream.
+#[derive(Debug, Clone)]
+struct Queue {
+    sender: mpsc::UnboundedSender<Outgoing>,
+    bytes: Arc<AtomicUsize>,
+    lost: CancellationToken,
+}
+
+/// The other end of a stream's queue.
+#[derive(Debug)]
+pub(crate) struct Outgoings {
+    receiver: mpsc::UnboundedReceiver<Outgoing>,
+    bytes: Arc<AtomicUsize>,
+    /// Cancelled when the queue is too long.
+    pub(crate) lost: CancellationToken,
+}
+
+impl fmt::Debug for PeerState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PeerState({})", self.member)
+    }
+}
+
+impl Peers {
+    pub(crate) fn new(tls: Option<PeerTls>) -> Self {
+        Self { tls, list: RwLock::default() }
+    }
+
+    /// The peer that a member is. `None`: there were too many of them already.
+    pub(crate) fn of(&self, member: &Member) -> Option<Arc<PeerState>> {
+        if let Some(known) = self.get(member) {
+            return Some(known);
+        }
+        let mut list = self.list.write();
+        if let Some(known) = list.iter().find(|peer| peer.member == *member) {
+            return Some(Arc::clone(known));
+        }
+        let Some(number) = u8::try_from(list.len()).ok().and_then(Peer::new) else {
+            tracing::error!(%member, "too many nodes were met since this one started: start it anew to meet more");
+            return None;
+        };
+        let peer = Arc::new(PeerState {
+            number,
+            member: member.clone(),
+            channel: Mutex::default(),
+            address: RwLock::default(),
+            queue: Mutex::default(),
+        });
+        list.push(Arc::clone(&peer));
+        Some(peer)
+    }
+
+    /// A peer that is known.
+    pub(crate) fn get(&self, member: &Member) -> Option<Arc<PeerState>> {
+        self.list.read().iter().find(|peer| peer.member == *member).cloned()
+    }
+
+    /// A peer by number.
+    pub(crate) fn numbered(&self, number: Peer) -> Option<Arc<PeerState>> {
+        self.list.read().get(usize::from(number.number())).cloned()
+    }
+
+    /// The peers whose streams are up.
+    pub(crate) fn alive(&self) -> Vec<Arc<PeerState>> {
+        self.list.read().iter().filter(|peer| peer.is_alive()).cloned().collect()
+    }
+
+    /// The addresses that are known, by node.
+    pub(crate) fn addresses(&self) -> HashMap<NodeId, String> {
+        let list = self.list.read();
+        list.iter().map(|peer| (peer.member.node.clone(), peer.address.read().clone())).collect()
+    }
+
+    /// The connection to a peer, which is made when first used and again whenever it breaks.
+    pub(crate) fn channel(&self, peer: &PeerState) -> Result<Channel, String> {
+        let address = peer.address.read().clone();
+        if address.is_empty() {
+            return Err(format!("the address of node {} is not known", peer.member.node));
+        }
+        let mut channel = peer.channel.lock();
+        if let Some((of, channel)) = &*channel
+            && *of == address
+        {
+            return Ok(channel.clone());
+        }
+        let made = self.connect(&address)?;
+        *channel = Some((address, made.clone()));
+        Ok(made)
+    }
+
+    fn connect(&self, address: &str) -> Result<Channel, String> {
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        let mut endpoint = Endpoint::from_shared(format!("{scheme}://{address}"))
+            .map_err(|error| format!("the address {address} makes no sense: {error}"))?
+            .connect_timeout(Duration::from_secs(1))
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(Duration::from_secs(1))
+            .keep_alive_timeout(Duration::from_secs(2))
+            .keep_alive_while_idle(true)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW);
+        if let Some(tls) = &self.tls {
+            let mut config = ClientTlsConfig::new().identity(Identity::from_pem(&tls.cert, &tls.key));
+            config = match &tls.ca {
+                Some(ca) => config.ca_certificate(Certificate::from_pem(ca)),
+                None => config.with_native_roots(),
+            };
+            endpoint = endpoint.tls_config(config).map_err(|error| error.to_string())?;
+        }
+        Ok(endpoint.connect_lazy())
+    }
+}
+
+impl PeerState {
+    /// Notes where the peer is; whether that is new.
+    pub(crate) fn set_address(&self, address: &str) -> bool {
+        let mut known = self.address.write();
+        let is_new = *known != address;
+        if is_new {
+            address.clone_into(&mut known);
+        }
+        is_new
+    }
+
+    /// Opens the queue of a stream: what lanes send from now on is in it.
+    pub(crate) fn open(&self) -> Outgoings {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let (bytes, lost) = (Arc::new(AtomicUsize::new(0)), CancellationToken::new());
+        *self.queue.lock() = Some(Queue { sender, bytes: Arc::clone(&bytes), lost: lost.clone() });
+        Outgoings { receiver, bytes, lost }
+    }
+
+    /// Whether the stream to it is up.
+    pub(crate) fn is_alive(&self) -> bool {
+        self.queue.lock().is_some()
+    }
+
+    /// Closes the queue.
+    pub(crate) fn close(&self) {
+        *self.queue.lock() = None;
+    }
+
+    /// Puts something into the queue, if there is one.
+    pub(crate) fn send(&self, what: Outgoing) {
+        let mut queue = self.queue.lock();
+        let Some(open) = &*queue else { return };
+        let waiting = open.bytes.fetch_add(weight(&what), Ordering::Relaxed);
+        if waiting > MOST_WAITING || open.sender.send(what).is_err() {
+            open.lost.cancel();
+            *queue = None;
+        }
+    }
+}
+
+impl Outgoings {
+    /// What is next; `None` when the queue was closed.
+    pub(crate) async fn next(&mut self) -> Option<Outgoing> {
+        let next = self.receiver.recv().await?;
+        self.bytes.fetch_sub(weight(&next), Ordering::Relaxed);
+        Some(next)
+    }
+}
+
+fn weight(what: &Outgoing) -> usize {
+    match what {
+        Outgoing::Commit(commit) => commit.parts.iter().map(|part| part.records.len() + MESSAGE).sum(),
+        _ => MESSAGE,
+    }
+}

@@ -1,0 +1,254 @@
+//! The stream from a peer: takes what its lanes wrote, in order, and says what is durable.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use futures::FutureExt as _;
+use ledger_core::{digest::NodeDigest, node::Member, ownership::slots::Event};
+use ledger_proto::ledger::v1::{
+    ReplicaAccepted, ReplicaDurable, ReplicaReply, Replicated, SlotNothing, replica_accepted::Outcome,
+    replica_reply::Body as Reply, replicated::Body,
+};
+use ledger_store::{
+    Following,
+    replica::{Change, ChangeOutcome, Offer, Taken},
+};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tonic::{Status, Streaming};
+
+use crate::{
+    service::malformed,
+    shared::{Follow, Shared},
+    wire,
+};
+
+/// Commits that are being written.
+const WRITING: usize = 256;
+/// Replies that wait for the connection.
+const REPLIES: usize = 256;
+/// Most offers that are accepted with one sync.
+const OFFERS: usize = 1024;
+/// How long the stream before may take to end.
+const ENDS_WITHIN: Duration = Duration::from_secs(5);
+
+type Replies = mpsc::Sender<Result<ReplicaReply, Status>>;
+
+/// Takes a stream in the place of the one there was from that node.
+pub(crate) async fn begin(
+    shared: &Arc<Shared>,
+    from: Member,
+    messages: Streaming<Replicated>,
+) -> Result<mpsc::Receiver<Result<ReplicaReply, Status>>, Status> {
+    let (turn, before) = {
+        let mut incoming = shared.incoming.lock();
+        let known = incoming.entry(from.node.clone()).or_default();
+        let ends = shared.cancel.child_token();
+        (Arc::clone(&known.turn), (std::mem::replace(&mut known.ends, ends.clone()), ends))
+    };
+    let (before, ends) = before;
+    before.cancel();
+    let guard = tokio::time::timeout(ENDS_WITHIN, turn.lock_owned())
+        .await
+        .map_err(|_| Status::unavailable("the stream before has not ended yet"))?;
+    let stopped = |_| Status::unavailable("the node is stopping");
+    shared.ledger.follows(&from.node).await.map_err(stopped)?;
+
+    let (replies, out) = mpsc::channel(REPLIES);
+    let shared = Arc::clone(shared);
+    tokio::spawn(async move {
+        let _guard = guard;
+        let (writing, written) = mpsc::channel(WRITING);
+        let broken = CancellationToken::new();
+        let answers = tokio::spawn(answer(written, replies.clone(), broken.clone()));
+        let ended = tokio::select! {
+            ended = receive(&shared, &from, messages, writing, &replies) => ended,
+            () = ends.cancelled() => Err(Status::aborted("another stream took the place of this one")),
+            () = broken.cancelled() => Err(Status::aborted("what was sent does not fit what is here")),
+        };
+        if let Err(status) = ended {
+            tracing::debug!(%from, reason = %status, "the stream from a peer ended");
+            let _ = replies.try_send(Err(status));
+        }
+        // What is in the lanes is written before the next stream begins: they keep the order.
+        answers.abort();
+    });
+    Ok(out)
+}
+
+/// Takes messages until the stream ends.
+async fn receive(
+    shared: &Arc<Shared>,
+    from: &Member,
+    mut messages: Streaming<Replicated>,
+    writing: mpsc::Sender<(u16, u64, Following)>,
+    replies: &Replies,
+) -> Result<(), Status> {
+    let mut next = None;
+    loop {
+        let message = match next.take() {
+            Some(message) => message,
+            None => match messages.message().await? {
+                Some(message) => message,
+                None => return Ok(()),
+            },
+        };
+        match message.body {
+            Some(Body::Commit(commit)) => {
+                let (lane, number, parts) = wire::commit(commit).map_err(malformed)?;
+                if parts.iter().any(|part| part.claim.claimant != from.node) {
+                    return Err(Status::invalid_argument("a commit of another node's claim"));
+                }
+                let following = shared.ledger.follow(parts, number).await.map_err(stopping)?;
+                if writing.send((lane, number, following)).await.is_err() {
+                    return Ok(());
+                }
+            }
+            Some(Body::Accept(offer)) => {
+                // Offers come in crowds: one sync is for all of them.
+                let mut offers = vec![wire::offer(&offer).map_err(malformed)?];
+                while offers.len() < OFFERS {
+                    match messages.message().now_or_never() {
+                        Some(Ok(Some(Replicated { body: Some(Body::Accept(offer)) }))) => {
+                            offers.push(wire::offer(&offer).map_err(malformed)?);
+                        }
+                        Some(Ok(Some(other))) => {
+                            next = Some(other);
+                            break;
+                        }
+                        Some(Ok(None)) => return Ok(()),
+                        Some(Err(status)) => return Err(status),
+                        None => break,
+                    }
+                }
+                let mut places = BTreeMap::new();
+                for offer in &offers {
+                    let place = places.entry(offer.lane).or_insert(0);
+                    *place = offer.number.max(*place);
+                }
+                accept(shared, from, offers, replies).await?;
+                // What is accepted is held up to the offer's place. It is said in turn: parts of commits before it may
+                // still be on their way to the disk.
+                for (lane, number) in places {
+                    let following = shared.ledger.follow(Vec::new(), number).await.map_err(stopping)?;
+                    if writing.send((lane, number, following)).await.is_err() {
+                        return Ok(());
+                    }
+                }
+            }
+            Some(Body::Stable(stable)) => {
+                let slots = wire::stable(&stable).map_err(malformed)?;
+                shared.ledger.stable(slots).await.map_err(stopping)?;
+            }
+            Some(Body::Mark(mark)) => {
+                let (slots, theirs) = wire::mark(&mark).map_err(malformed)?;
+                let ours = shared.ledger.digests(slots.iter().copied().collect()).await.map_err(stopping)?;
+                if NodeDigest::of(&ours) != theirs {
+                    // The owner counts on this replica. With a new stream it does not, until every slot is in step.
+                    tracing::warn!(owner = %from, slots = ours.len(), "this replica does not hold what the owner holds: comparing");
+                    return Err(Status::aborted("a slot differs from what its owner holds"));
+                }
+            }
+            Some(Body::Hello(_)) | None => {}
+        }
+    }
+}
+
+/// Accepts offers, or begins to catch up.
+async fn accept(
+    shared: &Arc<Shared>,
+    from: &Member,
+    offers: Vec<Offer>,
+    replies: &Replies,
+) -> Result<(), Status> {
+    let mut claims = BTreeMap::new();
+    let mut changes = Vec::with_capacity(offers.len());
+    for offer in offers {
+        if offer.claim.claimant != from.node {
+            return Err(Status::invalid_argument("an offer of another node's claim"));
+        }
+        claims.insert(offer.slot, offer.claim.clone());
+        let Offer { slot, claim, set, is_confirmed, before, digest, number, .. } = offer;
+        changes
+            .push((slot, Change::Accept { claim, set, is_confirmed, before, offer: Some((digest, number)) }));
+    }
+    let changed = shared.ledger.change_slots(changes).await.map_err(stopping)?;
+    let mut events = Vec::with_capacity(changed.len());
+    let mut behind = BTreeMap::new();
+    for (slot, changed) in changed {
+        let Some(claim) = claims.get(&slot) else { continue };
+        events.push(Event::Recorded(slot, changed.record));
+        let outcome = match changed.outcome {
+            ChangeOutcome::Done | ChangeOutcome::Promised(_) => Outcome::Done(SlotNothing {}),
+            ChangeOutcome::Refused(by) => Outcome::Refused(wire::to_claim(&by)),
+            ChangeOutcome::OtherMembers(placement) => Outcome::OtherMembers(wire::to_placement(&placement)),
+            ChangeOutcome::Differs => {
+                behind.insert(slot, claim.clone());
+                Outcome::Differs(SlotNothing {})
+            }
+            ChangeOutcome::Failed(error) => Outcome::Failed(error.to_string()),
+        };
+        let accepted = ReplicaAccepted {
+            slot: u32::from(slot.number()),
+            claim: Some(wire::to_claim(claim)),
+            outcome: Some(outcome),
+        };
+        let reply = ReplicaReply { body: Some(Reply::Accepted(accepted)) };
+        if replies.send(Ok(reply)).await.is_err() {
+            return Ok(());
+        }
+    }
+    tracing::debug!(owner = %from, offers = claims.len(), behind = behind.len(), "offers were answered");
+    shared.tell(events).await;
+    if !behind.is_empty() {
+        let _ = shared.follows.send(Follow { owner: from.clone(), slots: behind }).await;
+    }
+    Ok(())
+}
+
+/// Says what is durable, in order.
+async fn answer(
+    mut written: mpsc::Receiver<(u16, u64, Following)>,
+    replies: Replies,
+    broken: CancellationToken,
+) {
+    while let Some((lane, number, following)) = written.recv().await {
+        let taken = match following.durable().await {
+            Ok(taken) => taken,
+            Err(error) => {
+                tracing::warn!(%error, "what an owner sent could not be written");
+                return broken.cancel();
+            }
+        };
+        let mut refused = Vec::new();
+        for taken in taken {
+            match taken {
+                Taken::Reaches(_) | Taken::Missing | Taken::Differs => {}
+                Taken::Invalid(reason) => {
+                    tracing::warn!(reason, "what an owner sent does not fit: the stream is begun anew");
+                    return broken.cancel();
+                }
+                Taken::Refused { slot, claim, by } => refused.push(ReplicaAccepted {
+                    slot: u32::from(slot.number()),
+                    claim: Some(wire::to_claim(&claim)),
+                    outcome: Some(Outcome::Refused(wire::to_claim(&by))),
+                }),
+            }
+        }
+        if !refused.is_empty() {
+            // Nothing of this commit may count as held here.
+            for accepted in refused {
+                let _ = replies.send(Ok(ReplicaReply { body: Some(Reply::Accepted(accepted)) })).await;
+            }
+            return broken.cancel();
+        }
+        let durable = ReplicaDurable { lane: u32::from(lane), number };
+        if replies.send(Ok(ReplicaReply { body: Some(Reply::Durable(durable)) })).await.is_err() {
+            return;
+        }
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "what map_err hands over")]
+fn stopping(error: ledger_store::StoreError) -> Status {
+    Status::unavailable(error.to_string())
+}

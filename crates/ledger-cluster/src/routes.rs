@@ -1,0 +1,83 @@
+//! Where slots are: what requests are routed by.
+
+use std::{collections::HashMap, sync::Arc};
+
+use ledger_core::{
+    Epoch,
+    node::{Member, NodeId},
+    ownership::slots::{Owner, Slots},
+    slot::{SLOTS, Slot},
+};
+
+/// Where all slots are, as one node knows it at one moment.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Routes {
+    slots: Vec<Arc<Route>>,
+    /// Where nodes are: `host:port`.
+    pub addresses: HashMap<NodeId, String>,
+}
+
+/// Where a slot is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route {
+    /// Who owns it.
+    pub owner: RouteTo,
+    /// Its members, as far as this node knows.
+    pub members: Vec<Member>,
+    /// Those of them that hold what the owner holds; only the owner knows.
+    pub in_step: Vec<Member>,
+}
+
+/// Who owns a slot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RouteTo {
+    /// This node.
+    Me(Epoch),
+    /// Another one.
+    Other(NodeId, Epoch),
+    /// Nobody: why.
+    Nobody(String),
+}
+
+impl Routes {
+    pub(crate) fn of(slots: &Slots, addresses: HashMap<NodeId, String>) -> Self {
+        let route = |slot| {
+            let owner = match slots.owner(slot) {
+                Owner::Me(epoch) => RouteTo::Me(epoch),
+                Owner::Other(node, epoch) => RouteTo::Other(node, epoch),
+                Owner::Nobody(Some(why)) => RouteTo::Nobody(why.to_string()),
+                Owner::Nobody(None) => RouteTo::Nobody("a replica is about to take it".to_owned()),
+            };
+            let placement = slots.record(slot).placement.as_ref();
+            let members = placement.map_or_else(Vec::new, |placement| placement.set.members().to_vec());
+            let in_step = slots.in_step(slot).map_or_else(Vec::new, |set| set.iter().cloned().collect());
+            Arc::new(Route { owner, members, in_step })
+        };
+        Self { slots: (0..SLOTS).filter_map(Slot::new).map(route).collect(), addresses }
+    }
+
+    /// Where a slot is; `None` while nothing is known yet.
+    pub fn get(&self, slot: Slot) -> Option<&Route> {
+        self.slots.get(usize::from(slot.number())).map(AsRef::as_ref)
+    }
+
+    /// The address of a slot's owner, if it is another node.
+    pub fn owner_address(&self, slot: Slot) -> Option<(&NodeId, &str)> {
+        match &self.get(slot)?.owner {
+            RouteTo::Other(node, _) => {
+                self.addresses.get_key_value(node).map(|(node, at)| (node, at.as_str()))
+            }
+            _ => None,
+        }
+    }
+
+    /// Slots without an owner.
+    pub fn unowned(&self) -> usize {
+        self.slots.iter().filter(|route| matches!(route.owner, RouteTo::Nobody(_))).count()
+    }
+
+    /// Slots that this node owns.
+    pub fn owned(&self) -> usize {
+        self.slots.iter().filter(|route| matches!(route.owner, RouteTo::Me(_))).count()
+    }
+}

@@ -1,0 +1,132 @@
+//! The stream to a peer: what this node's lanes write, and what the peer answers.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use ledger_core::ownership::slots::{Event, Outcome};
+use ledger_proto::ledger::v1::{
+    ReplicaReply, ReplicateHello, Replicated, replica_accepted::Outcome as Accepted,
+    replica_reply::Body as Reply, replica_service_client::ReplicaServiceClient, replicated::Body,
+};
+use ledger_store::replica::Outgoing;
+use tokio::{sync::mpsc, time::sleep};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Status, Streaming};
+
+use crate::{
+    peers::{Outgoings, PeerState},
+    shared::Shared,
+    wire,
+};
+
+/// Messages that wait for the connection.
+const MESSAGES: usize = 32;
+/// The pause after a stream was lost, at first and at most.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// Most bytes of a message.
+pub(crate) const MAX_MESSAGE: usize = 96 << 20;
+
+/// Keeps a stream to a peer until told to stop.
+pub(crate) async fn keep(shared: Arc<Shared>, peer: Arc<PeerState>, stop: CancellationToken) {
+    let mut pause = FIRST_PAUSE;
+    while !stop.is_cancelled() {
+        let ended = stop.run_until_cancelled(stream(&shared, &peer, &mut pause)).await;
+        peer.close();
+        shared.tell_lost(&peer.member).await;
+        if let Some(status) = ended {
+            shared.counters.streams_lost.fetch_add(1, Ordering::Relaxed);
+            tracing::debug!(peer = %peer.member, reason = %status, "the stream to a peer is lost");
+            stop.run_until_cancelled(sleep(pause)).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+}
+
+/// One stream, until it breaks; gives the reason.
+async fn stream(shared: &Arc<Shared>, peer: &Arc<PeerState>, pause: &mut Duration) -> Status {
+    match try_stream(shared, peer, pause).await {
+        Ok(()) => Status::unavailable("the stream ended"),
+        Err(status) => status,
+    }
+}
+
+async fn try_stream(shared: &Arc<Shared>, peer: &Arc<PeerState>, pause: &mut Duration) -> Result<(), Status> {
+    let channel = shared.peers.channel(peer).map_err(Status::unavailable)?;
+    let mut client = ReplicaServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
+    let (sender, messages) = mpsc::channel(MESSAGES);
+    let (from, to) = (Some(wire::to_member(&shared.me)), Some(wire::to_member(&peer.member)));
+    let hello = Replicated { body: Some(Body::Hello(ReplicateHello { from, to })) };
+    sender.try_send(hello).map_err(|_| Status::internal("the stream has no room"))?;
+    let request = shared.request(&peer.member, ReceiverStream::new(messages))?;
+    let mut replies = client.replicate(request).await?.into_inner();
+    let outgoings = peer.open();
+    let lost = outgoings.lost.clone();
+    *pause = FIRST_PAUSE;
+    tracing::debug!(peer = %peer.member, "the stream to a peer is up");
+    shared.tell(vec![Event::Connected(peer.member.clone())]).await;
+    tokio::select! {
+        () = pump(outgoings, sender) => Err(Status::unavailable("the queue of the stream was closed")),
+        () = lost.cancelled() => Err(Status::resource_exhausted("the peer is too slow: it has to catch up")),
+        ended = listen(shared, peer, &mut replies) => ended,
+    }
+}
+
+/// Sends what the lanes put into the queue.
+async fn pump(mut outgoings: Outgoings, sender: mpsc::Sender<Replicated>) {
+    while let Some(what) = outgoings.next().await {
+        let body = match what {
+            Outgoing::Commit(commit) => Body::Commit(wire::to_commit(&commit)),
+            Outgoing::Offer(offer) => Body::Accept(wire::to_offer(&offer)),
+            Outgoing::Stable(slots) => Body::Stable(wire::to_stable(&slots)),
+            Outgoing::Mark(mark) => Body::Mark(wire::to_mark(&mark)),
+        };
+        if sender.send(Replicated { body: Some(body) }).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Takes the peer's answers.
+async fn listen(
+    shared: &Arc<Shared>,
+    peer: &PeerState,
+    replies: &mut Streaming<ReplicaReply>,
+) -> Result<(), Status> {
+    let malformed = |error: wire::Malformed| Status::invalid_argument(error.to_string());
+    while let Some(reply) = replies.message().await? {
+        match reply.body {
+            Some(Reply::Durable(durable)) => {
+                let lane = u16::try_from(durable.lane).unwrap_or(u16::MAX);
+                shared.ledger.peer_holds(peer.number, lane, durable.number);
+            }
+            Some(Reply::Accepted(accepted)) => {
+                let slot = wire::slot(accepted.slot).map_err(malformed)?;
+                let claim = wire::claim(accepted.claim.as_ref()).map_err(malformed)?;
+                let outcome = match accepted.outcome {
+                    Some(Accepted::Done(_)) => Outcome::Accepted,
+                    Some(Accepted::Refused(by)) => {
+                        Outcome::Refused(wire::claim(Some(&by)).map_err(malformed)?)
+                    }
+                    Some(Accepted::OtherMembers(placement)) => {
+                        let placement = wire::placement(Some(&placement)).map_err(malformed)?;
+                        placement.map_or(Outcome::NotNow, Outcome::OtherMembers)
+                    }
+                    Some(Accepted::Differs(_)) => Outcome::Differs,
+                    Some(Accepted::Failed(reason)) => {
+                        tracing::warn!(peer = %peer.member, reason, "a replica could not accept a slot");
+                        Outcome::NotNow
+                    }
+                    None => Outcome::NotNow,
+                };
+                let from = peer.member.clone();
+                shared.tell(vec![Event::Offered { from, slot, claim, outcome }]).await;
+            }
+            None => {}
+        }
+    }
+    Ok(())
+}

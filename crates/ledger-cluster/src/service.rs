@@ -1,0 +1,203 @@
+//! What other nodes ask of this one.
+
+use std::{pin::Pin, sync::Arc};
+
+use bytes::Bytes;
+use futures::Stream;
+use ledger_core::{ContextId, Size};
+use ledger_core::{
+    node::{Member, NodeId},
+    ownership::slots::Event,
+};
+use ledger_proto::ledger::v1::{
+    CompareAnswer, CompareAsk, FetchRequest, FetchedRange, ReplicaReply, Replicated, ReplicatedContext,
+    SlotAnswer, SlotAnswers, SlotAsks, SlotNothing, replica_service_server::ReplicaService, replicated::Body,
+    slot_answer::Answer, slot_ask::Ask,
+};
+use ledger_store::{
+    StoreError,
+    replica::{Change, ChangeOutcome},
+};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::{receiving, shared::Shared, wire};
+
+/// Bytes of a fetched range.
+const RANGE: usize = 1 << 20;
+/// Most contexts fetched with one question.
+pub(crate) const MAX_FETCH: usize = 512;
+/// Ranges that wait to be sent.
+const RANGES: usize = 4;
+
+/// The service between nodes.
+#[derive(Debug, Clone)]
+pub struct Replicas(pub(crate) Arc<Shared>);
+
+type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl ReplicaService for Replicas {
+    async fn slots(&self, request: Request<SlotAsks>) -> Result<Response<SlotAnswers>, Status> {
+        let caller = self.0.caller(request.metadata())?;
+        let asks = request.into_inner();
+        let from = wire::member(asks.from.as_ref()).map_err(malformed)?;
+        meant(&self.0, &caller, &from, asks.to.as_ref())?;
+        if asks.asks.len() > usize::from(ledger_core::slot::SLOTS) {
+            return Err(Status::invalid_argument("more questions than slots"));
+        }
+        self.answer(from, asks).await.map(Response::new)
+    }
+
+    type ReplicateStream = Replies<ReplicaReply>;
+
+    async fn replicate(
+        &self,
+        request: Request<Streaming<Replicated>>,
+    ) -> Result<Response<Self::ReplicateStream>, Status> {
+        let caller = self.0.caller(request.metadata())?;
+        let mut messages = request.into_inner();
+        let first = messages.message().await?.and_then(|message| message.body);
+        let Some(Body::Hello(hello)) = first else {
+            return Err(Status::invalid_argument("the first message must say who sends"));
+        };
+        let from = wire::member(hello.from.as_ref()).map_err(malformed)?;
+        meant(&self.0, &caller, &from, hello.to.as_ref())?;
+        let replies = receiving::begin(&self.0, from, messages).await?;
+        Ok(Response::new(Box::pin(ReceiverStream::new(replies))))
+    }
+
+    async fn compare(&self, request: Request<CompareAsk>) -> Result<Response<CompareAnswer>, Status> {
+        self.0.caller(request.metadata())?;
+        let ask = request.into_inner();
+        self.0.is_me(&wire::member(ask.to.as_ref()).map_err(malformed)?)?;
+        let ask = wire::ask(ask).map_err(malformed)?;
+        let ledger = self.0.ledger.clone();
+        let answer = tokio::task::spawn_blocking(move || ledger.compare(&ask, |_| true));
+        let answer = answer.await.map_err(|error| Status::internal(error.to_string()))?;
+        Ok(Response::new(wire::to_answer(answer.map_err(failed)?)))
+    }
+
+    type FetchStream = Replies<FetchedRange>;
+
+    async fn fetch(&self, request: Request<FetchRequest>) -> Result<Response<Self::FetchStream>, Status> {
+        self.0.caller(request.metadata())?;
+        let request = request.into_inner();
+        self.0.is_me(&wire::member(request.to.as_ref()).map_err(malformed)?)?;
+        if request.contexts.len() > MAX_FETCH {
+            return Err(Status::invalid_argument(format!("more than {MAX_FETCH} contexts at a time")));
+        }
+        let mut wanted = Vec::with_capacity(request.contexts.len());
+        for of in request.contexts {
+            let context =
+                ContextId::new(&of.context_id).map_err(|_| malformed(wire::Malformed("context_id")))?;
+            wanted.push((context, Size(of.after_size), Size(of.to_size)));
+        }
+        let (sender, ranges) = mpsc::channel(RANGES);
+        let ledger = self.0.ledger.clone();
+        tokio::task::spawn_blocking(move || {
+            for (context, mut after, to) in wanted {
+                while after < to {
+                    let range = match ledger.range(&context, after, to, RANGE) {
+                        Ok(range) => range,
+                        Err(error) => {
+                            let _ = sender.blocking_send(Err(failed(error)));
+                            return;
+                        }
+                    };
+                    after = Size(after.0 + range.count);
+                    let fetched = FetchedRange { range: Some(to_range(&context, range)) };
+                    if sender.blocking_send(Ok(fetched)).is_err() {
+                        return;
+                    }
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(ranges))))
+    }
+}
+
+impl Replicas {
+    async fn answer(&self, from: Member, asks: SlotAsks) -> Result<SlotAnswers, Status> {
+        let mut changes = Vec::new();
+        let mut events = Vec::new();
+        let mut order = Vec::with_capacity(asks.asks.len());
+        for ask in asks.asks {
+            let slot = wire::slot(ask.slot).map_err(malformed)?;
+            let claim = wire::claim(ask.claim.as_ref()).map_err(malformed)?;
+            order.push(slot);
+            match ask.ask.ok_or_else(|| malformed(wire::Malformed("ask")))? {
+                Ask::Promise(_) => changes.push((slot, Change::Promise(claim))),
+                Ask::Confirm(_) => changes.push((slot, Change::Confirm(claim))),
+                Ask::TakeOver(_) => events.push(Event::HandedOver(slot, claim)),
+                Ask::Join(_) => events.push(Event::Joins(from.clone(), slot)),
+            }
+        }
+        let mut answers = std::collections::HashMap::new();
+        if !changes.is_empty() {
+            let changed = self.0.ledger.change_slots(changes).await.map_err(failed)?;
+            for (slot, changed) in changed {
+                events.push(Event::Recorded(slot, changed.record));
+                answers.insert(
+                    slot,
+                    match changed.outcome {
+                        ChangeOutcome::Promised(promise) => Answer::Promised(wire::to_promise(&promise)),
+                        ChangeOutcome::Done => Answer::Done(SlotNothing {}),
+                        ChangeOutcome::Refused(claim) => Answer::Refused(wire::to_claim(&claim)),
+                        ChangeOutcome::OtherMembers(_) | ChangeOutcome::Differs => {
+                            Answer::NotNow("the slot has other members here".to_owned())
+                        }
+                        ChangeOutcome::Failed(error) => Answer::NotNow(error.to_string()),
+                    },
+                );
+            }
+        }
+        if !events.is_empty() {
+            self.0.tell(events).await;
+        }
+        let answers = order.into_iter().map(|slot| SlotAnswer {
+            slot: u32::from(slot.number()),
+            answer: Some(answers.remove(&slot).unwrap_or(Answer::Done(SlotNothing {}))),
+        });
+        Ok(SlotAnswers { answers: answers.collect() })
+    }
+}
+
+/// Whether a message is from whom it says, and for this node.
+fn meant(
+    shared: &Shared,
+    caller: &NodeId,
+    from: &Member,
+    to: Option<&ledger_proto::ledger::v1::SlotMember>,
+) -> Result<(), Status> {
+    if *caller != from.node {
+        return Err(Status::permission_denied("the message is not from the node that sends it"));
+    }
+    shared.is_me(&wire::member(to).map_err(malformed)?)
+}
+
+fn to_range(context: &ContextId, range: ledger_store::Range) -> ReplicatedContext {
+    ReplicatedContext {
+        context_id: context.as_str().to_owned(),
+        lineage: Bytes::copy_from_slice(&range.lineage.0),
+        hash_suite: u32::from(range.suite.code()),
+        created_at_ns: range.created_at_ns,
+        after_size: range.after.0,
+        after_root: Bytes::copy_from_slice(&range.after_root.0),
+        root: Bytes::copy_from_slice(&range.root.0),
+        records: range.records,
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "what map_err hands over")]
+pub(crate) fn malformed(error: wire::Malformed) -> Status {
+    Status::invalid_argument(error.to_string())
+}
+
+fn failed(error: StoreError) -> Status {
+    match error {
+        StoreError::Closed => Status::unavailable(error.to_string()),
+        error => Status::internal(error.to_string()),
+    }
+}

@@ -1,0 +1,165 @@
+//! What the parts of a node's cluster runtime share.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Weak, atomic::AtomicU64},
+};
+
+use ledger_core::{
+    node::{Member, NodeId},
+    ownership::{Claim, slots::Event},
+    replication::Peer,
+    slot::Slot,
+};
+use ledger_store::{
+    Ledger,
+    replica::{Outbox, Outgoing},
+};
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+use tonic::{
+    Request, Status,
+    metadata::{BinaryMetadataKey, MetadataMap, MetadataValue},
+};
+
+use crate::{config::ClusterConfig, peers::Peers, routes::Routes, seal::Sealer};
+
+/// Carries the proof that a caller has the cluster's key.
+const PROOF: &str = "converge-peer-bin";
+
+/// What the parts share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) me: Member,
+    pub(crate) ledger: Ledger,
+    pub(crate) config: ClusterConfig,
+    pub(crate) sealer: RwLock<Sealer>,
+    pub(crate) peers: Peers,
+    /// To the driver.
+    pub(crate) events: mpsc::Sender<Told>,
+    /// To the driver, from lanes, which must not wait: at most one for each slot that was stopped.
+    pub(crate) from_lanes: mpsc::UnboundedSender<Vec<Event>>,
+    /// To the followers: slots to bring in step with an owner.
+    pub(crate) follows: mpsc::Sender<Follow>,
+    pub(crate) routes: watch::Sender<Arc<Routes>>,
+    /// Streams from other nodes, so that a new one ends the old one first.
+    pub(crate) incoming: Mutex<BTreeMap<NodeId, Incoming>>,
+    pub(crate) counters: Counters,
+    pub(crate) cancel: CancellationToken,
+}
+
+/// The stream from another node: there is one at a time.
+#[derive(Debug, Default)]
+pub(crate) struct Incoming {
+    /// Held as long as it is served.
+    pub(crate) turn: Arc<tokio::sync::Mutex<()>>,
+    /// Ends it.
+    pub(crate) ends: CancellationToken,
+}
+
+/// What the driver is told.
+#[derive(Debug)]
+pub(crate) enum Told {
+    /// These happened.
+    Events(Vec<Event>),
+    /// The stream to a peer is lost. The answer comes when the lanes know: before that no other may be begun.
+    Lost(Member, oneshot::Sender<()>),
+}
+
+/// Slots that this node does not hold as their owner does.
+#[derive(Debug)]
+pub(crate) struct Follow {
+    pub(crate) owner: Member,
+    pub(crate) slots: BTreeMap<Slot, Claim>,
+}
+
+/// What happened so far.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Entries fetched to catch up.
+    pub fetched_entries: AtomicU64,
+    /// Bytes of them.
+    pub fetched_bytes: AtomicU64,
+    /// Histories left for the owner's.
+    pub forks: AtomicU64,
+    /// Comparisons with other nodes.
+    pub comparisons: AtomicU64,
+    /// Takeovers that this node completed.
+    pub takeovers: AtomicU64,
+    /// Streams to other nodes that were lost.
+    pub streams_lost: AtomicU64,
+}
+
+impl Shared {
+    /// Tells the driver; waits while it has much to do.
+    pub(crate) async fn tell(&self, events: Vec<Event>) {
+        // It is gone only when the node stops.
+        let _ = self.events.send(Told::Events(events)).await;
+    }
+
+    /// Tells the driver that the stream to a peer is lost, and waits until the lanes know.
+    pub(crate) async fn tell_lost(&self, peer: &Member) {
+        let (done, known) = oneshot::channel();
+        if self.events.send(Told::Lost(peer.clone(), done)).await.is_ok() {
+            // Without an answer the node stops.
+            let _ = known.await;
+        }
+    }
+
+    /// A request to a peer, with the proof of the cluster's key.
+    pub(crate) fn request<T>(&self, to: &Member, message: T) -> Result<Request<T>, Status> {
+        let text = format!("{}/{}", self.me.node, to.node);
+        let sealed = self.sealer.read().seal(text.as_bytes());
+        let sealed = sealed.map_err(|error| Status::internal(error.to_string()))?;
+        let mut request = Request::new(message);
+        let key = BinaryMetadataKey::from_static(PROOF);
+        request.metadata_mut().insert_bin(key, MetadataValue::from_bytes(&sealed));
+        Ok(request)
+    }
+
+    /// Who calls, if it has the cluster's key and means this node.
+    pub(crate) fn caller(&self, metadata: &MetadataMap) -> Result<NodeId, Status> {
+        let refused = || Status::permission_denied("this service is for the nodes of the cluster only");
+        let sealed = metadata.get_bin(PROOF).and_then(|value| value.to_bytes().ok()).ok_or_else(refused)?;
+        let text = self.sealer.read().open(&sealed).map_err(|_| refused())?;
+        let text = String::from_utf8(text).map_err(|_| refused())?;
+        let (from, to) = text.split_once('/').ok_or_else(refused)?;
+        if to != self.me.node.as_str() {
+            return Err(refused());
+        }
+        NodeId::new(from).map_err(|_| refused())
+    }
+
+    /// Whether a request means this node with this data directory.
+    pub(crate) fn is_me(&self, to: &Member) -> Result<(), Status> {
+        if *to == self.me {
+            return Ok(());
+        }
+        Err(Status::failed_precondition(format!("this is {}, and not {to}", self.me)))
+    }
+}
+
+/// What the lanes send their messages with.
+#[derive(Debug)]
+pub(crate) struct Carrier(pub(crate) Weak<Shared>);
+
+impl Outbox for Carrier {
+    fn send(&self, peer: Peer, what: Outgoing) {
+        if let Some(peer) = self.0.upgrade().and_then(|shared| shared.peers.numbered(peer)) {
+            peer.send(what);
+        }
+    }
+
+    fn stopped(&self, slot: Slot, claim: Claim) {
+        if let Some(shared) = self.0.upgrade() {
+            let _ = shared.from_lanes.send(vec![Event::Stopped(slot, claim)]);
+        }
+    }
+
+    fn gave_up(&self, slots: Vec<Slot>) {
+        if let Some(shared) = self.0.upgrade() {
+            let _ = shared.from_lanes.send(slots.into_iter().map(Event::GaveUp).collect());
+        }
+    }
+}

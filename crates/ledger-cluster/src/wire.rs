@@ -1,0 +1,398 @@
+//! What nodes say to each other, between our types and the protocol's. Everything that comes in is checked here, before
+//! anything is made of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use ledger_core::{
+    ContextId, Epoch, Hash, HashSuite, Lineage, Size,
+    compare::{Answer, Ask, MAX_COMPARED, MAX_PAGE, MAX_SIZES, Page, Prefixes},
+    digest::{Bucket, ContextSummary, Digest, Extent, NodeDigest},
+    node::{Member, NodeId, ReplicaSet, StorageId},
+    ownership::{Claim, Placement, Promise},
+    slot::{SLOTS, Slot},
+};
+use ledger_proto::ledger::v1 as proto;
+use ledger_store::replica::{Commit, MAX_PART, Mark, Offer, Part, StableUpTo};
+
+/// What came in is not what a node of ours would send.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0} is missing or malformed")]
+pub(crate) struct Malformed(pub(crate) &'static str);
+
+type Read<T> = Result<T, Malformed>;
+
+pub(crate) fn slot(number: u32) -> Read<Slot> {
+    u16::try_from(number).ok().and_then(Slot::new).ok_or(Malformed("slot"))
+}
+
+pub(crate) fn member(from: Option<&proto::SlotMember>) -> Read<Member> {
+    let from = from.ok_or(Malformed("member"))?;
+    let node = NodeId::new(&from.node_id).map_err(|_| Malformed("node_id"))?;
+    let storage = from.storage_id.as_ref().try_into().map_err(|_| Malformed("storage_id"))?;
+    Ok(Member { node, storage: StorageId(storage) })
+}
+
+pub(crate) fn to_member(member: &Member) -> proto::SlotMember {
+    proto::SlotMember {
+        node_id: member.node.as_str().to_owned(),
+        storage_id: Bytes::copy_from_slice(&member.storage.0),
+    }
+}
+
+pub(crate) fn claim(from: Option<&proto::SlotClaim>) -> Read<Claim> {
+    let from = from.ok_or(Malformed("claim"))?;
+    let claimant = NodeId::new(&from.claimant).map_err(|_| Malformed("claimant"))?;
+    Ok(Claim { epoch: Epoch(from.epoch), claimant })
+}
+
+pub(crate) fn to_claim(claim: &Claim) -> proto::SlotClaim {
+    proto::SlotClaim { epoch: claim.epoch.0, claimant: claim.claimant.as_str().to_owned() }
+}
+
+pub(crate) fn set(from: &[proto::SlotMember]) -> Read<ReplicaSet> {
+    let members: Vec<Member> = from.iter().take(16).map(|from| member(Some(from))).collect::<Read<_>>()?;
+    ReplicaSet::new(members).map_err(|_| Malformed("members"))
+}
+
+fn set_before(from: &[proto::SlotMember]) -> Read<Option<ReplicaSet>> {
+    if from.is_empty() { Ok(None) } else { set(from).map(Some) }
+}
+
+pub(crate) fn to_set(set: &ReplicaSet) -> Vec<proto::SlotMember> {
+    set.members().iter().map(to_member).collect()
+}
+
+pub(crate) fn placement(from: Option<&proto::SlotPlacement>) -> Read<Option<Placement>> {
+    let Some(from) = from else { return Ok(None) };
+    let (epoch, is_confirmed) = (Epoch(from.epoch), from.is_confirmed);
+    let (set, before) = (set(&from.members)?, set_before(&from.before)?);
+    Ok(Some(Placement { epoch, set, is_confirmed, before }))
+}
+
+pub(crate) fn to_placement(placement: &Placement) -> proto::SlotPlacement {
+    proto::SlotPlacement {
+        epoch: placement.epoch.0,
+        members: to_set(&placement.set),
+        is_confirmed: placement.is_confirmed,
+        before: placement.before.as_ref().map_or_else(Vec::new, to_set),
+    }
+}
+
+pub(crate) fn promise(from: &proto::SlotPromise) -> Read<Promise> {
+    Ok(Promise { accepted: Epoch(from.accepted), placement: placement(from.placement.as_ref())? })
+}
+
+pub(crate) fn to_promise(promise: &Promise) -> proto::SlotPromise {
+    proto::SlotPromise {
+        accepted: promise.accepted.0,
+        placement: promise.placement.as_ref().map(to_placement),
+    }
+}
+
+fn hash(from: &[u8], what: &'static str) -> Read<Hash> {
+    Hash::from_slice(from).ok_or(Malformed(what))
+}
+
+fn context(from: &str) -> Read<ContextId> {
+    ContextId::new(from).map_err(|_| Malformed("context_id"))
+}
+
+fn digest(from: &[u8]) -> Read<Digest> {
+    from.try_into().map(Digest::from_bytes).map_err(|_| Malformed("digest"))
+}
+
+fn slots(from: &[u8]) -> Read<BTreeSet<Slot>> {
+    if !from.len().is_multiple_of(2) || from.len() / 2 > usize::from(SLOTS) {
+        return Err(Malformed("slots"));
+    }
+    from.as_chunks()
+        .0
+        .iter()
+        .map(|bytes| Slot::new(u16::from_le_bytes(*bytes)).ok_or(Malformed("slots")))
+        .collect()
+}
+
+fn to_slots<'a>(slots: impl IntoIterator<Item = &'a Slot>) -> Bytes {
+    slots.into_iter().flat_map(|slot| slot.number().to_le_bytes()).collect::<Vec<_>>().into()
+}
+
+fn digests(from: &[u8], count: usize) -> Read<Vec<Digest>> {
+    let (chunks, rest) = from.as_chunks::<40>();
+    if chunks.len() != count || !rest.is_empty() {
+        return Err(Malformed("digests"));
+    }
+    Ok(chunks.iter().map(Digest::from_bytes).collect())
+}
+
+/// Parts of a commit, and its lane and number.
+pub(crate) fn commit(from: proto::ReplicatedCommit) -> Read<(u16, u64, Vec<Part>)> {
+    let lane = u16::try_from(from.lane).map_err(|_| Malformed("lane"))?;
+    let mut parts = Vec::new();
+    for of_slot in from.slots {
+        let claim = claim(of_slot.claim.as_ref())?;
+        let slot = slot(of_slot.slot)?;
+        for context in of_slot.contexts {
+            parts.push(part(slot, claim.clone(), context)?);
+        }
+    }
+    Ok((lane, from.number, parts))
+}
+
+/// One part, in a claim.
+pub(crate) fn part(slot: Slot, claim: Claim, from: proto::ReplicatedContext) -> Read<Part> {
+    let suite = u8::try_from(from.hash_suite).ok().and_then(HashSuite::from_code);
+    if from.records.len() > MAX_PART {
+        return Err(Malformed("records"));
+    }
+    let count = Part::count(&from.records).ok_or(Malformed("records"))?;
+    Ok(Part {
+        slot,
+        claim,
+        context: context(&from.context_id)?,
+        lineage: Lineage(from.lineage.as_ref().try_into().map_err(|_| Malformed("lineage"))?),
+        suite: suite.ok_or(Malformed("hash_suite"))?,
+        created_at_ns: from.created_at_ns,
+        after: Extent { size: Size(from.after_size), root: hash(&from.after_root, "after_root")? },
+        root: hash(&from.root, "root")?,
+        count,
+        records: from.records,
+    })
+}
+
+pub(crate) fn to_part(part: &Part) -> proto::ReplicatedContext {
+    proto::ReplicatedContext {
+        context_id: part.context.as_str().to_owned(),
+        lineage: Bytes::copy_from_slice(&part.lineage.0),
+        hash_suite: u32::from(part.suite.code()),
+        created_at_ns: part.created_at_ns,
+        after_size: part.after.size.0,
+        after_root: Bytes::copy_from_slice(&part.after.root.0),
+        root: Bytes::copy_from_slice(&part.root.0),
+        records: part.records.clone(),
+    }
+}
+
+pub(crate) fn to_commit(commit: &Commit) -> proto::ReplicatedCommit {
+    let mut slots: Vec<proto::ReplicatedSlot> = Vec::new();
+    for part in &commit.parts {
+        let number = u32::from(part.slot.number());
+        match slots.last_mut() {
+            Some(last) if last.slot == number => last.contexts.push(to_part(part)),
+            _ => slots.push(proto::ReplicatedSlot {
+                slot: number,
+                claim: Some(to_claim(&part.claim)),
+                contexts: vec![to_part(part)],
+            }),
+        }
+    }
+    proto::ReplicatedCommit { lane: u32::from(commit.lane), number: commit.number, slots }
+}
+
+pub(crate) fn offer(from: &proto::ReplicatedAccept) -> Read<Offer> {
+    Ok(Offer {
+        lane: u16::try_from(from.lane).map_err(|_| Malformed("lane"))?,
+        number: from.number,
+        slot: slot(from.slot)?,
+        claim: claim(from.claim.as_ref())?,
+        set: set(&from.members)?,
+        is_confirmed: from.is_confirmed,
+        before: set_before(&from.before)?,
+        digest: digest(&from.digest)?,
+    })
+}
+
+pub(crate) fn to_offer(offer: &Offer) -> proto::ReplicatedAccept {
+    proto::ReplicatedAccept {
+        lane: u32::from(offer.lane),
+        number: offer.number,
+        slot: u32::from(offer.slot.number()),
+        claim: Some(to_claim(&offer.claim)),
+        members: to_set(&offer.set),
+        is_confirmed: offer.is_confirmed,
+        before: offer.before.as_ref().map_or_else(Vec::new, to_set),
+        digest: Bytes::copy_from_slice(&offer.digest.to_bytes()),
+    }
+}
+
+pub(crate) fn stable(from: &proto::ReplicatedStable) -> Read<Vec<StableUpTo>> {
+    from.slots
+        .iter()
+        .map(|of| Ok(StableUpTo { slot: slot(of.slot)?, epoch: Epoch(of.epoch), number: of.number }))
+        .collect()
+}
+
+pub(crate) fn to_stable(slots: &[StableUpTo]) -> proto::ReplicatedStable {
+    let slots = slots.iter().map(|of| proto::StableSlot {
+        slot: u32::from(of.slot.number()),
+        epoch: of.epoch.0,
+        number: of.number,
+    });
+    proto::ReplicatedStable { slots: slots.collect() }
+}
+
+/// The slots that a mark is of, and their digest.
+pub(crate) fn mark(from: &proto::ReplicatedMark) -> Read<(BTreeSet<Slot>, NodeDigest)> {
+    Ok((slots(&from.slots)?, NodeDigest(hash(&from.digest, "digest")?)))
+}
+
+pub(crate) fn to_mark(mark: &Mark) -> proto::ReplicatedMark {
+    let digests: BTreeMap<Slot, Digest> = mark.digests.iter().copied().collect();
+    proto::ReplicatedMark {
+        lane: u32::from(mark.lane),
+        number: mark.number,
+        slots: to_slots(digests.keys()),
+        digest: Bytes::copy_from_slice(&NodeDigest::of(&digests).0.0),
+    }
+}
+
+pub(crate) fn ask(from: proto::CompareAsk) -> Read<Ask> {
+    use proto::compare_ask::Ask as From;
+    Ok(match from.ask.ok_or(Malformed("ask"))? {
+        From::Node(node) => {
+            Ask::Node { slots: slots(&node.slots)?, digest: NodeDigest(hash(&node.digest, "digest")?) }
+        }
+        From::Buckets(buckets) => Ask::Buckets { slots: slots(&buckets.slots)? },
+        From::Contexts(contexts) => {
+            if contexts.buckets.len() > usize::from(SLOTS) {
+                return Err(Malformed("buckets"));
+            }
+            let buckets = contexts.buckets.iter().map(|of| {
+                Ok((slot(of.slot)?, of.buckets.iter().copied().map(Bucket).collect::<BTreeSet<_>>()))
+            });
+            let after = (!contexts.after.is_empty()).then(|| context(&contexts.after)).transpose()?;
+            Ask::Contexts { buckets: buckets.collect::<Read<_>>()?, after }
+        }
+        From::Roots(roots) => {
+            if roots.contexts.len() > MAX_COMPARED
+                || roots.contexts.iter().any(|of| of.sizes.len() > MAX_SIZES)
+            {
+                return Err(Malformed("roots"));
+            }
+            let prefixes = roots.contexts.into_iter().map(|of| {
+                let sizes = of.sizes.into_iter().map(Size).collect();
+                Ok(Prefixes { context: context(&of.context_id)?, sizes })
+            });
+            Ask::Roots(prefixes.collect::<Read<_>>()?)
+        }
+    })
+}
+
+pub(crate) fn to_ask(to: &Member, ask: &Ask) -> proto::CompareAsk {
+    use proto::compare_ask::Ask as To;
+    let ask = match ask {
+        Ask::Node { slots, digest } => To::Node(proto::CompareNode {
+            slots: to_slots(slots),
+            digest: Bytes::copy_from_slice(&digest.0.0),
+        }),
+        Ask::Buckets { slots } => To::Buckets(proto::CompareBuckets { slots: to_slots(slots) }),
+        Ask::Contexts { buckets, after } => To::Contexts(proto::CompareContexts {
+            buckets: buckets
+                .iter()
+                .map(|(slot, buckets)| proto::SlotBuckets {
+                    slot: u32::from(slot.number()),
+                    buckets: buckets.iter().map(|bucket| bucket.0).collect::<Vec<_>>().into(),
+                })
+                .collect(),
+            after: after.as_ref().map_or_else(String::new, |after| after.as_str().to_owned()),
+        }),
+        Ask::Roots(prefixes) => To::Roots(proto::CompareRoots {
+            contexts: prefixes
+                .iter()
+                .map(|of| proto::ContextSizes {
+                    context_id: of.context.as_str().to_owned(),
+                    sizes: of.sizes.iter().map(|size| size.0).collect(),
+                })
+                .collect(),
+        }),
+    };
+    proto::CompareAsk { to: Some(to_member(to)), ask: Some(ask) }
+}
+
+pub(crate) fn answer(from: proto::CompareAnswer) -> Read<Answer> {
+    use proto::compare_answer::Answer as From;
+    Ok(match from.answer.ok_or(Malformed("answer"))? {
+        From::InStep(_) => Answer::InStep,
+        From::Slots(of) => {
+            let slots = slots(&of.slots)?;
+            let digests = digests(&of.digests, slots.len())?;
+            Answer::Slots(slots.into_iter().zip(digests).collect())
+        }
+        From::Buckets(of) => {
+            let buckets = of.slots.iter().take(usize::from(SLOTS)).map(|of| {
+                let digests = digests(&of.digests, of.buckets.len())?;
+                Ok((slot(of.slot)?, of.buckets.iter().copied().map(Bucket).zip(digests).collect()))
+            });
+            Answer::Buckets(buckets.collect::<Read<_>>()?)
+        }
+        From::Contexts(page) => {
+            let contexts = page.contexts.into_iter().take(MAX_PAGE + 1).map(|of| {
+                Ok(ContextSummary {
+                    context: context(&of.context_id)?,
+                    size: Size(of.size),
+                    root: hash(&of.root, "root")?,
+                    epoch: Epoch(of.epoch),
+                })
+            });
+            Answer::Contexts(Page { contexts: contexts.collect::<Read<_>>()?, more: page.more })
+        }
+        From::Roots(of) => {
+            let roots = of.contexts.into_iter().take(MAX_COMPARED + 1).map(|of| {
+                let (chunks, rest) = of.roots.as_chunks::<32>();
+                if rest.is_empty() {
+                    Ok(chunks.iter().map(|root| Hash(*root)).collect())
+                } else {
+                    Err(Malformed("roots"))
+                }
+            });
+            Answer::Roots(roots.collect::<Read<_>>()?)
+        }
+    })
+}
+
+pub(crate) fn to_answer(answer: Answer) -> proto::CompareAnswer {
+    use proto::compare_answer::Answer as To;
+    let answer = match answer {
+        Answer::InStep => To::InStep(proto::SlotNothing {}),
+        Answer::Slots(slots) => To::Slots(proto::SlotDigests {
+            slots: to_slots(slots.keys()),
+            digests: to_digests(slots.values()),
+        }),
+        Answer::Buckets(slots) => To::Buckets(proto::BucketDigests {
+            slots: slots
+                .iter()
+                .map(|(slot, buckets)| proto::SlotBucketDigests {
+                    slot: u32::from(slot.number()),
+                    buckets: buckets.keys().map(|bucket| bucket.0).collect::<Vec<_>>().into(),
+                    digests: to_digests(buckets.values()),
+                })
+                .collect(),
+        }),
+        Answer::Contexts(page) => To::Contexts(proto::ContextPage {
+            contexts: page
+                .contexts
+                .iter()
+                .map(|of| proto::ContextExtent {
+                    context_id: of.context.as_str().to_owned(),
+                    size: of.size.0,
+                    root: Bytes::copy_from_slice(&of.root.0),
+                    epoch: of.epoch.0,
+                })
+                .collect(),
+            more: page.more,
+        }),
+        Answer::Roots(contexts) => To::Roots(proto::ContextRoots {
+            contexts: contexts
+                .iter()
+                .map(|roots| proto::ContextRootList {
+                    roots: roots.iter().flat_map(|root| root.0).collect::<Vec<_>>().into(),
+                })
+                .collect(),
+        }),
+    };
+    proto::CompareAnswer { answer: Some(answer) }
+}
+
+fn to_digests<'a>(digests: impl Iterator<Item = &'a Digest>) -> Bytes {
+    digests.flat_map(Digest::to_bytes).collect::<Vec<_>>().into()
+}

@@ -1,0 +1,99 @@
+//! Three nodes: every append is on all of them, whoever is killed.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+
+mod support;
+
+use std::net::SocketAddr;
+
+use ledger_core::slot::SLOTS;
+use ledger_store::ContextId;
+use support::{Node, append, owner, payloads, until};
+
+fn context(name: &str) -> ContextId {
+    ContextId::new(name).unwrap()
+}
+
+async fn three(dirs: &[tempfile::TempDir]) -> Vec<Node> {
+    let mut nodes: Vec<Node> = Vec::new();
+    for (number, dir) in dirs.iter().enumerate() {
+        let seeds: Vec<SocketAddr> = nodes.iter().map(|node| node.gossip).collect();
+        nodes.push(Node::start(&format!("n{number}"), dir.path(), &seeds).await);
+    }
+    until("every slot has an owner", || owned(&nodes) == usize::from(SLOTS)).await;
+    nodes
+}
+
+fn owned(nodes: &[Node]) -> usize {
+    nodes.iter().map(|node| node.cluster.routes().borrow().owned()).sum()
+}
+
+fn dirs(count: usize) -> Vec<tempfile::TempDir> {
+    (0..count).map(|_| tempfile::tempdir().unwrap()).collect()
+}
+
+fn log() {
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+        .with_test_writer()
+        .try_init();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_appended_at_the_owner_is_read_on_every_node() {
+    log();
+    let dirs = dirs(3);
+    let nodes = three(&dirs).await;
+    for name in ["a", "b", "c", "d"] {
+        let context = context(name);
+        let expected: Vec<String> = (0..5).map(|number| format!("{name}{number}")).collect();
+        for text in &expected {
+            append(&nodes, &context, text).await;
+        }
+        for node in &nodes {
+            let name = &node.cluster.me().node;
+            until("the entries are read", || {
+                let found = payloads(node, &context);
+                tracing::debug!(%name, owns = node.owns(ledger_core::slot::Slot::of(&context)), found = ?found.as_ref().map(Vec::len), expected = expected.len());
+                found.is_ok_and(|found| found == expected)
+            })
+            .await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_owner_is_killed_and_nothing_acknowledged_is_lost() {
+    log();
+    let dirs = dirs(3);
+    let mut nodes = three(&dirs).await;
+    let context = context("a");
+    let mut expected = Vec::new();
+    for round in 0..3 {
+        for number in 0..20 {
+            let text = format!("{round}-{number}");
+            append(&nodes, &context, &text).await;
+            expected.push(text);
+        }
+        let at = nodes.iter().position(|node| std::ptr::eq(node, owner(&nodes, &context).unwrap())).unwrap();
+        let name = nodes[at].cluster.me().node.to_string();
+        nodes.remove(at).kill().await;
+        let text = format!("{round}-after");
+        let begun = std::time::Instant::now();
+        append(&nodes, &context, &text).await;
+        eprintln!("first append after the owner was killed: {:?}", begun.elapsed());
+        expected.push(text);
+        let number: usize = name[1..].parse().unwrap();
+        let seeds: Vec<SocketAddr> = nodes.iter().map(|node| node.gossip).collect();
+        nodes.push(Node::start(&name, dirs[number].path(), &seeds).await);
+        for node in &nodes {
+            let name = &node.cluster.me().node;
+            until("the entries are read", || {
+                let found = payloads(node, &context);
+                tracing::debug!(%name, owns = node.owns(ledger_core::slot::Slot::of(&context)), found = ?found.as_ref().map(Vec::len), expected = expected.len());
+                found.is_ok_and(|found| found == expected)
+            })
+            .await;
+        }
+    }
+}

@@ -1,0 +1,713 @@
+//! All slots of one node: when to claim one, whom to offer its history, when to hand it over or move a member.
+//!
+//! Gossip proposes, promises decide: what a node sees of the others says only when to try. Nothing here does
+//! I/O or reads a clock; a shell tells it what happened and does what it says.
+//!
+//! | the slot is | what happens |
+//! | --- | --- |
+//! | nobody's | the first living member in rendezvous order claims it; the others wait their turn |
+//! | being taken | [`Takeover`] |
+//! | ours | members whose streams are up are offered its history, and count once they accepted |
+//! | ours, and not to be | appends stop, what is under way is acknowledged, the successor takes it over |
+//! | ours, with members that should not be | the new one learns; then a takeover by ourselves moves one member |
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use super::{Claim, GaveUp, Phase, Placement, Promise, SlotRecord, Takeover, takeover};
+use crate::{
+    Epoch,
+    node::{Member, NodeId, ReplicaSet},
+    rendezvous::{self, Candidate},
+    slot::{SLOTS, Slot},
+};
+
+mod claiming;
+mod leading;
+#[cfg(test)]
+mod tests;
+
+/// A time, milliseconds since any moment that stays the same.
+pub type Millis = u64;
+
+/// Epochs up to this are those of lone nodes: what a cluster writes comes after.
+const LONE: Epoch = Epoch::new(1, u32::MAX);
+
+/// How a node goes about its slots.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Copies there should be of a slot, 1 to 7.
+    pub copies: usize,
+    /// Copies after which an append is acknowledged.
+    pub min_copies: usize,
+    /// The nodes that form the cluster, the first time; empty: whoever is there, once they are `copies`.
+    pub first_nodes: Vec<NodeId>,
+    /// How long a node listens to gossip before it claims anything.
+    pub settle: Millis,
+    /// How long the next member waits for the one before it to claim.
+    pub turn: Millis,
+    /// How long members may take to answer.
+    pub answer_within: Millis,
+    /// How long a member may take to catch up before the takeover that waits for it starts again.
+    pub catch_up_within: Millis,
+    /// How long a node must be alive before slots are handed back to it.
+    pub steady: Millis,
+    /// How long a node may be away before its place is given to another.
+    pub placement_grace: Millis,
+    /// Slots that are handed over or moved at a time.
+    pub moves: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            copies: 3,
+            min_copies: 2,
+            first_nodes: Vec::new(),
+            settle: 1_500,
+            turn: 1_000,
+            answer_within: 1_500,
+            catch_up_within: 60_000,
+            steady: 3_000,
+            placement_grace: 600_000,
+            moves: 128,
+        }
+    }
+}
+
+/// A node as gossip shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seen {
+    /// The node and its data directory.
+    pub member: Member,
+    /// Where it stands; may be empty.
+    pub zone: String,
+    /// Whether it is heard.
+    pub is_alive: bool,
+    /// Whether it wants to own nothing.
+    pub is_draining: bool,
+    /// The slots it says it owns.
+    pub owned: BTreeMap<Slot, Epoch>,
+}
+
+/// What happened.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// Time has passed: comes several times a second.
+    Tick,
+    /// Gossip shows these nodes, this one among them.
+    Nodes(Vec<Seen>),
+    /// This node's own record of a slot changed; it is on disk.
+    Recorded(Slot, SlotRecord),
+    /// The stream to a node is up: what it is sent from now on arrives in order, or the stream is lost.
+    Connected(Member),
+    /// The stream to a node is lost.
+    Lost(Member),
+    /// A question was answered.
+    Answered {
+        /// By whom.
+        from: Member,
+        /// About which slot.
+        slot: Slot,
+        /// The claim that the question was for.
+        claim: Claim,
+        /// What was answered.
+        answer: Answer,
+    },
+    /// An offer was answered.
+    Offered {
+        /// By whom.
+        from: Member,
+        /// The slot.
+        slot: Slot,
+        /// The claim that the offer was for.
+        claim: Claim,
+        /// What became of it.
+        outcome: Outcome,
+    },
+    /// [`Effect::CatchUp`] is done, or cannot be.
+    CaughtUp {
+        /// The slot.
+        slot: Slot,
+        /// For which claim.
+        claim: Claim,
+        /// Whether this node has it all.
+        is_complete: bool,
+    },
+    /// [`Effect::Stop`] is done: everything appended before has its copies.
+    Stopped(Slot, Claim),
+    /// The owner of a slot hands it over to this node.
+    HandedOver(Slot, Claim),
+    /// A replica of a slot asks for an offer.
+    Joins(Member, Slot),
+    /// Own nothing (`true`), or what is this node's again.
+    Drain(bool),
+    /// This node's disk failed: it no longer owns the slot.
+    GaveUp(Slot),
+}
+
+/// A question to a member.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ask {
+    /// Promise the claim.
+    Promise,
+    /// Note that enough have accepted the members.
+    Confirm,
+    /// The slot is handed over to you.
+    TakeOver,
+}
+
+/// The answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// To [`Ask::Promise`].
+    Promised(Promise),
+    /// To the others.
+    Done,
+    /// A higher claim was promised.
+    Refused(Claim),
+    /// It is not possible now, or nobody answered.
+    NotNow,
+}
+
+/// What became of an offer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is accepted, and on disk.
+    Accepted,
+    /// A higher claim was promised.
+    Refused(Claim),
+    /// Other first members were accepted before.
+    OtherMembers(Placement),
+    /// The member holds something else, and catches up: it will ask for another offer.
+    Differs,
+    /// It is not possible now.
+    NotNow,
+}
+
+/// What to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Effect {
+    /// Put a question to a member, which may be this node.
+    Ask {
+        /// To whom.
+        to: Member,
+        /// About which slot.
+        slot: Slot,
+        /// For this claim.
+        claim: Claim,
+        /// The question.
+        ask: Ask,
+    },
+    /// Put a member, which may be this node, on the stream of the slot's commits, and offer it the history as it
+    /// is at that place in the stream, to accept.
+    Offer {
+        /// To whom.
+        to: Member,
+        /// The slot.
+        slot: Slot,
+        /// The claim.
+        claim: Claim,
+        /// The slot's members.
+        set: ReplicaSet,
+        /// Whether they were confirmed.
+        is_confirmed: bool,
+        /// The members that they are to follow, if that is not settled.
+        before: Option<ReplicaSet>,
+    },
+    /// Fetch, of every context of the slot, the longest history that these members have.
+    CatchUp {
+        /// The slot.
+        slot: Slot,
+        /// The claim.
+        claim: Claim,
+        /// The members whose history is the best there is; this node may be one.
+        from: Vec<Member>,
+    },
+    /// Take appends. An append is acknowledged when so many of the members that count hold it.
+    Own {
+        /// The slot.
+        slot: Slot,
+        /// The claim.
+        claim: Claim,
+        /// How many.
+        needed: usize,
+    },
+    /// Count a member's copies from now on.
+    Count {
+        /// The slot.
+        slot: Slot,
+        /// The claim.
+        claim: Claim,
+        /// The member.
+        member: Member,
+    },
+    /// Take no more appends, and say when those taken have their copies.
+    Stop {
+        /// The slot.
+        slot: Slot,
+        /// The claim.
+        claim: Claim,
+    },
+    /// Take no appends, and give up those that wait for copies.
+    StepDown {
+        /// The slot.
+        slot: Slot,
+    },
+}
+
+/// Who owns a slot, as this node knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Owner {
+    /// This node.
+    Me(Epoch),
+    /// Another one.
+    Other(NodeId, Epoch),
+    /// Nobody, with what is known of why.
+    Nobody(Option<GaveUp>),
+}
+
+#[derive(Debug, Default)]
+struct State {
+    record: SlotRecord,
+    role: Role,
+    /// Nobody is seen to own it since then.
+    unowned_since: Option<Millis>,
+    /// No claim before.
+    not_before: Millis,
+    attempts: u32,
+    /// The highest epoch that anybody else claimed, as far as was heard: it may have been promised where this node
+    /// has to be promised more.
+    heard: Epoch,
+    why: Option<GaveUp>,
+}
+
+#[derive(Debug, Default)]
+enum Role {
+    #[default]
+    Replica,
+    Taking(Box<Taking>),
+    Leading(Box<Leading>),
+}
+
+/// This node is taking the slot.
+#[derive(Debug)]
+struct Taking {
+    takeover: Takeover,
+    /// Nodes that accepted, and whose stream is up since. Whoever's stream was lost accepted all the same, but is
+    /// sent nothing more.
+    in_step: BTreeSet<Member>,
+    /// Offered on a stream that is up since.
+    offered: BTreeSet<Member>,
+    /// The phase that the deadline is for.
+    phase: Phase,
+    deadline: Millis,
+}
+
+/// This node owns the slot.
+#[derive(Debug)]
+struct Leading {
+    claim: Claim,
+    set: ReplicaSet,
+    /// Nodes that accepted the epoch, and whose stream is up since.
+    in_step: BTreeSet<Member>,
+    /// Offered, and not answered yet, or catching up.
+    offered: BTreeSet<Member>,
+    /// A node that is to become a member once it is in step.
+    learner: Option<Member>,
+    ending: Option<Ending>,
+    /// A move or handover that failed is not tried again before.
+    not_before: Millis,
+}
+
+/// Why an owner takes no more appends.
+#[derive(Debug)]
+enum Ending {
+    /// To be handed over.
+    HandOver { to: Member, until: Millis },
+    /// To be taken again with other members.
+    Move { target: ReplicaSet, until: Millis },
+}
+
+#[derive(Debug)]
+struct Known {
+    seen: Seen,
+    /// When it became alive, or went away.
+    since: Millis,
+}
+
+/// All slots of one node.
+#[derive(Debug)]
+pub struct Slots {
+    me: Member,
+    settings: Settings,
+    started: Millis,
+    nodes: BTreeMap<NodeId, Known>,
+    connected: BTreeSet<Member>,
+    is_draining: bool,
+    /// The slots that it looks after: all, but in tests.
+    all: Arc<[Slot]>,
+    states: Vec<State>,
+    /// Who is seen to own each slot.
+    owners: Vec<Option<(NodeId, Epoch)>>,
+}
+
+impl Slots {
+    /// Begins with what is on disk.
+    pub fn new(
+        me: Member,
+        settings: Settings,
+        records: impl IntoIterator<Item = (Slot, SlotRecord)>,
+        now: Millis,
+    ) -> Self {
+        Self::of((0..SLOTS).filter_map(Slot::new), me, settings, records, now)
+    }
+
+    /// As [`Slots::new`], for a cluster that has these slots only: simulations are of a few.
+    pub fn of(
+        all: impl IntoIterator<Item = Slot>,
+        me: Member,
+        settings: Settings,
+        records: impl IntoIterator<Item = (Slot, SlotRecord)>,
+        now: Millis,
+    ) -> Self {
+        let mut slots: Vec<State> = (0..SLOTS).map(|_| State::default()).collect();
+        for (slot, record) in records {
+            slots[usize::from(slot.number())].record = record;
+        }
+        Self {
+            connected: BTreeSet::from([me.clone()]),
+            me,
+            settings,
+            started: now,
+            nodes: BTreeMap::new(),
+            is_draining: false,
+            all: all.into_iter().collect(),
+            states: slots,
+            owners: vec![None; usize::from(SLOTS)],
+        }
+    }
+
+    /// Takes an event; gives what to do. Events that come late or twice are harmless.
+    pub fn step(&mut self, now: Millis, event: Event) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        match event {
+            Event::Tick => self.tick(now, &mut effects),
+            Event::Nodes(nodes) => self.saw(now, nodes, &mut effects),
+            Event::Recorded(slot, record) => self.recorded(now, slot, record, &mut effects),
+            Event::Connected(member) => {
+                self.connected.insert(member.clone());
+                self.offer_all(&member, &mut effects);
+                for slot in self.all().iter().copied() {
+                    self.offer_taken(&member, slot, &mut effects);
+                }
+            }
+            Event::Lost(member) => self.lost(&member),
+            Event::Answered { from, slot, claim, answer } => {
+                self.answered(now, from, slot, &claim, answer, &mut effects);
+            }
+            Event::Offered { from, slot, claim, outcome } => {
+                self.offered(now, from, slot, &claim, outcome, &mut effects);
+            }
+            Event::CaughtUp { slot, claim, is_complete } => {
+                let event = if is_complete { takeover::Event::CaughtUp } else { takeover::Event::TimedOut };
+                self.step_takeover(now, slot, &claim, event, &mut effects);
+            }
+            Event::Stopped(slot, claim) => self.stopped(now, slot, &claim, &mut effects),
+            Event::HandedOver(slot, claim) => self.handed_over(now, slot, &claim, &mut effects),
+            Event::Joins(member, slot) => self.joins(&member, slot, &mut effects),
+            Event::Drain(is_draining) => self.is_draining = is_draining,
+            Event::GaveUp(slot) => {
+                if !matches!(self.state(slot).role, Role::Replica) {
+                    self.step_down(now, slot, None, &mut effects);
+                }
+            }
+        }
+        effects
+    }
+
+    /// This node's record of a slot, as it last heard.
+    pub fn record(&self, slot: Slot) -> &SlotRecord {
+        &self.state(slot).record
+    }
+
+    /// The slots that this node owns, with their epochs.
+    pub fn owned(&self) -> Vec<(Slot, Epoch)> {
+        let owned = |slot: Slot| match &self.state(slot).role {
+            Role::Leading(leading) => Some((slot, leading.claim.epoch)),
+            _ => None,
+        };
+        self.all.iter().copied().filter_map(owned).collect()
+    }
+
+    /// Who owns a slot.
+    pub fn owner(&self, slot: Slot) -> Owner {
+        let state = self.state(slot);
+        if let Role::Leading(leading) = &state.role {
+            return Owner::Me(leading.claim.epoch);
+        }
+        match &self.owners[usize::from(slot.number())] {
+            Some((node, epoch)) if *node != self.me.node => Owner::Other(node.clone(), *epoch),
+            _ => Owner::Nobody(state.why.clone().or_else(|| self.missing())),
+        }
+    }
+
+    /// The members of a slot this node owns that hold what it holds; `None`: it does not own it.
+    pub fn in_step(&self, slot: Slot) -> Option<&BTreeSet<Member>> {
+        match &self.state(slot).role {
+            Role::Leading(leading) => Some(&leading.in_step),
+            _ => None,
+        }
+    }
+
+    /// The slots that nobody is seen to own though this node keeps them, or that it is about to take.
+    pub fn unowned(&self) -> usize {
+        self.all.iter().filter(|slot| matches!(self.owner(**slot), Owner::Nobody(_))).count()
+    }
+
+    /// The slots it looks after.
+    fn all(&self) -> Arc<[Slot]> {
+        Arc::clone(&self.all)
+    }
+
+    fn state(&self, slot: Slot) -> &State {
+        &self.states[usize::from(slot.number())]
+    }
+
+    fn state_mut(&mut self, slot: Slot) -> &mut State {
+        &mut self.states[usize::from(slot.number())]
+    }
+
+    /// Gossip shows these nodes.
+    fn saw(&mut self, now: Millis, nodes: Vec<Seen>, effects: &mut Vec<Effect>) {
+        let mut before = std::mem::take(&mut self.nodes);
+        for seen in nodes {
+            let since = match before.remove(&seen.member.node) {
+                Some(known) if known.seen.is_alive == seen.is_alive && known.seen.member == seen.member => {
+                    known.since
+                }
+                _ => now,
+            };
+            self.nodes.insert(seen.member.node.clone(), Known { seen, since });
+        }
+        // A node that gossip forgot is away all the same.
+        for (node, known) in before {
+            let since = if known.seen.is_alive { now } else { known.since };
+            if now.saturating_sub(since) < self.settings.placement_grace {
+                let seen = Seen { is_alive: false, owned: BTreeMap::new(), ..known.seen };
+                self.nodes.insert(node, Known { seen, since });
+            }
+        }
+        self.owners.fill(None);
+        for known in self.nodes.values().filter(|known| known.seen.is_alive) {
+            for (slot, epoch) in &known.seen.owned {
+                let owner = &mut self.owners[usize::from(slot.number())];
+                if owner.as_ref().is_none_or(|(_, highest)| epoch > highest) {
+                    *owner = Some((known.seen.member.node.clone(), *epoch));
+                }
+            }
+        }
+        for slot in self.all().iter().copied() {
+            // A higher claim in gossip is as good as a refusal.
+            if let Some((node, epoch)) = self.owners[usize::from(slot.number())].clone()
+                && node != self.me.node
+            {
+                self.claimed(now, slot, Claim { epoch, claimant: node }, effects);
+            }
+        }
+    }
+
+    /// Somebody claims a slot: what is lower ends.
+    fn claimed(&mut self, now: Millis, slot: Slot, by: Claim, effects: &mut Vec<Effect>) {
+        let state = self.state_mut(slot);
+        state.heard = state.heard.max(by.epoch);
+        match &self.state(slot).role {
+            Role::Taking(taking) => {
+                let claim = taking.takeover.claim().clone();
+                self.step_takeover(now, slot, &claim, takeover::Event::Refused { promised: by }, effects);
+            }
+            Role::Leading(leading) if by > leading.claim => {
+                self.step_down(now, slot, Some(GaveUp::Claimed(by)), effects);
+            }
+            Role::Replica | Role::Leading(_) => {}
+        }
+    }
+
+    fn recorded(&mut self, now: Millis, slot: Slot, record: SlotRecord, effects: &mut Vec<Effect>) {
+        let promised = record.promised.clone();
+        self.state_mut(slot).record = record;
+        if let Some(promised) = promised
+            && promised.claimant != self.me.node
+        {
+            self.claimed(now, slot, promised, effects);
+        }
+    }
+
+    fn step_down(&mut self, now: Millis, slot: Slot, why: Option<GaveUp>, effects: &mut Vec<Effect>) {
+        let pause = self.back_off(slot);
+        let state = self.state_mut(slot);
+        state.role = Role::Replica;
+        state.why = why;
+        state.attempts = state.attempts.saturating_add(1);
+        state.unowned_since = None;
+        state.not_before = now + pause;
+        effects.push(Effect::StepDown { slot });
+    }
+
+    fn answered(
+        &mut self,
+        now: Millis,
+        from: Member,
+        slot: Slot,
+        claim: &Claim,
+        answer: Answer,
+        effects: &mut Vec<Effect>,
+    ) {
+        let event = match answer {
+            Answer::Promised(promise) => takeover::Event::Promised { from, promise },
+            Answer::Done => {
+                // Of a handover it says nothing: the promise that follows does.
+                takeover::Event::Confirmed { from }
+            }
+            Answer::Refused(promised) => {
+                self.claimed(now, slot, promised.clone(), effects);
+                takeover::Event::Refused { promised }
+            }
+            Answer::NotNow => return self.not_now(now, slot, claim, effects),
+        };
+        self.step_takeover(now, slot, claim, event, effects);
+    }
+
+    fn offered(
+        &mut self,
+        now: Millis,
+        from: Member,
+        slot: Slot,
+        claim: &Claim,
+        outcome: Outcome,
+        effects: &mut Vec<Effect>,
+    ) {
+        let catch_up_within = self.settings.catch_up_within;
+        match outcome {
+            Outcome::Refused(promised) => self.claimed(now, slot, promised, effects),
+            Outcome::Accepted => {
+                if let Role::Leading(leading) = &mut self.state_mut(slot).role
+                    && leading.claim == *claim
+                {
+                    leading.offered.remove(&from);
+                    leading.in_step.insert(from.clone());
+                    if leading.set.contains(&from) {
+                        effects.push(Effect::Count { slot, claim: claim.clone(), member: from });
+                    }
+                    return;
+                }
+                if let Role::Taking(taking) = &mut self.state_mut(slot).role
+                    && taking.takeover.claim() == claim
+                {
+                    taking.in_step.insert(from.clone());
+                }
+                self.step_takeover(now, slot, claim, takeover::Event::Accepted { from }, effects);
+            }
+            Outcome::OtherMembers(placement) => {
+                self.step_takeover(now, slot, claim, takeover::Event::OtherMembers(placement), effects);
+            }
+            Outcome::Differs => match &mut self.state_mut(slot).role {
+                Role::Taking(taking) if taking.takeover.claim() == claim => {
+                    taking.deadline = now + catch_up_within;
+                }
+                _ => {}
+            },
+            // The next tick offers again.
+            Outcome::NotNow => match &mut self.state_mut(slot).role {
+                Role::Taking(taking) => _ = taking.offered.remove(&from),
+                Role::Leading(leading) => _ = leading.offered.remove(&from),
+                Role::Replica => {}
+            },
+        }
+    }
+
+    fn step_takeover(
+        &mut self,
+        now: Millis,
+        slot: Slot,
+        claim: &Claim,
+        event: takeover::Event,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Role::Taking(taking) = &mut self.state_mut(slot).role else { return };
+        if taking.takeover.claim() != claim {
+            return;
+        }
+        let todo = taking.takeover.step(event);
+        self.do_takeover(now, slot, claim, todo, effects);
+    }
+
+    fn do_takeover(
+        &mut self,
+        now: Millis,
+        slot: Slot,
+        claim: &Claim,
+        todo: Vec<takeover::Effect>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let answer_within = self.settings.answer_within;
+        for effect in todo {
+            let ask = |to, ask| Effect::Ask { to, slot, claim: claim.clone(), ask };
+            match effect {
+                takeover::Effect::Ask { of } => effects.push(ask(of, Ask::Promise)),
+                takeover::Effect::Confirm { by } => effects.push(ask(by, Ask::Confirm)),
+                // Whose stream is not up is offered it when it comes up.
+                takeover::Effect::Accept { by, .. } => self.offer_taken(&by, slot, effects),
+                takeover::Effect::CatchUp { from } => {
+                    effects.push(Effect::CatchUp { slot, claim: claim.clone(), from });
+                }
+                takeover::Effect::Own => self.own(slot, effects),
+                takeover::Effect::GiveUp(why) => return self.step_down(now, slot, Some(why), effects),
+            }
+        }
+        if let Role::Taking(taking) = &mut self.state_mut(slot).role
+            && taking.phase != taking.takeover.phase()
+        {
+            taking.phase = taking.takeover.phase();
+            taking.deadline = match taking.phase {
+                // Whoever fetches says when it cannot.
+                Phase::CatchingUp => Millis::MAX,
+                _ => now + answer_within,
+            };
+        }
+    }
+
+    /// Nodes that are alive, as candidates for the members of a slot.
+    fn candidates(&self, is_candidate: impl Fn(&Known) -> bool) -> Vec<Candidate> {
+        let known = self.nodes.values().filter(|known| is_candidate(known));
+        known
+            .map(|known| Candidate { node: known.seen.member.node.clone(), zone: known.seen.zone.clone() })
+            .collect()
+    }
+
+    fn member(&self, node: &NodeId) -> Option<&Member> {
+        self.nodes.get(node).map(|known| &known.seen.member)
+    }
+
+    /// Whether a member is alive, with the data directory it was a member with.
+    fn is_alive(&self, member: &Member) -> bool {
+        self.nodes.get(&member.node).is_some_and(|known| known.seen.is_alive && known.seen.member == *member)
+    }
+
+    fn is_draining(&self, node: &NodeId) -> bool {
+        if *node == self.me.node {
+            return self.is_draining;
+        }
+        self.nodes.get(node).is_some_and(|known| known.seen.is_draining)
+    }
+
+    /// The members a slot should have, the most preferred first.
+    fn wanted(&self, now: Millis, slot: Slot) -> Vec<NodeId> {
+        let grace = self.settings.placement_grace;
+        let candidates =
+            self.candidates(|known| known.seen.is_alive || now.saturating_sub(known.since) < grace);
+        rendezvous::wanted_set(slot, candidates, self.settings.copies)
+    }
+}

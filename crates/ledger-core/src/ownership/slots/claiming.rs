@@ -1,0 +1,164 @@
+//! When to claim a slot, and the takeover until it is ours.
+
+use std::collections::BTreeSet;
+
+use super::{
+    Claim, Effect, Epoch, GaveUp, LONE, Member, Millis, NodeId, Phase, ReplicaSet, Role, Slot, Slots, State,
+    Takeover, Taking, rendezvous, takeover,
+};
+
+/// Longest pause between attempts, in turns.
+const MOST_TURNS: Millis = 8;
+
+impl Slots {
+    pub(super) fn tick(&mut self, now: Millis, effects: &mut Vec<Effect>) {
+        let mut moves = self.moves_under_way();
+        for slot in self.all().iter().copied() {
+            match &self.state(slot).role {
+                Role::Replica => self.consider(now, slot, effects),
+                Role::Taking(taking) if taking.deadline <= now => {
+                    let claim = taking.takeover.claim().clone();
+                    self.step_takeover(now, slot, &claim, takeover::Event::TimedOut, effects);
+                }
+                Role::Taking(_) => self.offer_again(slot, effects),
+                Role::Leading(_) => self.tend(now, slot, &mut moves, effects),
+            }
+        }
+    }
+
+    /// Claims a slot that is nobody's, if it is this node's turn.
+    fn consider(&mut self, now: Millis, slot: Slot, effects: &mut Vec<Effect>) {
+        // What gossip says of ourselves may be of an earlier life; what others say of theirs counts.
+        let is_owned =
+            self.owners[usize::from(slot.number())].as_ref().is_some_and(|(node, _)| *node != self.me.node);
+        let state = self.state_mut(slot);
+        if is_owned {
+            (state.unowned_since, state.attempts, state.why) = (None, 0, None);
+            return;
+        }
+        let since = *state.unowned_since.get_or_insert(now);
+        let not_before = state.not_before;
+        if now < not_before || now < self.started + self.settings.settle {
+            return;
+        }
+        let Some(turn) = self.turn(now, slot) else { return };
+        if now >= since + self.settings.turn * turn as Millis {
+            self.take(now, slot, None, effects);
+        }
+    }
+
+    /// This node's place among those who may claim a slot: 0 is first. `None`: it may not.
+    fn turn(&self, now: Millis, slot: Slot) -> Option<usize> {
+        let keepers: Vec<NodeId> = match &self.state(slot).record.placement {
+            Some(placement) => {
+                let alive = placement.set.members().iter().filter(|member| self.is_alive(member));
+                alive.map(|member| member.node.clone()).collect()
+            }
+            None => {
+                self.first_members(now, slot)?.members().iter().map(|member| member.node.clone()).collect()
+            }
+        };
+        // Whoever drains takes a slot only if there is nobody else.
+        let willing: Vec<_> = keepers.iter().filter(|node| !self.is_draining(node)).cloned().collect();
+        let order = rendezvous::order(slot, if willing.is_empty() { keepers } else { willing });
+        order.iter().position(|node| *node == self.me.node)
+    }
+
+    /// The members of a slot that has none: `None` while not all of them are there.
+    fn first_members(&self, now: Millis, slot: Slot) -> Option<ReplicaSet> {
+        let settings = &self.settings;
+        let names = if settings.first_nodes.is_empty() {
+            let alive = self.candidates(|known| known.seen.is_alive);
+            if alive.len() < settings.copies {
+                return None;
+            }
+            self.wanted(now, slot)
+        } else {
+            let candidates = settings.first_nodes.iter().map(|node| rendezvous::Candidate {
+                node: node.clone(),
+                zone: self.nodes.get(node).map_or_else(String::new, |known| known.seen.zone.clone()),
+            });
+            // Zones count, so all must be known before any slot is placed.
+            if settings.first_nodes.iter().any(|node| self.member(node).is_none()) {
+                return None;
+            }
+            rendezvous::wanted_set(slot, candidates, settings.copies)
+        };
+        let members =
+            names.iter().map(|node| self.member(node).filter(|member| self.is_alive(member)).cloned());
+        ReplicaSet::new(members.collect::<Option<Vec<_>>>()?).ok()
+    }
+
+    /// Begins to take a slot: as it is, or to move it to other members.
+    pub(super) fn take(
+        &mut self,
+        now: Millis,
+        slot: Slot,
+        target: Option<ReplicaSet>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let State { record, heard, .. } = self.state(slot);
+        let seen =
+            self.owners[usize::from(slot.number())].as_ref().map_or(Epoch::default(), |(_, epoch)| *epoch);
+        let highest = record.highest().max(*heard).max(seen).max(LONE);
+        let Some(claim) = Claim::above(highest, &self.me.node) else { return };
+        let recorded = record.placement.clone();
+        let Some(wanted) = recorded
+            .as_ref()
+            .map(|placement| placement.set.clone())
+            .or_else(|| self.first_members(now, slot))
+        else {
+            return;
+        };
+        let (me, min_copies) = (self.me.clone(), self.settings.min_copies);
+        let (takeover, todo) = match (target, recorded) {
+            (Some(target), Some(recorded)) => {
+                Takeover::begin_move(me, claim.clone(), min_copies, recorded, target)
+            }
+            (_, recorded) => Takeover::begin(me, claim.clone(), min_copies, recorded, wanted),
+        };
+        let deadline = now + self.settings.answer_within;
+        let phase = Phase::Asking;
+        let (in_step, offered) = (BTreeSet::new(), BTreeSet::new());
+        let taking = Taking { takeover, in_step, offered, phase, deadline };
+        self.state_mut(slot).role = Role::Taking(Box::new(taking));
+        self.do_takeover(now, slot, &claim, todo, effects);
+        let alive = self.alive_members();
+        self.step_takeover(now, slot, &claim, takeover::Event::Alive(alive), effects);
+    }
+
+    fn alive_members(&self) -> BTreeSet<Member> {
+        let alive = self.nodes.values().filter(|known| known.seen.is_alive);
+        alive.map(|known| known.seen.member.clone()).collect()
+    }
+
+    /// The slot's owner hands it over to this node, which need not be its turn.
+    pub(super) fn handed_over(&mut self, now: Millis, slot: Slot, by: &Claim, effects: &mut Vec<Effect>) {
+        let State { record, role, .. } = self.state(slot);
+        let is_current = record.promised.as_ref().is_none_or(|promised| promised <= by);
+        if matches!(role, Role::Replica) && is_current && !self.is_draining {
+            self.take(now, slot, None, effects);
+        }
+    }
+
+    /// How long not to claim after an attempt that failed. Nodes have pauses of their own, so that they do not
+    /// meet again.
+    pub(super) fn back_off(&self, slot: Slot) -> Millis {
+        let turn = self.settings.turn;
+        let attempts = self.state(slot).attempts;
+        let longest = (turn << attempts.min(8)).min(turn * MOST_TURNS);
+        let hash = blake3::hash(format!("{}/{}/{attempts}", self.me.node, slot.number()).as_bytes());
+        let [first, second, ..] = *hash.as_bytes();
+        longest / 4 + longest * Millis::from(u16::from_be_bytes([first, second])) / 65_536
+    }
+
+    /// Why nobody owns a slot that could not be formed yet.
+    pub(super) fn missing(&self) -> Option<GaveUp> {
+        let heard = self.nodes.values().filter(|known| known.seen.is_alive).count();
+        let needed = match self.settings.first_nodes.len() {
+            0 => self.settings.copies,
+            first => first,
+        };
+        (heard < needed).then_some(GaveUp::TooFew { heard, members: needed, needed })
+    }
+}

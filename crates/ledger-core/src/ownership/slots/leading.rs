@@ -1,0 +1,280 @@
+//! What an owner does beside taking appends: bring members in step, hand over, move.
+
+use super::{
+    Ask, Claim, Effect, Ending, Leading, Member, Millis, Phase, Placement, ReplicaSet, Role, Slot, Slots,
+    Taking, rendezvous,
+};
+
+impl Slots {
+    /// The takeover is done.
+    pub(super) fn own(&mut self, slot: Slot, effects: &mut Vec<Effect>) {
+        let Role::Taking(taking) = std::mem::take(&mut self.state_mut(slot).role) else { return };
+        let Taking { takeover, in_step, offered, .. } = *taking;
+        let (claim, set) = (takeover.claim().clone(), takeover.members().clone());
+        let needed = self.settings.min_copies.clamp(1, set.len());
+        effects.push(Effect::Own { slot, claim: claim.clone(), needed });
+        let counted = in_step.iter().filter(|member| set.contains(member));
+        effects.extend(counted.map(|member| Effect::Count {
+            slot,
+            claim: claim.clone(),
+            member: member.clone(),
+        }));
+        // Offers are under way to the others whose streams are up.
+        let offered = offered.difference(&in_step).cloned().collect();
+        let leading = Leading { claim, set, in_step, offered, learner: None, ending: None, not_before: 0 };
+        let state = self.state_mut(slot);
+        (state.attempts, state.why) = (0, None);
+        state.role = Role::Leading(Box::new(leading));
+    }
+
+    /// Offers a node whose stream came up all it should have.
+    pub(super) fn offer_all(&mut self, member: &Member, effects: &mut Vec<Effect>) {
+        for slot in self.all().iter().copied() {
+            self.offer(member, slot, effects);
+        }
+    }
+
+    fn offer(&mut self, member: &Member, slot: Slot, effects: &mut Vec<Effect>) {
+        let is_connected = self.connected.contains(member);
+        let Role::Leading(leading) = &mut self.state_mut(slot).role else { return };
+        if !is_connected || leading.in_step.contains(member) || !leading.is_due(member) {
+            return;
+        }
+        if leading.offered.insert(member.clone()) {
+            effects.push(leading.offer_to(slot, member));
+        }
+    }
+
+    /// A member caught up, and asks for another offer.
+    pub(super) fn joins(&mut self, member: &Member, slot: Slot, effects: &mut Vec<Effect>) {
+        if !self.connected.contains(member) {
+            return;
+        }
+        match &mut self.state_mut(slot).role {
+            // One that counts already asks too late.
+            Role::Leading(leading) if leading.is_due(member) && !leading.in_step.contains(member) => {
+                leading.offered.insert(member.clone());
+                effects.push(leading.offer_to(slot, member));
+            }
+            Role::Taking(taking) => {
+                taking.in_step.remove(member);
+                taking.offered.remove(member);
+                self.offer_taken(member, slot, effects);
+            }
+            _ => {}
+        }
+    }
+
+    /// Offers a member the history of a slot that is being taken, once on each stream.
+    pub(super) fn offer_taken(&mut self, member: &Member, slot: Slot, effects: &mut Vec<Effect>) {
+        let is_connected = self.connected.contains(member);
+        let Role::Taking(taking) = &mut self.state_mut(slot).role else { return };
+        let Some(placement) = taking.takeover.accept_by(member).filter(|_| is_connected) else { return };
+        if taking.offered.insert(member.clone()) {
+            let claim = taking.takeover.claim().clone();
+            let Placement { set, is_confirmed, before, .. } = placement;
+            effects.push(Effect::Offer { to: member.clone(), slot, claim, set, is_confirmed, before });
+        }
+    }
+
+    /// Offers a slot that is being taken to those who could not take it before.
+    pub(super) fn offer_again(&mut self, slot: Slot, effects: &mut Vec<Effect>) {
+        let Role::Taking(taking) = &self.state(slot).role else { return };
+        if !matches!(taking.phase, Phase::Accepting | Phase::Confirming) {
+            return;
+        }
+        let due: Vec<Member> = self.connected.difference(&taking.offered).cloned().collect();
+        for member in due {
+            self.offer_taken(&member, slot, effects);
+        }
+    }
+
+    pub(super) fn lost(&mut self, member: &Member) {
+        self.connected.remove(member);
+        for state in &mut self.states {
+            match &mut state.role {
+                Role::Replica => {}
+                Role::Taking(taking) => {
+                    taking.in_step.remove(member);
+                    taking.offered.remove(member);
+                }
+                Role::Leading(leading) => {
+                    leading.in_step.remove(member);
+                    leading.offered.remove(member);
+                }
+            }
+        }
+    }
+
+    /// Slots being handed over or moved.
+    pub(super) fn moves_under_way(&self) -> usize {
+        let is_moving = |role: &Role| matches!(role, Role::Leading(leading) if leading.ending.is_some());
+        self.states.iter().filter(|state| is_moving(&state.role)).count()
+    }
+
+    /// Looks after a slot that this node owns.
+    pub(super) fn tend(&mut self, now: Millis, slot: Slot, moves: &mut usize, effects: &mut Vec<Effect>) {
+        for member in self.due(slot) {
+            self.offer(&member, slot, effects);
+        }
+        let Role::Leading(leading) = &self.state(slot).role else { return };
+        match &leading.ending {
+            Some(Ending::HandOver { until, .. } | Ending::Move { until, .. }) if *until <= now => {
+                self.go_on(now, slot, effects);
+            }
+            Some(_) => {}
+            None if now < leading.not_before || *moves >= self.settings.moves => {}
+            None => {
+                if let Some(ending) = self.ending(now, slot) {
+                    *moves += 1;
+                    self.end(slot, ending, effects);
+                }
+            }
+        }
+    }
+
+    /// Members, and those to become one, that were not offered the slot.
+    fn due(&mut self, slot: Slot) -> Vec<Member> {
+        let Role::Leading(leading) = &self.state(slot).role else { return Vec::new() };
+        let due = leading.set.members().iter().chain(&leading.learner);
+        due.filter(|member| !leading.in_step.contains(*member) && !leading.offered.contains(*member))
+            .cloned()
+            .collect()
+    }
+
+    /// Whether a slot should go to another node, or to other members.
+    fn ending(&mut self, now: Millis, slot: Slot) -> Option<Ending> {
+        let until = now + self.settings.answer_within;
+        let Role::Leading(leading) = &self.state(slot).role else { return None };
+        if let Some(to) = self.successor(now, slot, leading) {
+            return Some(Ending::HandOver { to, until });
+        }
+        let next = self.target(now, slot, leading);
+        let min_copies = self.settings.min_copies;
+        let Role::Leading(leading) = &mut self.state_mut(slot).role else { return None };
+        leading.learner = next.as_ref().map(|(_, learner)| learner.clone());
+        // Others may be away, perhaps for ever: enough must be there to accept.
+        let is_enough = |set: &ReplicaSet| {
+            let there = set.members().iter().filter(|member| leading.in_step.contains(*member)).count();
+            there >= min_copies.clamp(1, set.len())
+        };
+        let is_ready = |(target, learner): &(ReplicaSet, Member)| {
+            leading.in_step.contains(learner) && is_enough(target) && is_enough(&leading.set)
+        };
+        next.filter(is_ready).map(|(target, _)| Ending::Move { target, until })
+    }
+
+    /// The node that should own a slot instead of this one, and can at once.
+    fn successor(&self, now: Millis, slot: Slot, leading: &Leading) -> Option<Member> {
+        let can = |member: &&Member| {
+            let known = self.nodes.get(&member.node);
+            let is_steady = known.is_some_and(|known| now >= known.since + self.settings.steady);
+            leading.in_step.contains(*member)
+                && self.is_alive(member)
+                && (self.is_draining || is_steady)
+                && !self.is_draining(&member.node)
+        };
+        let able: Vec<&Member> = leading.set.members().iter().filter(can).collect();
+        let names = able.iter().map(|member| member.node.clone());
+        let mut order = rendezvous::order(slot, names);
+        if self.is_draining {
+            order.retain(|node| *node != self.me.node);
+        } else if !order.contains(&self.me.node) {
+            return None;
+        }
+        let first = order.first().filter(|node| **node != self.me.node)?;
+        able.into_iter().find(|member| member.node == *first).cloned()
+    }
+
+    /// The members that a slot should have next: those it has, but for one, which is new.
+    fn target(&self, now: Millis, slot: Slot, leading: &Leading) -> Option<(ReplicaSet, Member)> {
+        let wanted = self.wanted(now, slot);
+        let members = leading.set.members();
+        let is_wanted = |member: &&Member| {
+            wanted.contains(&member.node) && self.member(&member.node).is_none_or(|now| now == *member)
+        };
+        // A node whose data directory is another one than it was is missing too.
+        let missing = wanted.iter().find_map(|node| {
+            let member = self.member(node).filter(|member| self.is_alive(member))?;
+            (!members.contains(member)).then(|| member.clone())
+        })?;
+        let mut next: Vec<Member> = members.to_vec();
+        let same_node = next.iter().position(|member| member.node == missing.node);
+        let unwanted = || {
+            let gone = members.iter().position(|member| !is_wanted(&member) && !self.is_alive(member));
+            gone.or_else(|| {
+                members.iter().position(|member| !is_wanted(&member) && member.node != self.me.node)
+            })
+        };
+        if let Some(old) =
+            same_node.or_else(|| if members.len() < self.settings.copies { None } else { unwanted() })
+        {
+            next.remove(old);
+        } else if members.len() >= self.settings.copies {
+            // Only this node is too many: whoever it hands the slot to moves it.
+            return None;
+        }
+        next.push(missing.clone());
+        Some((ReplicaSet::new(next).ok()?, missing))
+    }
+
+    fn end(&mut self, slot: Slot, ending: Ending, effects: &mut Vec<Effect>) {
+        let Role::Leading(leading) = &mut self.state_mut(slot).role else { return };
+        leading.ending = Some(ending);
+        effects.push(Effect::Stop { slot, claim: leading.claim.clone() });
+    }
+
+    /// What was appended has its copies: goes on with what it was stopped for.
+    pub(super) fn stopped(&mut self, now: Millis, slot: Slot, claim: &Claim, effects: &mut Vec<Effect>) {
+        let until = now + self.settings.answer_within;
+        let Role::Leading(leading) = &mut self.state_mut(slot).role else { return };
+        if leading.claim != *claim {
+            return;
+        }
+        match &mut leading.ending {
+            None => {}
+            Some(Ending::HandOver { to, until: deadline }) => {
+                *deadline = until;
+                let (to, claim) = (to.clone(), claim.clone());
+                effects.push(Effect::Ask { to, slot, claim, ask: Ask::TakeOver });
+            }
+            Some(Ending::Move { target, .. }) => {
+                let target = target.clone();
+                // Nothing waits. Whoever counted did so in the epoch that ends, and may be behind in the next.
+                effects.push(Effect::StepDown { slot });
+                self.take(now, slot, Some(target), effects);
+            }
+        }
+    }
+
+    /// A handover or move came to nothing: takes appends again.
+    fn go_on(&mut self, now: Millis, slot: Slot, effects: &mut Vec<Effect>) {
+        let pause = self.settings.answer_within * 2;
+        let Role::Leading(leading) = &mut self.state_mut(slot).role else { return };
+        leading.ending = None;
+        leading.not_before = now + pause;
+        let (claim, needed) = (leading.claim.clone(), leading.set.len());
+        let needed = self.settings.min_copies.clamp(1, needed);
+        effects.push(Effect::Own { slot, claim, needed });
+    }
+
+    /// A question could not be answered.
+    pub(super) fn not_now(&mut self, now: Millis, slot: Slot, claim: &Claim, effects: &mut Vec<Effect>) {
+        let Role::Leading(leading) = &self.state(slot).role else { return };
+        // Only a handover asks while a slot is owned.
+        if leading.claim == *claim && matches!(leading.ending, Some(Ending::HandOver { .. })) {
+            self.go_on(now, slot, effects);
+        }
+    }
+}
+
+impl Leading {
+    fn is_due(&self, member: &Member) -> bool {
+        self.set.contains(member) || self.learner.as_ref() == Some(member)
+    }
+
+    fn offer_to(&self, slot: Slot, member: &Member) -> Effect {
+        let (claim, set) = (self.claim.clone(), self.set.clone());
+        Effect::Offer { to: member.clone(), slot, claim, set, is_confirmed: true, before: None }
+    }
+}

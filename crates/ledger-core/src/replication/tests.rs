@@ -1,0 +1,104 @@
+use super::*;
+
+fn slot(number: u16) -> Slot {
+    Slot::new(number).unwrap()
+}
+
+fn peer(number: u8) -> Peer {
+    Peer::new(number).unwrap()
+}
+
+fn items(stable: Vec<Stable<u32>>) -> Vec<u32> {
+    stable.into_iter().map(|stable| stable.item).collect()
+}
+
+#[test]
+fn a_commit_is_stable_with_the_copies_it_needs_and_no_fewer() {
+    let mut waiting = Waiting::default();
+    waiting.lead(slot(1), 2);
+    waiting.push(1, slot(1), 10);
+    waiting.push(2, slot(1), 20);
+    assert_eq!(items(waiting.synced(2)), [], "one copy of two");
+    assert_eq!(items(waiting.holds(peer(3), 1)), [], "it does not count yet");
+    assert_eq!(items(waiting.count(slot(1), peer(3))), [10]);
+    assert_eq!(items(waiting.holds(peer(3), 2)), [20]);
+    assert!(waiting.is_empty());
+}
+
+#[test]
+fn two_peers_make_up_for_a_slow_disk() {
+    let mut waiting = Waiting::default();
+    waiting.lead(slot(1), 2);
+    assert!(waiting.count(slot(1), peer(0)).is_empty());
+    assert!(waiting.count(slot(1), peer(1)).is_empty());
+    waiting.push(1, slot(1), 10);
+    assert!(waiting.holds(peer(0), 1).is_empty());
+    assert_eq!(items(waiting.holds(peer(1), 1)), [10]);
+}
+
+#[test]
+fn a_slot_that_waits_holds_up_no_other_and_keeps_its_order() {
+    let mut waiting = Waiting::default();
+    waiting.lead(slot(1), 2);
+    waiting.lead(slot(2), 1);
+    waiting.push(1, slot(1), 10);
+    waiting.push(1, slot(2), 11);
+    waiting.push(2, slot(1), 20);
+    waiting.push(2, slot(2), 21);
+    assert_eq!(items(waiting.synced(2)), [11, 21]);
+    assert!(waiting.is_waiting(slot(1)) && !waiting.is_waiting(slot(2)));
+    waiting.lose(peer(0));
+    assert_eq!(items(waiting.count(slot(1), peer(0))), []);
+    assert_eq!(items(waiting.holds(peer(0), 5)), [10, 20]);
+}
+
+#[test]
+fn a_lost_peer_counts_no_more_and_what_ends_is_given_back() {
+    let mut waiting = Waiting::default();
+    waiting.lead(slot(1), 2);
+    assert!(waiting.count(slot(1), peer(0)).is_empty());
+    waiting.lose(peer(0));
+    waiting.push(1, slot(1), 10);
+    waiting.synced(1);
+    assert!(waiting.holds(peer(0), 1).is_empty());
+    assert!(!waiting.can_spare(slot(1), peer(1)));
+    assert_eq!(waiting.end(slot(1)), [10]);
+    waiting.push(2, slot(1), 20);
+    assert!(waiting.synced(2).is_empty(), "nobody leads the slot");
+}
+
+#[test]
+fn ranges_fit_as_they_overlap() {
+    assert_eq!(fit(Size(5), Size(5), 3), Fit::Continues { skip: 0 });
+    assert_eq!(fit(Size(6), Size(5), 3), Fit::Continues { skip: 1 });
+    assert_eq!(fit(Size(8), Size(5), 3), Fit::Known);
+    assert_eq!(fit(Size(2), Size(5), 3), Fit::Gap { missing: 3 });
+}
+
+#[test]
+fn a_replica_shows_what_the_owner_of_the_epoch_says() {
+    let mut unstable = Unstable::default();
+    unstable.push(slot(1), Epoch(7), 1, 'a');
+    unstable.push(slot(1), Epoch(7), 2, 'b');
+    assert_eq!(unstable.stable(slot(1), Epoch(6), 2), []);
+    assert_eq!(unstable.stable(slot(1), Epoch(7), 1), ['a']);
+    assert_eq!(unstable.take(slot(1)), ['b']);
+}
+
+#[test]
+fn what_writes_nothing_waits_for_what_its_slot_waits_for_and_for_no_other() {
+    let mut waiting = Waiting::default();
+    waiting.lead(slot(1), 2);
+    waiting.lead(slot(2), 1);
+    waiting.count(slot(1), peer(0));
+    waiting.push(1, slot(1), 10);
+    waiting.push(2, slot(2), 20);
+    assert_eq!(waiting.push_behind(slot(1), 11), None);
+    assert_eq!(items(waiting.synced(2)), [20]);
+    // The peer is never sent number 2.
+    assert_eq!(items(waiting.holds(peer(0), 1)), [10, 11]);
+    assert!(waiting.push_behind(slot(1), 12).is_some_and(|stable| stable.item == 12), "nothing of it waits");
+    assert_eq!(waiting.push_behind(slot(3), 30), None, "nobody leads it");
+    waiting.lead(slot(3), 1);
+    assert_eq!(items(waiting.synced(3)), [30]);
+}

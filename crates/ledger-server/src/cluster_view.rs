@@ -1,0 +1,325 @@
+//! What a node sees of its cluster, as the contract has it.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use futures::{Stream, stream};
+use ledger_cluster::{
+    membership::{Member, View},
+    routes::{Route, RouteTo},
+};
+use ledger_core::{
+    ContextId, Epoch,
+    node::{self, NodeId, StorageId},
+    slot::{SLOTS, Slot},
+};
+use ledger_proto::ledger::v1 as ledger;
+use tokio::sync::watch;
+
+/// Where a slot is, as far as this node knows.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Placed {
+    /// The node that takes appends, and the epoch it owns the slot in.
+    pub owner: Option<(NodeId, Epoch)>,
+    /// The members that keep it.
+    pub replicas: Vec<Kept>,
+    /// Without an owner: why, and what is being done.
+    pub reason: String,
+}
+
+/// A member that keeps a slot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kept {
+    /// The node and its data directory.
+    pub member: node::Member,
+    /// Whether it holds what the owner holds; only the owner knows.
+    pub in_step: bool,
+}
+
+/// Where a slot is by its route, to `me`; without a route the node has only just started.
+pub fn placed(route: Option<&Route>, me: &NodeId) -> Placed {
+    let Some(Route { owner, members, in_step }) = route else {
+        return Placed { reason: "this node has only just started".to_owned(), ..Placed::default() };
+    };
+    let (owner, reason) = match owner {
+        RouteTo::Me(epoch) => (Some((me.clone(), *epoch)), String::new()),
+        RouteTo::Other(node, epoch) => (Some((node.clone(), *epoch)), String::new()),
+        RouteTo::Nobody(why) => (None, why.clone()),
+    };
+    let kept = |member: &node::Member| Kept { member: member.clone(), in_step: in_step.contains(member) };
+    Placed { owner, replicas: members.iter().map(kept).collect(), reason }
+}
+
+/// The members, in order of their ids.
+pub fn members(view: &View) -> Vec<ledger::Member> {
+    view.members.iter().map(member).collect()
+}
+
+/// A member.
+pub fn member(member: &Member) -> ledger::Member {
+    ledger::Member {
+        node_id: member.node_id.to_string(),
+        storage_id: member.storage_id.to_string(),
+        incarnation: member.incarnation.0,
+        address: member.grpc_address.clone(),
+        readiness: member.readiness.to_string(),
+        zone: member.zone.clone(),
+        format: member.format,
+        alive: member.alive,
+        slots_owned: member.owned.len() as u32,
+        entries_per_second: member.load.entries_per_second,
+        contexts: member.load.contexts,
+    }
+}
+
+/// Where a slot is; `context` if it was asked for by one.
+pub fn location(view: &View, slot: Slot, context: Option<&ContextId>, placed: Placed) -> ledger::Location {
+    let Placed { owner, replicas, reason } = placed;
+    let (owner, epoch) = owner.map_or((None, Epoch::default()), |(node, epoch)| (Some(node), epoch));
+    ledger::Location {
+        context_id: context.map(|context| context.as_str().to_owned()).unwrap_or_default(),
+        slot: slot.number().into(),
+        owner_address: owner
+            .as_ref()
+            .and_then(|node| view.get(node))
+            .map(|member| member.grpc_address.clone())
+            .unwrap_or_default(),
+        owner: owner.map(|node| node.to_string()).unwrap_or_default(),
+        epoch: epoch.0,
+        replicas: replicas.iter().map(|kept| replica(view, kept)).collect(),
+        reason,
+    }
+}
+
+fn replica(view: &View, kept: &Kept) -> ledger::Replica {
+    let node::Member { node, storage } = &kept.member;
+    // A node that came back with another disk keeps nothing of it.
+    let member = view.get(node).filter(|member| member.storage_id == *storage);
+    ledger::Replica {
+        node_id: node.to_string(),
+        storage_id: StorageId::to_string(storage),
+        address: member.map(|member| member.grpc_address.clone()).unwrap_or_default(),
+        in_step: kept.in_step,
+        alive: member.is_some_and(|member| member.alive),
+    }
+}
+
+/// Makes of one view after another what changed.
+#[derive(Debug, Default)]
+pub struct Changes {
+    members: BTreeMap<String, ledger::Member>,
+    owners: Vec<Option<(NodeId, Epoch)>>,
+}
+
+impl Changes {
+    /// What changed since the step before; at first, everything there is. `None` if nothing did.
+    pub fn step(&mut self, view: &View, placed: impl Fn(Slot) -> Placed) -> Option<ledger::ClusterChange> {
+        let first = self.owners.is_empty();
+        let members = self.members(members(view));
+        self.owners.resize(usize::from(SLOTS), None);
+        let mut slots = Vec::new();
+        for (slot, known) in (0..SLOTS).filter_map(Slot::new).zip(&mut self.owners) {
+            let placed = placed(slot);
+            if *known != placed.owner {
+                known.clone_from(&placed.owner);
+                slots.push(location(view, slot, None, placed));
+            }
+        }
+        let changed = first || !members.is_empty() || !slots.is_empty();
+        changed.then_some(ledger::ClusterChange { members, slots })
+    }
+
+    /// Those that came, changed or went.
+    fn members(&mut self, now: Vec<ledger::Member>) -> Vec<ledger::Member> {
+        let now: BTreeMap<_, _> = now.into_iter().map(|member| (member.node_id.clone(), member)).collect();
+        let changed = now.values().filter(|member| self.members.get(&member.node_id) != Some(member));
+        let gone = self.members.values().filter(|member| !now.contains_key(&member.node_id));
+        let gone = gone.map(|member| ledger::Member { alive: false, ..member.clone() });
+        let changed = changed.cloned().chain(gone).collect();
+        self.members = now;
+        changed
+    }
+}
+
+/// Everything there is, then what changes of it, with each view and each change of `routes`; ends when no more
+/// of them come. What came while the client was slow is taken together.
+pub fn changes<R: Clone + Send + Sync + 'static>(
+    views: watch::Receiver<Arc<View>>,
+    routes: watch::Receiver<R>,
+    placed: impl Fn(&R, Slot) -> Placed + Send + 'static,
+) -> impl Stream<Item = ledger::ClusterChange> + Send {
+    stream::unfold(
+        (views, routes, placed, Changes::default()),
+        |(mut views, mut routes, placed, mut changes)| async move {
+            loop {
+                let view = Arc::clone(&views.borrow_and_update());
+                let known = routes.borrow_and_update().clone();
+                if let Some(change) = changes.step(&view, |slot| placed(&known, slot)) {
+                    return Some((change, (views, routes, placed, changes)));
+                }
+                tokio::select! {
+                    changed = views.changed() => changed.ok()?,
+                    changed = routes.changed() => changed.ok()?,
+                }
+            }
+        },
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{net::SocketAddr, time::Duration};
+
+    use futures::StreamExt as _;
+    use ledger_cluster::membership::{Facts, Load, Membership, MembershipConfig, Readiness};
+    use ledger_core::node::Incarnation;
+
+    use super::*;
+
+    fn id(name: &str) -> NodeId {
+        NodeId::new(name).unwrap()
+    }
+
+    fn slot(number: u16) -> Slot {
+        Slot::new(number).unwrap()
+    }
+
+    /// A node that gossips with itself, and owns these slots.
+    async fn node(owned: &[u16]) -> Membership {
+        let config = MembershipConfig {
+            gossip_interval: Duration::from_millis(20),
+            ..MembershipConfig::new("test", id("a"), Incarnation(4), SocketAddr::from(([127, 0, 0, 1], 0)))
+        };
+        let facts = Facts {
+            grpc_address: "a:50051".into(),
+            storage_id: StorageId([1; 16]),
+            readiness: Readiness::Ready,
+            zone: "eu".into(),
+            format: 1,
+            load: Load { entries_per_second: 120, contexts: 7 },
+            owned: owned.iter().map(|&number| (slot(number), Epoch::new(2, 9))).collect(),
+        };
+        Membership::start(config, facts).await.unwrap()
+    }
+
+    async fn view(node: &Membership, wanted: impl Fn(&View) -> bool) -> Arc<View> {
+        let mut view = node.view();
+        let found = tokio::time::timeout(Duration::from_secs(20), view.wait_for(|view| wanted(view))).await;
+        found.expect("in time").unwrap().clone()
+    }
+
+    fn claimed(view: &View, slot: Slot) -> Placed {
+        let owner = view.claim(slot).map(|(member, epoch)| (member.node_id.clone(), epoch));
+        Placed { owner, ..Placed::default() }
+    }
+
+    #[test]
+    fn a_route_says_who_owns_and_who_is_in_step() {
+        let member = |name: &str| node::Member { node: id(name), storage: StorageId([1; 16]) };
+        let route =
+            |owner| Route { owner, members: vec![member("a"), member("b")], in_step: vec![member("a")] };
+        let mine = placed(Some(&route(RouteTo::Me(Epoch(5)))), &id("a"));
+        assert_eq!(mine.owner, Some((id("a"), Epoch(5))));
+        assert_eq!(mine.replicas.iter().map(|kept| kept.in_step).collect::<Vec<_>>(), [true, false]);
+        let other = placed(Some(&route(RouteTo::Other(id("b"), Epoch(6)))), &id("a"));
+        assert_eq!(other.owner, Some((id("b"), Epoch(6))));
+        let nobody = placed(Some(&route(RouteTo::Nobody("two are away".into()))), &id("a"));
+        assert_eq!((nobody.owner, nobody.reason.as_str()), (None, "two are away"));
+        assert!(placed(None, &id("a")).reason.contains("just started"));
+    }
+
+    #[tokio::test]
+    async fn a_member_is_what_it_says_of_itself() {
+        let node = node(&[3, 4]).await;
+        let members = members(&*view(&node, |view| view.me().is_some()).await);
+        let expected = ledger::Member {
+            node_id: "a".into(),
+            storage_id: "01".repeat(16),
+            incarnation: 4,
+            address: "a:50051".into(),
+            readiness: "ready".into(),
+            zone: "eu".into(),
+            format: 1,
+            alive: true,
+            slots_owned: 2,
+            entries_per_second: 120,
+            contexts: 7,
+        };
+        assert_eq!(members, [expected]);
+        node.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn a_location_names_the_owner_and_who_keeps_copies() {
+        let node = node(&[]).await;
+        let view = view(&node, |view| view.me().is_some()).await;
+        let kept = |name: &str, disk: u8| Kept {
+            member: node::Member { node: id(name), storage: StorageId([disk; 16]) },
+            in_step: disk == 1,
+        };
+        let placed = Placed {
+            owner: Some((id("a"), Epoch(77))),
+            replicas: vec![kept("a", 1), kept("a", 2), kept("b", 3)],
+            reason: String::new(),
+        };
+        let context = ContextId::new("demo").unwrap();
+        let found = location(&view, slot(5), Some(&context), placed);
+        assert_eq!((found.context_id.as_str(), found.slot, found.epoch), ("demo", 5, 77));
+        assert_eq!((found.owner.as_str(), found.owner_address.as_str()), ("a", "a:50051"));
+        let replicas: Vec<_> = found
+            .replicas
+            .iter()
+            .map(|replica| {
+                (replica.node_id.as_str(), replica.address.as_str(), replica.alive, replica.in_step)
+            })
+            .collect();
+        let expected = [("a", "a:50051", true, true), ("a", "", false, false), ("b", "", false, false)];
+        assert_eq!(replicas, expected, "another disk, or a node that is not known, is not alive");
+        let nobody = Placed { reason: "2 of 3 copies are away".into(), ..Placed::default() };
+        let found = location(&view, slot(6), None, nobody);
+        assert_eq!((found.context_id.as_str(), found.owner.as_str(), found.epoch), ("", "", 0));
+        assert_eq!(found.reason, "2 of 3 copies are away");
+        node.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn a_watcher_hears_everything_once_and_then_what_changes() {
+        let node = node(&[3]).await;
+        view(&node, |view| view.me().is_some()).await;
+        let claims = |view: &Arc<View>, slot| claimed(view, slot);
+        let mut heard = Box::pin(changes(node.view(), node.view(), claims));
+        let all = heard.next().await.unwrap();
+        assert_eq!((all.members.len(), all.slots.len()), (1, 1));
+        assert_eq!((all.slots[0].slot, all.slots[0].owner.as_str()), (3, "a"));
+
+        node.set_owned(vec![(slot(8), Epoch::new(3, 9))]);
+        let mut moved = Vec::new();
+        while moved.len() < 2 {
+            let change = tokio::time::timeout(Duration::from_secs(20), heard.next()).await;
+            let change = change.expect("in time").unwrap();
+            moved.extend(change.slots.into_iter().map(|location| (location.slot, location.owner)));
+        }
+        assert_eq!(moved, [(3, String::new()), (8, "a".to_owned())]);
+        node.shutdown().await;
+        while heard.next().await.is_some() {}
+    }
+
+    #[tokio::test]
+    async fn what_did_not_change_is_not_said_again() {
+        let node = node(&[3]).await;
+        let now = view(&node, |view| view.me().is_some()).await;
+        let mut changes = Changes::default();
+        assert!(changes.step(&now, |slot| claimed(&now, slot)).is_some());
+        assert_eq!(changes.step(&now, |slot| claimed(&now, slot)), None);
+        node.shutdown().await;
+    }
+
+    #[test]
+    fn a_member_that_went_is_told_once() {
+        let member = |name: &str| ledger::Member { node_id: name.into(), alive: true, ..Default::default() };
+        let mut changes = Changes::default();
+        assert_eq!(changes.members(vec![member("a"), member("b")]).len(), 2);
+        let gone = changes.members(vec![member("a")]);
+        assert_eq!(gone, [ledger::Member { alive: false, ..member("b") }]);
+        assert!(changes.members(vec![member("a")]).is_empty());
+    }
+}

@@ -1,0 +1,227 @@
+//! One watcher in a cluster: from this node's own store while it shows the slot, else from a node that does. It goes
+//! on from the last entry delivered when that changes, so that no entry is missed and none comes twice.
+//!
+//! | state | leaves it when |
+//! | --- | --- |
+//! | choosing | a node shows the slot → here, or there; none does → waits for news |
+//! | here | the slot is no longer shown, or the store fails → choosing, or ended |
+//! | there | the stream breaks → choosing; its history changed → ended |
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures::{StreamExt as _, stream, stream::BoxStream};
+use ledger_core::{ContextId, Key, Sequence};
+use ledger_proto::{
+    context::v1::Position as WirePosition,
+    ledger::v1::{WatchBatch, WatchRequest, ledger_service_client::LedgerServiceClient},
+};
+use prost::Message as _;
+use tokio::time::Instant;
+use tonic::{Code, Status, Streaming, transport::Channel};
+
+use crate::{
+    convert,
+    metrics::Rpc,
+    node::Node,
+    route::{self, Place},
+    status::Refusal,
+    tail::{Batch, Shape, Tail},
+};
+
+/// How long a watcher waits for a node that shows the slot. Its client watches again, elsewhere maybe.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Where a watcher starts, and what it is told.
+#[derive(Debug, Clone)]
+pub struct Start {
+    /// The context.
+    pub context: ContextId,
+    /// Only entries of this key.
+    pub key: Option<Key>,
+    /// Only entries after this.
+    pub after: Sequence,
+    /// The position to resume from, checked where the watcher begins.
+    pub position: Option<WirePosition>,
+    /// Bookmarks: at this interval; 0: with entries; `None`: never.
+    pub bookmark_ms: Option<u32>,
+    /// Entries carry the context's name.
+    pub is_named: bool,
+}
+
+/// A watcher wherever the slot is shown.
+pub fn watch<F: Shape<Bytes>>(
+    node: &Arc<Node>,
+    rpc: Rpc,
+    start: Start,
+    shape: F,
+    is_forwarded: bool,
+) -> BoxStream<'static, Result<Batch<Bytes>, Status>> {
+    let relay = Relay { node: Arc::clone(node), rpc, start, shape, is_forwarded, source: Source::Choosing };
+    stream::unfold(Some(relay), |relay| async move {
+        let mut relay = relay?;
+        match relay.next().await {
+            Ok(batch) => Some((Ok(batch), Some(relay))),
+            Err(status) => Some((Err(status), None)),
+        }
+    })
+    .boxed()
+}
+
+struct Relay<F> {
+    node: Arc<Node>,
+    rpc: Rpc,
+    start: Start,
+    shape: F,
+    is_forwarded: bool,
+    source: Source,
+}
+
+enum Source {
+    Choosing,
+    Here(BoxStream<'static, Result<Batch<Bytes>, Status>>),
+    There(Box<Streaming<WatchBatch>>),
+}
+
+impl<F: Shape<Bytes>> Relay<F> {
+    async fn next(&mut self) -> Result<Batch<Bytes>, Status> {
+        let mut deadline = Instant::now() + PATIENCE;
+        loop {
+            let ended = match &mut self.source {
+                Source::Choosing => match choose(self.choice()).await {
+                    Ok(source) => {
+                        self.source = source;
+                        continue;
+                    }
+                    Err(refusal) => self.node.refuse(self.rpc, refusal),
+                },
+                Source::Here(batches) => match batches.next().await {
+                    Some(Ok(batch)) => return Ok(self.delivered(batch)),
+                    Some(Err(status)) => status,
+                    None => Status::unavailable("the watch ended"),
+                },
+                Source::There(batches) => {
+                    let draining = self.node.draining.clone();
+                    let message = tokio::select! {
+                        message = batches.message() => message,
+                        () = draining.cancelled() => return Err(Refusal::shutting_down().into()),
+                    };
+                    match message {
+                        Ok(Some(batch)) => {
+                            let batch = self.take(batch)?;
+                            return Ok(self.delivered(batch));
+                        }
+                        Ok(None) => Status::unavailable("the watch ended"),
+                        Err(status) => route::refusal(status).0.into(),
+                    }
+                }
+            };
+            self.node.serving().map_err(Status::from)?;
+            // Another node may do what this one cannot; what is wrong with the request is wrong everywhere.
+            if self.is_forwarded || ended.code() != Code::Unavailable || !self.node.news(deadline).await {
+                return Err(ended);
+            }
+            if !matches!(self.source, Source::Choosing) {
+                self.source = Source::Choosing;
+                deadline = Instant::now() + PATIENCE;
+            }
+        }
+    }
+
+    fn choice(&self) -> Choice<F> {
+        Choice {
+            node: Arc::clone(&self.node),
+            rpc: self.rpc,
+            start: self.start.clone(),
+            shape: self.shape.clone(),
+            is_forwarded: self.is_forwarded,
+        }
+    }
+
+    /// A batch of another node, as this one hands it out.
+    fn take(&self, batch: WatchBatch) -> Result<Batch<Bytes>, Status> {
+        let malformed = |refusal: Refusal| Status::internal(refusal.message);
+        let bookmark = batch.bookmark.map(convert::position_of).transpose().map_err(malformed)?;
+        let named = self.start.is_named.then(|| self.start.context.as_str());
+        let mut last = self.start.after;
+        let mut entries = Vec::with_capacity(batch.entries.len());
+        for mut entry in batch.entries {
+            if entry.sequence <= last.0 {
+                continue;
+            }
+            last = Sequence(entry.sequence);
+            if let Some(name) = named {
+                name.clone_into(&mut entry.context_id);
+            }
+            entries.push((entry.sequence, Bytes::from(entry.encode_to_vec())));
+        }
+        let bookmark = bookmark.filter(|_| self.start.bookmark_ms.is_some());
+        let newest = entries.last().map(|(sequence, _)| *sequence);
+        let entries = entries.into_iter().map(|(_, entry)| entry).collect();
+        Ok(Batch { entries, bookmark, newest: newest.map(Sequence) })
+    }
+
+    /// Notes how far the watcher has come.
+    fn delivered(&mut self, batch: Batch<Bytes>) -> Batch<Bytes> {
+        if let Some(newest) = batch.newest {
+            self.start.after = self.start.after.max(newest);
+            // It was checked where the watcher began.
+            self.start.position = None;
+        }
+        if let Some(bookmark) = &batch.bookmark {
+            self.start.after = self.start.after.max(Sequence(bookmark.size.0));
+            self.start.position = Some(convert::position(bookmark));
+        }
+        batch
+    }
+}
+
+/// What a source is chosen by: its own copy, for others must not share it meanwhile.
+struct Choice<F> {
+    node: Arc<Node>,
+    rpc: Rpc,
+    start: Start,
+    shape: F,
+    is_forwarded: bool,
+}
+
+/// Begins to watch where the slot is shown.
+async fn choose<F: Shape<Bytes>>(choice: Choice<F>) -> Result<Source, Refusal> {
+    let Choice { node, rpc, start, shape, is_forwarded } = choice;
+    let Start { context, key, after, position, bookmark_ms, .. } = start;
+    let mut place = node.reads(&context, false, is_forwarded)?;
+    if let (Place::Here(_), Some(position)) = (&place, &position) {
+        // A replica may not have come so far yet: whether the history changed, the owner knows.
+        let (named, size) = (context.clone(), position.size);
+        let is_behind = node.read(move |ledger| Ok(ledger.sequence(&named)?.0 < size)).await?;
+        if is_behind {
+            place = node.reads(&context, true, is_forwarded)?;
+        }
+    }
+    match place {
+        Place::Here(_) => {
+            let mut resume = convert::resume(position)?;
+            resume.after = after;
+            let tail = Tail::resume(&node, rpc, context, key, resume, shape);
+            let tail = tail.await?;
+            Ok(Source::Here(match bookmark_ms {
+                Some(every_ms) => tail.with_bookmarks(every_ms).into_stream().boxed(),
+                None => tail.into_stream().boxed(),
+            }))
+        }
+        Place::There(channel) => {
+            let resume_after =
+                position.or_else(|| Some(WirePosition { size: after.0, ..Default::default() }));
+            let request = WatchRequest {
+                context_id: context.as_str().to_owned(),
+                key: key.map(Key::into_string).unwrap_or_default(),
+                resume_after,
+                bookmark_interval_ms: bookmark_ms.unwrap_or_default(),
+            };
+            let mut client: LedgerServiceClient<Channel> =
+                LedgerServiceClient::new(channel).max_decoding_message_size(usize::MAX);
+            let batches = route::answer(client.watch(route::forwarded(request))).await?;
+            Ok(Source::There(Box::new(batches)))
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! Where a request is served: here, or by the node that can.
+//!
+//! Any node takes any request. Appends and loads go to the slot's owner, one hop and no further: a node that is asked
+//! by another and is not the owner says so. Reads are served by any replica that shows the slot, else they go to the
+//! owner.
+
+use std::{future::Future, time::Duration};
+
+use ledger_cluster::{
+    Cluster,
+    routes::{Route, RouteTo},
+};
+use ledger_core::{ContextId, Epoch, slot::Slot};
+use tokio::time::{Instant, timeout_at};
+use tonic::{Code, Request, Response, Status, metadata::MetadataMap, transport::Channel};
+use tonic_types::StatusExt as _;
+
+use crate::{
+    node::Node,
+    standing::Standing,
+    status::{ERROR_DOMAIN, NOT_OWNER, RETRY_NOT_OWNER, Refusal},
+};
+
+/// Marks a request that a node sends on.
+const FORWARDED: &str = "converge-forwarded";
+/// How long a request waits for a slot that is changing its owner.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// How long to wait for news of owners before trying again.
+const PAUSE: Duration = Duration::from_millis(25);
+
+/// Where a request is served.
+#[derive(Debug, Clone)]
+pub enum Place {
+    /// By this node; appends in this epoch, if it is one of a cluster.
+    Here(Option<Epoch>),
+    /// By another one.
+    There(Channel),
+}
+
+/// Whether a request comes from another node, which expects an answer of this one.
+pub fn is_forwarded(metadata: &MetadataMap) -> bool {
+    metadata.contains_key(FORWARDED)
+}
+
+/// Until when a request waits for a slot that is changing its owner.
+pub fn deadline() -> Instant {
+    Instant::now() + PATIENCE
+}
+
+/// A request that is sent on.
+pub fn forwarded<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.metadata_mut().insert(FORWARDED, tonic::metadata::MetadataValue::from_static("1"));
+    request
+}
+
+impl Node {
+    /// Where appends to a context go.
+    pub fn writes(&self, context: &ContextId, is_forwarded: bool) -> Result<Place, Refusal> {
+        let Standing::Joined(cluster) = &self.standing else { return Ok(Place::Here(None)) };
+        let slot = Slot::of(context);
+        let routes = cluster.routes();
+        let routes = routes.borrow();
+        match routes.get(slot) {
+            Some(Route { owner: RouteTo::Me(epoch), .. }) => Ok(Place::Here(Some(*epoch))),
+            Some(Route { owner: RouteTo::Other(node, _), .. }) => {
+                let address = routes.addresses.get(node).map_or("", String::as_str);
+                let refusal = || Refusal::not_owner(node.as_str(), address);
+                if is_forwarded {
+                    return Err(refusal());
+                }
+                cluster.channel(node).map(Place::There).ok_or_else(refusal)
+            }
+            Some(Route { owner: RouteTo::Nobody(why), .. }) => Err(nobody(why)),
+            None => Err(nobody("this node has just started")),
+        }
+    }
+
+    /// Where a context is read.
+    pub fn reads(&self, context: &ContextId, at_owner: bool, is_forwarded: bool) -> Result<Place, Refusal> {
+        let Standing::Joined(cluster) = &self.standing else { return Ok(Place::Here(None)) };
+        if !at_owner && self.ledger.shows(Slot::of(context)) {
+            return Ok(Place::Here(None));
+        }
+        match self.writes(context, is_forwarded) {
+            Ok(place) => Ok(place),
+            // Nobody owns it, or its owner cannot be asked again: another replica may show it.
+            Err(refusal) if at_owner || is_forwarded => Err(refusal),
+            Err(refusal) => another_replica(cluster, Slot::of(context)).map(Place::There).ok_or(refusal),
+        }
+    }
+
+    /// After a request was refused: waits for news of owners, and is `Ok` if it is to be tried again. `is_safe`: it was
+    /// certainly not done, or has an id.
+    pub async fn again(&self, refusal: Refusal, is_safe: bool, deadline: Instant) -> Result<(), Refusal> {
+        self.serving()?;
+        if refusal.code == Code::Unavailable && is_safe && self.news(deadline).await {
+            return Ok(());
+        }
+        Err(refusal)
+    }
+
+    /// Waits for news of owners, or a moment; false at the deadline.
+    pub async fn news(&self, deadline: Instant) -> bool {
+        let now = Instant::now();
+        if now >= deadline {
+            return false;
+        }
+        if let Standing::Joined(cluster) = &self.standing {
+            let mut routes = cluster.routes();
+            // Either way it is time to try again.
+            let _ = timeout_at(deadline.min(now + PAUSE), routes.changed()).await;
+        }
+        true
+    }
+}
+
+/// A replica that may show a slot though it has no owner.
+fn another_replica(cluster: &Cluster, slot: Slot) -> Option<Channel> {
+    let routes = cluster.routes();
+    let members = routes.borrow().get(slot)?.members.clone();
+    let view = cluster.view();
+    let others = members.into_iter().filter(|member| member != cluster.me());
+    let mut alive = others.filter(|member| view.borrow().get(&member.node).is_some_and(|node| node.alive));
+    alive.find_map(|member| cluster.channel(&member.node))
+}
+
+fn nobody(why: &str) -> Refusal {
+    Refusal {
+        message: format!("no node owns this context at the moment ({why}): try again"),
+        ..Refusal::not_owner("", "")
+    }
+}
+
+/// The refusal of the node that a request was sent on to, and whether it was certainly not done.
+#[expect(clippy::needless_pass_by_value, reason = "what map_err hands over")]
+pub fn refusal(status: Status) -> (Refusal, bool) {
+    let is_not_owner = status
+        .get_details_error_info()
+        .is_some_and(|info| info.domain == ERROR_DOMAIN && info.reason == NOT_OWNER);
+    // A broken connection has other codes, too.
+    let is_transport = std::error::Error::source(&status).is_some();
+    let code = if is_transport { Code::Unavailable } else { status.code() };
+    let mut refusal = Refusal::new(code, status.message());
+    if code == Code::Unavailable {
+        refusal.retry = Some(
+            status.get_details_retry_info().and_then(|info| info.retry_delay).unwrap_or(RETRY_NOT_OWNER),
+        );
+    }
+    (refusal, is_not_owner)
+}
+
+/// The answer of the node that a request was sent on to.
+pub async fn answer<T>(answered: impl Future<Output = Result<Response<T>, Status>>) -> Result<T, Refusal> {
+    answered.await.map(Response::into_inner).map_err(|status| refusal(status).0)
+}

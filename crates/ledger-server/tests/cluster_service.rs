@@ -1,0 +1,184 @@
+//! Who is there and who holds what, on a node by itself and in a cluster.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+
+mod support;
+
+use std::{collections::BTreeMap, net::UdpSocket, time::Duration};
+
+use ledger_core::{ContextId, slot::Slot};
+use ledger_proto::ledger::v1::{
+    ClusterChange, DrainRequest, LocateRequest, MembersRequest, WatchClusterRequest,
+    cluster_service_client::ClusterServiceClient,
+};
+use ledger_server::units::Span;
+use support::{TestNode, assert_retry, field};
+use tonic::{Code, Streaming, transport::Channel};
+
+/// A node of a cluster of two, which gossip at these ports.
+async fn join(name: &str, ports: [u16; 2], own: usize) -> TestNode {
+    TestNode::start_with(|config| {
+        config.node_id = Some(name.into());
+        config.gossip_listen = ([127, 0, 0, 1], ports[own]).into();
+        config.seeds = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
+        config.gossip_interval = Span(Duration::from_millis(50));
+        config.copies = 2;
+        config.lanes = 1;
+    })
+    .await
+}
+
+/// UDP ports that were free just now.
+fn free_ports() -> [u16; 2] {
+    let sockets = [(); 2].map(|()| UdpSocket::bind("127.0.0.1:0").unwrap());
+    sockets.map(|socket| socket.local_addr().unwrap().port())
+}
+
+/// What a watcher of the cluster knows.
+struct Watched {
+    changes: Streaming<ClusterChange>,
+    owners: BTreeMap<u32, String>,
+}
+
+impl Watched {
+    async fn start(client: &mut ClusterServiceClient<Channel>) -> Self {
+        let changes = client.watch_cluster(WatchClusterRequest {}).await.unwrap().into_inner();
+        Self { changes, owners: BTreeMap::new() }
+    }
+
+    fn owned_by(&self, name: &str) -> usize {
+        self.owners.values().filter(|owner| *owner == name).count()
+    }
+
+    /// Listens until it is so.
+    async fn until(&mut self, what: &str, reached: impl Fn(&Self) -> bool) {
+        let heard = async {
+            while !reached(self) {
+                let change = self.changes.message().await.unwrap().unwrap();
+                self.owners.extend(change.slots.into_iter().map(|location| (location.slot, location.owner)));
+            }
+        };
+        let heard = tokio::time::timeout(Duration::from_secs(30), heard).await;
+        assert!(heard.is_ok(), "{what}: {} of a, {} of b", self.owned_by("a"), self.owned_by("b"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_says_who_owns_what_and_a_node_can_be_drained() {
+    let ports = free_ports();
+    let (a, b) = tokio::join!(join("a", ports, 0), join("b", ports, 1));
+    let mut client = b.cluster().await;
+    let mut watched = Watched::start(&mut client).await;
+    watched
+        .until("both own slots", |seen| {
+            seen.owned_by("a") > 0
+                && seen.owned_by("b") > 0
+                && seen.owned_by("a") + seen.owned_by("b") == 1024
+        })
+        .await;
+    let answer = client.members(MembersRequest {}).await.unwrap().into_inner();
+    assert_eq!((answer.node_id.as_str(), answer.copies, answer.min_copies), ("b", 2, 2));
+    let members: Vec<_> = answer.members.iter().map(|member| (&*member.node_id, member.alive)).collect();
+    assert_eq!(members, [("a", true), ("b", true)]);
+    assert!(answer.members.iter().all(|member| member.incarnation > 0));
+
+    let mut progress = a.cluster().await.drain(DrainRequest { resume: false }).await.unwrap().into_inner();
+    let mut left = Vec::new();
+    while let Some(step) = progress.message().await.unwrap() {
+        left.push(step.owned);
+    }
+    assert_eq!(left.last(), Some(&0), "{left:?}");
+    watched.until("b owns everything", |seen| seen.owned_by("b") == 1024).await;
+    // The owner knows that the other one still keeps copies.
+    let request = LocateRequest { context_ids: vec!["demo".into()], slots: Vec::new() };
+    let found = client.locate(request).await.unwrap().into_inner().locations;
+    assert_eq!(found[0].owner_address, b.server.grpc().to_string());
+    assert_eq!(found[0].replicas.iter().filter(|replica| replica.in_step && replica.alive).count(), 2);
+
+    a.cluster().await.drain(DrainRequest { resume: true }).await.unwrap();
+    watched.until("a owns slots again", |seen| seen.owned_by("a") > 0).await;
+    // A node hands over before it stops.
+    a.stop().await;
+    watched.until("b owns everything again", |seen| seen.owned_by("b") == 1024).await;
+    b.stop().await;
+}
+
+#[tokio::test]
+async fn a_lone_node_is_its_only_member() {
+    let node = TestNode::start_with(|config| config.zone = Some("eu-1a".into())).await;
+    let answer = node.cluster().await.members(MembersRequest {}).await.unwrap().into_inner();
+    assert_eq!((answer.cluster_id.as_str(), answer.copies, answer.min_copies), ("converge", 1, 1));
+    let [member] = &answer.members[..] else { panic!("{answer:?}") };
+    assert_eq!(member.node_id, answer.node_id);
+    assert_eq!(member.storage_id, node.server.node().ledger.storage_id());
+    assert_eq!(member.address, node.server.grpc().to_string());
+    assert_eq!((member.readiness.as_str(), member.zone.as_str(), member.alive), ("ready", "eu-1a", true));
+    assert_eq!(member.slots_owned, 1024);
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_lone_node_owns_whatever_is_asked_for() {
+    let node = TestNode::start().await;
+    let mut client = node.cluster().await;
+    let request = LocateRequest { context_ids: vec!["demo".into()], slots: vec![7, 1023] };
+    let found = client.locate(request).await.unwrap().into_inner().locations;
+    let slot = Slot::of(&ContextId::new("demo").unwrap());
+    let expected = [("demo", u32::from(slot.number())), ("", 7), ("", 1023)];
+    for (location, (context, slot)) in found.iter().zip(expected) {
+        assert_eq!((location.context_id.as_str(), location.slot), (context, slot));
+        assert_eq!(location.owner_address, node.server.grpc().to_string());
+        assert_eq!((location.replicas.len(), location.replicas[0].in_step), (1, true));
+    }
+    let all = client.locate(LocateRequest::default()).await.unwrap().into_inner().locations;
+    assert_eq!(all.len(), 1024);
+    assert!(all.iter().all(|location| location.owner == found[0].owner && location.reason.is_empty()));
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_located_names_its_field() {
+    let node = TestNode::start().await;
+    let mut client = node.cluster().await;
+    for (context_ids, slots, name) in [
+        (vec![String::new()], vec![], "context_id"),
+        (vec!["c".to_owned(); 1001], vec![], "context_ids"),
+        (vec![], vec![1024], "slots"),
+        (vec![], vec![u32::MAX], "slots"),
+        (vec![], vec![0; 1025], "slots"),
+    ] {
+        let status = client.locate(LocateRequest { context_ids, slots }).await.unwrap_err();
+        assert_eq!((status.code(), field(&status).as_str()), (Code::InvalidArgument, name), "{status:?}");
+    }
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_watch_of_the_cluster_shows_everything_and_ends_with_the_node() {
+    let node = TestNode::start().await;
+    let mut changes = node.cluster().await.watch_cluster(WatchClusterRequest {}).await.unwrap().into_inner();
+    let first = changes.message().await.unwrap().unwrap();
+    assert_eq!((first.members.len(), first.slots.len()), (1, 1024));
+    let started = std::time::Instant::now();
+    node.stop().await;
+    assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
+    assert_retry(&changes.message().await.unwrap_err());
+}
+
+#[tokio::test]
+async fn a_lone_node_has_nobody_to_drain_to() {
+    let node = TestNode::start().await;
+    let mut client = node.cluster().await;
+    let status = client.drain(DrainRequest { resume: false }).await.unwrap_err();
+    assert_eq!(status.code(), Code::FailedPrecondition);
+    assert!(status.message().contains("by itself"), "{status:?}");
+    let mut progress = client.drain(DrainRequest { resume: true }).await.unwrap().into_inner();
+    assert_eq!(progress.message().await.unwrap().unwrap().owned, 1024);
+    assert!(progress.message().await.unwrap().is_none());
+    let (_, metrics) = node.http("/metrics").await;
+    assert!(
+        metrics.contains("ledger_refused_total{rpc=\"ClusterService/Drain\",code=\"FailedPrecondition\"} 1"),
+        "{metrics}"
+    );
+    node.stop().await;
+}

@@ -1,0 +1,230 @@
+//! What a node of a cluster asks of its ledger, beside what everybody does.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use ledger_core::{
+    ContextId, Size,
+    compare::{Answer, Ask},
+    digest::{Digest, Extent},
+    node::{NodeId, StorageId},
+    ownership::{Claim, SlotRecord},
+    replication::Peer,
+    slot::{SLOTS, Slot},
+};
+use tokio::sync::oneshot;
+
+use crate::{
+    Ledger, StoreError, answer, forks,
+    lane::{Command, Fork},
+    ranges,
+    replica::{Change, Changed, Lead, Outbox, Part, StableUpTo, Taken},
+    slots,
+};
+
+/// What was sent is being written: the outcome of each part, once it is durable.
+#[derive(Debug)]
+pub struct Following(Vec<oneshot::Receiver<Result<Vec<Taken>, StoreError>>>);
+
+impl Following {
+    /// Waits until all of it is durable. The outcomes are in no particular order.
+    pub async fn durable(self) -> Result<Vec<Taken>, StoreError> {
+        let mut all = Vec::new();
+        for lane in self.0 {
+            all.extend(lane.await.map_err(|_| StoreError::Closed)??);
+        }
+        Ok(all)
+    }
+}
+
+impl Ledger {
+    /// Hands over who carries what this node's lanes send. Once, before anything is led.
+    pub fn carry(&self, outbox: Arc<dyn Outbox>) {
+        // A second one is a mistake of the program's; the first stays.
+        let _ = self.inner().shared.carrier.set(outbox);
+    }
+
+    /// The data directory's identity.
+    pub fn storage(&self) -> StorageId {
+        StorageId(self.inner().shared.meta.storage_id)
+    }
+
+    /// The records of all slots that were ever asked about.
+    pub fn slot_records(&self) -> Result<Vec<(Slot, SlotRecord)>, StoreError> {
+        let db = self.inner().database.get()?;
+        let mut records = Vec::new();
+        for slot in (0..SLOTS).filter_map(Slot::new) {
+            let record = slots::read(&db, slot)?;
+            if record != SlotRecord::default() {
+                records.push((slot, record));
+            }
+        }
+        Ok(records)
+    }
+
+    /// Changes the records of slots; what is answered is on disk.
+    pub async fn change_slots(
+        &self,
+        changes: Vec<(Slot, Change)>,
+    ) -> Result<Vec<(Slot, Changed)>, StoreError> {
+        let mut waiting = Vec::new();
+        for (lane, changes) in self.by_lane(changes, |(slot, _)| *slot)? {
+            let (reply, changed) = oneshot::channel();
+            self.to_lane(lane, Command::Change(changes, reply)).await?;
+            waiting.push(changed);
+        }
+        let mut all = Vec::new();
+        for changed in waiting {
+            all.extend(changed.await.map_err(|_| StoreError::Closed)?);
+        }
+        Ok(all)
+    }
+
+    /// Leads slots, or no more; in order for each slot.
+    pub async fn lead(&self, leads: Vec<(Slot, Lead)>) -> Result<(), StoreError> {
+        for (lane, leads) in self.by_lane(leads, |(slot, _)| *slot)? {
+            self.to_lane(lane, Command::Lead(leads)).await?;
+        }
+        Ok(())
+    }
+
+    /// A peer's stream is lost: it is sent nothing more until it is offered slots again.
+    pub async fn lose_peer(&self, peer: Peer) -> Result<(), StoreError> {
+        self.to_all(|| Command::Lose(peer)).await
+    }
+
+    /// A node's stream begins anew: no slot is in step with it until it accepts an offer on the new stream.
+    pub async fn follows(&self, node: &NodeId) -> Result<(), StoreError> {
+        self.to_all(|| Command::Follows(node.clone())).await
+    }
+
+    /// Takes parts of another node's commit (with its number), or ranges that were fetched (with 0). Returns when they
+    /// are in the lanes' queues, and so in order with what else is sent there.
+    pub async fn follow(&self, parts: Vec<Part>, number: u64) -> Result<Following, StoreError> {
+        let mut waiting = Vec::new();
+        for (lane, parts) in self.by_lane(parts, |part| part.slot)? {
+            let (reply, taken) = oneshot::channel();
+            self.to_lane(lane, Command::Follow(parts, number, reply)).await?;
+            waiting.push(taken);
+        }
+        Ok(Following(waiting))
+    }
+
+    /// Owners say what is stable.
+    pub async fn stable(&self, slots: Vec<StableUpTo>) -> Result<(), StoreError> {
+        for (lane, slots) in self.by_lane(slots, |stable| stable.slot)? {
+            self.to_lane(lane, Command::Stable(slots)).await?;
+        }
+        Ok(())
+    }
+
+    /// The digests of slots, as they are when everything sent to the lanes before is written.
+    pub async fn digests(&self, slots: Vec<Slot>) -> Result<BTreeMap<Slot, Digest>, StoreError> {
+        let mut waiting = Vec::new();
+        for (lane, slots) in self.by_lane(slots, |slot| *slot)? {
+            let (reply, digests) = oneshot::channel();
+            self.to_lane(lane, Command::Digests(slots, reply)).await?;
+            waiting.push(digests);
+        }
+        let mut all = BTreeMap::new();
+        for digests in waiting {
+            all.extend(digests.await.map_err(|_| StoreError::Closed)?);
+        }
+        Ok(all)
+    }
+
+    /// The digests of slots now, without waiting.
+    pub fn digests_now(&self, slots: impl IntoIterator<Item = Slot>) -> BTreeMap<Slot, Digest> {
+        let digests = self.inner().shared.digests.as_ref();
+        digests.map_or_else(BTreeMap::new, |digests| {
+            slots.into_iter().map(|slot| (slot, digests.whole(slot))).collect()
+        })
+    }
+
+    /// Sends a peer the digests of those of the slots that it is sent, at this place of each lane's stream.
+    pub async fn mark(&self, peer: Peer, slots: Vec<Slot>) -> Result<(), StoreError> {
+        for (lane, slots) in self.by_lane(slots, |slot| *slot)? {
+            self.to_lane(lane, Command::Mark(peer, slots)).await?;
+        }
+        Ok(())
+    }
+
+    /// Everything that a peer was sent of a lane up to a number is durable there.
+    pub fn peer_holds(&self, peer: Peer, lane: u16, number: u64) {
+        let shared = &self.inner().shared;
+        if let Some(copies) = shared.copies().get(usize::from(lane)) {
+            copies.holds(shared, peer, number);
+        }
+    }
+
+    /// Leaves what a context has after `common`, if the context still is what was compared: it goes to the forks. Gives the
+    /// size the context has then.
+    pub async fn leave_history(
+        &self,
+        context: ContextId,
+        claim: Claim,
+        common: Size,
+        ours: Extent,
+        evidence: forks::Evidence,
+    ) -> Result<Size, StoreError> {
+        let lane = self.lane_of(Slot::of(&context))?;
+        let (reply, left) = oneshot::channel();
+        let fork = Fork { context, claim, common, ours, evidence };
+        self.to_lane(lane, Command::Fork(Box::new(fork), reply)).await?;
+        left.await.map_err(|_| StoreError::Closed)?
+    }
+
+    /// Answers a question of a comparison. Blocks.
+    pub fn compare(&self, ask: &Ask, keeps: impl Fn(Slot) -> bool) -> Result<Answer, StoreError> {
+        let shared = &self.inner().shared;
+        let db = self.inner().database.get()?;
+        let digests = shared.digests.as_ref().ok_or(StoreError::Closed)?;
+        answer::answer(&db, digests, ask, keeps)
+    }
+
+    /// Entries of a context as they are stored, to be sent in a claim: after a size, up to another, at most so many
+    /// bytes (the first entry comes whatever its size). Blocks.
+    pub fn range(
+        &self,
+        context: &ContextId,
+        after: Size,
+        to: Size,
+        max_bytes: usize,
+    ) -> Result<ranges::Range, StoreError> {
+        let db = self.inner().database.get()?;
+        ranges::read(&db, context, after, to, max_bytes)
+    }
+
+    /// Whether readers may see a slot here.
+    pub fn shows(&self, slot: Slot) -> bool {
+        self.inner().shared.readable.is_shown(slot)
+    }
+
+    fn lane_of(&self, slot: Slot) -> Result<usize, StoreError> {
+        let lanes = self.inner().lane_count();
+        if lanes == 0 { Err(StoreError::Closed) } else { Ok(usize::from(slot.number()) % lanes) }
+    }
+
+    fn by_lane<T>(
+        &self,
+        items: Vec<T>,
+        slot: impl Fn(&T) -> Slot,
+    ) -> Result<BTreeMap<usize, Vec<T>>, StoreError> {
+        let mut lanes: BTreeMap<usize, Vec<T>> = BTreeMap::new();
+        for item in items {
+            lanes.entry(self.lane_of(slot(&item))?).or_default().push(item);
+        }
+        Ok(lanes)
+    }
+
+    async fn to_lane(&self, lane: usize, command: Command) -> Result<(), StoreError> {
+        let queue = self.inner().queue_of(lane)?;
+        queue.send(command).await.map_err(|_| StoreError::Closed)
+    }
+
+    async fn to_all(&self, command: impl Fn() -> Command) -> Result<(), StoreError> {
+        for lane in 0..self.inner().lane_count() {
+            self.to_lane(lane, command()).await?;
+        }
+        Ok(())
+    }
+}

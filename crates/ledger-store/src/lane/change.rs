@@ -1,0 +1,248 @@
+//! A lane in a cluster: the records of its slots, and leading them.
+//!
+//! All of it goes through the lane's queue, so that a promise comes after every entry taken before it and before
+//! every entry refused because of it, and an offer is of what the peer was sent before.
+
+use super::{
+    Arc, Change, Changed, Claim, ContextId, Db, Digest, Extent, Fork, Lane, Lead, Outgoing, Peer, Size, Slot,
+    SlotRecord, StoreError, forks, read_head,
+};
+use std::collections::BTreeMap;
+
+use ledger_core::ownership::NotTaken;
+
+use crate::{
+    replica::{ChangeOutcome, Mark, Offer},
+    slots,
+};
+
+impl Lane {
+    /// Changes slots' records, durably.
+    pub(super) fn change(&mut self, db: &Arc<Db>, changes: Vec<(Slot, Change)>) -> Vec<(Slot, Changed)> {
+        let mut changed = Vec::with_capacity(changes.len());
+        let mut records = BTreeMap::new();
+        // Places of offers that are accepted with these changes.
+        let mut accepted = Vec::new();
+        for (slot, change) in changes {
+            let record = match records
+                .get(&slot)
+                .map_or_else(|| self.record(db, slot), |known: &SlotRecord| Ok(known.clone()))
+            {
+                Ok(record) => record,
+                Err(error) => {
+                    let record = SlotRecord::default();
+                    changed.push((slot, Changed { outcome: ChangeOutcome::Failed(error), record }));
+                    continue;
+                }
+            };
+            let (outcome, next) = self.changed(slot, &record, change, &mut accepted);
+            let record = next.inspect(|next| _ = records.insert(slot, next.clone())).unwrap_or(record);
+            changed.push((slot, Changed { outcome, record }));
+        }
+        if records.is_empty() {
+            return changed;
+        }
+        if let Err(error) = slots::write(db, &records) {
+            self.shared.commit_failed(&error);
+            for (slot, changed) in &mut changed {
+                if records.contains_key(slot) {
+                    changed.outcome = ChangeOutcome::Failed(error.clone());
+                    // What is on disk is not known.
+                    self.records.remove(slot);
+                }
+            }
+            return changed;
+        }
+        if let Some(copies) = &self.copies {
+            for (slot, record) in &records {
+                if let Some(promised) = &record.promised {
+                    copies.fence(*slot, promised);
+                }
+            }
+        }
+        self.records.extend(records);
+        if let Some(copies) = &self.copies {
+            for (slot, claim, number) in accepted {
+                // What waited for copies of this node's own is part of the history accepted, or was not acknowledged.
+                copies.step_down(slot);
+                copies.accepted(&self.shared, slot, claim.epoch, number);
+                self.in_step.insert(slot, claim);
+            }
+        }
+        changed
+    }
+
+    fn changed(
+        &mut self,
+        slot: Slot,
+        record: &SlotRecord,
+        change: Change,
+        accepted: &mut Vec<(Slot, Claim, u64)>,
+    ) -> (ChangeOutcome, Option<SlotRecord>) {
+        match change {
+            Change::Promise(claim) => match record.promise(&claim) {
+                Ok((next, promise)) => (ChangeOutcome::Promised(promise), Some(next)),
+                Err(refused) => (ChangeOutcome::Refused(refused.promised), None),
+            },
+            Change::Confirm(claim) => match record.confirm(&claim) {
+                Ok(next) => (ChangeOutcome::Done, Some(next)),
+                Err(refused) => (not_taken(refused), None),
+            },
+            Change::Accept { claim, set, is_confirmed, before, offer } => {
+                let next = match record.accept(&claim, &set, is_confirmed, before.as_ref()) {
+                    Ok(next) => next,
+                    Err(refused) => return (not_taken(refused), None),
+                };
+                if let Some((digest, number)) = offer {
+                    let ours = self.shared.digests.as_ref().map(|digests| digests.whole(slot));
+                    if ours != Some(digest) {
+                        self.in_step.remove(&slot);
+                        if let Some(copies) = &self.copies {
+                            copies.differs(&self.shared, slot);
+                        }
+                        // From now on nothing of a lower claim may be taken: what is here is about to change.
+                        let promised = record.promise(&claim).ok().map(|(next, _)| next);
+                        return (ChangeOutcome::Differs, promised);
+                    }
+                    accepted.push((slot, claim, number));
+                }
+                (ChangeOutcome::Done, Some(next))
+            }
+        }
+    }
+
+    /// A slot's record.
+    pub(super) fn record(&mut self, db: &Db, slot: Slot) -> Result<SlotRecord, StoreError> {
+        if let Some(record) = self.records.get(&slot) {
+            return Ok(record.clone());
+        }
+        let record = slots::read(db, slot)?;
+        self.records.insert(slot, record.clone());
+        Ok(record)
+    }
+
+    /// Leads slots, or no more.
+    pub(super) fn lead(&mut self, db: &Arc<Db>, leads: Vec<(Slot, Lead)>) {
+        let Some(copies) = self.copies.clone() else { return };
+        let mut shown = Vec::new();
+        for (slot, lead) in leads {
+            match lead {
+                Lead::Offer { peer, claim, set, is_confirmed, before } => {
+                    let number = copies.send_to(slot, &claim, peer);
+                    let digest = self.shared.digests.as_ref().map(|digests| digests.whole(slot));
+                    let digest = digest.unwrap_or_default();
+                    let lane = self.number;
+                    let offer = Offer { lane, number, slot, claim, set, is_confirmed, before, digest };
+                    if let Some(outbox) = self.shared.carrier.get() {
+                        outbox.send(peer, Outgoing::Offer(offer));
+                    }
+                }
+                Lead::Own { claim, needed } => {
+                    if copies.own(&self.shared, slot, &claim, needed) {
+                        shown.push(slot);
+                    }
+                    self.in_step.remove(&slot);
+                }
+                Lead::Count { claim, peer } => copies.count(&self.shared, slot, &claim, peer),
+                Lead::Stop { claim } => copies.stop(&self.shared, slot, &claim),
+                Lead::StepDown => copies.step_down(slot),
+            }
+        }
+        self.wake(db, &shown);
+    }
+
+    /// Wakes the watchers of slots that are shown from now on.
+    pub(super) fn wake(&self, db: &Db, shown: &[Slot]) {
+        if shown.is_empty() || self.shared.tails.is_idle() {
+            return;
+        }
+        for (context, tail) in self.shared.tails.of_slots(|slot| shown.contains(&slot)) {
+            // Whoever reads it meets the error.
+            if let Ok(Some((_, head))) = db.head(&context) {
+                tail.reach(head.size());
+            }
+        }
+    }
+
+    pub(super) fn digests(&self, slots: &[Slot]) -> Vec<(Slot, Digest)> {
+        let Some(digests) = &self.shared.digests else { return Vec::new() };
+        slots.iter().map(|slot| (*slot, digests.whole(*slot))).collect()
+    }
+
+    pub(super) fn mark(&self, peer: Peer, slots: &[Slot]) {
+        let (Some(copies), Some(outbox)) = (&self.copies, self.shared.carrier.get()) else { return };
+        // Others are known to differ.
+        let slots: Vec<Slot> = slots.iter().filter(|slot| copies.counts(**slot, peer)).copied().collect();
+        if !slots.is_empty() {
+            let (lane, number, digests) = (self.number, copies.number(), self.digests(&slots));
+            outbox.send(peer, Outgoing::Mark(Mark { lane, number, digests }));
+        }
+    }
+
+    /// How far a context goes.
+    pub(super) fn extent(db: &Db, context: &ContextId) -> Result<Option<Extent>, StoreError> {
+        let row = read_head(db, context)?;
+        Ok(row.map(|(_, head)| Extent { size: head.size(), root: head.root() }))
+    }
+
+    /// Leaves a history for the one that a claim's owner has.
+    pub(super) fn fork(&mut self, db: &Arc<Db>, fork: Fork) -> Result<Size, StoreError> {
+        let Fork { context, claim, common, ours, evidence } = fork;
+        let slot = Slot::of(&context);
+        if let Err(refused) = self.record(db, slot)?.may_follow(&claim) {
+            return Err(StoreError::Io(refused.to_string()));
+        }
+        let now = Self::extent(db, &context)?;
+        if now != Some(ours) {
+            // It changed since it was compared: it is compared again.
+            return Ok(now.map_or(Size(0), |now| now.size));
+        }
+        // Nobody is shown a history that is being left.
+        if let Some(copies) = &self.copies {
+            copies.differs(&self.shared, slot);
+            self.in_step.remove(&slot);
+        }
+        self.cache.remove(&context);
+        self.parked.forget(&context);
+        let left = forks::leave(db, &context, common, &evidence).inspect_err(|error| match error {
+            // What is there cannot be read: that is no failure to write.
+            StoreError::Damaged { .. } | StoreError::OutOfRange { .. } => self.shared.quarantine.note(error),
+            error => self.shared.commit_failed(error),
+        })?;
+        if let Some(digests) = &self.shared.digests {
+            digests.replace(&context, left.was, left.now);
+        }
+        Ok(common)
+    }
+
+    /// The database was opened anew: what of the last commits is in it has to be read, and nothing is led.
+    pub(super) fn opened_anew(&mut self, db: &Arc<Db>) {
+        let Some(copies) = &self.copies else { return };
+        self.records.clear();
+        self.in_step.clear();
+        self.parked = super::Parked::default();
+        let led = copies.reset(&StoreError::NotAcknowledged);
+        let mine =
+            |slot: Slot| usize::from(slot.number()) % self.shared.copies().len() == usize::from(self.number);
+        if let Some(digests) = &self.shared.digests
+            && let Err(error) = digests.rescan(db, mine)
+        {
+            tracing::error!(%error, "the digests could not be read anew");
+        }
+        for slot in (0..ledger_core::slot::SLOTS).filter_map(Slot::new).filter(|slot| mine(*slot)) {
+            self.shared.readable.darken(slot);
+        }
+        if let Some(outbox) = self.shared.carrier.get() {
+            outbox.gave_up(led);
+        }
+    }
+}
+
+fn not_taken(refused: NotTaken) -> ChangeOutcome {
+    match refused {
+        NotTaken::Refused(refused) => ChangeOutcome::Refused(refused.promised),
+        NotTaken::OtherMembers(placement) => ChangeOutcome::OtherMembers(placement),
+        // It comes before the acceptance, or after one of another epoch.
+        NotTaken::NotAccepted { .. } => ChangeOutcome::Failed(StoreError::Io(refused.to_string())),
+    }
+}

@@ -1,0 +1,215 @@
+//! A lane in a cluster: taking what other nodes' lanes wrote.
+//!
+//! Every part is checked before anything of it is staged: the claim against the slot's record, that it continues
+//! what is here, and every entry against its hash; the root at its end shows that the whole history is the owner's.
+
+use std::collections::{HashMap, VecDeque};
+
+use bytes::Bytes;
+use foldhash::fast::RandomState;
+use ledger_core::{
+    ContextId, Head, Sequence, Size,
+    replication::{Fit, fit},
+    slot::Slot,
+};
+
+use super::{Db, Lane, Origin, Part, Place, Staged, StoreError, Taken};
+use crate::{commit::Touched, record, state::ContextState};
+
+/// A gap of more entries is not waited for: whoever fills it fetches what comes after as well.
+const PARK_GAP: u64 = 16_384;
+/// Most bytes of parts that wait for what comes before them, in a lane.
+const PARK_BYTES: usize = 32 << 20;
+
+/// Parts that came before what they continue, by context, in the order they came.
+#[derive(Debug, Default)]
+pub(super) struct Parked {
+    contexts: HashMap<ContextId, VecDeque<(Part, u64)>, RandomState>,
+    bytes: usize,
+}
+
+impl Parked {
+    fn park(&mut self, part: Part, number: u64) {
+        if self.bytes + part.records.len() > PARK_BYTES {
+            // Those of a context are worth nothing without the first of them.
+            self.forget(&part.context);
+            return;
+        }
+        self.bytes += part.records.len();
+        self.contexts.entry(part.context.clone()).or_default().push_back((part, number));
+    }
+
+    /// The next part of a context.
+    fn next(&mut self, context: &ContextId, size: Size) -> Option<(Part, u64)> {
+        let parts = self.contexts.get_mut(context)?;
+        if parts.front().is_some_and(|(part, _)| part.after.size > size) {
+            return None;
+        }
+        let next = parts.pop_front();
+        if parts.is_empty() {
+            self.contexts.remove(context);
+        }
+        if let Some((part, _)) = &next {
+            self.bytes -= part.records.len();
+        }
+        next
+    }
+
+    pub(super) fn forget(&mut self, context: &ContextId) {
+        if let Some(parts) = self.contexts.remove(context) {
+            self.bytes -= parts.iter().map(|(part, _)| part.records.len()).sum::<usize>();
+        }
+    }
+}
+
+impl Lane {
+    /// Stages a part of another node's commit, or (with number 0) a range that was fetched.
+    pub(super) fn take_part(&mut self, db: &Db, staged: &mut Staged, part: Part, number: u64) -> Taken {
+        let context = part.context.clone();
+        let is_strict = number > 0 && self.in_step.get(&part.slot) == Some(&part.claim);
+        match self.try_part(db, staged, part, number, is_strict) {
+            // The owner counts on this replica: it must not be told that it has what it has not.
+            Ok(Taken::Missing | Taken::Differs) if is_strict => {
+                Taken::Invalid(format!("it does not continue context {context} here"))
+            }
+            Ok(Taken::Reaches(size)) => self.take_parked(db, staged, &context, size),
+            Ok(taken) => taken,
+            Err(error) => {
+                self.shared.quarantine.note(&error);
+                Taken::Invalid(error.to_string())
+            }
+        }
+    }
+
+    /// Stages what waited for what was staged now.
+    fn take_parked(&mut self, db: &Db, staged: &mut Staged, context: &ContextId, mut size: Size) -> Taken {
+        while let Some((part, number)) = self.parked.next(context, size) {
+            match self.try_part(db, staged, part, number, false) {
+                Ok(Taken::Reaches(now)) => size = now,
+                // It is fetched.
+                _ => self.parked.forget(context),
+            }
+        }
+        Taken::Reaches(size)
+    }
+
+    fn try_part(
+        &mut self,
+        db: &Db,
+        staged: &mut Staged,
+        part: Part,
+        number: u64,
+        is_strict: bool,
+    ) -> Result<Taken, StoreError> {
+        let slot = part.slot;
+        if slot != Slot::of(&part.context) {
+            return Ok(Taken::Invalid(format!("context {} is not of slot {}", part.context, slot.number())));
+        }
+        if let Err(refused) = self.record(db, slot)?.may_follow(&part.claim) {
+            return Ok(Taken::Refused { slot, claim: part.claim, by: refused.promised });
+        }
+        if !is_strict && self.shared.readable.is_shown(slot) {
+            // What is taken now is not known to be stable.
+            if let Some(copies) = &self.copies {
+                copies.differs(&self.shared, slot);
+            }
+        }
+        let origin = Origin::Followed(part.claim.epoch, number);
+        if !staged.states.contains_key(&part.context) {
+            let touched = self.touch_followed(db, &part, origin)?;
+            staged.states.insert(part.context.clone(), touched);
+        }
+        let Some(touched) = staged.states.get_mut(&part.context) else { return Err(StoreError::Closed) };
+        touched.origin = origin;
+        let here = touched.state.head.size();
+        let skip = match fit(here, part.after.size, part.count) {
+            Fit::Continues { skip } => skip,
+            Fit::Known => {
+                let is_same = here != part.end() || touched.state.head.root() == part.root;
+                return Ok(if is_same { Taken::Reaches(here) } else { Taken::Differs });
+            }
+            Fit::Gap { missing } => {
+                if !is_strict && number > 0 && missing <= PARK_GAP {
+                    self.parked.park(part, number);
+                }
+                return Ok(Taken::Missing);
+            }
+        };
+        if skip == 0 && touched.state.head.root() != part.after.root {
+            return Ok(Taken::Differs);
+        }
+        let entries = match check(&touched.state.head, &part, skip)? {
+            Checked::Good(entries) => entries,
+            Checked::Differs => return Ok(Taken::Differs),
+        };
+        for (raw, entry, is_id_chosen) in entries {
+            touched.state.accept_verified(db, &mut staged.batch, &entry, is_id_chosen, &raw)?;
+            if let Some(watched) = &mut touched.watched {
+                watched.push(entry);
+            }
+            touched.appended += 1;
+            staged.entries += 1;
+        }
+        Ok(Taken::Reaches(part.end()))
+    }
+
+    fn touch_followed(&mut self, db: &Db, part: &Part, origin: Origin) -> Result<Touched, StoreError> {
+        let known = match self.cache.remove(&part.context) {
+            Some((_, state)) => Some(state),
+            None => ContextState::load(db, &part.context)?,
+        };
+        let state = if let Some(state) = known {
+            state
+        } else {
+            let place = Place { slot: part.slot, number: self.shared.numbers.next(db)? };
+            ContextState::new(place, Head::new(part.suite, part.lineage, part.created_at_ns))
+        };
+        let tails = &self.shared.tails;
+        let is_watched = !tails.is_idle() && tails.find(&part.context).is_some();
+        Ok(Touched::new(state, is_watched, origin))
+    }
+}
+
+/// An entry with its record, and whether its writer chose its id.
+type Verified = (Bytes, ledger_core::Entry, bool);
+
+enum Checked {
+    Good(Vec<Verified>),
+    Differs,
+}
+
+/// Checks all that is new of a part, on a copy of the head: nothing is staged of a part that turns out wrong.
+fn check(head: &Head, part: &Part, skip: u64) -> Result<Checked, StoreError> {
+    let context = &part.context;
+    let mut verified = head.clone();
+    let mut entries = Vec::with_capacity(usize::try_from(part.count - skip).unwrap_or_default().min(1 << 16));
+    let invalid =
+        |reason: String| StoreError::Io(format!("what was sent of context {context} is refused: {reason}"));
+    for (index, raw) in (0..).zip(part.each_record()) {
+        if index < skip {
+            continue;
+        }
+        let sequence = Sequence(part.after.size.0 + index + 1);
+        let view = record::view_entry(sequence, &raw).map_err(|error| invalid(error.to_string()))?;
+        let is_id_chosen = view.is_id_chosen;
+        let mut entry = view.to_entry(context)?;
+        // The record is what it was copied from: one of them is enough.
+        if let Some(at) = find(&raw, &entry.payload) {
+            entry.payload = raw.slice(at..at + entry.payload.len());
+        }
+        ledger_core::entry::check_metadata(&entry.metadata)?;
+        match verified.verify_next(context, &entry) {
+            Ok(()) => entries.push((raw, entry, is_id_chosen)),
+            // Overlapping entries that part before what is here show as one that does not continue it.
+            Err(_) if skip > 0 => return Ok(Checked::Differs),
+            Err(error) => return Err(invalid(error.to_string())),
+        }
+    }
+    if verified.root() == part.root { Ok(Checked::Good(entries)) } else { Ok(Checked::Differs) }
+}
+
+/// Where a payload is in its record: it is the last field before the checksum.
+fn find(raw: &[u8], payload: &[u8]) -> Option<usize> {
+    let at = raw.len().checked_sub(4 + payload.len())?;
+    (raw.get(at..at + payload.len())? == payload).then_some(at)
+}

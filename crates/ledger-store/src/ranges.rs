@@ -1,0 +1,114 @@
+//! Ranges of entries as they are stored, for another node to take: how catching up reads.
+
+use bytes::Bytes;
+use ledger_core::{ContextId, Hash, HashSuite, Lineage, Sequence, Size};
+
+use crate::{
+    StoreError,
+    db::{Db, read_error},
+    families, prove,
+    read::damaged,
+    record,
+    replica::push_record,
+    rows,
+};
+
+/// Entries that follow each other, and where the history stands before and after them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Range {
+    /// Which history it is.
+    pub lineage: Lineage,
+    /// Its hash suite.
+    pub suite: HashSuite,
+    /// Wall-clock time of the context's creation, nanoseconds since the Unix epoch.
+    pub created_at_ns: u64,
+    /// The entries come after so many.
+    pub after: Size,
+    /// The root at that size.
+    pub after_root: Hash,
+    /// How many they are: at least 1.
+    pub count: u64,
+    /// The root with them.
+    pub root: Hash,
+    /// Their records, each after its length as four bytes, little-endian.
+    pub records: Bytes,
+}
+
+/// Reads entries after a size up to another, of the history as it is, stable or not: at least one, then as many as
+/// fit `max_bytes` of records with their lengths. All is read at one moment.
+///
+/// Fails with [`StoreError::OutOfRange`] if the context has fewer than `to` entries (0 if there is no such
+/// context), or if `to` is not above `after`; with [`StoreError::Damaged`] if a record is not what was written.
+pub(crate) fn read(
+    db: &Db,
+    context: &ContextId,
+    after: Size,
+    to: Size,
+    max_bytes: usize,
+) -> Result<Range, StoreError> {
+    let rows = db.snapshot();
+    let found = rows::head(&rows, context)?;
+    let size = found.as_ref().map_or(0, |(_, head)| head.frontier.size());
+    let out_of_range = || StoreError::OutOfRange {
+        context: context.clone(),
+        size,
+        what: format!("the range after {after} up to {to}"),
+    };
+    let Some((place, head)) = found.filter(|_| after < to && to.0 <= size) else {
+        return Err(out_of_range());
+    };
+
+    let (mut records, mut end) = (Vec::new(), after);
+    let mut failure = None;
+    let (first, beyond) = (place.entry(next(end)), place.entry(Sequence(to.0 + 1)));
+    let read = rows.read_through(families::ENTRIES, &first, &beyond, |row, value| {
+        let sequence = next(end);
+        if families::sequence_of(row) != Some(sequence) {
+            return false;
+        }
+        let is_first = end == after;
+        if !is_first && records.len() + 4 + value.len() > max_bytes {
+            return false;
+        }
+        // A peer would refuse it, and could not tell why.
+        if let Err(error) = record::peek_entry(value) {
+            failure = Some(damaged(context, sequence, &error.to_string()));
+            return false;
+        }
+        if is_first {
+            // Entries of a context are mostly alike.
+            let estimate =
+                (4 + value.len()).saturating_mul(usize::try_from(to.0 - after.0).unwrap_or(usize::MAX));
+            records.reserve(estimate.min(max_bytes));
+        }
+        push_record(&mut records, value);
+        end = Size(sequence.0);
+        true
+    });
+    read.map_err(|error| read_error(context, next(end), &error))?;
+    if let Some(failure) = failure {
+        return Err(failure);
+    }
+    if end == after {
+        return Err(damaged(context, next(end), "the entry is missing"));
+    }
+    let roots = prove::roots_at(&rows, context, place, &head, &[after, end])?;
+    let [after_root, root] = roots.as_slice() else { return Err(out_of_range()) };
+    Ok(Range {
+        lineage: head.lineage,
+        suite: head.suite,
+        created_at_ns: head.created_at_ns,
+        after,
+        after_root: *after_root,
+        count: end.0 - after.0,
+        root: *root,
+        records: records.into(),
+    })
+}
+
+fn next(end: Size) -> Sequence {
+    Sequence(end.0 + 1)
+}
+
+#[cfg(test)]
+mod tests;

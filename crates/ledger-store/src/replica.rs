@@ -1,0 +1,277 @@
+//! What the lanes of nodes say to each other, and to whoever carries it between them.
+//!
+//! An owner's lane numbers its commits and puts each on the streams of the peers that keep its slots. A replica's
+//! lanes check every part of it and write it as their own commits. See [`ledger_core::replication`].
+
+use std::{fmt, sync::Arc};
+
+use bytes::Bytes;
+use ledger_core::{
+    ContextId, Epoch, Hash, HashSuite, Lineage, Size,
+    digest::{Digest, Extent},
+    node::ReplicaSet,
+    ownership::{Claim, Placement, Promise, SlotRecord},
+    replication::Peer,
+    slot::Slot,
+};
+
+use crate::StoreError;
+
+/// Most bytes of records in one part.
+pub const MAX_PART: usize = 32 << 20;
+
+/// Carries what this node's lanes send. Called by lanes: must not block, and must keep the order for each peer.
+pub trait Outbox: Send + Sync + fmt::Debug {
+    /// Puts something on the stream to a peer. If that is impossible (the queue is full, or the stream is gone) the
+    /// stream is lost, and the lanes are told so with [`crate::Ledger::lose_peer`].
+    fn send(&self, peer: Peer, what: Outgoing);
+
+    /// Everything appended to a stopped slot has its copies.
+    fn stopped(&self, slot: Slot, claim: Claim);
+
+    /// The node gave up slots by itself: its disk failed.
+    fn gave_up(&self, slots: Vec<Slot>);
+}
+
+/// Something for the stream to a peer.
+#[derive(Debug, Clone)]
+pub enum Outgoing {
+    /// Part of a commit: the slots that the peer keeps.
+    Commit(Arc<Commit>),
+    /// The offer to accept an epoch.
+    Offer(Offer),
+    /// So much of each slot is stable.
+    Stable(Vec<StableUpTo>),
+    /// Digests of slots as they are at this place of the stream.
+    Mark(Mark),
+}
+
+/// What a group commit of a lane wrote.
+#[derive(Debug, Clone)]
+pub struct Commit {
+    /// The lane.
+    pub lane: u16,
+    /// Numbers rise within a lane.
+    pub number: u64,
+    /// The parts, by context.
+    pub parts: Vec<Part>,
+}
+
+/// Entries of one context: part of a commit, or a range that was fetched.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Part {
+    /// The slot of the context.
+    pub slot: Slot,
+    /// The claim in which the entries are sent.
+    pub claim: Claim,
+    /// The context.
+    pub context: ContextId,
+    /// The history it is.
+    pub lineage: Lineage,
+    /// Its hash suite.
+    pub suite: HashSuite,
+    /// Wall-clock time of its creation, nanoseconds since the Unix epoch.
+    pub created_at_ns: u64,
+    /// What the entries come after.
+    pub after: Extent,
+    /// The root with them.
+    pub root: Hash,
+    /// How many.
+    pub count: u64,
+    /// Their records, each after its length as four bytes, little-endian.
+    pub records: Bytes,
+}
+
+/// The offer to accept an epoch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Offer {
+    /// The lane whose stream it is in.
+    pub lane: u16,
+    /// The commits of that lane up to this number come before it.
+    pub number: u64,
+    /// The slot.
+    pub slot: Slot,
+    /// The claim.
+    pub claim: Claim,
+    /// The slot's members.
+    pub set: ReplicaSet,
+    /// Whether they were confirmed.
+    pub is_confirmed: bool,
+    /// The members that these are to follow, if that is not settled.
+    pub before: Option<ReplicaSet>,
+    /// The digest of what the claimant holds of the slot at this place.
+    pub digest: Digest,
+}
+
+/// Everything of a slot up to a commit is stable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StableUpTo {
+    /// The slot.
+    pub slot: Slot,
+    /// The owner's epoch.
+    pub epoch: Epoch,
+    /// The commit's number.
+    pub number: u64,
+}
+
+/// Digests of a lane's slots, at one place of its stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mark {
+    /// The lane.
+    pub lane: u16,
+    /// Its newest commit.
+    pub number: u64,
+    /// The digests.
+    pub digests: Vec<(Slot, Digest)>,
+}
+
+/// A change to a slot's record.
+#[derive(Debug, Clone)]
+pub enum Change {
+    /// Promise a claim.
+    Promise(Claim),
+    /// Accept an epoch.
+    Accept {
+        /// Its claim.
+        claim: Claim,
+        /// The members.
+        set: ReplicaSet,
+        /// Whether they were confirmed.
+        is_confirmed: bool,
+        /// The members that these are to follow, if that is not settled.
+        before: Option<ReplicaSet>,
+        /// Only if what is held of the slot has this digest, and the place of the offer in the claimant's stream. The
+        /// claimant itself has nothing to compare.
+        offer: Option<(Digest, u64)>,
+    },
+    /// Note that all first members have accepted.
+    Confirm(Claim),
+}
+
+/// What became of a change. What it was is on disk.
+#[derive(Debug, Clone)]
+pub struct Changed {
+    /// The outcome.
+    pub outcome: ChangeOutcome,
+    /// The record as it is now.
+    pub record: SlotRecord,
+}
+
+/// What became of a change.
+#[derive(Debug, Clone)]
+pub enum ChangeOutcome {
+    /// The claim is promised.
+    Promised(Promise),
+    /// The epoch is accepted, or noted as confirmed.
+    Done,
+    /// A higher claim was promised.
+    Refused(Claim),
+    /// Other first members were accepted before.
+    OtherMembers(Placement),
+    /// What is held of the slot is not what was offered. Nothing of it is shown until it is.
+    Differs,
+    /// The disk did not take it.
+    Failed(StoreError),
+}
+
+/// What an owner's lane does for a slot.
+#[derive(Debug, Clone)]
+pub enum Lead {
+    /// Put a peer on the stream, and send it the offer.
+    Offer {
+        /// The peer.
+        peer: Peer,
+        /// The claim.
+        claim: Claim,
+        /// The members.
+        set: ReplicaSet,
+        /// Whether they were confirmed.
+        is_confirmed: bool,
+        /// The members that these are to follow, if that is not settled.
+        before: Option<ReplicaSet>,
+    },
+    /// Take appends, which need so many copies.
+    Own {
+        /// The claim.
+        claim: Claim,
+        /// Copies needed.
+        needed: usize,
+    },
+    /// Count a peer's copies.
+    Count {
+        /// The claim.
+        claim: Claim,
+        /// The peer.
+        peer: Peer,
+    },
+    /// Take no more appends, and say when those taken have their copies.
+    Stop {
+        /// The claim.
+        claim: Claim,
+    },
+    /// Own it no more: whoever waits is told to try again.
+    StepDown,
+}
+
+/// What became of a part.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Taken {
+    /// The context reaches this far now; it is durable.
+    Reaches(Size),
+    /// It does not fit yet: entries before it are missing. It may have been kept until they come.
+    Missing,
+    /// What is here is another history.
+    Differs,
+    /// The slot was promised to a higher claim.
+    Refused {
+        /// The slot.
+        slot: Slot,
+        /// The claim it was sent in.
+        claim: Claim,
+        /// The higher one.
+        by: Claim,
+    },
+    /// It is not what a node of ours would send.
+    Invalid(String),
+}
+
+impl Part {
+    /// Whether the framing of the records is right: counts them.
+    pub fn count(records: &[u8]) -> Option<u64> {
+        let mut count = 0;
+        let mut rest = records;
+        while !rest.is_empty() {
+            let (len, more) = rest.split_first_chunk::<4>()?;
+            let len = usize::try_from(u32::from_le_bytes(*len)).ok()?;
+            rest = more.get(len..)?;
+            count += 1;
+        }
+        Some(count)
+    }
+
+    /// The records, in order.
+    pub fn each_record(&self) -> impl Iterator<Item = Bytes> + '_ {
+        let mut at = 0;
+        std::iter::from_fn(move || {
+            let (len, _) = self.records.get(at..)?.split_first_chunk::<4>()?;
+            let begin = at + 4;
+            let end = begin.checked_add(usize::try_from(u32::from_le_bytes(*len)).ok()?)?;
+            (end <= self.records.len()).then(|| {
+                at = end;
+                self.records.slice(begin..end)
+            })
+        })
+    }
+
+    /// The size with its entries.
+    pub fn end(&self) -> Size {
+        Size(self.after.size.0.saturating_add(self.count))
+    }
+}
+
+/// Adds a record to those of a part.
+pub(crate) fn push_record(records: &mut Vec<u8>, record: &[u8]) {
+    let len = u32::try_from(record.len()).unwrap_or(u32::MAX);
+    records.extend_from_slice(&len.to_le_bytes());
+    records.extend_from_slice(record);
+}
