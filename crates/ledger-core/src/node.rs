@@ -154,6 +154,12 @@ impl ReplicaSet {
         self.0.iter().find(|member| member.node == *node)
     }
 
+    /// How many members must know that they are the members when appends are acknowledged at `min_copies` copies: more
+    /// than half, or whoever knows it could be lost with a disk, and the others never find each other.
+    pub fn knowing(&self, min_copies: usize) -> usize {
+        min_copies.max(self.len() / 2 + 1).min(self.len())
+    }
+
     /// How many promises a takeover needs when appends are acknowledged at `min_copies` copies.
     ///
     /// With m copies of R members, any R − m + 1 members include one of the m that acknowledged. If m is

@@ -354,11 +354,15 @@ impl Takeover {
                 (count(&|member| self.promises.contains_key(member)), needed)
             }
             Phase::Accepting => {
-                let needed = if self.placement.is_confirmed { copies } else { set.len() };
+                let needed = match self.before() {
+                    _ if !self.placement.is_confirmed => set.len(),
+                    Some(_) => set.knowing(copies),
+                    None => copies,
+                };
                 (count(&|member| self.accepted.contains(member)), needed)
             }
             Phase::Confirming | Phase::Owning | Phase::GivenUp => {
-                (count(&|member| self.confirmed.contains(member)), copies)
+                (count(&|member| self.confirmed.contains(member)), set.knowing(copies))
             }
         }
     }
