@@ -117,6 +117,8 @@ impl Node {
 
     /// A claimant fetches the longest of the best histories.
     pub(super) fn claim_task(&mut self, slot: Slot, claim: Claim, from: Vec<Member>) {
+        // Whom it followed would wait for ever.
+        self.give_up(slot);
         let is_source = from.contains(&self.member);
         let sources = from.into_iter().filter(|member| *member != self.member).collect();
         self.tasks.insert(slot, Task::new(claim, sources, Purpose::Claim { is_source }));

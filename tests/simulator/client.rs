@@ -127,6 +127,11 @@ impl Writer {
         }
     }
 
+    /// Attaches, as an engine that moves does.
+    pub fn attach_again(&mut self) {
+        self.is_attached = false;
+    }
+
     /// Whether it waits for nothing.
     pub fn is_idle(&self) -> bool {
         self.is_attached && self.outstanding.is_empty()

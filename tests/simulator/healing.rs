@@ -45,6 +45,16 @@ impl World {
 
     pub(super) fn is_healed(&mut self) {
         match self.missing() {
+            // All members are equal: what they lack now they lack for good, unless its writer has it.
+            None if !self.is_settled => {
+                self.is_settled = true;
+                for client in &mut self.clients {
+                    if let Client::Writer(writer) = client {
+                        writer.attach_again();
+                    }
+                }
+                self.after(500_000, Happening::IsHealed);
+            }
             None => {
                 self.counts.add(Counted::LongestHealing, (self.now - self.healing_since) / 1000);
                 self.is_over = true;

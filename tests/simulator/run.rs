@@ -119,6 +119,8 @@ pub(super) struct World {
     pub last_loss: u64,
     pub is_healing: bool,
     pub healing_since: u64,
+    /// All members were equal since.
+    pub is_settled: bool,
     pub acknowledged_before: Vec<u64>,
     pub is_over: bool,
     pub violation: Option<String>,
@@ -182,6 +184,7 @@ impl World {
             last_loss: 0,
             is_healing: false,
             healing_since: 0,
+            is_settled: false,
             acknowledged_before: Vec::new(),
             is_over: false,
             violation: None,
