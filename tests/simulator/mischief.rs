@@ -222,7 +222,7 @@ impl World {
         self.sets_that_count().iter().all(|set| {
             let gone =
                 set.members().iter().filter(|member| !here.contains(member) && *member != lost).count();
-            gone < set.len() - set.knowing(self.plan.settings.min_copies)
+            gone < set.len() - set.knowing(self.plan.settings.min_copies, set.len())
         }) && self.remembers(index)
     }
 

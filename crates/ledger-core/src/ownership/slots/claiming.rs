@@ -141,7 +141,7 @@ impl Slots {
     }
 
     /// Who can be asked for a promise.
-    fn alive_members(&self) -> BTreeSet<Member> {
+    pub(super) fn alive_members(&self) -> BTreeSet<Member> {
         let alive = self.nodes.values().filter(|known| known.seen.is_alive && known.seen.is_writable);
         alive.map(|known| known.seen.member.clone()).collect()
     }
