@@ -1,0 +1,99 @@
+//! A stream of appends through the SDK, as fast as a window allows: how many a second, and how long each takes.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use bytes::Bytes;
+use hdrhistogram::Histogram;
+use ledger_client::{Append, Client, ContextId};
+use parking_lot::Mutex;
+use tokio_util::task::AbortOnDropHandle;
+
+/// Not counted, at the beginning.
+const WARM_UP: Duration = Duration::from_millis(500);
+/// One of so many has its time taken.
+const TIMED: u64 = 16;
+
+/// What is appended.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Shape {
+    pub(super) contexts: u64,
+    pub(super) window: usize,
+    pub(super) seconds: f64,
+}
+
+/// What came of it.
+#[derive(Debug, Clone)]
+pub(super) struct Measured {
+    pub(super) per_second: f64,
+    latency: Histogram<u64>,
+}
+
+impl Measured {
+    /// A quantile of the time from sending an append to its receipt, milliseconds.
+    pub(super) fn millis(&self, quantile: f64) -> f64 {
+        self.latency.value_at_quantile(quantile) as f64 / 1e6
+    }
+}
+
+/// Bytes that do not compress, the same in every entry.
+pub(super) fn payload(len: usize) -> Bytes {
+    let mut bytes = vec![0; len];
+    rand::Rng::fill_bytes(&mut rand::rng(), &mut bytes);
+    bytes.into()
+}
+
+/// Names of contexts that no other run has.
+pub(super) fn contexts(prefix: &str, count: u64) -> anyhow::Result<Vec<ContextId>> {
+    let run = rand::random::<u64>();
+    (0..count).map(|number| Ok(ContextId::new(format!("{prefix}-{run:016x}-{number}"))?)).collect()
+}
+
+/// Appends for a while, to contexts of its own.
+pub(super) async fn run(client: &Client, shape: Shape) -> anyhow::Result<Measured> {
+    let contexts = contexts("stream", shape.contexts)?;
+    let payload = payload(super::PAYLOAD);
+    let (mut appender, mut receipts) = client.appender(shape.window).await?;
+    let begin = Instant::now() + WARM_UP;
+    let end = begin + Duration::from_secs_f64(shape.seconds);
+    let times = Arc::new(Mutex::new(Vec::new()));
+    let sent = Arc::clone(&times);
+    let sending = AbortOnDropHandle::new(tokio::spawn(async move {
+        let mut number = 0_u64;
+        for context in contexts.iter().cycle() {
+            let now = Instant::now();
+            if now >= end {
+                break;
+            }
+            let append = Append::new(context, "facts", payload.clone())?;
+            if number.is_multiple_of(TIMED) {
+                sent.lock().push(now);
+            }
+            appender.send(append).await?;
+            number += 1;
+        }
+        appender.finish();
+        anyhow::Ok(())
+    }));
+    let mut latency = Histogram::new_with_bounds(1, 60_000_000_000, 3)?;
+    let mut counted = 0_u64;
+    while let Some(receipt) = receipts.next().await? {
+        receipt.result.context("an append failed")?;
+        let now = Instant::now();
+        if now < begin || now >= end {
+            continue;
+        }
+        counted += 1;
+        if receipt.tag.is_multiple_of(TIMED) {
+            let place = usize::try_from(receipt.tag / TIMED)?;
+            let at = times.lock().get(place).copied();
+            let at = at.context("a receipt for what was not sent")?;
+            latency.saturating_record(now.duration_since(at).as_nanos() as u64);
+        }
+    }
+    sending.await??;
+    Ok(Measured { per_second: counted as f64 / shape.seconds, latency })
+}
