@@ -1,11 +1,15 @@
 //! `ledger-bench cluster`: three real nodes on this machine, held against what was asked of them.
 
 mod append;
+mod catch_up;
 mod handover;
+mod many;
 mod nodes;
+mod search;
 mod streams;
 mod table;
 mod takeover;
+mod wire;
 mod writer;
 
 use std::{
@@ -30,10 +34,14 @@ Rows, for --only:
   1  streaming append, beside one node alone
   2  the owner is killed
   3  planned handover, and a restart of every node, under load
+  4  a replica catches up, on an idle cluster and under load
+  5  nodes in step that hold very many contexts: what they exchange, and one context differs
+  6  a difference at an unknown place in a very long context
+  7  what gossip carries at very many contexts
 
 Nodes run with default settings: 3 copies, 2 before an append is acknowledged, each of them synced.
-Exit codes: 0 everything asked for was reached, 1 something failed, 2 wrong flags, 3 a target was missed,
-130 interrupted.";
+Exit codes: 0 everything asked for was reached, 1 something failed,
+2 wrong flags, 3 a target was missed, 130 interrupted.";
 
 /// Exit code: a target was missed.
 const EXIT_MISSED: i32 = 3;
@@ -47,7 +55,7 @@ pub(crate) struct Cluster {
     #[arg(long, default_value_os_t = std::env::temp_dir())]
     dir: PathBuf,
     /// Only these rows, with commas between
-    #[arg(long, value_name = "ROW,…", value_delimiter = ',', value_parser = clap::value_parser!(u8).range(1..=3))]
+    #[arg(long, value_name = "ROW,…", value_delimiter = ',', value_parser = clap::value_parser!(u8).range(1..=7))]
     only: Vec<u8>,
     /// Small sizes: a look at whether everything works, in two minutes
     #[arg(long)]
@@ -61,6 +69,15 @@ pub(crate) struct Cluster {
     /// How often an owner is killed [default: 5, quick: 1]
     #[arg(long)]
     rounds: Option<usize>,
+    /// Entries that a replica misses before it catches up [default: 1000000, quick: 100000]
+    #[arg(long)]
+    entries: Option<u64>,
+    /// Contexts that nodes in step hold [default: 1000000, quick: 50000]
+    #[arg(long)]
+    contexts: Option<u64>,
+    /// Entries of the context that differs at an unknown place [default: 10000000, quick: 500000]
+    #[arg(long)]
+    depth: Option<u64>,
     /// Streaming appends under way
     #[arg(long, default_value_t = 16_384)]
     inflight: usize,
@@ -81,6 +98,9 @@ struct Sizes {
     seconds: f64,
     repetitions: u32,
     rounds: usize,
+    entries: u64,
+    contexts: u64,
+    depth: u64,
     inflight: usize,
     flags: Vec<OsString>,
 }
@@ -90,6 +110,7 @@ struct Sizes {
 struct Run<'a> {
     dir: &'a Path,
     args: &'a Sizes,
+    only: &'a [u8],
     table: &'a mut Table,
     failed: usize,
 }
@@ -98,6 +119,11 @@ impl Run<'_> {
     /// Says what is going on.
     fn say(&self, text: &str) {
         eprintln!("bench: {text}");
+    }
+
+    /// Whether a row was asked for.
+    fn wants(&self, row: u8) -> bool {
+        self.only.is_empty() || self.only.contains(&row)
     }
 
     /// A line of the table.
@@ -120,11 +146,18 @@ pub(crate) async fn run(args: Cluster) -> anyhow::Result<i32> {
         seconds: args.seconds.unwrap_or(or(5.0, 2.0)),
         repetitions: args.repetitions.unwrap_or(if args.quick { 1 } else { 3 }),
         rounds: args.rounds.unwrap_or(if args.quick { 1 } else { 5 }),
+        entries: args.entries.unwrap_or(if args.quick { 100_000 } else { 1_000_000 }),
+        contexts: args.contexts.unwrap_or(if args.quick { 50_000 } else { 1_000_000 }),
+        depth: args.depth.unwrap_or(if args.quick { 500_000 } else { 10_000_000 }),
         inflight: args.inflight,
         flags: args.flags.clone(),
     };
     ensure!((0.1..=3600.0).contains(&sizes.seconds), "--seconds must be 0.1 to 3600");
     ensure!(sizes.repetitions > 0 && sizes.rounds > 0, "--repetitions and --rounds must be at least 1");
+    ensure!(
+        sizes.entries.min(sizes.contexts).min(sizes.depth) >= 1000,
+        "--entries, --contexts and --depth must be at least 1000"
+    );
     ensure!((1..=1 << 20).contains(&sizes.inflight), "--inflight must be 1 to 1048576");
     let kind = rustix::fs::statfs(&args.dir).with_context(|| format!("{}", args.dir.display()))?.f_type;
     ensure!(
@@ -138,10 +171,10 @@ pub(crate) async fn run(args: Cluster) -> anyhow::Result<i32> {
     table.head(&report::machine(), of);
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let path = dir.path().to_owned();
-    let mut run = Run { dir: &path, args: &sizes, table: &mut table, failed: 0 };
+    let mut run = Run { dir: &path, args: &sizes, only: &args.only, table: &mut table, failed: 0 };
     // The nodes are killed and the directory goes whichever of them is first.
     tokio::select! {
-        () = rows(&mut run, &args.only) => {}
+        () = rows(&mut run) => {}
         _ = terminate.recv() => return Ok(EXIT_INTERRUPTED),
         _ = interrupt.recv() => return Ok(EXIT_INTERRUPTED),
     }
@@ -155,15 +188,19 @@ pub(crate) async fn run(args: Cluster) -> anyhow::Result<i32> {
 }
 
 /// Every row that is wanted; one that fails does not stop the others.
-async fn rows(run: &mut Run<'_>, only: &[u8]) {
-    for row in 1..=3 {
-        if !only.is_empty() && !only.contains(&row) {
+async fn rows(run: &mut Run<'_>) {
+    for row in 1..=6 {
+        // Rows 5 and 7 are measured on the same nodes.
+        if !run.wants(row) && !(row == 5 && run.wants(7)) {
             continue;
         }
         let done = match row {
             1 => append::run(run).await,
             2 => takeover::run(run).await,
-            _ => handover::run(run).await,
+            3 => handover::run(run).await,
+            4 => catch_up::run(run).await,
+            5 => many::run(run).await,
+            _ => search::run(run).await,
         };
         if let Err(error) = done {
             run.failed += 1;

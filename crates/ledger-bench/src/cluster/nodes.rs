@@ -83,6 +83,11 @@ pub(super) struct Standing {
     pub(super) whole: usize,
 }
 
+impl Standing {
+    /// As it should be.
+    pub(super) const ALL: Self = Self { owned: SLOTS as usize, whole: SLOTS as usize };
+}
+
 impl Nodes {
     /// Prepares a cluster of three in a directory; nothing runs yet.
     pub(super) fn prepare(dir: &Path, flags: &[OsString]) -> anyhow::Result<Self> {
@@ -252,16 +257,15 @@ impl Nodes {
 
     /// Waits until every slot has an owner, and every running node holds what its owner holds.
     pub(super) async fn in_step(&self) -> anyhow::Result<()> {
-        let all = usize::from(SLOTS);
         let begin = Instant::now();
         loop {
             let standing = self.standing().await;
-            if standing == (Standing { owned: all, whole: all }) {
+            if standing == Standing::ALL {
                 return Ok(());
             }
             ensure!(
                 begin.elapsed() < PATIENCE,
-                "after {PATIENCE:?} {} of {all} slots have an owner, {} are in step everywhere",
+                "after {PATIENCE:?} {} of {SLOTS} slots have an owner, {} are in step everywhere",
                 standing.owned,
                 standing.whole
             );
@@ -282,16 +286,6 @@ impl Nodes {
             ensure!(begin.elapsed() < PATIENCE, "slots do not return to their nodes within {PATIENCE:?}");
             sleep(LOOK).await;
         }
-    }
-
-    /// The node that owns a context.
-    pub(super) async fn owner_of(&self, context: &str) -> anyhow::Result<usize> {
-        let slot = ledger_core::slot::Slot::of(&ledger_client::ContextId::new(context)?).number();
-        let owned = self.owned().await;
-        let owner = owned.iter().find(|location| location.slot == u32::from(slot));
-        let owner = owner.with_context(|| format!("context {context} has no owner"))?;
-        let node = self.nodes.iter().position(|node| node.name == owner.owner);
-        node.context("the owner is not one of the nodes")
     }
 
     /// Waits until the nodes have little left to do, such as compacting what was written before.

@@ -1,7 +1,10 @@
 //! A stream of appends through the SDK, as fast as a window allows: how many a second, and how long each takes.
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -10,7 +13,8 @@ use bytes::Bytes;
 use hdrhistogram::Histogram;
 use ledger_client::{Append, Client, ContextId};
 use parking_lot::Mutex;
-use tokio_util::task::AbortOnDropHandle;
+use tokio::time::sleep;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 /// Not counted, at the beginning.
 const WARM_UP: Duration = Duration::from_millis(500);
@@ -96,4 +100,67 @@ pub(super) async fn run(client: &Client, shape: Shape) -> anyhow::Result<Measure
     }
     sending.await??;
     Ok(Measured { per_second: counted as f64 / shape.seconds, latency })
+}
+
+/// Appends as fast as a window allows, until it is stopped.
+#[derive(Debug)]
+pub(super) struct Pump {
+    acknowledged: Arc<AtomicU64>,
+    stop: CancellationToken,
+    tasks: [AbortOnDropHandle<anyhow::Result<()>>; 2],
+}
+
+impl Pump {
+    pub(super) async fn start(client: &Client, count: u64, window: usize) -> anyhow::Result<Self> {
+        let contexts = contexts("pump", count)?;
+        let payload = payload(super::PAYLOAD);
+        let (mut appender, mut receipts) = client.appender(window).await?;
+        let (stop, acknowledged) = (CancellationToken::new(), Arc::new(AtomicU64::new(0)));
+        let (stopped, counted) = (stop.clone(), Arc::clone(&acknowledged));
+        let sending = tokio::spawn(async move {
+            for context in contexts.iter().cycle() {
+                if stopped.is_cancelled() {
+                    break;
+                }
+                appender.send(Append::new(context, "facts", payload.clone())?).await?;
+            }
+            appender.finish();
+            Ok(())
+        });
+        let receiving = tokio::spawn(async move {
+            while let Some(receipt) = receipts.next().await? {
+                receipt.result.context("an append failed")?;
+                counted.fetch_add(1, Ordering::Relaxed);
+            }
+            Ok(())
+        });
+        Ok(Self { acknowledged, stop, tasks: [sending, receiving].map(AbortOnDropHandle::new) })
+    }
+
+    /// Entries acknowledged so far.
+    pub(super) fn acknowledged(&self) -> u64 {
+        self.acknowledged.load(Ordering::Relaxed)
+    }
+
+    /// Fails if appending ended.
+    pub(super) fn works(&self) -> anyhow::Result<()> {
+        anyhow::ensure!(!self.tasks.iter().any(AbortOnDropHandle::is_finished), "appending ended early");
+        Ok(())
+    }
+
+    /// Entries acknowledged a second, from now on for a while.
+    pub(super) async fn rate(&self, seconds: f64) -> anyhow::Result<f64> {
+        let (begin, before) = (Instant::now(), self.acknowledged());
+        sleep(Duration::from_secs_f64(seconds)).await;
+        self.works()?;
+        Ok((self.acknowledged() - before) as f64 / begin.elapsed().as_secs_f64())
+    }
+
+    pub(super) async fn stop(self) -> anyhow::Result<()> {
+        self.stop.cancel();
+        for task in self.tasks {
+            task.await??;
+        }
+        Ok(())
+    }
 }
