@@ -82,7 +82,7 @@ impl Violations {
                 let (seen, there) = (facts.get(wrong), history.get(wrong));
                 self.add(format!("{name} saw {seen:?} as number {}, where there is {there:?}", wrong + 1));
             }
-            for fact in &facts {
+            for fact in facts {
                 self.seen(context, fact, name);
             }
         }
