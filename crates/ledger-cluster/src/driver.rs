@@ -14,7 +14,7 @@ use ledger_core::{
         Claim, Slots,
         slots::{Answer, Ask, Effect, Event, Outcome, Seen},
     },
-    slot::Slot,
+    slot::{SLOTS, Slot},
 };
 use ledger_proto::ledger::v1::{
     SlotAsk, SlotAsks, SlotNothing, replica_service_client::ReplicaServiceClient, slot_answer::Answer as To,
@@ -63,6 +63,10 @@ pub(crate) struct Driver {
     /// To those who ask each node, and to the one who changes this node's records.
     pub(crate) askers: HashMap<Member, Queue<Ask>>,
     pub(crate) changer: Option<Queue<Change>>,
+    /// Whether it is asked to own nothing.
+    pub(crate) is_drained: bool,
+    /// Whether its disk takes writes.
+    pub(crate) is_writable: bool,
 }
 
 /// Starts a task with a queue, which ends with the node.
@@ -110,6 +114,7 @@ impl Driver {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let cancel = self.shared.cancel.clone();
+        let mut writable = self.shared.ledger.watch_writable();
         self.saw(&mut view).await;
         loop {
             let events = tokio::select! {
@@ -119,6 +124,11 @@ impl Driver {
                         return;
                     }
                     self.saw(&mut view).await;
+                    continue;
+                }
+                Ok(()) = writable.changed() => {
+                    let is_writable = *writable.borrow_and_update();
+                    self.writes(is_writable).await;
                     continue;
                 }
                 Some(told) = self.events.recv() => told,
@@ -166,10 +176,36 @@ impl Driver {
         let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         let mut effects = Vec::new();
         for event in events {
+            let event = match event {
+                Event::Drain(is_drained) => {
+                    self.is_drained = is_drained;
+                    Event::Drain(is_drained || !self.is_writable)
+                }
+                event => event,
+            };
             effects.extend(self.slots.step(now, event));
         }
         self.perform(effects).await;
         self.publish();
+    }
+
+    /// The disk takes writes, or no longer. Without it this node can neither own a slot nor be a copy: others own
+    /// what was its own at once, and it catches up later.
+    async fn writes(&mut self, is_writable: bool) {
+        if self.is_writable == is_writable {
+            return;
+        }
+        self.is_writable = is_writable;
+        let mut events = Vec::new();
+        if is_writable {
+            tracing::info!("the disk takes writes again: catching up");
+        } else {
+            tracing::warn!("the disk takes no writes: owning nothing until it does");
+            events.extend((0..SLOTS).filter_map(Slot::new).map(Event::GaveUp));
+        }
+        events.push(Event::Drain(self.is_drained));
+        self.membership.set_writable(is_writable);
+        self.step(events).await;
     }
 
     /// Gossip shows other nodes.
@@ -193,7 +229,10 @@ impl Driver {
                 member,
                 zone: node.zone.clone(),
                 is_alive: node.alive,
-                is_draining: matches!(node.readiness, Readiness::Draining | Readiness::Leaving),
+                is_draining: matches!(
+                    node.readiness,
+                    Readiness::Draining | Readiness::ReadOnly | Readiness::Leaving
+                ),
                 owned: node.owned.iter().copied().collect(),
             });
         }
