@@ -194,6 +194,7 @@ impl Driver {
                 zone: node.zone.clone(),
                 is_alive: node.alive,
                 is_draining: matches!(node.readiness, Readiness::Draining | Readiness::Leaving),
+                is_writable: true,
                 owned: node.owned.iter().copied().collect(),
             });
         }
