@@ -1,9 +1,6 @@
 //! What must hold when everything is healed.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    fmt::Debug,
-};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use ledger_client::{Client, ContextId, EntryId, Epoch, Hash, Options, Sequence};
 use ledger_proto::ledger::v1::Checkpoint;
@@ -11,6 +8,9 @@ use ledger_tests::{History, PATIENCE, Rpc, check::core_entry};
 use tokio::time::Instant;
 
 use crate::{cluster::Cluster, load::Told, record::Fact, watch::Shown};
+
+#[cfg(test)]
+mod tests;
 
 /// The history that all nodes agree on, of each context.
 pub(crate) type Agreed = BTreeMap<ContextId, Vec<Fact>>;
@@ -33,9 +33,9 @@ impl Violations {
     }
 
     /// Panics with what was found, if anything was.
-    pub(crate) fn assert_none(&self, run: &dyn Debug) {
+    pub(crate) fn assert_none(&self) {
         let shown = self.found.iter().take(10).map(String::as_str).collect::<Vec<_>>().join("\n  ");
-        assert!(self.found.is_empty(), "{run:?}: {} violations:\n  {shown}", self.found.len());
+        assert!(self.found.is_empty(), "{} violations:\n  {shown}", self.found.len());
     }
 
     /// Takes note of an entry that was seen somewhere.
@@ -55,17 +55,17 @@ impl Violations {
         for (context, writers) in &told.acknowledged {
             let history = &agreed[context];
             for list in writers {
-                let mut last = Sequence(0);
+                let mut last: Option<&Fact> = None;
                 for acknowledged in list {
                     let fact = &acknowledged.fact;
                     let place = at(history, fact.sequence);
                     if place != Some(fact) {
                         self.add(format!("{context}: {fact:?} was acknowledged, and there is {place:?}"));
                     }
-                    if fact.sequence <= last {
-                        self.add(format!("{context}: {fact:?} was acknowledged after {last}"));
+                    if last.is_some_and(|last| fact.sequence <= last.sequence) {
+                        self.add(format!("{context}: {fact:?} was acknowledged after {last:?}"));
                     }
-                    last = fact.sequence;
+                    last = Some(fact);
                     self.seen(context, fact, "a writer");
                 }
             }
@@ -96,7 +96,7 @@ impl Violations {
     }
 
     /// Collects the forks of all nodes; how many there are, and how many entries they have.
-    pub(crate) async fn check_forks(&mut self, cluster: &Cluster) -> (usize, usize) {
+    pub(crate) async fn check_forks(&mut self, cluster: &Cluster, told: &Told) -> (usize, usize) {
         let (mut count, mut entries) = (0, 0);
         for index in cluster.running() {
             let name = &cluster.nodes[index].name;
@@ -108,17 +108,15 @@ impl Violations {
                     count += 1;
                     let place = format!("fork {} of {name}", fork.number);
                     let mut pages = client.fork_entries(&fork).await.unwrap();
-                    let mut found = 0;
+                    let mut found = Vec::new();
                     while let Some(page) = pages.next().await.unwrap() {
-                        for entry in &page {
-                            self.seen(&fork.context, &Fact::from(entry), &place);
-                        }
-                        found += page.len();
+                        found.extend(page.iter().map(Fact::from));
                     }
-                    if found as u64 != fork.entries() {
-                        self.add(format!("{place} has {found} entries instead of {}", fork.entries()));
+                    if found.len() as u64 != fork.entries() {
+                        self.add(format!("{place} has {} entries, and not {}", found.len(), fork.entries()));
                     }
-                    entries += found;
+                    self.check_fork(&fork.context, &found, &place, told);
+                    entries += found.len();
                 }
                 cursor = next;
                 if cursor.is_none() {
@@ -127,6 +125,24 @@ impl Violations {
             }
         }
         (count, entries)
+    }
+
+    /// Nothing that was acknowledged is in a history that was left.
+    pub(crate) fn check_fork(&mut self, context: &ContextId, fork: &[Fact], place: &str, told: &Told) {
+        let acknowledged: HashSet<_> = told
+            .acknowledged
+            .get(context)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|acknowledged| acknowledged.fact.place())
+            .collect();
+        for fact in fork {
+            if acknowledged.contains(&fact.place()) {
+                self.add(format!("{context}: {fact:?} was acknowledged, and is in {place}"));
+            }
+            self.seen(context, fact, place);
+        }
     }
 
     /// Reads every context from every node, and verifies it: sequences, hashes and roots. All must be the same.
@@ -145,24 +161,34 @@ impl Violations {
                 })
                 .collect();
             same_checkpoint(context, &nodes).await;
-            let mut first: Option<Vec<Fact>> = None;
+            let mut histories = Vec::new();
             for (name, rpc) in &nodes {
                 let (_, entries) = History::read_all(rpc, context.as_str()).await.unwrap();
-                let facts: Vec<_> = entries.iter().map(|entry| Fact::from(&core_entry(entry))).collect();
-                for fact in &facts {
-                    self.seen(context, fact, name);
-                }
-                match &first {
-                    None => first = Some(facts),
-                    Some(first) if *first != facts => {
-                        self.add(format!("{context} on {name} differs from {}", nodes[0].0));
-                    }
-                    Some(_) => {}
-                }
+                histories.push((*name, entries.iter().map(|entry| Fact::from(&core_entry(entry))).collect()));
             }
-            agreed.insert(context.clone(), first.unwrap());
+            agreed.insert(context.clone(), self.check_same(context, histories));
         }
         agreed
+    }
+
+    /// All nodes have the same history, without a gap, and with each entry once. Gives the first one's.
+    pub(crate) fn check_same(&mut self, context: &ContextId, histories: Vec<(&str, Vec<Fact>)>) -> Vec<Fact> {
+        for (name, facts) in &histories {
+            if *facts != histories[0].1 {
+                self.add(format!("{context} on {name} differs from {}", histories[0].0));
+            }
+            let mut ids = HashSet::new();
+            for (fact, sequence) in facts.iter().zip(1..) {
+                if fact.sequence != Sequence(sequence) {
+                    self.add(format!("{context} on {name} has {fact:?} as number {sequence}"));
+                }
+                if !ids.insert(&fact.id) {
+                    self.add(format!("{context} on {name} has {fact:?}, whose id is there before"));
+                }
+                self.seen(context, fact, name);
+            }
+        }
+        histories.into_iter().next().map(|(_, facts)| facts).unwrap_or_default()
     }
 }
 

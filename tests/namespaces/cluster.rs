@@ -151,7 +151,10 @@ impl Cluster {
         command.env("LEDGER_EXIT_WHEN_STDIN_CLOSES", "true").stdin(Stdio::piped());
         command.args(["netns", "exec", &self.net.namespace(node.number)]).arg(binary("ledgerd"));
         command.args(["--cluster", "namespaces", "--node-id", &node.name, "--seeds", &seeds.join(",")]);
-        command.args(["--first-nodes", "node-1,node-2,node-3", "--lanes", "1", "--log", "info"]);
+        command.args(["--first-nodes", "node-1,node-2,node-3", "--lanes", "1"]);
+        let log =
+            std::env::var("LEDGER_NAMESPACES_LOG").unwrap_or_else(|_| "info,ledger_cluster=debug".to_owned());
+        command.args(["--log", &log]);
         command.args(["--block-cache", "32MiB", "--write-buffer", "8MiB"]);
         command.args([
             "--grpc-listen",

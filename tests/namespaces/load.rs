@@ -45,14 +45,18 @@ impl Told {
         self.acknowledged.values().flatten().map(Vec::len).sum()
     }
 
-    /// The longest time in which no append to a context was acknowledged, of all contexts.
-    pub(crate) fn longest_pause(&self) -> Duration {
-        let pauses = self.acknowledged.values().map(|writers| {
+    /// The longest time in which no append to a context was acknowledged, of all contexts, and how many seconds after
+    /// the first acknowledgement it began.
+    pub(crate) fn longest_pause(&self) -> (Duration, f64) {
+        let all = self.acknowledged.values().flatten().flatten();
+        let Some(first) = all.map(|acknowledged| acknowledged.at).min() else { return Default::default() };
+        let pauses = self.acknowledged.values().filter_map(|writers| {
             let mut times: Vec<_> = writers.iter().flatten().map(|acknowledged| acknowledged.at).collect();
             times.sort_unstable();
-            times.windows(2).map(|two| two[1] - two[0]).max().unwrap_or_default()
+            times.windows(2).map(|two| (two[1] - two[0], two[0])).max()
         });
-        pauses.max().unwrap_or_default()
+        let longest = pauses.max().map(|(pause, at)| (pause, (at - first).as_secs_f64()));
+        longest.unwrap_or_default()
     }
 
     fn add(&mut self, other: Self) {

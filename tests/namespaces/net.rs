@@ -28,8 +28,19 @@ pub(crate) struct Net {
     number: u8,
     hosts: Vec<u8>,
     means: Means,
-    /// What was put on devices and must be taken off to heal: namespace and device.
-    spoiled: Mutex<Vec<(String, String)>>,
+    /// What was put on devices and must be taken off to heal: namespace, device and
+    /// queueing discipline.
+    spoiled: Mutex<Vec<(String, String, &'static str)>>,
+}
+
+/// Which packets of a node vanish.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// Those to it.
+    In,
+    /// Those from it.
+    Out,
+    Both,
 }
 
 /// How packets are lost.
@@ -142,19 +153,35 @@ impl Net {
         }
     }
 
-    /// Cuts a node off from everybody, without anybody being told: packets vanish both ways.
-    pub(crate) fn cut(&self, host: u8) {
-        self.spoil(&self.name, &format!("port{host}"), 100);
-        self.spoil(&self.namespace(host), "eth0", 100);
+    /// Cuts a node off from everybody, without anybody being told: packets vanish.
+    pub(crate) fn cut(&self, host: u8, way: Way) {
+        if way != Way::Out {
+            self.spoil(&self.name, &format!("port{host}"), 100);
+        }
+        if way != Way::In {
+            self.spoil(&self.namespace(host), "eth0", 100);
+        }
+    }
+
+    /// Cuts two nodes off from each other.
+    pub(crate) fn cut_link(&self, one: u8, other: u8) -> Result<(), String> {
+        for (from, to) in [(one, other), (other, one)] {
+            // Load the destination's address (14 bytes of Ethernet, 16 of IP before it), and drop what is for the other.
+            let to = u32::from_be_bytes([10, 77, self.number, to]);
+            let program = format!("4,32 0 0 30,21 0 1 {to},6 0 0 2,6 0 0 0");
+            let namespace = self.namespace(from);
+            classify(&namespace, "eth0", &program)?;
+            let entry = (namespace, "eth0".to_owned(), "clsact");
+            self.spoiled.lock().unwrap_or_else(PoisonError::into_inner).push(entry);
+        }
+        Ok(())
     }
 
     /// Ends all loss.
     pub(crate) fn heal(&self) {
-        for (namespace, device) in self.spoiled.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
-            let qdisc = match self.means {
-                Means::Netem => "root",
-                Means::Classifier => "clsact",
-            };
+        for (namespace, device, qdisc) in
+            self.spoiled.lock().unwrap_or_else(PoisonError::into_inner).drain(..)
+        {
             tc(&format!("-n {namespace} qdisc del dev {device} {qdisc}")).unwrap();
         }
     }
@@ -162,7 +189,7 @@ impl Net {
     /// How many percent of the packets are lost, as the kernel counted.
     pub(crate) fn lost(&self) -> u64 {
         let (mut passed, mut dropped) = (0, 0);
-        for (namespace, device) in &*self.spoiled.lock().unwrap_or_else(PoisonError::into_inner) {
+        for (namespace, device, _) in &*self.spoiled.lock().unwrap_or_else(PoisonError::into_inner) {
             let shown = tc(&format!("-n {namespace} -s qdisc show dev {device}")).unwrap();
             let qdisc = match self.means {
                 Means::Netem => "qdisc netem",
@@ -185,7 +212,11 @@ impl Net {
 
     fn spoil(&self, namespace: &str, device: &str, percent: u32) {
         spoil(self.means, namespace, device, percent).unwrap();
-        let entry = (namespace.to_owned(), device.to_owned());
+        let qdisc = match self.means {
+            Means::Netem => "root",
+            Means::Classifier => "clsact",
+        };
+        let entry = (namespace.to_owned(), device.to_owned(), qdisc);
         self.spoiled.lock().unwrap_or_else(PoisonError::into_inner).push(entry);
     }
 }
@@ -207,14 +238,19 @@ fn spoil(means: Means, namespace: &str, device: &str, percent: u32) -> Result<()
                 100 => "1,6 0 0 2".to_owned(),
                 _ => format!("4,32 0 0 4294963256,53 0 1 {least},6 0 0 0,6 0 0 2"),
             };
-            tc(&format!("-n {namespace} qdisc add dev {device} clsact"))?;
-            let line = format!("-n {namespace} filter add dev {device} egress bpf da bytecode");
-            let mut args: Vec<_> = line.split_whitespace().collect();
-            args.push(&program);
-            run("tc", &args)?;
+            classify(namespace, device, &program)?;
         }
     }
     Ok(())
+}
+
+/// Has a classic BPF program decide what becomes of the packets that leave by a device.
+fn classify(namespace: &str, device: &str, program: &str) -> Result<(), String> {
+    tc(&format!("-n {namespace} qdisc add dev {device} clsact"))?;
+    let line = format!("-n {namespace} filter add dev {device} egress bpf da bytecode");
+    let mut args: Vec<_> = line.split_whitespace().collect();
+    args.push(program);
+    run("tc", &args).map(drop)
 }
 
 /// What this kernel can do, tried on a device of the network.

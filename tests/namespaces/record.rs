@@ -11,6 +11,13 @@ pub(crate) struct Fact {
     pub(crate) content_hash: Hash,
 }
 
+impl Fact {
+    /// What two entries of a context never share.
+    pub(crate) const fn place(&self) -> (Sequence, Epoch) {
+        (self.sequence, self.epoch)
+    }
+}
+
 impl From<&Entry> for Fact {
     fn from(entry: &Entry) -> Self {
         Self {

@@ -9,7 +9,7 @@ use ledger_client::ContextId;
 use ledger_tests::skip;
 use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
 
-use crate::{check::Violations, cluster::Cluster, load::Load, watch::Watchers};
+use crate::{check::Violations, cluster::Cluster, load::Load, report::Report, watch::Watchers};
 
 /// Contexts that are written.
 const CONTEXTS: usize = 6;
@@ -33,7 +33,7 @@ pub(crate) struct Run {
 /// Which run it is: what repeats it.
 #[derive(Debug, Clone)]
 pub(crate) struct What {
-    pub(crate) scenario: &'static str,
+    pub(crate) scenario: String,
     pub(crate) seed: u64,
 }
 
@@ -61,12 +61,20 @@ pub(crate) enum Errors {
     Some,
 }
 
+/// Whether somebody asked for these scenarios, rather than for all tests.
+pub(crate) fn is_asked_for() -> bool {
+    std::env::var_os("LEDGER_NAMESPACES_ROUNDS").is_some()
+}
+
 impl Run {
     /// Starts nodes and clients, and waits until all are at work. `None`, with a message, where something is missing.
     pub(crate) async fn start(what: What, setting: Setting) -> Option<Self> {
         let begun = Instant::now();
         let mut random = SmallRng::seed_from_u64(what.seed);
-        let missing = |why: &str| skip(&format!("{}: {why}", what.scenario));
+        let missing = |why: &str| {
+            assert!(!is_asked_for(), "{}: {why}", what.scenario);
+            skip(&format!("{}: {why}", what.scenario));
+        };
         let mut cluster =
             Cluster::new(setting.nodes.max(3), setting.flags).map_err(|why| missing(&why)).ok()?;
         if let Some((index, bytes)) = setting.small {
@@ -106,7 +114,7 @@ impl Run {
     }
 
     /// When all is healed: ends the load, waits until all copies are in step, and checks everything.
-    pub(crate) async fn finish(mut self, errors: Errors) {
+    pub(crate) async fn finish(mut self, errors: Errors) -> Report {
         self.goes_on("when all is healed").await;
         let told = self.load.stop().await;
         let settling = self.cluster.settled("at the end").await;
@@ -117,28 +125,29 @@ impl Run {
         let shown = self.watchers.finish(&sizes).await;
         violations.check_told(&agreed, &told);
         violations.check_shown(&agreed, &shown);
-        let (forks, forked) = violations.check_forks(&self.cluster).await;
+        let (forks, forked) = violations.check_forks(&self.cluster, &told).await;
         let failed: Vec<_> = told.errors.iter().chain(&shown.errors).cloned().collect();
         if errors == Errors::None {
             violations.extend(&failed);
         }
         self.notes.push(format!("in step {:.1} s after the load", settling.as_secs_f64()));
-        println!(
-            "{}, seed {}: {:.1} s; {} acknowledged, {} stored, {} watched, {} read; longest pause {:.3} s; {forks} \
-             forks of {forked} entries; {} errors reached a user; {}",
-            self.what.scenario,
-            self.what.seed,
-            self.begun.elapsed().as_secs_f64(),
-            told.count(),
-            sizes.values().sum::<u64>(),
-            shown.watched(),
-            shown.reads,
-            told.longest_pause().as_secs_f64(),
-            failed.len(),
-            self.notes.join("; "),
-        );
+        let (pause, at) = told.longest_pause();
+        let report = Report {
+            took: self.begun.elapsed(),
+            acknowledged: told.count(),
+            stored: agreed.values().map(Vec::len).sum(),
+            watched: shown.watched(),
+            read: shown.reads,
+            pause,
+            forks,
+            forked,
+            errors: failed.len(),
+        };
+        self.notes.push(format!("the pause began {at:.1} s after the load"));
+        println!("{}, seed {}: {report}; {}", self.what.scenario, self.what.seed, self.notes.join("; "));
         failed.iter().take(3).for_each(|error| println!("  error: {error}"));
-        violations.assert_none(&self.what);
+        violations.assert_none();
+        report
     }
 }
 

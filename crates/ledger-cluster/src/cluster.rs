@@ -109,8 +109,6 @@ impl Cluster {
             owned: Vec::new(),
             askers: std::collections::HashMap::new(),
             changer: None,
-            is_drained: false,
-            is_writable: true,
         };
         let tasks = vec![
             AbortOnDropHandle::new(tokio::spawn(driver.run())),

@@ -14,7 +14,7 @@ use ledger_core::{
         Claim, Slots,
         slots::{Answer, Ask, Effect, Event, Outcome, Seen},
     },
-    slot::{SLOTS, Slot},
+    slot::Slot,
 };
 use ledger_proto::ledger::v1::{
     SlotAsk, SlotAsks, SlotNothing, replica_service_client::ReplicaServiceClient, slot_answer::Answer as To,
@@ -63,10 +63,6 @@ pub(crate) struct Driver {
     /// To those who ask each node, and to the one who changes this node's records.
     pub(crate) askers: HashMap<Member, Queue<Ask>>,
     pub(crate) changer: Option<Queue<Change>>,
-    /// Whether it is asked to own nothing.
-    pub(crate) is_drained: bool,
-    /// Whether its disk takes writes.
-    pub(crate) is_writable: bool,
 }
 
 /// Starts a task with a queue, which ends with the node.
@@ -176,36 +172,21 @@ impl Driver {
         let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         let mut effects = Vec::new();
         for event in events {
-            let event = match event {
-                Event::Drain(is_drained) => {
-                    self.is_drained = is_drained;
-                    Event::Drain(is_drained || !self.is_writable)
-                }
-                event => event,
-            };
             effects.extend(self.slots.step(now, event));
         }
         self.perform(effects).await;
         self.publish();
     }
 
-    /// The disk takes writes, or no longer. Without it this node can neither own a slot nor be a copy: others own
-    /// what was its own at once, and it catches up later.
+    /// The disk takes writes, or no longer.
     async fn writes(&mut self, is_writable: bool) {
-        if self.is_writable == is_writable {
-            return;
-        }
-        self.is_writable = is_writable;
-        let mut events = Vec::new();
         if is_writable {
             tracing::info!("the disk takes writes again: catching up");
         } else {
             tracing::warn!("the disk takes no writes: owning nothing until it does");
-            events.extend((0..SLOTS).filter_map(Slot::new).map(Event::GaveUp));
         }
-        events.push(Event::Drain(self.is_drained));
         self.membership.set_writable(is_writable);
-        self.step(events).await;
+        self.step(vec![Event::Writable(is_writable)]).await;
     }
 
     /// Gossip shows other nodes.
@@ -229,10 +210,8 @@ impl Driver {
                 member,
                 zone: node.zone.clone(),
                 is_alive: node.alive,
-                is_draining: matches!(
-                    node.readiness,
-                    Readiness::Draining | Readiness::ReadOnly | Readiness::Leaving
-                ),
+                is_draining: matches!(node.readiness, Readiness::Draining | Readiness::Leaving),
+                is_writable: node.readiness != Readiness::ReadOnly,
                 owned: node.owned.iter().copied().collect(),
             });
         }
