@@ -54,6 +54,10 @@ soak seconds="600" seed="1": build
     LEDGER_SOAK_SECONDS="{{seconds}}" LEDGER_SOAK_SEED="{{seed}}" \
         cargo test --release --workspace --test crash -- --ignored --nocapture --test-threads 1
 
+# Kill, cut off, restart, wipe real nodes in network namespaces (needs root): `--rounds N --seed S [scenario]`
+namespaces *flags: build
+    @.ci/namespaces "$@"
+
 # The Rust documentation, in the target directory's doc/
 docs:
     cargo doc --release --workspace --no-deps
