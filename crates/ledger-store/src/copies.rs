@@ -253,6 +253,16 @@ impl Copies {
 
     /// The database was opened anew: what was not known to be durable is unknown. Gives the slots that were led.
     pub(crate) fn reset(&self, error: &StoreError) -> Vec<Slot> {
+        let slots = self.failed(error);
+        let mut state = self.state.lock();
+        state.unstable = Unstable::default();
+        state.accepted.clear();
+        slots
+    }
+
+    /// A write or sync failed: nobody can count on what waits, and nothing is led any more, for what was sent of it
+    /// may be taken by others in this epoch. Gives the slots that were led.
+    pub(crate) fn failed(&self, error: &StoreError) -> Vec<Slot> {
         let mut state = self.state.lock();
         let slots: Vec<Slot> = state.led.drain().map(|(slot, _)| slot).collect();
         for slot in &slots {
@@ -260,20 +270,7 @@ impl Copies {
                 drop(written.fail(error));
             }
         }
-        state.unstable = Unstable::default();
-        state.accepted.clear();
         slots
-    }
-
-    /// A write or sync failed: nobody can count on what waits.
-    pub(crate) fn failed(&self, error: &StoreError) {
-        let mut state = self.state.lock();
-        let slots: Vec<Slot> = state.led.keys().copied().collect();
-        for slot in slots {
-            for written in state.waiting.end(slot) {
-                drop(written.fail(error));
-            }
-        }
     }
 }
 

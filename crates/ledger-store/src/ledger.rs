@@ -357,6 +357,11 @@ impl Ledger {
         self.inner.shared.failure().map_or(Ok(()), Err)
     }
 
+    /// Whether commits can be written, from now on: false after one failed, until the database was opened anew.
+    pub fn watch_writable(&self) -> watch::Receiver<bool> {
+        self.inner.shared.watch_writable()
+    }
+
     /// An entry id as the ledger makes them: for whoever sends an append on and may have to send it again.
     pub fn new_entry_id() -> ledger_core::EntryId {
         Shared::new_entry_id()
