@@ -14,7 +14,7 @@ use super::{
     message::Index,
     network::MAX_NODES,
     node::index_of,
-    run::{Happening, World},
+    run::{Happening, Stage, World},
 };
 
 /// What ends a fault.
@@ -32,7 +32,7 @@ pub enum Undo {
 impl World {
     /// A fault in the middle of a takeover.
     pub(super) fn ambush(&mut self) {
-        if !self.is_healing
+        if self.stage == Stage::Faults
             && let Some(fault) = self.random.pick(&self.plan.faults.clone())
             && self.inflict(fault)
         {
@@ -41,7 +41,7 @@ impl World {
     }
 
     pub(super) fn fault(&mut self) {
-        if self.is_healing {
+        if self.stage != Stage::Faults {
             return;
         }
         self.ambush();
@@ -156,7 +156,11 @@ impl World {
             Undo::Gone(node) => {
                 let there = self.hosts.iter().filter(|host| !host.is_gone).count();
                 let is_enough = there > self.plan.settings.copies.max(3);
-                if !self.is_healing && is_enough && !self.hosts[node].is_gone && self.can_lose(node) {
+                if self.stage == Stage::Faults
+                    && is_enough
+                    && !self.hosts[node].is_gone
+                    && self.can_lose(node)
+                {
                     self.crash(node);
                     self.wipe(node);
                     self.hosts[node].is_gone = true;
