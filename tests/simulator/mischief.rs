@@ -233,9 +233,9 @@ impl World {
     /// Whether a node would be left that was there when each slot was formed: if all of those lost their disks since,
     /// they could form it again.
     fn remembers(&self, without: Index) -> bool {
-        let first = &self.config.settings.first_nodes;
+        let first = || self.hosts.iter().take(self.plan.nodes).map(|host| host.member.node.clone());
         self.config.contexts.slots.iter().all(|slot| {
-            let formed = rendezvous::order(*slot, first.clone());
+            let formed = rendezvous::order(*slot, first());
             formed.iter().take(self.plan.settings.copies).any(|node| {
                 let index = index_of(node);
                 index != without && !self.hosts[index].is_gone && self.hosts[index].graveyard.is_empty()
