@@ -276,6 +276,10 @@ impl Node {
 
     /// The slot takes appends.
     pub(super) fn own(&mut self, slot: Slot, claim: &Claim, needed: usize, was_handed_over: bool) {
+        // Since it was decided, the slot may have been promised to another node, and its entries taken.
+        if self.record(slot).takes(claim).is_err() && self.config.broken != Broken::StaleOwner {
+            return;
+        }
         let led = self.led.entry(slot).or_insert_with(|| Led::new(claim.clone()));
         if led.claim != *claim {
             (led.claim, led.is_owned) = (claim.clone(), false);

@@ -138,7 +138,9 @@ impl Lane {
                     }
                 }
                 Lead::Own { claim, needed } => {
-                    if copies.own(&self.shared, slot, &claim, needed) {
+                    // Since it was decided, the slot may have been promised to another node, and its entries taken.
+                    let is_ours = self.record(db, slot).is_ok_and(|record| record.takes(&claim).is_ok());
+                    if is_ours && copies.own(&self.shared, slot, &claim, needed) {
                         shown.push(slot);
                     }
                     self.in_step.remove(&slot);
