@@ -41,9 +41,9 @@ lint:
 deny:
     @.ci/deny
 
-# Measure, with the limits of this machine beside each figure; takes ledger-bench's flags
+# Measure one node, with the limits of this machine beside each figure, or `bench cluster`; takes ledger-bench's flags
 bench *flags: build
-    @exec "{{bin}}/ledger-bench" all "$@"
+    @exec "{{bin}}/ledger-bench" "$@"
 
 # Fuzz everything that reads untrusted bytes, so long each
 fuzz seconds="60": build

@@ -18,6 +18,7 @@ use ledger_core::{
 };
 use ledger_proto::ledger::v1::{FetchContext, FetchRequest, replica_service_client::ReplicaServiceClient};
 use ledger_store::{Evidence, Following, StoreError, Tip, replica::Taken};
+use prost::Message as _;
 use tokio::time::{Instant, sleep_until, timeout};
 use tonic::{Status, transport::Channel};
 
@@ -120,6 +121,8 @@ impl CatchUp<'_> {
         let mut total = 0;
         loop {
             let mut found = Vec::new();
+            let begin = Instant::now();
+            let mut is_done = false;
             while let Some(effect) = todo.pop_front() {
                 match effect {
                     Effect::Send(ask) => {
@@ -134,25 +137,33 @@ impl CatchUp<'_> {
                         tracing::warn!(source = %self.source, slots = slots.len(), "the other node does not keep slots it should");
                     }
                     Effect::Found(finding) => found.push(finding),
-                    Effect::Done => {
-                        total += found.len();
-                        self.repair(found).await?;
-                        return Ok(total);
-                    }
+                    Effect::Done => is_done = true,
                 }
-                if found.len() >= MAX_FETCH {
+                if is_done || found.len() >= MAX_FETCH {
                     break;
                 }
             }
+            let counters = &self.shared.counters;
+            let micros = u64::try_from(begin.elapsed().as_micros()).unwrap_or(u64::MAX);
+            counters.comparing_us.fetch_add(micros, Ordering::Relaxed);
+            counters.differing.fetch_add(found.len() as u64, Ordering::Relaxed);
             total += found.len();
             self.repair(found).await?;
+            if is_done {
+                return Ok(total);
+            }
         }
     }
 
     async fn ask(&mut self, ask: &Ask) -> Result<Answer, CatchUpError> {
-        let request = self.shared.request(self.source, wire::to_ask(self.source, ask))?;
+        let question = wire::to_ask(self.source, ask);
+        let asked = question.encoded_len();
+        let request = self.shared.request(self.source, question)?;
         let answer = timeout(PATIENCE, self.client.compare(request)).await;
         let answer = answer.map_err(|_| CatchUpError::Peer("no answer in time".to_owned()))??.into_inner();
+        let counters = &self.shared.counters;
+        counters.questions.fetch_add(1, Ordering::Relaxed);
+        counters.compared_bytes.fetch_add((asked + answer.encoded_len()) as u64, Ordering::Relaxed);
         wire::answer(answer).map_err(|error| CatchUpError::Peer(error.to_string()))
     }
 

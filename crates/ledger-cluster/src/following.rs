@@ -2,7 +2,10 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -54,11 +57,13 @@ async fn of_owner(shared: Arc<Shared>, owner: Member, mut slots: mpsc::Receiver<
             todo.extend(more);
         }
         tracing::info!(%owner, slots = todo.len(), "catching up");
+        let mut counted = Counted::new(&shared.counters.catching_up);
         while !todo.is_empty() {
             // Newer claims of the owner take the place of older ones.
             while let Ok(more) = slots.try_recv() {
                 todo.extend(more);
             }
+            counted.set(todo.len());
             match catch_up::run(&shared, &owner, &todo, Mode::Adopt).await {
                 Ok(()) => match join(&shared, &owner, &todo).await {
                     Ok(()) => break,
@@ -87,6 +92,30 @@ async fn of_owner(shared: Arc<Shared>, owner: Member, mut slots: mpsc::Receiver<
             }
             sleep(PAUSE).await;
         }
+    }
+}
+
+/// A share of a number that several add to; gone when this is dropped.
+struct Counted<'a> {
+    total: &'a AtomicU64,
+    share: u64,
+}
+
+impl<'a> Counted<'a> {
+    fn new(total: &'a AtomicU64) -> Self {
+        Self { total, share: 0 }
+    }
+
+    fn set(&mut self, share: usize) {
+        let before = std::mem::replace(&mut self.share, share as u64);
+        // Wraps around for a moment at most.
+        self.total.fetch_add(self.share.wrapping_sub(before), Ordering::Relaxed);
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.set(0);
     }
 }
 

@@ -65,6 +65,7 @@ pub struct Membership {
     ready: Mutex<(Readiness, bool)>,
     view: watch::Receiver<Arc<View>>,
     bad_values: Arc<AtomicU64>,
+    most_keys: Arc<AtomicU64>,
     ended: watch::Receiver<Option<GossipEnded>>,
     chitchat: Gossip,
     cancel: CancellationToken,
@@ -91,7 +92,7 @@ impl Membership {
             Gossip(Arc::new(chitchat.map_err(|error| StartError::Gossip { reason: format!("{error:#}") })?));
 
         let me = (config.node_id, config.incarnation);
-        let bad_values = Arc::new(AtomicU64::new(0));
+        let (bad_values, most_keys) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
         let (facts, facts_rx) = watch::channel(facts);
         let (view_tx, view) = watch::channel(Arc::new(View::empty(me.clone())));
         let (ended_tx, ended) = watch::channel(None);
@@ -102,6 +103,7 @@ impl Membership {
             view: view_tx,
             roster: Roster::new(me, config.detector.min_silence),
             bad_values: Arc::clone(&bad_values),
+            most_keys: Arc::clone(&most_keys),
             superseded: false,
         };
         keeper.refresh(&[]).await;
@@ -126,6 +128,7 @@ impl Membership {
             ready,
             view,
             bad_values,
+            most_keys,
             ended,
             chitchat,
             cancel,
@@ -151,6 +154,11 @@ impl Membership {
     /// Values heard of other nodes that didn't parse and were left out, so far.
     pub fn bad_values(&self) -> u64 {
         self.bad_values.load(Ordering::Relaxed)
+    }
+
+    /// Keys that gossip carries for a node, of the node that has most of them: the same whatever the number of contexts.
+    pub fn most_keys(&self) -> u64 {
+        self.most_keys.load(Ordering::Relaxed)
     }
 
     /// Says what this node is ready for.

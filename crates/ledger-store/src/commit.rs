@@ -62,6 +62,8 @@ pub(crate) struct Touched {
     pub(crate) state: ContextState,
     /// What the context was before this commit.
     pub(crate) before: Row,
+    /// How far it went before this commit; `None`: it did not exist.
+    pub(crate) reached: Option<Extent>,
     /// In a cluster: whose entries these are.
     pub(crate) origin: Origin,
     /// The records of the new entries, kept only while they are to be sent on.
@@ -83,11 +85,13 @@ pub(crate) enum Origin {
 }
 
 impl Touched {
-    pub(crate) fn new(state: ContextState, is_watched: bool, origin: Origin) -> Self {
+    pub(crate) fn new(mut state: ContextState, is_watched: bool, origin: Origin) -> Self {
         let before = (state.head.frontier.size() > 0).then(|| (state.place, state.head.clone()));
+        let reached = before.is_some().then(|| state.extent());
         Self {
             state,
             before,
+            reached,
             origin,
             records: Vec::new(),
             ids: HashMap::new(),
@@ -127,14 +131,13 @@ impl Staged {
         let mut contexts = Vec::with_capacity(self.states.len());
         let mut states = Vec::with_capacity(self.states.len());
         for (context, touched) in self.states {
-            let Touched { state, watched, appended, origin, records, before, .. } = touched;
-            let (head, place) = (state.head.clone(), state.place);
-            // The row it was is held by now: only how far it went is left to know.
-            let before = before.map(|(_, head)| Extent { size: head.size(), root: head.root() });
+            let Touched { mut state, watched, appended, origin, records, reached: before, .. } = touched;
+            let (head, place, now) = (state.head.clone(), state.place, state.extent());
             contexts.push(Reached {
                 context: context.clone(),
                 place,
                 head,
+                now,
                 watched,
                 appended,
                 origin,
@@ -198,11 +201,20 @@ pub(crate) struct Reached {
     pub(crate) context: ContextId,
     pub(crate) place: Place,
     pub(crate) head: Head,
+    /// How far it goes, and how far it went before.
+    pub(crate) now: Extent,
     watched: Option<Vec<Entry>>,
     pub(crate) appended: u64,
     pub(crate) origin: Origin,
     pub(crate) records: Vec<u8>,
     pub(crate) before: Option<Extent>,
+}
+
+impl Reached {
+    fn position(&self) -> Position {
+        let Extent { size, root } = self.now;
+        Position { size, root, epoch: self.head.epoch, lineage: self.head.lineage }
+    }
 }
 
 impl std::fmt::Debug for Written {
@@ -231,7 +243,7 @@ impl Written {
     pub(crate) fn parts(&mut self, slot: Slot, claim: &Claim) -> impl Iterator<Item = Part> {
         self.contexts.iter_mut().filter(|reached| reached.appended > 0).map(move |reached| {
             let head = &reached.head;
-            let empty = Extent { size: Size(0), root: Head::new(head.suite, head.lineage, 0).root() };
+            let empty = || Extent { size: Size(0), root: Head::new(head.suite, head.lineage, 0).root() };
             Part {
                 slot,
                 claim: claim.clone(),
@@ -239,8 +251,8 @@ impl Written {
                 lineage: head.lineage,
                 suite: head.suite,
                 created_at_ns: head.created_at_ns,
-                after: reached.before.unwrap_or(empty),
-                root: head.root(),
+                after: reached.before.unwrap_or_else(empty),
+                root: reached.now.root,
                 count: reached.appended,
                 records: std::mem::take(&mut reached.records).into(),
             }
@@ -304,7 +316,7 @@ impl Written {
         }
         let mut positions = Positions::default();
         if waiting.iter().any(|waiting| matches!(waiting, Waiting::Many(..))) {
-            positions.extend(contexts.iter().map(|reached| (&reached.context, reached.head.position())));
+            positions.extend(contexts.iter().map(|reached| (&reached.context, reached.position())));
         }
         for waiting in waiting {
             match waiting {

@@ -418,8 +418,7 @@ impl Lane {
     fn copy(&mut self, db: &Arc<Db>, copies: &Arc<Copies>, mut written: Written) -> Durable {
         if let Some(digests) = &self.shared.digests {
             for reached in written.contexts().iter().filter(|reached| reached.appended > 0) {
-                let now = Extent { size: reached.head.size(), root: reached.head.root() };
-                digests.replace(&reached.context, reached.before, Some(now));
+                digests.replace(&reached.context, reached.before, Some(reached.now));
             }
         }
         let taken = written.take_replies();
