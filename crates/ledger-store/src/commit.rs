@@ -350,6 +350,14 @@ impl Written {
     }
 }
 
+/// Holds back no more of contexts of a slot that is not shown. Nobody is told: it may be about to be left.
+pub(crate) fn let_go(shared: &Shared, reached: Vec<Reached>) {
+    let Ok(db) = shared.database.get() else { return };
+    for Reached { context, place, head, .. } in reached {
+        db.stable().settle(&context, (place, head));
+    }
+}
+
 /// Shows what was held back of contexts to readers and watchers.
 pub(crate) fn show(shared: &Shared, reached: Vec<Reached>) {
     let Ok(db) = shared.database.get() else { return };

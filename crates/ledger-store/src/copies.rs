@@ -19,7 +19,7 @@ use parking_lot::Mutex;
 
 use crate::{
     StoreError,
-    commit::{Answer, Reached, Written, show},
+    commit::{Answer, Reached, Written, let_go, show},
     replica::{Outbox, Outgoing, StableUpTo},
     shared::Shared,
 };
@@ -246,12 +246,10 @@ impl Copies {
     pub(crate) fn differs(&self, shared: &Shared, slot: Slot) {
         let mut state = self.state.lock();
         state.accepted.remove(&slot);
-        for reached in state.unstable.take(slot) {
-            // What is held back is let go: nobody is shown it.
-            shared.readable.darken(slot);
-            show(shared, reached);
-        }
         shared.readable.darken(slot);
+        for reached in state.unstable.take(slot) {
+            let_go(shared, reached);
+        }
     }
 
     /// The owner says what is stable. Gives the slots that readers see for the first time.
