@@ -106,8 +106,7 @@ impl Task {
 impl Node {
     /// A replica follows a claim's owner.
     pub(super) fn follow_task(&mut self, slot: Slot, claim: &Claim, owner: Index) {
-        let is_running =
-            self.tasks.get(&slot).is_some_and(|task| task.claim == *claim || task.claim > *claim);
+        let is_running = self.tasks.get(&slot).is_some_and(|task| task.claim >= *claim);
         let Some((_, member)) = self.incoming.get(&owner).cloned() else { return };
         if !is_running {
             let task = Task::new(claim.clone(), vec![member], Purpose::Follow(owner));
@@ -118,6 +117,8 @@ impl Node {
 
     /// A claimant fetches the longest of the best histories.
     pub(super) fn claim_task(&mut self, slot: Slot, claim: Claim, from: Vec<Member>) {
+        // Whom it followed would wait for ever.
+        self.give_up(slot);
         let is_source = from.contains(&self.member);
         let sources = from.into_iter().filter(|member| *member != self.member).collect();
         self.tasks.insert(slot, Task::new(claim, sources, Purpose::Claim { is_source }));
@@ -220,7 +221,6 @@ impl Node {
         let Some(finding) = task.findings.pop_front() else { return self.passed(slot) };
         let keeps_longer = task.keeps_longer();
         let is_follower = !task.is_claim();
-        let claim = task.claim.clone();
         let Some(context) = self.config.contexts.find(&finding.context) else { return self.go_on(slot) };
         let history = &self.disk.now.histories[context];
         let ours = (history.size(), history.root());
@@ -240,13 +240,13 @@ impl Node {
             }
             Verdict::Ahead { from } => {
                 task.is_dirty = true;
-                self.fork(&claim, context, from.0, theirs);
+                self.fork(context, from.0, theirs);
                 self.go_on(slot);
             }
             Verdict::Diverged { .. } if keeps_longer && theirs.0 <= ours.0 => self.go_on(slot),
             Verdict::Diverged { common } => {
                 task.is_dirty = true;
-                self.fork(&claim, context, common.0, theirs);
+                self.fork(context, common.0, theirs);
                 self.fetch(slot, context, common.0, theirs.0);
             }
             Verdict::InStep | Verdict::Changed | Verdict::Damaged { .. } => {
@@ -350,7 +350,7 @@ impl Node {
                     task.is_dirty = true;
                 }
                 if is_unchanged && root != Some(ours.1) {
-                    self.fork(&claim, context, from.min(size), (size, root.unwrap_or(Hash([0; 32]))));
+                    self.fork(context, from.min(size), (size, root.unwrap_or(Hash([0; 32]))));
                 }
                 self.go_on(slot);
             }

@@ -127,6 +127,11 @@ impl Writer {
         }
     }
 
+    /// Attaches, as an engine that moves does.
+    pub fn attach_again(&mut self) {
+        self.is_attached = false;
+    }
+
     /// Whether it waits for nothing.
     pub fn is_idle(&self) -> bool {
         self.is_attached && self.outstanding.is_empty()
@@ -211,7 +216,13 @@ impl Watcher {
     }
 
     /// What is new; an error if the history is another one.
-    pub fn answered(&mut self, request: u64, response: Response) -> Result<Vec<Entry>, &'static str> {
+    pub fn answered(
+        &mut self,
+        request: u64,
+        response: Response,
+        nodes: usize,
+        random: &mut Random,
+    ) -> Result<Vec<Entry>, &'static str> {
         if request != self.request {
             return Ok(Vec::new());
         }
@@ -225,6 +236,10 @@ impl Watcher {
                     self.seen.0.push(*entry);
                 }
                 Ok(entries.to_vec())
+            }
+            Response::NotReadable => {
+                self.target = random.index(nodes);
+                Ok(Vec::new())
             }
             Response::Changed => {
                 self.seen = History::default();

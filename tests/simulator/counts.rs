@@ -97,6 +97,12 @@ impl Counts {
         self.faults.values().sum()
     }
 
+    /// In one line.
+    pub fn brief(&self) -> String {
+        let (runs, steps) = (self.get(Counted::Runs), self.get(Counted::Steps));
+        format!("{runs} seeds, {steps} steps, {} faults", self.faults())
+    }
+
     /// What never happened, in words.
     pub fn missing(&self) -> Vec<&'static str> {
         let faults = Fault::ALL.into_iter().filter(|fault| !self.faults.contains_key(fault));

@@ -3,11 +3,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use ledger_core::{
-    Hash,
-    ownership::{Claim, SlotRecord},
-    slot::Slot,
-};
+use ledger_core::{Hash, ownership::SlotRecord, slot::Slot};
 
 use super::{
     history::{Context, Entry, History},
@@ -31,8 +27,6 @@ pub struct Fork {
     pub entries: Vec<Entry>,
     /// Both heads, as they were compared: size and root.
     pub heads: [(u64, Hash); 2],
-    /// For whose history it was left.
-    pub claim: Claim,
 }
 
 /// A write.

@@ -69,6 +69,8 @@ impl Fault {
 pub struct Plan {
     pub settings: Settings,
     pub nodes: usize,
+    /// Whether the nodes that form the cluster are told of each other.
+    pub is_listed: bool,
     pub slots: usize,
     pub contexts: usize,
     pub writers: usize,
@@ -128,6 +130,7 @@ impl Plan {
         let slots = random.between(1, 3) as usize;
         Self {
             nodes,
+            is_listed: random.chance(1000),
             slots,
             contexts: slots + random.index(3),
             writers: random.between(2, 4) as usize,
@@ -136,7 +139,7 @@ impl Plan {
             faults,
             fault_every: random.between(300, 2500),
             ambushes: if random.chance(500) { random.between(1, 60) } else { 0 },
-            duration: random.between(8_000, 25_000),
+            duration: random.between(10_000, 90_000),
             loss: if is_lossy { random.between(1, 200) } else { 0 },
             duplicates: if is_lossy { random.between(0, 200) } else { 0 },
             late: if is_lossy { random.between(0, 80) } else { 0 },

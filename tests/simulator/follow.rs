@@ -199,7 +199,9 @@ impl Node {
                 let is_held = self.readable.get(&slot).is_some_and(|readable| *readable != Readable::Dark);
                 let kept = self.unstable.take(slot);
                 if is_held {
-                    kept.into_iter().for_each(|of| self.unstable.push(slot, claim.epoch, number, of));
+                    for of in kept {
+                        self.unstable.push(slot, claim.epoch, number, of);
+                    }
                 } else {
                     // Nothing is held back of what is accepted here.
                     self.readable.insert(slot, Readable::Holding);
@@ -238,8 +240,8 @@ impl Node {
         self.readable.insert(slot, Readable::Dark);
     }
 
-    /// Leaves what comes after a common size for the history that a claim's owner has.
-    pub(super) fn fork(&mut self, claim: &Claim, context: Context, common: u64, theirs: (u64, Hash)) {
+    /// Leaves what comes after a common size for the history that an owner has.
+    pub(super) fn fork(&mut self, context: Context, common: u64, theirs: (u64, Hash)) {
         let slot = self.config.contexts.slot(context);
         self.darken(slot);
         self.parked.remove(&context);
@@ -252,8 +254,7 @@ impl Node {
         if self.config.broken == Broken::ForksDropped {
             self.disk.write(Write::Drop { context, common });
         } else {
-            let claim = claim.clone();
-            self.disk.write(Write::Fork(Fork { context, common, entries, heads: [ours, theirs], claim }));
+            self.disk.write(Write::Fork(Fork { context, common, entries, heads: [ours, theirs] }));
         }
         self.changed(context, before);
         self.visible[context] = self.visible[context].min(common);

@@ -45,6 +45,16 @@ impl World {
 
     pub(super) fn is_healed(&mut self) {
         match self.missing() {
+            // All members are equal: what they lack now they lack for good, unless its writer has it.
+            None if !self.is_settled => {
+                self.is_settled = true;
+                for client in &mut self.clients {
+                    if let Client::Writer(writer) = client {
+                        writer.attach_again();
+                    }
+                }
+                self.after(500_000, Happening::IsHealed);
+            }
             None => {
                 self.counts.add(Counted::LongestHealing, (self.now - self.healing_since) / 1000);
                 self.is_over = true;
@@ -75,10 +85,10 @@ impl World {
         }
         // Every writer has to succeed again; then they stop.
         for (number, client) in self.clients.iter_mut().enumerate() {
-            if let Client::Writer(writer) = client {
-                if writer.acknowledged == self.acknowledged_before[number] {
-                    return Some(format!("writer {number} was not acknowledged anything: {writer:x?}"));
-                }
+            if let Client::Writer(writer) = client
+                && writer.acknowledged == self.acknowledged_before[number]
+            {
+                return Some(format!("writer {number} was not acknowledged anything: {writer:x?}"));
             }
         }
         let mut waits = None;

@@ -83,19 +83,18 @@ impl Node {
                 items.push((slot, Item::default()));
                 items.len() - 1
             });
-            let sequence = match self.ids[context].get(&id) {
+            let sequence = if let Some(known) = self.ids[context].get(&id) {
                 // Nothing is written, but it may not be stable yet.
-                Some(known) => *known,
-                None => {
-                    let size = self.disk.now.histories[context].size();
-                    if !begun.iter().any(|(of, _)| *of == context) {
-                        begun.push((context, size));
-                    }
-                    let entry = self.disk.now.histories[context].next(epoch, id);
-                    self.extend(context, &[entry]);
-                    self.out.push(Out::Note(Note::Created { context, sequence: size + 1, epoch, id }));
-                    size + 1
+                *known
+            } else {
+                let size = self.disk.now.histories[context].size();
+                if !begun.iter().any(|(of, _)| *of == context) {
+                    begun.push((context, size));
                 }
+                let entry = self.disk.now.histories[context].next(epoch, id);
+                self.extend(context, &[entry]);
+                self.out.push(Out::Note(Note::Created { context, sequence: size + 1, epoch, id }));
+                size + 1
             };
             if queued.append.one_copy {
                 one_copy.push((queued.clone(), sequence));

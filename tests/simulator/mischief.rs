@@ -2,7 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use ledger_core::node::{Member, ReplicaSet};
+use ledger_core::{
+    node::{Member, ReplicaSet},
+    rendezvous,
+};
 
 use super::{
     counts::Counted,
@@ -10,11 +13,12 @@ use super::{
     faults::Fault,
     message::Index,
     network::MAX_NODES,
+    node::index_of,
     run::{Happening, World},
 };
 
 /// What ends a fault.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub enum Undo {
     Start(Index),
     HealNetwork,
@@ -218,8 +222,20 @@ impl World {
         self.sets_that_count().iter().all(|set| {
             let gone =
                 set.members().iter().filter(|member| !here.contains(member) && *member != lost).count();
-            let m = self.plan.settings.min_copies.clamp(1, set.len());
-            gone < set.len() - m
+            gone < set.len() - set.knowing(self.plan.settings.min_copies, set.len())
+        }) && self.remembers(index)
+    }
+
+    /// Whether a node would be left that was there when each slot was formed: if all of those lost their disks since,
+    /// they could form it again.
+    fn remembers(&self, without: Index) -> bool {
+        let first = &self.config.settings.first_nodes;
+        self.config.contexts.slots.iter().all(|slot| {
+            let formed = rendezvous::order(*slot, first.clone());
+            formed.iter().take(self.plan.settings.copies).any(|node| {
+                let index = index_of(node);
+                index != without && !self.hosts[index].is_gone && self.hosts[index].graveyard.is_empty()
+            })
         })
     }
 

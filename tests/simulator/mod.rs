@@ -13,6 +13,8 @@
 //! | [`invariants`] | what must hold |
 //! | [`counts`] | metrics |
 //! | [`run`] | time |
+//!
+//! [`broken`] leaves out a rule, to see that it is missed; [`flags`] are those of `just simulate`.
 
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub, reason = "a test that cannot go on should stop")]
 
@@ -22,6 +24,7 @@ mod client;
 mod counts;
 mod disk;
 mod faults;
+mod flags;
 mod follow;
 mod gossip;
 mod healing;
@@ -37,4 +40,5 @@ mod run;
 
 pub use broken::Broken;
 pub use counts::Counts;
+pub use flags::Flags;
 pub use run::{Run, run};

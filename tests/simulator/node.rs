@@ -677,11 +677,15 @@ impl Node {
         let history = &self.disk.now.histories[context];
         match self.shown(context) {
             None => Response::NotReadable,
-            // It is behind.
-            Some(size) if size < after => Response::NotReadable,
+            // It is behind; or, where what was shown can be taken back, the watcher saw what is gone.
+            Some(size) if size < after => {
+                let Settings { copies, min_copies, .. } = self.config.settings;
+                let is_gone = min_copies * 2 <= copies && self.serves(self.config.contexts.slot(context));
+                if is_gone { Response::Changed } else { Response::NotReadable }
+            }
             Some(_) if history.root_at(after) != Some(root) => Response::Changed,
             Some(size) => {
-                let to = size.min(after + 16) as usize;
+                let to = size.min(after + 64) as usize;
                 Response::Watched { entries: history.0[after as usize..to].into() }
             }
         }

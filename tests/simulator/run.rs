@@ -18,7 +18,7 @@ use super::{
     disk::{Disk, Store},
     faults::Plan,
     history::Contexts,
-    invariants::{Checked, Invariants},
+    invariants::{Checked, Invariants, Seen},
     message::{Down, Index, Message, Request, Response, Up},
     mischief::Undo,
     network::{Network, Stream},
@@ -119,6 +119,8 @@ pub(super) struct World {
     pub last_loss: u64,
     pub is_healing: bool,
     pub healing_since: u64,
+    /// All members were equal since.
+    pub is_settled: bool,
     pub acknowledged_before: Vec<u64>,
     pub is_over: bool,
     pub violation: Option<String>,
@@ -126,11 +128,23 @@ pub(super) struct World {
     trace: bool,
 }
 
+/// Most steps of a run: one that takes more does not end.
+const MOST_STEPS: u64 = 20_000_000;
+
 /// Runs a seed.
 pub fn run(seed: u64, broken: Broken, trace: bool) -> Run {
-    let mut world = World::new(seed, broken, trace);
-    world.go();
-    Run { counts: world.counts, violation: world.violation, fingerprint: world.fingerprint }
+    let whole = || {
+        let mut world = World::new(seed, broken, trace);
+        world.go();
+        Run { counts: world.counts, violation: world.violation, fingerprint: world.fingerprint }
+    };
+    // A panic of what is tested is found like all else: with its seed.
+    std::panic::catch_unwind(whole).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+        let violation = Some(format!("it panics: {}", text.unwrap_or_default()));
+        Run { counts: Counts::default(), violation, fingerprint: 0 }
+    })
 }
 
 impl World {
@@ -140,7 +154,9 @@ impl World {
         let contexts = Rc::new(Contexts::new(plan.contexts, plan.slots));
         let mut settings = plan.settings.clone();
         let name = |index: usize| NodeId::new(format!("n{index}")).unwrap();
-        settings.first_nodes = (0..plan.nodes).map(name).collect();
+        if plan.is_listed {
+            settings.first_nodes = (0..plan.nodes).map(name).collect();
+        }
         let config = Rc::new(Config {
             contexts,
             settings,
@@ -168,6 +184,7 @@ impl World {
             last_loss: 0,
             is_healing: false,
             healing_since: 0,
+            is_settled: false,
             acknowledged_before: Vec::new(),
             is_over: false,
             violation: None,
@@ -270,6 +287,9 @@ impl World {
             self.counts.add(Counted::Steps, 1);
             self.fingerprint = self.fingerprint.rotate_left(5) ^ at;
             self.happen(what);
+            if self.counts.get(Counted::Steps) > MOST_STEPS {
+                self.violate(format!("it does not end within {MOST_STEPS} steps"));
+            }
             if self.is_over || self.violation.is_some() {
                 break;
             }
@@ -466,7 +486,14 @@ impl World {
         }
     }
 
-    fn seen(&mut self, what: &str, index: Index, context: usize, size: u64, needed: usize) -> Checked {
+    fn seen(
+        &mut self,
+        what: &'static str,
+        index: Index,
+        context: usize,
+        size: u64,
+        needed: usize,
+    ) -> Checked {
         let Some(node) = &self.hosts[index].node else { return Ok(()) };
         let history = &node.disk.now.histories[context];
         let root = history.root_at(size);
@@ -479,7 +506,8 @@ impl World {
             };
             self.hosts.iter().filter(on_host).count()
         };
-        self.invariants.seen(what, index, context, size, history, needed, copies)
+        let seen = Seen { what, node: index, context, size, history };
+        self.invariants.seen(&seen, needed, copies)
     }
 
     // The network.
@@ -589,12 +617,16 @@ impl World {
                 let asked = writer.answered(now, request, response, &mut self.random, &mut self.next_request);
                 self.ask(number, asked);
             }
-            Client::Watcher(watcher) => match watcher.answered(request, response) {
-                Ok(entries) => self.counts.add(Counted::Watched, entries.len() as u64),
-                // It is told so, and begins again: allowed only if availability comes first.
-                Err(what) if self.invariants.is_strict => self.violate(format!("client {number}: {what}")),
-                Err(_) => {}
-            },
+            Client::Watcher(watcher) => {
+                match watcher.answered(request, response, self.hosts.len(), &mut self.random) {
+                    Ok(entries) => self.counts.add(Counted::Watched, entries.len() as u64),
+                    // It is told so, and begins again: allowed only if availability comes first.
+                    Err(what) if self.invariants.is_strict => {
+                        self.violate(format!("client {number}: {what}"));
+                    }
+                    Err(_) => {}
+                }
+            }
             Client::Reader => {
                 let Response::Read { context, size, root } = response else { return };
                 self.counts.add(Counted::Read, 1);

@@ -284,6 +284,8 @@ struct State {
     /// A move or handover that came to nothing is not tried again before.
     stays_until: Millis,
     attempts: u32,
+    /// Another node was seen to own it: it has members, whether this node knows them or not.
+    is_formed: bool,
     /// The highest epoch that anybody else claimed, as far as was heard: it may have been promised where this node
     /// has to be promised more.
     heard: Epoch,
@@ -539,6 +541,7 @@ impl Slots {
         for slot in self.all().iter().copied() {
             // A higher claim in gossip is as good as a refusal.
             if let Some((node, epoch)) = self.owned_by_other(slot).cloned() {
+                self.state_mut(slot).is_formed = true;
                 self.claimed(now, slot, Claim { epoch, claimant: node }, effects);
             }
         }

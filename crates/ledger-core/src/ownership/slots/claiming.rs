@@ -46,7 +46,7 @@ impl Slots {
         }
         let since = *state.unowned_since.get_or_insert(now);
         let not_before = state.not_before;
-        let may = state.record.placement.is_some() || is_forming;
+        let may = state.record.placement.is_some() || (is_forming && !state.is_formed);
         if !may || !self.is_writable || now < not_before || now < self.started + self.settings.settle {
             return;
         }
@@ -141,7 +141,7 @@ impl Slots {
     }
 
     /// Who can be asked for a promise.
-    fn alive_members(&self) -> BTreeSet<Member> {
+    pub(super) fn alive_members(&self) -> BTreeSet<Member> {
         let alive = self.nodes.values().filter(|known| known.seen.is_alive && known.seen.is_writable);
         alive.map(|known| known.seen.member.clone()).collect()
     }

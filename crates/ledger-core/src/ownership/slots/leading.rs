@@ -1,5 +1,7 @@
 //! What an owner does beside taking appends: bring members in step, hand over, move.
 
+use std::collections::BTreeSet;
+
 use super::{
     Ask, Claim, Effect, Ending, Leading, Member, Millis, Phase, Placement, ReplicaSet, Role, Slot, Slots,
     State, Taking, rendezvous,
@@ -166,6 +168,7 @@ impl Slots {
         }
         let next = self.target(now, slot, leading);
         let min_copies = self.settings.min_copies;
+        let alive = if next.is_some() { self.alive_members() } else { BTreeSet::new() };
         let Role::Leading(leading) = &mut self.state_mut(slot).role else { return None };
         let learner = next.as_ref().map(|(_, learner)| learner);
         if leading.learner.as_ref() != learner {
@@ -174,8 +177,9 @@ impl Slots {
         }
         // Others may be away, perhaps for ever: enough must be there to accept.
         let is_enough = |set: &ReplicaSet| {
-            let there = set.members().iter().filter(|member| leading.in_step.contains(*member)).count();
-            there >= min_copies.clamp(1, set.len())
+            let count =
+                |of: &BTreeSet<Member>| set.members().iter().filter(|member| of.contains(*member)).count();
+            count(&leading.in_step) >= set.knowing(min_copies, count(&alive))
         };
         let is_ready = |(target, learner): &(ReplicaSet, Member)| {
             leading.in_step.contains(learner) && is_enough(target) && is_enough(&leading.set)
