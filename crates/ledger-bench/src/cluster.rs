@@ -116,11 +116,6 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Says what is going on.
-    fn say(&self, text: &str) {
-        eprintln!("bench: {text}");
-    }
-
     /// Whether a row was asked for.
     fn wants(&self, row: u8) -> bool {
         self.only.is_empty() || self.only.contains(&row)
@@ -130,12 +125,17 @@ impl Run<'_> {
     fn push(&mut self, row: u8, line: &Line) {
         self.table.push(row, line);
     }
+}
 
-    /// Errors that a user of the SDK would have seen.
-    fn explain(&self, errors: &[String]) {
-        for error in errors.iter().take(5) {
-            eprintln!("bench: an append failed: {error}");
-        }
+/// Says what is going on.
+fn say(text: &str) {
+    eprintln!("bench: {text}");
+}
+
+/// Errors that a user of the SDK would have seen.
+fn explain(errors: &[String]) {
+    for error in errors.iter().take(5) {
+        say(&format!("an append failed: {error}"));
     }
 }
 
@@ -161,7 +161,7 @@ pub(crate) async fn run(args: Cluster) -> anyhow::Result<i32> {
     ensure!((1..=1 << 20).contains(&sizes.inflight), "--inflight must be 1 to 1048576");
     let kind = rustix::fs::statfs(&args.dir).with_context(|| format!("{}", args.dir.display()))?.f_type;
     ensure!(
-        !IN_MEMORY.contains(&i64::from(kind)),
+        !IN_MEMORY.contains(&kind),
         "{} is in memory, where nothing is ever synced: name a directory on a disk with --dir",
         args.dir.display()
     );
@@ -181,7 +181,7 @@ pub(crate) async fn run(args: Cluster) -> anyhow::Result<i32> {
     let failed = run.failed;
     if failed > 0 && args.keep {
         dir.disable_cleanup(true);
-        eprintln!("bench: data and logs of the nodes are in {}", path.display());
+        say(&format!("data and logs of the nodes are in {}", path.display()));
     }
     ensure!(failed == 0, "{failed} rows could not be measured");
     Ok(if table.missed > 0 { EXIT_MISSED } else { 0 })
@@ -191,7 +191,8 @@ pub(crate) async fn run(args: Cluster) -> anyhow::Result<i32> {
 async fn rows(run: &mut Run<'_>) {
     for row in 1..=6 {
         // Rows 5 and 7 are measured on the same nodes.
-        if !run.wants(row) && !(row == 5 && run.wants(7)) {
+        let is_wanted = run.wants(row) || row == 5 && run.wants(7);
+        if !is_wanted {
             continue;
         }
         let done = match row {
@@ -204,7 +205,7 @@ async fn rows(run: &mut Run<'_>) {
         };
         if let Err(error) = done {
             run.failed += 1;
-            eprintln!("bench: row {row} failed: {error:#}");
+            say(&format!("row {row} failed: {error:#}"));
             let line = Line::held(
                 format!("row {row}"),
                 format!("failed: {error:#}"),

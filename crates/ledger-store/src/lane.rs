@@ -25,7 +25,7 @@ use rocksdb::WriteBatch;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
-    Append, Appended, BatchResult, BatchResults, Durability, StoreError,
+    Append, Appended, BatchResult, BatchResults, Durability, LeftHistory, StoreError,
     commit::{Origin, Staged, TakenReply, Touched, Waiting, Written},
     copies::Copies,
     database::Database,
@@ -86,7 +86,7 @@ pub(crate) enum Command {
     /// Send a peer the digests of slots at this place.
     Mark(Peer, Vec<Slot>),
     /// Leave a history for that of a claim's owner.
-    Fork(Box<Fork>, oneshot::Sender<Result<Size, StoreError>>),
+    Fork(Box<Fork>, oneshot::Sender<Result<LeftHistory, StoreError>>),
 }
 
 /// A history to leave.

@@ -77,7 +77,7 @@ mod types;
 mod view;
 mod watch;
 
-pub use cluster::Following;
+pub use cluster::{Following, LeftHistory};
 pub use error::StoreError;
 pub use forks::{Evidence, ForkCursor, ForkInfo, ForkList, Tip};
 pub use ledger::Ledger;

@@ -23,7 +23,7 @@ pub(super) async fn run(run: &mut Run<'_>) -> anyhow::Result<()> {
     let (mut of_one, mut of_cluster) = (Vec::new(), Vec::new());
     // In turn, because the machine's speed drifts.
     for repetition in 1..=run.args.repetitions {
-        run.say(&format!("streaming append, {repetition} of {}", run.args.repetitions));
+        super::say(&format!("streaming append, {repetition} of {}", run.args.repetitions));
         quiet(&[one.id()]).await?;
         of_one.push(streams::run(&alone, shape).await?.per_second);
         quiet(&[one.id()]).await?;
@@ -39,7 +39,7 @@ pub(super) async fn run(run: &mut Run<'_>) -> anyhow::Result<()> {
     let line = Line::held(what, format!("{rate:.0}/s: {ratio:.2}"), "0.3 of one node", ratio >= 0.3, values);
     run.push(1, &line.beside(format!("one node: {one_rate:.0}/s")));
 
-    run.say("latency of streaming append");
+    super::say("latency of streaming append");
     let shape = Shape { window: FEW, ..shape };
     let lonely = streams::run(&alone, shape).await?;
     quiet(&[one.id()]).await?;

@@ -51,10 +51,10 @@ async fn idle(run: &mut Run<'_>) -> anyhow::Result<()> {
     let mut nodes = Nodes::start(&run.dir.join("catch-up"), &run.args.flags).await?;
     let client = nodes.client()?;
     nodes.stop(AWAY).await?;
-    run.say(&format!("appending {} entries while a node is away", run.args.entries));
+    super::say(&format!("appending {} entries while a node is away", run.args.entries));
     measure::fill(&client, "behind", CONTEXTS, run.args.entries, |_| "facts").await?;
     nodes.quiet().await?;
-    run.say("the node catches up");
+    super::say("the node catches up");
     nodes.spawn(AWAY)?;
     nodes.serves(AWAY).await?;
     let caught_up = watch(&nodes, || 0).await?;
@@ -75,7 +75,7 @@ async fn under_load(run: &mut Run<'_>) -> anyhow::Result<()> {
     let mut nodes = Nodes::start(&run.dir.join("catch-up-under-load"), &run.args.flags).await?;
     let client = nodes.client()?;
     nodes.stop(AWAY).await?;
-    run.say("appending at full speed while a node is away");
+    super::say("appending at full speed while a node is away");
     let pump = Pump::start(&client, CONTEXTS, run.args.inflight).await?;
     let (mut at, mut known) = (Instant::now(), 0);
     while pump.acknowledged() < run.args.entries {
@@ -88,7 +88,7 @@ async fn under_load(run: &mut Run<'_>) -> anyhow::Result<()> {
         }
     }
     let away = pump.rate(run.args.seconds.min(2.0)).await?;
-    run.say("the node catches up under load");
+    super::say("the node catches up under load");
     nodes.spawn(AWAY)?;
     nodes.serves(AWAY).await?;
     let watched = watch(&nodes, || pump.acknowledged()).await;

@@ -66,8 +66,7 @@ pub(super) async fn run(client: &Client, shape: Shape) -> anyhow::Result<Measure
     let times = Arc::new(Mutex::new(Vec::new()));
     let sent = Arc::clone(&times);
     let sending = AbortOnDropHandle::new(tokio::spawn(async move {
-        let mut number = 0_u64;
-        for context in contexts.iter().cycle() {
+        for (number, context) in (0_u64..).zip(contexts.iter().cycle()) {
             let now = Instant::now();
             if now >= end {
                 break;
@@ -77,7 +76,6 @@ pub(super) async fn run(client: &Client, shape: Shape) -> anyhow::Result<Measure
                 sent.lock().push(now);
             }
             appender.send(append).await?;
-            number += 1;
         }
         appender.finish();
         anyhow::Ok(())
