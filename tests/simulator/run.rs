@@ -99,6 +99,7 @@ pub(super) struct Host {
     pub slow_until: u64,
 }
 
+#[allow(clippy::struct_excessive_bools, reason = "what is so, not what to do")]
 pub(super) struct World {
     pub plan: Plan,
     pub config: Rc<Config>,

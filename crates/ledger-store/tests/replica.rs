@@ -109,6 +109,7 @@ impl Two {
             received_lamport: 0,
             entry_id: None,
             epoch: None,
+            needed: ledger_store::Needed::Configured,
         };
         self.owner.append_async(append).await.unwrap();
     }
