@@ -161,6 +161,12 @@ impl Outbox for Carrier {
         }
     }
 
+    fn restart(&self, peer: Peer) {
+        if let Some(peer) = self.0.upgrade().and_then(|shared| shared.peers.numbered(peer)) {
+            peer.restart();
+        }
+    }
+
     fn stopped(&self, slot: Slot, claim: Claim) {
         if let Some(shared) = self.0.upgrade() {
             let _ = shared.from_lanes.send(vec![Event::Stopped(slot, claim)]);

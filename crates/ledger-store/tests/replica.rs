@@ -29,6 +29,8 @@ impl Outbox for Sent {
         self.0.lock().unwrap().push(what);
     }
 
+    fn restart(&self, _: Peer) {}
+
     fn stopped(&self, _: Slot, _: Claim) {}
 
     fn gave_up(&self, _: Vec<Slot>) {}
