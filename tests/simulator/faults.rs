@@ -69,7 +69,8 @@ impl Fault {
 pub struct Plan {
     pub settings: Settings,
     pub nodes: usize,
-    /// Whether the nodes that form the cluster are told of each other.
+    /// Whether the nodes that form the cluster are told of each other. In a cluster of more nodes than there are copies
+    /// they must be, or those who see only each other form it too.
     pub is_listed: bool,
     pub slots: usize,
     pub contexts: usize,
@@ -130,7 +131,7 @@ impl Plan {
         let slots = random.between(1, 3) as usize;
         Self {
             nodes,
-            is_listed: random.chance(1000),
+            is_listed: random.chance(500) || nodes > copies || faults.contains(&Fault::AddNode),
             slots,
             contexts: slots + random.index(3),
             writers: random.between(2, 4) as usize,

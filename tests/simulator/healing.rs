@@ -10,7 +10,7 @@ use super::{
     disk::Store,
     history::History,
     message::Index,
-    run::{Happening, World},
+    run::{Happening, Stage, World},
 };
 
 /// How long it may take, microseconds.
@@ -20,7 +20,7 @@ impl World {
     /// Nothing goes wrong any more, and all nodes are started.
     pub(super) fn heal(&mut self) {
         self.note(|| "healing".to_owned());
-        (self.is_healing, self.healing_since) = (true, self.now);
+        (self.stage, self.healing_since) = (Stage::Healing, self.now);
         self.network.heal();
         (self.network.loss, self.network.duplicates, self.network.late) = (0, 0, 0);
         for index in 0..self.hosts.len() {
@@ -46,8 +46,8 @@ impl World {
     pub(super) fn is_healed(&mut self) {
         match self.missing() {
             // All members are equal: what they lack now they lack for good, unless its writer has it.
-            None if !self.is_settled => {
-                self.is_settled = true;
+            None if self.stage == Stage::Healing => {
+                self.stage = Stage::Settled;
                 for client in &mut self.clients {
                     if let Client::Writer(writer) = client {
                         writer.attach_again();
@@ -57,7 +57,7 @@ impl World {
             }
             None => {
                 self.counts.add(Counted::LongestHealing, (self.now - self.healing_since) / 1000);
-                self.is_over = true;
+                self.stage = Stage::Over;
                 if let Err(violation) = self.check_the_end() {
                     self.violate(violation);
                 }

@@ -14,7 +14,7 @@ use super::{
     message::Index,
     network::MAX_NODES,
     node::index_of,
-    run::{Happening, World},
+    run::{Happening, Stage, World},
 };
 
 /// What ends a fault.
@@ -32,7 +32,7 @@ pub enum Undo {
 impl World {
     /// A fault in the middle of a takeover.
     pub(super) fn ambush(&mut self) {
-        if !self.is_healing
+        if self.stage == Stage::Faults
             && let Some(fault) = self.random.pick(&self.plan.faults.clone())
             && self.inflict(fault)
         {
@@ -41,7 +41,7 @@ impl World {
     }
 
     pub(super) fn fault(&mut self) {
-        if self.is_healing {
+        if self.stage != Stage::Faults {
             return;
         }
         self.ambush();
@@ -156,7 +156,11 @@ impl World {
             Undo::Gone(node) => {
                 let there = self.hosts.iter().filter(|host| !host.is_gone).count();
                 let is_enough = there > self.plan.settings.copies.max(3);
-                if !self.is_healing && is_enough && !self.hosts[node].is_gone && self.can_lose(node) {
+                if self.stage == Stage::Faults
+                    && is_enough
+                    && !self.hosts[node].is_gone
+                    && self.can_lose(node)
+                {
                     self.crash(node);
                     self.wipe(node);
                     self.hosts[node].is_gone = true;
@@ -229,9 +233,9 @@ impl World {
     /// Whether a node would be left that was there when each slot was formed: if all of those lost their disks since,
     /// they could form it again.
     fn remembers(&self, without: Index) -> bool {
-        let first = &self.config.settings.first_nodes;
+        let first = || self.hosts.iter().take(self.plan.nodes).map(|host| host.member.node.clone());
         self.config.contexts.slots.iter().all(|slot| {
-            let formed = rendezvous::order(*slot, first.clone());
+            let formed = rendezvous::order(*slot, first());
             formed.iter().take(self.plan.settings.copies).any(|node| {
                 let index = index_of(node);
                 index != without && !self.hosts[index].is_gone && self.hosts[index].graveyard.is_empty()

@@ -99,6 +99,18 @@ pub(super) struct Host {
     pub slow_until: u64,
 }
 
+/// Where a run is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// Things go wrong.
+    Faults,
+    /// Nothing goes wrong any more.
+    Healing,
+    /// All members were equal once.
+    Settled,
+    Over,
+}
+
 pub(super) struct World {
     pub plan: Plan,
     pub config: Rc<Config>,
@@ -117,12 +129,9 @@ pub(super) struct World {
     next_request: u64,
     next_storage: u64,
     pub last_loss: u64,
-    pub is_healing: bool,
+    pub stage: Stage,
     pub healing_since: u64,
-    /// All members were equal since.
-    pub is_settled: bool,
     pub acknowledged_before: Vec<u64>,
-    pub is_over: bool,
     pub violation: Option<String>,
     fingerprint: u64,
     trace: bool,
@@ -182,11 +191,9 @@ impl World {
             next_request: 0,
             next_storage: 0,
             last_loss: 0,
-            is_healing: false,
+            stage: Stage::Faults,
             healing_since: 0,
-            is_settled: false,
             acknowledged_before: Vec::new(),
-            is_over: false,
             violation: None,
             fingerprint: 0,
             trace,
@@ -290,7 +297,7 @@ impl World {
             if self.counts.get(Counted::Steps) > MOST_STEPS {
                 self.violate(format!("it does not end within {MOST_STEPS} steps"));
             }
-            if self.is_over || self.violation.is_some() {
+            if self.stage == Stage::Over || self.violation.is_some() {
                 break;
             }
         }
@@ -425,7 +432,7 @@ impl World {
 
     fn noted(&mut self, index: Index, note: Note) -> Checked {
         if matches!(note, Note::Moment) {
-            if !self.is_healing && self.random.chance(self.plan.ambushes) {
+            if self.stage == Stage::Faults && self.random.chance(self.plan.ambushes) {
                 let after = self.random.below(4000);
                 self.after(after, Happening::Ambush);
             }
