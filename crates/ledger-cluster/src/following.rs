@@ -81,8 +81,7 @@ async fn of_owner(shared: Arc<Shared>, owner: Member, mut slots: mpsc::Receiver<
                 Err(error) => tracing::info!(%owner, %error, "catching up failed: trying again"),
             }
             // Without a stream from it nothing is in step anyway, and it offers all slots with the next.
-            let is_gone = shared.peers.get(&owner).is_none_or(|peer| !peer.is_alive());
-            if is_gone || shared.ledger.writable().is_err() {
+            if !shared.is_served(&owner.node) || shared.ledger.writable().is_err() {
                 break;
             }
             sleep(PAUSE).await;

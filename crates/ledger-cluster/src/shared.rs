@@ -117,6 +117,11 @@ impl Shared {
         }
     }
 
+    /// Whether the stream from a node is up. The one to it may be, or not, all the same.
+    pub(crate) fn is_served(&self, node: &NodeId) -> bool {
+        self.incoming.lock().get(node).is_some_and(|incoming| incoming.turn.try_lock().is_err())
+    }
+
     /// A request to a peer, with the proof of the cluster's key.
     pub(crate) fn request<T>(&self, to: &Member, message: T) -> Result<Request<T>, Status> {
         let text = format!("{}/{}", self.me.node, to.node);
