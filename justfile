@@ -54,6 +54,15 @@ soak seconds="600" seed="1": build
     LEDGER_SOAK_SECONDS="{{seconds}}" LEDGER_SOAK_SEED="{{seed}}" \
         cargo test --release --workspace --test crash -- --ignored --nocapture --test-threads 1
 
+# Simulate whole clusters with faults, each decided by a seed: --minutes N --seed S [--runs N] [--trace] [--broken NAME]
+simulate *flags:
+    @LEDGER_SIMULATE="$*" cargo test --quiet --release --workspace --test simulate -- \
+        --ignored --nocapture --exact for_a_long_time
+
+# Kill, cut off, restart, wipe real nodes in network namespaces (needs root): `--rounds N --seed S [scenario]`
+namespaces *flags: build
+    @.ci/namespaces "$@"
+
 # The Rust documentation, in the target directory's doc/
 docs:
     cargo doc --release --workspace --no-deps

@@ -110,6 +110,7 @@ impl Driver {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let cancel = self.shared.cancel.clone();
+        let mut writable = self.shared.ledger.watch_writable();
         self.saw(&mut view).await;
         loop {
             let events = tokio::select! {
@@ -119,6 +120,11 @@ impl Driver {
                         return;
                     }
                     self.saw(&mut view).await;
+                    continue;
+                }
+                Ok(()) = writable.changed() => {
+                    let is_writable = *writable.borrow_and_update();
+                    self.writes(is_writable).await;
                     continue;
                 }
                 Some(told) = self.events.recv() => told,
@@ -172,6 +178,17 @@ impl Driver {
         self.publish();
     }
 
+    /// The disk takes writes, or no longer.
+    async fn writes(&mut self, is_writable: bool) {
+        if is_writable {
+            tracing::info!("the disk takes writes again: catching up");
+        } else {
+            tracing::warn!("the disk takes no writes: owning nothing until it does");
+        }
+        self.membership.set_writable(is_writable);
+        self.step(vec![Event::Writable(is_writable)]).await;
+    }
+
     /// Gossip shows other nodes.
     async fn saw(&mut self, view: &mut watch::Receiver<Arc<View>>) {
         let view = Arc::clone(&view.borrow_and_update());
@@ -194,6 +211,7 @@ impl Driver {
                 zone: node.zone.clone(),
                 is_alive: node.alive,
                 is_draining: matches!(node.readiness, Readiness::Draining | Readiness::Leaving),
+                is_writable: node.readiness != Readiness::ReadOnly,
                 owned: node.owned.iter().copied().collect(),
             });
         }

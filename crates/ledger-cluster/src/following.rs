@@ -82,7 +82,7 @@ async fn of_owner(shared: Arc<Shared>, owner: Member, mut slots: mpsc::Receiver<
             }
             // Without a stream from it nothing is in step anyway, and it offers all slots with the next.
             let is_gone = shared.peers.get(&owner).is_none_or(|peer| !peer.is_alive());
-            if is_gone {
+            if is_gone || shared.ledger.writable().is_err() {
                 break;
             }
             sleep(PAUSE).await;

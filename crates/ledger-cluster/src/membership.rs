@@ -61,6 +61,8 @@ pub struct Membership {
     gossip_interval: Duration,
     control: GossipControl,
     facts: watch::Sender<Facts>,
+    /// What it would be ready for with a disk that takes writes, and whether it has one.
+    ready: Mutex<(Readiness, bool)>,
     view: watch::Receiver<Arc<View>>,
     bad_values: Arc<AtomicU64>,
     most_keys: Arc<AtomicU64>,
@@ -80,6 +82,7 @@ impl Membership {
         let socket = UdpSocket::bind(config.gossip_listen).await.map_err(bind)?;
         let gossip_address = advertised(socket.local_addr().map_err(bind)?, config.gossip_advertise)?;
 
+        let ready = Mutex::new((facts.readiness, true));
         let control = GossipControl::new(Sealer::new(&config.cluster_id, config.keyring.clone()));
         let transport = SealedTransport::new(socket, control.clone());
         let values = facts.to_values();
@@ -122,6 +125,7 @@ impl Membership {
             gossip_interval: config.gossip_interval,
             control,
             facts,
+            ready,
             view,
             bad_values,
             most_keys,
@@ -159,6 +163,21 @@ impl Membership {
 
     /// Says what this node is ready for.
     pub fn set_readiness(&self, readiness: Readiness) {
+        let mut ready = self.ready.lock();
+        ready.0 = readiness;
+        self.say_ready(*ready);
+    }
+
+    /// Says whether this node's disk takes writes.
+    pub fn set_writable(&self, is_writable: bool) {
+        let mut ready = self.ready.lock();
+        ready.1 = is_writable;
+        self.say_ready(*ready);
+    }
+
+    fn say_ready(&self, (readiness, is_writable): (Readiness, bool)) {
+        let is_leaving = readiness == Readiness::Leaving;
+        let readiness = if is_writable || is_leaving { readiness } else { Readiness::ReadOnly };
         self.set(|facts| &mut facts.readiness, readiness);
     }
 

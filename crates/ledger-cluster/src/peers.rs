@@ -10,15 +10,18 @@ use std::{
     time::Duration,
 };
 
+use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioIo};
 use ledger_core::{
     node::{Member, NodeId},
     replication::Peer,
 };
+use ledger_cork::Corked;
 use ledger_store::replica::Outgoing;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity, Uri};
+use tower::{Service, service_fn};
 
 use crate::config::PeerTls;
 
@@ -27,6 +30,8 @@ use crate::config::PeerTls;
 const MOST_WAITING: usize = 320 << 20;
 /// What a message takes beside its records.
 const MESSAGE: usize = 256;
+/// How long it may take to connect.
+const CONNECT_WITHIN: Duration = Duration::from_secs(1);
 /// HTTP/2 windows between nodes, bytes.
 const STREAM_WINDOW: u32 = 8 << 20;
 const CONNECTION_WINDOW: u32 = 32 << 20;
@@ -143,8 +148,7 @@ impl Peers {
         let scheme = if self.tls.is_some() { "https" } else { "http" };
         let mut endpoint = Endpoint::from_shared(format!("{scheme}://{address}"))
             .map_err(|error| format!("the address {address} makes no sense: {error}"))?
-            .connect_timeout(Duration::from_secs(1))
-            .tcp_nodelay(true)
+            .connect_timeout(CONNECT_WITHIN)
             .http2_keep_alive_interval(Duration::from_secs(1))
             .keep_alive_timeout(Duration::from_secs(2))
             .keep_alive_while_idle(true)
@@ -158,7 +162,14 @@ impl Peers {
             };
             endpoint = endpoint.tls_config(config).map_err(|error| error.to_string())?;
         }
-        Ok(endpoint.connect_lazy())
+        Ok(endpoint.connect_with_connector_lazy(service_fn(|uri: Uri| async {
+            let mut http = HttpConnector::new();
+            http.enforce_http(false);
+            http.set_nodelay(true);
+            http.set_connect_timeout(Some(CONNECT_WITHIN));
+            let connection = http.call(uri).await?.into_inner();
+            Ok::<_, <HttpConnector as Service<Uri>>::Error>(TokioIo::new(Corked::new(connection)))
+        })))
     }
 }
 

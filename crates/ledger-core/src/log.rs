@@ -173,21 +173,17 @@ impl Head {
         Ok(())
     }
 
-    /// As [`Head::accept`] of an entry that [`Head::verify_next`] has verified.
-    pub fn accept_verified(
-        &mut self,
-        edge: &mut RightEdge,
-        entry: &Entry,
-        write: &mut impl FnMut(TileId, &[Hash]),
-    ) {
-        with_suite!(self.suite, H => self.push::<H>(edge, entry, write));
-    }
-
     /// As [`Head::accept`], without the tree's tiles: to verify many entries up to a known root before any of
-    /// them is taken.
-    pub fn verify_next(&mut self, context: &ContextId, entry: &Entry) -> Result<(), LogError> {
+    /// them is taken. Calls `completed(height, hash)` for each full subtree, which [`RightEdge::completed`] is to be
+    /// told once they are.
+    pub fn verify_next(
+        &mut self,
+        context: &ContextId,
+        entry: &Entry,
+        completed: impl FnMut(u32, Hash),
+    ) -> Result<(), LogError> {
         self.check_next(context, entry)?;
-        with_suite!(self.suite, H => self.frontier.push::<H>(H::leaf(&entry.content_hash), |_, _| ()));
+        with_suite!(self.suite, H => self.frontier.push::<H>(H::leaf(&entry.content_hash), completed));
         (self.lamport, self.epoch) = (entry.lamport, entry.epoch);
         Ok(())
     }

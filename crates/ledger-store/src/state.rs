@@ -4,8 +4,10 @@
 
 use std::collections::BTreeSet;
 
+use bytes::Bytes;
 use ledger_core::{
     ContextId, Entry, EntryId, Hash, Head, Sequence,
+    digest::Extent,
     entry::Draft,
     log::Stamp,
     tree::{
@@ -32,12 +34,27 @@ pub(crate) struct ContextState {
     pub(crate) head: Head,
     edge: RightEdge,
     keys: BTreeSet<u32>,
+    /// The root as it was last asked for: it takes a hash for each peak of the tree.
+    known: Option<Extent>,
+}
+
+/// What was verified of another node's entries, on a copy of the head.
+#[derive(Debug)]
+pub(crate) struct Verified {
+    /// The head with them.
+    pub(crate) head: Head,
+    /// Its root.
+    pub(crate) root: Hash,
+    /// Each with its record, and whether its writer chose its id.
+    pub(crate) entries: Vec<(Bytes, Entry, bool)>,
+    /// The subtrees that they complete, as far as tiles have them: the size, the height and the hash.
+    pub(crate) completed: Vec<(u64, u32, Hash)>,
 }
 
 impl ContextState {
     /// The state of a new, empty context.
     pub(crate) fn new(place: Place, head: Head) -> Self {
-        Self { place, head, edge: RightEdge::default(), keys: BTreeSet::new() }
+        Self { place, head, edge: RightEdge::default(), keys: BTreeSet::new(), known: None }
     }
 
     /// Reads the state of a context, and checks head against tiles and entries; `None` if there is none.
@@ -65,7 +82,16 @@ impl ContextState {
                 )
             },
         )?;
-        Ok(Some(Self { place, head, edge, keys }))
+        Ok(Some(Self { place, head, edge, keys, known: None }))
+    }
+
+    /// How far the context goes.
+    pub(crate) fn extent(&mut self) -> Extent {
+        let size = self.head.size();
+        match self.known {
+            Some(known) if known.size == size => known,
+            _ => *self.known.insert(Extent { size, root: self.head.root() }),
+        }
     }
 
     /// Appends a draft and puts the entry's rows into the batch; the head's row is [`Self::put_head`]'s. Leaves the
@@ -111,21 +137,28 @@ impl ContextState {
         self.put_entry(db, batch, entry, is_id_chosen, record)
     }
 
-    /// As [`Self::accept`] of an entry that was verified to continue the history.
+    /// Takes entries that were verified on a copy of this state's head.
     pub(crate) fn accept_verified(
         &mut self,
         db: &Db,
         batch: &mut WriteBatch,
-        entry: &Entry,
-        is_id_chosen: bool,
-        record: &[u8],
+        verified: Verified,
+        mut taken: impl FnMut(Entry),
     ) -> Result<(), StoreError> {
         let tiles = db.family(families::TILES)?;
         let place = self.place;
-        self.head.accept_verified(&mut self.edge, entry, &mut |tile, hashes| {
-            put_tile(batch, tiles, place, tile, hashes);
-        });
-        self.put_entry(db, batch, entry, is_id_chosen, record)
+        for (size, height, hash) in verified.completed {
+            self.edge.completed(size, height, hash, &mut |tile, hashes| {
+                put_tile(batch, tiles, place, tile, hashes);
+            });
+        }
+        for (record, entry, is_id_chosen) in verified.entries {
+            self.put_entry(db, batch, &entry, is_id_chosen, &record)?;
+            taken(entry);
+        }
+        self.known = Some(Extent { size: verified.head.size(), root: verified.root });
+        self.head = verified.head;
+        Ok(())
     }
 
     /// Puts the head's row into the batch.

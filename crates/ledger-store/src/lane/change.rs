@@ -139,7 +139,10 @@ impl Lane {
                     }
                 }
                 Lead::Own { claim, needed } => {
-                    if copies.own(&self.shared, slot, &claim, needed) {
+                    // A record that cannot be read was read before: then only what needs all copies waits.
+                    let members = self.record(db, slot).ok().and_then(|record| record.placement);
+                    let members = members.map_or(usize::MAX, |placement| placement.set.len());
+                    if copies.own(&self.shared, slot, &claim, needed, members) {
                         shown.push(slot);
                     }
                     self.in_step.remove(&slot);

@@ -5,16 +5,20 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use bytes::Bytes;
 use foldhash::fast::RandomState;
 use ledger_core::{
     ContextId, Head, Sequence, Size,
     replication::{Fit, fit},
     slot::Slot,
+    tree::tile::TILE_HEIGHT,
 };
 
 use super::{Db, Lane, Origin, Part, Place, Staged, StoreError, Taken};
-use crate::{commit::Touched, record, state::ContextState};
+use crate::{
+    commit::Touched,
+    record,
+    state::{ContextState, Verified},
+};
 
 /// A gap of more entries is not waited for: whoever fills it fetches what comes after as well.
 const PARK_GAP: u64 = 16_384;
@@ -125,7 +129,7 @@ impl Lane {
         let skip = match fit(here, part.after.size, part.count) {
             Fit::Continues { skip } => skip,
             Fit::Known => {
-                let is_same = here != part.end() || touched.state.head.root() == part.root;
+                let is_same = here != part.end() || touched.state.extent().root == part.root;
                 return Ok(if is_same { Taken::Reaches(here) } else { Taken::Differs });
             }
             Fit::Gap { missing } => {
@@ -135,21 +139,21 @@ impl Lane {
                 return Ok(Taken::Missing);
             }
         };
-        if skip == 0 && touched.state.head.root() != part.after.root {
+        if skip == 0 && touched.state.extent().root != part.after.root {
             return Ok(Taken::Differs);
         }
-        let entries = match check(&touched.state.head, &part, skip)? {
-            Checked::Good(entries) => entries,
+        let verified = match check(&touched.state.head, &part, skip)? {
+            Checked::Good(verified) => verified,
             Checked::Differs => return Ok(Taken::Differs),
         };
-        for (raw, entry, is_id_chosen) in entries {
-            touched.state.accept_verified(db, &mut staged.batch, &entry, is_id_chosen, &raw)?;
-            if let Some(watched) = &mut touched.watched {
+        touched.appended += verified.entries.len() as u64;
+        staged.entries += verified.entries.len();
+        let watched = &mut touched.watched;
+        touched.state.accept_verified(db, &mut staged.batch, verified, |entry| {
+            if let Some(watched) = watched {
                 watched.push(entry);
             }
-            touched.appended += 1;
-            staged.entries += 1;
-        }
+        })?;
         Ok(Taken::Reaches(part.end()))
     }
 
@@ -170,18 +174,16 @@ impl Lane {
     }
 }
 
-/// An entry with its record, and whether its writer chose its id.
-type Verified = (Bytes, ledger_core::Entry, bool);
-
 enum Checked {
-    Good(Vec<Verified>),
+    Good(Verified),
     Differs,
 }
 
 /// Checks all that is new of a part, on a copy of the head: nothing is staged of a part that turns out wrong.
 fn check(head: &Head, part: &Part, skip: u64) -> Result<Checked, StoreError> {
     let context = &part.context;
-    let mut verified = head.clone();
+    let mut head = head.clone();
+    let mut completed = Vec::new();
     let mut entries = Vec::with_capacity(usize::try_from(part.count - skip).unwrap_or_default().min(1 << 16));
     let invalid =
         |reason: String| StoreError::Io(format!("what was sent of context {context} is refused: {reason}"));
@@ -198,14 +200,24 @@ fn check(head: &Head, part: &Part, skip: u64) -> Result<Checked, StoreError> {
             entry.payload = raw.slice(at..at + entry.payload.len());
         }
         ledger_core::entry::check_metadata(&entry.metadata)?;
-        match verified.verify_next(context, &entry) {
+        let size = sequence.0;
+        let verified = head.verify_next(context, &entry, |height, hash| {
+            if height.is_multiple_of(TILE_HEIGHT) {
+                completed.push((size, height, hash));
+            }
+        });
+        match verified {
             Ok(()) => entries.push((raw, entry, is_id_chosen)),
             // Overlapping entries that part before what is here show as one that does not continue it.
             Err(_) if skip > 0 => return Ok(Checked::Differs),
             Err(error) => return Err(invalid(error.to_string())),
         }
     }
-    if verified.root() == part.root { Ok(Checked::Good(entries)) } else { Ok(Checked::Differs) }
+    let root = head.root();
+    if root != part.root {
+        return Ok(Checked::Differs);
+    }
+    Ok(Checked::Good(Verified { head, root, entries, completed }))
 }
 
 /// Where a payload is in its record: it is the last field before the checksum.
