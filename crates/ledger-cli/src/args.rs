@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use ledger_client::{Client, ClientError, Options, Tls};
 
-use crate::cluster::args::Cluster;
+use crate::{cluster::args::Cluster, interest::Interest};
 
 const EXIT_CODES: &str = "Exit codes:
   0  done
@@ -97,6 +97,9 @@ pub(crate) enum Command {
     Contexts(Contexts),
     /// List histories that nodes left because they differ from the owner's, or read one
     Forks(Forks),
+    /// See who looks at a context now, and tell them something
+    #[command(subcommand)]
+    Interest(Interest),
     /// Look at a cluster and look after it, or start one to try out
     #[command(subcommand)]
     Cluster(Cluster),

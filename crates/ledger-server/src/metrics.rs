@@ -40,10 +40,13 @@ pub enum Rpc {
     Locate,
     WatchCluster,
     Drain,
+    Join,
+    Leave,
+    Broadcast,
 }
 
 impl Rpc {
-    const ALL: [(Self, &'static str); 20] = [
+    const ALL: [(Self, &'static str); 23] = [
         (Self::Append, "ContextService/Append"),
         (Self::Get, "ContextService/Get"),
         (Self::Snapshot, "ContextService/Snapshot"),
@@ -64,6 +67,9 @@ impl Rpc {
         (Self::Locate, "ClusterService/Locate"),
         (Self::WatchCluster, "ClusterService/WatchCluster"),
         (Self::Drain, "ClusterService/Drain"),
+        (Self::Join, "ClusterService/Join"),
+        (Self::Leave, "ClusterService/Leave"),
+        (Self::Broadcast, "ClusterService/Broadcast"),
     ];
 
     /// The label.
@@ -97,6 +103,8 @@ pub struct Metrics {
     pub watch_history_reads: Counter,
     /// Append streams open.
     pub append_streams: Gauge,
+    /// Observers of contexts whose streams are here.
+    pub observers: Gauge,
 }
 
 impl std::fmt::Debug for Metrics {
@@ -144,6 +152,7 @@ impl Metrics {
             watchers: gauge("ledger_watchers"),
             watch_history_reads: counter("ledger_watch_history_reads_total"),
             append_streams: gauge("ledger_append_streams"),
+            observers: gauge("ledger_observers"),
             recorder,
         }
     }
@@ -228,6 +237,7 @@ fn describe(recorder: &PrometheusRecorder) {
         ("ledger_build_info", "Version of the node."),
         ("ledger_watchers", "Watchers connected."),
         ("ledger_append_streams", "Append streams open."),
+        ("ledger_observers", "Observers of contexts whose streams are here."),
         ("ledger_store_quarantined_contexts", "Contexts found damaged."),
         ("ledger_store_contexts_estimate", "Estimated number of contexts."),
         ("ledger_store_disk_bytes", "Bytes of table files."),
