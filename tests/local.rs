@@ -232,19 +232,29 @@ fn observers_go_on_when_the_owner_is_killed() {
         Observer::join(&others[1].endpoint, "y"),
         Observer::join(&everywhere, "z"),
     ];
-    observers.iter_mut().for_each(|observer| observer.meets(3));
+    for observer in &mut observers {
+        observer.meets(3);
+    }
     say(others[0], "one", 3);
-    observers.iter_mut().for_each(|observer| observer.hears("one"));
+    for observer in &mut observers {
+        observer.hears("one");
+    }
 
     kill_process(owner.pid, Signal::KILL).unwrap();
     say(others[1], "two", 3);
-    observers.iter_mut().for_each(|observer| observer.hears("two"));
-    observers.iter_mut().for_each(|observer| observer.meets(3));
+    for observer in &mut observers {
+        observer.hears("two");
+    }
+    for observer in &mut observers {
+        observer.meets(3);
+    }
     let left = others[1].try_run(&["interest", "leave", "demo", "x"]).unwrap();
     assert_eq!(left[0]["was_there"], true);
     let status = until("it ends", || observers[0].child.try_wait().unwrap());
     assert!(status.success(), "{status}");
-    observers[1..].iter_mut().for_each(|observer| observer.meets(2));
+    for observer in &mut observers[1..] {
+        observer.meets(2);
+    }
 }
 
 #[test]

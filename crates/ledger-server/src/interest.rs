@@ -279,17 +279,15 @@ impl State {
 impl Presence {
     /// The next event, or how it ended.
     pub async fn next(&self) -> Result<InterestEvent, End> {
-        loop {
-            match self.mailbox.take().await {
-                Taken::Event(event) => return Ok(event),
-                Taken::End(end) => return Err(end),
-                Taken::Anew => {
-                    let state = self.group.0.lock();
-                    // Changes from here on are told again; one that came since the marker was taken is in the list.
-                    self.mailbox.begin_anew();
-                    let observers = state.seats.values().map(|seat| seat.observer.clone()).collect();
-                    return Ok(event(Event::Members(Observers { observer: self.name.clone(), observers })));
-                }
+        match self.mailbox.take().await {
+            Taken::Event(event) => Ok(event),
+            Taken::End(end) => Err(end),
+            Taken::Anew => {
+                let state = self.group.0.lock();
+                // Changes from here on are told again; those since the marker was taken are in the list.
+                self.mailbox.begin_anew();
+                let observers = state.seats.values().map(|seat| seat.observer.clone()).collect();
+                Ok(event(Event::Members(Observers { observer: self.name.clone(), observers })))
             }
         }
     }

@@ -46,8 +46,8 @@ pub const LOCATE_CONTEXTS: usize = 1000;
 pub const OBSERVERS_PER_CONTEXT: usize = 1024;
 /// Bytes of names and metadata of one context's observers: all of them fit a message that a client accepts by default.
 pub const OBSERVERS_BYTES: usize = 2 << 20;
-/// Streams of observers on one node.
-pub const OBSERVERS_PER_NODE: usize = 16 * 1024;
+/// Streams of observers on one node. All of them may be passed on to one other node, by one connection.
+pub const OBSERVERS_PER_NODE: usize = 8 * 1024;
 /// Longest name of an observer, bytes.
 pub const OBSERVER_NAME: usize = 256;
 /// Largest payload of a broadcast, bytes.
@@ -106,5 +106,6 @@ pub const fn append_message(max_payload: usize) -> usize {
 const _: () = assert!(APPEND_CHUNK_ITEMS <= APPEND_ITEMS_IN_FLIGHT);
 const _: () = assert!(APPEND_CHUNK_ITEMS <= 1 << 16, "an index fits the lower 16 bits of a tag");
 const _: () = assert!(RESULTS_BYTES < 4 << 20);
+const _: () = assert!(2 * OBSERVERS_PER_NODE <= STREAMS_PER_CONNECTION as usize);
 const _: () = assert!(OBSERVERS_BYTES + 64 * OBSERVERS_PER_CONTEXT < INTEREST_MESSAGE);
 const _: () = assert!(STREAM_WINDOW <= CONNECTION_WINDOW);
