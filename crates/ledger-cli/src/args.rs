@@ -308,6 +308,10 @@ pub(crate) struct Forks {
     /// How to show payloads
     #[arg(long, value_enum, default_value_t, requires = "export")]
     pub payload: PayloadFormat,
+    /// Write the fork to a file instead, with what comes before it, as a snapshot: ledgerctl load takes it into another
+    /// context
+    #[arg(short, long, value_name = "FILE", requires = "export", conflicts_with = "payload")]
+    pub output: Option<PathBuf>,
 }
 
 /// What all measurements share.
