@@ -41,9 +41,9 @@ lint:
 deny:
     @.ci/deny
 
-# Measure, with the limits of this machine beside each figure; takes ledger-bench's flags
+# Measure one node, with the limits of this machine beside each figure, or `bench cluster`; takes ledger-bench's flags
 bench *flags: build
-    @exec "{{bin}}/ledger-bench" all "$@"
+    @exec "{{bin}}/ledger-bench" "$@"
 
 # Fuzz everything that reads untrusted bytes, so long each
 fuzz seconds="60": build
@@ -53,6 +53,15 @@ fuzz seconds="60": build
 soak seconds="600" seed="1": build
     LEDGER_SOAK_SECONDS="{{seconds}}" LEDGER_SOAK_SEED="{{seed}}" \
         cargo test --release --workspace --test crash -- --ignored --nocapture --test-threads 1
+
+# Simulate whole clusters with faults, each decided by a seed: --minutes N --seed S [--runs N] [--trace] [--broken NAME]
+simulate *flags:
+    @LEDGER_SIMULATE="$*" cargo test --quiet --release --workspace --test simulate -- \
+        --ignored --nocapture --exact for_a_long_time
+
+# Kill, cut off, restart, wipe real nodes in network namespaces (needs root): `--rounds N --seed S [scenario]`
+namespaces *flags: build
+    @.ci/namespaces "$@"
 
 # The Rust documentation, in the target directory's doc/
 docs:

@@ -395,7 +395,7 @@ impl Node {
                 return;
             }
             if !results.is_empty() {
-                let _ = refused.send(ledger::AppendResults { results, positions: Vec::new() });
+                let _ = refused.send(ledger::AppendResults { results, ..ledger::AppendResults::default() });
             }
         }
     }

@@ -1,5 +1,6 @@
 //! `ledger-bench`: measures the ledger, and in the same run the limits of the machine it runs on.
 
+mod cluster;
 mod disk;
 mod echo;
 mod families;
@@ -14,16 +15,20 @@ use clap::{Args, Parser, Subcommand};
 
 /// Measure Converge Ledger, and the limits of this machine beside it.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(version, args_conflicts_with_subcommands = true)]
 struct Cli {
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
+    #[command(flatten)]
+    all: All,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Everything: starts nodes, measures them and the limits, prints a table with ratios
+    /// One node: starts it, measures it and the limits, prints a table with ratios (what happens without a command)
     All(All),
+    /// A cluster of three nodes: starts it, measures it, prints a table with what was asked for
+    Cluster(cluster::Cluster),
     /// The limit: RocksDB alone, one sync for each batch
     Rocksdb(Rocksdb),
     /// The limit: a bare tonic echo, unary and as a server stream
@@ -105,7 +110,12 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    match Cli::parse().command {
+    let cli = Cli::parse();
+    match cli.command.unwrap_or(Command::All(cli.all)) {
+        Command::Cluster(cluster) => match runtime.block_on(cluster::run(cluster))? {
+            0 => Ok(()),
+            code => std::process::exit(code),
+        },
         Command::All(all) => runtime.block_on(report::run(&all)),
         Command::Rocksdb(Rocksdb { dir, payload, batch, seconds }) => {
             let rate = raw::entries_per_second(&dir, payload, batch, seconds)?;

@@ -21,7 +21,7 @@ pub(crate) struct Node {
 }
 
 /// A binary beside this one.
-fn beside(name: &str) -> anyhow::Result<PathBuf> {
+pub(crate) fn beside(name: &str) -> anyhow::Result<PathBuf> {
     let path = std::env::current_exe()?.with_file_name(name);
     if !path.exists() {
         bail!("{} is missing: build everything first, with `./dev build`", path.display());
@@ -62,6 +62,11 @@ impl Node {
 
     pub(crate) fn endpoint(&self) -> &str {
         &self.endpoint
+    }
+
+    /// The process id.
+    pub(crate) fn id(&self) -> u32 {
+        self.process.id()
     }
 
     /// Resident memory, bytes.

@@ -189,7 +189,7 @@ async fn memory_and_restart(dir: &Path, full: bool) -> anyhow::Result<()> {
 }
 
 /// What was measured on.
-fn machine() -> String {
+pub(crate) fn machine() -> String {
     let cpus = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = info.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("unknown processor");

@@ -34,6 +34,7 @@ pub(crate) async fn run(client: &Client, command: args::Append, output: &Output)
     if let Some(id) = &command.entry_id {
         append.entry_id = Some(EntryId::new(id).map_err(ClientError::from)?);
     }
+    append.durability = command.durability.into();
     if command.stdin_lines {
         return lines(client, append, output).await;
     }
@@ -41,6 +42,7 @@ pub(crate) async fn run(client: &Client, command: args::Append, output: &Output)
     let appended = client.append(append).await?;
     let mut object = entry_json(&appended.entry, args::PayloadFormat::None);
     object["root"] = appended.position.root.to_string().into();
+    object["copies"] = appended.copies.into();
     output.result(&object, || {
         format!(
             "entry {} of {}, id {}",

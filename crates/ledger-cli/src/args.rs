@@ -137,6 +137,34 @@ pub(crate) struct Append {
     /// Lamport time seen elsewhere: the entry's will be later
     #[arg(long, default_value_t = 0, value_name = "TIME")]
     pub received_lamport: u64,
+    /// Acknowledge with these copies
+    #[arg(long, value_enum, default_value_t)]
+    pub durability: Durability,
+}
+
+/// The copies that an append is acknowledged with.
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+pub(crate) enum Durability {
+    /// As many as the cluster is configured for
+    #[default]
+    Configured,
+    /// The owner's: quicker, and lost sight of if the owner is lost at once
+    One,
+    /// More than half of all
+    Majority,
+    /// All: waits for every replica
+    All,
+}
+
+impl From<Durability> for ledger_client::Durability {
+    fn from(from: Durability) -> Self {
+        match from {
+            Durability::Configured => Self::Configured,
+            Durability::One => Self::One,
+            Durability::Majority => Self::Majority,
+            Durability::All => Self::All,
+        }
+    }
 }
 
 /// How payloads are shown.

@@ -110,6 +110,7 @@ impl Driver {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let cancel = self.shared.cancel.clone();
+        let mut writable = self.shared.ledger.watch_writable();
         self.saw(&mut view).await;
         loop {
             let events = tokio::select! {
@@ -119,6 +120,11 @@ impl Driver {
                         return;
                     }
                     self.saw(&mut view).await;
+                    continue;
+                }
+                Ok(()) = writable.changed() => {
+                    let is_writable = *writable.borrow_and_update();
+                    self.writes(is_writable).await;
                     continue;
                 }
                 Some(told) = self.events.recv() => told,
@@ -172,6 +178,17 @@ impl Driver {
         self.publish();
     }
 
+    /// The disk takes writes, or no longer.
+    async fn writes(&mut self, is_writable: bool) {
+        if is_writable {
+            tracing::info!("the disk takes writes again: catching up");
+        } else {
+            tracing::warn!("the disk takes no writes: owning nothing until it does");
+        }
+        self.membership.set_writable(is_writable);
+        self.step(vec![Event::Writable(is_writable)]).await;
+    }
+
     /// Gossip shows other nodes.
     async fn saw(&mut self, view: &mut watch::Receiver<Arc<View>>) {
         let view = Arc::clone(&view.borrow_and_update());
@@ -194,6 +211,7 @@ impl Driver {
                 zone: node.zone.clone(),
                 is_alive: node.alive,
                 is_draining: matches!(node.readiness, Readiness::Draining | Readiness::Leaving),
+                is_writable: node.readiness != Readiness::ReadOnly,
                 owned: node.owned.iter().copied().collect(),
             });
         }
@@ -410,16 +428,22 @@ async fn try_ask(
 /// Fetches the best history of slots that this node claims.
 async fn catch_up_for_claims(shared: Arc<Shared>, from: Vec<Member>, slots: BTreeMap<Slot, Claim>) {
     let is_source = from.contains(&shared.me);
-    let mut is_complete = true;
+    let (mut is_complete, mut refused) = (true, BTreeMap::new());
     let others = from.iter().filter(|member| **member != shared.me).enumerate();
     for (nth, source) in others {
         let mode = if nth == 0 && !is_source { Mode::Adopt } else { Mode::Longest };
-        if let Err(error) = catch_up::run(&shared, source, &slots, mode).await {
-            tracing::warn!(%source, slots = slots.len(), %error, "catching up for a takeover failed");
-            is_complete = false;
-            break;
+        match catch_up::run(&shared, source, &slots, mode).await {
+            Ok(more) => refused.extend(more),
+            Err(error) => {
+                tracing::warn!(%source, slots = slots.len(), %error, "catching up for a takeover failed");
+                is_complete = false;
+                break;
+            }
         }
     }
-    let events = slots.into_iter().map(|(slot, claim)| Event::CaughtUp { slot, claim, is_complete });
+    let events = slots.into_iter().map(|(slot, claim)| {
+        let is_complete = is_complete && !refused.contains_key(&slot);
+        Event::CaughtUp { slot, claim, is_complete }
+    });
     shared.tell(events.collect()).await;
 }

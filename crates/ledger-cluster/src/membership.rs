@@ -61,8 +61,11 @@ pub struct Membership {
     gossip_interval: Duration,
     control: GossipControl,
     facts: watch::Sender<Facts>,
+    /// What it would be ready for with a disk that takes writes, and whether it has one.
+    ready: Mutex<(Readiness, bool)>,
     view: watch::Receiver<Arc<View>>,
     bad_values: Arc<AtomicU64>,
+    most_keys: Arc<AtomicU64>,
     ended: watch::Receiver<Option<GossipEnded>>,
     chitchat: Gossip,
     cancel: CancellationToken,
@@ -79,6 +82,7 @@ impl Membership {
         let socket = UdpSocket::bind(config.gossip_listen).await.map_err(bind)?;
         let gossip_address = advertised(socket.local_addr().map_err(bind)?, config.gossip_advertise)?;
 
+        let ready = Mutex::new((facts.readiness, true));
         let control = GossipControl::new(Sealer::new(&config.cluster_id, config.keyring.clone()));
         let transport = SealedTransport::new(socket, control.clone());
         let values = facts.to_values();
@@ -88,7 +92,7 @@ impl Membership {
             Gossip(Arc::new(chitchat.map_err(|error| StartError::Gossip { reason: format!("{error:#}") })?));
 
         let me = (config.node_id, config.incarnation);
-        let bad_values = Arc::new(AtomicU64::new(0));
+        let (bad_values, most_keys) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
         let (facts, facts_rx) = watch::channel(facts);
         let (view_tx, view) = watch::channel(Arc::new(View::empty(me.clone())));
         let (ended_tx, ended) = watch::channel(None);
@@ -99,6 +103,7 @@ impl Membership {
             view: view_tx,
             roster: Roster::new(me, config.detector.min_silence),
             bad_values: Arc::clone(&bad_values),
+            most_keys: Arc::clone(&most_keys),
             superseded: false,
         };
         keeper.refresh(&[]).await;
@@ -120,8 +125,10 @@ impl Membership {
             gossip_interval: config.gossip_interval,
             control,
             facts,
+            ready,
             view,
             bad_values,
+            most_keys,
             ended,
             chitchat,
             cancel,
@@ -149,8 +156,28 @@ impl Membership {
         self.bad_values.load(Ordering::Relaxed)
     }
 
+    /// Keys that gossip carries for a node, of the node that has most of them: the same whatever the number of contexts.
+    pub fn most_keys(&self) -> u64 {
+        self.most_keys.load(Ordering::Relaxed)
+    }
+
     /// Says what this node is ready for.
     pub fn set_readiness(&self, readiness: Readiness) {
+        let mut ready = self.ready.lock();
+        ready.0 = readiness;
+        self.say_ready(*ready);
+    }
+
+    /// Says whether this node's disk takes writes.
+    pub fn set_writable(&self, is_writable: bool) {
+        let mut ready = self.ready.lock();
+        ready.1 = is_writable;
+        self.say_ready(*ready);
+    }
+
+    fn say_ready(&self, (readiness, is_writable): (Readiness, bool)) {
+        let is_leaving = readiness == Readiness::Leaving;
+        let readiness = if is_writable || is_leaving { readiness } else { Readiness::ReadOnly };
         self.set(|facts| &mut facts.readiness, readiness);
     }
 

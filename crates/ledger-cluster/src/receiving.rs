@@ -39,6 +39,10 @@ pub(crate) async fn begin(
     from: Member,
     messages: Streaming<Replicated>,
 ) -> Result<mpsc::Receiver<Result<ReplicaReply, Status>>, Status> {
+    let mut writable = shared.ledger.watch_writable();
+    if !*writable.borrow_and_update() {
+        return Err(Status::unavailable("this node's disk takes no writes"));
+    }
     let (turn, before) = {
         let mut incoming = shared.incoming.lock();
         let known = incoming.entry(from.node.clone()).or_default();
@@ -64,6 +68,10 @@ pub(crate) async fn begin(
             ended = receive(&shared, &from, messages, writing, &replies) => ended,
             () = ends.cancelled() => Err(Status::aborted("another stream took the place of this one")),
             () = broken.cancelled() => Err(Status::aborted("what was sent does not fit what is here")),
+            // Whoever holds it goes on with this node as soon as it begins a stream that is taken.
+            _ = writable.wait_for(|is_writable| !is_writable) => {
+                Err(Status::unavailable("this node's disk takes no writes"))
+            }
         };
         if let Err(status) = ended {
             tracing::debug!(%from, reason = %status, "the stream from a peer ended");

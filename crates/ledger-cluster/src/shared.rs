@@ -85,6 +85,16 @@ pub struct Counters {
     pub forks: AtomicU64,
     /// Comparisons with other nodes.
     pub comparisons: AtomicU64,
+    /// Questions that they took: round trips.
+    pub questions: AtomicU64,
+    /// Bytes of these questions and of the answers.
+    pub compared_bytes: AtomicU64,
+    /// Microseconds that they took, until all that differs was known.
+    pub comparing_us: AtomicU64,
+    /// Contexts that differed.
+    pub differing: AtomicU64,
+    /// Slots that are being brought in step with their owners now.
+    pub catching_up: AtomicU64,
     /// Takeovers that this node completed.
     pub takeovers: AtomicU64,
     /// Streams to other nodes that were lost.

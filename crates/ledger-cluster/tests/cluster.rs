@@ -7,7 +7,7 @@ mod support;
 use std::net::SocketAddr;
 
 use ledger_core::slot::SLOTS;
-use ledger_store::ContextId;
+use ledger_store::{ContextId, Needed};
 use support::{Node, append, owner, payloads, until};
 
 fn context(name: &str) -> ContextId {
@@ -95,5 +95,54 @@ async fn the_owner_is_killed_and_nothing_acknowledged_is_lost() {
             })
             .await;
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_append_gets_the_copies_that_it_asks_for_and_is_told() {
+    log();
+    let dirs = dirs(3);
+    let mut nodes = three(&dirs).await;
+    let context = context("copies");
+    append(&nodes, &context, "first").await;
+    let node = owner(&nodes, &context).unwrap();
+    until("all members hold the slot", || {
+        let routes = node.cluster.routes();
+        let routes = routes.borrow();
+        routes.get(ledger_core::slot::Slot::of(&context)).is_some_and(|route| route.in_step.len() == 3)
+    })
+    .await;
+    let all = node.append_with(&context, "all", Needed::All).await.unwrap();
+    assert_eq!(all.copies, 3);
+    assert!(node.append_with(&context, "most", Needed::Majority).await.unwrap().copies >= 2);
+
+    let me = node.cluster.me().node.clone();
+    while let Some(other) = nodes.iter().position(|node| node.cluster.me().node != me) {
+        nodes.remove(other).kill().await;
+    }
+    // The others are gone, so only one copy can be had: it is acknowledged, and shown to nobody.
+    let one = nodes[0].append_with(&context, "one", Needed::One).await.unwrap();
+    assert_eq!(one.copies, 1);
+    let shown = payloads(&nodes[0], &context).unwrap();
+    assert_eq!(shown, ["first", "all", "most"]);
+    let two = tokio::time::timeout(
+        std::time::Duration::from_millis(300),
+        nodes[0].append_with(&context, "two", Needed::Configured),
+    );
+    assert!(!matches!(two.await, Ok(Ok(_))), "there are no two copies");
+
+    for (number, dir) in dirs.iter().enumerate() {
+        let name = format!("n{number}");
+        if name != me.to_string() {
+            let seeds: Vec<SocketAddr> = nodes.iter().map(|node| node.gossip).collect();
+            nodes.push(Node::start(&name, dir.path(), &seeds).await);
+        }
+    }
+    append(&nodes, &context, "two").await;
+    for node in &nodes {
+        until("what was acknowledged is read everywhere", || {
+            payloads(node, &context).is_ok_and(|found| found == ["first", "all", "most", "one", "two"])
+        })
+        .await;
     }
 }

@@ -154,6 +154,14 @@ impl ReplicaSet {
         self.0.iter().find(|member| member.node == *node)
     }
 
+    /// How many members must know that they are the members, when appends are acknowledged at `min_copies` copies and
+    /// so many members are alive: more than half, or who knows it could be lost with a disk, and the others never find
+    /// each other. Where availability comes first, those alive must do.
+    pub fn knowing(&self, min_copies: usize, alive: usize) -> usize {
+        let most = self.len() / 2 + 1;
+        min_copies.max(most.min(alive)).clamp(1, self.len())
+    }
+
     /// How many promises a takeover needs when appends are acknowledged at `min_copies` copies.
     ///
     /// With m copies of R members, any R − m + 1 members include one of the m that acknowledged. If m is

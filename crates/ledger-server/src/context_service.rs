@@ -171,6 +171,7 @@ async fn append_here(node: &Node, request: AppendRequest) -> Result<AppendRespon
     Ok(AppendResponse {
         position: Some(convert::position(&appended.position)),
         entry: Some(convert::entry(appended.entry)),
+        copies: u32::try_from(appended.copies).unwrap_or(u32::MAX),
     })
 }
 

@@ -56,28 +56,38 @@ struct Forward {
     sent: Arc<Sent>,
 }
 
-/// The client's tags of what was sent on and not answered, by our own.
-#[derive(Debug, Default)]
-struct Sent(Mutex<HashMap<u64, u64>>);
+/// The client's tags of what was sent on and not answered, by our own; `None` when the stream has ended, so that
+/// nothing is put where nobody answers it.
+#[derive(Debug)]
+struct Sent(Mutex<Option<HashMap<u64, u64>>>);
+
+impl Default for Sent {
+    fn default() -> Self {
+        Self(Mutex::new(Some(HashMap::new())))
+    }
+}
 
 impl Sent {
     fn take(&self, tag: u64) -> Option<u64> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&tag)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).as_mut()?.remove(&tag)
     }
 
-    fn put(&self, tag: u64) -> u64 {
+    fn put(&self, tag: u64) -> Option<u64> {
         let mut sent = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let sent = sent.as_mut()?;
         let mut ours = tag;
         // A client may use a tag twice.
         while sent.contains_key(&ours) {
             ours = ours.wrapping_add(0x9e37_79b9_7f4a_7c15);
         }
         sent.insert(ours, tag);
-        ours
+        Some(ours)
     }
 
-    fn drain(&self) -> Vec<u64> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).drain().map(|(_, tag)| tag).collect()
+    /// Nothing more is answered.
+    fn end(&self) -> Vec<u64> {
+        let sent = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        sent.into_iter().flatten().map(|(_, tag)| tag).collect()
     }
 }
 
@@ -127,20 +137,23 @@ impl Places {
                 .owners
                 .entry(owner.clone())
                 .or_insert_with(|| Forward::begin(channel.clone(), Arc::clone(room), results.clone()));
-            permit.forget();
-            let ours = forward.sent.put(tag);
-            let batch = AppendBatch { items: vec![AppendItem { tag: ours, ..item }] };
-            if forward.messages.send(batch).await.is_ok() {
-                return Ok(());
+            if let Some(ours) = forward.sent.put(tag) {
+                permit.forget();
+                let batch = AppendBatch { items: vec![AppendItem { tag: ours, ..item }] };
+                if forward.messages.send(batch).await.is_ok() {
+                    return Ok(());
+                }
+                // It broke: unless it was answered with the others, it is now.
+                if forward.sent.take(ours).is_none() {
+                    return Ok(());
+                }
+                room.add_permits(1);
             }
-            // It broke: unless it was answered with the others, it is now.
-            if forward.sent.take(ours).is_none() {
-                return Ok(());
-            }
-            room.add_permits(1);
         }
-        let refused =
-            AppendResults { results: vec![failed(tag, Refusal::not_owner("", ""))], positions: Vec::new() };
+        let refused = AppendResults {
+            results: vec![failed(tag, Refusal::not_owner("", ""))],
+            ..AppendResults::default()
+        };
         let _ = results.send((refused, nothing(room)?));
         Ok(())
     }
@@ -158,11 +171,10 @@ impl Forward {
             let refusal =
                 ended.err().map_or_else(|| Refusal::not_owner("", ""), |status| route::refusal(status).0);
             let refusal = Refusal { code: tonic::Code::Unavailable, ..refusal };
-            let failed: Vec<_> =
-                answered.drain().into_iter().map(|tag| failed(tag, refusal.clone())).collect();
+            let failed: Vec<_> = answered.end().into_iter().map(|tag| failed(tag, refusal.clone())).collect();
             room.add_permits(failed.len());
             if let (false, Ok(permit)) = (failed.is_empty(), nothing(&room)) {
-                let _ = results.send((AppendResults { results: failed, positions: Vec::new() }, permit));
+                let _ = results.send((AppendResults { results: failed, ..AppendResults::default() }, permit));
             }
         });
         Self { messages, sent }

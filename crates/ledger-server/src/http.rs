@@ -19,6 +19,7 @@ use axum::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    cluster_metrics,
     config::TestPanic,
     console,
     node::Node,
@@ -81,6 +82,9 @@ async fn ready(State(node): State<Arc<Node>>) -> (StatusCode, String) {
 async fn metrics(State(node): State<Arc<Node>>) -> axum::response::Response {
     match node.read(|ledger| Ok((ledger.stats(), ledger.writable().is_ok()))).await {
         Ok((stats, writable)) => {
+            if let Some(cluster) = node.standing.cluster() {
+                cluster_metrics::take(&node.metrics, cluster);
+            }
             let kind = (header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8");
             ([kind], node.metrics.render(&stats, writable)).into_response()
         }

@@ -22,6 +22,7 @@
 
 pub mod append_stream;
 pub mod args;
+pub mod cluster_metrics;
 pub mod cluster_service;
 pub mod cluster_view;
 pub mod config;

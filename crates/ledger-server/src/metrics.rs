@@ -195,7 +195,7 @@ impl Metrics {
             ("ledger_store_scrubbed_entries_total", stats.scrubbed),
         ];
         for (name, value) in counters {
-            self.recorder.register_counter(&Key::from_static_name(name), &METADATA).absolute(value);
+            self.set_total(name, value);
         }
         let gauges = [
             ("ledger_store_quarantined_contexts", stats.quarantined),
@@ -205,9 +205,33 @@ impl Metrics {
             ("ledger_store_writable", u64::from(writable)),
         ];
         for (name, value) in gauges {
-            self.recorder.register_gauge(&Key::from_static_name(name), &METADATA).set(value as f64);
+            self.set_gauge(name, value as f64);
         }
         self.handle().render()
+    }
+
+    /// Describes what others count, before it is set.
+    pub(crate) fn describe(
+        &self,
+        counters: &[(&'static str, &'static str)],
+        gauges: &[(&'static str, &'static str)],
+    ) {
+        for (name, text) in counters {
+            self.recorder.describe_counter((*name).into(), None, (*text).into());
+        }
+        for (name, text) in gauges {
+            self.recorder.describe_gauge((*name).into(), None, (*text).into());
+        }
+    }
+
+    /// What somebody else counts.
+    pub(crate) fn set_total(&self, name: &'static str, value: u64) {
+        self.recorder.register_counter(&Key::from_static_name(name), &METADATA).absolute(value);
+    }
+
+    /// What somebody else measures.
+    pub(crate) fn set_gauge(&self, name: &'static str, value: f64) {
+        self.recorder.register_gauge(&Key::from_static_name(name), &METADATA).set(value);
     }
 
     fn handle(&self) -> PrometheusHandle {

@@ -15,8 +15,11 @@ use std::{
 
 use foldhash::fast::RandomState;
 use ledger_core::{
-    ContextId, Entry, EntryId, Epoch, Head, Position, Size, digest::Extent, ownership::Claim,
-    replication::PeerSet, slot::Slot,
+    ContextId, Entry, EntryId, Epoch, Head, Position, Size,
+    digest::Extent,
+    ownership::Claim,
+    replication::{Needed, PeerSet},
+    slot::Slot,
 };
 use rocksdb::WriteBatch;
 use tokio::sync::{mpsc, oneshot};
@@ -32,11 +35,12 @@ use crate::{
     state::ContextState,
 };
 
-/// Who waits for the results of a commit.
+/// Who waits for the results of a commit, and for which copies.
+#[derive(Debug)]
 #[allow(clippy::large_enum_variant, reason = "they live in a list that is emptied with the commit")]
 pub(crate) enum Waiting {
-    One(Result<Appended, StoreError>, oneshot::Sender<Result<Appended, StoreError>>),
-    Many(Vec<BatchResult>, mpsc::UnboundedSender<BatchResults>),
+    One(Result<Appended, StoreError>, oneshot::Sender<Result<Appended, StoreError>>, Needed),
+    Many(Vec<BatchResult>, mpsc::UnboundedSender<BatchResults>, Needed),
 }
 
 /// A replica's answer to what it was sent: one for each part.
@@ -301,8 +305,22 @@ impl Written {
         (parts, followed)
     }
 
-    /// It is stable: shows it to readers and watchers, and tells those who wait.
-    pub(crate) fn acknowledge(self, shared: &Shared) {
+    /// Takes what is to be answered with other than the configured number of copies.
+    pub(crate) fn take_asked(&mut self) -> Vec<(Needed, Answer)> {
+        if self.waiting.iter().all(|waiting| waiting.needed() == Needed::Configured) {
+            return Vec::new();
+        }
+        let (asked, rest): (Vec<_>, Vec<_>) =
+            self.waiting.drain(..).partition(|waiting| waiting.needed() != Needed::Configured);
+        self.waiting = rest;
+        let positions: Vec<_> =
+            self.contexts.iter().map(|reached| (reached.context.clone(), reached.position())).collect();
+        let answer = |waiting: Waiting| (waiting.needed(), Answer { waiting, positions: positions.clone() });
+        asked.into_iter().map(answer).collect()
+    }
+
+    /// It is stable, with so many copies: shows it to readers and watchers, and tells those who wait.
+    pub(crate) fn acknowledge(self, shared: &Shared, copies: usize) {
         let Self { db, mut contexts, waiting, entries, taken } = self;
         for reached in contexts.iter_mut().filter(|reached| reached.appended > 0) {
             shown(&db, shared, reached);
@@ -319,14 +337,7 @@ impl Written {
             positions.extend(contexts.iter().map(|reached| (&reached.context, reached.position())));
         }
         for waiting in waiting {
-            match waiting {
-                // Whoever asked may have gone: the entry is stored all the same.
-                Waiting::One(result, reply) => _ = reply.send(result),
-                Waiting::Many(results, reply) => {
-                    let positions = newest(&positions, &results);
-                    _ = reply.send(BatchResults { results, positions });
-                }
-            }
+            waiting.answer(&positions, copies);
         }
     }
 
@@ -336,6 +347,14 @@ impl Written {
         fail(self.waiting, error);
         fail_taken(self.taken, error);
         self.contexts
+    }
+}
+
+/// Holds back no more of contexts of a slot that is not shown. Nobody is told: it may be about to be left.
+pub(crate) fn let_go(shared: &Shared, reached: Vec<Reached>) {
+    let Ok(db) = shared.database.get() else { return };
+    for Reached { context, place, head, .. } in reached {
+        db.stable().settle(&context, (place, head));
     }
 }
 
@@ -361,20 +380,59 @@ fn shown(db: &Db, shared: &Shared, reached: &mut Reached) {
     }
 }
 
+/// An answer that waits for copies by itself.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    waiting: Waiting,
+    positions: Vec<(ContextId, Position)>,
+}
+
+impl Answer {
+    /// There are so many copies.
+    pub(crate) fn give(self, copies: usize) {
+        let positions = self.positions.iter().map(|(context, position)| (context, *position)).collect();
+        self.waiting.answer(&positions, copies);
+    }
+
+    /// There may never be enough.
+    pub(crate) fn fail(self, error: &StoreError) {
+        fail(vec![self.waiting], error);
+    }
+}
+
 impl Waiting {
+    fn needed(&self) -> Needed {
+        match self {
+            Self::One(_, _, needed) | Self::Many(_, _, needed) => *needed,
+        }
+    }
+
+    fn answer(self, positions: &Positions<'_>, copies: usize) {
+        match self {
+            // Whoever asked may have gone: the entry is stored all the same.
+            Self::One(result, reply, _) => {
+                _ = reply.send(result.map(|appended| Appended { copies, ..appended }));
+            }
+            Self::Many(results, reply, _) => {
+                let positions = newest(positions, &results);
+                _ = reply.send(BatchResults { results, positions, copies });
+            }
+        }
+    }
+
     /// Its parts by slot: results of a batch are of several.
     fn by_slot(self) -> Vec<(Slot, Self)> {
         match self {
-            Self::One(result, reply) => {
+            Self::One(result, reply, needed) => {
                 let Ok(appended) = &result else {
                     // It waits for nothing.
                     let _ = reply.send(result);
                     return Vec::new();
                 };
                 let slot = Slot::of(&appended.entry.context_id);
-                vec![(slot, Self::One(result, reply))]
+                vec![(slot, Self::One(result, reply, needed))]
             }
-            Self::Many(results, reply) => {
+            Self::Many(results, reply, needed) => {
                 let mut refused = Vec::new();
                 let mut parts: Vec<(Slot, Vec<BatchResult>)> = Vec::new();
                 let mut last: Option<(ContextId, usize)> = None;
@@ -398,9 +456,12 @@ impl Waiting {
                     parts[at].1.push(result);
                 }
                 if !refused.is_empty() {
-                    let _ = reply.send(BatchResults { results: refused, positions: Vec::new() });
+                    let _ = reply.send(BatchResults { results: refused, positions: Vec::new(), copies: 0 });
                 }
-                parts.into_iter().map(|(slot, results)| (slot, Self::Many(results, reply.clone()))).collect()
+                parts
+                    .into_iter()
+                    .map(|(slot, results)| (slot, Self::Many(results, reply.clone(), needed)))
+                    .collect()
             }
         }
     }
@@ -432,14 +493,14 @@ fn fail(waiting: Vec<Waiting>, error: &StoreError) {
     for waiting in waiting {
         match waiting {
             // An append that was refused for its own sake keeps its own error.
-            Waiting::One(result, reply) => _ = reply.send(result.and(Err(error.clone()))),
-            Waiting::Many(mut results, reply) => {
+            Waiting::One(result, reply, _) => _ = reply.send(result.and(Err(error.clone()))),
+            Waiting::Many(mut results, reply, _) => {
                 for result in &mut results {
                     if result.result.is_ok() {
                         result.result = Err(error.clone());
                     }
                 }
-                _ = reply.send(BatchResults { results, positions: Vec::new() });
+                _ = reply.send(BatchResults { results, positions: Vec::new(), copies: 0 });
             }
         }
     }

@@ -17,7 +17,7 @@ use ledger_core::{
     log::Stamp,
     node::NodeId,
     ownership::{Claim, SlotRecord},
-    replication::{Peer, PeerSet},
+    replication::{Needed, Peer, PeerSet},
     slot::Slot,
 };
 use quick_cache::unsync::Cache;
@@ -25,7 +25,7 @@ use rocksdb::WriteBatch;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
-    Append, Appended, BatchResult, BatchResults, Durability, StoreError,
+    Append, Appended, BatchResult, BatchResults, Durability, LeftHistory, StoreError,
     commit::{Origin, Staged, TakenReply, Touched, Waiting, Written},
     copies::Copies,
     database::Database,
@@ -86,7 +86,7 @@ pub(crate) enum Command {
     /// Send a peer the digests of slots at this place.
     Mark(Peer, Vec<Slot>),
     /// Leave a history for that of a claim's owner.
-    Fork(Box<Fork>, oneshot::Sender<Result<Size, StoreError>>),
+    Fork(Box<Fork>, oneshot::Sender<Result<LeftHistory, StoreError>>),
 }
 
 /// A history to leave.
@@ -120,7 +120,7 @@ impl Command {
             Self::Batch(appends, reply) => {
                 let failed = |(tag, _)| BatchResult { tag, result: Err(error.clone()) };
                 let results = appends.into_iter().map(failed).collect();
-                _ = reply.send(BatchResults { results, positions: Vec::new() });
+                _ = reply.send(BatchResults { results, positions: Vec::new(), copies: 0 });
             }
         }
     }
@@ -184,7 +184,7 @@ impl Stored {
             epoch: self.entry.epoch,
             lineage: Lineage([0; 16]),
         });
-        Appended { entry: self.entry, position, repeated }
+        Appended { entry: self.entry, position, repeated, copies: 1 }
     }
 }
 
@@ -210,8 +210,8 @@ struct Queued {
 /// Who waits, and the results so far.
 #[allow(clippy::large_enum_variant, reason = "they live in a list that is emptied with the round")]
 enum Reply {
-    One(Option<Result<Appended, StoreError>>, oneshot::Sender<Result<Appended, StoreError>>),
-    Many(Vec<BatchResult>, mpsc::UnboundedSender<BatchResults>),
+    One(Option<Result<Appended, StoreError>>, oneshot::Sender<Result<Appended, StoreError>>, Needed),
+    Many(Vec<BatchResult>, mpsc::UnboundedSender<BatchResults>, Needed),
 }
 
 impl Round {
@@ -221,21 +221,29 @@ impl Round {
         reply: oneshot::Sender<Result<Appended, StoreError>>,
         hasher: &RandomState,
     ) {
-        self.add(0, append, hasher);
-        self.replies.push(Reply::One(None, reply));
+        let needed = append.needed;
+        self.add(0, append, self.replies.len(), hasher);
+        self.replies.push(Reply::One(None, reply, needed));
     }
 
     fn extend(
         &mut self,
         appends: Vec<(u64, Append)>,
-        reply: mpsc::UnboundedSender<BatchResults>,
+        reply: &mpsc::UnboundedSender<BatchResults>,
         hasher: &RandomState,
     ) {
-        let results = Vec::with_capacity(appends.len());
+        let first = self.replies.len();
+        let count = appends.len();
         for (tag, append) in appends {
-            self.add(tag, append, hasher);
+            // One answer for all that need the same copies, which nearly always is all of them.
+            let is_same = |of: &Reply| matches!(of, Reply::Many(_, _, needed) if *needed == append.needed);
+            let at = self.replies[first..].iter().position(is_same).unwrap_or_else(|| {
+                let results = Vec::with_capacity(count);
+                self.replies.push(Reply::Many(results, reply.clone(), append.needed));
+                self.replies.len() - 1 - first
+            });
+            self.add(tag, append, first + at, hasher);
         }
-        self.replies.push(Reply::Many(results, reply));
     }
 
     fn follow(&mut self, parts: Vec<Part>, number: u64, reply: TakenReply) {
@@ -243,19 +251,18 @@ impl Round {
         self.followed.push((parts, number, reply));
     }
 
-    /// For the reply that is added next.
-    fn add(&mut self, tag: u64, append: Append, hasher: &RandomState) {
+    fn add(&mut self, tag: u64, append: Append, reply: usize, hasher: &RandomState) {
         self.bytes += append.draft.payload.len();
         let context_hash = hasher.hash_one(&append.context);
-        self.appends.push(Queued { context_hash, reply: self.replies.len(), tag, append });
+        self.appends.push(Queued { context_hash, reply, tag, append });
     }
 }
 
 impl Reply {
     fn waiting(self) -> Option<Waiting> {
         match self {
-            Self::One(result, reply) => Some(Waiting::One(result?, reply)),
-            Self::Many(results, reply) => Some(Waiting::Many(results, reply)),
+            Self::One(result, reply, needed) => Some(Waiting::One(result?, reply, needed)),
+            Self::Many(results, reply, needed) => Some(Waiting::Many(results, reply, needed)),
         }
     }
 }
@@ -323,7 +330,7 @@ impl Lane {
             }
             match command {
                 Command::Append(append, reply) => round.push(append, reply, &self.hasher),
-                Command::Batch(appends, reply) => round.extend(appends, reply, &self.hasher),
+                Command::Batch(appends, reply) => round.extend(appends, &reply, &self.hasher),
                 Command::Follow(parts, number, reply) => round.follow(parts, number, reply),
                 Command::Change(changes, reply) => {
                     // Whoever asked may have gone: what was promised is promised.
@@ -374,8 +381,8 @@ impl Lane {
         for Queued { reply, tag, append, .. } in appends {
             let result = self.stage(db, &mut staged, append);
             match &mut replies[reply] {
-                Reply::One(slot, _) => *slot = Some(result.map(|stored| stored.appended(&staged))),
-                Reply::Many(results, _) => {
+                Reply::One(slot, ..) => *slot = Some(result.map(|stored| stored.appended(&staged))),
+                Reply::Many(results, ..) => {
                     let result = result.map(|stored| (stored.entry, stored.first.is_some()));
                     results.push(BatchResult { tag, result });
                 }
@@ -470,7 +477,7 @@ impl Lane {
 
     /// Stages one append.
     fn stage(&mut self, db: &Db, commit: &mut Staged, append: Append) -> Result<Stored, StoreError> {
-        let Append { context, draft, received_lamport, entry_id, epoch: expected } = append;
+        let Append { context, draft, received_lamport, entry_id, epoch: expected, needed: _ } = append;
         if !commit.states.contains_key(&context) {
             let origin = self.origin(&context)?;
             let touched = self.touch(db, &context, origin)?;

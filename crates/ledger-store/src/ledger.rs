@@ -112,6 +112,7 @@ impl Ledger {
             received_lamport: received.0,
             entry_id: None,
             epoch: None,
+            needed: crate::Needed::Configured,
         };
         let (reply, result) = oneshot::channel();
         let (queue, command) = self.inner.command(append, reply)?;
@@ -151,7 +152,7 @@ impl Ledger {
         }
         if !refused.is_empty() {
             // Whoever waits for results may have gone.
-            let _ = results.send(BatchResults { results: refused, positions: Vec::new() });
+            let _ = results.send(BatchResults { results: refused, positions: Vec::new(), copies: 0 });
         }
         for (queue, mut share) in queues.iter().zip(shares) {
             while !share.is_empty() {
@@ -162,7 +163,11 @@ impl Ledger {
                     let failed = batch.into_iter().chain(std::mem::take(&mut share));
                     let failed =
                         failed.map(|(tag, _)| crate::BatchResult { tag, result: Err(StoreError::Closed) });
-                    let _ = results.send(BatchResults { results: failed.collect(), positions: Vec::new() });
+                    let _ = results.send(BatchResults {
+                        results: failed.collect(),
+                        positions: Vec::new(),
+                        copies: 0,
+                    });
                 }
             }
         }
@@ -355,6 +360,11 @@ impl Ledger {
             return Err(StoreError::Closed);
         }
         self.inner.shared.failure().map_or(Ok(()), Err)
+    }
+
+    /// Whether commits can be written, from now on: false after one failed, until the database was opened anew.
+    pub fn watch_writable(&self) -> watch::Receiver<bool> {
+        self.inner.shared.watch_writable()
     }
 
     /// An entry id as the ledger makes them: for whoever sends an append on and may have to send it again.

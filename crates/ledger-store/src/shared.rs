@@ -10,6 +10,7 @@ use std::{
 
 use ledger_core::{EntryId, Epoch};
 use parking_lot::Mutex;
+use tokio::sync::watch;
 
 use crate::{
     Options, StoreError,
@@ -44,6 +45,8 @@ pub(crate) struct Shared {
     failed: AtomicU64,
     /// The error of the last commit, if it failed.
     failure: Mutex<Option<StoreError>>,
+    /// Whether there is none.
+    writable: watch::Sender<bool>,
 }
 
 impl Shared {
@@ -71,6 +74,7 @@ impl Shared {
             commits: AtomicU64::new(0),
             failed: AtomicU64::new(0),
             failure: Mutex::new(None),
+            writable: watch::Sender::new(true),
         }
     }
 
@@ -113,6 +117,7 @@ impl Shared {
     /// The database was opened anew: there is reason to hope.
     pub(crate) fn recovered(&self) {
         *self.failure.lock() = None;
+        self.writable.send_replace(true);
     }
 
     /// Counts and remembers a commit that failed.
@@ -120,14 +125,26 @@ impl Shared {
         if self.failure.lock().replace(error.clone()).is_none() {
             tracing::error!(%error, "a commit failed: nothing of it is acknowledged");
         }
+        self.writable.send_if_modified(|writable| std::mem::replace(writable, false));
         // Nothing may go on holding the database: it is opened anew.
-        self.copies.get().into_iter().flatten().for_each(|copies| copies.failed(error));
+        let led: Vec<_> =
+            self.copies.get().into_iter().flatten().flat_map(|copies| copies.failed(error)).collect();
+        if !led.is_empty()
+            && let Some(outbox) = self.carrier.get()
+        {
+            outbox.gave_up(led);
+        }
         self.failed.fetch_add(1, Ordering::Relaxed);
     }
 
     /// The error of the last commit, if it failed.
     pub(crate) fn failure(&self) -> Option<StoreError> {
         self.failure.lock().clone()
+    }
+
+    /// Whether commits can be written, from now on.
+    pub(crate) fn watch_writable(&self) -> watch::Receiver<bool> {
+        self.writable.subscribe()
     }
 
     /// Entries appended, commits, commits that failed.

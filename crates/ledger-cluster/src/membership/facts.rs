@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | `grpc` | where its gRPC service listens, `host:port` |
 //! | `storage` | the id of its data directory, 32 hex digits |
-//! | `ready` | `joining`, `ready`, `draining` or `leaving` |
+//! | `ready` | `joining`, `ready`, `draining`, `read-only` or `leaving` |
 //! | `zone` | where it stands, any short text |
 //! | `format` | version of its storage format, decimal |
 //! | `load` | entries per second and contexts, decimal, with a comma between |
@@ -46,12 +46,14 @@ pub enum Readiness {
     Ready,
     /// It serves and is handing its slots over.
     Draining,
+    /// It serves reads; its disk takes no writes.
+    ReadOnly,
     /// It is stopping now; nothing more is heard of this incarnation.
     Leaving,
 }
 
 impl Readiness {
-    const ALL: [Self; 4] = [Self::Joining, Self::Ready, Self::Draining, Self::Leaving];
+    const ALL: [Self; 5] = [Self::Joining, Self::Ready, Self::Draining, Self::ReadOnly, Self::Leaving];
 
     /// The word for it.
     pub const fn as_str(self) -> &'static str {
@@ -59,6 +61,7 @@ impl Readiness {
             Self::Joining => "joining",
             Self::Ready => "ready",
             Self::Draining => "draining",
+            Self::ReadOnly => "read-only",
             Self::Leaving => "leaving",
         }
     }

@@ -57,6 +57,7 @@ pub(super) struct Keeper {
     pub(super) view: watch::Sender<Arc<View>>,
     pub(super) roster: Roster,
     pub(super) bad_values: Arc<AtomicU64>,
+    pub(super) most_keys: Arc<AtomicU64>,
     pub(super) superseded: bool,
 }
 
@@ -108,6 +109,7 @@ impl Keeper {
             self.roster.observe(&chitchat, Instant::now())
         };
         self.bad_values.store(self.roster.bad_values, Ordering::Relaxed);
+        self.most_keys.store(self.roster.most_keys as u64, Ordering::Relaxed);
         let superseded = view.me().is_none();
         if superseded && !self.superseded {
             tracing::error!(

@@ -103,17 +103,20 @@ pub(super) struct Roster {
     min_silence: Duration,
     seen: HashMap<ChitchatId, Seen>,
     pub(super) bad_values: u64,
+    /// Keys of the node that has most of them.
+    pub(super) most_keys: usize,
 }
 
 impl Roster {
     pub(super) fn new(me: (NodeId, Incarnation), min_silence: Duration) -> Self {
-        Self { me, min_silence, seen: HashMap::new(), bad_values: 0 }
+        Self { me, min_silence, seen: HashMap::new(), bad_values: 0, most_keys: 0 }
     }
 
     /// The view of now.
     pub(super) fn observe(&mut self, chitchat: &Chitchat, now: Instant) -> View {
         let live: HashSet<&ChitchatId> = chitchat.live_nodes().collect();
         let states = chitchat.node_states();
+        self.most_keys = states.values().map(NodeState::num_key_values).max().unwrap_or_default();
         self.seen.retain(|id, _| states.contains_key(id));
         let mut members = BTreeMap::<NodeId, Member>::new();
         for (id, state) in states {

@@ -88,6 +88,8 @@ pub struct Seen {
     pub is_alive: bool,
     /// Whether it wants to own nothing.
     pub is_draining: bool,
+    /// Whether its disk takes writes: if not it cannot own anything.
+    pub is_writable: bool,
     /// The slots it says it owns.
     pub owned: BTreeMap<Slot, Epoch>,
 }
@@ -144,6 +146,8 @@ pub enum Event {
     Joins(Member, Slot),
     /// Own nothing (`true`), or what is this node's again.
     Drain(bool),
+    /// This node's disk takes no writes (`false`), or takes them again. Gossip is to say so too.
+    Writable(bool),
     /// This node's disk failed: it no longer owns the slot.
     GaveUp(Slot),
 }
@@ -277,7 +281,11 @@ struct State {
     unowned_since: Option<Millis>,
     /// No claim before.
     not_before: Millis,
+    /// A move or handover that came to nothing is not tried again before.
+    stays_until: Millis,
     attempts: u32,
+    /// Another node was seen to own it: it has members, whether this node knows them or not.
+    is_formed: bool,
     /// The highest epoch that anybody else claimed, as far as was heard: it may have been promised where this node
     /// has to be promised more.
     heard: Epoch,
@@ -304,6 +312,8 @@ struct Taking {
     /// The phase that the deadline is for.
     phase: Phase,
     deadline: Millis,
+    /// The epoch in which this node owned it until now, if it takes it from itself.
+    led: Option<Epoch>,
 }
 
 /// This node owns the slot.
@@ -318,8 +328,8 @@ struct Leading {
     /// A node that is to become a member once it is in step.
     learner: Option<Member>,
     ending: Option<Ending>,
-    /// A move or handover that failed is not tried again before.
-    not_before: Millis,
+    /// Whoever is due was offered the slot, or is not connected.
+    is_offered: bool,
 }
 
 /// Why an owner takes no more appends.
@@ -334,7 +344,7 @@ enum Ending {
 #[derive(Debug)]
 struct Known {
     seen: Seen,
-    /// When it became alive, or went away.
+    /// When it became alive or able to own, or no longer was.
     since: Millis,
 }
 
@@ -347,6 +357,9 @@ pub struct Slots {
     nodes: BTreeMap<NodeId, Known>,
     connected: BTreeSet<Member>,
     is_draining: bool,
+    is_writable: bool,
+    /// When to see whether slots should be handed over or moved.
+    looks_at: Millis,
     /// The slots that it looks after: all, but in tests.
     all: Arc<[Slot]>,
     states: Vec<State>,
@@ -384,6 +397,8 @@ impl Slots {
             started: now,
             nodes: BTreeMap::new(),
             is_draining: false,
+            is_writable: true,
+            looks_at: now,
             all: all.into_iter().collect(),
             states: slots,
             owners: vec![None; usize::from(SLOTS)],
@@ -419,6 +434,7 @@ impl Slots {
             Event::HandedOver(slot, claim) => self.handed_over(now, slot, &claim, &mut effects),
             Event::Joins(member, slot) => self.joins(&member, slot, &mut effects),
             Event::Drain(is_draining) => self.is_draining = is_draining,
+            Event::Writable(is_writable) => self.writable(now, is_writable, &mut effects),
             Event::GaveUp(slot) => {
                 if !matches!(self.state(slot).role, Role::Replica) {
                     self.step_down(now, slot, None, &mut effects);
@@ -433,11 +449,13 @@ impl Slots {
         &self.state(slot).record
     }
 
-    /// The slots that this node owns, with their epochs.
+    /// The slots that this node owns, with their epochs: to be published. Those that it takes from itself, to move a
+    /// member, are among them, or others would see that nobody owns them and claim them.
     pub fn owned(&self) -> Vec<(Slot, Epoch)> {
         let owned = |slot: Slot| match &self.state(slot).role {
             Role::Leading(leading) => Some((slot, leading.claim.epoch)),
-            _ => None,
+            Role::Taking(taking) => taking.led.map(|epoch| (slot, epoch)),
+            Role::Replica => None,
         };
         self.all.iter().copied().filter_map(owned).collect()
     }
@@ -448,10 +466,15 @@ impl Slots {
         if let Role::Leading(leading) = &state.role {
             return Owner::Me(leading.claim.epoch);
         }
-        match &self.owners[usize::from(slot.number())] {
-            Some((node, epoch)) if *node != self.me.node => Owner::Other(node.clone(), *epoch),
-            _ => Owner::Nobody(state.why.clone().or_else(|| self.missing())),
+        match self.owned_by_other(slot) {
+            Some((node, epoch)) => Owner::Other(node.clone(), *epoch),
+            None => Owner::Nobody(state.why.clone().or_else(|| self.missing())),
         }
+    }
+
+    /// Another node that is seen to own a slot. What gossip says of this one may be of an earlier life.
+    fn owned_by_other(&self, slot: Slot) -> Option<&(NodeId, Epoch)> {
+        self.owners[usize::from(slot.number())].as_ref().filter(|(node, _)| *node != self.me.node)
     }
 
     /// The members of a slot this node owns that hold what it holds; `None`: it does not own it.
@@ -464,7 +487,10 @@ impl Slots {
 
     /// The slots that nobody is seen to own though this node keeps them, or that it is about to take.
     pub fn unowned(&self) -> usize {
-        self.all.iter().filter(|slot| matches!(self.owner(**slot), Owner::Nobody(_))).count()
+        let is_unowned = |slot: &&Slot| {
+            !matches!(self.state(**slot).role, Role::Leading(_)) && self.owned_by_other(**slot).is_none()
+        };
+        self.all.iter().filter(is_unowned).count()
     }
 
     /// The slots it looks after.
@@ -485,8 +511,11 @@ impl Slots {
         let mut before = std::mem::take(&mut self.nodes);
         for seen in nodes {
             let since = match before.remove(&seen.member.node) {
-                Some(known) if known.seen.is_alive == seen.is_alive && known.seen.member == seen.member => {
-                    known.since
+                Some(Known { seen: known, since })
+                    if known.member == seen.member
+                        && (known.is_alive, known.is_writable) == (seen.is_alive, seen.is_writable) =>
+                {
+                    since
                 }
                 _ => now,
             };
@@ -511,9 +540,8 @@ impl Slots {
         }
         for slot in self.all().iter().copied() {
             // A higher claim in gossip is as good as a refusal.
-            if let Some((node, epoch)) = self.owners[usize::from(slot.number())].clone()
-                && node != self.me.node
-            {
+            if let Some((node, epoch)) = self.owned_by_other(slot).cloned() {
+                self.state_mut(slot).is_formed = true;
                 self.claimed(now, slot, Claim { epoch, claimant: node }, effects);
             }
         }
@@ -542,6 +570,19 @@ impl Slots {
             && promised.claimant != self.me.node
         {
             self.claimed(now, slot, promised, effects);
+        }
+    }
+
+    /// The disk fails, or is full: what it cannot write others have to.
+    fn writable(&mut self, now: Millis, is_writable: bool, effects: &mut Vec<Effect>) {
+        self.is_writable = is_writable;
+        if is_writable {
+            return;
+        }
+        for slot in self.all().iter().copied() {
+            if !matches!(self.state(slot).role, Role::Replica) {
+                self.step_down(now, slot, None, effects);
+            }
         }
     }
 
@@ -622,7 +663,10 @@ impl Slots {
             // The next tick offers again.
             Outcome::NotNow => match &mut self.state_mut(slot).role {
                 Role::Taking(taking) => _ = taking.offered.remove(&from),
-                Role::Leading(leading) => _ = leading.offered.remove(&from),
+                Role::Leading(leading) => {
+                    leading.offered.remove(&from);
+                    leading.is_offered = false;
+                }
                 Role::Replica => {}
             },
         }
@@ -701,6 +745,13 @@ impl Slots {
             return self.is_draining;
         }
         self.nodes.get(node).is_some_and(|known| known.seen.is_draining)
+    }
+
+    fn is_writable(&self, node: &NodeId) -> bool {
+        if *node == self.me.node {
+            return self.is_writable;
+        }
+        self.nodes.get(node).is_some_and(|known| known.seen.is_writable)
     }
 
     /// The members a slot should have, the most preferred first.

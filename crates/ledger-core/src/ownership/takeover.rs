@@ -344,21 +344,27 @@ impl Takeover {
     fn count_in(&self, set: &ReplicaSet) -> (usize, usize) {
         let count = |has: &dyn Fn(&Member) -> bool| set.members().iter().filter(|member| has(member)).count();
         let copies = self.min_copies.clamp(1, set.len());
+        let alive = count(&|member| self.alive.contains(member));
+        let knowing = set.knowing(copies, alive);
         match self.phase {
             Phase::Asking | Phase::CatchingUp => {
                 let needed = match set.promises_needed(copies) {
                     _ if !self.placement.is_confirmed => set.len(),
                     PromisesNeeded::AtLeast(needed) => needed,
-                    PromisesNeeded::EveryLive => count(&|member| self.alive.contains(member)).max(1),
+                    PromisesNeeded::EveryLive => alive.max(1),
                 };
                 (count(&|member| self.promises.contains_key(member)), needed)
             }
             Phase::Accepting => {
-                let needed = if self.placement.is_confirmed { copies } else { set.len() };
+                let needed = match self.before() {
+                    _ if !self.placement.is_confirmed => set.len(),
+                    Some(_) => knowing,
+                    None => copies,
+                };
                 (count(&|member| self.accepted.contains(member)), needed)
             }
             Phase::Confirming | Phase::Owning | Phase::GivenUp => {
-                (count(&|member| self.confirmed.contains(member)), copies)
+                (count(&|member| self.confirmed.contains(member)), knowing)
             }
         }
     }

@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use ledger_core::ownership::NotTaken;
 
 use crate::{
+    cluster::LeftHistory,
     replica::{ChangeOutcome, Mark, Offer},
     slots,
 };
@@ -138,7 +139,10 @@ impl Lane {
                     }
                 }
                 Lead::Own { claim, needed } => {
-                    if copies.own(&self.shared, slot, &claim, needed) {
+                    // A record that cannot be read was read before: then only what needs all copies waits.
+                    let members = self.record(db, slot).ok().and_then(|record| record.placement);
+                    let members = members.map_or(usize::MAX, |placement| placement.set.len());
+                    if copies.own(&self.shared, slot, &claim, needed, members) {
                         shown.push(slot);
                     }
                     self.in_step.remove(&slot);
@@ -186,16 +190,16 @@ impl Lane {
     }
 
     /// Leaves a history for the one that a claim's owner has.
-    pub(super) fn fork(&mut self, db: &Arc<Db>, fork: Fork) -> Result<Size, StoreError> {
+    pub(super) fn fork(&mut self, db: &Arc<Db>, fork: Fork) -> Result<LeftHistory, StoreError> {
         let Fork { context, claim, common, ours, evidence } = fork;
         let slot = Slot::of(&context);
         if let Err(refused) = self.record(db, slot)?.may_follow(&claim) {
-            return Err(StoreError::Io(refused.to_string()));
+            return Ok(LeftHistory::Refused(refused.promised));
         }
         let now = Self::extent(db, &context)?;
         if now != Some(ours) {
             // It changed since it was compared: it is compared again.
-            return Ok(now.map_or(Size(0), |now| now.size));
+            return Ok(LeftHistory::At(now.map_or(Size(0), |now| now.size)));
         }
         // Nobody is shown a history that is being left.
         if let Some(copies) = &self.copies {
@@ -212,7 +216,7 @@ impl Lane {
         if let Some(digests) = &self.shared.digests {
             digests.replace(&context, left.was, left.now);
         }
-        Ok(common)
+        Ok(LeftHistory::At(common))
     }
 
     /// The database was opened anew: what of the last commits is in it has to be read, and nothing is led.

@@ -9,28 +9,36 @@ use super::{
 
 /// Longest pause between attempts, in turns.
 const MOST_TURNS: Millis = 8;
+/// How often an owner looks whether its slots should be another's: it hashes names for each of them.
+const LOOKS_EVERY: Millis = 500;
 
 impl Slots {
     pub(super) fn tick(&mut self, now: Millis, effects: &mut Vec<Effect>) {
-        let mut moves = self.moves_under_way();
+        let is_looking = self.is_draining || now >= self.looks_at;
+        let mut moves = if is_looking { self.moves_under_way() } else { 0 };
+        let before = moves;
+        // Nobody can form a slot while not all are there.
+        let is_forming = self.missing().is_none();
         for slot in self.all().iter().copied() {
             match &self.state(slot).role {
-                Role::Replica => self.consider(now, slot, effects),
+                Role::Replica => self.consider(now, slot, is_forming, effects),
                 Role::Taking(taking) if taking.deadline <= now => {
                     let claim = taking.takeover.claim().clone();
                     self.step_takeover(now, slot, &claim, takeover::Event::TimedOut, effects);
                 }
                 Role::Taking(_) => self.offer_again(slot, effects),
-                Role::Leading(_) => self.tend(now, slot, &mut moves, effects),
+                Role::Leading(_) => self.tend(now, slot, is_looking.then_some(&mut moves), effects),
             }
+        }
+        // While there is something to move, the next may follow at once.
+        if is_looking && moves == before {
+            self.looks_at = now + LOOKS_EVERY;
         }
     }
 
     /// Claims a slot that is nobody's, if it is this node's turn.
-    fn consider(&mut self, now: Millis, slot: Slot, effects: &mut Vec<Effect>) {
-        // What gossip says of ourselves may be of an earlier life; what others say of theirs counts.
-        let is_owned =
-            self.owners[usize::from(slot.number())].as_ref().is_some_and(|(node, _)| *node != self.me.node);
+    fn consider(&mut self, now: Millis, slot: Slot, is_forming: bool, effects: &mut Vec<Effect>) {
+        let is_owned = self.owned_by_other(slot).is_some();
         let state = self.state_mut(slot);
         if is_owned {
             (state.unowned_since, state.attempts, state.why) = (None, 0, None);
@@ -38,7 +46,8 @@ impl Slots {
         }
         let since = *state.unowned_since.get_or_insert(now);
         let not_before = state.not_before;
-        if now < not_before || now < self.started + self.settings.settle {
+        let may = state.record.placement.is_some() || (is_forming && !state.is_formed);
+        if !may || !self.is_writable || now < not_before || now < self.started + self.settings.settle {
             return;
         }
         let Some(turn) = self.turn(now, slot) else { return };
@@ -51,6 +60,9 @@ impl Slots {
     fn turn(&self, now: Millis, slot: Slot) -> Option<usize> {
         let keepers: Vec<NodeId> = match &self.state(slot).record.placement {
             Some(placement) => {
+                if !placement.set.contains(&self.me) {
+                    return None;
+                }
                 let alive = placement.set.members().iter().filter(|member| self.is_alive(member));
                 alive.map(|member| member.node.clone()).collect()
             }
@@ -58,9 +70,10 @@ impl Slots {
                 self.first_members(now, slot)?.members().iter().map(|member| member.node.clone()).collect()
             }
         };
-        // Whoever drains takes a slot only if there is nobody else.
-        let willing: Vec<_> = keepers.iter().filter(|node| !self.is_draining(node)).cloned().collect();
-        let order = rendezvous::order(slot, if willing.is_empty() { keepers } else { willing });
+        // Whoever drains takes a slot only if there is nobody else, and whose disk takes no writes cannot.
+        let able: Vec<_> = keepers.into_iter().filter(|node| self.is_writable(node)).collect();
+        let willing: Vec<_> = able.iter().filter(|node| !self.is_draining(node)).cloned().collect();
+        let order = rendezvous::order(slot, if willing.is_empty() { able } else { willing });
         order.iter().position(|node| *node == self.me.node)
     }
 
@@ -120,23 +133,28 @@ impl Slots {
         let deadline = now + self.settings.answer_within;
         let phase = Phase::Asking;
         let (in_step, offered) = (BTreeSet::new(), BTreeSet::new());
-        let taking = Taking { takeover, in_step, offered, phase, deadline };
+        let taking = Taking { takeover, in_step, offered, phase, deadline, led: None };
         self.state_mut(slot).role = Role::Taking(Box::new(taking));
         self.do_takeover(now, slot, &claim, todo, effects);
         let alive = self.alive_members();
         self.step_takeover(now, slot, &claim, takeover::Event::Alive(alive), effects);
     }
 
-    fn alive_members(&self) -> BTreeSet<Member> {
-        let alive = self.nodes.values().filter(|known| known.seen.is_alive);
+    /// Who can be asked for a promise.
+    pub(super) fn alive_members(&self) -> BTreeSet<Member> {
+        let alive = self.nodes.values().filter(|known| known.seen.is_alive && known.seen.is_writable);
         alive.map(|known| known.seen.member.clone()).collect()
     }
 
     /// The slot's owner hands it over to this node, which need not be its turn.
     pub(super) fn handed_over(&mut self, now: Millis, slot: Slot, by: &Claim, effects: &mut Vec<Effect>) {
         let State { record, role, .. } = self.state(slot);
-        let is_current = record.promised.as_ref().is_none_or(|promised| promised <= by);
-        if matches!(role, Role::Replica) && is_current && !self.is_draining {
+        // A higher claim of this node's own came to nothing, and the owner did not hear of it.
+        let is_current = record
+            .promised
+            .as_ref()
+            .is_none_or(|promised| promised <= by || promised.claimant == self.me.node);
+        if matches!(role, Role::Replica) && is_current && self.is_writable && !self.is_draining {
             self.take(now, slot, None, effects);
         }
     }

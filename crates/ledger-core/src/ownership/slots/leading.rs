@@ -1,8 +1,10 @@
 //! What an owner does beside taking appends: bring members in step, hand over, move.
 
+use std::collections::BTreeSet;
+
 use super::{
     Ask, Claim, Effect, Ending, Leading, Member, Millis, Phase, Placement, ReplicaSet, Role, Slot, Slots,
-    Taking, rendezvous,
+    State, Taking, rendezvous,
 };
 
 impl Slots {
@@ -21,7 +23,8 @@ impl Slots {
         }));
         // Offers are under way to the others whose streams are up.
         let offered = offered.difference(&in_step).cloned().collect();
-        let leading = Leading { claim, set, in_step, offered, learner: None, ending: None, not_before: 0 };
+        let leading =
+            Leading { claim, set, in_step, offered, learner: None, ending: None, is_offered: false };
         let state = self.state_mut(slot);
         (state.attempts, state.why) = (0, None);
         state.role = Role::Leading(Box::new(leading));
@@ -101,6 +104,7 @@ impl Slots {
                 Role::Leading(leading) => {
                     leading.in_step.remove(member);
                     leading.offered.remove(member);
+                    leading.is_offered = false;
                 }
             }
         }
@@ -112,20 +116,33 @@ impl Slots {
         self.states.iter().filter(|state| is_moving(&state.role)).count()
     }
 
-    /// Looks after a slot that this node owns.
-    pub(super) fn tend(&mut self, now: Millis, slot: Slot, moves: &mut usize, effects: &mut Vec<Effect>) {
-        for member in self.due(slot) {
-            self.offer(&member, slot, effects);
+    /// Looks after a slot that this node owns; with the number of moves under way, also whether it should stay here.
+    pub(super) fn tend(
+        &mut self,
+        now: Millis,
+        slot: Slot,
+        moves: Option<&mut usize>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Role::Leading(leading) = &mut self.state_mut(slot).role else { return };
+        // Whoever is not connected is offered it when it is.
+        if !std::mem::replace(&mut leading.is_offered, true) {
+            for member in self.due(slot) {
+                self.offer(&member, slot, effects);
+            }
         }
-        let Role::Leading(leading) = &self.state(slot).role else { return };
+        let most = self.settings.moves;
+        let State { role: Role::Leading(leading), stays_until, .. } = self.state(slot) else { return };
         match &leading.ending {
             Some(Ending::HandOver { until, .. } | Ending::Move { until, .. }) if *until <= now => {
                 self.go_on(now, slot, effects);
             }
             Some(_) => {}
-            None if now < leading.not_before || *moves >= self.settings.moves => {}
+            None if now < *stays_until => {}
             None => {
-                if let Some(ending) = self.ending(now, slot) {
+                if let Some(moves) = moves.filter(|moves| **moves < most)
+                    && let Some(ending) = self.ending(now, slot)
+                {
                     *moves += 1;
                     self.end(slot, ending, effects);
                 }
@@ -134,7 +151,7 @@ impl Slots {
     }
 
     /// Members, and those to become one, that were not offered the slot.
-    fn due(&mut self, slot: Slot) -> Vec<Member> {
+    fn due(&self, slot: Slot) -> Vec<Member> {
         let Role::Leading(leading) = &self.state(slot).role else { return Vec::new() };
         let due = leading.set.members().iter().chain(&leading.learner);
         due.filter(|member| !leading.in_step.contains(*member) && !leading.offered.contains(*member))
@@ -151,12 +168,18 @@ impl Slots {
         }
         let next = self.target(now, slot, leading);
         let min_copies = self.settings.min_copies;
+        let alive = if next.is_some() { self.alive_members() } else { BTreeSet::new() };
         let Role::Leading(leading) = &mut self.state_mut(slot).role else { return None };
-        leading.learner = next.as_ref().map(|(_, learner)| learner.clone());
+        let learner = next.as_ref().map(|(_, learner)| learner);
+        if leading.learner.as_ref() != learner {
+            leading.learner = learner.cloned();
+            leading.is_offered = false;
+        }
         // Others may be away, perhaps for ever: enough must be there to accept.
         let is_enough = |set: &ReplicaSet| {
-            let there = set.members().iter().filter(|member| leading.in_step.contains(*member)).count();
-            there >= min_copies.clamp(1, set.len())
+            let count =
+                |of: &BTreeSet<Member>| set.members().iter().filter(|member| of.contains(*member)).count();
+            count(&leading.in_step) >= set.knowing(min_copies, count(&alive))
         };
         let is_ready = |(target, learner): &(ReplicaSet, Member)| {
             leading.in_step.contains(learner) && is_enough(target) && is_enough(&leading.set)
@@ -173,6 +196,7 @@ impl Slots {
                 && self.is_alive(member)
                 && (self.is_draining || is_steady)
                 && !self.is_draining(&member.node)
+                && self.is_writable(&member.node)
         };
         let able: Vec<&Member> = leading.set.members().iter().filter(can).collect();
         let names = able.iter().map(|member| member.node.clone());
@@ -195,7 +219,8 @@ impl Slots {
         };
         // A node whose data directory is another one than it was is missing too.
         let missing = wanted.iter().find_map(|node| {
-            let member = self.member(node).filter(|member| self.is_alive(member))?;
+            let is_able = |member: &&Member| self.is_alive(member) && self.is_writable(node);
+            let member = self.member(node).filter(is_able)?;
             (!members.contains(member)).then(|| member.clone())
         })?;
         let mut next: Vec<Member> = members.to_vec();
@@ -240,22 +265,28 @@ impl Slots {
             }
             Some(Ending::Move { target, .. }) => {
                 let target = target.clone();
-                // Nothing waits. Whoever counted did so in the epoch that ends, and may be behind in the next.
-                effects.push(Effect::StepDown { slot });
-                self.take(now, slot, Some(target), effects);
+                self.take_again(now, slot, Some(target), effects);
             }
         }
     }
 
-    /// A handover or move came to nothing: takes appends again.
+    /// A handover or move came to nothing: takes appends again. Not in the same epoch, in which some of a stream of
+    /// appends may have been refused: what followed them must not be taken before they are sent again.
     fn go_on(&mut self, now: Millis, slot: Slot, effects: &mut Vec<Effect>) {
-        let pause = self.settings.answer_within * 2;
-        let Role::Leading(leading) = &mut self.state_mut(slot).role else { return };
-        leading.ending = None;
-        leading.not_before = now + pause;
-        let (claim, needed) = (leading.claim.clone(), leading.set.len());
-        let needed = self.settings.min_copies.clamp(1, needed);
-        effects.push(Effect::Own { slot, claim, needed });
+        self.state_mut(slot).stays_until = now + self.settings.answer_within * 2;
+        self.take_again(now, slot, None, effects);
+    }
+
+    /// Takes a slot from itself. Whoever counted did so in the epoch that ends, and may be behind in the next.
+    fn take_again(&mut self, now: Millis, slot: Slot, target: Option<ReplicaSet>, effects: &mut Vec<Effect>) {
+        let state = self.state_mut(slot);
+        let Role::Leading(leading) = std::mem::take(&mut state.role) else { return };
+        state.unowned_since = None;
+        effects.push(Effect::StepDown { slot });
+        self.take(now, slot, target, effects);
+        if let Role::Taking(taking) = &mut self.state_mut(slot).role {
+            taking.led = Some(leading.claim.epoch);
+        }
     }
 
     /// A question could not be answered.

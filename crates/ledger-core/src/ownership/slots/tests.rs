@@ -1,1 +1,513 @@
+//! Brains of a few nodes, whose shells do everything at once: what is asked is answered, what is written is durable.
 
+use std::collections::VecDeque;
+
+use super::*;
+use crate::{
+    node::StorageId,
+    ownership::{NotTaken, Refused},
+};
+
+const SLOT: u16 = 600;
+
+struct Host {
+    member: Member,
+    brain: Slots,
+    records: BTreeMap<Slot, SlotRecord>,
+    is_alive: bool,
+    is_draining: bool,
+    is_writable: bool,
+    /// Offers are answered so, instead of being accepted.
+    offers: Option<Outcome>,
+}
+
+struct Cluster {
+    now: Millis,
+    settings: Settings,
+    hosts: Vec<Host>,
+    /// What every brain wanted done, since it was last looked at.
+    done: Vec<(NodeId, Effect)>,
+}
+
+fn name(index: usize) -> NodeId {
+    NodeId::new(format!("n{index}")).unwrap()
+}
+
+fn slot() -> Slot {
+    Slot::new(SLOT).unwrap()
+}
+
+/// The nodes by the order in which the slot prefers them.
+fn order(nodes: usize) -> Vec<usize> {
+    let names = rendezvous::order(slot(), (0..nodes).map(name));
+    names.iter().map(|node| (0..nodes).find(|index| name(*index) == *node).unwrap()).collect()
+}
+
+impl Cluster {
+    fn new(nodes: usize) -> Self {
+        let settings =
+            Settings { first_nodes: (0..nodes).map(name).collect(), settle: 0, ..Settings::default() };
+        let mut cluster = Self { now: 1_000_000, settings, hosts: Vec::new(), done: Vec::new() };
+        (0..nodes).for_each(|_| cluster.add());
+        cluster
+    }
+
+    fn add(&mut self) {
+        let index = self.hosts.len();
+        let member = Member { node: name(index), storage: StorageId([index as u8; 16]) };
+        let brain = Slots::of([slot()], member.clone(), self.settings.clone(), [], self.now);
+        self.hosts.push(Host {
+            member,
+            brain,
+            records: BTreeMap::new(),
+            is_alive: true,
+            is_draining: false,
+            is_writable: true,
+            offers: None,
+        });
+    }
+
+    /// Time passes, with gossip and ticks ten times a second.
+    fn pass(&mut self, millis: Millis) {
+        let until = self.now + millis;
+        while self.now < until {
+            self.now += 100;
+            self.gossip();
+            for index in 0..self.hosts.len() {
+                if self.hosts[index].is_alive {
+                    self.step(index, Event::Tick);
+                }
+            }
+        }
+    }
+
+    fn gossip(&mut self) {
+        let seen: Vec<Seen> = self
+            .hosts
+            .iter()
+            .map(|host| Seen {
+                member: host.member.clone(),
+                zone: String::new(),
+                is_alive: host.is_alive,
+                is_draining: host.is_draining,
+                is_writable: host.is_writable,
+                owned: if host.is_alive { host.brain.owned().into_iter().collect() } else { BTreeMap::new() },
+            })
+            .collect();
+        for index in 0..self.hosts.len() {
+            if !self.hosts[index].is_alive {
+                continue;
+            }
+            self.step(index, Event::Nodes(seen.clone()));
+            for other in &seen {
+                let is_up = self.hosts[index].brain.connected.contains(&other.member);
+                match (is_up, other.is_alive) {
+                    (false, true) => self.step(index, Event::Connected(other.member.clone())),
+                    (true, false) => self.step(index, Event::Lost(other.member.clone())),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    /// Something happens at a node, and all that follows from it.
+    fn step(&mut self, index: usize, event: Event) {
+        let mut events = VecDeque::from([(index, event)]);
+        while let Some((index, event)) = events.pop_front() {
+            for effect in self.hosts[index].brain.step(self.now, event) {
+                self.done.push((name(index), effect.clone()));
+                self.perform(index, effect, &mut events);
+            }
+        }
+    }
+
+    fn perform(&mut self, index: usize, effect: Effect, events: &mut VecDeque<(usize, Event)>) {
+        let from = match &effect {
+            Effect::Ask { to, .. } | Effect::Offer { to, .. } => to.clone(),
+            _ => self.hosts[index].member.clone(),
+        };
+        let Some(at) = self.hosts.iter().position(|host| host.member == from && host.is_alive) else {
+            if let Effect::Ask { slot, claim, .. } = effect {
+                events.push_back((index, Event::Answered { from, slot, claim, answer: Answer::NotNow }));
+            }
+            return;
+        };
+        let host = &mut self.hosts[at];
+        match effect {
+            Effect::Ask { slot, claim, ask: Ask::TakeOver, .. } => {
+                events.push_back((at, Event::HandedOver(slot, claim)));
+            }
+            Effect::Ask { slot, claim, ask, .. } => {
+                let record = host.records.get(&slot).cloned().unwrap_or_default();
+                let answer = match ask {
+                    Ask::Promise => {
+                        record.promise(&claim).map(|(next, promise)| (next, Answer::Promised(promise)))
+                    }
+                    _ => {
+                        record.confirm(&claim).map(|next| (next, Answer::Done)).map_err(|wrong| match wrong {
+                            NotTaken::Refused(refused) => refused,
+                            _ => Refused { promised: claim.clone() },
+                        })
+                    }
+                };
+                let answer = match answer {
+                    Ok((next, answer)) => {
+                        host.records.insert(slot, next.clone());
+                        events.push_back((at, Event::Recorded(slot, next)));
+                        answer
+                    }
+                    Err(refused) => Answer::Refused(refused.promised),
+                };
+                events.push_back((index, Event::Answered { from, slot, claim, answer }));
+            }
+            Effect::Offer { slot, claim, set, is_confirmed, before, .. } => {
+                let record = host.records.get(&slot).cloned().unwrap_or_default();
+                let outcome = match record.accept(&claim, &set, is_confirmed, before.as_ref()) {
+                    _ if host.offers.is_some() => host.offers.clone().unwrap(),
+                    Ok(next) => {
+                        host.records.insert(slot, next.clone());
+                        events.push_back((at, Event::Recorded(slot, next)));
+                        Outcome::Accepted
+                    }
+                    Err(NotTaken::Refused(refused)) => Outcome::Refused(refused.promised),
+                    Err(NotTaken::OtherMembers(placement)) => Outcome::OtherMembers(placement),
+                    Err(NotTaken::NotAccepted { .. }) => Outcome::NotNow,
+                };
+                events.push_back((index, Event::Offered { from, slot, claim, outcome }));
+            }
+            Effect::CatchUp { slot, claim, .. } => {
+                events.push_back((index, Event::CaughtUp { slot, claim, is_complete: true }));
+            }
+            Effect::Stop { slot, claim } => events.push_back((index, Event::Stopped(slot, claim))),
+            Effect::Own { .. } | Effect::Count { .. } | Effect::StepDown { .. } => {}
+        }
+    }
+
+    fn drain(&mut self, index: usize, is_draining: bool) {
+        self.hosts[index].is_draining = is_draining;
+        self.step(index, Event::Drain(is_draining));
+    }
+
+    fn writable(&mut self, index: usize, is_writable: bool) {
+        self.hosts[index].is_writable = is_writable;
+        self.step(index, Event::Writable(is_writable));
+    }
+
+    /// The nodes that own the slot.
+    fn owners(&self) -> Vec<usize> {
+        let owns = |index: &usize| {
+            let host = &self.hosts[*index];
+            host.is_alive && matches!(host.brain.owner(slot()), Owner::Me(_))
+        };
+        (0..self.hosts.len()).filter(owns).collect()
+    }
+
+    fn epoch(&self) -> Epoch {
+        match self.hosts[self.owners()[0]].brain.owner(slot()) {
+            Owner::Me(epoch) => epoch,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// The members, as the owner recorded them.
+    fn members(&self) -> Vec<NodeId> {
+        let record = self.hosts[self.owners()[0]].brain.record(slot());
+        record.placement.as_ref().unwrap().set.members().iter().map(|member| member.node.clone()).collect()
+    }
+
+    /// Who asked for promises, since last asked.
+    fn claimants(&mut self) -> Vec<NodeId> {
+        let asks = |(node, effect): (NodeId, Effect)| {
+            matches!(effect, Effect::Ask { ask: Ask::Promise, .. }).then_some(node)
+        };
+        let mut claimants: Vec<NodeId> =
+            std::mem::take(&mut self.done).into_iter().filter_map(asks).collect();
+        claimants.dedup();
+        claimants
+    }
+}
+
+#[test]
+fn the_first_in_order_claims_a_slot_and_the_others_wait() {
+    let mut cluster = Cluster::new(3);
+    cluster.pass(200);
+    assert_eq!(cluster.owners(), [order(3)[0]]);
+    assert_eq!(cluster.claimants(), [name(order(3)[0])]);
+    cluster.pass(20_000);
+    assert_eq!(cluster.claimants(), [], "nobody claims a slot that has its owner");
+}
+
+#[test]
+fn the_next_in_order_claims_a_slot_if_the_first_does_not() {
+    let mut cluster = Cluster::new(3);
+    cluster.pass(200);
+    let [first, second, _] = order(3)[..] else { panic!() };
+    let before = cluster.epoch();
+    cluster.hosts[first].is_alive = false;
+    cluster.pass(200);
+    assert_eq!(cluster.owners(), [second], "of those alive it is the first");
+    assert!(cluster.epoch() > before);
+}
+
+#[test]
+fn a_slot_is_not_formed_before_all_its_first_nodes_are_there() {
+    let mut cluster = Cluster::new(3);
+    cluster.hosts[0].is_alive = false;
+    cluster.pass(20_000);
+    assert_eq!(cluster.claimants(), []);
+    let why = cluster.hosts[1].brain.owner(slot());
+    assert!(matches!(why, Owner::Nobody(Some(GaveUp::TooFew { heard: 2, .. }))), "{why:?}");
+    cluster.hosts[0].is_alive = true;
+    cluster.pass(5_000);
+    assert_eq!(cluster.owners().len(), 1);
+}
+
+#[test]
+fn a_slot_that_had_an_owner_is_not_formed_anew() {
+    let mut cluster = Cluster::new(3);
+    let (me, other) = (cluster.hosts[0].member.clone(), name(9));
+    let mut seen: Vec<Seen> = (0..3)
+        .map(|index| Seen {
+            member: cluster.hosts[index].member.clone(),
+            zone: String::new(),
+            is_alive: true,
+            is_draining: false,
+            is_writable: true,
+            owned: BTreeMap::new(),
+        })
+        .collect();
+    let mut stranger = seen[1].clone();
+    stranger.member = Member { node: other, ..me };
+    stranger.owned.insert(slot(), Epoch::new(5, 5));
+    seen.push(stranger);
+    let brain = &mut cluster.hosts[0].brain;
+    brain.step(2_000_000, Event::Nodes(seen.clone()));
+    seen.pop();
+    brain.step(2_000_100, Event::Nodes(seen));
+    for tick in 0..1000 {
+        assert_eq!(brain.step(2_000_200 + tick * 100, Event::Tick), []);
+    }
+}
+
+#[test]
+fn a_draining_node_hands_over_and_gets_its_slots_back() {
+    let mut cluster = Cluster::new(3);
+    cluster.pass(5_000);
+    let [first, second, _] = order(3)[..] else { panic!() };
+    cluster.drain(first, true);
+    cluster.pass(300);
+    assert_eq!(cluster.owners(), [second]);
+    cluster.pass(10_000);
+    assert_eq!(cluster.owners(), [second], "it stays there");
+    cluster.drain(first, false);
+    cluster.pass(1_000);
+    assert_eq!(cluster.owners(), [first]);
+}
+
+#[test]
+fn slots_go_back_to_a_node_only_when_it_is_there_for_a_while() {
+    let mut cluster = Cluster::new(3);
+    cluster.pass(200);
+    let [first, second, _] = order(3)[..] else { panic!() };
+    cluster.hosts[first].is_alive = false;
+    cluster.pass(1_000);
+    assert_eq!(cluster.owners(), [second]);
+    cluster.hosts[first].is_alive = true;
+    cluster.pass(cluster.settings.steady - 200);
+    assert_eq!(cluster.owners(), [second]);
+    cluster.pass(1_000);
+    assert_eq!(cluster.owners(), [first]);
+}
+
+#[test]
+fn a_handover_that_comes_to_nothing_goes_on_in_a_new_epoch_and_waits() {
+    let mut cluster = Cluster::new(3);
+    cluster.pass(5_000);
+    let [first, second, third] = order(3)[..] else { panic!() };
+    let before = cluster.epoch();
+    // The successor is gone, and nobody knows yet.
+    cluster.hosts[second].is_alive = false;
+    cluster.hosts[third].is_alive = true;
+    cluster.done.clear();
+    cluster.drain(first, true);
+    cluster.step(first, Event::Tick);
+    let of_owner = |effect: &Effect| match effect {
+        Effect::Stop { .. } => Some("stop"),
+        Effect::Ask { ask: Ask::TakeOver, .. } => Some("hand over"),
+        Effect::StepDown { .. } => Some("step down"),
+        Effect::Own { .. } => Some("own"),
+        _ => None,
+    };
+    let done: Vec<_> = cluster.done.iter().filter_map(|(_, effect)| of_owner(effect)).collect();
+    assert_eq!(done, ["stop", "hand over", "step down", "own"]);
+    assert_eq!(cluster.owners(), [first]);
+    let after = cluster.epoch();
+    assert!(after > before, "who met the stop in one epoch is refused in it");
+    cluster.done.clear();
+    (0..20).for_each(|_| cluster.step(first, Event::Tick));
+    assert_eq!(cluster.done, [], "not tried again at once");
+    cluster.pass(cluster.settings.answer_within * 2 + 200);
+    assert_eq!(cluster.owners(), [third], "then by whoever is alive");
+}
+
+#[test]
+fn a_node_that_refused_the_owner_before_takes_a_handover_all_the_same() {
+    let mut cluster = Cluster::new(3);
+    cluster.pass(5_000);
+    let [first, second, _] = order(3)[..] else { panic!() };
+    // A claim of its own that came to nothing, of which the owner never heard.
+    let claim = Claim::above(cluster.epoch(), &name(second)).unwrap();
+    let (record, _) = cluster.hosts[second].records[&slot()].promise(&claim).unwrap();
+    cluster.hosts[second].records.insert(slot(), record.clone());
+    cluster.step(second, Event::Recorded(slot(), record));
+    cluster.drain(first, true);
+    cluster.pass(300);
+    assert_eq!(cluster.owners(), [second]);
+}
+
+#[test]
+fn a_member_that_is_gone_is_replaced_by_one_that_has_learnt() {
+    let mut cluster = Cluster::new(3);
+    cluster.settings.placement_grace = 5_000;
+    cluster.hosts.clear();
+    (0..3).for_each(|_| cluster.add());
+    cluster.pass(5_000);
+    let [_, _, last] = order(3)[..] else { panic!() };
+    cluster.add();
+    cluster.hosts[last].is_alive = false;
+    cluster.hosts[3].offers = Some(Outcome::Differs);
+    cluster.pass(cluster.settings.placement_grace - 1_000);
+    assert!(cluster.members().contains(&name(last)), "a restart moves nothing");
+    cluster.pass(5_000);
+    assert!(cluster.members().contains(&name(last)), "the new one has not learnt yet");
+    let before = cluster.epoch();
+    // It caught up, and asks for another offer.
+    cluster.hosts[3].offers = None;
+    let owner = cluster.owners()[0];
+    let learner = cluster.hosts[3].member.clone();
+    cluster.step(owner, Event::Joins(learner, slot()));
+    cluster.pass(1_000);
+    assert!(!cluster.members().contains(&name(last)));
+    assert!(cluster.members().contains(&name(3)));
+    assert!(cluster.epoch() > before);
+    assert_eq!(cluster.owners(), [owner]);
+}
+
+#[test]
+fn a_slot_that_its_owner_takes_from_itself_stays_published() {
+    let mut cluster = Cluster::new(3);
+    cluster.pass(5_000);
+    let owner = cluster.owners()[0];
+    let before = cluster.hosts[owner].brain.owned();
+    let claim = match &cluster.hosts[owner].brain.state(slot()).role {
+        Role::Leading(leading) => leading.claim.clone(),
+        other => panic!("{other:?}"),
+    };
+    cluster.hosts[owner].brain.step(cluster.now, Event::Drain(true));
+    let stopped = cluster.hosts[owner].brain.step(cluster.now, Event::Tick);
+    assert!(matches!(stopped[..], [Effect::Stop { .. }]), "{stopped:?}");
+    let later = cluster.now + cluster.settings.answer_within;
+    let again = cluster.hosts[owner].brain.step(later, Event::Tick);
+    assert_eq!(again[0], Effect::StepDown { slot: slot() });
+    let brain = &mut cluster.hosts[owner].brain;
+    assert!(matches!(brain.owner(slot()), Owner::Nobody(_)));
+    assert_eq!(brain.owned(), before, "or the next in order would claim it");
+    let higher = Claim::above(claim.epoch, &name(9)).unwrap();
+    let higher = Claim::above(higher.epoch, &name(9)).unwrap();
+    let refused = SlotRecord { promised: Some(higher), ..brain.record(slot()).clone() };
+    brain.step(later, Event::Recorded(slot(), refused));
+    assert_eq!(brain.owned(), [], "not once it gave up");
+}
+
+#[test]
+fn a_node_whose_disk_takes_no_writes_owns_nothing() {
+    let mut cluster = Cluster::new(3);
+    cluster.pass(5_000);
+    let [first, second, third] = order(3)[..] else { panic!() };
+    cluster.done.clear();
+    cluster.writable(first, false);
+    assert_eq!(cluster.done, [(name(first), Effect::StepDown { slot: slot() })]);
+    cluster.pass(500);
+    assert_eq!(cluster.owners(), [second]);
+    // It is not even asked to take what nobody else could.
+    cluster.hosts[third].is_alive = false;
+    cluster.drain(second, true);
+    cluster.pass(10_000);
+    assert_eq!(cluster.owners(), [second], "whoever drains keeps what nobody else can take");
+    let claim = Claim::above(cluster.epoch(), &name(second)).unwrap();
+    let brain = &mut cluster.hosts[first].brain;
+    assert_eq!(brain.step(cluster.now, Event::HandedOver(slot(), claim)), []);
+    cluster.drain(second, false);
+    cluster.hosts[third].is_alive = true;
+    cluster.writable(first, true);
+    cluster.pass(cluster.settings.steady - 200);
+    assert_eq!(cluster.owners(), [second], "a disk that fills again and again takes no slots along");
+    cluster.pass(1_000);
+    assert_eq!(cluster.owners(), [first]);
+}
+
+#[test]
+fn an_owner_steps_down_when_it_hears_of_a_higher_claim() {
+    let higher = |cluster: &Cluster, by: usize| Claim::above(cluster.epoch(), &name(by)).unwrap();
+    let refuse: [fn(Claim, Member, Claim) -> Event; 3] = [
+        |_, _, higher| {
+            Event::Recorded(slot(), SlotRecord { promised: Some(higher), ..SlotRecord::default() })
+        },
+        |claim, from, higher| Event::Offered { from, slot: slot(), claim, outcome: Outcome::Refused(higher) },
+        |claim, from, higher| Event::Answered { from, slot: slot(), claim, answer: Answer::Refused(higher) },
+    ];
+    for refuse in refuse {
+        let mut cluster = Cluster::new(3);
+        cluster.pass(200);
+        let [first, second, _] = order(3)[..] else { panic!() };
+        let claim = Claim { epoch: cluster.epoch(), claimant: name(first) };
+        let (higher, from) = (higher(&cluster, second), cluster.hosts[second].member.clone());
+        let effects = cluster.hosts[first].brain.step(cluster.now, refuse(claim, from, higher));
+        assert_eq!(effects, [Effect::StepDown { slot: slot() }]);
+    }
+}
+
+#[test]
+fn an_attempt_that_fails_is_repeated_ever_more_rarely() {
+    let mut cluster = Cluster::new(3);
+    cluster.pass(200);
+    let [first, second, third] = order(3)[..] else { panic!() };
+    cluster.hosts[first].is_alive = false;
+    cluster.hosts[third].is_alive = false;
+    cluster.done.clear();
+    cluster.pass(60_000);
+    let asked = cluster.done.iter().filter(|(_, effect)| matches!(effect, Effect::Ask { .. })).count() / 3;
+    assert!((5..40).contains(&asked), "{asked} attempts in a minute");
+    let why = cluster.hosts[second].brain.owner(slot());
+    assert!(
+        matches!(why, Owner::Nobody(Some(GaveUp::TooFew { heard: 1, members: 3, needed: 2 }))),
+        "{why:?}"
+    );
+    cluster.hosts[third].is_alive = true;
+    cluster.pass(20_000);
+    assert_eq!(cluster.owners(), [second]);
+}
+
+/// How long a tick takes: `cargo test --release -p ledger-core -- --ignored --nocapture a_tick`.
+#[test]
+#[ignore = "measures"]
+fn a_tick_over_all_slots_when_nothing_is_to_be_done() {
+    let mut cluster = Cluster::new(3);
+    // All slots are one node's: the others are full.
+    for index in 0..3 {
+        let (member, settings) = (cluster.hosts[index].member.clone(), cluster.settings.clone());
+        cluster.hosts[index].brain = Slots::new(member, settings, [], cluster.now);
+        cluster.writable(index, index == 0);
+    }
+    cluster.pass(5_000);
+    let brain = &mut cluster.hosts[0].brain;
+    assert_eq!(brain.owned().len(), usize::from(SLOTS));
+    for (what, pause) in [("that looks for moves", 1_000), ("between", 0)] {
+        let begin = std::time::Instant::now();
+        for _ in 0..1000 {
+            cluster.now += pause;
+            assert_eq!(brain.step(cluster.now, Event::Tick), []);
+        }
+        println!("a tick {what}: {:?}", begin.elapsed() / 1000);
+    }
+}

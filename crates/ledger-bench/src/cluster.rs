@@ -1,0 +1,219 @@
+//! `ledger-bench cluster`: three real nodes on this machine, held against what was asked of them.
+
+mod append;
+mod catch_up;
+mod handover;
+mod many;
+mod nodes;
+mod search;
+mod streams;
+mod table;
+mod takeover;
+mod wire;
+mod writer;
+
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, ensure};
+use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
+
+use self::table::{Line, Table};
+use crate::report;
+
+/// Bytes of each payload.
+const PAYLOAD: usize = 256;
+/// `f_type` of file systems in memory: tmpfs and ramfs.
+const IN_MEMORY: [i64; 2] = [0x0102_1994, 0x8584_58f6];
+
+const ROWS: &str = "\
+Rows, for --only:
+  1  streaming append, beside one node alone
+  2  the owner is killed
+  3  planned handover, and a restart of every node, under load
+  4  a replica catches up, on an idle cluster and under load
+  5  nodes in step that hold very many contexts: what they exchange, and one context differs
+  6  a difference at an unknown place in a very long context
+  7  what gossip carries at very many contexts
+
+Nodes run with default settings: 3 copies, 2 before an append is acknowledged, each of them synced.
+Exit codes: 0 everything asked for was reached, 1 something failed,
+2 wrong flags, 3 a target was missed, 130 interrupted.";
+
+/// Exit code: a target was missed.
+const EXIT_MISSED: i32 = 3;
+/// Exit code: interrupted.
+const EXIT_INTERRUPTED: i32 = 130;
+
+#[derive(Debug, Args)]
+#[command(after_help = ROWS)]
+pub(crate) struct Cluster {
+    /// Where to put data: the disk to measure
+    #[arg(long, default_value_os_t = std::env::temp_dir())]
+    dir: PathBuf,
+    /// Only these rows, with commas between
+    #[arg(long, value_name = "ROW,…", value_delimiter = ',', value_parser = clap::value_parser!(u8).range(1..=7))]
+    only: Vec<u8>,
+    /// Small sizes: a look at whether everything works, in two minutes
+    #[arg(long)]
+    quick: bool,
+    /// How long each measurement of a rate takes [default: 5, quick: 2]
+    #[arg(long)]
+    seconds: Option<f64>,
+    /// How often the cluster and one node are measured in turn [default: 3, quick: 1]
+    #[arg(long)]
+    repetitions: Option<u32>,
+    /// How often an owner is killed [default: 5, quick: 1]
+    #[arg(long)]
+    rounds: Option<usize>,
+    /// Entries that a replica misses before it catches up [default: 1000000, quick: 100000]
+    #[arg(long)]
+    entries: Option<u64>,
+    /// Contexts that nodes in step hold [default: 1000000, quick: 50000]
+    #[arg(long)]
+    contexts: Option<u64>,
+    /// Entries of the context that differs at an unknown place [default: 10000000, quick: 500000]
+    #[arg(long)]
+    depth: Option<u64>,
+    /// Streaming appends under way
+    #[arg(long, default_value_t = 16_384)]
+    inflight: usize,
+    /// One JSON object a line instead of a table
+    #[arg(long)]
+    json: bool,
+    /// Keep what the nodes logged if something fails
+    #[arg(long)]
+    keep: bool,
+    /// Further flags for each ledgerd of the cluster, after `--`
+    #[arg(last = true, value_name = "FLAGS")]
+    flags: Vec<OsString>,
+}
+
+/// The sizes of a run.
+#[derive(Debug)]
+struct Sizes {
+    seconds: f64,
+    repetitions: u32,
+    rounds: usize,
+    entries: u64,
+    contexts: u64,
+    depth: u64,
+    inflight: usize,
+    flags: Vec<OsString>,
+}
+
+/// A run: where it is, how large, and what came of it so far.
+#[derive(Debug)]
+struct Run<'a> {
+    dir: &'a Path,
+    args: &'a Sizes,
+    only: &'a [u8],
+    table: &'a mut Table,
+    failed: usize,
+}
+
+impl Run<'_> {
+    /// Whether a row was asked for.
+    fn wants(&self, row: u8) -> bool {
+        self.only.is_empty() || self.only.contains(&row)
+    }
+
+    /// A line of the table.
+    fn push(&mut self, row: u8, line: &Line) {
+        self.table.push(row, line);
+    }
+}
+
+/// Says what is going on.
+fn say(text: &str) {
+    eprintln!("bench: {text}");
+}
+
+/// Errors that a user of the SDK would have seen.
+fn explain(errors: &[String]) {
+    for error in errors.iter().take(5) {
+        say(&format!("an append failed: {error}"));
+    }
+}
+
+/// Measures, and gives the code to exit with.
+pub(crate) async fn run(args: Cluster) -> anyhow::Result<i32> {
+    let or = |full, quick| if args.quick { quick } else { full };
+    let sizes = Sizes {
+        seconds: args.seconds.unwrap_or(or(5.0, 2.0)),
+        repetitions: args.repetitions.unwrap_or(if args.quick { 1 } else { 3 }),
+        rounds: args.rounds.unwrap_or(if args.quick { 1 } else { 5 }),
+        entries: args.entries.unwrap_or(if args.quick { 100_000 } else { 1_000_000 }),
+        contexts: args.contexts.unwrap_or(if args.quick { 50_000 } else { 1_000_000 }),
+        depth: args.depth.unwrap_or(if args.quick { 500_000 } else { 10_000_000 }),
+        inflight: args.inflight,
+        flags: args.flags.clone(),
+    };
+    ensure!((0.1..=3600.0).contains(&sizes.seconds), "--seconds must be 0.1 to 3600");
+    ensure!(sizes.repetitions > 0 && sizes.rounds > 0, "--repetitions and --rounds must be at least 1");
+    ensure!(
+        sizes.entries.min(sizes.contexts).min(sizes.depth) >= 1000,
+        "--entries, --contexts and --depth must be at least 1000"
+    );
+    ensure!((1..=1 << 20).contains(&sizes.inflight), "--inflight must be 1 to 1048576");
+    let kind = rustix::fs::statfs(&args.dir).with_context(|| format!("{}", args.dir.display()))?.f_type;
+    ensure!(
+        !IN_MEMORY.contains(&kind),
+        "{} is in memory, where nothing is ever synced: name a directory on a disk with --dir",
+        args.dir.display()
+    );
+    let mut dir = tempfile::Builder::new().prefix("ledger-bench-").tempdir_in(&args.dir)?;
+    let mut table = Table::new(args.json);
+    let of = "3 nodes, 3 copies, 2 before an acknowledgement, every copy synced; 256-byte payloads";
+    table.head(&report::machine(), of);
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let path = dir.path().to_owned();
+    let mut run = Run { dir: &path, args: &sizes, only: &args.only, table: &mut table, failed: 0 };
+    // The nodes are killed and the directory goes whichever of them is first.
+    tokio::select! {
+        () = rows(&mut run) => {}
+        _ = terminate.recv() => return Ok(EXIT_INTERRUPTED),
+        _ = interrupt.recv() => return Ok(EXIT_INTERRUPTED),
+    }
+    let failed = run.failed;
+    if failed > 0 && args.keep {
+        dir.disable_cleanup(true);
+        say(&format!("data and logs of the nodes are in {}", path.display()));
+    }
+    ensure!(failed == 0, "{failed} rows could not be measured");
+    Ok(if table.missed > 0 { EXIT_MISSED } else { 0 })
+}
+
+/// Every row that is wanted; one that fails does not stop the others.
+async fn rows(run: &mut Run<'_>) {
+    for row in 1..=6 {
+        // Rows 5 and 7 are measured on the same nodes.
+        let is_wanted = run.wants(row) || row == 5 && run.wants(7);
+        if !is_wanted {
+            continue;
+        }
+        let done = match row {
+            1 => append::run(run).await,
+            2 => takeover::run(run).await,
+            3 => handover::run(run).await,
+            4 => catch_up::run(run).await,
+            5 => many::run(run).await,
+            _ => search::run(run).await,
+        };
+        if let Err(error) = done {
+            run.failed += 1;
+            say(&format!("row {row} failed: {error:#}"));
+            let line = Line::held(
+                format!("row {row}"),
+                format!("failed: {error:#}"),
+                "",
+                false,
+                serde_json::json!(null),
+            );
+            run.push(row, &line);
+        }
+    }
+}

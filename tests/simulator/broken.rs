@@ -1,0 +1,50 @@
+//! Rules left out on purpose, to see that the simulation notices.
+
+/// What is left out.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Broken {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// Replicas promise whatever they are asked.
+    NoPromiseCheck,
+    /// What is written is called durable before it is.
+    NoSync,
+    /// A takeover counts in the members that gossip shows, not in those that are recorded.
+    MembersOffGossip,
+    /// A history that differs from the owner's is thrown away.
+    ForksDropped,
+    /// An owner that was told to stop goes on.
+    StaleOwner,
+    /// Readers see entries before they have their copies.
+    UnstableShown,
+}
+
+impl Broken {
+    /// Every rule that can be left out.
+    pub const ALL: [Self; 6] = [
+        Self::NoPromiseCheck,
+        Self::NoSync,
+        Self::MembersOffGossip,
+        Self::ForksDropped,
+        Self::StaleOwner,
+        Self::UnstableShown,
+    ];
+
+    /// As it is named in the environment.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Nothing => "nothing",
+            Self::NoPromiseCheck => "no-promise-check",
+            Self::NoSync => "no-sync",
+            Self::MembersOffGossip => "members-off-gossip",
+            Self::ForksDropped => "forks-dropped",
+            Self::StaleOwner => "stale-owner",
+            Self::UnstableShown => "unstable-shown",
+        }
+    }
+
+    pub fn from_name(name: &str) -> Option<Self> {
+        std::iter::once(Self::Nothing).chain(Self::ALL).find(|broken| broken.name() == name)
+    }
+}

@@ -1,0 +1,417 @@
+//! Catching up: what a node does to hold what another holds. A claimant does it with all who have the best history,
+//! one after the other; a replica with the slot's owner, until it accepts an offer.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Bound;
+
+use ledger_core::{
+    ContextId, Hash, Size,
+    compare::{self, DrillDown, Finding, MAX_PAGE, Page, Prefixes, Verdict},
+    digest::{Bucket, ContextSummary, SlotDigest},
+    node::Member,
+    ownership::{Claim, slots::Event},
+    slot::Slot,
+};
+
+use super::{
+    follow::Taken,
+    history::Context,
+    message::{Index, Message, Outcome, Part, Question, Reply, Up},
+    node::{Node, Note, Out, Timer, index_of},
+};
+
+/// How long a question may take, milliseconds.
+const ANSWER_WITHIN: u64 = 800;
+/// How long a replica waits for an offer, or before it tries again.
+const RETRY: u64 = 1000;
+/// Questions without an answer after which a claimant gives up.
+const FAILURES: u32 = 4;
+
+/// A slot that is brought in step.
+#[derive(Debug)]
+pub struct Task {
+    claim: Claim,
+    /// With whom, and who is next.
+    sources: Vec<Member>,
+    at: usize,
+    purpose: Purpose,
+    drill: Option<DrillDown>,
+    findings: VecDeque<Finding>,
+    /// What is done about the finding of which something was asked.
+    doing: Option<Doing>,
+    /// Something changed since the comparison began.
+    is_dirty: bool,
+    asked: Option<u64>,
+    failures: u32,
+    /// Tells its timers from those of before.
+    generation: u64,
+    fetched: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    /// For the owner, at this node.
+    Follow(Index),
+    /// To own it. A claimant that is no source itself has nothing to add to the first source's history.
+    Claim { is_source: bool },
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Doing {
+    Fetch,
+    /// Whether the owner has what we have, read after ours was.
+    Recheck {
+        context: Context,
+        ours: (u64, Hash),
+        from: u64,
+    },
+}
+
+impl Task {
+    fn new(claim: Claim, sources: Vec<Member>, purpose: Purpose) -> Self {
+        Self {
+            claim,
+            sources,
+            at: 0,
+            purpose,
+            drill: None,
+            findings: VecDeque::new(),
+            doing: None,
+            is_dirty: false,
+            asked: None,
+            failures: 0,
+            generation: 0,
+            fetched: 0,
+        }
+    }
+
+    /// Whether it is for an owner at this node.
+    pub fn follows(&self, owner: Index) -> bool {
+        self.purpose == Purpose::Follow(owner)
+    }
+
+    pub fn is_claim(&self) -> bool {
+        matches!(self.purpose, Purpose::Claim { .. })
+    }
+
+    /// Whether what is here beyond the source's history is kept: so the longest of the best wins.
+    fn keeps_longer(&self) -> bool {
+        match self.purpose {
+            Purpose::Follow(_) => false,
+            Purpose::Claim { is_source } => is_source || self.at > 0,
+        }
+    }
+}
+
+impl Node {
+    /// A replica follows a claim's owner.
+    pub(super) fn follow_task(&mut self, slot: Slot, claim: &Claim, owner: Index) {
+        let is_running = self.tasks.get(&slot).is_some_and(|task| task.claim >= *claim);
+        let Some((_, member)) = self.incoming.get(&owner).cloned() else { return };
+        if !is_running {
+            let task = Task::new(claim.clone(), vec![member], Purpose::Follow(owner));
+            self.tasks.insert(slot, task);
+            self.begin(slot);
+        }
+    }
+
+    /// A claimant fetches the longest of the best histories.
+    pub(super) fn claim_task(&mut self, slot: Slot, claim: Claim, from: Vec<Member>) {
+        // Whom it followed would wait for ever.
+        self.give_up(slot);
+        let is_source = from.contains(&self.member);
+        let sources = from.into_iter().filter(|member| *member != self.member).collect();
+        self.tasks.insert(slot, Task::new(claim, sources, Purpose::Claim { is_source }));
+        self.begin(slot);
+    }
+
+    /// Compares with the next source, or is done.
+    fn begin(&mut self, slot: Slot) {
+        let is_current = |task: &Task, node: &Self| node.record(slot).promised.as_ref() == Some(&task.claim);
+        let generation = self.number();
+        let ours = BTreeMap::from([(slot, self.digest(slot))]);
+        let Some(task) = self.tasks.get(&slot) else { return };
+        if !is_current(task, self) {
+            return self.give_up(slot);
+        }
+        let Some(task) = self.tasks.get_mut(&slot) else { return };
+        task.generation = generation;
+        if task.at == task.sources.len() {
+            return self.complete(slot);
+        }
+        let (drill, effects) = DrillDown::start(ours);
+        task.drill = Some(drill);
+        task.findings.clear();
+        (task.is_dirty, task.doing) = (false, None);
+        self.drilled(slot, effects);
+    }
+
+    fn complete(&mut self, slot: Slot) {
+        if let Some(task) = self.tasks.remove(&slot) {
+            self.out.push(Out::Note(Note::CaughtUp { entries: task.fetched }));
+            self.events.push_back(Event::CaughtUp { slot, claim: task.claim, is_complete: true });
+        }
+    }
+
+    /// It is pointless, or cannot be done.
+    fn give_up(&mut self, slot: Slot) {
+        let Some(Task { claim, purpose, .. }) = self.tasks.remove(&slot) else { return };
+        match (purpose, self.record(slot).promised) {
+            (Purpose::Claim { .. }, _) => {
+                self.events.push_back(Event::CaughtUp { slot, claim, is_complete: false });
+            }
+            // The owner may not know yet, and sends nothing that would be refused.
+            (Purpose::Follow(owner), Some(promised)) if promised > claim => {
+                if let Some((stream, _)) = self.incoming.get(&owner) {
+                    let body = Up::Offered { slot, claim, outcome: Outcome::Refused(promised) };
+                    self.out.push(Out::Up { stream: *stream, body });
+                }
+            }
+            (Purpose::Follow(_), _) => {}
+        }
+    }
+
+    fn drilled(&mut self, slot: Slot, effects: Vec<compare::Effect>) {
+        let mut effects = VecDeque::from(effects);
+        while let Some(effect) = effects.pop_front() {
+            match effect {
+                compare::Effect::Send(ask) => self.ask(slot, Question::Compare(ask)),
+                compare::Effect::Look(ask) => {
+                    let answer = self.compared(&ask);
+                    let Some(drill) = self.tasks.get_mut(&slot).and_then(|task| task.drill.as_mut()) else {
+                        return;
+                    };
+                    match drill.step(compare::Event::Ours(answer)) {
+                        Ok(more) => effects.extend(more),
+                        Err(_) => return self.again(slot),
+                    }
+                }
+                compare::Effect::NotKept(_) => {}
+                compare::Effect::Found(finding) => {
+                    if let Some(task) = self.tasks.get_mut(&slot) {
+                        task.findings.push_back(finding);
+                    }
+                }
+                compare::Effect::Done => return self.go_on(slot),
+            }
+        }
+    }
+
+    /// Puts a question to the source.
+    fn ask(&mut self, slot: Slot, question: Question) {
+        let number = self.number();
+        let Some(task) = self.tasks.get_mut(&slot) else { return };
+        task.asked = Some(number);
+        let to = task.sources[task.at].clone();
+        let index = index_of(&to.node);
+        self.out.push(Out::Message { to: index, message: Message::Question { number, to, question } });
+        self.out.push(Out::Timer { after: ANSWER_WITHIN, timer: Timer::Question(number) });
+    }
+
+    /// Does something about the next finding.
+    fn go_on(&mut self, slot: Slot) {
+        if !self.can_write() {
+            return self.again(slot);
+        }
+        let promised = self.record(slot).promised;
+        let Some(task) = self.tasks.get_mut(&slot) else { return };
+        if promised.as_ref() != Some(&task.claim) {
+            return self.give_up(slot);
+        }
+        let Some(finding) = task.findings.pop_front() else { return self.passed(slot) };
+        let keeps_longer = task.keeps_longer();
+        let is_follower = !task.is_claim();
+        let Some(context) = self.config.contexts.find(&finding.context) else { return self.go_on(slot) };
+        let history = &self.disk.now.histories[context];
+        let ours = (history.size(), history.root());
+        let theirs =
+            finding.theirs.as_ref().map_or((0, Hash([0; 32])), |theirs| (theirs.size.0, theirs.root));
+        if history.extent() != finding.ours.as_ref().map(ContextSummary::extent) {
+            // It changed since it was compared: it is compared again.
+            task.is_dirty = true;
+            return self.go_on(slot);
+        }
+        match finding.verdict {
+            Verdict::Behind { from } => self.fetch(slot, context, from.0, theirs.0),
+            Verdict::Ahead { .. } if keeps_longer => self.go_on(slot),
+            Verdict::Ahead { from } if is_follower => {
+                task.doing = Some(Doing::Recheck { context, ours, from: from.0 });
+                self.ask(slot, Question::RootAt { context, size: ours.0 });
+            }
+            Verdict::Ahead { from } => {
+                task.is_dirty = true;
+                self.fork(context, from.0, theirs);
+                self.go_on(slot);
+            }
+            Verdict::Diverged { .. } if keeps_longer && theirs.0 <= ours.0 => self.go_on(slot),
+            Verdict::Diverged { common } => {
+                task.is_dirty = true;
+                self.fork(context, common.0, theirs);
+                self.fetch(slot, context, common.0, theirs.0);
+            }
+            Verdict::InStep | Verdict::Changed | Verdict::Damaged { .. } => {
+                task.is_dirty = true;
+                self.go_on(slot);
+            }
+        }
+    }
+
+    fn fetch(&mut self, slot: Slot, context: Context, after: u64, to: u64) {
+        if let Some(task) = self.tasks.get_mut(&slot) {
+            (task.doing, task.is_dirty) = (Some(Doing::Fetch), true);
+        }
+        self.ask(slot, Question::Fetch { context, after, to });
+    }
+
+    /// Everything that was found is done.
+    fn passed(&mut self, slot: Slot) {
+        let Some(task) = self.tasks.get_mut(&slot) else { return };
+        match task.purpose {
+            // Only a comparison that found nothing shows that nothing is missing.
+            Purpose::Claim { .. } if task.is_dirty => self.begin(slot),
+            Purpose::Claim { .. } => {
+                task.at += 1;
+                self.begin(slot);
+            }
+            Purpose::Follow(owner) => {
+                let to = task.sources[0].clone();
+                let generation = task.generation;
+                let message = Message::Joins { from: self.member.clone(), to, slot };
+                self.out.push(Out::Message { to: owner, message });
+                self.out.push(Out::Timer { after: RETRY, timer: Timer::Task(slot, generation) });
+            }
+        }
+    }
+
+    /// Compares again: a replica after a while, a claimant at once, but not for ever.
+    fn again(&mut self, slot: Slot) {
+        let Some(task) = self.tasks.get_mut(&slot) else { return };
+        task.failures += 1;
+        (task.drill, task.doing, task.asked) = (None, None, None);
+        let (is_claim, failures, generation) = (task.is_claim(), task.failures, task.generation);
+        if !is_claim {
+            self.out.push(Out::Timer { after: RETRY, timer: Timer::Task(slot, generation) });
+        } else if failures < FAILURES {
+            self.begin(slot);
+        } else {
+            self.give_up(slot);
+        }
+    }
+
+    pub(super) fn retry(&mut self, slot: Slot, generation: u64) {
+        if self.tasks.get(&slot).is_some_and(|task| task.generation == generation) {
+            self.begin(slot);
+        }
+    }
+
+    pub(super) fn unanswered(&mut self, number: u64) {
+        let slot = self.tasks.iter().find(|(_, task)| task.asked == Some(number)).map(|(slot, _)| *slot);
+        if let Some(slot) = slot {
+            self.again(slot);
+        }
+    }
+
+    pub(super) fn replied(&mut self, number: u64, reply: Reply) {
+        let Some((slot, task)) = self.tasks.iter_mut().find(|(_, task)| task.asked == Some(number)) else {
+            return;
+        };
+        let (slot, claim) = (*slot, task.claim.clone());
+        task.asked = None;
+        let doing = task.doing.take();
+        if self.record(slot).promised.as_ref() != Some(&claim) {
+            return self.give_up(slot);
+        }
+        if !self.can_write() {
+            return self.again(slot);
+        }
+        match (reply, doing) {
+            (Reply::Compare(answer), None) => {
+                let Some(drill) = self.tasks.get_mut(&slot).and_then(|task| task.drill.as_mut()) else {
+                    return;
+                };
+                match drill.step(compare::Event::Theirs(answer)) {
+                    Ok(effects) => self.drilled(slot, effects),
+                    Err(_) => self.again(slot),
+                }
+            }
+            (Reply::Fetched(range), Some(Doing::Fetch)) => {
+                let count = range.entries.len() as u64;
+                if self.take_part(Part { slot, claim, range }, 0) == Taken::Reaches
+                    && let Some(task) = self.tasks.get_mut(&slot)
+                {
+                    task.fetched += count;
+                }
+                self.go_on(slot);
+            }
+            (Reply::RootAt { size, root }, Some(Doing::Recheck { context, ours, from })) => {
+                let history = &self.disk.now.histories[context];
+                let is_unchanged = (history.size(), history.root()) == ours;
+                if let Some(task) = self.tasks.get_mut(&slot) {
+                    task.is_dirty = true;
+                }
+                if is_unchanged && root != Some(ours.1) {
+                    self.fork(context, from.min(size), (size, root.unwrap_or(Hash([0; 32]))));
+                }
+                self.go_on(slot);
+            }
+            _ => self.again(slot),
+        }
+    }
+
+    /// Answers another node's question.
+    pub(super) fn reply(&self, question: Question) -> Reply {
+        match question {
+            Question::Compare(ask) => Reply::Compare(self.compared(&ask)),
+            Question::Fetch { context, after, to } => Reply::Fetched(self.range(context, after, to)),
+            Question::RootAt { context, size } => {
+                let history = &self.disk.now.histories[context];
+                Reply::RootAt { size: history.size(), root: history.root_at(size) }
+            }
+        }
+    }
+
+    fn compared(&self, ask: &compare::Ask) -> compare::Answer {
+        use compare::{Answer, Ask};
+        match ask {
+            Ask::Node { slots, digest } => Answer::to_node(slots, *digest, |slot| Some(self.digest(slot))),
+            Ask::Buckets { slots } => {
+                let buckets = |slot: &Slot| -> BTreeMap<_, _> {
+                    self.digests
+                        .get(slot)
+                        .map(|digest: &SlotDigest| digest.buckets().collect())
+                        .unwrap_or_default()
+                };
+                Answer::Buckets(slots.iter().map(|slot| (*slot, buckets(slot))).collect())
+            }
+            Ask::Contexts { buckets, after } => Answer::Contexts(self.page(buckets, after.as_ref())),
+            Ask::Roots(asked) => Answer::Roots(asked.iter().map(|prefixes| self.roots(prefixes)).collect()),
+        }
+    }
+
+    fn page(&self, buckets: &BTreeMap<Slot, BTreeSet<Bucket>>, after: Option<&ContextId>) -> Page {
+        let contexts = &self.config.contexts;
+        let mut listed: BTreeMap<(Slot, &ContextId), Context> = BTreeMap::new();
+        for (slot, buckets) in buckets {
+            for context in contexts.of(*slot) {
+                let id = contexts.id(context);
+                if buckets.contains(&Bucket::of(id)) && self.disk.now.histories[context].size() > 0 {
+                    listed.insert((*slot, id), context);
+                }
+            }
+        }
+        let from = after.map_or(Bound::Unbounded, |after| Bound::Excluded((Slot::of(after), after)));
+        let mut rest = listed.range((from, Bound::Unbounded)).map(|((_, id), context)| {
+            let history = &self.disk.now.histories[*context];
+            let (size, root, epoch) = (Size(history.size()), history.root(), history.epoch());
+            ContextSummary { context: (*id).clone(), size, root, epoch }
+        });
+        let contexts: Vec<_> = rest.by_ref().take(MAX_PAGE).collect();
+        Page { contexts, more: rest.next().is_some() }
+    }
+
+    fn roots(&self, Prefixes { context, sizes }: &Prefixes) -> Vec<Hash> {
+        let Some(context) = self.config.contexts.find(context) else { return Vec::new() };
+        let history = &self.disk.now.histories[context];
+        sizes.iter().map_while(|size| history.root_at(size.0)).collect()
+    }
+}

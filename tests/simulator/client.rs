@@ -1,0 +1,257 @@
+//! Clients: writers that retry with the same id and put back what is missing, readers, and watchers.
+
+use std::collections::VecDeque;
+
+use super::{
+    history::{Context, Entry, History},
+    message::{Append, Index, Request, Response},
+    random::Random,
+};
+
+/// How long a writer waits for an answer, milliseconds.
+const PATIENCE: u64 = 1200;
+/// Acknowledged entries that a writer keeps to put them back.
+const KEPT: usize = 64;
+
+/// A client.
+#[derive(Debug)]
+pub enum Client {
+    Writer(Writer),
+    Reader,
+    Watcher(Watcher),
+}
+
+/// One engine: appends to a context, a few at a time.
+#[derive(Debug)]
+pub struct Writer {
+    pub context: Context,
+    target: Index,
+    base: u64,
+    next: u64,
+    window: usize,
+    /// How many of a thousand appends ask for one copy only.
+    one_copy: u64,
+    is_attached: bool,
+    /// The request that attaches, and when it is given up.
+    attach: (u64, u64),
+    pub outstanding: VecDeque<Pending>,
+    /// Acknowledged, and perhaps to be put back. The newest is last.
+    pub kept: VecDeque<u64>,
+    /// Acknowledgements of the stable kind may be taken back as well (availability first).
+    keeps_all: bool,
+    pub acknowledged: u64,
+    pub put_back: u64,
+    /// Appends nothing new.
+    is_done: bool,
+}
+
+#[derive(Debug)]
+pub struct Pending {
+    pub id: u64,
+    one_copy: bool,
+    until: u64,
+}
+
+/// Watches a context.
+#[derive(Debug)]
+pub struct Watcher {
+    pub context: Context,
+    target: Index,
+    pub seen: History,
+    request: u64,
+}
+
+/// What a client asks, of whom.
+pub type Asked = (Index, u64, Request);
+
+impl Writer {
+    pub fn new(number: usize, context: Context, one_copy: u64, keeps_all: bool, random: &mut Random) -> Self {
+        Self {
+            context,
+            target: 0,
+            base: (number as u64 + 1) << 32,
+            next: 0,
+            window: random.between(1, 3) as usize,
+            one_copy,
+            is_attached: false,
+            attach: (0, 0),
+            outstanding: VecDeque::new(),
+            kept: VecDeque::new(),
+            keeps_all,
+            acknowledged: 0,
+            put_back: 0,
+            is_done: false,
+        }
+    }
+
+    /// Comes every now and then.
+    pub fn wake(&mut self, now: u64, nodes: usize, random: &mut Random, number: &mut u64) -> Vec<Asked> {
+        if random.chance(10) {
+            // An engine that moves.
+            self.target = random.index(nodes);
+            self.is_attached = false;
+        }
+        if self.outstanding.front().is_some_and(|pending| pending.until <= now) && self.is_attached {
+            self.target = random.index(nodes);
+            self.is_attached = false;
+            self.attach.1 = now;
+        }
+        if !self.is_attached {
+            if self.attach.1 > now {
+                return Vec::new();
+            }
+            if random.chance(500) {
+                self.target = random.index(nodes);
+            }
+            *number += 1;
+            self.attach = (*number, now + 600);
+            let request =
+                Request::Attach { context: self.context, kept: self.kept.iter().copied().collect() };
+            return vec![(self.target, *number, request)];
+        }
+        if self.outstanding.len() < self.window && !self.is_done {
+            self.next += 1;
+            let one_copy = random.chance(self.one_copy);
+            let pending = Pending { id: self.base + self.next, one_copy, until: now + PATIENCE };
+            let asked = self.append(&pending, number);
+            self.outstanding.push_back(pending);
+            return vec![asked];
+        }
+        Vec::new()
+    }
+
+    /// Appends nothing new. Attaches once more, to put back what is missing.
+    pub fn finish(&mut self) {
+        if !self.is_done {
+            (self.is_done, self.is_attached) = (true, false);
+        }
+    }
+
+    /// Attaches, as an engine that moves does.
+    pub fn attach_again(&mut self) {
+        self.is_attached = false;
+    }
+
+    /// Whether it waits for nothing.
+    pub fn is_idle(&self) -> bool {
+        self.is_attached && self.outstanding.is_empty()
+    }
+
+    fn append(&self, pending: &Pending, number: &mut u64) -> Asked {
+        *number += 1;
+        let append = Append { context: self.context, id: pending.id, one_copy: pending.one_copy };
+        (self.target, *number, Request::Append(append))
+    }
+
+    pub fn answered(
+        &mut self,
+        now: u64,
+        request: u64,
+        response: Response,
+        random: &mut Random,
+        number: &mut u64,
+    ) -> Vec<Asked> {
+        match response {
+            Response::Appended { id, is_stable } => {
+                let known = self.outstanding.len();
+                self.outstanding.retain(|pending| pending.id != id);
+                if self.outstanding.len() == known {
+                    return Vec::new();
+                }
+                self.acknowledged += 1;
+                self.kept.retain(|kept| *kept != id);
+                if !is_stable || self.keeps_all {
+                    self.kept.push_back(id);
+                    if self.kept.len() > KEPT {
+                        self.kept.pop_front();
+                    }
+                }
+            }
+            Response::Unknown => self.detach(now, None, random),
+            Response::NotOwner { hint } => self.detach(now, hint, random),
+            Response::Attached { missing } if request == self.attach.0 && !self.is_attached => {
+                self.is_attached = true;
+                let put_back: Vec<u64> = missing
+                    .into_iter()
+                    .filter(|id| !self.outstanding.iter().any(|pending| pending.id == *id))
+                    .collect();
+                self.put_back += put_back.len() as u64;
+                for id in put_back.into_iter().rev() {
+                    self.outstanding.push_front(Pending { id, one_copy: false, until: 0 });
+                }
+                for pending in &mut self.outstanding {
+                    pending.until = now + PATIENCE;
+                }
+                return self.outstanding.iter().map(|pending| self.append(pending, number)).collect();
+            }
+            _ => {}
+        }
+        Vec::new()
+    }
+
+    fn detach(&mut self, now: u64, hint: Option<Index>, random: &mut Random) {
+        if self.is_attached || hint.is_some() {
+            self.is_attached = false;
+            self.attach.1 = now + random.between(10, 150);
+        }
+        if let Some(hint) = hint {
+            self.target = hint;
+        }
+    }
+}
+
+impl Watcher {
+    pub fn new(context: Context) -> Self {
+        Self { context, target: 0, seen: History::default(), request: 0 }
+    }
+
+    pub fn wake(&mut self, nodes: usize, random: &mut Random, number: &mut u64) -> Asked {
+        if random.chance(100) {
+            self.target = random.index(nodes);
+        }
+        *number += 1;
+        self.request = *number;
+        let (after, root) = (self.seen.size(), self.seen.root());
+        (self.target, *number, Request::Watch { context: self.context, after, root })
+    }
+
+    /// What is new; an error if the history is another one.
+    pub fn answered(
+        &mut self,
+        request: u64,
+        response: Response,
+        nodes: usize,
+        random: &mut Random,
+    ) -> Result<Vec<Entry>, &'static str> {
+        if request != self.request {
+            return Ok(Vec::new());
+        }
+        self.request = 0;
+        match response {
+            Response::Watched { entries } => {
+                for entry in entries.iter() {
+                    if !self.seen.continues(entry) {
+                        return Err("a watcher is sent an entry that is not the next one");
+                    }
+                    self.seen.0.push(*entry);
+                }
+                Ok(entries.to_vec())
+            }
+            Response::NotReadable => {
+                self.target = random.index(nodes);
+                Ok(Vec::new())
+            }
+            Response::Changed => {
+                self.seen = History::default();
+                Err("a watcher finds that what it saw is no longer there")
+            }
+            _ => Ok(Vec::new()),
+        }
+    }
+}
+
+/// What a reader asks.
+pub fn read(nodes: usize, contexts: usize, random: &mut Random, number: &mut u64) -> Asked {
+    *number += 1;
+    (random.index(nodes), *number, Request::Read { context: random.index(contexts) })
+}

@@ -1,0 +1,126 @@
+//! What happened in a run, in numbers: a fault that never happens finds nothing.
+
+use std::{collections::BTreeMap, fmt};
+
+use super::faults::Fault;
+
+/// Something that is counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Counted {
+    Runs,
+    Steps,
+    /// Of simulated time.
+    Milliseconds,
+    /// The longest time until all was well again after the last fault.
+    LongestHealing,
+    // What went wrong, beside the faults.
+    Lost,
+    Cut,
+    Duplicated,
+    Overtaken,
+    WritesLost,
+    // What was done about it.
+    Owned,
+    HandedOver,
+    Moved,
+    Forked,
+    Fetched,
+    // What clients did.
+    Created,
+    Acknowledged,
+    AcknowledgedAtOne,
+    PutBack,
+    Attached,
+    Read,
+    Watched,
+}
+
+impl Counted {
+    const ALL: [(Self, &'static str); 21] = [
+        (Self::Runs, "seeds"),
+        (Self::Steps, "steps"),
+        (Self::Milliseconds, "milliseconds simulated"),
+        (Self::LongestHealing, "milliseconds of the longest healing"),
+        (Self::Lost, "messages lost"),
+        (Self::Cut, "messages into cut links"),
+        (Self::Duplicated, "messages doubled"),
+        (Self::Overtaken, "messages overtaken"),
+        (Self::WritesLost, "unsynced writes lost in crashes"),
+        (Self::Owned, "takeovers"),
+        (Self::HandedOver, "of these, handovers"),
+        (Self::Moved, "moves of a member"),
+        (Self::Forked, "histories left to forks"),
+        (Self::Fetched, "entries fetched to catch up"),
+        (Self::Created, "entries written"),
+        (Self::Acknowledged, "acknowledged at m copies"),
+        (Self::AcknowledgedAtOne, "acknowledged at one copy"),
+        (Self::PutBack, "put back by their writers"),
+        (Self::Attached, "times a writer attached to a node"),
+        (Self::Read, "reads"),
+        (Self::Watched, "entries seen by watchers"),
+    ];
+}
+
+/// What happened, in numbers.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Counts {
+    counts: BTreeMap<Counted, u64>,
+    faults: BTreeMap<Fault, u64>,
+}
+
+impl Counts {
+    pub fn add(&mut self, what: Counted, count: u64) {
+        *self.counts.entry(what).or_default() += count;
+    }
+
+    pub fn fault(&mut self, fault: Fault) {
+        *self.faults.entry(fault).or_default() += 1;
+    }
+
+    /// Adds those of another run.
+    pub fn add_all(&mut self, other: &Self) {
+        for (what, count) in &other.counts {
+            let known = self.counts.entry(*what).or_default();
+            let is_longest = *what == Counted::LongestHealing;
+            *known = if is_longest { (*count).max(*known) } else { *count + *known };
+        }
+        for (fault, count) in &other.faults {
+            *self.faults.entry(*fault).or_default() += count;
+        }
+    }
+
+    pub fn get(&self, what: Counted) -> u64 {
+        self.counts.get(&what).copied().unwrap_or_default()
+    }
+
+    pub fn faults(&self) -> u64 {
+        self.faults.values().sum()
+    }
+
+    /// In one line.
+    pub fn brief(&self) -> String {
+        let (runs, steps) = (self.get(Counted::Runs), self.get(Counted::Steps));
+        format!("{runs} seeds, {steps} steps, {} faults", self.faults())
+    }
+
+    /// What never happened, in words.
+    pub fn missing(&self) -> Vec<&'static str> {
+        let faults = Fault::ALL.into_iter().filter(|fault| !self.faults.contains_key(fault));
+        let counts = Counted::ALL.into_iter().filter(|(what, _)| self.get(*what) == 0);
+        faults.map(Fault::name).chain(counts.map(|(_, name)| name)).collect()
+    }
+}
+
+impl fmt::Display for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (what, name) in Counted::ALL {
+            writeln!(f, "{:>14} {name}", self.get(what))?;
+        }
+        writeln!(f, "{:>14} faults:", self.faults())?;
+        for fault in Fault::ALL {
+            let count = self.faults.get(&fault).copied().unwrap_or_default();
+            writeln!(f, "{count:>14}   {}", fault.name())?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,156 @@
+//! What a seed decides: the cluster, its clients, and what goes wrong.
+
+use ledger_core::ownership::slots::Settings;
+
+use super::random::Random;
+
+/// Something that goes wrong, or is done to the cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fault {
+    Crash,
+    CrashAll,
+    Wipe,
+    Partition,
+    OneWayPartition,
+    CutLink,
+    SlowDisk,
+    FullDisk,
+    Pause,
+    ClockLeap,
+    ClockStop,
+    BreakStream,
+    Drain,
+    AddNode,
+    RemoveNode,
+}
+
+impl Fault {
+    pub const ALL: [Self; 15] = [
+        Self::Crash,
+        Self::CrashAll,
+        Self::Wipe,
+        Self::Partition,
+        Self::OneWayPartition,
+        Self::CutLink,
+        Self::SlowDisk,
+        Self::FullDisk,
+        Self::Pause,
+        Self::ClockLeap,
+        Self::ClockStop,
+        Self::BreakStream,
+        Self::Drain,
+        Self::AddNode,
+        Self::RemoveNode,
+    ];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Crash => "crashes",
+            Self::CrashAll => "crashes of all nodes at once",
+            Self::Wipe => "wiped disks",
+            Self::Partition => "partitions",
+            Self::OneWayPartition => "one-way partitions",
+            Self::CutLink => "cut links",
+            Self::SlowDisk => "slow disks",
+            Self::FullDisk => "full disks",
+            Self::Pause => "paused nodes",
+            Self::ClockLeap => "clocks that leap",
+            Self::ClockStop => "clocks that stand still",
+            Self::BreakStream => "broken streams",
+            Self::Drain => "drains",
+            Self::AddNode => "nodes added",
+            Self::RemoveNode => "nodes removed for good",
+        }
+    }
+}
+
+/// What a seed decides.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    pub settings: Settings,
+    pub nodes: usize,
+    /// Whether the nodes that form the cluster are told of each other.
+    pub is_listed: bool,
+    pub slots: usize,
+    pub contexts: usize,
+    pub writers: usize,
+    pub watchers: usize,
+    /// Of a thousand appends, those that ask for one copy.
+    pub one_copy: u64,
+    /// Faults that may happen, each as often as it is named.
+    pub faults: Vec<Fault>,
+    /// Milliseconds between faults, at most.
+    pub fault_every: u64,
+    /// Of a thousand moments of takeovers, those that bring a fault.
+    pub ambushes: u64,
+    /// How long faults go on, milliseconds.
+    pub duration: u64,
+    pub loss: u64,
+    pub duplicates: u64,
+    pub late: u64,
+    /// Microseconds of a sync.
+    pub sync: (u64, u64),
+    pub dead_after: u64,
+}
+
+impl Plan {
+    pub fn new(random: &mut Random) -> Self {
+        let (copies, min_copies) = match random.below(20) {
+            0 => (1, 1),
+            1 | 2 => (3, 1),
+            3 | 4 => (5, 3),
+            5 => (3, 3),
+            _ => (3, 2),
+        };
+        let nodes = (copies.max(3) + random.index(3)).min(6);
+        let turn = random.between(200, 800);
+        let settings = Settings {
+            copies,
+            min_copies,
+            first_nodes: Vec::new(),
+            settle: random.between(300, 1500),
+            turn,
+            answer_within: random.between(300, 1200),
+            catch_up_within: random.between(2000, 8000),
+            steady: random.between(500, 3000),
+            placement_grace: random.between(2500, 8000),
+            moves: random.between(1, 8) as usize,
+        };
+        // Each seed has faults of some kinds only: those that are always there hide those that need quiet.
+        let mut faults = Vec::new();
+        for fault in Fault::ALL {
+            let weight = match fault {
+                Fault::CrashAll => random.below(2),
+                Fault::Crash | Fault::Partition | Fault::Wipe => random.below(4),
+                _ => random.below(3),
+            };
+            faults.extend((0..weight).map(|_| fault));
+        }
+        let is_lossy = random.chance(600);
+        let slots = random.between(1, 3) as usize;
+        Self {
+            nodes,
+            is_listed: random.chance(1000),
+            slots,
+            contexts: slots + random.index(3),
+            writers: random.between(2, 4) as usize,
+            watchers: 2,
+            one_copy: if random.chance(500) { random.between(50, 400) } else { 0 },
+            faults,
+            fault_every: random.between(300, 2500),
+            ambushes: if random.chance(500) { random.between(1, 60) } else { 0 },
+            duration: random.between(10_000, 90_000),
+            loss: if is_lossy { random.between(1, 200) } else { 0 },
+            duplicates: if is_lossy { random.between(0, 200) } else { 0 },
+            late: if is_lossy { random.between(0, 80) } else { 0 },
+            sync: (200, random.between(500, 8000)),
+            dead_after: random.between(700, 2000),
+            settings,
+        }
+    }
+
+    /// Acknowledged entries survive in the canonical history.
+    pub fn is_strict(&self) -> bool {
+        self.settings.min_copies * 2 > self.settings.copies
+    }
+}

@@ -1,0 +1,85 @@
+//! Gossip: everybody tells a few others what it knows of everybody, and who was not heard of for a while is dead.
+
+use std::{collections::BTreeMap, rc::Rc};
+
+use ledger_core::{
+    Epoch,
+    node::Member,
+    ownership::slots::{Millis, Seen},
+    slot::Slot,
+};
+
+use super::message::Index;
+
+/// What a node says of itself.
+#[derive(Debug, Clone)]
+pub struct Published {
+    pub index: Index,
+    pub member: Member,
+    /// Its start, and how often it spoke since.
+    pub version: (u64, u64),
+    pub is_draining: bool,
+    pub is_writable: bool,
+    pub owned: BTreeMap<Slot, Epoch>,
+}
+
+#[derive(Debug, Clone)]
+struct Heard {
+    said: Rc<Published>,
+    /// When it was last heard of, on this node's clock.
+    at: Millis,
+}
+
+/// What a node has heard.
+#[derive(Debug, Default)]
+pub struct Gossip {
+    heard: BTreeMap<Index, Heard>,
+    /// What the brain was told.
+    told: Vec<Seen>,
+}
+
+impl Gossip {
+    /// Takes what another node knows.
+    pub fn hear(&mut self, now: Millis, all: &[Rc<Published>]) {
+        for said in all {
+            match self.heard.get_mut(&said.index) {
+                Some(heard) if heard.said.version >= said.version => {}
+                Some(heard) => *heard = Heard { said: Rc::clone(said), at: now },
+                None => _ = self.heard.insert(said.index, Heard { said: Rc::clone(said), at: now }),
+            }
+        }
+    }
+
+    /// Everything that it knows.
+    pub fn all(&self) -> Vec<Rc<Published>> {
+        self.heard.values().map(|heard| Rc::clone(&heard.said)).collect()
+    }
+
+    pub fn known(&self) -> impl Iterator<Item = Index> + '_ {
+        self.heard.keys().copied()
+    }
+
+    /// The data directory of a node that is alive.
+    pub fn alive(&self, now: Millis, within: Millis) -> Vec<(Index, Member)> {
+        let alive = self.heard.values().filter(|heard| heard.at + within > now);
+        alive.map(|heard| (heard.said.index, heard.said.member.clone())).collect()
+    }
+
+    /// What gossip shows, if it is not what it showed before.
+    pub fn changed(&mut self, now: Millis, within: Millis) -> Option<Vec<Seen>> {
+        let seen = self.heard.values().map(|Heard { said, at }| Seen {
+            member: said.member.clone(),
+            zone: String::new(),
+            is_alive: at + within > now,
+            is_draining: said.is_draining,
+            is_writable: said.is_writable,
+            owned: said.owned.clone(),
+        });
+        let seen: Vec<Seen> = seen.collect();
+        if seen == self.told {
+            return None;
+        }
+        self.told.clone_from(&seen);
+        Some(seen)
+    }
+}

@@ -1,0 +1,216 @@
+//! After the faults: everything must come right by itself, within a bounded time.
+
+use std::collections::BTreeSet;
+
+use ledger_core::{node::Member, slot::Slot};
+
+use super::{
+    client::Client,
+    counts::Counted,
+    disk::Store,
+    history::History,
+    message::Index,
+    run::{Happening, World},
+};
+
+/// How long it may take, microseconds.
+const PATIENCE: u64 = 120_000_000;
+
+impl World {
+    /// Nothing goes wrong any more, and all nodes are started.
+    pub(super) fn heal(&mut self) {
+        self.note(|| "healing".to_owned());
+        (self.is_healing, self.healing_since) = (true, self.now);
+        self.network.heal();
+        (self.network.loss, self.network.duplicates, self.network.late) = (0, 0, 0);
+        for index in 0..self.hosts.len() {
+            let clock = self.clock(index);
+            self.fill(index, false);
+            let host = &mut self.hosts[index];
+            // Who pauses wakes by itself: what it was sent meanwhile must not be overtaken.
+            host.slow_until = 0;
+            (host.clock, host.clock_runs) = ((clock, self.now), true);
+            if !host.is_gone {
+                self.start(index);
+                self.with(index, |node| node.drain(false));
+            }
+        }
+        let acknowledged = self.clients.iter().map(|client| match client {
+            Client::Writer(writer) => writer.acknowledged,
+            _ => 0,
+        });
+        self.acknowledged_before = acknowledged.collect();
+        self.after(500_000, Happening::IsHealed);
+    }
+
+    pub(super) fn is_healed(&mut self) {
+        match self.missing() {
+            // All members are equal: what they lack now they lack for good, unless its writer has it.
+            None if !self.is_settled => {
+                self.is_settled = true;
+                for client in &mut self.clients {
+                    if let Client::Writer(writer) = client {
+                        writer.attach_again();
+                    }
+                }
+                self.after(500_000, Happening::IsHealed);
+            }
+            None => {
+                self.counts.add(Counted::LongestHealing, (self.now - self.healing_since) / 1000);
+                self.is_over = true;
+                if let Err(violation) = self.check_the_end() {
+                    self.violate(violation);
+                }
+                let put_back = self.clients.iter().map(|client| match client {
+                    Client::Writer(writer) => writer.put_back,
+                    _ => 0,
+                });
+                self.counts.add(Counted::PutBack, put_back.sum());
+            }
+            Some(missing) if self.now > self.healing_since + PATIENCE => {
+                self.violate(format!("{} s after the last fault {missing}", PATIENCE / 1_000_000));
+            }
+            Some(missing) => {
+                self.note(|| format!("not healed: {missing}"));
+                self.after(500_000, Happening::IsHealed);
+            }
+        }
+    }
+
+    /// What is not yet as it should be.
+    fn missing(&mut self) -> Option<String> {
+        let slots = self.config.contexts.slots.clone();
+        if let Some(missing) = slots.iter().find_map(|slot| self.unsettled(*slot)) {
+            return Some(missing);
+        }
+        // Every writer has to succeed again; then they stop.
+        for (number, client) in self.clients.iter_mut().enumerate() {
+            if let Client::Writer(writer) = client
+                && writer.acknowledged == self.acknowledged_before[number]
+            {
+                return Some(format!("writer {number} was not acknowledged anything: {writer:x?}"));
+            }
+        }
+        let mut waits = None;
+        for (number, client) in self.clients.iter_mut().enumerate() {
+            if let Client::Writer(writer) = client {
+                writer.finish();
+                if !writer.is_idle() {
+                    waits = Some(format!("writer {number} waits for {:x?}", writer.outstanding));
+                }
+            }
+        }
+        waits.or_else(|| slots.iter().find_map(|slot| self.unequal(*slot))).or_else(|| self.unwatched())
+    }
+
+    /// The one owner of a slot.
+    fn owner(&self, slot: Slot) -> Result<Index, String> {
+        let owns = |index: &Index| {
+            let node = self.hosts[*index].node.as_ref();
+            node.is_some_and(|node| node.brain.owned().iter().any(|(of, _)| *of == slot))
+        };
+        let owners: Vec<Index> = (0..self.hosts.len()).filter(owns).collect();
+        match owners[..] {
+            [owner] => Ok(owner),
+            _ => Err(format!("slot {} is owned by nodes {owners:?}", slot.number())),
+        }
+    }
+
+    fn members(&self, slot: Slot, owner: Index) -> Vec<Member> {
+        let placement = self.hosts[owner].node.as_ref().and_then(|node| node.record(slot).placement);
+        placement.map_or_else(Vec::new, |placement| placement.set.members().to_vec())
+    }
+
+    fn unsettled(&self, slot: Slot) -> Option<String> {
+        let owner = match self.owner(slot) {
+            Ok(owner) => owner,
+            Err(missing) => return Some(missing),
+        };
+        let alive: BTreeSet<&Member> =
+            self.hosts.iter().filter(|host| host.node.is_some()).map(|host| &host.member).collect();
+        let members = self.members(slot, owner);
+        let living = members.iter().filter(|member| alive.contains(member)).count();
+        let number = slot.number();
+        if living < self.plan.settings.copies.min(alive.len()) {
+            return Some(format!("slot {number} has {living} living members of {members:?}"));
+        }
+        let in_step = self.hosts[owner].node.as_ref()?.brain.in_step(slot)?;
+        let lacking = members.iter().find(|member| alive.contains(member) && !in_step.contains(member));
+        lacking
+            .map(|member| format!("member {} of slot {number} is not in step with node {owner}", member.node))
+    }
+
+    /// All members of a slot hold and show the same.
+    fn unequal(&self, slot: Slot) -> Option<String> {
+        let owner = self.owner(slot).ok()?;
+        let owners = self.hosts[owner].node.as_ref()?;
+        for member in self.members(slot, owner) {
+            let Some(node) = self.hosts.iter().find(|host| host.member == member)?.node.as_ref() else {
+                continue;
+            };
+            for context in self.config.contexts.of(slot) {
+                let (ours, theirs) = (&owners.disk.now.histories[context], &node.disk.now.histories[context]);
+                let durable = node.disk.durable.histories[context].size();
+                if ours != theirs || durable != ours.size() {
+                    return Some(format!("{} and node {owner} differ in context {context}", member.node));
+                }
+                if node.shown(context) != Some(ours.size()) {
+                    let shown = node.shown(context);
+                    return Some(format!(
+                        "{} shows {shown:?} of the {} entries of context {context}",
+                        member.node,
+                        ours.size()
+                    ));
+                }
+            }
+        }
+        None
+    }
+
+    /// Watchers have seen everything.
+    fn unwatched(&self) -> Option<String> {
+        self.clients.iter().find_map(|client| {
+            let Client::Watcher(watcher) = client else { return None };
+            let owner = self.owner(self.config.contexts.slot(watcher.context)).ok()?;
+            let history = &self.hosts[owner].node.as_ref()?.disk.now.histories[watcher.context];
+            let is_behind = watcher.seen != *history;
+            is_behind.then(|| {
+                format!(
+                    "a watcher of context {} saw {} entries of {}: {watcher:?}",
+                    watcher.context,
+                    watcher.seen.size(),
+                    history.size()
+                )
+                .chars()
+                .take(300)
+                .collect()
+            })
+        })
+    }
+
+    fn check_the_end(&self) -> Result<(), String> {
+        let mut canonical: Vec<History> = Vec::new();
+        for context in 0..self.plan.contexts {
+            let owner = self.owner(self.config.contexts.slot(context))?;
+            let node = self.hosts[owner].node.as_ref().ok_or("the owner is gone")?;
+            canonical.push(node.disk.now.histories[context].clone());
+        }
+        let disks: Vec<(Member, &Store)> = self
+            .hosts
+            .iter()
+            .filter(|host| !host.is_gone)
+            .filter_map(|host| Some((host.member.clone(), &host.node.as_ref()?.disk.now)))
+            .collect();
+        self.invariants.at_the_end(&canonical, &disks)?;
+        for client in &self.clients {
+            if let Client::Writer(writer) = client {
+                let history = &canonical[writer.context];
+                let lost = writer.kept.iter().find(|id| !history.0.iter().any(|entry| entry.id == **id));
+                if let Some(lost) = lost {
+                    return Err(format!("the writer of entry {lost:x} did not put it back"));
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,144 @@
+//! Light histories: an entry is its epoch, an id and its place, and the root is a chain of hashes. Real Merkle
+//! trees are tested where they are made; here it matters only that equal roots mean equal histories.
+
+use std::sync::OnceLock;
+
+use ledger_core::{
+    ContextId, Epoch, Hash, Size,
+    digest::Extent,
+    hash::{Blake3, Hasher as _},
+    slot::Slot,
+};
+
+/// A context, as the simulation numbers it.
+pub type Context = usize;
+
+/// An entry, with the root of the history that it ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entry {
+    pub epoch: Epoch,
+    pub sequence: u64,
+    pub id: u64,
+    pub root: Hash,
+}
+
+/// A context's history.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct History(pub Vec<Entry>);
+
+const EMPTY: Hash = Hash([0; 32]);
+
+impl History {
+    pub fn size(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    pub fn root(&self) -> Hash {
+        self.0.last().map_or(EMPTY, |entry| entry.root)
+    }
+
+    /// The root at an earlier size, if it goes so far.
+    pub fn root_at(&self, size: u64) -> Option<Hash> {
+        match size.checked_sub(1) {
+            None => Some(EMPTY),
+            Some(last) => self.0.get(last as usize).map(|entry| entry.root),
+        }
+    }
+
+    /// What enters a digest; `None` of an empty history, which is no context.
+    pub fn extent(&self) -> Option<Extent> {
+        (self.size() > 0).then(|| Extent { size: Size(self.size()), root: self.root() })
+    }
+
+    /// The epoch of the newest entry.
+    pub fn epoch(&self) -> Epoch {
+        self.0.last().map_or(Epoch::default(), |entry| entry.epoch)
+    }
+
+    /// The entry that would come next.
+    pub fn next(&self, epoch: Epoch, id: u64) -> Entry {
+        let sequence = self.size() + 1;
+        Entry { epoch, sequence, id, root: chain(&self.root(), epoch, sequence, id) }
+    }
+
+    /// Whether an entry comes next.
+    pub fn continues(&self, entry: &Entry) -> bool {
+        *entry == self.next(entry.epoch, entry.id)
+    }
+
+    /// Whether all of another history is the beginning of this one.
+    pub fn starts_with(&self, other: &Self) -> bool {
+        self.root_at(other.size()) == Some(other.root())
+    }
+}
+
+fn chain(before: &Hash, epoch: Epoch, sequence: u64, id: u64) -> Hash {
+    let mut input = [0; 56];
+    input[..32].copy_from_slice(&before.0);
+    for (field, chunk) in [epoch.0, sequence, id].iter().zip(input[32..].chunks_exact_mut(8)) {
+        chunk.copy_from_slice(&field.to_be_bytes());
+    }
+    Blake3::digest(&input)
+}
+
+/// The contexts of a simulation, which are in few slots.
+#[derive(Debug, Clone)]
+pub struct Contexts {
+    pub slots: Vec<Slot>,
+    all: Vec<(ContextId, Slot)>,
+}
+
+impl Contexts {
+    /// So many contexts in so many slots, at most 6 in 4.
+    pub fn new(contexts: usize, slots: usize) -> Self {
+        let known = known();
+        let slots: Vec<Slot> = known.iter().take(slots).map(|(slot, _)| *slot).collect();
+        let all = (0..contexts)
+            .map(|number| {
+                let (slot, names) = &known[number % slots.len()];
+                (names[number / slots.len()].clone(), *slot)
+            })
+            .collect();
+        Self { slots, all }
+    }
+
+    pub fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    pub fn slot(&self, context: Context) -> Slot {
+        self.all[context].1
+    }
+
+    pub fn id(&self, context: Context) -> &ContextId {
+        &self.all[context].0
+    }
+
+    pub fn find(&self, id: &ContextId) -> Option<Context> {
+        self.all.iter().position(|(known, _)| known == id)
+    }
+
+    /// The contexts of a slot.
+    pub fn of(&self, slot: Slot) -> impl Iterator<Item = Context> + '_ {
+        (0..self.all.len()).filter(move |context| self.all[*context].1 == slot)
+    }
+}
+
+/// Four slots, with names of six contexts of each.
+fn known() -> &'static Vec<(Slot, Vec<ContextId>)> {
+    static KNOWN: OnceLock<Vec<(Slot, Vec<ContextId>)>> = OnceLock::new();
+    KNOWN.get_or_init(|| {
+        let mut known: Vec<(Slot, Vec<ContextId>)> =
+            [3, 257, 600, 1023].into_iter().filter_map(Slot::new).map(|slot| (slot, Vec::new())).collect();
+        for number in 0.. {
+            let id = ContextId::new(format!("context-{number}")).unwrap();
+            let slot = Slot::of(&id);
+            if let Some((_, names)) = known.iter_mut().find(|(of, names)| *of == slot && names.len() < 6) {
+                names.push(id);
+            } else if known.iter().all(|(_, names)| names.len() == 6) {
+                break;
+            }
+        }
+        known
+    })
+}

@@ -1,0 +1,232 @@
+//! What must hold, whatever happens.
+//!
+//! | always | of the whole run |
+//! | --- | --- |
+//! | one entry for each context, sequence and epoch | checked when an owner makes one |
+//! | one owner for each epoch of a slot, and nobody else acknowledges in it | checked when somebody owns, and at each acknowledgement |
+//! | a new owner holds all that was acknowledged or shown in epochs before (m > R / 2) | checked when somebody owns |
+//! | what is acknowledged or shown has its copies on disks, and continues what was acknowledged or shown (m > R / 2) | checked at each acknowledgement, and whenever a reader could see more |
+//! | a watcher sees each entry once, in order | checked by the watcher |
+//! | after healing: replicas are equal, readers see everything, what was acknowledged is there, or in a fork if it had too few copies | checked at the end |
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ledger_core::{Epoch, node::Member, ownership::Claim, slot::Slot};
+
+use super::{
+    disk::Store,
+    history::{Context, Contexts, History},
+    message::Index,
+};
+
+/// An acknowledgement that a disk may take along.
+#[derive(Debug)]
+struct Kept {
+    context: Context,
+    id: u64,
+    on: Member,
+}
+
+/// What was seen to happen.
+#[derive(Debug, Default)]
+pub struct Invariants {
+    pub is_strict: bool,
+    created: BTreeMap<(Context, u64, Epoch), u64>,
+    owners: BTreeMap<(Slot, Epoch), Index>,
+    acknowledgers: BTreeMap<(Slot, Epoch), Index>,
+    /// Of each context, all that was shown or acknowledged.
+    pub stable: Vec<History>,
+    sequences: BTreeMap<(Context, u64), u64>,
+    kept: Vec<Kept>,
+}
+
+/// What clients learn: a context up to a size, as it is at a node.
+#[derive(Debug)]
+pub struct Seen<'a> {
+    pub what: &'static str,
+    pub node: Index,
+    pub context: Context,
+    pub size: u64,
+    pub history: &'a History,
+}
+
+pub type Checked = Result<(), String>;
+
+impl Invariants {
+    pub fn new(is_strict: bool, contexts: usize) -> Self {
+        Self { is_strict, stable: vec![History::default(); contexts], ..Self::default() }
+    }
+
+    pub fn created(&mut self, context: Context, sequence: u64, epoch: Epoch, id: u64) -> Checked {
+        match self.created.insert((context, sequence, epoch), id) {
+            Some(other) if other != id => Err(format!(
+                "context {context} has two entries {sequence} of epoch {epoch}: {other:x} and {id:x}"
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    pub fn owned(
+        &mut self,
+        slot: Slot,
+        claim: &Claim,
+        node: Index,
+        store: &Store,
+        contexts: &Contexts,
+    ) -> Checked {
+        if let Some(other) = self.owners.insert((slot, claim.epoch), node)
+            && other != node
+        {
+            return Err(format!(
+                "nodes {other} and {node} own slot {} in epoch {}",
+                slot.number(),
+                claim.epoch
+            ));
+        }
+        if !self.is_strict {
+            return Ok(());
+        }
+        for context in contexts.of(slot) {
+            let stable = &self.stable[context];
+            let before = stable.0.partition_point(|entry| entry.epoch < claim.epoch) as u64;
+            let history = &store.histories[context];
+            if history.root_at(before) != stable.root_at(before) {
+                return Err(format!(
+                    "node {node} owns slot {} in epoch {} and lacks what was acknowledged or shown of context {context} before: {}",
+                    slot.number(),
+                    claim.epoch,
+                    differences(history, stable),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Clients learn of something that must be on so many disks. `copies` tells how many disks hold it.
+    pub fn seen(&mut self, seen: &Seen<'_>, needed: usize, copies: impl FnOnce() -> usize) -> Checked {
+        if !self.is_strict {
+            return Ok(());
+        }
+        let &Seen { what, node, context, size, history } = seen;
+        let stable = &mut self.stable[context];
+        let both = size.min(stable.size());
+        if history.root_at(both) != stable.root_at(both) {
+            return Err(format!(
+                "node {node}: {what} of context {context} is not what was acknowledged or shown before: {}",
+                differences(history, stable)
+            ));
+        }
+        if size > stable.size() {
+            let copies = copies();
+            if copies < needed {
+                return Err(format!(
+                    "node {node}: {what} of context {context} up to {size}, which is on {copies} disks and must be on {needed}"
+                ));
+            }
+            stable.0.extend_from_slice(&history.0[stable.size() as usize..size as usize]);
+        }
+        Ok(())
+    }
+
+    /// A node acknowledges in an epoch of a slot.
+    pub fn acknowledges(&mut self, slot: Slot, epoch: Option<Epoch>, node: Index) -> Checked {
+        let number = slot.number();
+        let Some(epoch) = epoch else {
+            return Err(format!("node {node} acknowledges in slot {number}, which it does not own"));
+        };
+        match self.acknowledgers.insert((slot, epoch), node) {
+            Some(other) if other != node => {
+                Err(format!("nodes {other} and {node} acknowledge in slot {number} in epoch {epoch}"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A client is told where an entry is.
+    pub fn acknowledged(
+        &mut self,
+        context: Context,
+        sequence: u64,
+        id: u64,
+        is_stable: bool,
+        on: &Member,
+    ) -> Checked {
+        if !is_stable || !self.is_strict {
+            self.kept.push(Kept { context, id, on: on.clone() });
+            return Ok(());
+        }
+        match self.sequences.insert((context, id), sequence) {
+            Some(other) if other != sequence => Err(format!(
+                "entry {id:x} of context {context} was acknowledged as {other} and as {sequence}"
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// After healing: these are the histories of the owners, and all disks there are.
+    pub fn at_the_end(&self, canonical: &[History], disks: &[(Member, &Store)]) -> Checked {
+        let mut there: Vec<BTreeSet<u64>> =
+            canonical.iter().map(|history| history.0.iter().map(|entry| entry.id).collect()).collect();
+        for (context, (history, stable)) in canonical.iter().zip(&self.stable).enumerate() {
+            if self.is_strict && !history.starts_with(stable) {
+                return Err(format!(
+                    "context {context} lacks what was acknowledged or shown: {}",
+                    differences(history, stable)
+                ));
+            }
+            let ids: BTreeSet<u64> = history.0.iter().map(|entry| entry.id).collect();
+            if ids.len() != history.0.len() {
+                return Err(format!("context {context} has an entry twice"));
+            }
+            if history.0.iter().zip(1..).any(|(entry, sequence)| entry.sequence != sequence) {
+                return Err(format!("the sequences of context {context} have gaps"));
+            }
+        }
+        for (member, store) in disks {
+            let kept = store.histories.iter().enumerate().map(|(context, history)| (context, &history.0));
+            let left = store.forks.iter().map(|fork| (fork.context, &fork.entries));
+            for (context, entry) in
+                kept.chain(left).flat_map(|(of, entries)| entries.iter().map(move |entry| (of, entry)))
+            {
+                if self.created.get(&(context, entry.sequence, entry.epoch)) != Some(&entry.id) {
+                    return Err(format!(
+                        "{} has an entry of context {context} that nobody made: {entry:?}",
+                        member.node
+                    ));
+                }
+                // The members' histories are equal by now; a node that is no longer one may hold something else.
+                there[context].insert(entry.id);
+            }
+            for fork in &store.forks {
+                if fork.heads[0].0 != fork.common + fork.entries.len() as u64 {
+                    return Err(format!(
+                        "the evidence of a fork of context {} does not fit it",
+                        fork.context
+                    ));
+                }
+            }
+        }
+        for Kept { context, id, on } in &self.kept {
+            let is_lost = !there[*context].contains(id);
+            if is_lost && disks.iter().any(|(member, _)| member == on) {
+                return Err(format!(
+                    "entry {id:x} of context {context} was acknowledged by {} and is in no history and no fork",
+                    on.node
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Where two histories part, in words.
+pub fn differences(here: &History, there: &History) -> String {
+    let common = here.0.iter().zip(&there.0).take_while(|(here, there)| here == there).count();
+    let next = |history: &History| {
+        history
+            .0
+            .get(common)
+            .map_or("nothing".to_owned(), |entry| format!("entry {:x} of epoch {}", entry.id, entry.epoch))
+    };
+    format!("after {common} entries here comes {}, there {}", next(here), next(there))
+}

@@ -1,0 +1,193 @@
+//! What nodes say to each other, and clients to nodes.
+
+use std::rc::Rc;
+
+use ledger_core::{
+    Epoch, Hash, compare,
+    digest::Digest,
+    node::{Member, ReplicaSet},
+    ownership::{Claim, Placement, slots},
+    slot::Slot,
+};
+
+use super::{
+    gossip::Published,
+    history::{Context, Entry},
+};
+
+/// A node, as the simulation numbers it.
+pub type Index = usize;
+
+/// A message that may be lost, late, doubled and overtaken.
+#[derive(Debug, Clone)]
+pub enum Message {
+    Gossip(Vec<Rc<Published>>),
+    /// Opens a stream.
+    Hello {
+        stream: u64,
+        from: Member,
+        to: Member,
+    },
+    Welcome {
+        stream: u64,
+    },
+    Ask {
+        from: Member,
+        to: Member,
+        slot: Slot,
+        claim: Claim,
+        ask: slots::Ask,
+    },
+    Answer {
+        from: Member,
+        slot: Slot,
+        claim: Claim,
+        answer: slots::Answer,
+    },
+    Joins {
+        from: Member,
+        to: Member,
+        slot: Slot,
+    },
+    Question {
+        number: u64,
+        to: Member,
+        question: Question,
+    },
+    Reply {
+        number: u64,
+        reply: Reply,
+    },
+}
+
+/// A question of a node that catches up.
+#[derive(Debug, Clone)]
+pub enum Question {
+    Compare(compare::Ask),
+    Fetch {
+        context: Context,
+        after: u64,
+        to: u64,
+    },
+    /// How far a context goes, and its root at a size, if it goes so far.
+    RootAt {
+        context: Context,
+        size: u64,
+    },
+}
+
+#[derive(Debug, Clone)]
+pub enum Reply {
+    Compare(compare::Answer),
+    Fetched(Range),
+    RootAt { size: u64, root: Option<Hash> },
+}
+
+/// Entries of one context, between two roots.
+#[derive(Debug, Clone)]
+pub struct Range {
+    pub context: Context,
+    pub after: u64,
+    pub after_root: Hash,
+    pub entries: Rc<[Entry]>,
+    pub root: Hash,
+}
+
+/// A range, as its slot's owner or claimant sends it.
+#[derive(Debug, Clone)]
+pub struct Part {
+    pub slot: Slot,
+    pub claim: Claim,
+    pub range: Range,
+}
+
+/// From an owner to a replica: in order, or the stream is lost.
+#[derive(Debug, Clone)]
+pub enum Down {
+    Commit { number: u64, parts: Vec<Part> },
+    Offer(Box<Offer>),
+    Stable { slot: Slot, epoch: Epoch, number: u64 },
+}
+
+#[derive(Debug, Clone)]
+pub struct Offer {
+    pub number: u64,
+    pub slot: Slot,
+    pub claim: Claim,
+    pub set: ReplicaSet,
+    pub is_confirmed: bool,
+    pub before: Option<ReplicaSet>,
+    pub digest: Digest,
+}
+
+/// From the replica, on the same stream.
+#[derive(Debug, Clone)]
+pub enum Up {
+    Durable(u64),
+    Offered { slot: Slot, claim: Claim, outcome: Outcome },
+}
+
+/// As [`slots::Outcome`].
+#[derive(Debug, Clone)]
+pub enum Outcome {
+    Accepted,
+    Refused(Claim),
+    OtherMembers(Placement),
+    Differs,
+}
+
+/// What a client asks of a node.
+#[derive(Debug, Clone)]
+pub enum Request {
+    Append(Append),
+    /// A writer that comes to a node, with what it knows was stored.
+    Attach {
+        context: Context,
+        kept: Vec<u64>,
+    },
+    Read {
+        context: Context,
+    },
+    /// The entries after a size, at which the root was this.
+    Watch {
+        context: Context,
+        after: u64,
+        root: Hash,
+    },
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct Append {
+    pub context: Context,
+    pub id: u64,
+    /// Acknowledge it when it is on the owner's disk.
+    pub one_copy: bool,
+}
+
+#[derive(Debug, Clone)]
+pub enum Response {
+    Appended {
+        id: u64,
+        is_stable: bool,
+    },
+    /// It is not known whether it is stored.
+    Unknown,
+    NotOwner {
+        hint: Option<Index>,
+    },
+    /// These are not there.
+    Attached {
+        missing: Vec<u64>,
+    },
+    Read {
+        context: Context,
+        size: u64,
+        root: Hash,
+    },
+    Watched {
+        entries: Rc<[Entry]>,
+    },
+    /// The history is another one.
+    Changed,
+    NotReadable,
+}

@@ -1,0 +1,262 @@
+//! Having things go wrong, and right again.
+
+use std::collections::BTreeSet;
+
+use ledger_core::{
+    node::{Member, ReplicaSet},
+    rendezvous,
+};
+
+use super::{
+    counts::Counted,
+    disk::Disk,
+    faults::Fault,
+    message::Index,
+    network::MAX_NODES,
+    node::index_of,
+    run::{Happening, World},
+};
+
+/// What ends a fault.
+#[derive(Debug, Clone, Copy)]
+pub enum Undo {
+    Start(Index),
+    HealNetwork,
+    ClockRuns(Index),
+    NoDrain(Index),
+    Space(Index),
+    /// A drained node is switched off for good.
+    Gone(Index),
+}
+
+impl World {
+    /// A fault in the middle of a takeover.
+    pub(super) fn ambush(&mut self) {
+        if !self.is_healing
+            && let Some(fault) = self.random.pick(&self.plan.faults.clone())
+            && self.inflict(fault)
+        {
+            self.counts.fault(fault);
+        }
+    }
+
+    pub(super) fn fault(&mut self) {
+        if self.is_healing {
+            return;
+        }
+        self.ambush();
+        let again = self.random.between(1, self.plan.fault_every * 1000);
+        self.after(again, Happening::Fault);
+    }
+
+    fn running(&self) -> Vec<Index> {
+        (0..self.hosts.len()).filter(|index| self.hosts[*index].node.is_some()).collect()
+    }
+
+    /// False: it is not possible now.
+    fn inflict(&mut self, fault: Fault) -> bool {
+        let running = self.running();
+        let Some(node) = self.random.pick(&running) else { return false };
+        let a_while = self.random.between(1_000, 4_000_000);
+        self.note(|| format!("{fault:?} of n{node}, or of all, for {a_while} µs"));
+        match fault {
+            Fault::Crash => {
+                self.crash(node);
+                self.after(a_while, Happening::Undo(Undo::Start(node)));
+            }
+            Fault::CrashAll => {
+                for node in running {
+                    self.crash(node);
+                    let after = self.random.between(1_000, 2_000_000);
+                    self.after(after, Happening::Undo(Undo::Start(node)));
+                }
+            }
+            Fault::Wipe => {
+                if !self.can_lose(node) {
+                    return false;
+                }
+                self.crash(node);
+                self.wipe(node);
+                self.after(a_while, Happening::Undo(Undo::Start(node)));
+            }
+            Fault::Partition | Fault::OneWayPartition => {
+                let one_way = fault == Fault::OneWayPartition;
+                self.network.partition(self.hosts.len(), one_way, &mut self.random);
+                self.after(a_while, Happening::Undo(Undo::HealNetwork));
+            }
+            Fault::CutLink => {
+                let other = self.random.index(self.hosts.len());
+                self.network.cut[node][other] = node != other;
+                self.after(a_while, Happening::Undo(Undo::HealNetwork));
+            }
+            Fault::FullDisk => {
+                self.fill(node, true);
+                self.after(a_while, Happening::Undo(Undo::Space(node)));
+            }
+            Fault::SlowDisk => self.hosts[node].slow_until = self.now + a_while,
+            Fault::Pause => {
+                // No longer than it pauses already: what it was sent meanwhile keeps its order.
+                let host = &mut self.hosts[node];
+                if host.paused_until > self.now {
+                    return false;
+                }
+                host.paused_until = self.now + a_while;
+            }
+            Fault::ClockLeap => self.hosts[node].clock.0 += self.random.between(10, 60_000),
+            Fault::ClockStop => {
+                self.hosts[node].clock = (self.clock(node), self.now);
+                self.hosts[node].clock_runs = false;
+                self.after(a_while, Happening::Undo(Undo::ClockRuns(node)));
+            }
+            Fault::BreakStream => {
+                let streams: Vec<u64> = self.network.streams.keys().copied().collect();
+                let Some(stream) = self.random.pick(&streams) else { return false };
+                self.break_stream(stream, 1_000_000);
+            }
+            Fault::Drain => {
+                self.with(node, |node| node.drain(true));
+                self.after(a_while, Happening::Undo(Undo::NoDrain(node)));
+            }
+            Fault::AddNode => {
+                let there = self.hosts.iter().filter(|host| !host.is_gone).count();
+                if self.hosts.len() >= MAX_NODES || there > 5 {
+                    return false;
+                }
+                let added = self.add_host();
+                self.start(added);
+            }
+            Fault::RemoveNode => {
+                let there = self.hosts.iter().filter(|host| !host.is_gone).count();
+                if there <= self.plan.settings.copies.max(3) || self.hosts.len() >= MAX_NODES {
+                    return false;
+                }
+                self.with(node, |node| node.drain(true));
+                self.after(a_while + 2_000_000, Happening::Undo(Undo::Gone(node)));
+            }
+        }
+        true
+    }
+
+    pub(super) fn undo(&mut self, undo: Undo) {
+        match undo {
+            Undo::Start(node) => {
+                if !self.hosts[node].is_gone {
+                    self.start(node);
+                }
+            }
+            Undo::HealNetwork => self.network.heal(),
+            Undo::ClockRuns(node) => {
+                let host = &mut self.hosts[node];
+                if !host.clock_runs {
+                    (host.clock.1, host.clock_runs) = (self.now, true);
+                }
+            }
+            Undo::Space(node) => self.fill(node, false),
+            Undo::NoDrain(node) => self.with(node, |node| node.drain(false)),
+            Undo::Gone(node) => {
+                let there = self.hosts.iter().filter(|host| !host.is_gone).count();
+                let is_enough = there > self.plan.settings.copies.max(3);
+                if !self.is_healing && is_enough && !self.hosts[node].is_gone && self.can_lose(node) {
+                    self.crash(node);
+                    self.wipe(node);
+                    self.hosts[node].is_gone = true;
+                    self.note(|| format!("n{node} is gone for good"));
+                } else {
+                    self.with(node, |node| node.drain(false));
+                }
+            }
+        }
+    }
+
+    /// A disk takes no writes, or takes them again.
+    pub(super) fn fill(&mut self, index: Index, is_full: bool) {
+        let host = &mut self.hosts[index];
+        if let Some(disk) = host.node.as_mut().map(|node| &mut node.disk).or(host.disk.as_mut()) {
+            disk.is_full = is_full;
+        }
+    }
+
+    pub(super) fn crash(&mut self, index: Index) {
+        let Some(node) = self.hosts[index].node.take() else { return };
+        let mut disk = node.disk;
+        self.counts.add(Counted::WritesLost, disk.crash(&mut self.random));
+        disk.is_syncing = false;
+        self.hosts[index].disk = Some(disk);
+        self.note(|| format!("n{index} crashes"));
+        let streams: Vec<u64> = self
+            .network
+            .streams
+            .iter()
+            .filter(|(_, stream)| stream.to == index || stream.from == index)
+            .map(|(number, _)| *number)
+            .collect();
+        for stream in streams {
+            if self.network.streams[&stream].from == index {
+                self.network.streams.remove(&stream);
+            } else {
+                self.break_stream(stream, 1_000_000);
+            }
+        }
+    }
+
+    fn wipe(&mut self, index: Index) {
+        let storage = self.new_storage();
+        let contexts = self.plan.contexts;
+        let host = &mut self.hosts[index];
+        let Some(disk) = host.disk.replace(Disk::new(contexts)) else { return };
+        host.graveyard.push((host.member.clone(), disk.durable));
+        host.member = Member { storage, ..host.member.clone() };
+        self.last_loss = self.now;
+        self.note(|| format!("the disk of n{index} is wiped"));
+    }
+
+    /// Whether a disk may be lost: no set of members that may count has lost so many that it cannot bear another,
+    /// even if the node is only about to be a member; and losses are not close together.
+    fn can_lose(&self, index: Index) -> bool {
+        if self.owned.len() < self.plan.slots || self.now < self.last_loss + 3_000_000 {
+            return false;
+        }
+        let here: BTreeSet<&Member> =
+            self.hosts.iter().filter(|host| !host.is_gone).map(|host| &host.member).collect();
+        let lost = &self.hosts[index].member;
+        self.sets_that_count().iter().all(|set| {
+            let gone =
+                set.members().iter().filter(|member| !here.contains(member) && *member != lost).count();
+            gone < set.len() - set.knowing(self.plan.settings.min_copies, set.len())
+        }) && self.remembers(index)
+    }
+
+    /// Whether a node would be left that was there when each slot was formed: if all of those lost their disks since,
+    /// they could form it again.
+    fn remembers(&self, without: Index) -> bool {
+        let first = &self.config.settings.first_nodes;
+        self.config.contexts.slots.iter().all(|slot| {
+            let formed = rendezvous::order(*slot, first.clone());
+            formed.iter().take(self.plan.settings.copies).any(|node| {
+                let index = index_of(node);
+                index != without && !self.hosts[index].is_gone && self.hosts[index].graveyard.is_empty()
+            })
+        })
+    }
+
+    /// The members of each slot as its newest owner counts, and as anybody knows them who knows something newer.
+    fn sets_that_count(&self) -> Vec<ReplicaSet> {
+        let mut sets: Vec<ReplicaSet> = self.owned.values().map(|(_, set)| set.clone()).collect();
+        for host in &self.hosts {
+            let Some(disk) = host.node.as_ref().map(|node| &node.disk).or(host.disk.as_ref()) else {
+                continue;
+            };
+            for store in [&disk.durable, &disk.now] {
+                for (slot, record) in &store.records {
+                    let known = self.owned.get(slot).map(|(claim, _)| claim.epoch);
+                    if let Some(placement) = &record.placement
+                        && known.is_some_and(|known| placement.epoch > known)
+                    {
+                        sets.push(placement.set.clone());
+                    }
+                }
+            }
+        }
+        sets
+    }
+}

@@ -1,0 +1,640 @@
+//! Time: takes what happens next, and has it happen.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BinaryHeap},
+    rc::Rc,
+};
+
+use ledger_core::{
+    node::{Member, NodeId, ReplicaSet, StorageId},
+    slot::Slot,
+};
+
+use super::{
+    broken::Broken,
+    client::{self, Client, Watcher, Writer},
+    counts::{Counted, Counts},
+    disk::{Disk, Store},
+    faults::Plan,
+    history::Contexts,
+    invariants::{Checked, Invariants, Seen},
+    message::{Down, Index, Message, Request, Response, Up},
+    mischief::Undo,
+    network::{Network, Stream},
+    node::{Config, Node, Note, Out, Timer},
+    random::Random,
+};
+
+/// A run, and what it violated.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Run {
+    pub counts: Counts,
+    pub violation: Option<String>,
+    /// A hash of everything that happened.
+    pub fingerprint: u64,
+}
+
+/// Something that happens at a time.
+#[derive(Debug)]
+pub(super) enum Happening {
+    Tick { node: Index, life: u64 },
+    Message { from: Index, to: Index, number: u64, message: Message },
+    Down { stream: u64, body: Down },
+    Up { stream: u64, body: Up },
+    Lost { stream: u64 },
+    Synced { node: Index, life: u64, up_to: u64 },
+    Timer { node: Index, life: u64, timer: Timer },
+    Client(usize),
+    Request { to: Index, client: usize, request: u64, body: Request },
+    Response { client: usize, request: u64, response: Response },
+    Fault,
+    Ambush,
+    Undo(Undo),
+    Heal,
+    IsHealed,
+}
+
+struct Scheduled {
+    at: u64,
+    order: u64,
+    what: Happening,
+}
+
+impl PartialEq for Scheduled {
+    fn eq(&self, other: &Self) -> bool {
+        (self.at, self.order) == (other.at, other.order)
+    }
+}
+
+impl Eq for Scheduled {}
+
+impl PartialOrd for Scheduled {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Scheduled {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.at, self.order).cmp(&(other.at, other.order))
+    }
+}
+
+/// A place where a node runs, or will.
+pub(super) struct Host {
+    pub member: Member,
+    pub life: u64,
+    pub node: Option<Node>,
+    /// While no node runs on it.
+    pub disk: Option<Disk>,
+    /// It is gone for good.
+    pub is_gone: bool,
+    /// What was on disks that it lost.
+    pub graveyard: Vec<(Member, Store)>,
+    /// What its clock shows, and since when; it stands still if it does not run.
+    pub clock: (u64, u64),
+    pub clock_runs: bool,
+    pub paused_until: u64,
+    pub slow_until: u64,
+}
+
+#[allow(clippy::struct_excessive_bools, reason = "what is so, not what to do")]
+pub(super) struct World {
+    pub plan: Plan,
+    pub config: Rc<Config>,
+    pub random: Random,
+    /// Microseconds.
+    pub now: u64,
+    order: u64,
+    queue: BinaryHeap<Reverse<Scheduled>>,
+    pub hosts: Vec<Host>,
+    pub network: Network,
+    pub clients: Vec<Client>,
+    pub invariants: Invariants,
+    pub counts: Counts,
+    /// The newest owner of each slot, with the members.
+    pub owned: BTreeMap<Slot, (ledger_core::ownership::Claim, ReplicaSet)>,
+    next_request: u64,
+    next_storage: u64,
+    pub last_loss: u64,
+    pub is_healing: bool,
+    pub healing_since: u64,
+    /// All members were equal since.
+    pub is_settled: bool,
+    pub acknowledged_before: Vec<u64>,
+    pub is_over: bool,
+    pub violation: Option<String>,
+    fingerprint: u64,
+    trace: bool,
+}
+
+/// Most steps of a run: one that takes more does not end.
+const MOST_STEPS: u64 = 20_000_000;
+
+/// Runs a seed.
+pub fn run(seed: u64, broken: Broken, trace: bool) -> Run {
+    let whole = || {
+        let mut world = World::new(seed, broken, trace);
+        world.go();
+        Run { counts: world.counts, violation: world.violation, fingerprint: world.fingerprint }
+    };
+    // A panic of what is tested is found like all else: with its seed.
+    std::panic::catch_unwind(whole).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+        let violation = Some(format!("it panics: {}", text.unwrap_or_default()));
+        Run { counts: Counts::default(), violation, fingerprint: 0 }
+    })
+}
+
+impl World {
+    fn new(seed: u64, broken: Broken, trace: bool) -> Self {
+        let mut random = Random::new(seed);
+        let plan = Plan::new(&mut random);
+        let contexts = Rc::new(Contexts::new(plan.contexts, plan.slots));
+        let mut settings = plan.settings.clone();
+        let name = |index: usize| NodeId::new(format!("n{index}")).unwrap();
+        if plan.is_listed {
+            settings.first_nodes = (0..plan.nodes).map(name).collect();
+        }
+        let config = Rc::new(Config {
+            contexts,
+            settings,
+            dead_after: plan.dead_after,
+            broken,
+            seeds: (0..plan.nodes).collect(),
+            is_traced: trace,
+        });
+        let mut network = Network::new();
+        (network.loss, network.duplicates, network.late) = (plan.loss, plan.duplicates, plan.late);
+        let mut world = Self {
+            invariants: Invariants::new(plan.is_strict(), plan.contexts),
+            config,
+            random,
+            now: 0,
+            order: 0,
+            queue: BinaryHeap::new(),
+            hosts: Vec::new(),
+            network,
+            clients: Vec::new(),
+            counts: Counts::default(),
+            owned: BTreeMap::new(),
+            next_request: 0,
+            next_storage: 0,
+            last_loss: 0,
+            is_healing: false,
+            healing_since: 0,
+            is_settled: false,
+            acknowledged_before: Vec::new(),
+            is_over: false,
+            violation: None,
+            fingerprint: 0,
+            trace,
+            plan,
+        };
+        for _ in 0..world.plan.nodes {
+            let host = world.add_host();
+            world.start(host);
+        }
+        world.add_clients();
+        world.after(world.plan.settings.settle * 1000, Happening::Fault);
+        world.after(world.plan.duration * 1000, Happening::Heal);
+        let plan = format!("{:?}", world.plan);
+        world.note(|| plan);
+        world
+    }
+
+    fn add_clients(&mut self) {
+        let keeps_all = !self.plan.is_strict();
+        for number in 0..self.plan.writers {
+            let context = number % self.plan.contexts;
+            let writer = Writer::new(number, context, self.plan.one_copy, keeps_all, &mut self.random);
+            self.clients.push(Client::Writer(writer));
+        }
+        for _ in 0..self.plan.watchers {
+            let context = self.random.index(self.plan.contexts);
+            self.clients.push(Client::Watcher(Watcher::new(context)));
+        }
+        self.clients.push(Client::Reader);
+        for client in 0..self.clients.len() {
+            self.after(client as u64 * 1000, Happening::Client(client));
+        }
+    }
+
+    pub fn new_storage(&mut self) -> StorageId {
+        self.next_storage += 1;
+        let mut id = [0; 16];
+        id[..8].copy_from_slice(&self.next_storage.to_be_bytes());
+        StorageId(id)
+    }
+
+    pub fn add_host(&mut self) -> Index {
+        let node = NodeId::new(format!("n{}", self.hosts.len())).unwrap();
+        let member = Member { node, storage: self.new_storage() };
+        let clock = (self.random.between(1_000, 1_000_000), self.now);
+        self.hosts.push(Host {
+            member,
+            life: 0,
+            node: None,
+            disk: Some(Disk::new(self.plan.contexts)),
+            is_gone: false,
+            graveyard: Vec::new(),
+            clock,
+            clock_runs: true,
+            paused_until: 0,
+            slow_until: 0,
+        });
+        self.hosts.len() - 1
+    }
+
+    pub fn start(&mut self, index: Index) {
+        let random = Random::new(self.random.number());
+        let clock = self.clock(index);
+        let host = &mut self.hosts[index];
+        let Some(disk) = host.disk.take() else { return };
+        host.life += 1;
+        let (life, member) = (host.life, host.member.clone());
+        host.node = Some(Node::start(index, member, Rc::clone(&self.config), life, disk, clock, random));
+        self.note(|| format!("n{index} starts"));
+        self.after(1000, Happening::Tick { node: index, life });
+    }
+
+    /// Milliseconds that a node's clock shows.
+    pub fn clock(&self, index: Index) -> u64 {
+        let host = &self.hosts[index];
+        let (shown, since) = host.clock;
+        if host.clock_runs { shown + (self.now - since) / 1000 } else { shown }
+    }
+
+    pub fn after(&mut self, micros: u64, what: Happening) {
+        self.at(self.now + micros, what);
+    }
+
+    fn at(&mut self, at: u64, what: Happening) {
+        self.order += 1;
+        self.queue.push(Reverse(Scheduled { at, order: self.order, what }));
+    }
+
+    pub fn note(&self, what: impl FnOnce() -> String) {
+        if self.trace {
+            eprintln!("{:>11.3} {}", self.now as f64 / 1000.0, what());
+        }
+    }
+
+    fn go(&mut self) {
+        while let Some(Reverse(Scheduled { at, what, .. })) = self.queue.pop() {
+            self.now = self.now.max(at);
+            self.counts.add(Counted::Steps, 1);
+            self.fingerprint = self.fingerprint.rotate_left(5) ^ at;
+            self.happen(what);
+            if self.counts.get(Counted::Steps) > MOST_STEPS {
+                self.violate(format!("it does not end within {MOST_STEPS} steps"));
+            }
+            if self.is_over || self.violation.is_some() {
+                break;
+            }
+        }
+        self.counts.add(Counted::Runs, 1);
+        self.counts.add(Counted::Milliseconds, self.now / 1000);
+    }
+
+    /// The node that something happens to, or when it can.
+    fn target(&self, what: &Happening) -> Option<Index> {
+        match what {
+            Happening::Tick { node, .. } | Happening::Synced { node, .. } | Happening::Timer { node, .. } => {
+                Some(*node)
+            }
+            Happening::Message { to, .. } | Happening::Request { to, .. } => Some(*to),
+            Happening::Down { stream, .. } => self.network.streams.get(stream).map(|stream| stream.to),
+            Happening::Up { stream, .. } | Happening::Lost { stream } => {
+                self.network.streams.get(stream).map(|stream| stream.from)
+            }
+            _ => None,
+        }
+    }
+
+    fn happen(&mut self, what: Happening) {
+        let target = self.target(&what);
+        if let Some(index) = target {
+            let until = self.hosts[index].paused_until;
+            if until > self.now {
+                return self.at(until, what);
+            }
+        }
+        match what {
+            Happening::Tick { node, life } => {
+                if self.is_alive(node, life) {
+                    self.with(node, Node::tick);
+                    let again = 100_000 + self.random.below(100_000);
+                    self.after(again, Happening::Tick { node, life });
+                }
+            }
+            Happening::Message { from, to, number, message } => self.deliver(from, to, number, message),
+            Happening::Down { stream, body } => self.deliver_down(stream, body),
+            Happening::Up { stream, body } => self.deliver_up(stream, body),
+            Happening::Lost { stream } => {
+                if let Some(gone) = self.network.streams.remove(&stream)
+                    && self.is_alive(gone.from, gone.from_life)
+                {
+                    self.note(|| format!("n{} loses its stream to n{}", gone.from, gone.to));
+                    self.with(gone.from, |node| node.stream_lost(stream));
+                }
+            }
+            Happening::Synced { node, life, up_to } => {
+                if self.is_alive(node, life) {
+                    self.with(node, |node| node.synced(up_to));
+                }
+            }
+            Happening::Timer { node, life, timer } => {
+                if self.is_alive(node, life) {
+                    self.with(node, |node| node.timer(timer));
+                }
+            }
+            Happening::Client(client) => self.wake(client),
+            Happening::Request { to, client, request, body } => {
+                self.with(to, |node| node.request(client, request, body));
+            }
+            Happening::Response { client, request, response } => self.respond(client, request, response),
+            Happening::Fault => self.fault(),
+            Happening::Ambush => self.ambush(),
+            Happening::Undo(undo) => self.undo(undo),
+            Happening::Heal => self.heal(),
+            Happening::IsHealed => self.is_healed(),
+        }
+    }
+
+    pub fn is_alive(&self, node: Index, life: u64) -> bool {
+        self.hosts[node].node.is_some() && self.hosts[node].life == life
+    }
+
+    /// Does something at a node, if it runs, and then what it wants done.
+    pub fn with(&mut self, index: Index, what: impl FnOnce(&mut Node)) {
+        let clock = self.clock(index);
+        let Some(node) = self.hosts[index].node.as_mut() else { return };
+        node.now = clock;
+        what(node);
+        for out in node.run() {
+            self.want(index, out);
+        }
+    }
+
+    fn want(&mut self, index: Index, out: Out) {
+        match out {
+            Out::Message { to, message } => self.send(index, to, message),
+            Out::Down { stream, body } => {
+                if let Some(at) = self.network.arrives(self.now, stream, false, &mut self.random) {
+                    self.at(at, Happening::Down { stream, body });
+                }
+            }
+            Out::Up { stream, body } => {
+                if let Some(at) = self.network.arrives(self.now, stream, true, &mut self.random) {
+                    self.at(at, Happening::Up { stream, body });
+                }
+            }
+            Out::Break { stream } => self.break_stream(stream, 20_000),
+            Out::Respond { client, request, response } => {
+                if !self.random.chance(self.network.loss / 4) {
+                    let delay = self.random.between(200, 3000);
+                    self.after(delay, Happening::Response { client, request, response });
+                }
+            }
+            Out::Timer { after, timer } => {
+                let life = self.hosts[index].life;
+                self.after(after * 1000, Happening::Timer { node: index, life, timer });
+            }
+            Out::Sync => {
+                let (low, high) = self.plan.sync;
+                let host = &self.hosts[index];
+                let (life, up_to) = (host.life, host.node.as_ref().map_or(0, |node| node.disk.written));
+                let slow = if host.slow_until > self.now { 200 } else { 1 };
+                let after = self.random.between(low, high) * slow;
+                self.after(after, Happening::Synced { node: index, life, up_to });
+            }
+            Out::Note(note) => {
+                if let Err(violation) = self.noted(index, note) {
+                    self.violate(violation);
+                }
+            }
+        }
+    }
+
+    pub fn violate(&mut self, what: String) {
+        self.note(|| format!("VIOLATION: {what}"));
+        self.violation.get_or_insert(what);
+    }
+
+    fn noted(&mut self, index: Index, note: Note) -> Checked {
+        if matches!(note, Note::Moment) {
+            if !self.is_healing && self.random.chance(self.plan.ambushes) {
+                let after = self.random.below(4000);
+                self.after(after, Happening::Ambush);
+            }
+            return Ok(());
+        }
+        self.note(|| match &note {
+            Note::Trace(what) => format!("n{index} {what}"),
+            note => format!("n{index} {note:?}"),
+        });
+        match note {
+            Note::Created { context, sequence, epoch, id } => {
+                self.counts.add(Counted::Created, 1);
+                self.invariants.created(context, sequence, epoch, id)
+            }
+            Note::Owned { slot, claim, was_handed_over } => {
+                self.counts.add(Counted::Owned, 1);
+                self.counts.add(Counted::HandedOver, u64::from(was_handed_over));
+                let Some(node) = &self.hosts[index].node else { return Ok(()) };
+                if let Some(placement) = node.record(slot).placement {
+                    let known = self.owned.get(&slot);
+                    if known.is_some_and(|(_, set)| *set != placement.set) {
+                        self.counts.add(Counted::Moved, 1);
+                    }
+                    if known.is_none_or(|(known, _)| *known < claim) {
+                        self.owned.insert(slot, (claim.clone(), placement.set));
+                    }
+                }
+                let contexts = &self.config.contexts;
+                self.invariants.owned(slot, &claim, index, &node.disk.now, contexts)
+            }
+            Note::Acknowledged { context, sequence, id, in_epoch, is_stable, needed } => {
+                let what = if is_stable { Counted::Acknowledged } else { Counted::AcknowledgedAtOne };
+                self.counts.add(what, 1);
+                self.invariants.acknowledges(self.config.contexts.slot(context), in_epoch, index)?;
+                let on = self.hosts[index].member.clone();
+                self.invariants.acknowledged(context, sequence, id, is_stable, &on)?;
+                if is_stable {
+                    self.seen("an acknowledgement", index, context, sequence, needed)
+                } else {
+                    Ok(())
+                }
+            }
+            Note::Shown { context, size } => {
+                let slot = self.config.contexts.slot(context);
+                let members = self.owned.get(&slot).map_or(1, |(_, set)| set.len());
+                let needed = self.plan.settings.min_copies.min(members);
+                self.seen("what readers see", index, context, size, needed)
+            }
+            Note::Forked => {
+                self.counts.add(Counted::Forked, 1);
+                Ok(())
+            }
+            Note::Moment | Note::Trace(_) => Ok(()),
+            Note::CaughtUp { entries } => {
+                self.counts.add(Counted::Fetched, entries);
+                Ok(())
+            }
+        }
+    }
+
+    fn seen(
+        &mut self,
+        what: &'static str,
+        index: Index,
+        context: usize,
+        size: u64,
+        needed: usize,
+    ) -> Checked {
+        let Some(node) = &self.hosts[index].node else { return Ok(()) };
+        let history = &node.disk.now.histories[context];
+        let root = history.root_at(size);
+        let copies = || {
+            let holds = |store: &Store| store.histories[context].root_at(size) == root;
+            let on_host = |host: &&Host| {
+                let disk = host.node.as_ref().map(|node| &node.disk).or(host.disk.as_ref());
+                disk.is_some_and(|disk| holds(&disk.durable))
+                    || host.graveyard.iter().any(|(_, store)| holds(store))
+            };
+            self.hosts.iter().filter(on_host).count()
+        };
+        let seen = Seen { what, node: index, context, size, history };
+        self.invariants.seen(&seen, needed, copies)
+    }
+
+    // The network.
+
+    fn send(&mut self, from: Index, to: Index, message: Message) {
+        if let Message::Hello { stream, .. } = &message {
+            let from_life = self.hosts[from].life;
+            let known = Stream { from, to, from_life, to_life: None, down_at: 0, up_at: 0, is_broken: false };
+            self.network.streams.insert(*stream, known);
+        }
+        if let Message::Welcome { stream } = &message
+            && let Some(known) = self.network.streams.get_mut(stream)
+        {
+            known.to_life = Some(self.hosts[from].life);
+        }
+        if self.random.chance(self.network.loss) {
+            return self.counts.add(Counted::Lost, 1);
+        }
+        let number = self.network.number();
+        if self.random.chance(self.network.duplicates) {
+            self.counts.add(Counted::Duplicated, 1);
+            let delay = self.network.delay(&mut self.random);
+            self.after(delay, Happening::Message { from, to, number, message: message.clone() });
+        }
+        let delay = self.network.delay(&mut self.random);
+        self.after(delay, Happening::Message { from, to, number, message });
+    }
+
+    fn deliver(&mut self, from: Index, to: Index, number: u64, message: Message) {
+        if self.network.cut[from][to] {
+            return self.counts.add(Counted::Cut, 1);
+        }
+        if self.network.is_overtaken(from, to, number) {
+            self.counts.add(Counted::Overtaken, 1);
+        }
+        self.with(to, |node| node.message(from, message));
+    }
+
+    fn deliver_down(&mut self, stream: u64, body: Down) {
+        let Some(known) = self.network.streams.get(&stream).filter(|known| !known.is_broken) else { return };
+        let (from, to) = (known.from, known.to);
+        if self.network.cut[from][to] || known.to_life.is_none_or(|life| !self.is_alive(to, life)) {
+            return self.break_stream(stream, 1_000_000);
+        }
+        self.with(to, |node| node.down(from, stream, body));
+    }
+
+    fn deliver_up(&mut self, stream: u64, body: Up) {
+        let Some(known) = self.network.streams.get(&stream).filter(|known| !known.is_broken) else { return };
+        let (from, to) = (known.from, known.to);
+        if !self.is_alive(from, known.from_life) {
+            self.network.streams.remove(&stream);
+            return;
+        }
+        if self.network.cut[to][from] {
+            return self.break_stream(stream, 1_000_000);
+        }
+        self.with(from, |node| node.up(to, stream, body));
+    }
+
+    /// Nothing more arrives on a stream; the one who opened it notices within so many microseconds.
+    pub fn break_stream(&mut self, stream: u64, within: u64) {
+        let Some(known) = self.network.streams.get_mut(&stream).filter(|known| !known.is_broken) else {
+            return;
+        };
+        known.is_broken = true;
+        let after = self.random.below(within);
+        self.after(after, Happening::Lost { stream });
+    }
+
+    // Clients.
+
+    fn wake(&mut self, number: usize) {
+        let (nodes, contexts) = (self.hosts.len(), self.plan.contexts);
+        let now = self.now / 1000;
+        let (asked, again) = match &mut self.clients[number] {
+            Client::Writer(writer) => {
+                (writer.wake(now, nodes, &mut self.random, &mut self.next_request), (20_000, 150_000))
+            }
+            Client::Watcher(watcher) => {
+                (vec![watcher.wake(nodes, &mut self.random, &mut self.next_request)], (50_000, 300_000))
+            }
+            Client::Reader => {
+                let asked = client::read(nodes, contexts, &mut self.random, &mut self.next_request);
+                (vec![asked], (50_000, 300_000))
+            }
+        };
+        self.ask(number, asked);
+        let again = self.random.between(again.0, again.1);
+        self.after(again, Happening::Client(number));
+    }
+
+    fn ask(&mut self, client: usize, asked: Vec<client::Asked>) {
+        for (to, request, body) in asked {
+            self.counts.add(Counted::Attached, u64::from(matches!(body, Request::Attach { .. })));
+            if !self.random.chance(self.network.loss / 4) {
+                let delay = self.random.between(200, 3000);
+                self.after(delay, Happening::Request { to, client, request, body });
+            }
+        }
+    }
+
+    fn respond(&mut self, number: usize, request: u64, response: Response) {
+        let now = self.now / 1000;
+        match &mut self.clients[number] {
+            Client::Writer(writer) => {
+                let asked = writer.answered(now, request, response, &mut self.random, &mut self.next_request);
+                self.ask(number, asked);
+            }
+            Client::Watcher(watcher) => {
+                match watcher.answered(request, response, self.hosts.len(), &mut self.random) {
+                    Ok(entries) => self.counts.add(Counted::Watched, entries.len() as u64),
+                    // It is told so, and begins again: allowed only if availability comes first.
+                    Err(what) if self.invariants.is_strict => {
+                        self.violate(format!("client {number}: {what}"));
+                    }
+                    Err(_) => {}
+                }
+            }
+            Client::Reader => {
+                let Response::Read { context, size, root } = response else { return };
+                self.counts.add(Counted::Read, 1);
+                if self.invariants.is_strict && self.invariants.stable[context].root_at(size) != Some(root) {
+                    self.violate(format!("a reader saw what was never stable of context {context}"));
+                }
+            }
+        }
+    }
+}
