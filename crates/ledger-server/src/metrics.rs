@@ -101,6 +101,8 @@ pub struct Metrics {
     pub watchers: Gauge,
     /// Times a watcher had to read the store, because it started in the past or was slow.
     pub watch_history_reads: Counter,
+    /// Appends sent on to the owner.
+    pub forwarded_appends: Counter,
     /// Append streams open.
     pub append_streams: Gauge,
     /// Observers of contexts whose streams are here.
@@ -151,6 +153,7 @@ impl Metrics {
             watched_entries: counter("ledger_watched_entries_total"),
             watchers: gauge("ledger_watchers"),
             watch_history_reads: counter("ledger_watch_history_reads_total"),
+            forwarded_appends: counter("ledger_forwarded_appends_total"),
             append_streams: gauge("ledger_append_streams"),
             observers: gauge("ledger_observers"),
             recorder,
@@ -248,6 +251,7 @@ fn describe(recorder: &PrometheusRecorder) {
         ("ledger_read_entries_total", "Entries sent in answer to Get."),
         ("ledger_watched_entries_total", "Entries sent to watchers."),
         ("ledger_watch_history_reads_total", "Times a watcher read the store instead of recent memory."),
+        ("ledger_forwarded_appends_total", "Appends sent on to the owner of their context."),
         ("ledger_task_restarts_total", "Restarts of supervised tasks."),
         ("ledger_store_appended_entries_total", "Entries stored since the node started."),
         ("ledger_store_commits_total", "Group commits since the node started."),
