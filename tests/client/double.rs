@@ -395,7 +395,7 @@ impl Node {
                 return;
             }
             if !results.is_empty() {
-                let _ = refused.send(ledger::AppendResults { results, positions: Vec::new() });
+                let _ = refused.send(ledger::AppendResults { results, ..ledger::AppendResults::default() });
             }
         }
     }
@@ -440,6 +440,26 @@ impl ClusterService for Node {
         _: Request<ledger::WatchClusterRequest>,
     ) -> Result<Response<Self::WatchClusterStream>, Status> {
         Err(Status::unimplemented("forwarded"))
+    }
+
+    type JoinStream = BoxStream<'static, Result<ledger::InterestEvent, Status>>;
+
+    async fn join(&self, _: Request<ledger::JoinRequest>) -> Result<Response<Self::JoinStream>, Status> {
+        Err(Status::unimplemented("not doubled"))
+    }
+
+    async fn leave(
+        &self,
+        _: Request<ledger::LeaveRequest>,
+    ) -> Result<Response<ledger::LeaveResponse>, Status> {
+        Err(Status::unimplemented("not doubled"))
+    }
+
+    async fn broadcast(
+        &self,
+        _: Request<ledger::BroadcastRequest>,
+    ) -> Result<Response<ledger::BroadcastResponse>, Status> {
+        Err(Status::unimplemented("not doubled"))
     }
 
     async fn contexts(

@@ -49,6 +49,8 @@ fn rounds<F: Future<Output = Option<Report>>>(is_brief: bool, once: impl Fn(What
     let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let first = setting("LEDGER_NAMESPACES_SEED", 1);
     let (mut sum, mut failed) = (Summary::default(), Vec::new());
+    // The test runner has begun a line.
+    println!();
     for seed in first..first + setting("LEDGER_NAMESPACES_ROUNDS", 1) {
         let what = What { scenario: scenario.clone(), seed };
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();

@@ -86,7 +86,7 @@ fn answer(request: AppendRequest) -> AppendResponse {
         context_id: request.context_id,
         epoch: 1 << 20,
     };
-    AppendResponse { entry: Some(entry), position: Some(position) }
+    AppendResponse { entry: Some(entry), position: Some(position), copies: 1 }
 }
 
 #[tonic::async_trait]

@@ -13,7 +13,7 @@ mod router;
 use std::{collections::VecDeque, sync::Arc};
 
 use ledger_core::{ContextId, EntryId, Epoch, Hash, Position, Sequence, clock::LamportClock};
-use ledger_proto::ledger::v1::{AppendResult, ContextPosition};
+use ledger_proto::ledger::v1::{AppendResult, AppendResults};
 use tokio::sync::{Semaphore, mpsc};
 use tonic::Code;
 
@@ -52,7 +52,7 @@ struct Sent {
 #[derive(Debug)]
 enum News {
     /// What a node answered; the tags are the caller's.
-    Results(Vec<AppendResult>, Vec<ContextPosition>),
+    Results(AppendResults),
     /// Receipts that no node gave.
     Failed(Vec<Receipt>),
     /// Everything sent has its receipt, and nothing more will be sent.
@@ -85,6 +85,8 @@ pub struct Stored {
     pub epoch: Epoch,
     /// The id was known: this is the first result.
     pub repeated: bool,
+    /// How many nodes it is known to be durable on; 0: the node does not say.
+    pub copies: u32,
 }
 
 pub(crate) async fn open(client: &Client, window: usize) -> Result<(Appender, Receipts), ClientError> {
@@ -135,7 +137,7 @@ impl Receipts {
                 return Ok(None);
             }
             match self.news.recv().await {
-                Some(News::Results(results, positions)) => self.take(results, positions)?,
+                Some(News::Results(results)) => self.take(results)?,
                 Some(News::Failed(receipts)) => {
                     self.window.add_permits(receipts.len());
                     self.ready.extend(receipts);
@@ -155,13 +157,10 @@ impl Receipts {
         &self.positions
     }
 
-    fn take(
-        &mut self,
-        results: Vec<AppendResult>,
-        positions: Vec<ContextPosition>,
-    ) -> Result<(), ClientError> {
+    fn take(&mut self, answer: AppendResults) -> Result<(), ClientError> {
+        let AppendResults { results, positions, copies } = answer;
         self.window.add_permits(results.len());
-        self.ready.extend(results.into_iter().map(Receipt::from));
+        self.ready.extend(results.into_iter().map(|result| Receipt::of(&result, copies)));
         self.positions = positions
             .into_iter()
             .map(|at| Ok((ContextId::new(at.context_id)?, convert::position(at.position)?)))
@@ -170,18 +169,18 @@ impl Receipts {
     }
 }
 
-impl From<AppendResult> for Receipt {
-    fn from(from: AppendResult) -> Self {
+impl Receipt {
+    fn of(from: &AppendResult, copies: u32) -> Self {
         let tag = from.tag;
         let result = match &from.error {
             Some(error) => Err(ClientError::of(Code::from(error.code), &error.message)),
-            None => stored(&from),
+            None => stored(from, copies),
         };
         Self { tag, result }
     }
 }
 
-fn stored(from: &AppendResult) -> Result<Stored, ClientError> {
+fn stored(from: &AppendResult, copies: u32) -> Result<Stored, ClientError> {
     Ok(Stored {
         sequence: Sequence(from.sequence),
         lamport: LamportClock(from.lamport_clock),
@@ -190,5 +189,6 @@ fn stored(from: &AppendResult) -> Result<Stored, ClientError> {
         content_hash: convert::hash(&from.content_hash, "content_hash")?,
         epoch: Epoch(from.epoch),
         repeated: from.repeated_id,
+        copies,
     })
 }

@@ -125,12 +125,15 @@ pub struct Appended {
     pub entry: Entry,
     /// The history up to and including it: the token to resume from.
     pub position: Position,
+    /// How many nodes it is known to be durable on; 0: the node does not say.
+    pub copies: u32,
 }
 
 impl Appended {
     pub(crate) fn of(context: &ContextId, answer: AppendResponse) -> Result<Self, ClientError> {
         let entry = answer.entry.ok_or_else(|| ClientError::malformed("entry"))?;
-        Ok(Self { entry: convert::entry(context, entry)?, position: convert::position(answer.position)? })
+        let position = convert::position(answer.position)?;
+        Ok(Self { entry: convert::entry(context, entry)?, position, copies: answer.copies })
     }
 }
 

@@ -43,8 +43,8 @@ impl Default for Options {
         Self {
             connect_timeout: Duration::from_secs(3),
             timeout: Duration::from_secs(30),
-            keep_alive: Duration::from_secs(2),
-            keep_alive_timeout: Duration::from_secs(3),
+            keep_alive: Duration::from_secs(1),
+            keep_alive_timeout: Duration::from_secs(2),
             tries: 0,
             tls: Tls::default(),
             max_message: 512 << 20,

@@ -4,20 +4,22 @@
 //! lanes, entry by entry and by the root at the end of each range.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, HashSet, VecDeque},
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
 use ledger_core::{
     ContextId, Epoch, Size,
-    compare::{Answer, Ask, CompareError, DrillDown, Effect, Event, Finding, Prefixes, Verdict},
+    compare::{
+        Answer, Ask, CompareError, DrillDown, Effect, Event, Finding, MAX_COMPARED, Prefixes, Verdict,
+    },
     node::Member,
     ownership::Claim,
     slot::Slot,
 };
 use ledger_proto::ledger::v1::{FetchContext, FetchRequest, replica_service_client::ReplicaServiceClient};
-use ledger_store::{Evidence, Following, StoreError, Tip, replica::Taken};
+use ledger_store::{Evidence, Following, LeftHistory, StoreError, Tip, replica::Taken};
 use prost::Message as _;
 use tokio::time::{Instant, sleep_until, timeout};
 use tonic::{Status, transport::Channel};
@@ -26,8 +28,11 @@ use crate::{sending::MAX_MESSAGE, service::MAX_FETCH, shared::Shared, wire};
 
 /// How long a question of a comparison, or the next range, may take.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Ranges that are being written.
+/// Writes that are under way.
 const WRITING: usize = 8;
+/// So many ranges are written together, or as many as have so many bytes.
+const TOGETHER: usize = 64;
+const TOGETHER_BYTES: u64 = 256 << 10;
 /// Contexts fetched with one question, and at most so many entries beside the last context.
 const BATCH_ENTRIES: u64 = 65_536;
 /// Less than this in a round is not worth another one: what is left comes with the stream.
@@ -53,8 +58,6 @@ pub(crate) enum CatchUpError {
     Compare(#[from] CompareError),
     #[error(transparent)]
     Store(#[from] StoreError),
-    #[error("slot {} was promised to node {} meanwhile", .0.number(), .1.claimant)]
-    Refused(Slot, Claim),
     #[error("what the other node sends is refused: {0}")]
     Invalid(String),
     #[error("the other node writes faster than this one can fetch")]
@@ -72,7 +75,10 @@ struct CatchUp<'a> {
     shared: &'a Arc<Shared>,
     source: &'a Member,
     client: ReplicaServiceClient<Channel>,
-    claims: &'a BTreeMap<Slot, Claim>,
+    /// What is brought in step, each slot in a claim.
+    claims: BTreeMap<Slot, Claim>,
+    /// What was among them until it was promised to a higher claim.
+    refused: BTreeMap<Slot, Claim>,
     mode: Mode,
     /// Entries fetched in this round.
     fetched: u64,
@@ -81,13 +87,14 @@ struct CatchUp<'a> {
     paid: Instant,
 }
 
-/// Brings slots in step with what a node holds, as far as it stands still.
+/// Brings slots in step with what a node holds, as far as it stands still. Gives those that were promised to higher
+/// claims meanwhile, each with its claim, and left as they are.
 pub(crate) async fn run(
     shared: &Arc<Shared>,
     source: &Member,
     claims: &BTreeMap<Slot, Claim>,
     mode: Mode,
-) -> Result<(), CatchUpError> {
+) -> Result<BTreeMap<Slot, Claim>, CatchUpError> {
     let peer = shared.peers.get(source).ok_or_else(|| CatchUpError::Peer("it is not known".to_owned()))?;
     let channel = shared.peers.channel(&peer).map_err(CatchUpError::Peer)?;
     let client = ReplicaServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
@@ -95,17 +102,21 @@ pub(crate) async fn run(
         shared,
         source,
         client,
-        claims,
+        claims: claims.clone(),
+        refused: BTreeMap::new(),
         mode,
         fetched: 0,
         is_unsettled: false,
         paid: Instant::now(),
     };
     for _ in 0..ROUNDS {
+        if catch_up.claims.is_empty() {
+            return Ok(catch_up.refused);
+        }
         (catch_up.fetched, catch_up.is_unsettled) = (0, false);
         let found = catch_up.round().await?;
         if found == 0 || (catch_up.fetched < LITTLE && !catch_up.is_unsettled) {
-            return Ok(());
+            return Ok(catch_up.refused);
         }
     }
     Err(CatchUpError::TooFast)
@@ -176,7 +187,11 @@ impl CatchUp<'_> {
     /// Leaves what differs, and fetches what is missing.
     async fn repair(&mut self, found: Vec<Finding>) -> Result<(), CatchUpError> {
         let mut missing = Vec::new();
+        let ahead = self.ahead(&found).await?;
         for finding in found {
+            if !self.claims.contains_key(&Slot::of(&finding.context)) {
+                continue;
+            }
             let Finding { context, theirs, verdict, .. } = &finding;
             let their_size = theirs.as_ref().map_or(Size(0), |theirs| theirs.size);
             match *verdict {
@@ -184,7 +199,7 @@ impl CatchUp<'_> {
                 Verdict::Behind { from } => missing.push((context.clone(), from, their_size)),
                 Verdict::Ahead { .. } if self.mode == Mode::Longest => {}
                 Verdict::Ahead { from } => {
-                    if self.is_ahead(&finding).await? {
+                    if ahead.contains(context) {
                         self.leave(&finding, from).await?;
                     } else {
                         self.is_unsettled = true;
@@ -210,14 +225,31 @@ impl CatchUp<'_> {
         Ok(())
     }
 
-    /// Whether our history goes on beyond theirs, asked now that ours is known: theirs only grows.
-    async fn is_ahead(&mut self, finding: &Finding) -> Result<bool, CatchUpError> {
-        let Some(ours) = &finding.ours else { return Ok(false) };
-        let prefixes = Prefixes { context: finding.context.clone(), sizes: vec![ours.size] };
-        match self.ask(&Ask::Roots(vec![prefixes])).await? {
-            Answer::Roots(roots) => Ok(roots.first().is_none_or(Vec::is_empty)),
-            _ => Ok(false),
+    /// The contexts whose history here goes on beyond theirs, asked now that ours is known: theirs only grows. Of a slot
+    /// that is written to many may only have looked like it.
+    async fn ahead(&mut self, found: &[Finding]) -> Result<HashSet<ContextId>, CatchUpError> {
+        let mut ahead = HashSet::new();
+        if self.mode == Mode::Longest {
+            return Ok(ahead);
         }
+        let looks_ahead = found.iter().filter(|finding| matches!(finding.verdict, Verdict::Ahead { .. }));
+        let ours: Vec<_> =
+            looks_ahead.filter_map(|finding| Some((&finding.context, finding.ours.as_ref()?.size))).collect();
+        for some in ours.chunks(MAX_COMPARED) {
+            let prefixes = some
+                .iter()
+                .map(|(context, size)| Prefixes { context: (*context).clone(), sizes: vec![*size] });
+            let Answer::Roots(roots) = self.ask(&Ask::Roots(prefixes.collect())).await? else { continue };
+            let shorter = some.iter().zip(roots).filter(|(_, roots)| roots.is_empty());
+            ahead.extend(shorter.map(|((context, _), _)| (*context).clone()));
+        }
+        Ok(ahead)
+    }
+
+    /// A slot was promised to a higher claim: it is no longer for this node to change.
+    fn refused(&mut self, slot: Slot, by: Claim) {
+        self.claims.remove(&slot);
+        self.refused.insert(slot, by);
     }
 
     /// Moves what a context has after `common` to the forks; whether it did.
@@ -234,7 +266,13 @@ impl CatchUp<'_> {
         let evidence = Evidence { theirs, reason };
         let left =
             self.shared.ledger.leave_history(context.clone(), claim.clone(), common, ours.extent(), evidence);
-        let is_left = left.await? == common;
+        let is_left = match left.await? {
+            LeftHistory::At(size) => size == common,
+            LeftHistory::Refused(by) => {
+                self.refused(Slot::of(context), by);
+                return Ok(false);
+            }
+        };
         if is_left {
             self.shared.counters.forks.fetch_add(1, Ordering::Relaxed);
         }
@@ -245,6 +283,7 @@ impl CatchUp<'_> {
     /// Fetches contexts, each after a size and up to another.
     async fn fetch(&mut self, contexts: &[(ContextId, Size, Size)]) -> Result<(), CatchUpError> {
         let mut rest = contexts;
+        let mut writing = VecDeque::new();
         while !rest.is_empty() {
             // Few enough that a broken connection does not cost much.
             let mut entries = 0;
@@ -258,12 +297,20 @@ impl CatchUp<'_> {
                 .count();
             let (batch, others) = rest.split_at(count);
             rest = others;
-            self.fetch_batch(batch).await?;
+            self.fetch_batch(batch, &mut writing).await?;
+        }
+        for following in writing {
+            self.written(following).await?;
         }
         Ok(())
     }
 
-    async fn fetch_batch(&mut self, contexts: &[(ContextId, Size, Size)]) -> Result<(), CatchUpError> {
+    /// Fetches contexts with one question; what is still being written at its end is left in `writing`.
+    async fn fetch_batch(
+        &mut self,
+        contexts: &[(ContextId, Size, Size)],
+        writing: &mut VecDeque<Following>,
+    ) -> Result<(), CatchUpError> {
         let wanted = contexts.iter().map(|(context, after, to)| FetchContext {
             context_id: context.as_str().to_owned(),
             after_size: after.0,
@@ -272,7 +319,8 @@ impl CatchUp<'_> {
         let request = FetchRequest { to: Some(wire::to_member(self.source)), contexts: wanted.collect() };
         let request = self.shared.request(self.source, request)?;
         let mut ranges = self.client.fetch(request).await?.into_inner();
-        let mut writing: VecDeque<Following> = VecDeque::new();
+        // Many contexts may be short: what came is written together.
+        let (mut parts, mut gathered) = (Vec::new(), 0);
         loop {
             let range = timeout(PATIENCE, ranges.message()).await;
             let range = range.map_err(|_| CatchUpError::Peer("no range in time".to_owned()))??;
@@ -281,6 +329,9 @@ impl CatchUp<'_> {
                 .map_err(|error| CatchUpError::Invalid(error.to_string()))?;
             let slot = Slot::of(&context);
             let Some(claim) = self.claims.get(&slot) else {
+                if self.refused.contains_key(&slot) {
+                    continue;
+                }
                 return Err(CatchUpError::Invalid(format!("context {context} was not asked for")));
             };
             let bytes = range.records.len() as u64;
@@ -290,7 +341,12 @@ impl CatchUp<'_> {
             counters.fetched_entries.fetch_add(part.count, Ordering::Relaxed);
             counters.fetched_bytes.fetch_add(bytes, Ordering::Relaxed);
             self.fetched += part.count;
-            writing.push_back(self.shared.ledger.follow(vec![part], 0).await?);
+            parts.push(part);
+            gathered += bytes;
+            if gathered >= TOGETHER_BYTES || parts.len() >= TOGETHER {
+                gathered = 0;
+                writing.push_back(self.shared.ledger.follow(std::mem::take(&mut parts), 0).await?);
+            }
             if writing.len() >= WRITING
                 && let Some(oldest) = writing.pop_front()
             {
@@ -298,9 +354,7 @@ impl CatchUp<'_> {
             }
             self.pay(bytes).await;
         }
-        for following in writing {
-            self.written(following).await?;
-        }
+        writing.push_back(self.shared.ledger.follow(parts, 0).await?);
         Ok(())
     }
 
@@ -309,7 +363,7 @@ impl CatchUp<'_> {
             match taken {
                 Taken::Reaches(_) => {}
                 Taken::Missing | Taken::Differs => self.is_unsettled = true,
-                Taken::Refused { slot, by, .. } => return Err(CatchUpError::Refused(slot, by)),
+                Taken::Refused { slot, by, .. } => self.refused(slot, by),
                 Taken::Invalid(reason) => return Err(CatchUpError::Invalid(reason)),
             }
         }

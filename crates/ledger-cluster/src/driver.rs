@@ -428,16 +428,22 @@ async fn try_ask(
 /// Fetches the best history of slots that this node claims.
 async fn catch_up_for_claims(shared: Arc<Shared>, from: Vec<Member>, slots: BTreeMap<Slot, Claim>) {
     let is_source = from.contains(&shared.me);
-    let mut is_complete = true;
+    let (mut is_complete, mut refused) = (true, BTreeMap::new());
     let others = from.iter().filter(|member| **member != shared.me).enumerate();
     for (nth, source) in others {
         let mode = if nth == 0 && !is_source { Mode::Adopt } else { Mode::Longest };
-        if let Err(error) = catch_up::run(&shared, source, &slots, mode).await {
-            tracing::warn!(%source, slots = slots.len(), %error, "catching up for a takeover failed");
-            is_complete = false;
-            break;
+        match catch_up::run(&shared, source, &slots, mode).await {
+            Ok(more) => refused.extend(more),
+            Err(error) => {
+                tracing::warn!(%source, slots = slots.len(), %error, "catching up for a takeover failed");
+                is_complete = false;
+                break;
+            }
         }
     }
-    let events = slots.into_iter().map(|(slot, claim)| Event::CaughtUp { slot, claim, is_complete });
+    let events = slots.into_iter().map(|(slot, claim)| {
+        let is_complete = is_complete && !refused.contains_key(&slot);
+        Event::CaughtUp { slot, claim, is_complete }
+    });
     shared.tell(events.collect()).await;
 }

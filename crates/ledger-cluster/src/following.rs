@@ -19,7 +19,7 @@ use tokio::{
 };
 
 use crate::{
-    catch_up::{self, CatchUpError, Mode},
+    catch_up::{self, Mode},
     shared::{Follow, Shared},
     wire,
 };
@@ -65,29 +65,23 @@ async fn of_owner(shared: Arc<Shared>, owner: Member, mut slots: mpsc::Receiver<
             }
             counted.set(todo.len());
             match catch_up::run(&shared, &owner, &todo, Mode::Adopt).await {
-                Ok(()) => match join(&shared, &owner, &todo).await {
-                    Ok(()) => break,
-                    Err(reason) => {
-                        tracing::debug!(%owner, reason, "the owner could not be asked for an offer");
+                Ok(refused) => {
+                    // Those are somebody else's: whoever owns them offers them. This owner's offer will be refused
+                    // here, which tells it of the higher claim.
+                    for (slot, by) in refused {
+                        tracing::debug!(slot = slot.number(), %owner, by = %by.claimant, "a slot has another owner by now");
                     }
-                },
-                // It is somebody else's: whoever owns it offers it.
-                Err(CatchUpError::Refused(slot, by)) => {
-                    tracing::debug!(slot = slot.number(), %owner, by = %by.claimant, "a slot has another owner by now");
-                    // Its offer will be refused here, which tells the owner of the higher claim.
-                    if let Some(claim) = todo.remove(&slot) {
-                        let outdone = BTreeMap::from([(slot, claim)]);
-                        if let Err(reason) = join(&shared, &owner, &outdone).await {
-                            tracing::debug!(%owner, reason, "an owner could not be told that it is outdone");
+                    match join(&shared, &owner, &todo).await {
+                        Ok(()) => break,
+                        Err(reason) => {
+                            tracing::debug!(%owner, reason, "the owner could not be asked for an offer");
                         }
                     }
-                    continue;
                 }
                 Err(error) => tracing::info!(%owner, %error, "catching up failed: trying again"),
             }
             // Without a stream from it nothing is in step anyway, and it offers all slots with the next.
-            let is_gone = shared.peers.get(&owner).is_none_or(|peer| !peer.is_alive());
-            if is_gone || shared.ledger.writable().is_err() {
+            if !shared.is_served(&owner.node) || shared.ledger.writable().is_err() {
                 break;
             }
             sleep(PAUSE).await;

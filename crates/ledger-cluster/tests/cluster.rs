@@ -7,7 +7,7 @@ mod support;
 use std::net::SocketAddr;
 
 use ledger_core::slot::SLOTS;
-use ledger_store::ContextId;
+use ledger_store::{ContextId, Needed};
 use support::{Node, append, owner, payloads, until};
 
 fn context(name: &str) -> ContextId {
@@ -95,5 +95,106 @@ async fn the_owner_is_killed_and_nothing_acknowledged_is_lost() {
             })
             .await;
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_append_gets_the_copies_that_it_asks_for_and_is_told() {
+    log();
+    let dirs = dirs(3);
+    let mut nodes = three(&dirs).await;
+    let context = context("copies");
+    append(&nodes, &context, "first").await;
+    let node = owner(&nodes, &context).unwrap();
+    until("all members hold the slot", || {
+        let routes = node.cluster.routes();
+        let routes = routes.borrow();
+        routes.get(ledger_core::slot::Slot::of(&context)).is_some_and(|route| route.in_step.len() == 3)
+    })
+    .await;
+    let all = node.append_with(&context, "all", Needed::All).await.unwrap();
+    assert_eq!(all.copies, 3);
+    assert!(node.append_with(&context, "most", Needed::Majority).await.unwrap().copies >= 2);
+
+    let me = node.cluster.me().node.clone();
+    while let Some(other) = nodes.iter().position(|node| node.cluster.me().node != me) {
+        nodes.remove(other).kill().await;
+    }
+    // The others are gone, so only one copy can be had: it is acknowledged, and shown to nobody.
+    let one = nodes[0].append_with(&context, "one", Needed::One).await.unwrap();
+    assert_eq!(one.copies, 1);
+    let shown = payloads(&nodes[0], &context).unwrap();
+    assert_eq!(shown, ["first", "all", "most"]);
+    let two = tokio::time::timeout(
+        std::time::Duration::from_millis(300),
+        nodes[0].append_with(&context, "two", Needed::Configured),
+    );
+    assert!(!matches!(two.await, Ok(Ok(_))), "there are no two copies");
+
+    for (number, dir) in dirs.iter().enumerate() {
+        let name = format!("n{number}");
+        if name != me.to_string() {
+            let seeds: Vec<SocketAddr> = nodes.iter().map(|node| node.gossip).collect();
+            nodes.push(Node::start(&name, dir.path(), &seeds).await);
+        }
+    }
+    append(&nodes, &context, "two").await;
+    for node in &nodes {
+        until("what was acknowledged is read everywhere", || {
+            payloads(node, &context).is_ok_and(|found| found == ["first", "all", "most", "one", "two"])
+        })
+        .await;
+    }
+}
+
+/// A snapshot of so many entries of 60 kB, of a ledger elsewhere.
+fn snapshot(context: &ContextId, count: usize) -> Vec<u8> {
+    let dir = tempfile::tempdir().unwrap();
+    let elsewhere = ledger_store::Ledger::open(dir.path()).unwrap();
+    for number in 0..count {
+        let payload = format!("{number:>60000}");
+        let key = ledger_store::Key::new("k").unwrap();
+        let draft = ledger_store::Draft { key, payload: payload.into(), metadata: [].into() };
+        elsewhere.append(context, draft).unwrap();
+    }
+    let snapshot =
+        elsewhere.snapshot(context).unwrap().map(|chunk| chunk.unwrap()).collect::<Vec<_>>().concat();
+    elsewhere.close().unwrap();
+    snapshot
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_loaded_is_on_other_nodes_before_it_is_acknowledged() {
+    log();
+    let dirs = dirs(3);
+    let mut nodes = three(&dirs).await;
+    // One that is sent as it is put in place, and one that is too large for that.
+    for (name, count) in [("small", 20), ("large", 700)] {
+        let context = context(name);
+        let snapshot = tokio::task::spawn_blocking({
+            let context = context.clone();
+            move || snapshot(&context, count)
+        });
+        let snapshot = snapshot.await.unwrap();
+        let ledger = owner(&nodes, &context).unwrap().ledger.clone();
+        let loaded = tokio::task::spawn_blocking({
+            let context = context.clone();
+            move || ledger.load_from(&context, false, snapshot.as_slice())
+        });
+        assert_eq!(loaded.await.unwrap().unwrap().restored, count as u64);
+        let at = nodes.iter().position(|node| std::ptr::eq(node, owner(&nodes, &context).unwrap())).unwrap();
+        let number: usize = nodes[at].cluster.me().node.to_string()[1..].parse().unwrap();
+        nodes.remove(at).kill().await;
+        append(&nodes, &context, "after").await;
+        for node in &nodes {
+            until("the load is read", || {
+                let filter = ledger_store::Filter { max_bytes: usize::MAX, ..Default::default() };
+                node.ledger.get(&context, &filter).is_ok_and(|page| page.entries.len() == count + 1)
+            })
+            .await;
+        }
+        let seeds: Vec<SocketAddr> = nodes.iter().map(|node| node.gossip).collect();
+        nodes.push(Node::start(&format!("n{number}"), dirs[number].path(), &seeds).await);
+        until("every slot has an owner", || owned(&nodes) == usize::from(SLOTS)).await;
     }
 }

@@ -6,6 +6,7 @@
 //! | question | answered by |
 //! | --- | --- |
 //! | Owner: which commits have enough copies? | [`Waiting`] |
+//! | Owner: which appends have the copies that they asked for? | [`Needed`] |
 //! | Replica: does a part of a commit fit what is here? | [`fit`] |
 //! | Replica: which commits may be shown? | [`Unstable`] |
 
@@ -73,6 +74,20 @@ impl PeerSet {
     }
 }
 
+/// Copies that an append is acknowledged with. What readers are shown does not depend on it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum Needed {
+    /// As many as the cluster is configured for.
+    #[default]
+    Configured,
+    /// This node's.
+    One,
+    /// More than half of the slot's members'.
+    Majority,
+    /// All members'.
+    All,
+}
+
 /// A slot that this node owns.
 #[derive(Debug, Clone, Copy, Default)]
 struct Led {
@@ -80,21 +95,35 @@ struct Led {
     counting: PeerSet,
     /// Copies needed, this node's included.
     needed: usize,
+    /// Members of the slot, this node included.
+    members: usize,
+    /// The number of the slot's newest commit.
+    newest: u64,
+    /// Commits of the slot that wait.
+    waiting: usize,
 }
 
-/// Commits that wait for copies, each with what is to be done once it has enough.
+/// Commits that wait for copies, each with what is to be done once it has enough; and answers `A` to those who asked
+/// for other than the configured number of copies.
 #[derive(Debug)]
-pub struct Waiting<T> {
+pub struct Waiting<T, A = ()> {
     synced: u64,
     held: [u64; MAX_PEERS as usize],
     led: HashMap<Slot, Led, RandomState>,
     /// In the order of their numbers.
     queue: VecDeque<(u64, Slot, T)>,
+    asked: VecDeque<(u64, Slot, Needed, A)>,
 }
 
-impl<T> Default for Waiting<T> {
+impl<T, A> Default for Waiting<T, A> {
     fn default() -> Self {
-        Self { synced: 0, held: [0; MAX_PEERS as usize], led: HashMap::default(), queue: VecDeque::new() }
+        Self {
+            synced: 0,
+            held: [0; MAX_PEERS as usize],
+            led: HashMap::default(),
+            queue: VecDeque::new(),
+            asked: VecDeque::new(),
+        }
     }
 }
 
@@ -105,14 +134,18 @@ pub struct Stable<T> {
     pub slot: Slot,
     /// Its number.
     pub number: u64,
+    /// How many copies there are.
+    pub copies: usize,
     /// What was kept with it.
     pub item: T,
 }
 
-impl<T> Waiting<T> {
-    /// This node owns a slot: its commits need so many copies, this node's included. Peers that count stay.
-    pub fn lead(&mut self, slot: Slot, needed: usize) {
-        self.led.entry(slot).or_default().needed = needed.max(1);
+impl<T, A> Waiting<T, A> {
+    /// This node owns a slot of so many members: its commits need so many copies, this node's included. Peers that
+    /// count stay.
+    pub fn lead(&mut self, slot: Slot, needed: usize, members: usize) {
+        let led = self.led.entry(slot).or_default();
+        (led.needed, led.members) = (needed.max(1), members.max(1));
     }
 
     /// Counts a peer's copies of a slot, which it holds up to wherever it is.
@@ -132,34 +165,83 @@ impl<T> Waiting<T> {
     }
 
     /// This node no longer owns a slot: gives back what waited.
-    pub fn end(&mut self, slot: Slot) -> Vec<T> {
+    pub fn end(&mut self, slot: Slot) -> (Vec<T>, Vec<A>) {
         self.led.remove(&slot);
+        let mut unanswered = Vec::new();
+        let mut asked = VecDeque::new();
+        for (number, of, needed, answer) in self.asked.drain(..) {
+            if of == slot { unanswered.push(answer) } else { asked.push_back((number, of, needed, answer)) }
+        }
+        self.asked = asked;
         let mut ended = Vec::new();
         let mut rest = VecDeque::with_capacity(self.queue.len());
         for (number, of, item) in self.queue.drain(..) {
             if of == slot { ended.push(item) } else { rest.push_back((number, of, item)) }
         }
         self.queue = rest;
-        ended
+        (ended, unanswered)
     }
 
     /// Adds a commit to a slot. Numbers never fall.
     pub fn push(&mut self, number: u64, slot: Slot, item: T) {
+        let led = self.led.entry(slot).or_default();
+        (led.newest, led.waiting) = (number, led.waiting + 1);
         self.queue.push_back((number, slot, item));
+    }
+
+    /// Adds an answer to what a slot's newest commit, or an earlier one, wrote: [`Self::answered`] gives it back once
+    /// that has the copies needed.
+    pub fn ask(&mut self, slot: Slot, needed: Needed, answer: A) {
+        let newest = self.led.get(&slot).map_or(0, |led| led.newest);
+        self.asked.push_back((newest, slot, needed, answer));
+    }
+
+    /// Takes the answers that can be given, each with the number of copies there are.
+    pub fn answered(&mut self) -> Vec<(usize, A)> {
+        let mut answered = Vec::new();
+        for (number, slot, needed, answer) in std::mem::take(&mut self.asked) {
+            let led = self.led.get(&slot).copied().unwrap_or_default();
+            let copies = self.copies(&led, number);
+            let is_done = led.needed > 0
+                && match needed {
+                    Needed::Configured => copies >= led.needed,
+                    Needed::One => self.synced >= number,
+                    Needed::Majority => copies > led.members / 2,
+                    Needed::All => copies >= led.members,
+                };
+            if is_done {
+                answered.push((copies, answer));
+            } else {
+                self.asked.push_back((number, slot, needed, answer));
+            }
+        }
+        answered
+    }
+
+    /// Copies of a slot's commit.
+    fn copies(&self, led: &Led, number: u64) -> usize {
+        let held = led.counting.iter().filter(|peer| self.held[usize::from(peer.0)] >= number).count();
+        held + usize::from(self.synced >= number)
     }
 
     /// Adds what wrote nothing, such as the answer to a repeated append: it is done once all that waits of the slot
     /// is. It has no number of its own, which might be that of a commit to other slots only: the slot's peers are
     /// never sent that one.
     pub fn push_behind(&mut self, slot: Slot, item: T) -> Option<Stable<T>> {
-        if let Some(last) = self.queue.iter().rposition(|(_, of, _)| *of == slot) {
+        let led = self.led.entry(slot).or_default();
+        if led.waiting > 0
+            && let Some(last) = self.queue.iter().rposition(|(_, of, _)| *of == slot)
+        {
+            led.waiting += 1;
             let number = self.queue[last].0;
             self.queue.insert(last + 1, (number, slot, item));
             return None;
         }
-        if self.led.get(&slot).is_some_and(|led| led.needed > 0) {
-            return Some(Stable { slot, number: 0, item });
+        if led.needed > 0 {
+            let led = *led;
+            return Some(Stable { slot, number: 0, copies: self.copies(&led, 0), item });
         }
+        led.waiting += 1;
         self.queue.push_front((0, slot, item));
         None
     }
@@ -182,7 +264,7 @@ impl<T> Waiting<T> {
 
     /// Whether a slot has commits that wait.
     pub fn is_waiting(&self, slot: Slot) -> bool {
-        self.queue.iter().any(|(_, of, _)| *of == slot)
+        self.led.get(&slot).is_some_and(|led| led.waiting > 0)
     }
 
     /// Number of commits that wait.
@@ -216,7 +298,10 @@ impl<T> Waiting<T> {
             let held = led.counting.iter().filter(|peer| self.held[usize::from(peer.0)] >= number).count();
             let copies = held + usize::from(self.synced >= number);
             if led.needed > 0 && copies >= led.needed && !blocked.contains(&slot) {
-                stable.push(Stable { slot, number, item });
+                if let Some(led) = self.led.get_mut(&slot) {
+                    led.waiting -= 1;
+                }
+                stable.push(Stable { slot, number, copies, item });
             } else {
                 blocked.insert(slot);
                 kept.push((number, slot, item));

@@ -193,6 +193,7 @@ impl Reader {
                 Ok(Placed::Here(epoch)) => Ok(epoch),
                 Ok(Placed::There(owner)) => {
                     let item = AppendItem { tag, request: Some(request) };
+                    self.node.metrics.forwarded_appends.increment(1);
                     self.places.send(&owner, item, &self.items, &self.refused).await?;
                     continue;
                 }
@@ -217,7 +218,7 @@ impl Reader {
         if !refused.is_empty() {
             // Refusals count against the bound too, until they are sent.
             let room = acquire(&self.items, refused.len()).await?;
-            let _ = self.refused.send((AppendResults { results: refused, positions: Vec::new() }, room));
+            let _ = self.refused.send((AppendResults { results: refused, ..AppendResults::default() }, room));
         }
         if appends.is_empty() {
             return Ok(());
@@ -294,6 +295,7 @@ impl Writer {
 
     /// Converts the results of a group commit; gives about how many bytes they take.
     fn convert(&self, batch: BatchResults, message: &mut AppendResults) -> usize {
+        message.copies = fewest(message.copies, u32::try_from(batch.copies).unwrap_or(u32::MAX));
         let hashes: Vec<u8> = batch
             .results
             .iter()
@@ -351,6 +353,11 @@ fn succeeded(tag: u64, entry: &Entry, repeated_id: bool, content_hash: Bytes) ->
 
 pub(crate) fn failed(tag: u64, refusal: Refusal) -> AppendResult {
     AppendResult { tag, error: Some(refusal.into_append_error()), ..AppendResult::default() }
+}
+
+/// The fewer copies of two; 0 says nothing.
+pub(crate) fn fewest(one: u32, other: u32) -> u32 {
+    if one == 0 || other == 0 { one.max(other) } else { one.min(other) }
 }
 
 /// Of several positions of a context, the newest.

@@ -144,6 +144,7 @@ async fn append(
                 Err(refusal) => (refusal, has_id),
             },
             Ok(Place::There(channel)) => {
+                node.metrics.forwarded_appends.increment(1);
                 match reader(channel).append(route::forwarded(request.clone())).await {
                     Ok(appended) => return Ok(appended.into_inner()),
                     Err(status) => {
@@ -171,6 +172,7 @@ async fn append_here(node: &Node, request: AppendRequest) -> Result<AppendRespon
     Ok(AppendResponse {
         position: Some(convert::position(&appended.position)),
         entry: Some(convert::entry(appended.entry)),
+        copies: u32::try_from(appended.copies).unwrap_or(u32::MAX),
     })
 }
 

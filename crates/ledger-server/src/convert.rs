@@ -11,7 +11,7 @@ use ledger_proto::{
     context::v1::{self as context, AppendRequest, Consistency, Durability},
     ledger::v1 as ledger,
 };
-use ledger_store::{Append, ContextInfo, ForkInfo, StoreError, Tip};
+use ledger_store::{Append, ContextInfo, ForkInfo, Needed, StoreError, Tip};
 
 use crate::{limits, status::Refusal};
 
@@ -23,14 +23,16 @@ pub fn append(request: AppendRequest, context: ContextId, max_payload: usize) ->
     }
     let key = Key::new(request.key)?;
     check_metadata(&request.metadata)?;
-    // One node holds one copy, and each of these asks for at least that.
-    match Durability::try_from(request.durability) {
-        Ok(Durability::Unspecified | Durability::One | Durability::Majority | Durability::All) => {}
+    let needed = match Durability::try_from(request.durability) {
+        Ok(Durability::Unspecified) => Needed::Configured,
+        Ok(Durability::One) => Needed::One,
+        Ok(Durability::Majority) => Needed::Majority,
+        Ok(Durability::All) => Needed::All,
         Err(_) => {
             let message = format!("durability {} is not known: use 0 to 3", request.durability);
             return Err(Refusal::field("durability", message));
         }
-    }
+    };
     let entry_id = if request.entry_id.is_empty() { None } else { Some(EntryId::new(&request.entry_id)?) };
     Ok(Append {
         context,
@@ -38,6 +40,7 @@ pub fn append(request: AppendRequest, context: ContextId, max_payload: usize) ->
         received_lamport: request.received_lamport,
         entry_id,
         epoch: None,
+        needed,
     })
 }
 

@@ -150,8 +150,10 @@ impl Places {
                 room.add_permits(1);
             }
         }
-        let refused =
-            AppendResults { results: vec![failed(tag, Refusal::not_owner("", ""))], positions: Vec::new() };
+        let refused = AppendResults {
+            results: vec![failed(tag, Refusal::not_owner("", ""))],
+            ..AppendResults::default()
+        };
         let _ = results.send((refused, nothing(room)?));
         Ok(())
     }
@@ -172,7 +174,7 @@ impl Forward {
             let failed: Vec<_> = answered.end().into_iter().map(|tag| failed(tag, refusal.clone())).collect();
             room.add_permits(failed.len());
             if let (false, Ok(permit)) = (failed.is_empty(), nothing(&room)) {
-                let _ = results.send((AppendResults { results: failed, positions: Vec::new() }, permit));
+                let _ = results.send((AppendResults { results: failed, ..AppendResults::default() }, permit));
             }
         });
         Self { messages, sent }

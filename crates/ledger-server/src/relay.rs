@@ -4,14 +4,14 @@
 //! | state | leaves it when |
 //! | --- | --- |
 //! | choosing | a node shows the slot → here, or there; none does → waits for news |
-//! | here | the slot is no longer shown, or the store fails → choosing, or ended |
+//! | here | the slot is no longer shown, or stands still, or the store fails → choosing, or ended |
 //! | there | the stream breaks → choosing; its history changed → ended |
 
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::{StreamExt as _, stream, stream::BoxStream};
-use ledger_core::{ContextId, Key, Sequence};
+use ledger_core::{ContextId, Key, Sequence, slot::Slot};
 use ledger_proto::{
     context::v1::Position as WirePosition,
     ledger::v1::{WatchBatch, WatchRequest, ledger_service_client::LedgerServiceClient},
@@ -95,11 +95,19 @@ impl<F: Shape<Bytes>> Relay<F> {
                     }
                     Err(refusal) => self.node.refuse(self.rpc, refusal),
                 },
-                Source::Here(batches) => match batches.next().await {
-                    Some(Ok(batch)) => return Ok(self.delivered(batch)),
-                    Some(Err(status)) => status,
-                    None => Status::unavailable("the watch ended"),
-                },
+                Source::Here(batches) => {
+                    let slot = Slot::of(&self.start.context);
+                    let batch = tokio::select! {
+                        biased;
+                        batch = batches.next() => batch,
+                        () = self.node.standing_still(slot), if !self.is_forwarded => None,
+                    };
+                    match batch {
+                        Some(Ok(batch)) => return Ok(self.delivered(batch)),
+                        Some(Err(status)) => status,
+                        None => Status::unavailable("the watch ended"),
+                    }
+                }
                 Source::There(batches) => {
                     let draining = self.node.draining.clone();
                     let message = tokio::select! {

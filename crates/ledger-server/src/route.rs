@@ -79,14 +79,43 @@ impl Node {
     /// Where a context is read.
     pub fn reads(&self, context: &ContextId, at_owner: bool, is_forwarded: bool) -> Result<Place, Refusal> {
         let Standing::Joined(cluster) = &self.standing else { return Ok(Place::Here(None)) };
-        if !at_owner && self.ledger.shows(Slot::of(context)) {
+        let slot = Slot::of(context);
+        let is_shown = !at_owner && self.ledger.shows(slot);
+        if is_shown && (is_forwarded || !self.stands_still(slot)) {
             return Ok(Place::Here(None));
         }
         match self.writes(context, is_forwarded) {
             Ok(place) => Ok(place),
+            Err(_) if is_shown => Ok(Place::Here(None)),
             // Nobody owns it, or its owner cannot be asked again: another replica may show it.
             Err(refusal) if at_owner || is_forwarded => Err(refusal),
-            Err(refusal) => another_replica(cluster, Slot::of(context)).map(Place::There).ok_or(refusal),
+            Err(refusal) => another_replica(cluster, slot).map(Place::There).ok_or(refusal),
+        }
+    }
+
+    /// Whether this node's copy of a slot falls behind the owner's, because its disk takes no writes.
+    fn stands_still(&self, slot: Slot) -> bool {
+        let Standing::Joined(cluster) = &self.standing else { return false };
+        let is_others = || {
+            let routes = cluster.routes();
+            let routes = routes.borrow();
+            routes.get(slot).is_some_and(|route| matches!(route.owner, RouteTo::Other(..)))
+        };
+        self.ledger.writable().is_err() && is_others()
+    }
+
+    /// Completes when [`Node::stands_still`].
+    pub async fn standing_still(&self, slot: Slot) {
+        let Standing::Joined(cluster) = &self.standing else { return std::future::pending().await };
+        let (mut routes, mut writable) = (cluster.routes(), self.ledger.watch_writable());
+        while !self.stands_still(slot) {
+            let is_writable = *writable.borrow_and_update();
+            tokio::select! {
+                Ok(()) = writable.changed() => {}
+                // There is little news of the disk, and much of owners.
+                Ok(()) = routes.changed(), if !is_writable => {}
+                else => return std::future::pending().await,
+            }
         }
     }
 
@@ -125,7 +154,8 @@ fn another_replica(cluster: &Cluster, slot: Slot) -> Option<Channel> {
     alive.find_map(|member| cluster.channel(&member.node))
 }
 
-fn nobody(why: &str) -> Refusal {
+/// The refusal of a context that no node owns.
+pub fn nobody(why: &str) -> Refusal {
     Refusal {
         message: format!("no node owns this context at the moment ({why}): try again"),
         ..Refusal::not_owner("", "")

@@ -129,8 +129,14 @@ async fn leave(ledger: &Ledger, name: &str, entries: usize, common: u64) -> Vec<
             payload: number.to_string().into(),
             metadata: [("n".into(), number.to_string())].into(),
         };
-        let append =
-            Append { context: context.clone(), draft, received_lamport: 0, entry_id: None, epoch: None };
+        let append = Append {
+            context: context.clone(),
+            draft,
+            received_lamport: 0,
+            entry_id: None,
+            epoch: None,
+            needed: ledger_store::Needed::Configured,
+        };
         all.push(ledger.append_async(append).await.unwrap().entry);
     }
     let head = ledger.head(&context).unwrap().unwrap();

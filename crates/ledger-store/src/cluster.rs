@@ -36,6 +36,15 @@ impl Following {
     }
 }
 
+/// What became of leaving a history.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LeftHistory {
+    /// The context goes so far now: to where it was to be cut, or it was no longer what had been compared.
+    At(Size),
+    /// Nothing was done: the slot was promised to this claim.
+    Refused(Claim),
+}
+
 impl Ledger {
     /// Hands over who carries what this node's lanes send. Once, before anything is led.
     pub fn carry(&self, outbox: Arc<dyn Outbox>) {
@@ -156,8 +165,7 @@ impl Ledger {
         }
     }
 
-    /// Leaves what a context has after `common`, if the context still is what was compared: it goes to the forks. Gives the
-    /// size the context has then.
+    /// Leaves what a context has after `common`, if the context still is what was compared: it goes to the forks.
     pub async fn leave_history(
         &self,
         context: ContextId,
@@ -165,7 +173,7 @@ impl Ledger {
         common: Size,
         ours: Extent,
         evidence: forks::Evidence,
-    ) -> Result<Size, StoreError> {
+    ) -> Result<LeftHistory, StoreError> {
         let lane = self.lane_of(Slot::of(&context))?;
         let (reply, left) = oneshot::channel();
         let fork = Fork { context, claim, common, ours, evidence };

@@ -15,8 +15,11 @@ use std::{
 
 use foldhash::fast::RandomState;
 use ledger_core::{
-    ContextId, Entry, EntryId, Epoch, Head, Position, Size, digest::Extent, ownership::Claim,
-    replication::PeerSet, slot::Slot,
+    ContextId, Entry, EntryId, Epoch, Head, Position, Size,
+    digest::Extent,
+    ownership::Claim,
+    replication::{Needed, PeerSet},
+    slot::Slot,
 };
 use rocksdb::WriteBatch;
 use tokio::sync::{mpsc, oneshot};
@@ -29,15 +32,22 @@ use crate::{
     replica::{Part, Taken},
     shared::Shared,
     stable::Row,
+    staging,
     state::ContextState,
 };
 
-/// Who waits for the results of a commit.
+/// Who waits for the results of a commit, and for which copies.
+#[derive(Debug)]
 #[allow(clippy::large_enum_variant, reason = "they live in a list that is emptied with the commit")]
 pub(crate) enum Waiting {
-    One(Result<Appended, StoreError>, oneshot::Sender<Result<Appended, StoreError>>),
-    Many(Vec<BatchResult>, mpsc::UnboundedSender<BatchResults>),
+    One(Result<Appended, StoreError>, oneshot::Sender<Result<Appended, StoreError>>, Needed),
+    Many(Vec<BatchResult>, mpsc::UnboundedSender<BatchResults>, Needed),
+    /// A history was put in place.
+    Load(Installed),
 }
+
+/// To whoever waits for a load, without waiting for them.
+pub(crate) type Installed = std::sync::mpsc::SyncSender<Result<(), StoreError>>;
 
 /// A replica's answer to what it was sent: one for each part.
 pub(crate) type TakenReply = oneshot::Sender<Result<Vec<Taken>, StoreError>>;
@@ -155,6 +165,7 @@ impl Staged {
             waiting: self.waiting,
             entries: self.entries,
             taken: self.taken,
+            left: None,
         };
         Some((written, states))
     }
@@ -193,6 +204,8 @@ pub(crate) struct Written {
     waiting: Vec<Waiting>,
     entries: usize,
     taken: Vec<(Vec<Taken>, TakenReply)>,
+    /// Rows that nobody reads any more once it is stable.
+    left: Option<Place>,
 }
 
 /// A context as a commit left it.
@@ -203,7 +216,7 @@ pub(crate) struct Reached {
     pub(crate) head: Head,
     /// How far it goes, and how far it went before.
     pub(crate) now: Extent,
-    watched: Option<Vec<Entry>>,
+    pub(crate) watched: Option<Vec<Entry>>,
     pub(crate) appended: u64,
     pub(crate) origin: Origin,
     pub(crate) records: Vec<u8>,
@@ -224,6 +237,13 @@ impl std::fmt::Debug for Written {
 }
 
 impl Written {
+    /// A load that was put in place, durably, of rows that were elsewhere before.
+    pub(crate) fn installed(db: &Arc<Db>, reached: Reached, left: Option<Place>, done: Installed) -> Self {
+        let entries = usize::try_from(reached.appended).unwrap_or(usize::MAX);
+        let (contexts, waiting, taken) = (vec![reached], vec![Waiting::Load(done)], Vec::new());
+        Self { db: Arc::clone(db), contexts, waiting, entries, taken, left }
+    }
+
     /// The database it was written to.
     pub(crate) fn db(&self) -> &Arc<Db> {
         &self.db
@@ -274,7 +294,8 @@ impl Written {
                 return at;
             }
             let (contexts, waiting, taken) = (Vec::new(), Vec::new(), Vec::new());
-            parts.push((slot, Self { db: Arc::clone(&db), contexts, waiting, entries: 0, taken }));
+            parts
+                .push((slot, Self { db: Arc::clone(&db), contexts, waiting, entries: 0, taken, left: None }));
             parts.len() - 1
         };
         let mut placed: Vec<(usize, Reached)> = Vec::new();
@@ -301,11 +322,31 @@ impl Written {
         (parts, followed)
     }
 
-    /// It is stable: shows it to readers and watchers, and tells those who wait.
-    pub(crate) fn acknowledge(self, shared: &Shared) {
-        let Self { db, mut contexts, waiting, entries, taken } = self;
+    /// Takes what is to be answered with other than the configured number of copies.
+    pub(crate) fn take_asked(&mut self) -> Vec<(Needed, Answer)> {
+        if self.waiting.iter().all(|waiting| waiting.needed() == Needed::Configured) {
+            return Vec::new();
+        }
+        let (asked, rest): (Vec<_>, Vec<_>) =
+            self.waiting.drain(..).partition(|waiting| waiting.needed() != Needed::Configured);
+        self.waiting = rest;
+        let positions: Vec<_> =
+            self.contexts.iter().map(|reached| (reached.context.clone(), reached.position())).collect();
+        let answer = |waiting: Waiting| (waiting.needed(), Answer { waiting, positions: positions.clone() });
+        asked.into_iter().map(answer).collect()
+    }
+
+    /// It is stable, with so many copies: shows it to readers and watchers, and tells those who wait.
+    pub(crate) fn acknowledge(self, shared: &Shared, copies: usize) {
+        let Self { db, mut contexts, waiting, entries, taken, left } = self;
         for reached in contexts.iter_mut().filter(|reached| reached.appended > 0) {
             shown(&db, shared, reached);
+        }
+        if let Some(place) = left
+            && let Err(error) = staging::abandon(&db, place)
+        {
+            // They are removed when the ledger is opened again.
+            tracing::warn!(%error, "rows that a load replaced stay until restart");
         }
         if entries > 0 {
             shared.committed(entries as u64);
@@ -319,14 +360,7 @@ impl Written {
             positions.extend(contexts.iter().map(|reached| (&reached.context, reached.position())));
         }
         for waiting in waiting {
-            match waiting {
-                // Whoever asked may have gone: the entry is stored all the same.
-                Waiting::One(result, reply) => _ = reply.send(result),
-                Waiting::Many(results, reply) => {
-                    let positions = newest(&positions, &results);
-                    _ = reply.send(BatchResults { results, positions });
-                }
-            }
+            waiting.answer(&positions, copies);
         }
     }
 
@@ -336,6 +370,14 @@ impl Written {
         fail(self.waiting, error);
         fail_taken(self.taken, error);
         self.contexts
+    }
+}
+
+/// Holds back no more of contexts of a slot that is not shown. Nobody is told: it may be about to be left.
+pub(crate) fn let_go(shared: &Shared, reached: Vec<Reached>) {
+    let Ok(db) = shared.database.get() else { return };
+    for Reached { context, place, head, .. } in reached {
+        db.stable().settle(&context, (place, head));
     }
 }
 
@@ -361,20 +403,66 @@ fn shown(db: &Db, shared: &Shared, reached: &mut Reached) {
     }
 }
 
+/// An answer that waits for copies by itself.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    waiting: Waiting,
+    positions: Vec<(ContextId, Position)>,
+}
+
+impl Answer {
+    /// There are so many copies.
+    pub(crate) fn give(self, copies: usize) {
+        let positions = self.positions.iter().map(|(context, position)| (context, *position)).collect();
+        self.waiting.answer(&positions, copies);
+    }
+
+    /// There may never be enough.
+    pub(crate) fn fail(self, error: &StoreError) {
+        fail(vec![self.waiting], error);
+    }
+}
+
 impl Waiting {
+    fn needed(&self) -> Needed {
+        match self {
+            Self::One(_, _, needed) | Self::Many(_, _, needed) => *needed,
+            Self::Load(_) => Needed::Configured,
+        }
+    }
+
+    fn answer(self, positions: &Positions<'_>, copies: usize) {
+        match self {
+            // Whoever asked may have gone: the entry is stored all the same.
+            Self::One(result, reply, _) => {
+                _ = reply.send(result.map(|appended| Appended { copies, ..appended }));
+            }
+            Self::Many(results, reply, _) => {
+                let positions = newest(positions, &results);
+                _ = reply.send(BatchResults { results, positions, copies });
+            }
+            Self::Load(done) => _ = done.try_send(Ok(())),
+        }
+    }
+
     /// Its parts by slot: results of a batch are of several.
     fn by_slot(self) -> Vec<(Slot, Self)> {
         match self {
-            Self::One(result, reply) => {
+            Self::One(result, reply, needed) => {
                 let Ok(appended) = &result else {
                     // It waits for nothing.
                     let _ = reply.send(result);
                     return Vec::new();
                 };
                 let slot = Slot::of(&appended.entry.context_id);
-                vec![(slot, Self::One(result, reply))]
+                vec![(slot, Self::One(result, reply, needed))]
             }
-            Self::Many(results, reply) => {
+            // It is of one slot, and not made here.
+            Self::Load(done) => {
+                let _ = done.try_send(Err(StoreError::Closed));
+                Vec::new()
+            }
+            Self::Many(results, reply, needed) => {
                 let mut refused = Vec::new();
                 let mut parts: Vec<(Slot, Vec<BatchResult>)> = Vec::new();
                 let mut last: Option<(ContextId, usize)> = None;
@@ -398,9 +486,12 @@ impl Waiting {
                     parts[at].1.push(result);
                 }
                 if !refused.is_empty() {
-                    let _ = reply.send(BatchResults { results: refused, positions: Vec::new() });
+                    let _ = reply.send(BatchResults { results: refused, positions: Vec::new(), copies: 0 });
                 }
-                parts.into_iter().map(|(slot, results)| (slot, Self::Many(results, reply.clone()))).collect()
+                parts
+                    .into_iter()
+                    .map(|(slot, results)| (slot, Self::Many(results, reply.clone(), needed)))
+                    .collect()
             }
         }
     }
@@ -432,14 +523,15 @@ fn fail(waiting: Vec<Waiting>, error: &StoreError) {
     for waiting in waiting {
         match waiting {
             // An append that was refused for its own sake keeps its own error.
-            Waiting::One(result, reply) => _ = reply.send(result.and(Err(error.clone()))),
-            Waiting::Many(mut results, reply) => {
+            Waiting::One(result, reply, _) => _ = reply.send(result.and(Err(error.clone()))),
+            Waiting::Load(done) => _ = done.try_send(Err(error.clone())),
+            Waiting::Many(mut results, reply, _) => {
                 for result in &mut results {
                     if result.result.is_ok() {
                         result.result = Err(error.clone());
                     }
                 }
-                _ = reply.send(BatchResults { results, positions: Vec::new() });
+                _ = reply.send(BatchResults { results, positions: Vec::new(), copies: 0 });
             }
         }
     }

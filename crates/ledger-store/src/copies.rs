@@ -19,7 +19,7 @@ use parking_lot::Mutex;
 
 use crate::{
     StoreError,
-    commit::{Reached, Written, show},
+    commit::{Answer, Reached, Written, let_go, show},
     replica::{Outbox, Outgoing, StableUpTo},
     shared::Shared,
 };
@@ -37,7 +37,7 @@ pub(crate) struct Copies {
 struct State {
     /// The newest commit.
     number: u64,
-    waiting: Waiting<Written>,
+    waiting: Waiting<Written, Answer>,
     led: HashMap<Slot, Led, RandomState>,
     unstable: Unstable<Vec<Reached>>,
     /// Where in the owner's stream a slot was accepted that is not shown yet.
@@ -61,6 +61,11 @@ impl Copies {
         self.state.lock().number
     }
 
+    /// Leaves numbers out: for parts of the commit that is numbered next.
+    pub(crate) fn skip(&self, count: u64) {
+        self.state.lock().number += count;
+    }
+
     /// Puts a peer on a slot's stream; gives the place.
     pub(crate) fn send_to(&self, slot: Slot, claim: &Claim, peer: Peer) -> u64 {
         let mut state = self.state.lock();
@@ -76,7 +81,14 @@ impl Copies {
     }
 
     /// The slot takes appends. Whether readers see it for the first time.
-    pub(crate) fn own(&self, shared: &Shared, slot: Slot, claim: &Claim, needed: usize) -> bool {
+    pub(crate) fn own(
+        &self,
+        shared: &Shared,
+        slot: Slot,
+        claim: &Claim,
+        needed: usize,
+        members: usize,
+    ) -> bool {
         let mut state = self.state.lock();
         let led = state.led.entry(slot).or_insert_with(|| Led::new(claim.clone()));
         if led.claim != *claim {
@@ -88,7 +100,7 @@ impl Copies {
             return false;
         }
         (led.is_serving, led.is_stopping) = (true, false);
-        state.waiting.lead(slot, needed);
+        state.waiting.lead(slot, needed, members);
         state.accepted.remove(&slot);
         // What was here when enough members accepted it is stable.
         for reached in state.unstable.take(slot) {
@@ -132,7 +144,10 @@ impl Copies {
     pub(crate) fn step_down(&self, slot: Slot) {
         let mut state = self.state.lock();
         state.led.remove(&slot);
-        let ended = state.waiting.end(slot);
+        let (ended, unanswered) = state.waiting.end(slot);
+        for answer in unanswered {
+            answer.fail(&StoreError::NotAcknowledged);
+        }
         let epoch = Epoch::default();
         for written in ended {
             // Until an owner says that it is stable, nobody sees it.
@@ -174,18 +189,29 @@ impl Copies {
             state.number += 1;
         }
         let number = state.number;
-        for (slot, part) in written {
+        for (slot, mut part) in written {
+            let asked = part.take_asked();
             if !state.led.contains_key(&slot) {
+                for (_, answer) in asked {
+                    answer.fail(&StoreError::NotAcknowledged);
+                }
                 let reached = part.fail(&StoreError::NotAcknowledged);
                 state.unstable.push(slot, Epoch::default(), 0, reached);
-            } else if part.has_entries() {
+                continue;
+            }
+            if part.has_entries() {
                 state.waiting.push(number, slot, part);
             } else {
                 // Repetitions: they wait for what is before them.
                 let stable = state.waiting.push_behind(slot, part);
                 state.settle(shared, stable.into_iter().collect());
             }
+            for (needed, answer) in asked {
+                state.waiting.ask(slot, needed, answer);
+            }
         }
+        // Repetitions may have their copies already.
+        state.answer();
         number
     }
 
@@ -225,12 +251,10 @@ impl Copies {
     pub(crate) fn differs(&self, shared: &Shared, slot: Slot) {
         let mut state = self.state.lock();
         state.accepted.remove(&slot);
-        for reached in state.unstable.take(slot) {
-            // What is held back is let go: nobody is shown it.
-            shared.readable.darken(slot);
-            show(shared, reached);
-        }
         shared.readable.darken(slot);
+        for reached in state.unstable.take(slot) {
+            let_go(shared, reached);
+        }
     }
 
     /// The owner says what is stable. Gives the slots that readers see for the first time.
@@ -266,8 +290,12 @@ impl Copies {
         let mut state = self.state.lock();
         let slots: Vec<Slot> = state.led.drain().map(|(slot, _)| slot).collect();
         for slot in &slots {
-            for written in state.waiting.end(*slot) {
+            let (ended, unanswered) = state.waiting.end(*slot);
+            for written in ended {
                 drop(written.fail(error));
+            }
+            for answer in unanswered {
+                answer.fail(error);
             }
         }
         slots
@@ -277,12 +305,13 @@ impl Copies {
 impl State {
     /// Acknowledges what has its copies, and tells the peers.
     fn settle(&mut self, shared: &Shared, stable: Vec<Stable<Written>>) {
+        self.answer();
         if stable.is_empty() {
             return;
         }
         let mut slots: Vec<(Slot, u64)> = Vec::new();
-        for Stable { slot, number, item } in stable {
-            item.acknowledge(shared);
+        for Stable { slot, number, copies, item } in stable {
+            item.acknowledge(shared, copies);
             match slots.iter_mut().find(|(of, _)| *of == slot) {
                 Some((_, newest)) => *newest = number,
                 None => slots.push((slot, number)),
@@ -298,6 +327,13 @@ impl State {
             self.note_stopped(shared, slot);
         }
         tell(shared, &told);
+    }
+
+    /// Answers those who asked for other than the configured number of copies.
+    fn answer(&mut self) {
+        for (copies, answer) in self.waiting.answered() {
+            answer.give(copies);
+        }
     }
 
     /// Tells the peers of a slot how much of it is stable, if all of it is.

@@ -9,15 +9,16 @@
 
 use std::{collections::HashMap, hash::BuildHasher as _, sync::Arc};
 
+use bytes::Bytes;
 use foldhash::fast::RandomState;
 use ledger_core::{
-    ContextId, Entry, EntryId, Head, Lineage, Position, Sequence, Size,
+    ContextId, Entry, EntryId, Epoch, Head, Lineage, Position, Sequence, Size,
     digest::{Digest, Extent},
     entry::Draft,
     log::Stamp,
     node::NodeId,
     ownership::{Claim, SlotRecord},
-    replication::{Peer, PeerSet},
+    replication::{Needed, Peer, PeerSet},
     slot::Slot,
 };
 use quick_cache::unsync::Cache;
@@ -25,8 +26,8 @@ use rocksdb::WriteBatch;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
-    Append, Appended, BatchResult, BatchResults, Durability, StoreError,
-    commit::{Origin, Staged, TakenReply, Touched, Waiting, Written},
+    Append, Appended, BatchResult, BatchResults, Durability, LeftHistory, StoreError,
+    commit::{Installed, Origin, Staged, TakenReply, Touched, Waiting, Written},
     copies::Copies,
     database::Database,
     db::{Db, read_error},
@@ -42,6 +43,7 @@ use crate::{
 
 mod change;
 mod follow;
+mod install;
 
 use follow::Parked;
 
@@ -68,7 +70,7 @@ pub(crate) enum Command {
     /// Append several, each with its caller's tag.
     Batch(Vec<(u64, Append)>, mpsc::UnboundedSender<BatchResults>),
     /// Put another copy of a context's history in place.
-    Install(Box<Install>, oneshot::Sender<Result<(), StoreError>>),
+    Install(Box<Install>, Installed),
     /// Take what another node's lane wrote, or what was fetched. With the number of the commit, 0 if fetched.
     Follow(Vec<Part>, u64, TakenReply),
     /// Change slots' records.
@@ -86,7 +88,7 @@ pub(crate) enum Command {
     /// Send a peer the digests of slots at this place.
     Mark(Peer, Vec<Slot>),
     /// Leave a history for that of a claim's owner.
-    Fork(Box<Fork>, oneshot::Sender<Result<Size, StoreError>>),
+    Fork(Box<Fork>, oneshot::Sender<Result<LeftHistory, StoreError>>),
 }
 
 /// A history to leave.
@@ -106,7 +108,7 @@ impl Command {
     fn fail(self, error: &StoreError) {
         match self {
             Self::Append(_, reply) => _ = reply.send(Err(error.clone())),
-            Self::Install(_, reply) => _ = reply.send(Err(error.clone())),
+            Self::Install(_, done) => _ = done.try_send(Err(error.clone())),
             Self::Follow(_, _, reply) => _ = reply.send(Err(error.clone())),
             Self::Fork(_, reply) => _ = reply.send(Err(error.clone())),
             // Whoever waits for an answer sees that there is none.
@@ -120,7 +122,7 @@ impl Command {
             Self::Batch(appends, reply) => {
                 let failed = |(tag, _)| BatchResult { tag, result: Err(error.clone()) };
                 let results = appends.into_iter().map(failed).collect();
-                _ = reply.send(BatchResults { results, positions: Vec::new() });
+                _ = reply.send(BatchResults { results, positions: Vec::new(), copies: 0 });
             }
         }
     }
@@ -133,6 +135,8 @@ pub(crate) struct Install {
     /// Where the context's rows were, and how many, when staging began; `None`: it did not exist.
     pub(crate) base: Option<(Place, u64)>,
     pub(crate) state: ContextState,
+    /// In a cluster: only if the slot is still owned in this epoch.
+    pub(crate) epoch: Option<Epoch>,
 }
 
 /// A lane's cache weighs states by their bytes.
@@ -184,7 +188,7 @@ impl Stored {
             epoch: self.entry.epoch,
             lineage: Lineage([0; 16]),
         });
-        Appended { entry: self.entry, position, repeated }
+        Appended { entry: self.entry, position, repeated, copies: 1 }
     }
 }
 
@@ -210,8 +214,8 @@ struct Queued {
 /// Who waits, and the results so far.
 #[allow(clippy::large_enum_variant, reason = "they live in a list that is emptied with the round")]
 enum Reply {
-    One(Option<Result<Appended, StoreError>>, oneshot::Sender<Result<Appended, StoreError>>),
-    Many(Vec<BatchResult>, mpsc::UnboundedSender<BatchResults>),
+    One(Option<Result<Appended, StoreError>>, oneshot::Sender<Result<Appended, StoreError>>, Needed),
+    Many(Vec<BatchResult>, mpsc::UnboundedSender<BatchResults>, Needed),
 }
 
 impl Round {
@@ -221,21 +225,29 @@ impl Round {
         reply: oneshot::Sender<Result<Appended, StoreError>>,
         hasher: &RandomState,
     ) {
-        self.add(0, append, hasher);
-        self.replies.push(Reply::One(None, reply));
+        let needed = append.needed;
+        self.add(0, append, self.replies.len(), hasher);
+        self.replies.push(Reply::One(None, reply, needed));
     }
 
     fn extend(
         &mut self,
         appends: Vec<(u64, Append)>,
-        reply: mpsc::UnboundedSender<BatchResults>,
+        reply: &mpsc::UnboundedSender<BatchResults>,
         hasher: &RandomState,
     ) {
-        let results = Vec::with_capacity(appends.len());
+        let first = self.replies.len();
+        let count = appends.len();
         for (tag, append) in appends {
-            self.add(tag, append, hasher);
+            // One answer for all that need the same copies, which nearly always is all of them.
+            let is_same = |of: &Reply| matches!(of, Reply::Many(_, _, needed) if *needed == append.needed);
+            let at = self.replies[first..].iter().position(is_same).unwrap_or_else(|| {
+                let results = Vec::with_capacity(count);
+                self.replies.push(Reply::Many(results, reply.clone(), append.needed));
+                self.replies.len() - 1 - first
+            });
+            self.add(tag, append, first + at, hasher);
         }
-        self.replies.push(Reply::Many(results, reply));
     }
 
     fn follow(&mut self, parts: Vec<Part>, number: u64, reply: TakenReply) {
@@ -243,19 +255,18 @@ impl Round {
         self.followed.push((parts, number, reply));
     }
 
-    /// For the reply that is added next.
-    fn add(&mut self, tag: u64, append: Append, hasher: &RandomState) {
+    fn add(&mut self, tag: u64, append: Append, reply: usize, hasher: &RandomState) {
         self.bytes += append.draft.payload.len();
         let context_hash = hasher.hash_one(&append.context);
-        self.appends.push(Queued { context_hash, reply: self.replies.len(), tag, append });
+        self.appends.push(Queued { context_hash, reply, tag, append });
     }
 }
 
 impl Reply {
     fn waiting(self) -> Option<Waiting> {
         match self {
-            Self::One(result, reply) => Some(Waiting::One(result?, reply)),
-            Self::Many(results, reply) => Some(Waiting::Many(results, reply)),
+            Self::One(result, reply, needed) => Some(Waiting::One(result?, reply, needed)),
+            Self::Many(results, reply, needed) => Some(Waiting::Many(results, reply, needed)),
         }
     }
 }
@@ -323,7 +334,7 @@ impl Lane {
             }
             match command {
                 Command::Append(append, reply) => round.push(append, reply, &self.hasher),
-                Command::Batch(appends, reply) => round.extend(appends, reply, &self.hasher),
+                Command::Batch(appends, reply) => round.extend(appends, &reply, &self.hasher),
                 Command::Follow(parts, number, reply) => round.follow(parts, number, reply),
                 Command::Change(changes, reply) => {
                     // Whoever asked may have gone: what was promised is promised.
@@ -348,11 +359,9 @@ impl Lane {
                     self.syncer.drain();
                     let _ = reply.send(self.fork(db, *fork));
                 }
-                Command::Install(install, reply) => {
+                Command::Install(install, done) => {
                     self.syncer.drain();
-                    let installed = self.install(db, *install);
-                    // The one who asked may have gone: the history is in place all the same.
-                    let _ = reply.send(installed);
+                    self.install(db, *install, done);
                 }
             }
             if round.appends.len() >= MAX_COMMIT_ENTRIES || round.bytes >= MAX_COMMIT_BYTES {
@@ -374,8 +383,8 @@ impl Lane {
         for Queued { reply, tag, append, .. } in appends {
             let result = self.stage(db, &mut staged, append);
             match &mut replies[reply] {
-                Reply::One(slot, _) => *slot = Some(result.map(|stored| stored.appended(&staged))),
-                Reply::Many(results, _) => {
+                Reply::One(slot, ..) => *slot = Some(result.map(|stored| stored.appended(&staged))),
+                Reply::Many(results, ..) => {
                     let result = result.map(|stored| (stored.entry, stored.first.is_some()));
                     results.push(BatchResult { tag, result });
                 }
@@ -470,7 +479,7 @@ impl Lane {
 
     /// Stages one append.
     fn stage(&mut self, db: &Db, commit: &mut Staged, append: Append) -> Result<Stored, StoreError> {
-        let Append { context, draft, received_lamport, entry_id, epoch: expected } = append;
+        let Append { context, draft, received_lamport, entry_id, epoch: expected, needed: _ } = append;
         if !commit.states.contains_key(&context) {
             let origin = self.origin(&context)?;
             let touched = self.touch(db, &context, origin)?;
@@ -544,42 +553,6 @@ impl Lane {
         let place = Place { slot: Slot::of(context), number: self.shared.numbers.next(db)? };
         let lineage = Lineage(Shared::new_id());
         Ok(ContextState::new(place, Head::new(self.shared.options.suite, lineage, Shared::now_ns())))
-    }
-
-    /// Puts a staged history in place of a context's, if the context is as it was when staging began.
-    fn install(&mut self, db: &Db, install: Install) -> Result<(), StoreError> {
-        let Install { context, base, state } = install;
-        let now = read_head(db, &context)?.map(|(place, head)| (place, head.frontier.size()));
-        if now != base {
-            let sequence = Sequence(base.map_or(0, |(_, size)| size) + 1);
-            return Err(StoreError::HistoryDiffers { context, sequence });
-        }
-        // Only the owner's clients load; the replicas catch up with it.
-        let slot = state.place.slot;
-        if let Some(copies) = &self.copies {
-            copies.serves(slot)?;
-        }
-        let before = Self::extent(db, &context)?;
-        let mut batch = WriteBatch::default();
-        state.put_head(db, &mut batch, &context, &mut self.buffer)?;
-        match base {
-            Some((old, _)) => staging::remove_rows(db, &mut batch, old)?,
-            None => index::put(db, &mut batch, &context)?,
-        }
-        staging::forget(db, &mut batch, state.place)?;
-        // The staged rows were written without a sync: this one is for them too, whatever is configured.
-        db.write(batch).and_then(|()| db.sync()).inspect_err(|error| self.shared.commit_failed(error))?;
-        self.shared.quarantine.lift(&context);
-        if let Some(digests) = &self.shared.digests {
-            let now = Extent { size: state.head.size(), root: state.head.root() };
-            digests.replace(&context, before, Some(now));
-        }
-        if let Some(tail) = self.shared.tails.find(&context) {
-            tail.reach(state.head.size());
-        }
-        self.cache.remove(&context);
-        self.cache.insert(context, state);
-        Ok(())
     }
 }
 

@@ -3,8 +3,9 @@
 use std::{
     collections::BTreeMap,
     path::Path,
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, atomic::Ordering, mpsc::RecvTimeoutError},
     thread::JoinHandle,
+    time::Duration,
 };
 
 use crossbeam_channel::Sender as StopSender;
@@ -34,6 +35,8 @@ use crate::{
 
 /// The database, below the data directory: beside it a volume's own files do no harm.
 const DATABASE: &str = "db";
+/// How long a load waits for its copies.
+const COPIED_WITHIN: Duration = Duration::from_mins(10);
 
 /// A durable ledger in a data directory. Cheap to clone; all methods may be called from any thread.
 ///
@@ -112,6 +115,7 @@ impl Ledger {
             received_lamport: received.0,
             entry_id: None,
             epoch: None,
+            needed: crate::Needed::Configured,
         };
         let (reply, result) = oneshot::channel();
         let (queue, command) = self.inner.command(append, reply)?;
@@ -151,7 +155,7 @@ impl Ledger {
         }
         if !refused.is_empty() {
             // Whoever waits for results may have gone.
-            let _ = results.send(BatchResults { results: refused, positions: Vec::new() });
+            let _ = results.send(BatchResults { results: refused, positions: Vec::new(), copies: 0 });
         }
         for (queue, mut share) in queues.iter().zip(shares) {
             while !share.is_empty() {
@@ -162,7 +166,11 @@ impl Ledger {
                     let failed = batch.into_iter().chain(std::mem::take(&mut share));
                     let failed =
                         failed.map(|(tag, _)| crate::BatchResult { tag, result: Err(StoreError::Closed) });
-                    let _ = results.send(BatchResults { results: failed.collect(), positions: Vec::new() });
+                    let _ = results.send(BatchResults {
+                        results: failed.collect(),
+                        positions: Vec::new(),
+                        copies: 0,
+                    });
                 }
             }
         }
@@ -475,10 +483,14 @@ impl Inner {
 
     /// Puts a staged history in place. Blocks.
     pub(crate) fn install(&self, install: Install) -> Result<(), StoreError> {
-        let (reply, result) = oneshot::channel();
+        let (done, result) = std::sync::mpsc::sync_channel(1);
         let queue = self.queue(&install.context)?;
-        queue.blocking_send(Command::Install(Box::new(install), reply)).map_err(|_| StoreError::Closed)?;
-        result.blocking_recv().map_err(|_| StoreError::Closed)?
+        queue.blocking_send(Command::Install(Box::new(install), done)).map_err(|_| StoreError::Closed)?;
+        match result.recv_timeout(COPIED_WITHIN) {
+            Ok(installed) => installed,
+            Err(RecvTimeoutError::Timeout) => Err(StoreError::NotAcknowledged),
+            Err(RecvTimeoutError::Disconnected) => Err(StoreError::Closed),
+        }
     }
 
     /// Number of lanes; 0 once the ledger closes.

@@ -77,10 +77,11 @@ mod types;
 mod view;
 mod watch;
 
-pub use cluster::Following;
+pub use cluster::{Following, LeftHistory};
 pub use error::StoreError;
 pub use forks::{Evidence, ForkCursor, ForkInfo, ForkList, Tip};
 pub use ledger::Ledger;
+pub use ledger_core::replication::Needed;
 pub use ledger_core::{
     ContextId, Entry, EntryId, Epoch, Hash, HashSuite, Head, Key, Lineage, Position, Sequence, Size,
     clock::LamportClock,

@@ -51,7 +51,7 @@ impl Durable {
     /// It is durable.
     pub(crate) fn done(self, shared: &Shared) {
         match self {
-            Self::Alone(written) => written.acknowledge(shared),
+            Self::Alone(written) => written.acknowledge(shared, 1),
             Self::Copy { copies, number, taken, .. } => {
                 for (outcome, reply) in taken {
                     // The owner may be gone.

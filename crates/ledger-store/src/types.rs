@@ -2,7 +2,7 @@
 
 use ledger_core::{
     ContextId, Entry, EntryId, Epoch, Hash, HashSuite, Key, Lineage, Position, Sequence, Size,
-    clock::LamportClock, entry::Draft,
+    clock::LamportClock, entry::Draft, replication::Needed,
 };
 
 use crate::StoreError;
@@ -21,6 +21,8 @@ pub struct Append {
     /// In a cluster: only if the slot is owned in this epoch. Appends that are sent without waiting for each other
     /// keep their order if they name the epoch: after one that is refused all are.
     pub epoch: Option<Epoch>,
+    /// In a cluster: the copies that it is acknowledged with. A lone node's one copy is all there are.
+    pub needed: Needed,
 }
 
 /// A stored entry and where the history stands with it.
@@ -32,6 +34,8 @@ pub struct Appended {
     pub position: Position,
     /// The entry id was known with the same content: this is the first result.
     pub repeated: bool,
+    /// How many nodes it is known to be durable on.
+    pub copies: usize,
 }
 
 /// What became of one append of a batch. Unlike [`Appended`] it carries no position of its own.
@@ -50,6 +54,8 @@ pub struct BatchResults {
     pub results: Vec<BatchResult>,
     /// Where each context acknowledged here stands after the newest of them.
     pub positions: Vec<(ContextId, Position)>,
+    /// How many nodes all of them are known to be durable on; 0 if none was stored.
+    pub copies: usize,
 }
 
 /// Which entries to read.

@@ -91,6 +91,7 @@ async fn repeating_an_entry_id_returns_the_first_result() {
             received_lamport: 0,
             entry_id: Some(id),
             epoch: None,
+            needed: ledger_store::Needed::Configured,
         };
         ledger.append_async(append)
     };

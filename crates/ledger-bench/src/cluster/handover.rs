@@ -27,7 +27,7 @@ pub(super) async fn run(run: &mut Run<'_>) -> anyhow::Result<()> {
     let steady = Instant::now();
     sleep(BETWEEN).await;
 
-    run.say("draining a node");
+    super::say("draining a node");
     let begin = Instant::now();
     drain(&nodes, 0, false).await?;
     sleep(BETWEEN).await;
@@ -36,7 +36,7 @@ pub(super) async fn run(run: &mut Run<'_>) -> anyhow::Result<()> {
     sleep(BETWEEN).await;
     let drained = Instant::now();
     for node in 0..nodes.len() {
-        run.say(&format!("restarting node {} of {}", node + 1, nodes.len()));
+        super::say(&format!("restarting node {} of {}", node + 1, nodes.len()));
         nodes.stop(node).await?;
         nodes.spawn(node)?;
         nodes.serves(node).await?;
@@ -62,7 +62,7 @@ pub(super) async fn run(run: &mut Run<'_>) -> anyhow::Result<()> {
         checked = checked.and(writer.check(&client).await?);
         errors.append(&mut writer.told.lock().errors);
     }
-    run.explain(&errors);
+    super::explain(&errors);
     let text = format!("{} errors of {} appends, {} lost", errors.len(), checked.acknowledged, checked.lost);
     let values = json!({
         "errors": errors.len(), "acknowledged": checked.acknowledged, "lost": checked.lost,

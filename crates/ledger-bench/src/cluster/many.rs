@@ -32,7 +32,7 @@ const PATIENCE: Duration = Duration::from_mins(1);
 pub(super) async fn run(run: &mut Run<'_>) -> anyhow::Result<()> {
     let contexts = run.args.contexts;
     let mut nodes = Nodes::start(&run.dir.join("many"), &run.args.flags).await?;
-    run.say(&format!("making {contexts} contexts"));
+    super::say(&format!("making {contexts} contexts"));
     measure::fill(&nodes.client()?, PREFIX, contexts, contexts, |_| "facts").await?;
     nodes.in_step().await?;
     if run.wants(7) {
@@ -69,10 +69,10 @@ async fn gossip(run: &mut Run<'_>, nodes: &Nodes) -> anyhow::Result<()> {
 /// Row 5: what two nodes exchange while nothing happens. Everything that the connections between them carry is counted:
 /// HTTP/2, its pings, and what else there may be.
 async fn bytes(run: &mut Run<'_>, nodes: &mut Nodes) -> anyhow::Result<()> {
-    run.say("starting the nodes again, with proxies between them");
+    super::say("starting the nodes again, with proxies between them");
     let mut proxies = Vec::new();
+    nodes.kill_all();
     for node in 0..nodes.len() {
-        nodes.stop(node).await?;
         let proxy = Proxy::start(nodes.node(node).grpc()).await?;
         nodes.node_mut(node).advertised = Some(proxy.address());
         proxies.push(proxy);
@@ -85,7 +85,7 @@ async fn bytes(run: &mut Run<'_>, nodes: &mut Nodes) -> anyhow::Result<()> {
     // What slots that changed their owners had to say is over when nothing more is said.
     nodes.quiet().await?;
     sleep(INTERVAL).await;
-    run.say(&format!("counting what nodes in step exchange in {:?}", INTERVAL * ROUNDS));
+    super::say(&format!("counting what nodes in step exchange in {:?}", INTERVAL * ROUNDS));
     let before = counted();
     sleep(INTERVAL * ROUNDS).await;
     let exchanged = (counted() - before) as f64 / f64::from(ROUNDS) / pairs as f64;
@@ -102,6 +102,7 @@ async fn bytes(run: &mut Run<'_>, nodes: &mut Nodes) -> anyhow::Result<()> {
     let beside =
         format!("until they are in step after a start: {:.0} KiB", up as f64 / pairs as f64 / 1024.0);
     run.push(5, &line.beside(beside));
+    nodes.kill_all();
     for node in 0..nodes.len() {
         nodes.node_mut(node).advertised = None;
     }
@@ -110,10 +111,8 @@ async fn bytes(run: &mut Run<'_>, nodes: &mut Nodes) -> anyhow::Result<()> {
 
 /// Row 5: one context of them all differs.
 async fn difference(run: &mut Run<'_>, nodes: &mut Nodes) -> anyhow::Result<()> {
-    run.say("making one context differ");
-    for node in 0..nodes.len() {
-        nodes.stop(node).await?;
-    }
+    super::say("making one context differ");
+    nodes.kill_all();
     let context = ContextId::new(format!("{PREFIX}-{}", run.args.contexts / 3))?;
     let (dir, changed) = (nodes.node(DIFFERENT).data_dir(), context.clone());
     tokio::task::spawn_blocking(move || {
@@ -148,7 +147,7 @@ async fn difference(run: &mut Run<'_>, nodes: &mut Nodes) -> anyhow::Result<()> 
             compared_at = Some(now);
         }
         if sum(&metrics, "ledger_cluster_forks_total") > 0.0 {
-            break Instant::now() - compared_at.unwrap_or(start);
+            break compared_at.unwrap_or(start).elapsed();
         }
         ensure!(start.elapsed() < PATIENCE, "the differing context is not found within {PATIENCE:?}");
         sleep(LOOK).await;
@@ -176,7 +175,7 @@ async fn difference(run: &mut Run<'_>, nodes: &mut Nodes) -> anyhow::Result<()> 
         json!({ "seconds": seconds, "questions": questions, "bytes": bytes, "comparing_us": micros }),
     );
     let beside = format!(
-        "comparing alone: {:.1} ms, {questions} round trips, {:.1} KiB",
+        "all comparing, the one after the repair too: {:.1} ms, {questions} round trips, {:.1} KiB",
         micros / 1000.0,
         bytes / 1024.0
     );

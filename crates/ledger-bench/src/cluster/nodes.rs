@@ -38,7 +38,7 @@ const PORTS: std::ops::Range<u16> = 20_000..32_000;
 /// The nodes of a cluster. All are killed when this is dropped.
 #[derive(Debug)]
 pub(super) struct Nodes {
-    nodes: Vec<Node>,
+    list: Vec<Node>,
     seeds: String,
     names: String,
     keys: PathBuf,
@@ -112,7 +112,7 @@ impl Nodes {
         for node in &nodes {
             fs::create_dir_all(&node.dir)?;
         }
-        Ok(Self { nodes, seeds, names, keys, flags: flags.to_vec() })
+        Ok(Self { list: nodes, seeds, names, keys, flags: flags.to_vec() })
     }
 
     /// Starts three new nodes, and waits until every slot has an owner and two replicas in step.
@@ -124,32 +124,32 @@ impl Nodes {
 
     /// Starts those that do not run, and waits until all is in step.
     pub(super) async fn start_all(&mut self) -> anyhow::Result<()> {
-        for node in 0..self.nodes.len() {
-            if self.nodes[node].running.is_none() {
+        for node in 0..self.list.len() {
+            if self.list[node].running.is_none() {
                 self.spawn(node)?;
             }
         }
-        for node in 0..self.nodes.len() {
+        for node in 0..self.list.len() {
             self.serves(node).await?;
         }
         self.in_step().await
     }
 
     pub(super) fn len(&self) -> usize {
-        self.nodes.len()
+        self.list.len()
     }
 
     pub(super) fn node(&self, node: usize) -> &Node {
-        &self.nodes[node]
+        &self.list[node]
     }
 
     pub(super) fn node_mut(&mut self, node: usize) -> &mut Node {
-        &mut self.nodes[node]
+        &mut self.list[node]
     }
 
     /// The addresses of all, for a client.
     pub(super) fn endpoints(&self) -> String {
-        self.nodes.iter().map(Node::endpoint).collect::<Vec<_>>().join(",")
+        self.list.iter().map(Node::endpoint).collect::<Vec<_>>().join(",")
     }
 
     /// A client as users have it: default settings, the addresses of all nodes.
@@ -160,7 +160,7 @@ impl Nodes {
     /// Starts a node's process.
     pub(super) fn spawn(&mut self, node: usize) -> anyhow::Result<()> {
         let (seeds, names, keys) = (self.seeds.clone(), self.names.clone(), self.keys.clone());
-        let node = &mut self.nodes[node];
+        let node = &mut self.list[node];
         // One of an earlier start would be taken for this one's.
         let _ = fs::remove_file(node.ready_file());
         let mut command = Command::new(beside("ledgerd")?);
@@ -197,7 +197,7 @@ impl Nodes {
 
     /// Waits until a node serves.
     pub(super) async fn serves(&mut self, node: usize) -> anyhow::Result<()> {
-        let node = &mut self.nodes[node];
+        let node = &mut self.list[node];
         let begin = Instant::now();
         while !node.ready_file().exists() {
             let running = node.running.as_mut().context("the node was not started")?;
@@ -213,13 +213,20 @@ impl Nodes {
     /// Ends a node with SIGKILL, and gives when the signal was sent.
     pub(super) fn kill(&mut self, node: usize) -> std::time::Instant {
         let at = std::time::Instant::now();
-        self.nodes[node].running = None;
+        self.list[node].running = None;
         at
+    }
+
+    /// Ends all nodes with SIGKILL.
+    pub(super) fn kill_all(&mut self) {
+        for node in &mut self.list {
+            node.running = None;
+        }
     }
 
     /// Stops a node with SIGTERM, and waits until it has ended.
     pub(super) async fn stop(&mut self, node: usize) -> anyhow::Result<()> {
-        let node = &mut self.nodes[node];
+        let node = &mut self.list[node];
         let running = node.running.as_mut().context("the node does not run")?;
         let pid = i32::try_from(running.child.id()).ok().and_then(Pid::from_raw).context("no process id")?;
         kill_process(pid, Signal::TERM)?;
@@ -235,7 +242,7 @@ impl Nodes {
     /// Where every slot is, as the nodes say that own them. The slots of a node that does not answer are missing.
     pub(super) async fn owned(&self) -> Vec<Location> {
         let mut all = Vec::new();
-        for node in self.nodes.iter().filter(|node| node.running.is_some()) {
+        for node in self.list.iter().filter(|node| node.running.is_some()) {
             let locations = node.locations().await.unwrap_or_default();
             all.extend(locations.into_iter().filter(|location| location.owner == node.name));
         }
@@ -243,7 +250,7 @@ impl Nodes {
     }
 
     pub(super) async fn standing(&self) -> Standing {
-        let running: Vec<_> = self.nodes.iter().filter(|node| node.running.is_some()).collect();
+        let running: Vec<_> = self.list.iter().filter(|node| node.running.is_some()).collect();
         let owned = self.owned().await;
         let is_whole = |location: &&Location| {
             running.iter().all(|node| {
@@ -279,8 +286,8 @@ impl Nodes {
         loop {
             let owned = self.owned().await;
             let of = |node: &Node| owned.iter().filter(|location| location.owner == node.name).count();
-            let least = usize::from(SLOTS) / self.nodes.len() / 2;
-            if owned.len() == usize::from(SLOTS) && self.nodes.iter().all(|node| of(node) >= least) {
+            let least = usize::from(SLOTS) / self.list.len() / 2;
+            if owned.len() == usize::from(SLOTS) && self.list.iter().all(|node| of(node) >= least) {
                 return self.in_step().await;
             }
             ensure!(begin.elapsed() < PATIENCE, "slots do not return to their nodes within {PATIENCE:?}");
@@ -288,10 +295,15 @@ impl Nodes {
         }
     }
 
+    /// Processor time of a node's process so far, seconds; 0 if it does not run.
+    pub(super) fn processor(&self, node: usize) -> anyhow::Result<f64> {
+        self.list[node].running.as_ref().map_or(Ok(0.0), |running| processor(running.child.id()))
+    }
+
     /// Waits until the nodes have little left to do, such as compacting what was written before.
     pub(super) async fn quiet(&self) -> anyhow::Result<()> {
         let ids: Vec<_> =
-            self.nodes.iter().filter_map(|node| Some(node.running.as_ref()?.child.id())).collect();
+            self.list.iter().filter_map(|node| Some(node.running.as_ref()?.child.id())).collect();
         quiet(&ids).await
     }
 }
@@ -308,6 +320,11 @@ pub(super) async fn quiet(processes: &[u32]) -> anyhow::Result<()> {
             return Ok(());
         }
     }
+}
+
+/// Processor time of a process so far, seconds.
+pub(super) fn processor(process: u32) -> anyhow::Result<f64> {
+    Ok(ticks(process)? as f64 / 100.0)
 }
 
 /// Processor time of a process, ticks of 10 ms.

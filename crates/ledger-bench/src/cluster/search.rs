@@ -32,27 +32,25 @@ pub(super) async fn run(run: &mut Run<'_>) -> anyhow::Result<()> {
     let common = rand::random_range(entries * 9 / 10..entries);
     let context = ContextId::new("long")?;
     let mut nodes = Nodes::prepare(&run.dir.join("search"), &run.args.flags)?;
-    run.say(&format!("writing a context of {entries} entries"));
+    super::say(&format!("writing a context of {entries} entries"));
     write(&nodes.node(0).data_dir(), &context, common).await?;
     for node in 1..nodes.len() {
         copy(&nodes.node(0).data_dir(), &nodes.node(node).data_dir())?;
     }
-    run.say("forming a cluster that holds it");
+    super::say("forming a cluster that holds it");
     nodes.start_all().await?;
-    for node in 0..nodes.len() {
-        nodes.stop(node).await?;
-    }
-    run.say(&format!("writing two histories that part after entry {common}"));
+    nodes.kill_all();
+    super::say(&format!("writing two histories that part after entry {common}"));
     for node in [0, DIFFERENT] {
         write(&nodes.node(node).data_dir(), &context, entries - common).await?;
     }
-    run.say("starting those that have one of them");
+    super::say("starting those that have one of them");
     for node in (0..nodes.len()).filter(|node| *node != DIFFERENT) {
         nodes.spawn(node)?;
         nodes.serves(node).await?;
     }
     nodes.in_step().await?;
-    run.say("starting the one that has the other");
+    super::say("starting the one that has the other");
     nodes.spawn(DIFFERENT)?;
     nodes.serves(DIFFERENT).await?;
     nodes.in_step().await?;
@@ -81,7 +79,14 @@ async fn write(dir: &Path, context: &ContextId, entries: u64) -> anyhow::Result<
     let (results, mut stored) = mpsc::unbounded_channel();
     let draft =
         Draft { key: Key::new("facts")?, payload: super::streams::payload(PAYLOAD), metadata: [].into() };
-    let append = Append { context: context.clone(), draft, received_lamport: 0, entry_id: None, epoch: None };
+    let append = Append {
+        context: context.clone(),
+        draft,
+        received_lamport: 0,
+        entry_id: None,
+        epoch: None,
+        needed: ledger_store::Needed::Configured,
+    };
     let (mut sent, mut done) = (0, 0);
     while done < entries {
         while sent < entries && sent - done < WINDOW {

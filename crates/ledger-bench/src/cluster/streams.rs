@@ -33,6 +33,8 @@ pub(super) struct Shape {
 #[derive(Debug, Clone)]
 pub(super) struct Measured {
     pub(super) per_second: f64,
+    /// All that was appended, what is not counted included.
+    pub(super) total: u64,
     latency: Histogram<u64>,
 }
 
@@ -66,8 +68,7 @@ pub(super) async fn run(client: &Client, shape: Shape) -> anyhow::Result<Measure
     let times = Arc::new(Mutex::new(Vec::new()));
     let sent = Arc::clone(&times);
     let sending = AbortOnDropHandle::new(tokio::spawn(async move {
-        let mut number = 0_u64;
-        for context in contexts.iter().cycle() {
+        for (number, context) in (0_u64..).zip(contexts.iter().cycle()) {
             let now = Instant::now();
             if now >= end {
                 break;
@@ -77,16 +78,16 @@ pub(super) async fn run(client: &Client, shape: Shape) -> anyhow::Result<Measure
                 sent.lock().push(now);
             }
             appender.send(append).await?;
-            number += 1;
         }
         appender.finish();
         anyhow::Ok(())
     }));
     let mut latency = Histogram::new_with_bounds(1, 60_000_000_000, 3)?;
-    let mut counted = 0_u64;
+    let (mut counted, mut total) = (0_u64, 0);
     while let Some(receipt) = receipts.next().await? {
         receipt.result.context("an append failed")?;
         let now = Instant::now();
+        total += 1;
         if now < begin || now >= end {
             continue;
         }
@@ -99,7 +100,7 @@ pub(super) async fn run(client: &Client, shape: Shape) -> anyhow::Result<Measure
         }
     }
     sending.await??;
-    Ok(Measured { per_second: counted as f64 / shape.seconds, latency })
+    Ok(Measured { per_second: counted as f64 / shape.seconds, total, latency })
 }
 
 /// Appends as fast as a window allows, until it is stopped.

@@ -21,9 +21,9 @@ pub(super) async fn run(run: &mut Run<'_>) -> anyhow::Result<()> {
     let mut writer = Writer::stream(&client, CONTEXTS, WINDOW).await?;
     let (mut first, mut last) = (Vec::new(), Vec::new());
     for round in 0..run.args.rounds {
-        run.say(&format!("killing an owner, {} of {}", round + 1, run.args.rounds));
+        super::say(&format!("killing an owner, {} of {}", round + 1, run.args.rounds));
         nodes.spread().await?;
-        let victim = round % nodes.len();
+        let victim = usize::try_from(round)? % nodes.len();
         let lost = owned_by(&nodes, &writer, victim).await;
         ensure!(!lost.is_empty(), "the node to be killed owns none of the contexts");
         // Not in step with anything that the nodes do from time to time.
@@ -55,7 +55,7 @@ pub(super) async fn run(run: &mut Run<'_>) -> anyhow::Result<()> {
         checked.twice,
         errors.len()
     );
-    run.explain(&errors);
+    super::explain(&errors);
     let values = json!({
         "acknowledged": checked.acknowledged, "lost": checked.lost, "twice": checked.twice, "gaps": checked.gaps,
         "errors": errors.len(),

@@ -254,7 +254,7 @@ impl Router {
 
     /// Tells the receipts of what was answered for good, and holds what was not.
     fn answered(&mut self, index: usize, answer: AppendResults) -> Result<(), Status> {
-        let AppendResults { mut results, mut positions } = answer;
+        let AppendResults { mut results, mut positions, copies } = answer;
         let Self { streams, groups, pending, holding, client, .. } = self;
         let stream = &mut streams[index];
         let (mut strange, mut held) = (false, false);
@@ -304,7 +304,7 @@ impl Router {
             positions.clear();
         }
         if !results.is_empty() {
-            let _ = self.told.send(News::Results(results, positions));
+            let _ = self.told.send(News::Results(AppendResults { results, positions, copies }));
         }
         if !self.holding.is_empty() {
             self.release();

@@ -13,7 +13,7 @@ use ledger_cluster::{
     routes::RouteTo,
 };
 use ledger_core::slot::Slot;
-use ledger_store::{Append, Appended, ContextId, Draft, Key, Ledger, Options, StoreError};
+use ledger_store::{Append, Appended, ContextId, Draft, Key, Ledger, Needed, Options, StoreError};
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
@@ -106,6 +106,15 @@ impl Node {
     }
 
     pub(crate) async fn append(&self, context: &ContextId, text: &str) -> Result<Appended, StoreError> {
+        self.append_with(context, text, Needed::Configured).await
+    }
+
+    pub(crate) async fn append_with(
+        &self,
+        context: &ContextId,
+        text: &str,
+        needed: Needed,
+    ) -> Result<Appended, StoreError> {
         let draft =
             Draft { key: Key::new("k").unwrap(), payload: text.to_owned().into(), metadata: [].into() };
         let entry_id = Some(ledger_store::EntryId::new(text).unwrap());
@@ -116,6 +125,7 @@ impl Node {
                 received_lamport: 0,
                 entry_id,
                 epoch: None,
+                needed,
             })
             .await
     }

@@ -8,14 +8,16 @@ fn peer(number: u8) -> Peer {
     Peer::new(number).unwrap()
 }
 
+type Commits = Waiting<u32, &'static str>;
+
 fn items(stable: Vec<Stable<u32>>) -> Vec<u32> {
     stable.into_iter().map(|stable| stable.item).collect()
 }
 
 #[test]
 fn a_commit_is_stable_with_the_copies_it_needs_and_no_fewer() {
-    let mut waiting = Waiting::default();
-    waiting.lead(slot(1), 2);
+    let mut waiting = Commits::default();
+    waiting.lead(slot(1), 2, 3);
     waiting.push(1, slot(1), 10);
     waiting.push(2, slot(1), 20);
     assert_eq!(items(waiting.synced(2)), [], "one copy of two");
@@ -27,8 +29,8 @@ fn a_commit_is_stable_with_the_copies_it_needs_and_no_fewer() {
 
 #[test]
 fn two_peers_make_up_for_a_slow_disk() {
-    let mut waiting = Waiting::default();
-    waiting.lead(slot(1), 2);
+    let mut waiting = Commits::default();
+    waiting.lead(slot(1), 2, 3);
     assert!(waiting.count(slot(1), peer(0)).is_empty());
     assert!(waiting.count(slot(1), peer(1)).is_empty());
     waiting.push(1, slot(1), 10);
@@ -38,9 +40,9 @@ fn two_peers_make_up_for_a_slow_disk() {
 
 #[test]
 fn a_slot_that_waits_holds_up_no_other_and_keeps_its_order() {
-    let mut waiting = Waiting::default();
-    waiting.lead(slot(1), 2);
-    waiting.lead(slot(2), 1);
+    let mut waiting = Commits::default();
+    waiting.lead(slot(1), 2, 3);
+    waiting.lead(slot(2), 1, 3);
     waiting.push(1, slot(1), 10);
     waiting.push(1, slot(2), 11);
     waiting.push(2, slot(1), 20);
@@ -54,15 +56,15 @@ fn a_slot_that_waits_holds_up_no_other_and_keeps_its_order() {
 
 #[test]
 fn a_lost_peer_counts_no_more_and_what_ends_is_given_back() {
-    let mut waiting = Waiting::default();
-    waiting.lead(slot(1), 2);
+    let mut waiting = Commits::default();
+    waiting.lead(slot(1), 2, 3);
     assert!(waiting.count(slot(1), peer(0)).is_empty());
     waiting.lose(peer(0));
     waiting.push(1, slot(1), 10);
     waiting.synced(1);
     assert!(waiting.holds(peer(0), 1).is_empty());
     assert!(!waiting.can_spare(slot(1), peer(1)));
-    assert_eq!(waiting.end(slot(1)), [10]);
+    assert_eq!(waiting.end(slot(1)).0, [10]);
     waiting.push(2, slot(1), 20);
     assert!(waiting.synced(2).is_empty(), "nobody leads the slot");
 }
@@ -87,9 +89,9 @@ fn a_replica_shows_what_the_owner_of_the_epoch_says() {
 
 #[test]
 fn what_writes_nothing_waits_for_what_its_slot_waits_for_and_for_no_other() {
-    let mut waiting = Waiting::default();
-    waiting.lead(slot(1), 2);
-    waiting.lead(slot(2), 1);
+    let mut waiting = Commits::default();
+    waiting.lead(slot(1), 2, 3);
+    waiting.lead(slot(2), 1, 3);
     waiting.count(slot(1), peer(0));
     waiting.push(1, slot(1), 10);
     waiting.push(2, slot(2), 20);
@@ -99,6 +101,42 @@ fn what_writes_nothing_waits_for_what_its_slot_waits_for_and_for_no_other() {
     assert_eq!(items(waiting.holds(peer(0), 1)), [10, 11]);
     assert!(waiting.push_behind(slot(1), 12).is_some_and(|stable| stable.item == 12), "nothing of it waits");
     assert_eq!(waiting.push_behind(slot(3), 30), None, "nobody leads it");
-    waiting.lead(slot(3), 1);
+    waiting.lead(slot(3), 1, 3);
     assert_eq!(items(waiting.synced(3)), [30]);
+}
+
+#[test]
+fn an_answer_is_given_with_the_copies_that_were_asked_for() {
+    let mut waiting = Commits::default();
+    waiting.lead(slot(1), 2, 3);
+    for other in [0, 1] {
+        assert!(waiting.count(slot(1), peer(other)).is_empty());
+    }
+    waiting.push(4, slot(1), 40);
+    for (needed, answer) in [(Needed::All, "all"), (Needed::One, "one"), (Needed::Majority, "most")] {
+        waiting.ask(slot(1), needed, answer);
+    }
+    assert!(waiting.answered().is_empty());
+    assert!(waiting.holds(peer(0), 4).is_empty(), "a copy elsewhere, none here");
+    assert!(waiting.answered().is_empty(), "one copy is this node's own");
+    assert_eq!(items(waiting.synced(4)), [40]);
+    assert_eq!(waiting.answered(), [(2, "one"), (2, "most")]);
+    assert!(waiting.holds(peer(1), 4).is_empty());
+    assert_eq!(waiting.answered(), [(3, "all")]);
+    waiting.ask(slot(1), Needed::All, "repeated");
+    assert_eq!(waiting.answered(), [(3, "repeated")], "it is there already");
+}
+
+#[test]
+fn what_cannot_be_answered_any_more_is_given_back() {
+    let mut waiting = Commits::default();
+    waiting.lead(slot(1), 2, 3);
+    waiting.lead(slot(2), 2, 3);
+    waiting.push(1, slot(1), 10);
+    waiting.push(1, slot(2), 11);
+    waiting.ask(slot(1), Needed::All, "first");
+    waiting.ask(slot(2), Needed::One, "second");
+    assert_eq!(waiting.end(slot(1)), (vec![10], vec!["first"]));
+    assert!(waiting.synced(1).is_empty());
+    assert_eq!(waiting.answered(), [(1, "second")]);
 }

@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use ledger_core::ownership::NotTaken;
 
 use crate::{
+    cluster::LeftHistory,
     replica::{ChangeOutcome, Mark, Offer},
     slots,
 };
@@ -139,8 +140,12 @@ impl Lane {
                 }
                 Lead::Own { claim, needed } => {
                     // Since it was decided, the slot may have been promised to another node, and its entries taken.
-                    let is_ours = self.record(db, slot).is_ok_and(|record| record.takes(&claim).is_ok());
-                    if is_ours && copies.own(&self.shared, slot, &claim, needed) {
+                    let record = self.record(db, slot).ok().filter(|record| record.takes(&claim).is_ok());
+                    let members =
+                        record.map(|record| record.placement.map_or(1, |placement| placement.set.len()));
+                    if let Some(members) = members
+                        && copies.own(&self.shared, slot, &claim, needed, members)
+                    {
                         shown.push(slot);
                     }
                     self.in_step.remove(&slot);
@@ -188,16 +193,16 @@ impl Lane {
     }
 
     /// Leaves a history for the one that a claim's owner has.
-    pub(super) fn fork(&mut self, db: &Arc<Db>, fork: Fork) -> Result<Size, StoreError> {
+    pub(super) fn fork(&mut self, db: &Arc<Db>, fork: Fork) -> Result<LeftHistory, StoreError> {
         let Fork { context, claim, common, ours, evidence } = fork;
         let slot = Slot::of(&context);
         if let Err(refused) = self.record(db, slot)?.may_follow(&claim) {
-            return Err(StoreError::Io(refused.to_string()));
+            return Ok(LeftHistory::Refused(refused.promised));
         }
         let now = Self::extent(db, &context)?;
         if now != Some(ours) {
             // It changed since it was compared: it is compared again.
-            return Ok(now.map_or(Size(0), |now| now.size));
+            return Ok(LeftHistory::At(now.map_or(Size(0), |now| now.size)));
         }
         // Nobody is shown a history that is being left.
         if let Some(copies) = &self.copies {
@@ -214,7 +219,7 @@ impl Lane {
         if let Some(digests) = &self.shared.digests {
             digests.replace(&context, left.was, left.now);
         }
-        Ok(common)
+        Ok(LeftHistory::At(common))
     }
 
     /// The database was opened anew: what of the last commits is in it has to be read, and nothing is led.

@@ -36,7 +36,14 @@ pub fn append_many(ledger: &Ledger, context: &ContextId, count: usize, all: &mut
         let draft = draft(key, format!("payload {number}"));
         (
             number as u64,
-            Append { context: context.clone(), draft, received_lamport: 0, entry_id: None, epoch: None },
+            Append {
+                context: context.clone(),
+                draft,
+                received_lamport: 0,
+                entry_id: None,
+                epoch: None,
+                needed: ledger_store::Needed::Configured,
+            },
         )
     });
     futures::executor::block_on(ledger.submit(appends.collect(), results)).unwrap();

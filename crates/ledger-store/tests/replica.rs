@@ -1,0 +1,179 @@
+//! A replica shows what its owner said is stable, and nothing else.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+
+mod support;
+
+use std::sync::{Arc, Mutex};
+
+use futures::FutureExt as _;
+use ledger_core::{
+    Epoch,
+    node::{Member, NodeId, ReplicaSet},
+    ownership::Claim,
+    replication::Peer,
+    slot::Slot,
+};
+use ledger_store::{
+    Append, ContextId, Ledger, Options, Sequence,
+    replica::{Change, ChangeOutcome, Lead, Offer, Outbox, Outgoing, Part, StableUpTo},
+};
+use support::{context, draft, small};
+
+/// Keeps what lanes send.
+#[derive(Debug, Default)]
+struct Sent(Mutex<Vec<Outgoing>>);
+
+impl Outbox for Sent {
+    fn send(&self, _: Peer, what: Outgoing) {
+        self.0.lock().unwrap().push(what);
+    }
+
+    fn restart(&self, _: Peer) {}
+
+    fn stopped(&self, _: Slot, _: Claim) {}
+
+    fn gave_up(&self, _: Vec<Slot>) {}
+}
+
+impl Sent {
+    fn offer(&self) -> Offer {
+        let sent = self.0.lock().unwrap();
+        let mut offers = sent.iter().filter_map(|sent| match sent {
+            Outgoing::Offer(offer) => Some(offer.clone()),
+            _ => None,
+        });
+        offers.next().expect("an offer was sent")
+    }
+
+    /// The newest commit.
+    fn commit(&self) -> (Vec<Part>, u64) {
+        let sent = self.0.lock().unwrap();
+        let mut commits = sent.iter().rev().filter_map(|sent| match sent {
+            Outgoing::Commit(commit) => Some((commit.parts.clone(), commit.number)),
+            _ => None,
+        });
+        commits.next().expect("a commit was sent")
+    }
+}
+
+fn options() -> Options {
+    Options { clustered: true, lanes: 1, ..small() }
+}
+
+/// An owner, whose appends need no other copy, and a replica of it.
+struct Two {
+    _dirs: [tempfile::TempDir; 2],
+    owner: Ledger,
+    replica: Ledger,
+    sent: Arc<Sent>,
+    set: ReplicaSet,
+    claim: Claim,
+    context: ContextId,
+    slot: Slot,
+}
+
+fn claim(epoch: u32, claimant: &str) -> Claim {
+    Claim { epoch: Epoch::new(epoch, 0), claimant: NodeId::new(claimant).unwrap() }
+}
+
+impl Two {
+    async fn start() -> Self {
+        let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        let [owner, replica] = [&dirs[0], &dirs[1]].map(|dir| Ledger::open_with(dir, options()).unwrap());
+        let member = |name: &str, ledger: &Ledger| Member {
+            node: NodeId::new(name).unwrap(),
+            storage: ledger.storage(),
+        };
+        let set = ReplicaSet::new(vec![member("owner", &owner), member("replica", &replica)]).unwrap();
+        let context = context("c");
+        let (slot, claim) = (Slot::of(&context), claim(5, "owner"));
+        let sent = Arc::new(Sent::default());
+        owner.carry(Arc::clone(&sent) as Arc<dyn Outbox>);
+        let peer = Peer::new(0).unwrap();
+        let offer =
+            Lead::Offer { peer, claim: claim.clone(), set: set.clone(), is_confirmed: true, before: None };
+        let own = Lead::Own { claim: claim.clone(), needed: 1 };
+        owner.lead(vec![(slot, offer), (slot, own)]).await.unwrap();
+        let two = Self { _dirs: dirs, owner, replica, sent, set, claim, context, slot };
+        // It answers when the offer was made, too.
+        two.append("first").await;
+        let offer = two.sent.offer();
+        assert!(matches!(two.accept(&two.claim, offer.digest, offer.number).await, ChangeOutcome::Done));
+        two.stable(offer.number).await;
+        two
+    }
+
+    async fn append(&self, payload: &str) {
+        let append = Append {
+            context: self.context.clone(),
+            draft: draft("facts", payload.to_owned()),
+            received_lamport: 0,
+            entry_id: None,
+            epoch: None,
+            needed: ledger_store::Needed::Configured,
+        };
+        self.owner.append_async(append).await.unwrap();
+    }
+
+    async fn accept(&self, claim: &Claim, digest: ledger_core::digest::Digest, number: u64) -> ChangeOutcome {
+        let accept = Change::Accept {
+            claim: claim.clone(),
+            set: self.set.clone(),
+            is_confirmed: true,
+            before: None,
+            offer: Some((digest, number)),
+        };
+        self.replica.change_slots(vec![(self.slot, accept)]).await.unwrap().remove(0).1.outcome
+    }
+
+    /// Brings the owner's newest commit to the replica; gives its number.
+    async fn replicate(&self) -> u64 {
+        let (parts, number) = self.sent.commit();
+        self.replica.follow(parts, number).await.unwrap().durable().await.unwrap();
+        number
+    }
+
+    async fn stable(&self, number: u64) {
+        let up_to = StableUpTo { slot: self.slot, epoch: self.claim.epoch, number };
+        self.replica.stable(vec![up_to]).await.unwrap();
+        // The lane has done it when it answers.
+        self.replica.digests(vec![self.slot]).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watcher_of_a_replica_sees_what_is_stable_and_no_more() {
+    let two = Two::start().await;
+    let first = two.replicate().await;
+    let mut watch = two.replica.watch(&two.context, None, Sequence(0));
+    assert!(watch.changed().now_or_never().is_none(), "nothing is stable yet");
+    two.stable(first).await;
+    watch.changed().await.unwrap();
+    assert_eq!(watch.read(10, usize::MAX).unwrap().entries.len(), 1);
+
+    two.append("second").await;
+    let second = two.replicate().await;
+    assert!(watch.changed().now_or_never().is_none(), "the second is not stable yet");
+    two.stable(second).await;
+    watch.changed().await.unwrap();
+    assert_eq!(watch.read(10, usize::MAX).unwrap().entries.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watcher_is_not_shown_what_is_left_for_the_next_owners_history() {
+    let two = Two::start().await;
+    let first = two.replicate().await;
+    let mut watch = two.replica.watch(&two.context, None, Sequence(0));
+    two.stable(first).await;
+    watch.changed().await.unwrap();
+    assert_eq!(watch.read(10, usize::MAX).unwrap().entries.len(), 1);
+
+    // What follows never becomes stable: another node owns the slot, and has another history.
+    two.append("second").await;
+    two.replicate().await;
+    let outcome = two.accept(&claim(6, "other"), ledger_core::digest::Digest::default(), 0).await;
+    assert!(matches!(outcome, ChangeOutcome::Differs), "{outcome:?}");
+    assert!(!two.replica.shows(two.slot));
+    assert!(watch.changed().now_or_never().is_none(), "it was shown what is not stable");
+}
