@@ -16,6 +16,11 @@ use std::{
 
 use simulator::{Broken, Counts, Flags, Run, run};
 
+/// Something that was promised is broken, not only late.
+fn is_unsafe(run: &Run) -> bool {
+    run.violation.as_ref().is_some_and(|violation| !violation.contains("after the last fault"))
+}
+
 /// What a run violated, and the command that shows it again.
 fn failed(seed: u64, broken: Broken, run: &Run) -> Option<String> {
     let violation = run.violation.as_ref()?;
@@ -47,7 +52,9 @@ fn a_run_is_decided_by_its_seed() {
 #[test]
 fn each_rule_that_is_left_out_is_noticed() {
     for broken in Broken::ALL {
-        let noticed = (0..1000).find_map(|seed| failed(seed, broken, &run(seed, broken, false)));
+        let runs = (0..1000).map(|seed| (seed, run(seed, broken, false)));
+        let noticed =
+            runs.filter(|(_, run)| is_unsafe(run)).find_map(|(seed, run)| failed(seed, broken, &run));
         match noticed {
             Some(failed) => println!("{}: {failed}", broken.name()),
             None => panic!("no seed of a thousand notices what is left out: {}", broken.name()),

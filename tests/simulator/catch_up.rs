@@ -17,7 +17,8 @@ use super::{
     follow::Taken,
     history::Context,
     message::{Index, Message, Outcome, Part, Question, Reply, Up},
-    node::{Node, Note, Out, Timer, index_of},
+    node::{Node, index_of},
+    wants::{Note, Out, Timer},
 };
 
 /// How long a question may take, milliseconds.

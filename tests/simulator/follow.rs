@@ -15,7 +15,8 @@ use super::{
     disk::{Fork, Write},
     history::{Context, Entry},
     message::{Down, Index, Offer, Outcome, Part, Up},
-    node::{AfterSync, Node, Note, Out, Readable},
+    node::Node,
+    wants::{AfterSync, Note, Out, Readable},
 };
 
 /// Most parts of a context that wait for what comes before them.

@@ -16,7 +16,8 @@ use super::{
     disk::Write,
     history::Context,
     message::{Append, Down, Index, Offer, Part, Range, Response},
-    node::{AfterSync, Node, Note, Out, Outgoing, Readable, index_of, peer_of},
+    node::{Node, index_of, peer_of},
+    wants::{AfterSync, Note, Out, Outgoing, Readable},
 };
 
 /// A slot that this node owns or is about to.
@@ -329,7 +330,9 @@ impl Node {
         }
         self.led.remove(&slot);
         let (items, unanswered) = self.waiting.end(slot);
-        unanswered.iter().for_each(|(queued, _)| self.unknown(queued));
+        for (queued, _) in unanswered {
+            self.unknown(&queued);
+        }
         for item in items {
             for (queued, _) in item.answers {
                 self.unknown(&queued);

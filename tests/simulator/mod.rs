@@ -3,15 +3,14 @@
 //!
 //! | here | is in a real node |
 //! | --- | --- |
-//! | [`node`] | the shell around [`ledger_core::ownership::Slots`] |
-//! | [`lane`], [`follow`] | the lane of a store, and the replica's side of it |
+//! | [`node`], [`perform`], [`streams`], [`wants`] | the shell around [`ledger_core::ownership::Slots`] |
+//! | [`lane`], [`follow`], [`serve`] | the lane of a store, the replica's side of it, and what clients are answered |
 //! | [`catch_up`] | catching up with an owner or, as a claimant, with the best replicas |
 //! | [`gossip`] | chitchat |
-//! | [`disk`], [`network`] | what they are called |
-//! | [`client`] | the SDK |
-//! | [`faults`] | bad luck, and operators |
-//! | [`invariants`] | what must hold |
-//! | [`counts`] | metrics |
+//! | [`disk`], [`network`], [`deliver`] | what they are called |
+//! | [`client`], [`clients`] | the SDK |
+//! | [`faults`], [`mischief`], [`healing`] | bad luck, and operators |
+//! | [`invariants`], [`noted`], [`counts`] | what must hold, and what happened |
 //! | [`run`] | time |
 //!
 //! [`broken`] leaves out a rule, to see that it is missed; [`flags`] are those of `just simulate`.
@@ -21,7 +20,9 @@
 mod broken;
 mod catch_up;
 mod client;
+mod clients;
 mod counts;
+mod deliver;
 mod disk;
 mod faults;
 mod flags;
@@ -35,8 +36,13 @@ mod message;
 mod mischief;
 mod network;
 mod node;
+mod noted;
+mod perform;
 mod random;
 mod run;
+mod serve;
+mod streams;
+mod wants;
 
 pub use broken::Broken;
 pub use counts::Counts;

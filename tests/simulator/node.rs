@@ -11,8 +11,8 @@ use ledger_core::{
     digest::SlotDigest,
     node::{Member, NodeId},
     ownership::{
-        Claim, NotTaken, Placement, Slots,
-        slots::{Answer, Ask, Effect, Event, Millis, Outcome as Offered, Owner, Settings},
+        Claim, Placement, Slots,
+        slots::{Answer, Event, Millis, Outcome as Offered},
     },
     replication::{Peer, Unstable, Waiting},
     slot::Slot,
@@ -23,131 +23,12 @@ use super::{
     catch_up::Task,
     disk::{Disk, Write},
     gossip::{Gossip, Published},
-    history::{Context, Contexts},
+    history::Context,
     lane::{Asked, Item, Led, Queued},
-    message::{Down, Index, Message, Offer, Outcome, Part, Request, Response, Up},
+    message::{Index, Message, Part},
     random::Random,
+    wants::{AfterSync, Config, Note, Out, Outgoing, Readable, Timer},
 };
-
-/// What a node wants done.
-#[derive(Debug)]
-pub enum Out {
-    Message {
-        to: Index,
-        message: Message,
-    },
-    Down {
-        stream: u64,
-        body: Down,
-    },
-    Up {
-        stream: u64,
-        body: Up,
-    },
-    /// Breaks off a stream that was opened by another node.
-    Break {
-        stream: u64,
-    },
-    Respond {
-        client: usize,
-        request: u64,
-        response: Response,
-    },
-    Timer {
-        after: Millis,
-        timer: Timer,
-    },
-    /// Sync the disk.
-    Sync,
-    Note(Note),
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Timer {
-    Commit,
-    Question(u64),
-    Task(Slot, u64),
-}
-
-/// What the simulation wants to know.
-#[derive(Debug)]
-pub enum Note {
-    /// An owner wrote an entry.
-    Created {
-        context: Context,
-        sequence: u64,
-        epoch: Epoch,
-        id: u64,
-    },
-    Owned {
-        slot: Slot,
-        claim: Claim,
-        was_handed_over: bool,
-    },
-    /// A client is told that an entry is stored.
-    Acknowledged {
-        context: Context,
-        sequence: u64,
-        id: u64,
-        /// Of the owner that says so.
-        in_epoch: Option<Epoch>,
-        is_stable: bool,
-        needed: usize,
-    },
-    /// Readers see a context up to a size.
-    Shown {
-        context: Context,
-        size: u64,
-    },
-    Forked,
-    CaughtUp {
-        entries: u64,
-    },
-    /// A moment of a takeover: a good one for something to go wrong.
-    Moment,
-    Trace(String),
-}
-
-/// A stream to another node.
-#[derive(Debug)]
-pub struct Outgoing {
-    pub stream: u64,
-    pub member: Member,
-    pub is_up: bool,
-    pub since: Millis,
-}
-
-/// What is done when a write is durable.
-#[derive(Debug)]
-pub enum AfterSync {
-    Own(u64),
-    Up { to: Index, stream: u64, body: Up },
-    Recorded(Slot),
-    Answer { to: Member, slot: Slot, claim: Claim, answer: Answer },
-    Offered { slot: Slot, claim: Claim },
-}
-
-/// Whether readers see a slot. See `ledger_store::readable`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Readable {
-    #[default]
-    Dark,
-    Holding,
-    Shown,
-}
-
-/// What a node is started with.
-#[derive(Debug, Clone)]
-pub struct Config {
-    pub contexts: Rc<Contexts>,
-    pub settings: Settings,
-    /// How long until a node that is not heard of is dead.
-    pub dead_after: Millis,
-    pub broken: Broken,
-    /// The nodes it is told of at the start.
-    pub seeds: Vec<Index>,
-    pub is_traced: bool,
-}
 
 #[derive(Debug)]
 pub struct Node {
@@ -186,7 +67,7 @@ pub struct Node {
     // Catching up.
     pub(super) tasks: BTreeMap<Slot, Task>,
     /// Slots that were handed over to this node, until it owns them.
-    handed_over: Vec<Slot>,
+    pub(super) handed_over: Vec<Slot>,
 }
 
 /// The node of a name.
@@ -346,114 +227,6 @@ impl Node {
         self.events.push_back(Event::Drain(is_draining));
     }
 
-    /// Opens streams to the living.
-    fn connect(&mut self) {
-        for (to, member) in self.gossip.alive(self.now, self.config.dead_after) {
-            if to == self.index {
-                continue;
-            }
-            if let Some(known) = self.outgoing.get(&to) {
-                let is_late = self.now >= known.since + 1000;
-                if known.member == member && (known.is_up || !is_late) {
-                    continue;
-                }
-            }
-            self.close(to);
-            let stream = self.number();
-            let hello = Message::Hello { stream, from: self.member.clone(), to: member.clone() };
-            self.outgoing.insert(to, Outgoing { stream, member, is_up: false, since: self.now });
-            self.out.push(Out::Message { to, message: hello });
-        }
-    }
-
-    /// The stream to a node is gone.
-    fn close(&mut self, to: Index) {
-        if let Some(gone) = self.outgoing.remove(&to)
-            && gone.is_up
-        {
-            self.lose(peer_of(to));
-            self.events.push_back(Event::Lost(gone.member));
-        }
-    }
-
-    pub fn stream_lost(&mut self, stream: u64) {
-        let of = self.outgoing.iter().find(|(_, outgoing)| outgoing.stream == stream).map(|(to, _)| *to);
-        if let Some(to) = of {
-            self.close(to);
-        }
-    }
-
-    /// A stream that another node opened breaks here.
-    pub(super) fn break_stream(&mut self, from: Index) {
-        if let Some((stream, _)) = self.incoming.remove(&from) {
-            self.out.push(Out::Break { stream });
-        }
-    }
-
-    pub fn message(&mut self, from: Index, message: Message) {
-        match message {
-            Message::Gossip(all) => self.gossip.hear(self.now, &all),
-            Message::Hello { stream, from: member, to } => {
-                if to == self.member && self.incoming.get(&from).is_none_or(|(known, _)| *known < stream) {
-                    // Nothing led by that node is in step until it says so on this stream.
-                    self.in_step.retain(|_, claim| claim.claimant != member.node);
-                    self.incoming.insert(from, (stream, member));
-                    self.tasks.retain(|_, task| !task.follows(from));
-                    self.out.push(Out::Message { to: from, message: Message::Welcome { stream } });
-                }
-            }
-            Message::Welcome { stream } => {
-                if let Some(outgoing) = self.outgoing.get_mut(&from).filter(|known| known.stream == stream)
-                    && !outgoing.is_up
-                {
-                    outgoing.is_up = true;
-                    self.events.push_back(Event::Connected(outgoing.member.clone()));
-                }
-            }
-            Message::Ask { from, to, slot, claim, ask } => {
-                if to == self.member {
-                    self.asked(from, slot, claim, ask);
-                }
-            }
-            Message::Answer { from, slot, claim, answer } => {
-                self.events.push_back(Event::Answered { from, slot, claim, answer });
-            }
-            Message::Joins { from, to, slot } => {
-                if to == self.member {
-                    self.events.push_back(Event::Joins(from, slot));
-                }
-            }
-            Message::Question { number, to, question } => {
-                if to == self.member {
-                    let reply = self.reply(question);
-                    self.out.push(Out::Message { to: from, message: Message::Reply { number, reply } });
-                }
-            }
-            Message::Reply { number, reply } => self.replied(number, reply),
-        }
-    }
-
-    /// From the replica at the other end of a stream.
-    pub fn up(&mut self, from: Index, stream: u64, body: Up) {
-        let Some(member) = self.outgoing.get(&from).filter(|known| known.stream == stream && known.is_up)
-        else {
-            return;
-        };
-        match body {
-            Up::Durable(number) => self.holds(from, number),
-            Up::Offered { slot, claim, outcome } => {
-                let outcome = match outcome {
-                    Outcome::Accepted => Offered::Accepted,
-                    Outcome::Refused(claim) => Offered::Refused(claim),
-                    Outcome::OtherMembers(placement) => Offered::OtherMembers(placement),
-                    Outcome::Differs => Offered::Differs,
-                };
-                let from = member.member.clone();
-                self.events.push_back(Event::Offered { from, slot, claim, outcome });
-            }
-        }
-    }
-
     /// Whether the disk takes writes. The first that it refuses is how the node learns of it.
     pub(super) fn can_write(&mut self) -> bool {
         if self.disk.is_full && self.is_writable {
@@ -461,112 +234,6 @@ impl Node {
             self.events.push_back(Event::Writable(false));
         }
         !self.disk.is_full
-    }
-
-    /// A question to this node's replica, from itself or another.
-    fn asked(&mut self, from: Member, slot: Slot, claim: Claim, ask: Ask) {
-        if ask != Ask::TakeOver && !self.can_write() {
-            return self.answer(&from, slot, claim, Answer::NotNow);
-        }
-        let mut record = self.record(slot);
-        let answer = match ask {
-            Ask::Promise => {
-                if self.config.broken == Broken::NoPromiseCheck {
-                    record.promised = None;
-                }
-                record.promise(&claim).map(|(next, promise)| (next, Answer::Promised(promise)))
-            }
-            Ask::Confirm => match record.confirm(&claim) {
-                Ok(next) => Ok((next, Answer::Done)),
-                Err(NotTaken::Refused(refused)) => Err(refused),
-                Err(_) => return self.answer(&from, slot, claim, Answer::NotNow),
-            },
-            Ask::TakeOver => {
-                self.handed_over.push(slot);
-                self.events.push_back(Event::HandedOver(slot, claim.clone()));
-                return self.answer(&from, slot, claim, Answer::Done);
-            }
-        };
-        match answer {
-            Err(refused) => self.answer(&from, slot, claim, Answer::Refused(refused.promised)),
-            Ok((next, answer)) => {
-                self.write_record(slot, next);
-                self.after_sync(AfterSync::Recorded(slot));
-                self.after_sync(AfterSync::Answer { to: from, slot, claim, answer });
-            }
-        }
-    }
-
-    pub(super) fn answer(&mut self, to: &Member, slot: Slot, claim: Claim, answer: Answer) {
-        let from = self.member.clone();
-        if *to == self.member {
-            self.events.push_back(Event::Answered { from, slot, claim, answer });
-        } else {
-            let message = Message::Answer { from, slot, claim, answer };
-            self.out.push(Out::Message { to: index_of(&to.node), message });
-        }
-    }
-
-    fn perform(&mut self, effect: Effect) {
-        if !matches!(effect, Effect::Count { .. }) {
-            self.out.push(Out::Note(Note::Moment));
-        }
-        match effect {
-            Effect::Ask { to, slot, claim, ask } => {
-                let from = self.member.clone();
-                if to == self.member {
-                    self.asked(from, slot, claim, ask);
-                } else {
-                    let index = index_of(&to.node);
-                    let message = Message::Ask { from, to, slot, claim, ask };
-                    self.out.push(Out::Message { to: index, message });
-                }
-            }
-            Effect::Offer { to, slot, claim, set, is_confirmed, before } => {
-                if to == self.member && !self.can_write() {
-                    self.events.push_back(Event::Offered { from: to, slot, claim, outcome: Offered::NotNow });
-                } else if to == self.member {
-                    match self.record(slot).accept(&claim, &set, is_confirmed, before.as_ref()) {
-                        Ok(next) => {
-                            self.write_record(slot, next);
-                            self.after_sync(AfterSync::Recorded(slot));
-                            self.after_sync(AfterSync::Offered { slot, claim });
-                        }
-                        Err(refused) => {
-                            let outcome = match refused {
-                                NotTaken::Refused(refused) => Offered::Refused(refused.promised),
-                                NotTaken::OtherMembers(placement) => Offered::OtherMembers(placement),
-                                NotTaken::NotAccepted { .. } => Offered::NotNow,
-                            };
-                            self.events.push_back(Event::Offered { from: to, slot, claim, outcome });
-                        }
-                    }
-                } else {
-                    let offer = Offer {
-                        number: self.number,
-                        slot,
-                        claim,
-                        set,
-                        is_confirmed,
-                        before,
-                        digest: self.digest(slot),
-                    };
-                    self.send_to(&to, offer);
-                }
-            }
-            Effect::CatchUp { slot, claim, from } => self.claim_task(slot, claim, from),
-            Effect::Own { slot, claim, needed } => {
-                let was_handed_over = self.handed_over.contains(&slot);
-                self.handed_over.retain(|of| *of != slot);
-                self.own(slot, &claim, needed, was_handed_over);
-            }
-            Effect::Count { slot, claim, member } => self.count(slot, &claim, &member),
-            Effect::Stop { slot, claim } => self.stop(slot, &claim),
-            Effect::StepDown { slot } => {
-                self.tasks.retain(|of, task| *of != slot || !task.is_claim());
-                self.step_down(slot);
-            }
-        }
     }
 
     /// Writes a record. From here on it holds for what this node does; others hear of it once it is durable.
@@ -640,61 +307,5 @@ impl Node {
             Timer::Question(number) => self.unanswered(number),
             Timer::Task(slot, generation) => self.retry(slot, generation),
         }
-    }
-
-    pub fn request(&mut self, client: usize, request: u64, body: Request) {
-        let response = match body {
-            Request::Append(append) => {
-                if self.queue.is_empty() {
-                    let after = self.random.below(3);
-                    self.out.push(Out::Timer { after, timer: Timer::Commit });
-                }
-                return self.queue.push(Queued { client, request, append });
-            }
-            Request::Attach { context, kept } => {
-                if self.serves(self.config.contexts.slot(context)) {
-                    let missing = kept.into_iter().filter(|id| !self.ids[context].contains_key(id));
-                    Response::Attached { missing: missing.collect() }
-                } else {
-                    self.not_owner(context)
-                }
-            }
-            Request::Read { context } => match self.shown(context) {
-                Some(size) => {
-                    let root = self.disk.now.histories[context].root_at(size).unwrap();
-                    Response::Read { context, size, root }
-                }
-                None => Response::NotReadable,
-            },
-            Request::Watch { context, after, root } => self.watched(context, after, root),
-        };
-        self.out.push(Out::Respond { client, request, response });
-    }
-
-    fn watched(&self, context: Context, after: u64, root: ledger_core::Hash) -> Response {
-        let history = &self.disk.now.histories[context];
-        match self.shown(context) {
-            None => Response::NotReadable,
-            // It is behind; or, where what was shown can be taken back, the watcher saw what is gone.
-            Some(size) if size < after => {
-                let Settings { copies, min_copies, .. } = self.config.settings;
-                let is_gone = min_copies * 2 <= copies && self.serves(self.config.contexts.slot(context));
-                if is_gone { Response::Changed } else { Response::NotReadable }
-            }
-            Some(_) if history.root_at(after) != Some(root) => Response::Changed,
-            Some(size) => {
-                let to = size.min(after + 64) as usize;
-                Response::Watched { entries: history.0[after as usize..to].into() }
-            }
-        }
-    }
-
-    pub(super) fn not_owner(&self, context: Context) -> Response {
-        let hint = match self.brain.owner(self.config.contexts.slot(context)) {
-            Owner::Other(node, _) => Some(index_of(&node)),
-            Owner::Me(_) => Some(self.index),
-            Owner::Nobody(_) => None,
-        };
-        Response::NotOwner { hint }
     }
 }

@@ -13,17 +13,18 @@ use ledger_core::{
 
 use super::{
     broken::Broken,
-    client::{self, Client, Watcher, Writer},
+    client::{Client, Watcher, Writer},
     counts::{Counted, Counts},
     disk::{Disk, Store},
     faults::Plan,
     history::Contexts,
-    invariants::{Checked, Invariants, Seen},
+    invariants::Invariants,
     message::{Down, Index, Message, Request, Response, Up},
     mischief::Undo,
-    network::{Network, Stream},
-    node::{Config, Node, Note, Out, Timer},
+    network::Network,
+    node::Node,
     random::Random,
+    wants::{Config, Timer},
 };
 
 /// A run, and what it violated.
@@ -126,7 +127,7 @@ pub(super) struct World {
     pub counts: Counts,
     /// The newest owner of each slot, with the members.
     pub owned: BTreeMap<Slot, (ledger_core::ownership::Claim, ReplicaSet)>,
-    next_request: u64,
+    pub next_request: u64,
     next_storage: u64,
     pub last_loss: u64,
     pub stage: Stage,
@@ -277,7 +278,7 @@ impl World {
         self.at(self.now + micros, what);
     }
 
-    fn at(&mut self, at: u64, what: Happening) {
+    pub(super) fn at(&mut self, at: u64, what: Happening) {
         self.order += 1;
         self.queue.push(Reverse(Scheduled { at, order: self.order, what }));
     }
@@ -385,262 +386,8 @@ impl World {
         }
     }
 
-    fn want(&mut self, index: Index, out: Out) {
-        match out {
-            Out::Message { to, message } => self.send(index, to, message),
-            Out::Down { stream, body } => {
-                if let Some(at) = self.network.arrives(self.now, stream, false, &mut self.random) {
-                    self.at(at, Happening::Down { stream, body });
-                }
-            }
-            Out::Up { stream, body } => {
-                if let Some(at) = self.network.arrives(self.now, stream, true, &mut self.random) {
-                    self.at(at, Happening::Up { stream, body });
-                }
-            }
-            Out::Break { stream } => self.break_stream(stream, 20_000),
-            Out::Respond { client, request, response } => {
-                if !self.random.chance(self.network.loss / 4) {
-                    let delay = self.random.between(200, 3000);
-                    self.after(delay, Happening::Response { client, request, response });
-                }
-            }
-            Out::Timer { after, timer } => {
-                let life = self.hosts[index].life;
-                self.after(after * 1000, Happening::Timer { node: index, life, timer });
-            }
-            Out::Sync => {
-                let (low, high) = self.plan.sync;
-                let host = &self.hosts[index];
-                let (life, up_to) = (host.life, host.node.as_ref().map_or(0, |node| node.disk.written));
-                let slow = if host.slow_until > self.now { 200 } else { 1 };
-                let after = self.random.between(low, high) * slow;
-                self.after(after, Happening::Synced { node: index, life, up_to });
-            }
-            Out::Note(note) => {
-                if let Err(violation) = self.noted(index, note) {
-                    self.violate(violation);
-                }
-            }
-        }
-    }
-
     pub fn violate(&mut self, what: String) {
         self.note(|| format!("VIOLATION: {what}"));
         self.violation.get_or_insert(what);
-    }
-
-    fn noted(&mut self, index: Index, note: Note) -> Checked {
-        if matches!(note, Note::Moment) {
-            if self.stage == Stage::Faults && self.random.chance(self.plan.ambushes) {
-                let after = self.random.below(4000);
-                self.after(after, Happening::Ambush);
-            }
-            return Ok(());
-        }
-        self.note(|| match &note {
-            Note::Trace(what) => format!("n{index} {what}"),
-            note => format!("n{index} {note:?}"),
-        });
-        match note {
-            Note::Created { context, sequence, epoch, id } => {
-                self.counts.add(Counted::Created, 1);
-                self.invariants.created(context, sequence, epoch, id)
-            }
-            Note::Owned { slot, claim, was_handed_over } => {
-                self.counts.add(Counted::Owned, 1);
-                self.counts.add(Counted::HandedOver, u64::from(was_handed_over));
-                let Some(node) = &self.hosts[index].node else { return Ok(()) };
-                if let Some(placement) = node.record(slot).placement {
-                    let known = self.owned.get(&slot);
-                    if known.is_some_and(|(_, set)| *set != placement.set) {
-                        self.counts.add(Counted::Moved, 1);
-                    }
-                    if known.is_none_or(|(known, _)| *known < claim) {
-                        self.owned.insert(slot, (claim.clone(), placement.set));
-                    }
-                }
-                let contexts = &self.config.contexts;
-                self.invariants.owned(slot, &claim, index, &node.disk.now, contexts)
-            }
-            Note::Acknowledged { context, sequence, id, in_epoch, is_stable, needed } => {
-                let what = if is_stable { Counted::Acknowledged } else { Counted::AcknowledgedAtFewer };
-                self.counts.add(what, 1);
-                self.invariants.acknowledges(self.config.contexts.slot(context), in_epoch, index)?;
-                let on = self.hosts[index].member.clone();
-                self.invariants.acknowledged(context, sequence, id, is_stable, &on)?;
-                if is_stable {
-                    self.seen("an acknowledgement", index, context, sequence, needed)
-                } else {
-                    Ok(())
-                }
-            }
-            Note::Shown { context, size } => {
-                let slot = self.config.contexts.slot(context);
-                let members = self.owned.get(&slot).map_or(1, |(_, set)| set.len());
-                let needed = self.plan.settings.min_copies.min(members);
-                self.seen("what readers see", index, context, size, needed)
-            }
-            Note::Forked => {
-                self.counts.add(Counted::Forked, 1);
-                Ok(())
-            }
-            Note::Moment | Note::Trace(_) => Ok(()),
-            Note::CaughtUp { entries } => {
-                self.counts.add(Counted::Fetched, entries);
-                Ok(())
-            }
-        }
-    }
-
-    fn seen(
-        &mut self,
-        what: &'static str,
-        index: Index,
-        context: usize,
-        size: u64,
-        needed: usize,
-    ) -> Checked {
-        let Some(node) = &self.hosts[index].node else { return Ok(()) };
-        let history = &node.disk.now.histories[context];
-        let root = history.root_at(size);
-        let copies = || {
-            let holds = |store: &Store| store.histories[context].root_at(size) == root;
-            let on_host = |host: &&Host| {
-                let disk = host.node.as_ref().map(|node| &node.disk).or(host.disk.as_ref());
-                disk.is_some_and(|disk| holds(&disk.durable))
-                    || host.graveyard.iter().any(|(_, store)| holds(store))
-            };
-            self.hosts.iter().filter(on_host).count()
-        };
-        let seen = Seen { what, node: index, context, size, history };
-        self.invariants.seen(&seen, needed, copies)
-    }
-
-    // The network.
-
-    fn send(&mut self, from: Index, to: Index, message: Message) {
-        if let Message::Hello { stream, .. } = &message {
-            let from_life = self.hosts[from].life;
-            let known = Stream { from, to, from_life, to_life: None, down_at: 0, up_at: 0, is_broken: false };
-            self.network.streams.insert(*stream, known);
-        }
-        if let Message::Welcome { stream } = &message
-            && let Some(known) = self.network.streams.get_mut(stream)
-        {
-            known.to_life = Some(self.hosts[from].life);
-        }
-        if self.random.chance(self.network.loss) {
-            return self.counts.add(Counted::Lost, 1);
-        }
-        let number = self.network.number();
-        if self.random.chance(self.network.duplicates) {
-            self.counts.add(Counted::Duplicated, 1);
-            let delay = self.network.delay(&mut self.random);
-            self.after(delay, Happening::Message { from, to, number, message: message.clone() });
-        }
-        let delay = self.network.delay(&mut self.random);
-        self.after(delay, Happening::Message { from, to, number, message });
-    }
-
-    fn deliver(&mut self, from: Index, to: Index, number: u64, message: Message) {
-        if self.network.cut[from][to] {
-            return self.counts.add(Counted::Cut, 1);
-        }
-        if self.network.is_overtaken(from, to, number) {
-            self.counts.add(Counted::Overtaken, 1);
-        }
-        self.with(to, |node| node.message(from, message));
-    }
-
-    fn deliver_down(&mut self, stream: u64, body: Down) {
-        let Some(known) = self.network.streams.get(&stream).filter(|known| !known.is_broken) else { return };
-        let (from, to) = (known.from, known.to);
-        if self.network.cut[from][to] || known.to_life.is_none_or(|life| !self.is_alive(to, life)) {
-            return self.break_stream(stream, 1_000_000);
-        }
-        self.with(to, |node| node.down(from, stream, body));
-    }
-
-    fn deliver_up(&mut self, stream: u64, body: Up) {
-        let Some(known) = self.network.streams.get(&stream).filter(|known| !known.is_broken) else { return };
-        let (from, to) = (known.from, known.to);
-        if !self.is_alive(from, known.from_life) {
-            self.network.streams.remove(&stream);
-            return;
-        }
-        if self.network.cut[to][from] {
-            return self.break_stream(stream, 1_000_000);
-        }
-        self.with(from, |node| node.up(to, stream, body));
-    }
-
-    /// Nothing more arrives on a stream; the one who opened it notices within so many microseconds.
-    pub fn break_stream(&mut self, stream: u64, within: u64) {
-        let Some(known) = self.network.streams.get_mut(&stream).filter(|known| !known.is_broken) else {
-            return;
-        };
-        known.is_broken = true;
-        let after = self.random.below(within);
-        self.after(after, Happening::Lost { stream });
-    }
-
-    // Clients.
-
-    fn wake(&mut self, number: usize) {
-        let (nodes, contexts) = (self.hosts.len(), self.plan.contexts);
-        let now = self.now / 1000;
-        let (asked, again) = match &mut self.clients[number] {
-            Client::Writer(writer) => {
-                (writer.wake(now, nodes, &mut self.random, &mut self.next_request), (20_000, 150_000))
-            }
-            Client::Watcher(watcher) => {
-                (vec![watcher.wake(nodes, &mut self.random, &mut self.next_request)], (50_000, 300_000))
-            }
-            Client::Reader => {
-                let asked = client::read(nodes, contexts, &mut self.random, &mut self.next_request);
-                (vec![asked], (50_000, 300_000))
-            }
-        };
-        self.ask(number, asked);
-        let again = self.random.between(again.0, again.1);
-        self.after(again, Happening::Client(number));
-    }
-
-    fn ask(&mut self, client: usize, asked: Vec<client::Asked>) {
-        for (to, request, body) in asked {
-            self.counts.add(Counted::Attached, u64::from(matches!(body, Request::Attach { .. })));
-            if !self.random.chance(self.network.loss / 4) {
-                let delay = self.random.between(200, 3000);
-                self.after(delay, Happening::Request { to, client, request, body });
-            }
-        }
-    }
-
-    fn respond(&mut self, number: usize, request: u64, response: Response) {
-        let now = self.now / 1000;
-        match &mut self.clients[number] {
-            Client::Writer(writer) => {
-                let asked = writer.answered(now, request, response, &mut self.random, &mut self.next_request);
-                self.ask(number, asked);
-            }
-            Client::Watcher(watcher) => {
-                match watcher.answered(request, response, self.hosts.len(), &mut self.random) {
-                    Ok(entries) => self.counts.add(Counted::Watched, entries.len() as u64),
-                    // It is told so, and begins again: allowed only if availability comes first.
-                    Err(what) if self.invariants.is_strict => {
-                        self.violate(format!("client {number}: {what}"));
-                    }
-                    Err(_) => {}
-                }
-            }
-            Client::Reader => {
-                let Response::Read { context, size, root } = response else { return };
-                self.counts.add(Counted::Read, 1);
-                if self.invariants.is_strict && self.invariants.stable[context].root_at(size) != Some(root) {
-                    self.violate(format!("a reader saw what was never stable of context {context}"));
-                }
-            }
-        }
     }
 }

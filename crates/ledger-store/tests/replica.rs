@@ -196,7 +196,7 @@ async fn a_node_that_accepted_another_owner_does_not_lead_by_a_word_that_comes_l
     let two = Two::start().await;
     // Decided, but not yet said to the lane, when another claim is accepted.
     let late = Lead::Own { claim: two.claim.clone(), needed: 1 };
-    let digest = two.owner.digests(vec![two.slot]).await.unwrap().remove(0).1;
+    let digest = two.owner.digests(vec![two.slot]).await.unwrap()[&two.slot];
     let accept = Change::Accept {
         claim: claim(6, "replica"),
         set: two.set.clone(),

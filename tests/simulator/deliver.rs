@@ -1,0 +1,117 @@
+//! Between nodes: what they want done, and messages and streams with what may happen to them.
+
+use super::{
+    counts::Counted,
+    message::{Down, Index, Message, Up},
+    network::Stream,
+    run::{Happening, World},
+    wants::Out,
+};
+
+impl World {
+    pub(super) fn want(&mut self, index: Index, out: Out) {
+        match out {
+            Out::Message { to, message } => self.send(index, to, message),
+            Out::Down { stream, body } => {
+                if let Some(at) = self.network.arrives(self.now, stream, false, &mut self.random) {
+                    self.at(at, Happening::Down { stream, body });
+                }
+            }
+            Out::Up { stream, body } => {
+                if let Some(at) = self.network.arrives(self.now, stream, true, &mut self.random) {
+                    self.at(at, Happening::Up { stream, body });
+                }
+            }
+            Out::Break { stream } => self.break_stream(stream, 20_000),
+            Out::Respond { client, request, response } => {
+                if !self.random.chance(self.network.loss / 4) {
+                    let delay = self.random.between(200, 3000);
+                    self.after(delay, Happening::Response { client, request, response });
+                }
+            }
+            Out::Timer { after, timer } => {
+                let life = self.hosts[index].life;
+                self.after(after * 1000, Happening::Timer { node: index, life, timer });
+            }
+            Out::Sync => {
+                let (low, high) = self.plan.sync;
+                let host = &self.hosts[index];
+                let (life, up_to) = (host.life, host.node.as_ref().map_or(0, |node| node.disk.written));
+                let slow = if host.slow_until > self.now { 200 } else { 1 };
+                let after = self.random.between(low, high) * slow;
+                self.after(after, Happening::Synced { node: index, life, up_to });
+            }
+            Out::Note(note) => {
+                if let Err(violation) = self.noted(index, note) {
+                    self.violate(violation);
+                }
+            }
+        }
+    }
+
+    pub(super) fn send(&mut self, from: Index, to: Index, message: Message) {
+        if let Message::Hello { stream, .. } = &message {
+            let from_life = self.hosts[from].life;
+            let known = Stream { from, to, from_life, to_life: None, down_at: 0, up_at: 0, is_broken: false };
+            self.network.streams.insert(*stream, known);
+        }
+        if let Message::Welcome { stream } = &message
+            && let Some(known) = self.network.streams.get_mut(stream)
+        {
+            known.to_life = Some(self.hosts[from].life);
+        }
+        if self.random.chance(self.network.loss) {
+            return self.counts.add(Counted::Lost, 1);
+        }
+        let number = self.network.number();
+        if self.random.chance(self.network.duplicates) {
+            self.counts.add(Counted::Duplicated, 1);
+            let delay = self.network.delay(&mut self.random);
+            self.after(delay, Happening::Message { from, to, number, message: message.clone() });
+        }
+        let delay = self.network.delay(&mut self.random);
+        self.after(delay, Happening::Message { from, to, number, message });
+    }
+
+    pub(super) fn deliver(&mut self, from: Index, to: Index, number: u64, message: Message) {
+        if self.network.cut[from][to] {
+            return self.counts.add(Counted::Cut, 1);
+        }
+        if self.network.is_overtaken(from, to, number) {
+            self.counts.add(Counted::Overtaken, 1);
+        }
+        self.with(to, |node| node.message(from, message));
+    }
+
+    pub(super) fn deliver_down(&mut self, stream: u64, body: Down) {
+        let Some(known) = self.network.streams.get(&stream).filter(|known| !known.is_broken) else { return };
+        let (from, to) = (known.from, known.to);
+        if self.network.cut[from][to] || known.to_life.is_none_or(|life| !self.is_alive(to, life)) {
+            return self.break_stream(stream, 1_000_000);
+        }
+        self.with(to, |node| node.down(from, stream, body));
+    }
+
+    pub(super) fn deliver_up(&mut self, stream: u64, body: Up) {
+        let Some(known) = self.network.streams.get(&stream).filter(|known| !known.is_broken) else { return };
+        let (from, to) = (known.from, known.to);
+        if !self.is_alive(from, known.from_life) {
+            self.network.streams.remove(&stream);
+            return;
+        }
+        if self.network.cut[to][from] {
+            return self.break_stream(stream, 1_000_000);
+        }
+        self.with(from, |node| node.up(to, stream, body));
+    }
+
+    /// Nothing more arrives on a stream; the one who opened it notices within so many microseconds.
+    pub fn break_stream(&mut self, stream: u64, within: u64) {
+        let Some(known) = self.network.streams.get_mut(&stream).filter(|known| !known.is_broken) else {
+            return;
+        };
+        known.is_broken = true;
+        let after = self.random.below(within);
+        self.after(after, Happening::Lost { stream });
+    }
+}

@@ -1,0 +1,99 @@
+//! What nodes did, held against what must hold.
+
+use super::{
+    counts::Counted,
+    disk::Store,
+    invariants::{Checked, Seen},
+    message::Index,
+    run::{Happening, Host, Stage, World},
+    wants::Note,
+};
+
+impl World {
+    pub(super) fn noted(&mut self, index: Index, note: Note) -> Checked {
+        if matches!(note, Note::Moment) {
+            if self.stage == Stage::Faults && self.random.chance(self.plan.ambushes) {
+                let after = self.random.below(4000);
+                self.after(after, Happening::Ambush);
+            }
+            return Ok(());
+        }
+        self.note(|| match &note {
+            Note::Trace(what) => format!("n{index} {what}"),
+            note => format!("n{index} {note:?}"),
+        });
+        match note {
+            Note::Created { context, sequence, epoch, id } => {
+                self.counts.add(Counted::Created, 1);
+                self.invariants.created(context, sequence, epoch, id)
+            }
+            Note::Owned { slot, claim, was_handed_over } => {
+                self.counts.add(Counted::Owned, 1);
+                self.counts.add(Counted::HandedOver, u64::from(was_handed_over));
+                let Some(node) = &self.hosts[index].node else { return Ok(()) };
+                if let Some(placement) = node.record(slot).placement {
+                    let known = self.owned.get(&slot);
+                    if known.is_some_and(|(_, set)| *set != placement.set) {
+                        self.counts.add(Counted::Moved, 1);
+                    }
+                    if known.is_none_or(|(known, _)| *known < claim) {
+                        self.owned.insert(slot, (claim.clone(), placement.set));
+                    }
+                }
+                let contexts = &self.config.contexts;
+                self.invariants.owned(slot, &claim, index, &node.disk.now, contexts)
+            }
+            Note::Acknowledged { context, sequence, id, in_epoch, is_stable, needed } => {
+                let what = if is_stable { Counted::Acknowledged } else { Counted::AcknowledgedAtFewer };
+                self.counts.add(what, 1);
+                self.invariants.acknowledges(self.config.contexts.slot(context), in_epoch, index)?;
+                let on = self.hosts[index].member.clone();
+                self.invariants.acknowledged(context, sequence, id, is_stable, &on)?;
+                if is_stable {
+                    self.seen("an acknowledgement", index, context, sequence, needed)
+                } else {
+                    Ok(())
+                }
+            }
+            Note::Shown { context, size } => {
+                let slot = self.config.contexts.slot(context);
+                let members = self.owned.get(&slot).map_or(1, |(_, set)| set.len());
+                let needed = self.plan.settings.min_copies.min(members);
+                self.seen("what readers see", index, context, size, needed)
+            }
+            Note::Forked => {
+                self.counts.add(Counted::Forked, 1);
+                Ok(())
+            }
+            Note::Moment | Note::Trace(_) => Ok(()),
+            Note::CaughtUp { entries } => {
+                self.counts.add(Counted::Fetched, entries);
+                Ok(())
+            }
+        }
+    }
+
+    pub(super) fn seen(
+        &mut self,
+        what: &'static str,
+        index: Index,
+        context: usize,
+        size: u64,
+        needed: usize,
+    ) -> Checked {
+        let Some(node) = &self.hosts[index].node else { return Ok(()) };
+        let history = &node.disk.now.histories[context];
+        let root = history.root_at(size);
+        let copies = || {
+            let holds = |store: &Store| store.histories[context].root_at(size) == root;
+            let on_host = |host: &&Host| {
+                let disk = host.node.as_ref().map(|node| &node.disk).or(host.disk.as_ref());
+                disk.is_some_and(|disk| holds(&disk.durable))
+                    || host.graveyard.iter().any(|(_, store)| holds(store))
+            };
+            self.hosts.iter().filter(on_host).count()
+        };
+        let seen = Seen { what, node: index, context, size, history };
+        self.invariants.seen(&seen, needed, copies)
+    }
+}

@@ -1,0 +1,69 @@
+//! What clients are answered.
+
+use ledger_core::ownership::slots::{Owner, Settings};
+
+use super::{
+    history::Context,
+    lane::Queued,
+    message::{Request, Response},
+    node::{Node, index_of},
+    wants::{Out, Timer},
+};
+
+impl Node {
+    pub fn request(&mut self, client: usize, request: u64, body: Request) {
+        let response = match body {
+            Request::Append(append) => {
+                if self.queue.is_empty() {
+                    let after = self.random.below(3);
+                    self.out.push(Out::Timer { after, timer: Timer::Commit });
+                }
+                return self.queue.push(Queued { client, request, append });
+            }
+            Request::Attach { context, kept } => {
+                if self.serves(self.config.contexts.slot(context)) {
+                    let missing = kept.into_iter().filter(|id| !self.ids[context].contains_key(id));
+                    Response::Attached { missing: missing.collect() }
+                } else {
+                    self.not_owner(context)
+                }
+            }
+            Request::Read { context } => match self.shown(context) {
+                Some(size) => {
+                    let root = self.disk.now.histories[context].root_at(size).unwrap();
+                    Response::Read { context, size, root }
+                }
+                None => Response::NotReadable,
+            },
+            Request::Watch { context, after, root } => self.watched(context, after, root),
+        };
+        self.out.push(Out::Respond { client, request, response });
+    }
+
+    fn watched(&self, context: Context, after: u64, root: ledger_core::Hash) -> Response {
+        let history = &self.disk.now.histories[context];
+        match self.shown(context) {
+            None => Response::NotReadable,
+            // It is behind; or, where what was shown can be taken back, the watcher saw what is gone.
+            Some(size) if size < after => {
+                let Settings { copies, min_copies, .. } = self.config.settings;
+                let is_gone = min_copies * 2 <= copies && self.serves(self.config.contexts.slot(context));
+                if is_gone { Response::Changed } else { Response::NotReadable }
+            }
+            Some(_) if history.root_at(after) != Some(root) => Response::Changed,
+            Some(size) => {
+                let to = size.min(after + 64) as usize;
+                Response::Watched { entries: history.0[after as usize..to].into() }
+            }
+        }
+    }
+
+    pub(super) fn not_owner(&self, context: Context) -> Response {
+        let hint = match self.brain.owner(self.config.contexts.slot(context)) {
+            Owner::Other(node, _) => Some(index_of(&node)),
+            Owner::Me(_) => Some(self.index),
+            Owner::Nobody(_) => None,
+        };
+        Response::NotOwner { hint }
+    }
+}

@@ -1,0 +1,119 @@
+//! The streams of a node, and what comes to it from other nodes.
+
+use ledger_core::ownership::slots::{Event, Outcome as Offered};
+
+use super::{
+    message::{Index, Message, Outcome, Up},
+    node::{Node, peer_of},
+    wants::{Out, Outgoing},
+};
+
+impl Node {
+    /// Opens streams to the living.
+    pub(super) fn connect(&mut self) {
+        for (to, member) in self.gossip.alive(self.now, self.config.dead_after) {
+            if to == self.index {
+                continue;
+            }
+            if let Some(known) = self.outgoing.get(&to) {
+                let is_late = self.now >= known.since + 1000;
+                if known.member == member && (known.is_up || !is_late) {
+                    continue;
+                }
+            }
+            self.close(to);
+            let stream = self.number();
+            let hello = Message::Hello { stream, from: self.member.clone(), to: member.clone() };
+            self.outgoing.insert(to, Outgoing { stream, member, is_up: false, since: self.now });
+            self.out.push(Out::Message { to, message: hello });
+        }
+    }
+
+    /// The stream to a node is gone.
+    pub(super) fn close(&mut self, to: Index) {
+        if let Some(gone) = self.outgoing.remove(&to)
+            && gone.is_up
+        {
+            self.lose(peer_of(to));
+            self.events.push_back(Event::Lost(gone.member));
+        }
+    }
+
+    pub fn stream_lost(&mut self, stream: u64) {
+        let of = self.outgoing.iter().find(|(_, outgoing)| outgoing.stream == stream).map(|(to, _)| *to);
+        if let Some(to) = of {
+            self.close(to);
+        }
+    }
+
+    /// A stream that another node opened breaks here.
+    pub(super) fn break_stream(&mut self, from: Index) {
+        if let Some((stream, _)) = self.incoming.remove(&from) {
+            self.out.push(Out::Break { stream });
+        }
+    }
+
+    pub fn message(&mut self, from: Index, message: Message) {
+        match message {
+            Message::Gossip(all) => self.gossip.hear(self.now, &all),
+            Message::Hello { stream, from: member, to } => {
+                if to == self.member && self.incoming.get(&from).is_none_or(|(known, _)| *known < stream) {
+                    // Nothing led by that node is in step until it says so on this stream.
+                    self.in_step.retain(|_, claim| claim.claimant != member.node);
+                    self.incoming.insert(from, (stream, member));
+                    self.tasks.retain(|_, task| !task.follows(from));
+                    self.out.push(Out::Message { to: from, message: Message::Welcome { stream } });
+                }
+            }
+            Message::Welcome { stream } => {
+                if let Some(outgoing) = self.outgoing.get_mut(&from).filter(|known| known.stream == stream)
+                    && !outgoing.is_up
+                {
+                    outgoing.is_up = true;
+                    self.events.push_back(Event::Connected(outgoing.member.clone()));
+                }
+            }
+            Message::Ask { from, to, slot, claim, ask } => {
+                if to == self.member {
+                    self.asked(from, slot, claim, ask);
+                }
+            }
+            Message::Answer { from, slot, claim, answer } => {
+                self.events.push_back(Event::Answered { from, slot, claim, answer });
+            }
+            Message::Joins { from, to, slot } => {
+                if to == self.member {
+                    self.events.push_back(Event::Joins(from, slot));
+                }
+            }
+            Message::Question { number, to, question } => {
+                if to == self.member {
+                    let reply = self.reply(question);
+                    self.out.push(Out::Message { to: from, message: Message::Reply { number, reply } });
+                }
+            }
+            Message::Reply { number, reply } => self.replied(number, reply),
+        }
+    }
+
+    /// From the replica at the other end of a stream.
+    pub fn up(&mut self, from: Index, stream: u64, body: Up) {
+        let Some(member) = self.outgoing.get(&from).filter(|known| known.stream == stream && known.is_up)
+        else {
+            return;
+        };
+        match body {
+            Up::Durable(number) => self.holds(from, number),
+            Up::Offered { slot, claim, outcome } => {
+                let outcome = match outcome {
+                    Outcome::Accepted => Offered::Accepted,
+                    Outcome::Refused(claim) => Offered::Refused(claim),
+                    Outcome::OtherMembers(placement) => Offered::OtherMembers(placement),
+                    Outcome::Differs => Offered::Differs,
+                };
+                let from = member.member.clone();
+                self.events.push_back(Event::Offered { from, slot, claim, outcome });
+            }
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! What a node wants done, and what it is started with.
+
+use std::rc::Rc;
+
+use ledger_core::{
+    Epoch,
+    node::Member,
+    ownership::{
+        Claim,
+        slots::{Answer, Millis, Settings},
+    },
+    slot::Slot,
+};
+
+use super::{
+    broken::Broken,
+    history::{Context, Contexts},
+    message::{Down, Index, Message, Response, Up},
+};
+
+/// What a node wants done.
+#[derive(Debug)]
+pub enum Out {
+    Message {
+        to: Index,
+        message: Message,
+    },
+    Down {
+        stream: u64,
+        body: Down,
+    },
+    Up {
+        stream: u64,
+        body: Up,
+    },
+    /// Breaks off a stream that was opened by another node.
+    Break {
+        stream: u64,
+    },
+    Respond {
+        client: usize,
+        request: u64,
+        response: Response,
+    },
+    Timer {
+        after: Millis,
+        timer: Timer,
+    },
+    /// Sync the disk.
+    Sync,
+    Note(Note),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Timer {
+    Commit,
+    Question(u64),
+    Task(Slot, u64),
+}
+
+/// What the simulation wants to know.
+#[derive(Debug)]
+pub enum Note {
+    /// An owner wrote an entry.
+    Created {
+        context: Context,
+        sequence: u64,
+        epoch: Epoch,
+        id: u64,
+    },
+    Owned {
+        slot: Slot,
+        claim: Claim,
+        was_handed_over: bool,
+    },
+    /// A client is told that an entry is stored.
+    Acknowledged {
+        context: Context,
+        sequence: u64,
+        id: u64,
+        /// Of the owner that says so.
+        in_epoch: Option<Epoch>,
+        is_stable: bool,
+        needed: usize,
+    },
+    /// Readers see a context up to a size.
+    Shown {
+        context: Context,
+        size: u64,
+    },
+    Forked,
+    CaughtUp {
+        entries: u64,
+    },
+    /// A moment of a takeover: a good one for something to go wrong.
+    Moment,
+    Trace(String),
+}
+
+/// A stream to another node.
+#[derive(Debug)]
+pub struct Outgoing {
+    pub stream: u64,
+    pub member: Member,
+    pub is_up: bool,
+    pub since: Millis,
+}
+
+/// What is done when a write is durable.
+#[derive(Debug)]
+pub enum AfterSync {
+    Own(u64),
+    Up { to: Index, stream: u64, body: Up },
+    Recorded(Slot),
+    Answer { to: Member, slot: Slot, claim: Claim, answer: Answer },
+    Offered { slot: Slot, claim: Claim },
+}
+
+/// Whether readers see a slot. See `ledger_store::readable`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Readable {
+    #[default]
+    Dark,
+    Holding,
+    Shown,
+}
+
+/// What a node is started with.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub contexts: Rc<Contexts>,
+    pub settings: Settings,
+    /// How long until a node that is not heard of is dead.
+    pub dead_after: Millis,
+    pub broken: Broken,
+    /// The nodes it is told of at the start.
+    pub seeds: Vec<Index>,
+    pub is_traced: bool,
+}
