@@ -189,6 +189,7 @@ impl Node {
                 Outcome::Differs
             }
             Err(NotTaken::NotAccepted { .. }) => Outcome::Differs,
+            Err(NotTaken::Formed) => Outcome::NotNow,
             Ok(next) => {
                 if self.led.contains_key(&slot) {
                     self.step_down(slot);
