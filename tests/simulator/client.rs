@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 
+use ledger_core::replication::Needed;
+
 use super::{
     history::{Context, Entry, History},
     message::{Append, Index, Request, Response},
@@ -29,8 +31,8 @@ pub struct Writer {
     base: u64,
     next: u64,
     window: usize,
-    /// How many of a thousand appends ask for one copy only.
-    one_copy: u64,
+    /// How many of a thousand appends ask for other than the configured number of copies.
+    other_copies: u64,
     is_attached: bool,
     /// The request that attaches, and when it is given up.
     attach: (u64, u64),
@@ -48,7 +50,7 @@ pub struct Writer {
 #[derive(Debug)]
 pub struct Pending {
     pub id: u64,
-    one_copy: bool,
+    needed: Needed,
     until: u64,
 }
 
@@ -65,14 +67,20 @@ pub struct Watcher {
 pub type Asked = (Index, u64, Request);
 
 impl Writer {
-    pub fn new(number: usize, context: Context, one_copy: u64, keeps_all: bool, random: &mut Random) -> Self {
+    pub fn new(
+        number: usize,
+        context: Context,
+        other_copies: u64,
+        keeps_all: bool,
+        random: &mut Random,
+    ) -> Self {
         Self {
             context,
             target: 0,
             base: (number as u64 + 1) << 32,
             next: 0,
             window: random.between(1, 3) as usize,
-            one_copy,
+            other_copies,
             is_attached: false,
             attach: (0, 0),
             outstanding: VecDeque::new(),
@@ -111,8 +119,12 @@ impl Writer {
         }
         if self.outstanding.len() < self.window && !self.is_done {
             self.next += 1;
-            let one_copy = random.chance(self.one_copy);
-            let pending = Pending { id: self.base + self.next, one_copy, until: now + PATIENCE };
+            let needed = if random.chance(self.other_copies) {
+                [Needed::One, Needed::One, Needed::Majority, Needed::All][random.index(4)]
+            } else {
+                Needed::Configured
+            };
+            let pending = Pending { id: self.base + self.next, needed, until: now + PATIENCE };
             let asked = self.append(&pending, number);
             self.outstanding.push_back(pending);
             return vec![asked];
@@ -139,7 +151,7 @@ impl Writer {
 
     fn append(&self, pending: &Pending, number: &mut u64) -> Asked {
         *number += 1;
-        let append = Append { context: self.context, id: pending.id, one_copy: pending.one_copy };
+        let append = Append { context: self.context, id: pending.id, needed: pending.needed };
         (self.target, *number, Request::Append(append))
     }
 
@@ -177,10 +189,14 @@ impl Writer {
                     .collect();
                 self.put_back += put_back.len() as u64;
                 for id in put_back.into_iter().rev() {
-                    self.outstanding.push_front(Pending { id, one_copy: false, until: 0 });
+                    self.outstanding.push_front(Pending { id, needed: Needed::Configured, until: 0 });
                 }
                 for pending in &mut self.outstanding {
                     pending.until = now + PATIENCE;
+                    if pending.needed == Needed::All {
+                        // A member may be away for long.
+                        pending.needed = Needed::Configured;
+                    }
                 }
                 return self.outstanding.iter().map(|pending| self.append(pending, number)).collect();
             }

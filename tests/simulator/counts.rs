@@ -28,7 +28,7 @@ pub enum Counted {
     // What clients did.
     Created,
     Acknowledged,
-    AcknowledgedAtOne,
+    AcknowledgedAtFewer,
     PutBack,
     Attached,
     Read,
@@ -53,7 +53,7 @@ impl Counted {
         (Self::Fetched, "entries fetched to catch up"),
         (Self::Created, "entries written"),
         (Self::Acknowledged, "acknowledged at m copies"),
-        (Self::AcknowledgedAtOne, "acknowledged at one copy"),
+        (Self::AcknowledgedAtFewer, "acknowledged at fewer copies"),
         (Self::PutBack, "put back by their writers"),
         (Self::Attached, "times a writer attached to a node"),
         (Self::Read, "reads"),

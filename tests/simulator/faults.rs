@@ -76,8 +76,8 @@ pub struct Plan {
     pub contexts: usize,
     pub writers: usize,
     pub watchers: usize,
-    /// Of a thousand appends, those that ask for one copy.
-    pub one_copy: u64,
+    /// Of a thousand appends, those that ask for other than the configured number of copies.
+    pub other_copies: u64,
     /// Faults that may happen, each as often as it is named.
     pub faults: Vec<Fault>,
     /// Milliseconds between faults, at most.
@@ -136,7 +136,7 @@ impl Plan {
             contexts: slots + random.index(3),
             writers: random.between(2, 4) as usize,
             watchers: 2,
-            one_copy: if random.chance(500) { random.between(50, 400) } else { 0 },
+            other_copies: if random.chance(500) { random.between(50, 400) } else { 0 },
             faults,
             fault_every: random.between(300, 2500),
             ambushes: if random.chance(500) { random.between(1, 60) } else { 0 },

@@ -7,7 +7,7 @@ use ledger_core::{
     digest::Digest,
     node::Member,
     ownership::{Claim, slots::Event},
-    replication::{PeerSet, Stable},
+    replication::{Needed, PeerSet, Stable},
     slot::Slot,
 };
 
@@ -45,10 +45,13 @@ pub struct Queued {
     pub append: Append,
 }
 
+/// An append that is to be answered with its sequence.
+pub type Asked = (Queued, u64);
+
 /// What is done with a commit's part of a slot when it is stable.
 #[derive(Debug, Default)]
 pub struct Item {
-    answers: Vec<(Queued, u64)>,
+    answers: Vec<Asked>,
     reached: Vec<(Context, u64)>,
 }
 
@@ -68,7 +71,7 @@ impl Node {
         }
         let mut items: Vec<(Slot, Item)> = Vec::new();
         let mut begun: Vec<(Context, u64)> = Vec::new();
-        let mut one_copy = Vec::new();
+        let mut asked = Vec::new();
         for queued in std::mem::take(&mut self.queue) {
             let Append { context, id, .. } = queued.append;
             let slot = self.config.contexts.slot(context);
@@ -96,20 +99,20 @@ impl Node {
                 self.out.push(Out::Note(Note::Created { context, sequence: size + 1, epoch, id }));
                 size + 1
             };
-            if queued.append.one_copy {
-                one_copy.push((queued.clone(), sequence));
-            } else {
+            if queued.append.needed == Needed::Configured {
                 items[at].1.answers.push((queued, sequence));
+            } else {
+                asked.push((slot, (queued, sequence)));
             }
         }
-        self.committed(items, &begun, one_copy);
+        self.committed(items, &begun, asked);
     }
 
     fn committed(
         &mut self,
         mut items: Vec<(Slot, Item)>,
         begun: &[(Context, u64)],
-        one_copy: Vec<(Queued, u64)>,
+        asked: Vec<(Slot, Asked)>,
     ) {
         if !begun.is_empty() {
             self.number += 1;
@@ -139,8 +142,8 @@ impl Node {
                 self.waiting.push(number, slot, item);
             }
         }
-        for (queued, sequence) in one_copy {
-            self.one_copy.push_back((number, queued, sequence));
+        for (slot, asked) in asked {
+            self.waiting.ask(slot, asked.0.append.needed, asked);
         }
         let streams: Vec<(Index, u64)> =
             self.outgoing.iter().filter(|(_, out)| out.is_up).map(|(to, out)| (*to, out.stream)).collect();
@@ -183,11 +186,6 @@ impl Node {
 
     /// This node's disk holds everything up to a number.
     pub(super) fn own_synced(&mut self, number: u64) {
-        while self.one_copy.front().is_some_and(|(of, ..)| *of <= number) {
-            if let Some((_, queued, sequence)) = self.one_copy.pop_front() {
-                self.acknowledge(&queued, sequence, false);
-            }
-        }
         let stable = self.waiting.synced(number);
         self.settle(stable);
     }
@@ -227,6 +225,11 @@ impl Node {
             let number = if self.waiting.is_waiting(slot) { number } else { self.number };
             self.tell(slot, number);
             self.note_stopped(slot);
+        }
+        for (copies, (queued, sequence)) in self.waiting.answered() {
+            let slot = self.config.contexts.slot(queued.append.context);
+            let is_stable = self.led.get(&slot).is_some_and(|led| copies >= led.needed);
+            self.acknowledge(&queued, sequence, is_stable);
         }
     }
 
@@ -276,6 +279,11 @@ impl Node {
 
     /// The slot takes appends.
     pub(super) fn own(&mut self, slot: Slot, claim: &Claim, needed: usize, was_handed_over: bool) {
+        // Since it was decided, the slot may have been promised to another node, and its entries taken.
+        if self.record(slot).takes(claim).is_err() && self.config.broken != Broken::StaleOwner {
+            return;
+        }
+        let members = self.record(slot).placement.map_or(needed, |placement| placement.set.len());
         let led = self.led.entry(slot).or_insert_with(|| Led::new(claim.clone()));
         if led.claim != *claim {
             (led.claim, led.is_owned) = (claim.clone(), false);
@@ -283,8 +291,7 @@ impl Node {
         let is_new = !led.is_owned;
         (led.is_owned, led.is_serving, led.is_stopping) = (true, true, false);
         led.needed = needed;
-        // The members matter to answers only, which are not simulated: each carries what it needs.
-        self.waiting.lead(slot, needed, needed);
+        self.waiting.lead(slot, needed, members);
         self.accepted_at.remove(&slot);
         if is_new {
             self.out.push(Out::Note(Note::Owned { slot, claim: claim.clone(), was_handed_over }));
@@ -321,7 +328,9 @@ impl Node {
             return;
         }
         self.led.remove(&slot);
-        for item in self.waiting.end(slot).0 {
+        let (items, unanswered) = self.waiting.end(slot);
+        unanswered.iter().for_each(|(queued, _)| self.unknown(queued));
+        for item in items {
             for (queued, _) in item.answers {
                 self.unknown(&queued);
             }
@@ -329,11 +338,6 @@ impl Node {
             for reached in item.reached {
                 self.unstable.push(slot, Epoch::default(), 0, reached);
             }
-        }
-        let contexts = Rc::clone(&self.config);
-        let is_of = |queued: &Queued| contexts.contexts.slot(queued.append.context) == slot;
-        for waits in std::mem::take(&mut self.one_copy) {
-            if is_of(&waits.1) { self.unknown(&waits.1) } else { self.one_copy.push_back(waits) }
         }
     }
 

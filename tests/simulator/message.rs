@@ -7,6 +7,7 @@ use ledger_core::{
     digest::Digest,
     node::{Member, ReplicaSet},
     ownership::{Claim, Placement, slots},
+    replication::Needed,
     slot::Slot,
 };
 
@@ -161,8 +162,8 @@ pub enum Request {
 pub struct Append {
     pub context: Context,
     pub id: u64,
-    /// Acknowledge it when it is on the owner's disk.
-    pub one_copy: bool,
+    /// Copies that it is acknowledged with.
+    pub needed: Needed,
 }
 
 #[derive(Debug, Clone)]

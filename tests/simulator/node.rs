@@ -24,7 +24,7 @@ use super::{
     disk::{Disk, Write},
     gossip::{Gossip, Published},
     history::{Context, Contexts},
-    lane::{Item, Led, Queued},
+    lane::{Asked, Item, Led, Queued},
     message::{Down, Index, Message, Offer, Outcome, Part, Request, Response, Up},
     random::Random,
 };
@@ -172,10 +172,9 @@ pub struct Node {
     pub(super) incoming: BTreeMap<Index, (u64, Member)>,
     // The lane.
     pub(super) number: u64,
-    pub(super) waiting: Waiting<Item>,
+    pub(super) waiting: Waiting<Item, Asked>,
     pub(super) led: BTreeMap<Slot, Led>,
     pub(super) queue: Vec<Queued>,
-    pub(super) one_copy: VecDeque<(u64, Queued, u64)>,
     pub(super) unstable: Unstable<(Context, u64)>,
     pub(super) accepted_at: BTreeMap<Slot, (Epoch, u64)>,
     pub(super) readable: BTreeMap<Slot, Readable>,
@@ -235,7 +234,6 @@ impl Node {
             waiting: Waiting::default(),
             led: BTreeMap::new(),
             queue: Vec::new(),
-            one_copy: VecDeque::new(),
             unstable: Unstable::default(),
             accepted_at: BTreeMap::new(),
             readable: BTreeMap::new(),

@@ -215,7 +215,7 @@ impl World {
         let keeps_all = !self.plan.is_strict();
         for number in 0..self.plan.writers {
             let context = number % self.plan.contexts;
-            let writer = Writer::new(number, context, self.plan.one_copy, keeps_all, &mut self.random);
+            let writer = Writer::new(number, context, self.plan.other_copies, keeps_all, &mut self.random);
             self.clients.push(Client::Writer(writer));
         }
         for _ in 0..self.plan.watchers {
@@ -464,7 +464,7 @@ impl World {
                 self.invariants.owned(slot, &claim, index, &node.disk.now, contexts)
             }
             Note::Acknowledged { context, sequence, id, in_epoch, is_stable, needed } => {
-                let what = if is_stable { Counted::Acknowledged } else { Counted::AcknowledgedAtOne };
+                let what = if is_stable { Counted::Acknowledged } else { Counted::AcknowledgedAtFewer };
                 self.counts.add(what, 1);
                 self.invariants.acknowledges(self.config.contexts.slot(context), in_epoch, index)?;
                 let on = self.hosts[index].member.clone();

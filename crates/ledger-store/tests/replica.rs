@@ -94,6 +94,15 @@ impl Two {
         let offer =
             Lead::Offer { peer, claim: claim.clone(), set: set.clone(), is_confirmed: true, before: None };
         let own = Lead::Own { claim: claim.clone(), needed: 1 };
+
+        let accept = Change::Accept {
+            claim: claim.clone(),
+            set: set.clone(),
+            is_confirmed: true,
+            before: None,
+            offer: None,
+        };
+        owner.change_slots(vec![(slot, accept)]).await.unwrap();
         owner.lead(vec![(slot, offer), (slot, own)]).await.unwrap();
         let two = Self { _dirs: dirs, owner, replica, sent, set, claim, context, slot };
         // It answers when the offer was made, too.
@@ -105,6 +114,10 @@ impl Two {
     }
 
     async fn append(&self, payload: &str) {
+        self.try_append(payload).await.unwrap();
+    }
+
+    async fn try_append(&self, payload: &str) -> Result<(), ledger_store::StoreError> {
         let append = Append {
             context: self.context.clone(),
             draft: draft("facts", payload.to_owned()),
@@ -113,7 +126,7 @@ impl Two {
             epoch: None,
             needed: ledger_store::Needed::Configured,
         };
-        self.owner.append_async(append).await.unwrap();
+        self.owner.append_async(append).await.map(|_| ())
     }
 
     async fn accept(&self, claim: &Claim, digest: ledger_core::digest::Digest, number: u64) -> ChangeOutcome {
@@ -176,4 +189,23 @@ async fn a_watcher_is_not_shown_what_is_left_for_the_next_owners_history() {
     assert!(matches!(outcome, ChangeOutcome::Differs), "{outcome:?}");
     assert!(!two.replica.shows(two.slot));
     assert!(watch.changed().now_or_never().is_none(), "it was shown what is not stable");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_accepted_another_owner_does_not_lead_by_a_word_that_comes_late() {
+    let two = Two::start().await;
+    // Decided, but not yet said to the lane, when another claim is accepted.
+    let late = Lead::Own { claim: two.claim.clone(), needed: 1 };
+    let digest = two.owner.digests(vec![two.slot]).await.unwrap().remove(0).1;
+    let accept = Change::Accept {
+        claim: claim(6, "replica"),
+        set: two.set.clone(),
+        is_confirmed: true,
+        before: None,
+        offer: Some((digest, 9)),
+    };
+    let outcome = two.owner.change_slots(vec![(two.slot, accept)]).await.unwrap().remove(0).1.outcome;
+    assert!(matches!(outcome, ChangeOutcome::Done), "{outcome:?}");
+    two.owner.lead(vec![(two.slot, late)]).await.unwrap();
+    assert!(two.try_append("in a stale epoch").await.is_err());
 }

@@ -140,10 +140,13 @@ impl Lane {
                     }
                 }
                 Lead::Own { claim, needed } => {
-                    // A record that cannot be read was read before: then only what needs all copies waits.
-                    let members = self.record(db, slot).ok().and_then(|record| record.placement);
-                    let members = members.map_or(usize::MAX, |placement| placement.set.len());
-                    if copies.own(&self.shared, slot, &claim, needed, members) {
+                    // Since it was decided, the slot may have been promised to another node, and its entries taken.
+                    let record = self.record(db, slot).ok().filter(|record| record.takes(&claim).is_ok());
+                    let members =
+                        record.map(|record| record.placement.map_or(1, |placement| placement.set.len()));
+                    if let Some(members) = members
+                        && copies.own(&self.shared, slot, &claim, needed, members)
+                    {
                         shown.push(slot);
                     }
                     self.in_step.remove(&slot);
