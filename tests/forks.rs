@@ -112,10 +112,27 @@ fn what_a_node_left_is_listed_and_exported() {
     assert_eq!((code, lines.lines().count()), (0, 4), "{lines}");
     assert!(lines.contains("fact 7") && lines.contains("fact 10"), "{lines}");
 
+    let files = TempDir::new().unwrap();
+    for (name, entries) in [("demo", 10), ("other", 2)] {
+        let fork = json(&node, &["forks", name])[0]["fork"].to_string();
+        let file = files.path().join(name).display().to_string();
+        let written = json(&node, &["forks", name, "--export", &fork, "--output", &file]);
+        assert_eq!(written[0]["entries"], entries);
+        let verified = json(&node, &["verify", "snapshot", &file]);
+        assert_eq!(verified[0]["root"], written[0]["root"], "it is the history that was left");
+        let copy = format!("{name}-as-it-was");
+        assert_eq!(json(&node, &["load", &copy, &file])[0]["restored"], entries);
+        let read = json(&node, &["get", &copy]);
+        let payloads: Vec<_> = read.iter().map(|entry| entry["payload"].as_str().unwrap()).collect();
+        let expected: Vec<_> = (1..=entries).map(|number| format!("fact {number}")).collect();
+        assert_eq!(payloads, expected);
+    }
+
     for (args, said) in [
         (&["forks", "demo", "--export", "1"][..], "no fork 1"),
         (&["forks", "--node", "nobody"], "no node is called nobody"),
         (&["forks", "--export", "1"], "CONTEXT"),
+        (&["forks", "demo", "--output", "f"], "--export"),
     ] {
         let (code, _, err) = run(&node, args);
         assert!(code == 2 && err.contains(said), "{args:?}: {code} {err}");

@@ -8,13 +8,15 @@
 )]
 
 use std::{
+    collections::BTreeSet,
     fs,
     io::{BufRead as _, BufReader, Lines},
     path::Path,
     process::{Child, ChildStdout, Stdio},
+    sync::mpsc::Receiver,
 };
 
-use ledger_tests::{node::ledgerctl, until};
+use ledger_tests::{PATIENCE, node::ledgerctl, until};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -79,6 +81,61 @@ impl Drop for Cluster {
         if std::thread::panicking() {
             eprintln!("the cluster's log:\n{}", self.log());
         }
+    }
+}
+
+/// An observer of the context `demo`: a `ledgerctl interest join`, and what it prints.
+struct Observer {
+    child: Child,
+    lines: Receiver<Value>,
+    known: BTreeSet<String>,
+}
+
+impl Observer {
+    fn join(endpoints: &str, name: &str) -> Self {
+        let mut command = ledgerctl();
+        command.args(["--json", "--endpoint", endpoints, "interest", "join", "demo", "--as", name]);
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+        let out = BufReader::new(child.stdout.take().unwrap()).lines();
+        let (sender, lines) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            out.map_while(Result::ok).try_for_each(|line| sender.send(serde_json::from_str(&line).unwrap()))
+        });
+        Self { child, lines, known: BTreeSet::new() }
+    }
+
+    /// What it is told next; what is said of members is noted.
+    fn next(&mut self) -> Value {
+        let event = self.lines.recv_timeout(PATIENCE).expect("an event in time");
+        let name = |value: &Value| value["observer"].as_str().unwrap().to_owned();
+        match event["event"].as_str().unwrap() {
+            "members" => self.known = event["members"].as_array().unwrap().iter().map(name).collect(),
+            "joined" => {
+                self.known.insert(name(&event));
+            }
+            "left" => {
+                self.known.remove(&name(&event));
+            }
+            _ => {}
+        }
+        event
+    }
+
+    fn meets(&mut self, all: usize) {
+        while self.known.len() != all {
+            self.next();
+        }
+    }
+
+    fn hears(&mut self, text: &str) {
+        while self.next()["payload"] != text {}
+    }
+}
+
+impl Drop for Observer {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
@@ -153,6 +210,51 @@ fn a_local_cluster_goes_on_when_the_owner_is_killed_and_leaves_nothing_behind() 
     assert!(status.success(), "{status}: {}", cluster.log());
     assert!(nodes.iter().all(|node| !runs(node.pid)));
     assert_eq!(cluster.left(), 0);
+}
+
+#[test]
+fn observers_go_on_when_the_owner_is_killed() {
+    let cluster = Cluster::start(&["--nodes", "3"]);
+    let say = |node: &Node, text: &str, reached: usize| {
+        until("the broadcast reaches all", || {
+            let said = node.try_run(&["interest", "broadcast", "demo", text, "--as", "test"])?;
+            (said[0]["reached"] == reached).then_some(())
+        });
+    };
+    let owner = until("there is an owner", || {
+        let located = cluster.nodes[0].try_run(&["cluster", "locate", "demo"])?;
+        cluster.nodes.iter().find(|node| located[0]["owner"] == node.name.as_str())
+    });
+    let others: Vec<_> = cluster.nodes.iter().filter(|node| node.name != owner.name).collect();
+    let everywhere = format!("{},{}", owner.endpoint, others[0].endpoint);
+    let mut observers = [
+        Observer::join(&others[0].endpoint, "x"),
+        Observer::join(&others[1].endpoint, "y"),
+        Observer::join(&everywhere, "z"),
+    ];
+    for observer in &mut observers {
+        observer.meets(3);
+    }
+    say(others[0], "one", 3);
+    for observer in &mut observers {
+        observer.hears("one");
+    }
+
+    kill_process(owner.pid, Signal::KILL).unwrap();
+    say(others[1], "two", 3);
+    for observer in &mut observers {
+        observer.hears("two");
+    }
+    for observer in &mut observers {
+        observer.meets(3);
+    }
+    let left = others[1].try_run(&["interest", "leave", "demo", "x"]).unwrap();
+    assert_eq!(left[0]["was_there"], true);
+    let status = until("it ends", || observers[0].child.try_wait().unwrap());
+    assert!(status.success(), "{status}");
+    for observer in &mut observers[1..] {
+        observer.meets(2);
+    }
 }
 
 #[test]

@@ -442,6 +442,26 @@ impl ClusterService for Node {
         Err(Status::unimplemented("forwarded"))
     }
 
+    type JoinStream = BoxStream<'static, Result<ledger::InterestEvent, Status>>;
+
+    async fn join(&self, _: Request<ledger::JoinRequest>) -> Result<Response<Self::JoinStream>, Status> {
+        Err(Status::unimplemented("not doubled"))
+    }
+
+    async fn leave(
+        &self,
+        _: Request<ledger::LeaveRequest>,
+    ) -> Result<Response<ledger::LeaveResponse>, Status> {
+        Err(Status::unimplemented("not doubled"))
+    }
+
+    async fn broadcast(
+        &self,
+        _: Request<ledger::BroadcastRequest>,
+    ) -> Result<Response<ledger::BroadcastResponse>, Status> {
+        Err(Status::unimplemented("not doubled"))
+    }
+
     async fn contexts(
         &self,
         _: Request<ledger::ContextsRequest>,

@@ -211,7 +211,7 @@ impl Node {
     /// Acknowledges what has its copies, and tells the peers.
     fn settle(&mut self, stable: Vec<Stable<Item>>) {
         let mut slots: Vec<(Slot, u64)> = Vec::new();
-        for Stable { slot, number, item } in stable {
+        for Stable { slot, number, item, .. } in stable {
             for (queued, sequence) in item.answers {
                 self.acknowledge(&queued, sequence, true);
             }
@@ -283,7 +283,8 @@ impl Node {
         let is_new = !led.is_owned;
         (led.is_owned, led.is_serving, led.is_stopping) = (true, true, false);
         led.needed = needed;
-        self.waiting.lead(slot, needed);
+        // The members matter to answers only, which are not simulated: each carries what it needs.
+        self.waiting.lead(slot, needed, needed);
         self.accepted_at.remove(&slot);
         if is_new {
             self.out.push(Out::Note(Note::Owned { slot, claim: claim.clone(), was_handed_over }));
@@ -320,7 +321,7 @@ impl Node {
             return;
         }
         self.led.remove(&slot);
-        for item in self.waiting.end(slot) {
+        for item in self.waiting.end(slot).0 {
             for (queued, _) in item.answers {
                 self.unknown(&queued);
             }

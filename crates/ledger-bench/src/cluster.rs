@@ -43,6 +43,8 @@ Nodes run with default settings: 3 copies, 2 before an append is acknowledged, e
 Exit codes: 0 everything asked for was reached, 1 something failed,
 2 wrong flags, 3 a target was missed, 130 interrupted.";
 
+/// Exit code: the flags make no sense.
+const EXIT_FLAGS: i32 = 2;
 /// Exit code: a target was missed.
 const EXIT_MISSED: i32 = 3;
 /// Exit code: interrupted.
@@ -65,10 +67,10 @@ pub(crate) struct Cluster {
     seconds: Option<f64>,
     /// How often the cluster and one node are measured in turn [default: 3, quick: 1]
     #[arg(long)]
-    repetitions: Option<u32>,
+    repetitions: Option<u64>,
     /// How often an owner is killed [default: 5, quick: 1]
     #[arg(long)]
-    rounds: Option<usize>,
+    rounds: Option<u64>,
     /// Entries that a replica misses before it catches up [default: 1000000, quick: 100000]
     #[arg(long)]
     entries: Option<u64>,
@@ -96,8 +98,8 @@ pub(crate) struct Cluster {
 #[derive(Debug)]
 struct Sizes {
     seconds: f64,
-    repetitions: u32,
-    rounds: usize,
+    repetitions: u64,
+    rounds: u64,
     entries: u64,
     contexts: u64,
     depth: u64,
@@ -139,32 +141,46 @@ fn explain(errors: &[String]) {
     }
 }
 
+impl Cluster {
+    /// The sizes that the flags ask for; `Err`: why they make no sense.
+    fn sizes(&self) -> anyhow::Result<Sizes> {
+        let or = |full, quick| if self.quick { quick } else { full };
+        let sizes = Sizes {
+            seconds: self.seconds.unwrap_or(if self.quick { 2.0 } else { 5.0 }),
+            repetitions: self.repetitions.unwrap_or(or(3, 1)),
+            rounds: self.rounds.unwrap_or(or(5, 1)),
+            entries: self.entries.unwrap_or(or(1_000_000, 100_000)),
+            contexts: self.contexts.unwrap_or(or(1_000_000, 50_000)),
+            depth: self.depth.unwrap_or(or(10_000_000, 500_000)),
+            inflight: self.inflight,
+            flags: self.flags.clone(),
+        };
+        ensure!((0.1..=3600.0).contains(&sizes.seconds), "--seconds must be 0.1 to 3600");
+        ensure!(sizes.repetitions > 0 && sizes.rounds > 0, "--repetitions and --rounds must be at least 1");
+        ensure!(
+            sizes.entries.min(sizes.contexts).min(sizes.depth) >= 1000,
+            "--entries, --contexts and --depth must be at least 1000"
+        );
+        ensure!((1..=1 << 20).contains(&sizes.inflight), "--inflight must be 1 to 1048576");
+        let kind = rustix::fs::statfs(&self.dir).with_context(|| format!("{}", self.dir.display()))?.f_type;
+        ensure!(
+            !IN_MEMORY.contains(&kind),
+            "{} is in memory, where nothing is ever synced: name a directory on a disk with --dir",
+            self.dir.display()
+        );
+        Ok(sizes)
+    }
+}
+
 /// Measures, and gives the code to exit with.
 pub(crate) async fn run(args: Cluster) -> anyhow::Result<i32> {
-    let or = |full, quick| if args.quick { quick } else { full };
-    let sizes = Sizes {
-        seconds: args.seconds.unwrap_or(or(5.0, 2.0)),
-        repetitions: args.repetitions.unwrap_or(if args.quick { 1 } else { 3 }),
-        rounds: args.rounds.unwrap_or(if args.quick { 1 } else { 5 }),
-        entries: args.entries.unwrap_or(if args.quick { 100_000 } else { 1_000_000 }),
-        contexts: args.contexts.unwrap_or(if args.quick { 50_000 } else { 1_000_000 }),
-        depth: args.depth.unwrap_or(if args.quick { 500_000 } else { 10_000_000 }),
-        inflight: args.inflight,
-        flags: args.flags.clone(),
+    let sizes = match args.sizes() {
+        Ok(sizes) => sizes,
+        Err(error) => {
+            say(&format!("{error:#}"));
+            return Ok(EXIT_FLAGS);
+        }
     };
-    ensure!((0.1..=3600.0).contains(&sizes.seconds), "--seconds must be 0.1 to 3600");
-    ensure!(sizes.repetitions > 0 && sizes.rounds > 0, "--repetitions and --rounds must be at least 1");
-    ensure!(
-        sizes.entries.min(sizes.contexts).min(sizes.depth) >= 1000,
-        "--entries, --contexts and --depth must be at least 1000"
-    );
-    ensure!((1..=1 << 20).contains(&sizes.inflight), "--inflight must be 1 to 1048576");
-    let kind = rustix::fs::statfs(&args.dir).with_context(|| format!("{}", args.dir.display()))?.f_type;
-    ensure!(
-        !IN_MEMORY.contains(&kind),
-        "{} is in memory, where nothing is ever synced: name a directory on a disk with --dir",
-        args.dir.display()
-    );
     let mut dir = tempfile::Builder::new().prefix("ledger-bench-").tempdir_in(&args.dir)?;
     let mut table = Table::new(args.json);
     let of = "3 nodes, 3 copies, 2 before an acknowledgement, every copy synced; 256-byte payloads";

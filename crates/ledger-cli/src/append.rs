@@ -1,6 +1,6 @@
 //! `ledgerctl append`.
 
-use std::io::Read as _;
+use std::{collections::BTreeMap, io::Read as _};
 
 use anyhow::Context as _;
 use ledger_client::{Append, Client, ClientError, ContextId, EntryId};
@@ -16,16 +16,21 @@ use crate::{
 /// Lines under way.
 const WINDOW: usize = 4096;
 
+/// Metadata as `--meta` gives it.
+pub(crate) fn metadata(pairs: &[String]) -> Result<BTreeMap<String, String>, ClientError> {
+    let wrong = |pair: &String| ClientError::Invalid(format!("--meta {pair:?} is not KEY=VALUE"));
+    let pair = |pair: &String| {
+        let (key, value) = pair.split_once('=').ok_or_else(|| wrong(pair))?;
+        Ok((key.to_owned(), value.to_owned()))
+    };
+    pairs.iter().map(pair).collect()
+}
+
 pub(crate) async fn run(client: &Client, command: args::Append, output: &Output) -> anyhow::Result<()> {
     let context = ContextId::new(&command.context).map_err(ClientError::from)?;
     let mut append = Append::new(&context, command.key.clone(), "")?;
     append.received_lamport = command.received_lamport;
-    for pair in &command.metadata {
-        let (key, value) = pair
-            .split_once('=')
-            .ok_or_else(|| ClientError::Invalid(format!("--meta {pair:?} is not KEY=VALUE")))?;
-        append.metadata.insert(key.to_owned(), value.to_owned());
-    }
+    append.metadata = metadata(&command.metadata)?;
     if let Some(id) = &command.entry_id {
         append.entry_id = Some(EntryId::new(id).map_err(ClientError::from)?);
     }

@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use ledger_client::{Client, ClientError, Options, Tls};
 
-use crate::cluster::args::Cluster;
+use crate::{cluster::args::Cluster, interest::Interest};
 
 const EXIT_CODES: &str = "Exit codes:
   0  done
@@ -97,6 +97,9 @@ pub(crate) enum Command {
     Contexts(Contexts),
     /// List histories that nodes left because they differ from the owner's, or read one
     Forks(Forks),
+    /// See who looks at a context now, and tell them something
+    #[command(subcommand)]
+    Interest(Interest),
     /// Look at a cluster and look after it, or start one to try out
     #[command(subcommand)]
     Cluster(Cluster),
@@ -333,6 +336,10 @@ pub(crate) struct Forks {
     /// How to show payloads
     #[arg(long, value_enum, default_value_t, requires = "export")]
     pub payload: PayloadFormat,
+    /// Write the fork to a file instead, with what comes before it, as a snapshot: ledgerctl load takes it into another
+    /// context
+    #[arg(short, long, value_name = "FILE", requires = "export", conflicts_with = "payload")]
+    pub output: Option<PathBuf>,
 }
 
 /// What all measurements share.

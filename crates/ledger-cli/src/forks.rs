@@ -1,14 +1,18 @@
 //! `ledgerctl forks`: each node keeps its own, so all of them are asked.
 
+use std::path::Path;
+
 use comfy_table::{Table, presets::NOTHING};
 use ledger_client::{Client, ClientError, ContextId, Fork, Tip};
 use ledger_proto::ledger::v1::Member;
 use serde_json::{Value, json};
+use tokio::fs::File;
 
 use crate::{
     args::{self, Connection},
     cluster::reach,
     output::{Output, time, visible},
+    progress, transfer,
 };
 
 /// Forks asked for at once.
@@ -174,6 +178,9 @@ async fn find<'a>(
 }
 
 async fn export(node: &Node, fork: &Fork, command: &args::Forks, output: &Output) -> anyhow::Result<()> {
+    if let Some(path) = &command.output {
+        return snapshot(node, fork, path, output).await;
+    }
     let mut pages = node.client.fork_entries(fork).await?;
     let mut read = 0;
     while let Some(page) = pages.next().await? {
@@ -191,6 +198,18 @@ async fn export(node: &Node, fork: &Fork, command: &args::Forks, output: &Output
         let message = format!("the fork has {} entries, and {read} came", fork.entries());
         return Err(ClientError::NotVerified(message).into());
     }
+    Ok(())
+}
+
+async fn snapshot(node: &Node, fork: &Fork, path: &Path, output: &Output) -> anyhow::Result<()> {
+    let bar = progress::bytes(None);
+    let write =
+        async |file: &mut File| node.client.fork_snapshot(fork, file, |bytes| bar.set_position(bytes)).await;
+    let info = transfer::to_file(path, write).await?;
+    bar.finish_and_clear();
+    let mut object = transfer::object(&fork.context, &info);
+    object["fork"] = fork.number.into();
+    output.result(&object, || transfer::line(&fork.context, &info))?;
     Ok(())
 }
 

@@ -7,6 +7,7 @@ mod cluster;
 mod contexts;
 mod exit;
 mod forks;
+mod interest;
 mod output;
 mod progress;
 mod prove;
@@ -50,6 +51,7 @@ async fn run(args: args::Args) -> anyhow::Result<()> {
         Command::Verify(command) => verify::run(command, &output),
         Command::Contexts(command) => contexts::run(&args.connection.client()?, command, &output).await,
         Command::Forks(command) => forks::run(&args.connection, command, &output).await,
+        Command::Interest(command) => interest::run(&args.connection.client()?, command, &output).await,
         Command::Cluster(command) => cluster::run(&args.connection, command, &output).await,
         Command::Bench(command) => bench::run(&args.connection, command, &output).await,
         Command::Completions { shell } => {

@@ -1,10 +1,11 @@
 //! `ledgerctl snapshot` and `ledgerctl load`.
 
-use std::io::IsTerminal as _;
+use std::{io::IsTerminal as _, path::Path};
 
 use anyhow::Context as _;
-use ledger_client::{Client, ClientError, ContextId};
-use serde_json::json;
+use ledger_client::{Client, ClientError, ContextId, SnapshotInfo};
+use serde_json::{Value, json};
+use tokio::fs::File;
 
 use crate::{args, output::Output, progress};
 
@@ -17,24 +18,10 @@ pub(crate) async fn snapshot(
     let bar = progress::bytes(None);
     let info = match &command.output {
         Some(path) => {
-            // Beside its place first: a broken transfer leaves no file that looks whole.
-            let partial = path.with_added_extension("partial");
-            let mut file = tokio::fs::File::create(&partial)
-                .await
-                .with_context(|| format!("{} cannot be written", partial.display()))?;
-            let written = client.snapshot(&context, &mut file, |bytes| bar.set_position(bytes)).await;
-            let synced = file.sync_all().await;
-            match written.and_then(|info| synced.map(|()| info).map_err(ClientError::from)) {
-                Ok(info) => {
-                    tokio::fs::rename(&partial, path).await?;
-                    info
-                }
-                Err(error) => {
-                    // The message is about the transfer, whatever becomes of the rest.
-                    let _ = tokio::fs::remove_file(&partial).await;
-                    return Err(error.into());
-                }
-            }
+            let write = async |file: &mut File| {
+                client.snapshot(&context, file, |bytes| bar.set_position(bytes)).await
+            };
+            to_file(path, write).await?
         }
         None if std::io::stdout().is_terminal() => {
             let message = "a snapshot is binary: name a file with --output, or redirect standard output";
@@ -43,11 +30,7 @@ pub(crate) async fn snapshot(
         None => client.snapshot(&context, &mut tokio::io::stdout(), |bytes| bar.set_position(bytes)).await?,
     };
     bar.finish_and_clear();
-    let object = json!({
-        "context_id": context.as_str(), "entries": info.count.0, "root": info.root.to_string(),
-        "bytes": info.bytes, "version": info.version,
-    });
-    let text = format!("{} entries of {context} in {} bytes, root {}", info.count, info.bytes, info.root);
+    let (object, text) = (object(&context, &info), line(&context, &info));
     match &command.output {
         Some(_) => output.result(&object, || text)?,
         // Standard output holds the snapshot.
@@ -55,6 +38,42 @@ pub(crate) async fn snapshot(
         None => eprintln!("{text}"),
     }
     Ok(())
+}
+
+/// Writes a snapshot to a file: beside its place first, so that a broken transfer leaves no file that looks whole.
+pub(crate) async fn to_file(
+    path: &Path,
+    write: impl AsyncFnOnce(&mut File) -> Result<SnapshotInfo, ClientError>,
+) -> anyhow::Result<SnapshotInfo> {
+    let partial = path.with_added_extension("partial");
+    let mut file =
+        File::create(&partial).await.with_context(|| format!("{} cannot be written", partial.display()))?;
+    let written = write(&mut file).await;
+    let synced = file.sync_all().await;
+    match written.and_then(|info| synced.map(|()| info).map_err(ClientError::from)) {
+        Ok(info) => {
+            tokio::fs::rename(&partial, path).await?;
+            Ok(info)
+        }
+        Err(error) => {
+            // The message is about the transfer, whatever becomes of the rest.
+            let _ = tokio::fs::remove_file(&partial).await;
+            Err(error.into())
+        }
+    }
+}
+
+/// What a snapshot holds, as an object.
+pub(crate) fn object(context: &ContextId, info: &SnapshotInfo) -> Value {
+    json!({
+        "context_id": context.as_str(), "entries": info.count.0, "root": info.root.to_string(),
+        "bytes": info.bytes, "version": info.version,
+    })
+}
+
+/// What a snapshot holds, for people.
+pub(crate) fn line(context: &ContextId, info: &SnapshotInfo) -> String {
+    format!("{} entries of {context} in {} bytes, root {}", info.count, info.bytes, info.root)
 }
 
 pub(crate) async fn load(client: &Client, command: args::Load, output: &Output) -> anyhow::Result<()> {
@@ -65,7 +84,7 @@ pub(crate) async fn load(client: &Client, command: args::Load, output: &Output) 
         client.load(&context, command.fail_if_exists, &mut tokio::io::stdin(), progress).await?
     } else {
         let named = || format!("{} cannot be read", command.file.display());
-        let mut file = tokio::fs::File::open(&command.file).await.with_context(named)?;
+        let mut file = File::open(&command.file).await.with_context(named)?;
         let bar = progress::bytes(Some(file.metadata().await.with_context(named)?.len()));
         let loaded =
             client.load(&context, command.fail_if_exists, &mut file, |bytes| bar.set_position(bytes)).await?;

@@ -1,11 +1,16 @@
 //! Histories that a node left for another one. Each node keeps its own: use a client of one address.
 
 use bytes::Bytes;
-use ledger_core::{ContextId, Entry, Epoch, Hash, HashSuite, Lineage, Sequence, Size};
+use ledger_core::{
+    ContextId, Entry, Epoch, Hash, HashSuite, Lineage, Sequence, Size,
+    clock::LamportClock,
+    snapshot::{Encoder, Header, SnapshotError, VERSION},
+};
 use ledger_proto::ledger::v1::{self as proto, ForkEntriesRequest, ForkPage, ForksRequest};
+use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 use tonic::Streaming;
 
-use crate::{Client, ClientError, convert, route::Aim};
+use crate::{Client, ClientError, Selection, SnapshotInfo, convert, route::Aim};
 
 /// A history that was left, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,7 +83,62 @@ impl Client {
 
     /// Reads the entries of a fork. [`ClientError::Invalid`] if the node does not have it.
     pub async fn fork_entries(&self, fork: &Fork) -> Result<ForkPages, ClientError> {
-        let (context, after) = (fork.context.clone(), fork.common.newest());
+        self.fork_entries_after(fork, fork.common.newest()).await
+    }
+
+    /// Writes a fork to `out` as a snapshot: the whole history as it was when it was left, to be loaded into another
+    /// context. What it has in common with the history that took its place is read from the context. `progress` is told
+    /// the bytes so far.
+    ///
+    /// [`ClientError::NotVerified`] if what is read is not that history: then the context was left again before this fork
+    /// begins, and lacks what is common.
+    pub async fn fork_snapshot(
+        &self,
+        fork: &Fork,
+        out: &mut (impl AsyncWrite + Unpin),
+        mut progress: impl FnMut(u64),
+    ) -> Result<SnapshotInfo, ClientError> {
+        let mut written = Written { fork, lamport: self.newest_of(fork).await?, encoder: None, bytes: 0 };
+        let mut buffer = Vec::new();
+        if fork.common.0 > 0 {
+            let mut pages = self.get(&fork.context, Selection::default());
+            let mut left = fork.common.0;
+            while left > 0
+                && let Some(mut page) = pages.next().await?
+            {
+                page.truncate(usize::try_from(left).unwrap_or(usize::MAX));
+                left -= page.len() as u64;
+                written.push(&page, &mut buffer)?;
+                written.flush(&mut buffer, out).await?;
+                progress(written.bytes);
+            }
+        }
+        let mut pages = self.fork_entries(fork).await?;
+        while let Some(page) = pages.next().await? {
+            written.push(&page, &mut buffer)?;
+            written.flush(&mut buffer, out).await?;
+            progress(written.bytes);
+        }
+        written.finish(&mut buffer)?;
+        written.flush(&mut buffer, out).await?;
+        out.flush().await?;
+        progress(written.bytes);
+        let Tip { size, root, .. } = fork.ours;
+        Ok(SnapshotInfo { count: size, root, version: VERSION.into(), bytes: written.bytes })
+    }
+
+    /// The Lamport time of the newest entry of a fork.
+    async fn newest_of(&self, fork: &Fork) -> Result<LamportClock, ClientError> {
+        let before = Sequence(fork.ours.size.0.saturating_sub(1));
+        let page = self.fork_entries_after(fork, before).await?.next().await?;
+        let newest = page.as_deref().and_then(<[Entry]>::last);
+        newest
+            .map(|entry| entry.lamport)
+            .ok_or_else(|| ClientError::malformed("the newest entry of the fork"))
+    }
+
+    async fn fork_entries_after(&self, fork: &Fork, after: Sequence) -> Result<ForkPages, ClientError> {
+        let context = fork.context.clone();
         let request = ForkEntriesRequest {
             context_id: context.as_str().to_owned(),
             fork: fork.number,
@@ -110,7 +170,62 @@ impl ForkPages {
     }
 }
 
+/// A fork being written as a snapshot.
+struct Written<'a> {
+    fork: &'a Fork,
+    lamport: LamportClock,
+    /// From the first entry on.
+    encoder: Option<Encoder>,
+    bytes: u64,
+}
+
+impl Written<'_> {
+    fn push(&mut self, entries: &[Entry], buffer: &mut Vec<u8>) -> Result<(), ClientError> {
+        let fork = self.fork;
+        for entry in entries {
+            let encoder = self.encoder.get_or_insert_with(|| {
+                Encoder::new(Header {
+                    context_id: fork.context.clone(),
+                    suite: fork.suite,
+                    count: fork.ours.size,
+                    root: fork.ours.root,
+                    lamport: self.lamport,
+                    epoch: fork.ours.epoch,
+                    lineage: fork.lineage,
+                    created_at_ns: entry.appended_at_ns,
+                    taken_at_ns: fork.left_at_ns,
+                })
+            });
+            encoder.push(entry, buffer).map_err(|error| fork.is_another(&error))?;
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self, buffer: &mut Vec<u8>) -> Result<(), ClientError> {
+        let encoder = self.encoder.take().ok_or_else(|| ClientError::malformed("the fork's entries"))?;
+        encoder.finish(buffer).map_err(|error| self.fork.is_another(&error))
+    }
+
+    async fn flush(
+        &mut self,
+        buffer: &mut Vec<u8>,
+        out: &mut (impl AsyncWrite + Unpin),
+    ) -> Result<(), ClientError> {
+        out.write_all(buffer).await?;
+        self.bytes += buffer.len() as u64;
+        buffer.clear();
+        Ok(())
+    }
+}
+
 impl Fork {
+    fn is_another(&self, error: &SnapshotError) -> ClientError {
+        ClientError::NotVerified(format!(
+            "fork {} of context {} and what the context has before it are not the history that was left: {error}",
+            self.number, self.context
+        ))
+    }
+
     /// How many entries it has.
     pub const fn entries(&self) -> u64 {
         self.ours.size.0.saturating_sub(self.common.0)

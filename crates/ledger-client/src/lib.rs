@@ -25,6 +25,7 @@
 //! | [`pages`], [`watch`] | reading a context, and watching it |
 //! | [`transfer`] | snapshots and loads of any size |
 //! | [`proof`] | checkpoints and proofs, verified here before they are believed |
+//! | [`interest`] | who else looks at a context now, and what they tell each other |
 //! | [`forks`] | histories that a node left for another one |
 //! | `address`, `nodes`, `owners`, `route` | where a call goes |
 //! | `reading` | a stream of answers that goes on elsewhere |
@@ -38,6 +39,7 @@ mod connect;
 mod convert;
 pub mod error;
 pub mod forks;
+pub mod interest;
 mod nodes;
 pub mod options;
 mod owners;
@@ -55,6 +57,7 @@ pub use attachment::{AttachOptions, Attachment, Reattached};
 pub use client::{Append, Appended, Client, ContextInfo, Durability};
 pub use error::ClientError;
 pub use forks::{Fork, ForkCursor, ForkPages, Tip};
+pub use interest::{Interest, InterestEvent, Observer};
 pub use ledger_core::{
     ContextId, Entry, EntryId, Epoch, Hash, HashSuite, Key, Lineage, Position, Sequence, Size,
 };

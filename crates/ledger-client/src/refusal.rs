@@ -117,7 +117,7 @@ mod tests {
 
     #[test]
     fn no_node_makes_a_client_wait_for_long() {
-        let details = ErrorDetails::with_retry_info(Some(Duration::from_secs(86_400)));
+        let details = ErrorDetails::with_retry_info(Some(Duration::from_hours(24)));
         let status = Status::with_error_details(Code::Unavailable, "later", details);
         assert_eq!(Failure::of(&status).wait(), LONGEST_WAIT);
         assert_eq!(Failure::of_item(Code::Unavailable as i32, u64::MAX).wait(), LONGEST_WAIT);

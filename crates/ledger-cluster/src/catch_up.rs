@@ -283,6 +283,7 @@ impl CatchUp<'_> {
     /// Fetches contexts, each after a size and up to another.
     async fn fetch(&mut self, contexts: &[(ContextId, Size, Size)]) -> Result<(), CatchUpError> {
         let mut rest = contexts;
+        let mut writing = VecDeque::new();
         while !rest.is_empty() {
             // Few enough that a broken connection does not cost much.
             let mut entries = 0;
@@ -296,12 +297,20 @@ impl CatchUp<'_> {
                 .count();
             let (batch, others) = rest.split_at(count);
             rest = others;
-            self.fetch_batch(batch).await?;
+            self.fetch_batch(batch, &mut writing).await?;
+        }
+        for following in writing {
+            self.written(following).await?;
         }
         Ok(())
     }
 
-    async fn fetch_batch(&mut self, contexts: &[(ContextId, Size, Size)]) -> Result<(), CatchUpError> {
+    /// Fetches contexts with one question; what is still being written at its end is left in `writing`.
+    async fn fetch_batch(
+        &mut self,
+        contexts: &[(ContextId, Size, Size)],
+        writing: &mut VecDeque<Following>,
+    ) -> Result<(), CatchUpError> {
         let wanted = contexts.iter().map(|(context, after, to)| FetchContext {
             context_id: context.as_str().to_owned(),
             after_size: after.0,
@@ -310,7 +319,6 @@ impl CatchUp<'_> {
         let request = FetchRequest { to: Some(wire::to_member(self.source)), contexts: wanted.collect() };
         let request = self.shared.request(self.source, request)?;
         let mut ranges = self.client.fetch(request).await?.into_inner();
-        let mut writing: VecDeque<Following> = VecDeque::new();
         // Many contexts may be short: what came is written together.
         let (mut parts, mut gathered) = (Vec::new(), 0);
         loop {
@@ -347,9 +355,6 @@ impl CatchUp<'_> {
             self.pay(bytes).await;
         }
         writing.push_back(self.shared.ledger.follow(parts, 0).await?);
-        for following in writing {
-            self.written(following).await?;
-        }
         Ok(())
     }
 

@@ -19,6 +19,8 @@ pub mod cluster;
 pub mod config;
 mod driver;
 mod following;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod gossip;
 pub mod membership;
 mod peers;

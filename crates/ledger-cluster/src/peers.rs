@@ -202,6 +202,13 @@ impl PeerState {
         *self.queue.lock() = None;
     }
 
+    /// Ends the stream, if there is one: another begins at once.
+    pub(crate) fn restart(&self) {
+        if let Some(open) = self.queue.lock().take() {
+            open.lost.cancel();
+        }
+    }
+
     /// Puts something into the queue, if there is one.
     pub(crate) fn send(&self, what: Outgoing) {
         let mut queue = self.queue.lock();

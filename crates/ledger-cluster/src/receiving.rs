@@ -150,7 +150,9 @@ async fn receive(
             Some(Body::Mark(mark)) => {
                 let (slots, theirs) = wire::mark(&mark).map_err(malformed)?;
                 let ours = shared.ledger.digests(slots.iter().copied().collect()).await.map_err(stopping)?;
-                if NodeDigest::of(&ours) != theirs {
+                let is_different = NodeDigest::of(&ours) != theirs;
+                shared.counters.add_mark(is_different);
+                if is_different {
                     // The owner counts on this replica. With a new stream it does not, until every slot is in step.
                     tracing::warn!(owner = %from, slots = ours.len(), "this replica does not hold what the owner holds: comparing");
                     return Err(Status::aborted("a slot differs from what its owner holds"));

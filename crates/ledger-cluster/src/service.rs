@@ -1,6 +1,9 @@
 //! What other nodes ask of this one.
 
-use std::{pin::Pin, sync::Arc};
+use std::{
+    pin::Pin,
+    sync::{Arc, atomic::Ordering},
+};
 
 use bytes::Bytes;
 use futures::Stream;
@@ -130,7 +133,10 @@ impl Replicas {
             match ask.ask.ok_or_else(|| malformed(wire::Malformed("ask")))? {
                 Ask::Promise(_) => changes.push((slot, Change::Promise(claim))),
                 Ask::Confirm(_) => changes.push((slot, Change::Confirm(claim))),
-                Ask::TakeOver(_) => events.push(Event::HandedOver(slot, claim)),
+                Ask::TakeOver(_) => {
+                    self.0.counters.handovers.fetch_add(1, Ordering::Relaxed);
+                    events.push(Event::HandedOver(slot, claim));
+                }
                 Ask::Join(_) => events.push(Event::Joins(from.clone(), slot)),
             }
         }

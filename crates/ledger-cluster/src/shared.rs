@@ -2,7 +2,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Weak, atomic::AtomicU64},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use ledger_core::{
@@ -95,10 +98,23 @@ pub struct Counters {
     pub differing: AtomicU64,
     /// Slots that are being brought in step with their owners now.
     pub catching_up: AtomicU64,
+    /// Marks of owners that were compared with what is here.
+    pub marks: AtomicU64,
+    /// Those of them that differed.
+    pub differences: AtomicU64,
     /// Takeovers that this node completed.
     pub takeovers: AtomicU64,
+    /// Slots that their owner asked this node to take over.
+    pub handovers: AtomicU64,
     /// Streams to other nodes that were lost.
     pub streams_lost: AtomicU64,
+}
+
+impl Counters {
+    pub(crate) fn add_mark(&self, is_different: bool) {
+        self.marks.fetch_add(1, Ordering::Relaxed);
+        self.differences.fetch_add(is_different.into(), Ordering::Relaxed);
+    }
 }
 
 impl Shared {
@@ -163,6 +179,12 @@ impl Outbox for Carrier {
     fn send(&self, peer: Peer, what: Outgoing) {
         if let Some(peer) = self.0.upgrade().and_then(|shared| shared.peers.numbered(peer)) {
             peer.send(what);
+        }
+    }
+
+    fn restart(&self, peer: Peer) {
+        if let Some(peer) = self.0.upgrade().and_then(|shared| shared.peers.numbered(peer)) {
+            peer.restart();
         }
     }
 

@@ -175,16 +175,20 @@ pub(crate) fn to_part(part: &Part) -> proto::ReplicatedContext {
 
 pub(crate) fn to_commit(commit: &Commit) -> proto::ReplicatedCommit {
     let mut slots: Vec<proto::ReplicatedSlot> = Vec::new();
+    let mut claim = None;
     for part in &commit.parts {
         let number = u32::from(part.slot.number());
         match slots.last_mut() {
-            Some(last) if last.slot == number => last.contexts.push(to_part(part)),
+            Some(last) if last.slot == number && claim == Some(&part.claim) => {
+                last.contexts.push(to_part(part));
+            }
             _ => slots.push(proto::ReplicatedSlot {
                 slot: number,
                 claim: Some(to_claim(&part.claim)),
                 contexts: vec![to_part(part)],
             }),
         }
+        claim = Some(&part.claim);
     }
     proto::ReplicatedCommit { lane: u32::from(commit.lane), number: commit.number, slots }
 }

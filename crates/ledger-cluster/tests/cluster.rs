@@ -146,3 +146,55 @@ async fn an_append_gets_the_copies_that_it_asks_for_and_is_told() {
         .await;
     }
 }
+
+/// A snapshot of so many entries of 60 kB, of a ledger elsewhere.
+fn snapshot(context: &ContextId, count: usize) -> Vec<u8> {
+    let dir = tempfile::tempdir().unwrap();
+    let elsewhere = ledger_store::Ledger::open(dir.path()).unwrap();
+    for number in 0..count {
+        let payload = format!("{number:>60000}");
+        let key = ledger_store::Key::new("k").unwrap();
+        let draft = ledger_store::Draft { key, payload: payload.into(), metadata: [].into() };
+        elsewhere.append(context, draft).unwrap();
+    }
+    let snapshot =
+        elsewhere.snapshot(context).unwrap().map(|chunk| chunk.unwrap()).collect::<Vec<_>>().concat();
+    elsewhere.close().unwrap();
+    snapshot
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_loaded_is_on_other_nodes_before_it_is_acknowledged() {
+    log();
+    let dirs = dirs(3);
+    let mut nodes = three(&dirs).await;
+    // One that is sent as it is put in place, and one that is too large for that.
+    for (name, count) in [("small", 20), ("large", 700)] {
+        let context = context(name);
+        let snapshot = tokio::task::spawn_blocking({
+            let context = context.clone();
+            move || snapshot(&context, count)
+        });
+        let snapshot = snapshot.await.unwrap();
+        let ledger = owner(&nodes, &context).unwrap().ledger.clone();
+        let loaded = tokio::task::spawn_blocking({
+            let context = context.clone();
+            move || ledger.load_from(&context, false, snapshot.as_slice())
+        });
+        assert_eq!(loaded.await.unwrap().unwrap().restored, count as u64);
+        let at = nodes.iter().position(|node| std::ptr::eq(node, owner(&nodes, &context).unwrap())).unwrap();
+        let number: usize = nodes[at].cluster.me().node.to_string()[1..].parse().unwrap();
+        nodes.remove(at).kill().await;
+        append(&nodes, &context, "after").await;
+        for node in &nodes {
+            until("the load is read", || {
+                let filter = ledger_store::Filter { max_bytes: usize::MAX, ..Default::default() };
+                node.ledger.get(&context, &filter).is_ok_and(|page| page.entries.len() == count + 1)
+            })
+            .await;
+        }
+        let seeds: Vec<SocketAddr> = nodes.iter().map(|node| node.gossip).collect();
+        nodes.push(Node::start(&format!("n{number}"), dirs[number].path(), &seeds).await);
+        until("every slot has an owner", || owned(&nodes) == usize::from(SLOTS)).await;
+    }
+}

@@ -1,5 +1,6 @@
 //! The targets. To add one, add a line to [`ALL`].
 
+mod cluster;
 mod legacy;
 mod record;
 mod snapshot;
@@ -12,6 +13,10 @@ pub const ALL: &[Target] = &[
     Target { name: "snapshot-frame", seeds: snapshot::frame_seeds, run: snapshot::run_frame },
     Target { name: "record", seeds: record::seeds, run: record::run },
     Target { name: "erlang-term", seeds: legacy::seeds, run: legacy::run },
+    Target { name: "gossip-datagram", seeds: cluster::sealed_seeds, run: cluster::run_sealed },
+    Target { name: "gossip-parts", seeds: cluster::parts_seeds, run: cluster::run_parts },
+    Target { name: "gossip-facts", seeds: cluster::facts_seeds, run: cluster::run_facts },
+    Target { name: "node-message", seeds: cluster::message_seeds, run: cluster::run_message },
 ];
 
 /// The target of this name.

@@ -193,6 +193,7 @@ impl Reader {
                 Ok(Placed::Here(epoch)) => Ok(epoch),
                 Ok(Placed::There(owner)) => {
                     let item = AppendItem { tag, request: Some(request) };
+                    self.node.metrics.forwarded_appends.increment(1);
                     self.places.send(&owner, item, &self.items, &self.refused).await?;
                     continue;
                 }

@@ -1,19 +1,35 @@
 //! What a node's part in a cluster counts, as Prometheus reads it.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
 
-use ledger_cluster::Cluster;
+use ledger_cluster::{
+    Cluster,
+    routes::{RouteTo, Routes},
+};
+use ledger_core::{
+    node::Member,
+    slot::{SLOTS, Slot},
+};
 
 use crate::metrics::Metrics;
 
-const COUNTERS: [(&str, &str); 15] = [
+const COUNTERS: [(&str, &str); 20] = [
     ("ledger_cluster_takeovers_total", "Slots that this node came to own."),
+    ("ledger_cluster_handovers_total", "Slots that their owner asked this node to take over."),
     ("ledger_cluster_streams_lost_total", "Replication streams to other nodes that were lost."),
     ("ledger_cluster_comparisons_total", "Comparisons with other nodes."),
     ("ledger_cluster_questions_total", "Questions asked in comparisons: round trips."),
     ("ledger_cluster_compared_bytes_total", "Bytes of these questions and their answers."),
     ("ledger_cluster_comparing_microseconds_total", "Time of comparisons until what differs was known."),
     ("ledger_cluster_differing_contexts_total", "Contexts that comparisons found to differ."),
+    (
+        "ledger_cluster_anti_entropy_total",
+        "Hashes of slots in step that owners sent, compared with what is held here.",
+    ),
+    ("ledger_cluster_anti_entropy_differences_total", "Those of them that were others."),
     ("ledger_cluster_fetched_entries_total", "Entries fetched to catch up."),
     ("ledger_cluster_fetched_bytes_total", "Bytes of entries fetched to catch up."),
     ("ledger_cluster_forks_total", "Histories left for the owner's."),
@@ -23,13 +39,24 @@ const COUNTERS: [(&str, &str); 15] = [
         "ledger_gossip_dropped_total",
         "Gossip datagrams dropped: in plain, of another cluster or key, malformed.",
     ),
+    ("ledger_gossip_unsealed_total", "Those of them that were in plain, though this node has keys."),
+    ("ledger_gossip_foreign_total", "Those of them that were of another cluster or key."),
     ("ledger_gossip_send_failed_total", "Gossip datagrams that could not be sent."),
     ("ledger_gossip_bad_values_total", "Values in gossip that could not be read."),
 ];
 
-const GAUGES: [(&str, &str); 4] = [
+const GAUGES: [(&str, &str); 7] = [
     ("ledger_cluster_members_alive", "Nodes that are heard, this one included."),
     ("ledger_cluster_slots_owned", "Slots that this node owns."),
+    ("ledger_cluster_slots_without_owner", "Slots that no node owns, as this one sees it."),
+    (
+        "ledger_cluster_replicas_in_step",
+        "Copies on other nodes of slots owned here: those that hold what is here.",
+    ),
+    (
+        "ledger_cluster_replicas_behind",
+        "Copies on other nodes of slots owned here: those away, or that lack something.",
+    ),
     ("ledger_cluster_slots_catching_up", "Slots that this node is bringing in step with their owners."),
     ("ledger_gossip_keys", "Keys that gossip carries for a node, of the node with most of them."),
 ];
@@ -42,18 +69,23 @@ pub fn take(metrics: &Metrics, cluster: &Cluster) {
     let gossip = membership.counts();
     let totals = [
         read(&counted.takeovers),
+        read(&counted.handovers),
         read(&counted.streams_lost),
         read(&counted.comparisons),
         read(&counted.questions),
         read(&counted.compared_bytes),
         read(&counted.comparing_us),
         read(&counted.differing),
+        read(&counted.marks),
+        read(&counted.differences),
         read(&counted.fetched_entries),
         read(&counted.fetched_bytes),
         read(&counted.forks),
         gossip.received,
         gossip.sent,
         gossip.dropped_unsealed + gossip.dropped_foreign + gossip.dropped_malformed,
+        gossip.dropped_unsealed,
+        gossip.dropped_foreign,
         gossip.send_failed,
         membership.bad_values(),
     ];
@@ -63,9 +95,32 @@ pub fn take(metrics: &Metrics, cluster: &Cluster) {
     let view = cluster.view();
     let view = view.borrow();
     let owned = view.me().map_or(0, |me| me.owned.len());
-    let values =
-        [view.alive().count() as u64, owned as u64, read(&counted.catching_up), membership.most_keys()];
+    let routes = Arc::clone(&cluster.routes().borrow());
+    let (in_step, behind) = replicas(&routes, cluster.me());
+    let values = [
+        view.alive().count() as u64,
+        owned as u64,
+        routes.unowned() as u64,
+        in_step,
+        behind,
+        read(&counted.catching_up),
+        membership.most_keys(),
+    ];
     for ((name, _), value) in GAUGES.into_iter().zip(values) {
         metrics.set_gauge(name, value as f64);
     }
+}
+
+/// Copies on other nodes of the slots that this one owns: those in step, and the others.
+fn replicas(routes: &Routes, me: &Member) -> (u64, u64) {
+    let (mut in_step, mut behind) = (0, 0);
+    for route in (0..SLOTS).filter_map(Slot::new).filter_map(|slot| routes.get(slot)) {
+        if !matches!(route.owner, RouteTo::Me(_)) {
+            continue;
+        }
+        for member in route.members.iter().filter(|member| *member != me) {
+            *(if route.in_step.contains(member) { &mut in_step } else { &mut behind }) += 1;
+        }
+    }
+    (in_step, behind)
 }

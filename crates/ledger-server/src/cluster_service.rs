@@ -12,15 +12,15 @@ use ledger_core::{
     slot::{SLOTS, Slot},
 };
 use ledger_proto::ledger::v1::{
-    ClusterChange, ContextsRequest, ContextsResponse, DrainProgress, DrainRequest, LocateRequest,
-    LocateResponse, MembersRequest, MembersResponse, WatchClusterRequest,
-    cluster_service_server::ClusterService,
+    BroadcastRequest, BroadcastResponse, ClusterChange, ContextsRequest, ContextsResponse, DrainProgress,
+    DrainRequest, InterestEvent, JoinRequest, LeaveRequest, LeaveResponse, LocateRequest, LocateResponse,
+    MembersRequest, MembersResponse, WatchClusterRequest, cluster_service_server::ClusterService,
 };
 use prost::Message as _;
 use tonic::{Request, Response, Status};
 use tracing::debug_span;
 
-use crate::{convert, limits, metrics::Rpc, node::Node, status::Refusal};
+use crate::{convert, limits, metrics::Rpc, node::Node, observe, route, status::Refusal};
 
 /// The service.
 #[derive(Debug, Clone)]
@@ -65,6 +65,30 @@ impl ClusterService for Members {
         tracing::info!(resume, "asked to drain");
         self.0.serving().map_err(|refusal| self.0.refuse(Rpc::Drain, refusal))?;
         self.stream(Rpc::Drain, self.0.standing.drain(resume).await)
+    }
+
+    type JoinStream = BoxStream<'static, Result<InterestEvent, Status>>;
+
+    async fn join(&self, request: Request<JoinRequest>) -> Result<Response<Self::JoinStream>, Status> {
+        let is_forwarded = route::is_forwarded(request.metadata());
+        self.stream(Rpc::Join, observe::join(&self.0, request.into_inner(), is_forwarded))
+    }
+
+    async fn leave(&self, request: Request<LeaveRequest>) -> Result<Response<LeaveResponse>, Status> {
+        let is_forwarded = route::is_forwarded(request.metadata());
+        let request = request.into_inner();
+        let span = debug_span!("leave", context = request.context_id, observer = request.observer);
+        self.0.answer(Rpc::Leave, span, observe::leave(&self.0, request, is_forwarded)).await
+    }
+
+    async fn broadcast(
+        &self,
+        request: Request<BroadcastRequest>,
+    ) -> Result<Response<BroadcastResponse>, Status> {
+        let is_forwarded = route::is_forwarded(request.metadata());
+        let request = request.into_inner();
+        let span = debug_span!("broadcast", context = request.context_id, from = request.from);
+        self.0.answer(Rpc::Broadcast, span, observe::broadcast(&self.0, request, is_forwarded)).await
     }
 }
 

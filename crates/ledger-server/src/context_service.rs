@@ -144,6 +144,7 @@ async fn append(
                 Err(refusal) => (refusal, has_id),
             },
             Ok(Place::There(channel)) => {
+                node.metrics.forwarded_appends.increment(1);
                 match reader(channel).append(route::forwarded(request.clone())).await {
                     Ok(appended) => return Ok(appended.into_inner()),
                     Err(status) => {

@@ -17,6 +17,7 @@
 //! | [`encode`] | entries in the contract's encoding, from where they lie |
 //! | [`pages`] | a context read in pages, ahead of the client |
 //! | [`append_stream`] | the pipelined append |
+//! | [`interest`], [`observe`] | observers of contexts, and their streams wherever the owner moves |
 //! | [`http`], [`console`], [`metrics`] | probes, Prometheus, a page to look at contexts |
 
 pub mod append_stream;
@@ -32,6 +33,7 @@ pub mod encode;
 pub mod forward;
 pub mod http;
 pub mod integrity_service;
+pub mod interest;
 pub mod keys;
 pub mod ledger_service;
 pub mod limits;
@@ -39,6 +41,7 @@ pub mod load;
 pub mod metrics;
 pub mod newest;
 pub mod node;
+pub mod observe;
 pub mod pages;
 pub mod relay;
 pub mod route;

@@ -42,6 +42,25 @@ pub const FORK_BYTES: usize = 2560;
 /// Contexts located at once.
 pub const LOCATE_CONTEXTS: usize = 1000;
 
+/// Observers of one context.
+pub const OBSERVERS_PER_CONTEXT: usize = 1024;
+/// Bytes of names and metadata of one context's observers: all of them fit a message that a client accepts by default.
+pub const OBSERVERS_BYTES: usize = 2 << 20;
+/// Streams of observers on one node. All of them may be passed on to one other node, by one connection.
+pub const OBSERVERS_PER_NODE: usize = 8 * 1024;
+/// Longest name of an observer, bytes.
+pub const OBSERVER_NAME: usize = 256;
+/// Largest payload of a broadcast, bytes.
+pub const BROADCAST_PAYLOAD: usize = 64 << 10;
+/// Events that wait for one observer before broadcasts are dropped. Who came and went may wait up to twice as many.
+pub const OBSERVER_EVENTS: usize = 256;
+/// Bytes that wait for one observer before broadcasts are dropped.
+pub const OBSERVER_EVENT_BYTES: usize = 1 << 20;
+/// Bytes that wait for all observers of a node before broadcasts are dropped. What several wait for counts for each.
+pub const INTEREST_BYTES: usize = 64 << 20;
+/// Largest message of another node about observers.
+pub const INTEREST_MESSAGE: usize = 2 * OBSERVERS_BYTES;
+
 /// Shortest interval between bookmarks that a client may ask for, milliseconds.
 pub const MIN_BOOKMARK_MS: u32 = 10;
 /// Interval of bookmarks that a watcher of `ContextService` gets, milliseconds.
@@ -87,4 +106,6 @@ pub const fn append_message(max_payload: usize) -> usize {
 const _: () = assert!(APPEND_CHUNK_ITEMS <= APPEND_ITEMS_IN_FLIGHT);
 const _: () = assert!(APPEND_CHUNK_ITEMS <= 1 << 16, "an index fits the lower 16 bits of a tag");
 const _: () = assert!(RESULTS_BYTES < 4 << 20);
+const _: () = assert!(2 * OBSERVERS_PER_NODE <= STREAMS_PER_CONNECTION as usize);
+const _: () = assert!(OBSERVERS_BYTES + 64 * OBSERVERS_PER_CONTEXT < INTEREST_MESSAGE);
 const _: () = assert!(STREAM_WINDOW <= CONNECTION_WINDOW);

@@ -40,10 +40,13 @@ pub enum Rpc {
     Locate,
     WatchCluster,
     Drain,
+    Join,
+    Leave,
+    Broadcast,
 }
 
 impl Rpc {
-    const ALL: [(Self, &'static str); 20] = [
+    const ALL: [(Self, &'static str); 23] = [
         (Self::Append, "ContextService/Append"),
         (Self::Get, "ContextService/Get"),
         (Self::Snapshot, "ContextService/Snapshot"),
@@ -64,6 +67,9 @@ impl Rpc {
         (Self::Locate, "ClusterService/Locate"),
         (Self::WatchCluster, "ClusterService/WatchCluster"),
         (Self::Drain, "ClusterService/Drain"),
+        (Self::Join, "ClusterService/Join"),
+        (Self::Leave, "ClusterService/Leave"),
+        (Self::Broadcast, "ClusterService/Broadcast"),
     ];
 
     /// The label.
@@ -95,8 +101,12 @@ pub struct Metrics {
     pub watchers: Gauge,
     /// Times a watcher had to read the store, because it started in the past or was slow.
     pub watch_history_reads: Counter,
+    /// Appends sent on to the owner.
+    pub forwarded_appends: Counter,
     /// Append streams open.
     pub append_streams: Gauge,
+    /// Observers of contexts whose streams are here.
+    pub observers: Gauge,
 }
 
 impl std::fmt::Debug for Metrics {
@@ -143,7 +153,9 @@ impl Metrics {
             watched_entries: counter("ledger_watched_entries_total"),
             watchers: gauge("ledger_watchers"),
             watch_history_reads: counter("ledger_watch_history_reads_total"),
+            forwarded_appends: counter("ledger_forwarded_appends_total"),
             append_streams: gauge("ledger_append_streams"),
+            observers: gauge("ledger_observers"),
             recorder,
         }
     }
@@ -239,6 +251,7 @@ fn describe(recorder: &PrometheusRecorder) {
         ("ledger_read_entries_total", "Entries sent in answer to Get."),
         ("ledger_watched_entries_total", "Entries sent to watchers."),
         ("ledger_watch_history_reads_total", "Times a watcher read the store instead of recent memory."),
+        ("ledger_forwarded_appends_total", "Appends sent on to the owner of their context."),
         ("ledger_task_restarts_total", "Restarts of supervised tasks."),
         ("ledger_store_appended_entries_total", "Entries stored since the node started."),
         ("ledger_store_commits_total", "Group commits since the node started."),
@@ -252,6 +265,7 @@ fn describe(recorder: &PrometheusRecorder) {
         ("ledger_build_info", "Version of the node."),
         ("ledger_watchers", "Watchers connected."),
         ("ledger_append_streams", "Append streams open."),
+        ("ledger_observers", "Observers of contexts whose streams are here."),
         ("ledger_store_quarantined_contexts", "Contexts found damaged."),
         ("ledger_store_contexts_estimate", "Estimated number of contexts."),
         ("ledger_store_disk_bytes", "Bytes of table files."),

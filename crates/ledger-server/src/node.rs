@@ -11,6 +11,7 @@ use tracing::{Instrument as _, Span};
 
 use crate::{
     config::Config,
+    interest::Interest,
     limits,
     load::Meter,
     metrics::{Metrics, Rpc},
@@ -42,6 +43,8 @@ pub struct Node {
     pub standing: Standing,
     /// What there is to do, measured now and then.
     pub meter: Meter,
+    /// Observers of contexts.
+    pub interest: Arc<Interest>,
     reads: Arc<Semaphore>,
 }
 
@@ -63,6 +66,7 @@ impl Node {
             reads: Arc::new(Semaphore::new(limits::READS)),
             newest: Newest::default(),
             meter: Meter::default(),
+            interest: Arc::default(),
             standing,
             signer,
             config,

@@ -154,7 +154,8 @@ fn another_replica(cluster: &Cluster, slot: Slot) -> Option<Channel> {
     alive.find_map(|member| cluster.channel(&member.node))
 }
 
-fn nobody(why: &str) -> Refusal {
+/// The refusal of a context that no node owns.
+pub fn nobody(why: &str) -> Refusal {
     Refusal {
         message: format!("no node owns this context at the moment ({why}): try again"),
         ..Refusal::not_owner("", "")

@@ -6,6 +6,8 @@
 //! | payload over the limit; clock or sequence would overflow; answer does not fit a message | `RESOURCE_EXHAUSTED` | send less, or use the streaming form |
 //! | the snapshot is not one, is cut off, too new, or over a limit | `INVALID_ARGUMENT` | send a good one |
 //! | the snapshot, or stored data, does not match its hashes | `DATA_LOSS` | restore from a good copy |
+//! | too many observers of a context, or on the node | `RESOURCE_EXHAUSTED` | join when some have left |
+//! | another observer joined by the same name | `ABORTED` | choose another name |
 //! | entry id taken; context has entries | `ALREADY_EXISTS` | choose another |
 //! | histories differ, or the history changed under a resume token | `FAILED_PRECONDITION` | start over |
 //! | a size or sequence the context does not have | `OUT_OF_RANGE` | ask for less |
@@ -27,6 +29,8 @@ use ledger_proto::ledger::v1::AppendError;
 use ledger_store::StoreError;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
+
+use crate::interest::Full;
 
 /// When to try again a node that shuts down.
 pub const RETRY_SHUTDOWN: Duration = Duration::from_secs(1);
@@ -173,6 +177,12 @@ impl From<IdError> for Refusal {
         | IdError::TooLong { field, .. }
         | IdError::ControlCharacter { field, .. }) = error;
         Self::field(field, error.to_string())
+    }
+}
+
+impl From<Full> for Refusal {
+    fn from(full: Full) -> Self {
+        Self::new(Code::ResourceExhausted, full.to_string())
     }
 }
 

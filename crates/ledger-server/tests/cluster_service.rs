@@ -34,6 +34,19 @@ fn free_ports() -> [u16; 2] {
     sockets.map(|socket| socket.local_addr().unwrap().port())
 }
 
+/// The metrics of a node, once a line is among them.
+async fn metrics_with(node: &TestNode, line: &str) -> String {
+    let begun = std::time::Instant::now();
+    loop {
+        let (_, metrics) = node.http("/metrics").await;
+        if metrics.contains(line) {
+            return metrics;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(30), "{line} in {metrics}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 /// What a watcher of the cluster knows.
 struct Watched {
     changes: Streaming<ClusterChange>,
@@ -94,6 +107,30 @@ async fn a_cluster_says_who_owns_what_and_a_node_can_be_drained() {
     let found = client.locate(request).await.unwrap().into_inner().locations;
     assert_eq!(found[0].owner_address, b.server.grpc().to_string());
     assert_eq!(found[0].replicas.iter().filter(|replica| replica.in_step && replica.alive).count(), 2);
+
+    let metrics = metrics_with(&b, "ledger_cluster_replicas_in_step 1024").await;
+    for line in [
+        "# HELP ledger_cluster_slots_owned ",
+        "# TYPE ledger_cluster_slots_owned gauge",
+        "ledger_cluster_slots_owned 1024",
+        "ledger_cluster_slots_without_owner 0",
+        "ledger_cluster_replicas_behind 0",
+        "ledger_cluster_members_alive 2",
+        "# TYPE ledger_cluster_takeovers_total counter",
+        "ledger_cluster_forks_total 0",
+        "ledger_cluster_anti_entropy_differences_total 0",
+        "ledger_gossip_foreign_total 0",
+    ] {
+        assert!(metrics.contains(line), "{line} in {metrics}");
+    }
+    let count = |name: &str| -> u64 {
+        let line = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')).unwrap();
+        line.parse().unwrap()
+    };
+    for name in ["takeovers_total", "handovers_total"] {
+        assert!(count(&format!("ledger_cluster_{name}")) > 0, "{name}");
+    }
+    assert!(count("ledger_gossip_received_total") > 0);
 
     a.cluster().await.drain(DrainRequest { resume: true }).await.unwrap();
     watched.until("a owns slots again", |seen| seen.owned_by("a") > 0).await;

@@ -32,6 +32,7 @@ use crate::{
     replica::{Part, Taken},
     shared::Shared,
     stable::Row,
+    staging,
     state::ContextState,
 };
 
@@ -41,7 +42,12 @@ use crate::{
 pub(crate) enum Waiting {
     One(Result<Appended, StoreError>, oneshot::Sender<Result<Appended, StoreError>>, Needed),
     Many(Vec<BatchResult>, mpsc::UnboundedSender<BatchResults>, Needed),
+    /// A history was put in place.
+    Load(Installed),
 }
+
+/// To whoever waits for a load, without waiting for them.
+pub(crate) type Installed = std::sync::mpsc::SyncSender<Result<(), StoreError>>;
 
 /// A replica's answer to what it was sent: one for each part.
 pub(crate) type TakenReply = oneshot::Sender<Result<Vec<Taken>, StoreError>>;
@@ -159,6 +165,7 @@ impl Staged {
             waiting: self.waiting,
             entries: self.entries,
             taken: self.taken,
+            left: None,
         };
         Some((written, states))
     }
@@ -197,6 +204,8 @@ pub(crate) struct Written {
     waiting: Vec<Waiting>,
     entries: usize,
     taken: Vec<(Vec<Taken>, TakenReply)>,
+    /// Rows that nobody reads any more once it is stable.
+    left: Option<Place>,
 }
 
 /// A context as a commit left it.
@@ -207,7 +216,7 @@ pub(crate) struct Reached {
     pub(crate) head: Head,
     /// How far it goes, and how far it went before.
     pub(crate) now: Extent,
-    watched: Option<Vec<Entry>>,
+    pub(crate) watched: Option<Vec<Entry>>,
     pub(crate) appended: u64,
     pub(crate) origin: Origin,
     pub(crate) records: Vec<u8>,
@@ -228,6 +237,13 @@ impl std::fmt::Debug for Written {
 }
 
 impl Written {
+    /// A load that was put in place, durably, of rows that were elsewhere before.
+    pub(crate) fn installed(db: &Arc<Db>, reached: Reached, left: Option<Place>, done: Installed) -> Self {
+        let entries = usize::try_from(reached.appended).unwrap_or(usize::MAX);
+        let (contexts, waiting, taken) = (vec![reached], vec![Waiting::Load(done)], Vec::new());
+        Self { db: Arc::clone(db), contexts, waiting, entries, taken, left }
+    }
+
     /// The database it was written to.
     pub(crate) fn db(&self) -> &Arc<Db> {
         &self.db
@@ -278,7 +294,8 @@ impl Written {
                 return at;
             }
             let (contexts, waiting, taken) = (Vec::new(), Vec::new(), Vec::new());
-            parts.push((slot, Self { db: Arc::clone(&db), contexts, waiting, entries: 0, taken }));
+            parts
+                .push((slot, Self { db: Arc::clone(&db), contexts, waiting, entries: 0, taken, left: None }));
             parts.len() - 1
         };
         let mut placed: Vec<(usize, Reached)> = Vec::new();
@@ -321,9 +338,15 @@ impl Written {
 
     /// It is stable, with so many copies: shows it to readers and watchers, and tells those who wait.
     pub(crate) fn acknowledge(self, shared: &Shared, copies: usize) {
-        let Self { db, mut contexts, waiting, entries, taken } = self;
+        let Self { db, mut contexts, waiting, entries, taken, left } = self;
         for reached in contexts.iter_mut().filter(|reached| reached.appended > 0) {
             shown(&db, shared, reached);
+        }
+        if let Some(place) = left
+            && let Err(error) = staging::abandon(&db, place)
+        {
+            // They are removed when the ledger is opened again.
+            tracing::warn!(%error, "rows that a load replaced stay until restart");
         }
         if entries > 0 {
             shared.committed(entries as u64);
@@ -404,6 +427,7 @@ impl Waiting {
     fn needed(&self) -> Needed {
         match self {
             Self::One(_, _, needed) | Self::Many(_, _, needed) => *needed,
+            Self::Load(_) => Needed::Configured,
         }
     }
 
@@ -417,6 +441,7 @@ impl Waiting {
                 let positions = newest(positions, &results);
                 _ = reply.send(BatchResults { results, positions, copies });
             }
+            Self::Load(done) => _ = done.try_send(Ok(())),
         }
     }
 
@@ -431,6 +456,11 @@ impl Waiting {
                 };
                 let slot = Slot::of(&appended.entry.context_id);
                 vec![(slot, Self::One(result, reply, needed))]
+            }
+            // It is of one slot, and not made here.
+            Self::Load(done) => {
+                let _ = done.try_send(Err(StoreError::Closed));
+                Vec::new()
             }
             Self::Many(results, reply, needed) => {
                 let mut refused = Vec::new();
@@ -494,6 +524,7 @@ fn fail(waiting: Vec<Waiting>, error: &StoreError) {
         match waiting {
             // An append that was refused for its own sake keeps its own error.
             Waiting::One(result, reply, _) => _ = reply.send(result.and(Err(error.clone()))),
+            Waiting::Load(done) => _ = done.try_send(Err(error.clone())),
             Waiting::Many(mut results, reply, _) => {
                 for result in &mut results {
                     if result.result.is_ok() {

@@ -61,6 +61,11 @@ impl Copies {
         self.state.lock().number
     }
 
+    /// Leaves numbers out: for parts of the commit that is numbered next.
+    pub(crate) fn skip(&self, count: u64) {
+        self.state.lock().number += count;
+    }
+
     /// Puts a peer on a slot's stream; gives the place.
     pub(crate) fn send_to(&self, slot: Slot, claim: &Claim, peer: Peer) -> u64 {
         let mut state = self.state.lock();

@@ -95,7 +95,19 @@ pub(crate) fn leave(
     match left {
         Ok(now) => {
             let (fork, entries) = (fork.number, size.0 - common.0);
-            tracing::warn!(%context, fork, entries, %common, "a history was left: its entries are in a fork");
+            let Evidence { theirs, reason } = evidence;
+            tracing::warn!(
+                %context,
+                fork,
+                entries,
+                %common,
+                our_size = %size,
+                our_epoch = %head.epoch,
+                their_size = %theirs.size,
+                their_epoch = %theirs.epoch,
+                reason,
+                "a history was left: read it on this node with ledgerctl forks {context} --export {fork}"
+            );
             Ok(Left { fork: Some(fork), was, now })
         }
         Err(error) => {

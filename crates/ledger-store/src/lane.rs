@@ -9,9 +9,10 @@
 
 use std::{collections::HashMap, hash::BuildHasher as _, sync::Arc};
 
+use bytes::Bytes;
 use foldhash::fast::RandomState;
 use ledger_core::{
-    ContextId, Entry, EntryId, Head, Lineage, Position, Sequence, Size,
+    ContextId, Entry, EntryId, Epoch, Head, Lineage, Position, Sequence, Size,
     digest::{Digest, Extent},
     entry::Draft,
     log::Stamp,
@@ -26,7 +27,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     Append, Appended, BatchResult, BatchResults, Durability, LeftHistory, StoreError,
-    commit::{Origin, Staged, TakenReply, Touched, Waiting, Written},
+    commit::{Installed, Origin, Staged, TakenReply, Touched, Waiting, Written},
     copies::Copies,
     database::Database,
     db::{Db, read_error},
@@ -42,6 +43,7 @@ use crate::{
 
 mod change;
 mod follow;
+mod install;
 
 use follow::Parked;
 
@@ -68,7 +70,7 @@ pub(crate) enum Command {
     /// Append several, each with its caller's tag.
     Batch(Vec<(u64, Append)>, mpsc::UnboundedSender<BatchResults>),
     /// Put another copy of a context's history in place.
-    Install(Box<Install>, oneshot::Sender<Result<(), StoreError>>),
+    Install(Box<Install>, Installed),
     /// Take what another node's lane wrote, or what was fetched. With the number of the commit, 0 if fetched.
     Follow(Vec<Part>, u64, TakenReply),
     /// Change slots' records.
@@ -106,7 +108,7 @@ impl Command {
     fn fail(self, error: &StoreError) {
         match self {
             Self::Append(_, reply) => _ = reply.send(Err(error.clone())),
-            Self::Install(_, reply) => _ = reply.send(Err(error.clone())),
+            Self::Install(_, done) => _ = done.try_send(Err(error.clone())),
             Self::Follow(_, _, reply) => _ = reply.send(Err(error.clone())),
             Self::Fork(_, reply) => _ = reply.send(Err(error.clone())),
             // Whoever waits for an answer sees that there is none.
@@ -133,6 +135,8 @@ pub(crate) struct Install {
     /// Where the context's rows were, and how many, when staging began; `None`: it did not exist.
     pub(crate) base: Option<(Place, u64)>,
     pub(crate) state: ContextState,
+    /// In a cluster: only if the slot is still owned in this epoch.
+    pub(crate) epoch: Option<Epoch>,
 }
 
 /// A lane's cache weighs states by their bytes.
@@ -355,11 +359,9 @@ impl Lane {
                     self.syncer.drain();
                     let _ = reply.send(self.fork(db, *fork));
                 }
-                Command::Install(install, reply) => {
+                Command::Install(install, done) => {
                     self.syncer.drain();
-                    let installed = self.install(db, *install);
-                    // The one who asked may have gone: the history is in place all the same.
-                    let _ = reply.send(installed);
+                    self.install(db, *install, done);
                 }
             }
             if round.appends.len() >= MAX_COMMIT_ENTRIES || round.bytes >= MAX_COMMIT_BYTES {
@@ -551,42 +553,6 @@ impl Lane {
         let place = Place { slot: Slot::of(context), number: self.shared.numbers.next(db)? };
         let lineage = Lineage(Shared::new_id());
         Ok(ContextState::new(place, Head::new(self.shared.options.suite, lineage, Shared::now_ns())))
-    }
-
-    /// Puts a staged history in place of a context's, if the context is as it was when staging began.
-    fn install(&mut self, db: &Db, install: Install) -> Result<(), StoreError> {
-        let Install { context, base, state } = install;
-        let now = read_head(db, &context)?.map(|(place, head)| (place, head.frontier.size()));
-        if now != base {
-            let sequence = Sequence(base.map_or(0, |(_, size)| size) + 1);
-            return Err(StoreError::HistoryDiffers { context, sequence });
-        }
-        // Only the owner's clients load; the replicas catch up with it.
-        let slot = state.place.slot;
-        if let Some(copies) = &self.copies {
-            copies.serves(slot)?;
-        }
-        let before = Self::extent(db, &context)?;
-        let mut batch = WriteBatch::default();
-        state.put_head(db, &mut batch, &context, &mut self.buffer)?;
-        match base {
-            Some((old, _)) => staging::remove_rows(db, &mut batch, old)?,
-            None => index::put(db, &mut batch, &context)?,
-        }
-        staging::forget(db, &mut batch, state.place)?;
-        // The staged rows were written without a sync: this one is for them too, whatever is configured.
-        db.write(batch).and_then(|()| db.sync()).inspect_err(|error| self.shared.commit_failed(error))?;
-        self.shared.quarantine.lift(&context);
-        if let Some(digests) = &self.shared.digests {
-            let now = Extent { size: state.head.size(), root: state.head.root() };
-            digests.replace(&context, before, Some(now));
-        }
-        if let Some(tail) = self.shared.tails.find(&context) {
-            tail.reach(state.head.size());
-        }
-        self.cache.remove(&context);
-        self.cache.insert(context, state);
-        Ok(())
     }
 }
 

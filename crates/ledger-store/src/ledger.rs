@@ -3,8 +3,9 @@
 use std::{
     collections::BTreeMap,
     path::Path,
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, atomic::Ordering, mpsc::RecvTimeoutError},
     thread::JoinHandle,
+    time::Duration,
 };
 
 use crossbeam_channel::Sender as StopSender;
@@ -34,6 +35,8 @@ use crate::{
 
 /// The database, below the data directory: beside it a volume's own files do no harm.
 const DATABASE: &str = "db";
+/// How long a load waits for its copies.
+const COPIED_WITHIN: Duration = Duration::from_mins(10);
 
 /// A durable ledger in a data directory. Cheap to clone; all methods may be called from any thread.
 ///
@@ -480,10 +483,14 @@ impl Inner {
 
     /// Puts a staged history in place. Blocks.
     pub(crate) fn install(&self, install: Install) -> Result<(), StoreError> {
-        let (reply, result) = oneshot::channel();
+        let (done, result) = std::sync::mpsc::sync_channel(1);
         let queue = self.queue(&install.context)?;
-        queue.blocking_send(Command::Install(Box::new(install), reply)).map_err(|_| StoreError::Closed)?;
-        result.blocking_recv().map_err(|_| StoreError::Closed)?
+        queue.blocking_send(Command::Install(Box::new(install), done)).map_err(|_| StoreError::Closed)?;
+        match result.recv_timeout(COPIED_WITHIN) {
+            Ok(installed) => installed,
+            Err(RecvTimeoutError::Timeout) => Err(StoreError::NotAcknowledged),
+            Err(RecvTimeoutError::Disconnected) => Err(StoreError::Closed),
+        }
     }
 
     /// Number of lanes; 0 once the ledger closes.

@@ -3,7 +3,7 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use ledger_core::{
-    ContextId, Entry, EntryId, HashSuite, Head, Lineage, Sequence, Size,
+    ContextId, Entry, EntryId, Epoch, HashSuite, Head, Lineage, Sequence, Size,
     clock::LamportClock,
     entry::Draft,
     legacy,
@@ -225,6 +225,8 @@ impl Incoming {
 struct Staging {
     inner: Arc<Inner>,
     context: ContextId,
+    /// In a cluster: the epoch in which this node owns the context.
+    epoch: Option<Epoch>,
     origin: Origin,
     base: Option<(Place, Head)>,
     state: ContextState,
@@ -249,11 +251,18 @@ impl std::fmt::Debug for Batch {
 
 impl Staging {
     fn begin(inner: Arc<Inner>, context: ContextId, origin: Origin) -> Result<Self, StoreError> {
+        let slot = Slot::of(&context);
+        let copies = inner.shared.copies();
+        // Only at the owner: the replicas are sent what it puts in place.
+        let epoch = match copies.get(usize::from(slot.number()) % copies.len().max(1)) {
+            Some(copies) => Some(copies.serves(slot)?.0),
+            None => None,
+        };
         let db = inner.database.get()?;
         let base = read_head(&db, &context)?;
         // What it builds on, or finds to be there already, must not be taken back.
         db.sync()?;
-        let place = Place { slot: Slot::of(&context), number: inner.shared.numbers.next(&db)? };
+        let place = Place { slot, number: inner.shared.numbers.next(&db)? };
         staging::begin(&db, place)?;
         let shared = &inner.shared;
         let head = match &base {
@@ -268,6 +277,7 @@ impl Staging {
             state: ContextState::new(place, head),
             inner,
             context,
+            epoch,
             origin,
             base,
             batch: Batch::default(),
@@ -352,7 +362,7 @@ impl Staging {
                     now_ns: incoming.appended_at_ns,
                     // The clock adds one again.
                     received_lamport: incoming.lamport.map_or(0, |time| time.0.saturating_sub(1)),
-                    epoch: shared.epoch().max(self.state.head.epoch),
+                    epoch: self.epoch.unwrap_or(shared.epoch()).max(self.state.head.epoch),
                 };
                 let (db, context) = (self.inner.database.get()?, &self.context);
                 self.state.append(
@@ -427,6 +437,7 @@ impl Staging {
             context: self.context.clone(),
             base: self.base.as_ref().map(|(place, head)| (*place, head.frontier.size())),
             state: self.state.clone(),
+            epoch: self.epoch,
         };
         let installed = self.inner.install(install);
         if let Err(StoreError::HistoryDiffers { context, sequence }) = &installed

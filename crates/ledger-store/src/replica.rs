@@ -26,6 +26,9 @@ pub trait Outbox: Send + Sync + fmt::Debug {
     /// stream is lost, and the lanes are told so with [`crate::Ledger::lose_peer`].
     fn send(&self, peer: Peer, what: Outgoing);
 
+    /// Ends the stream to a peer: it begins anew, and the peer catches up with whatever it lacks.
+    fn restart(&self, peer: Peer);
+
     /// Everything appended to a stopped slot has its copies.
     fn stopped(&self, slot: Slot, claim: Claim);
 

@@ -28,6 +28,13 @@ pub(crate) fn begin(db: &Db, place: Place) -> Result<(), StoreError> {
     db.write_unsynced(batch)
 }
 
+/// Says that what is under a number will not be used any more: should the node end before it is removed, it is when
+/// the ledger is opened again.
+pub(crate) fn mark(db: &Db, batch: &mut WriteBatch, place: Place) -> Result<(), StoreError> {
+    batch.put_cf(db.family(families::META)?, key(place), []);
+    Ok(())
+}
+
 /// Says that a number is no longer being staged: it was installed, or its rows are removed with this.
 pub(crate) fn forget(db: &Db, batch: &mut WriteBatch, place: Place) -> Result<(), StoreError> {
     batch.delete_cf(db.family(families::META)?, key(place));

@@ -29,6 +29,8 @@ impl Outbox for Sent {
         self.0.lock().unwrap().push(what);
     }
 
+    fn restart(&self, _: Peer) {}
+
     fn stopped(&self, _: Slot, _: Claim) {}
 
     fn gave_up(&self, _: Vec<Slot>) {}
@@ -109,6 +111,7 @@ impl Two {
             received_lamport: 0,
             entry_id: None,
             epoch: None,
+            needed: ledger_store::Needed::Configured,
         };
         self.owner.append_async(append).await.unwrap();
     }

@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::{
     Run,
-    nodes::{Nodes, quiet},
+    nodes::{Nodes, processor, quiet},
     streams::{self, Shape},
     table::Line,
 };
@@ -21,23 +21,38 @@ pub(super) async fn run(run: &mut Run<'_>) -> anyhow::Result<()> {
     let (alone, together) = (client(one.endpoint())?, nodes.client()?);
     let shape = Shape { contexts: CONTEXTS, window: run.args.inflight, seconds: run.args.seconds };
     let (mut of_one, mut of_cluster) = (Vec::new(), Vec::new());
+    // Processor time for an entry, µs: what a busy machine changes least.
+    let (mut spent, mut spent_by_one) = (Vec::new(), Vec::new());
+    let all = |nodes: &Nodes| (0..nodes.len()).map(|node| nodes.processor(node)).sum::<anyhow::Result<f64>>();
     // In turn, because the machine's speed drifts.
     for repetition in 1..=run.args.repetitions {
         super::say(&format!("streaming append, {repetition} of {}", run.args.repetitions));
         quiet(&[one.id()]).await?;
-        of_one.push(streams::run(&alone, shape).await?.per_second);
+        let before = processor(one.id())?;
+        let measured = streams::run(&alone, shape).await?;
+        of_one.push(measured.per_second);
+        spent_by_one.push((processor(one.id())? - before) / measured.total as f64 * 1e6);
         quiet(&[one.id()]).await?;
         nodes.quiet().await?;
-        of_cluster.push(streams::run(&together, shape).await?.per_second);
+        let before = all(&nodes)?;
+        let measured = streams::run(&together, shape).await?;
+        of_cluster.push(measured.per_second);
+        spent.push((all(&nodes)? - before) / measured.total as f64 * 1e6);
         nodes.quiet().await?;
     }
     let (one_rate, rate) = (median(&of_one), median(&of_cluster));
     let ratio = rate / one_rate;
-    let values =
-        json!({ "ratio": ratio, "one_node": of_one, "cluster": of_cluster, "in_flight": shape.window });
+    let (spent, spent_by_one) = (median(&spent), median(&spent_by_one));
+    let values = json!({
+        "ratio": ratio, "one_node": of_one, "cluster": of_cluster, "in_flight": shape.window,
+        "processor_us_per_entry": spent, "one_node_processor_us_per_entry": spent_by_one,
+    });
     let what = format!("streaming append, {CONTEXTS} contexts, {} in flight", shape.window);
     let line = Line::held(what, format!("{rate:.0}/s: {ratio:.2}"), "0.3 of one node", ratio >= 0.3, values);
-    run.push(1, &line.beside(format!("one node: {one_rate:.0}/s")));
+    let beside = format!(
+        "one node: {one_rate:.0}/s; processor time for an entry: {spent:.1} µs of all nodes, {spent_by_one:.1} µs of one"
+    );
+    run.push(1, &line.beside(beside));
 
     super::say("latency of streaming append");
     let shape = Shape { window: FEW, ..shape };

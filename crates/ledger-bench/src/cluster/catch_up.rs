@@ -57,7 +57,15 @@ async fn idle(run: &mut Run<'_>) -> anyhow::Result<()> {
     super::say("the node catches up");
     nodes.spawn(AWAY)?;
     nodes.serves(AWAY).await?;
+    let sources = |nodes: &Nodes| {
+        (0..nodes.len())
+            .filter(|node| *node != AWAY)
+            .map(|node| nodes.processor(node))
+            .sum::<anyhow::Result<f64>>()
+    };
+    let (by_replica, by_sources) = (nodes.processor(AWAY)?, sources(&nodes)?);
     let caught_up = watch(&nodes, || 0).await?;
+    let (by_replica, by_sources) = (nodes.processor(AWAY)? - by_replica, sources(&nodes)? - by_sources);
     ensure!(
         caught_up.fetched >= run.args.entries as f64,
         "the node is in step and fetched only {} entries",
@@ -65,9 +73,16 @@ async fn idle(run: &mut Run<'_>) -> anyhow::Result<()> {
     );
     let (rate, seconds) = (caught_up.fetched / caught_up.seconds(), caught_up.seconds());
     let what = format!("catch-up of a replica {} entries behind, idle cluster", run.args.entries);
-    let values = json!({ "per_second": rate, "seconds": seconds, "entries": caught_up.fetched });
+    let values = json!({
+        "per_second": rate, "seconds": seconds, "entries": caught_up.fetched, "replica_processor_seconds": by_replica,
+        "source_processor_seconds": by_sources,
+    });
     let text = format!("{rate:.0}/s, {seconds:.1} s");
-    run.push(4, &Line::held(what, text, "250000/s", rate >= 250_000.0, values));
+    let line = Line::held(what, text, "250000/s", rate >= 250_000.0, values);
+    run.push(
+        4,
+        &line.beside(format!("processor time: replica {by_replica:.1} s, sources {by_sources:.1} s")),
+    );
     Ok(())
 }
 

@@ -175,7 +175,7 @@ async fn difference(run: &mut Run<'_>, nodes: &mut Nodes) -> anyhow::Result<()> 
         json!({ "seconds": seconds, "questions": questions, "bytes": bytes, "comparing_us": micros }),
     );
     let beside = format!(
-        "comparing alone: {:.1} ms, {questions} round trips, {:.1} KiB",
+        "all comparing, the one after the repair too: {:.1} ms, {questions} round trips, {:.1} KiB",
         micros / 1000.0,
         bytes / 1024.0
     );

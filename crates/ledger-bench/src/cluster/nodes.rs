@@ -295,6 +295,11 @@ impl Nodes {
         }
     }
 
+    /// Processor time of a node's process so far, seconds; 0 if it does not run.
+    pub(super) fn processor(&self, node: usize) -> anyhow::Result<f64> {
+        self.list[node].running.as_ref().map_or(Ok(0.0), |running| processor(running.child.id()))
+    }
+
     /// Waits until the nodes have little left to do, such as compacting what was written before.
     pub(super) async fn quiet(&self) -> anyhow::Result<()> {
         let ids: Vec<_> =
@@ -315,6 +320,11 @@ pub(super) async fn quiet(processes: &[u32]) -> anyhow::Result<()> {
             return Ok(());
         }
     }
+}
+
+/// Processor time of a process so far, seconds.
+pub(super) fn processor(process: u32) -> anyhow::Result<f64> {
+    Ok(ticks(process)? as f64 / 100.0)
 }
 
 /// Processor time of a process, ticks of 10 ms.

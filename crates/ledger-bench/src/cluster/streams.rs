@@ -33,6 +33,8 @@ pub(super) struct Shape {
 #[derive(Debug, Clone)]
 pub(super) struct Measured {
     pub(super) per_second: f64,
+    /// All that was appended, what is not counted included.
+    pub(super) total: u64,
     latency: Histogram<u64>,
 }
 
@@ -81,10 +83,11 @@ pub(super) async fn run(client: &Client, shape: Shape) -> anyhow::Result<Measure
         anyhow::Ok(())
     }));
     let mut latency = Histogram::new_with_bounds(1, 60_000_000_000, 3)?;
-    let mut counted = 0_u64;
+    let (mut counted, mut total) = (0_u64, 0);
     while let Some(receipt) = receipts.next().await? {
         receipt.result.context("an append failed")?;
         let now = Instant::now();
+        total += 1;
         if now < begin || now >= end {
             continue;
         }
@@ -97,7 +100,7 @@ pub(super) async fn run(client: &Client, shape: Shape) -> anyhow::Result<Measure
         }
     }
     sending.await??;
-    Ok(Measured { per_second: counted as f64 / shape.seconds, latency })
+    Ok(Measured { per_second: counted as f64 / shape.seconds, total, latency })
 }
 
 /// Appends as fast as a window allows, until it is stopped.

@@ -23,7 +23,7 @@ pub(super) async fn run(run: &mut Run<'_>) -> anyhow::Result<()> {
     for round in 0..run.args.rounds {
         super::say(&format!("killing an owner, {} of {}", round + 1, run.args.rounds));
         nodes.spread().await?;
-        let victim = round % nodes.len();
+        let victim = usize::try_from(round)? % nodes.len();
         let lost = owned_by(&nodes, &writer, victim).await;
         ensure!(!lost.is_empty(), "the node to be killed owns none of the contexts");
         // Not in step with anything that the nodes do from time to time.

@@ -186,6 +186,14 @@ impl Heard {
     }
 }
 
+/// What keys and values of a node come to, and how many were bad.
+#[doc(hidden)]
+pub fn read_values<'a>(values: impl IntoIterator<Item = (&'a str, &'a str)>) -> (Option<Facts>, usize) {
+    let mut heard = Heard::default();
+    let bad = values.into_iter().filter(|(key, value)| heard.read(key, value) == Reading::Bad).count();
+    (heard.facts(), bad)
+}
+
 impl Load {
     fn parse(text: &str) -> Option<Self> {
         let (entries_per_second, contexts) = text.split_once(',')?;

@@ -1,0 +1,153 @@
+//! `ledgerctl interest`: who looks at a context now, and what they tell each other.
+
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use clap::Subcommand;
+use ledger_client::{Client, ClientError, ContextId, InterestEvent, Observer};
+use serde_json::{Value, json};
+
+use crate::{
+    append,
+    output::{Output, text, visible},
+};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Interest {
+    /// Be an observer of a context, and show who is there and what they broadcast, until interrupted
+    Join {
+        /// The context
+        context: String,
+        /// The name to be known by; without it, the node gives one
+        #[arg(long = "as", default_value = "", hide_default_value = true, value_name = "NAME")]
+        name: String,
+        /// A pair of metadata for the other observers; may be repeated
+        #[arg(long = "meta", value_name = "KEY=VALUE")]
+        metadata: Vec<String>,
+        /// End after so many events; 0: go on until interrupted
+        #[arg(long, default_value_t = 0, value_name = "N")]
+        count: u64,
+    },
+    /// Tell all observers of a context something, which is not stored
+    Broadcast {
+        /// The context
+        context: String,
+        /// What to tell
+        text: String,
+        /// The name to say it by
+        #[arg(long = "as", default_value = "", hide_default_value = true, value_name = "NAME")]
+        name: String,
+        /// A pair of metadata; may be repeated
+        #[arg(long = "meta", value_name = "KEY=VALUE")]
+        metadata: Vec<String>,
+    },
+    /// Have an observer leave a context
+    Leave {
+        /// The context
+        context: String,
+        /// Its name
+        #[arg(value_name = "NAME")]
+        observer: String,
+    },
+}
+
+pub(crate) async fn run(client: &Client, command: Interest, output: &Output) -> anyhow::Result<()> {
+    match command {
+        Interest::Join { context, name, metadata, count } => {
+            let context = ContextId::new(&context).map_err(ClientError::from)?;
+            let observer = Observer { name, metadata: append::metadata(&metadata)? };
+            join(client, &context, observer, count, output).await
+        }
+        Interest::Broadcast { context, text, name, metadata } => {
+            let context = ContextId::new(&context).map_err(ClientError::from)?;
+            let reached = client.broadcast(&context, &name, text, append::metadata(&metadata)?).await?;
+            output.result(&json!({ "context_id": context.as_str(), "reached": reached }), || {
+                format!("reached {reached} observers")
+            })?;
+            Ok(())
+        }
+        Interest::Leave { context, observer } => {
+            let context = ContextId::new(&context).map_err(ClientError::from)?;
+            let was_there = client.leave(&context, &observer).await?;
+            let object =
+                json!({ "context_id": context.as_str(), "observer": observer, "was_there": was_there });
+            output.result(&object, || {
+                let how = if was_there { "left" } else { "was not there" };
+                format!("{} {how}", visible(&observer))
+            })?;
+            Ok(())
+        }
+    }
+}
+
+async fn join(
+    client: &Client,
+    context: &ContextId,
+    observer: Observer,
+    count: u64,
+    output: &Output,
+) -> anyhow::Result<()> {
+    let mut interest = client.join(context, observer);
+    let mut interrupted = std::pin::pin!(tokio::signal::ctrl_c());
+    let mut seen = 0;
+    while count == 0 || seen < count {
+        let event = tokio::select! {
+            event = interest.next() => event?,
+            _ = &mut interrupted => break,
+        };
+        let Some(event) = event else { break };
+        output.result(&object(&event, interest.name()), || line(&event, interest.name()))?;
+        seen += 1;
+    }
+    Ok(())
+}
+
+/// An event as an object: every field.
+fn object(event: &InterestEvent, me: &str) -> Value {
+    let observer = |observer: &Observer| json!({ "observer": observer.name, "metadata": observer.metadata });
+    match event {
+        InterestEvent::Members(members) => {
+            let members: Vec<_> = members.iter().map(observer).collect();
+            json!({ "event": "members", "observer": me, "members": members })
+        }
+        InterestEvent::Joined(joined) => {
+            json!({ "event": "joined", "observer": joined.name, "metadata": joined.metadata })
+        }
+        InterestEvent::Left(name) => json!({ "event": "left", "observer": name }),
+        InterestEvent::Broadcast { from, payload, metadata } => {
+            let mut object = json!({
+                "event": "broadcast",
+                "from": from,
+                "metadata": metadata,
+                "payload_base64": BASE64_STANDARD.encode(payload),
+            });
+            if let Ok(text) = std::str::from_utf8(payload) {
+                object["payload"] = text.into();
+            }
+            object
+        }
+        InterestEvent::Missed(count) => json!({ "event": "missed", "count": count }),
+    }
+}
+
+/// An event for people.
+fn line(event: &InterestEvent, me: &str) -> String {
+    let named = |observer: &Observer| {
+        let mut text = visible(&observer.name);
+        for (key, value) in &observer.metadata {
+            text = format!("{text} {}={}", visible(key), visible(value));
+        }
+        text
+    };
+    match event {
+        InterestEvent::Members(members) => {
+            let names: Vec<_> = members.iter().map(named).collect();
+            format!("{} is here, with all of: {}", visible(me), names.join(", "))
+        }
+        InterestEvent::Joined(observer) => format!("+ {}", named(observer)),
+        InterestEvent::Left(name) => format!("- {}", visible(name)),
+        InterestEvent::Broadcast { from, payload, metadata } => {
+            let observer = Observer { name: from.clone(), metadata: metadata.clone() };
+            format!("{}: {}", named(&observer), text(payload))
+        }
+        InterestEvent::Missed(count) => format!("missed {count} broadcasts: too slow"),
+    }
+}

@@ -1,0 +1,266 @@
+//! What reads bytes of other nodes, in the shape that fuzzing needs. No part of the interface.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Debug,
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use ledger_core::{
+    ContextId, Epoch, Hash, HashSuite, Lineage, Size,
+    compare::{Answer, Ask, Page, Prefixes},
+    digest::{Bucket, ContextSummary, Digest, Extent, NodeDigest},
+    node::{Member, NodeId, ReplicaSet, StorageId},
+    ownership::{Claim, Placement, Promise},
+    slot::Slot,
+};
+use ledger_proto::ledger::v1::{
+    CompareAnswer, CompareAsk, FetchedRange, Replicated, SlotAnswers, SlotAsks, replicated::Body,
+    slot_answer::Answer as SlotAnswered,
+};
+use ledger_store::replica::{Commit, Mark, Offer, Part, StableUpTo};
+use prost::Message;
+
+use crate::{membership::facts, wire};
+
+pub use facts::read_values;
+
+/// Takes the bytes of a message, and says what came of it.
+pub type Reader = fn(&[u8]) -> Result<String, String>;
+
+/// What a node reads the messages of others with.
+pub const MESSAGES: [Reader; 6] = [replicated, slot_asks, slot_answers, compare_ask, compare_answer, fetched];
+
+fn decode<M: Message + Default>(bytes: &[u8]) -> Result<M, String> {
+    // The decoder's own errors name fields of messages: alike for all bytes that are no message.
+    M::decode(bytes).map_err(|_| "no message".to_owned())
+}
+
+fn said<T>(read: Result<T, wire::Malformed>) -> Result<T, String> {
+    read.map_err(|error| error.to_string())
+}
+
+/// Law: what is read, sent on and read again is the same.
+fn same<T: PartialEq + Debug>(read: &T, again: &Result<T, wire::Malformed>) {
+    assert_eq!(Ok(read), again.as_ref());
+}
+
+fn replicated(bytes: &[u8]) -> Result<String, String> {
+    match decode::<Replicated>(bytes)?.body {
+        Some(Body::Hello(hello)) => {
+            let (from, to) =
+                (said(wire::member(hello.from.as_ref()))?, said(wire::member(hello.to.as_ref()))?);
+            same(&from, &wire::member(Some(&wire::to_member(&from))));
+            same(&to, &wire::member(Some(&wire::to_member(&to))));
+            Ok("hello".to_owned())
+        }
+        Some(Body::Commit(commit)) => {
+            let (lane, number, parts) = said(wire::commit(commit))?;
+            parts.iter().for_each(framed);
+            let commit = Commit { lane, number, parts };
+            let (_, _, again) = said(wire::commit(wire::to_commit(&commit)))?;
+            assert_eq!(commit.parts, again);
+            Ok(format!("commit of {}", "part ".repeat(commit.parts.len().min(9))))
+        }
+        Some(Body::Accept(accept)) => {
+            let offer = said(wire::offer(&accept))?;
+            same(&offer, &wire::offer(&wire::to_offer(&offer)));
+            Ok(format!("offer {} {}", offer.is_confirmed, offer.before.is_some()))
+        }
+        Some(Body::Stable(stable)) => {
+            let slots = said(wire::stable(&stable))?;
+            same(&slots, &wire::stable(&wire::to_stable(&slots)));
+            Ok(format!("stable {}", "slot ".repeat(slots.len().min(9))))
+        }
+        Some(Body::Mark(mark)) => {
+            let (slots, _) = said(wire::mark(&mark))?;
+            Ok(format!("mark {}", "slot ".repeat(slots.len().min(9))))
+        }
+        None => Ok("nothing".to_owned()),
+    }
+}
+
+/// Law: a part's records are as many as were counted, and take all of its bytes.
+fn framed(part: &Part) {
+    let (mut count, mut bytes) = (0, 0);
+    for record in part.each_record() {
+        count += 1;
+        bytes += 4 + record.len();
+    }
+    assert_eq!((count, bytes), (part.count, part.records.len()));
+    assert!(part.end() >= part.after.size);
+}
+
+fn slot_asks(bytes: &[u8]) -> Result<String, String> {
+    let asks: SlotAsks = decode(bytes)?;
+    said(wire::member(asks.from.as_ref()))?;
+    said(wire::member(asks.to.as_ref()))?;
+    for ask in &asks.asks {
+        said(wire::slot(ask.slot))?;
+        let claim = said(wire::claim(ask.claim.as_ref()))?;
+        same(&claim, &wire::claim(Some(&wire::to_claim(&claim))));
+    }
+    Ok(format!("asks {}", "ask ".repeat(asks.asks.len().min(9))))
+}
+
+fn slot_answers(bytes: &[u8]) -> Result<String, String> {
+    let answers: SlotAnswers = decode(bytes)?;
+    let mut kinds = BTreeSet::new();
+    for answer in &answers.answers {
+        said(wire::slot(answer.slot))?;
+        kinds.insert(match &answer.answer {
+            Some(SlotAnswered::Promised(promise)) => {
+                let promise = said(wire::promise(promise))?;
+                same(&promise, &wire::promise(&wire::to_promise(&promise)));
+                "promised"
+            }
+            Some(SlotAnswered::Refused(claim)) => {
+                said(wire::claim(Some(claim)))?;
+                "refused"
+            }
+            Some(SlotAnswered::Done(_)) => "done",
+            Some(SlotAnswered::NotNow(_)) => "not now",
+            None => "nothing",
+        });
+    }
+    Ok(format!("answers {kinds:?}"))
+}
+
+fn compare_ask(bytes: &[u8]) -> Result<String, String> {
+    let ask = said(wire::ask(decode(bytes)?))?;
+    let checked = ask.check().map_err(|error| error.to_string());
+    let to = member(1).ok_or("no member")?;
+    same(&ask, &wire::ask(wire::to_ask(&to, &ask)));
+    checked?;
+    Ok(match ask {
+        Ask::Node { .. } => "ask node",
+        Ask::Buckets { .. } => "ask buckets",
+        Ask::Contexts { after: None, .. } => "ask contexts",
+        Ask::Contexts { .. } => "ask contexts after",
+        Ask::Roots(_) => "ask roots",
+    }
+    .to_owned())
+}
+
+fn compare_answer(bytes: &[u8]) -> Result<String, String> {
+    let answer = said(wire::answer(decode(bytes)?))?;
+    same(&answer, &wire::answer(wire::to_answer(answer.clone())));
+    Ok(match answer {
+        Answer::InStep => "in step".to_owned(),
+        Answer::Slots(slots) => format!("slots {}", "slot ".repeat(slots.len().min(9))),
+        Answer::Buckets(slots) => format!("buckets {}", "slot ".repeat(slots.len().min(9))),
+        Answer::Contexts(page) => format!("contexts {}", "context ".repeat(page.contexts.len().min(9))),
+        Answer::Roots(roots) => format!("roots {}", "context ".repeat(roots.len().min(9))),
+    })
+}
+
+fn fetched(bytes: &[u8]) -> Result<String, String> {
+    let range = decode::<FetchedRange>(bytes)?.range.ok_or("no range")?;
+    let context = ContextId::new(&range.context_id).map_err(|_| "no name")?;
+    let claim = claim(7).ok_or("no claim")?;
+    let part = said(wire::part(Slot::of(&context), claim.clone(), range))?;
+    framed(&part);
+    same(&part, &wire::part(part.slot, claim, wire::to_part(&part)));
+    Ok(format!("fetched {}", "record ".repeat(part.count.min(9) as usize)))
+}
+
+/// Messages that nodes send, each with its place in [`MESSAGES`].
+pub fn messages() -> Vec<(usize, Vec<u8>)> {
+    some_messages().unwrap_or_default()
+}
+
+fn member(number: u8) -> Option<Member> {
+    Some(Member { node: NodeId::new(format!("node-{number}")).ok()?, storage: StorageId([number; 16]) })
+}
+
+fn claim(counter: u64) -> Option<Claim> {
+    Some(Claim { epoch: Epoch(counter << 24), claimant: NodeId::new("node-1").ok()? })
+}
+
+fn some_messages() -> Option<Vec<(usize, Vec<u8>)>> {
+    use ledger_proto::ledger::v1 as proto;
+    let (me, other) = (member(1)?, member(2)?);
+    let set = ReplicaSet::new([me.clone(), other.clone()]).ok()?;
+    let (slot, context) = (Slot::new(5)?, ContextId::new("demo").ok()?);
+    let part = Part {
+        slot,
+        claim: claim(1)?,
+        context: context.clone(),
+        lineage: Lineage([3; 16]),
+        suite: HashSuite::Blake3,
+        created_at_ns: 7,
+        after: Extent { size: Size(2), root: Hash([1; 32]) },
+        root: Hash([2; 32]),
+        count: 2,
+        records: Bytes::from_static(b"\x02\0\0\0ab\x01\0\0\0c"),
+    };
+    let placement = Placement {
+        epoch: Epoch(9),
+        set: set.clone(),
+        is_confirmed: true,
+        before: Some(ReplicaSet::new([other.clone()]).ok()?),
+    };
+    let digest = Digest::default();
+    let offer =
+        Offer { lane: 1, number: 8, slot, claim: claim(2)?, set, is_confirmed: false, before: None, digest };
+    let mark = Mark { lane: 0, number: 4, digests: vec![(slot, digest)] };
+    let stable = [StableUpTo { slot, epoch: Epoch(4), number: 6 }];
+    let commit = Arc::new(Commit { lane: 1, number: 3, parts: vec![part.clone(), part.clone()] });
+    let hello = proto::ReplicateHello { from: Some(wire::to_member(&me)), to: Some(wire::to_member(&other)) };
+    let mut messages: Vec<(usize, Vec<u8>)> = [
+        Body::Hello(hello),
+        Body::Commit(wire::to_commit(&commit)),
+        Body::Accept(wire::to_offer(&offer)),
+        Body::Accept(wire::to_offer(&Offer { before: placement.before.clone(), ..offer })),
+        Body::Stable(wire::to_stable(&stable)),
+        Body::Mark(wire::to_mark(&mark)),
+    ]
+    .into_iter()
+    .map(|body| (0, Replicated { body: Some(body) }.encode_to_vec()))
+    .collect();
+
+    let nothing = proto::SlotNothing {};
+    let asks = [proto::slot_ask::Ask::Promise(nothing), proto::slot_ask::Ask::Join(nothing)];
+    let asks = asks.into_iter().map(|ask| proto::SlotAsk {
+        slot: 5,
+        claim: claim(3).as_ref().map(wire::to_claim),
+        ask: Some(ask),
+    });
+    let (from, to) = (Some(wire::to_member(&me)), Some(wire::to_member(&other)));
+    messages.push((1, SlotAsks { from, to, asks: asks.collect() }.encode_to_vec()));
+
+    let promise = Promise { accepted: Epoch(3), placement: Some(placement) };
+    for answer in [
+        SlotAnswered::Promised(wire::to_promise(&promise)),
+        SlotAnswered::Done(nothing),
+        SlotAnswered::Refused(wire::to_claim(&claim(4)?)),
+        SlotAnswered::NotNow("later".to_owned()),
+    ] {
+        let answers = vec![proto::SlotAnswer { slot: 5, answer: Some(answer) }];
+        messages.push((2, SlotAnswers { answers }.encode_to_vec()));
+    }
+
+    let slots = BTreeSet::from([slot, Slot::new(9)?]);
+    let buckets = BTreeSet::from([Bucket(1), Bucket(200)]);
+    for ask in [
+        Ask::Node { slots: slots.clone(), digest: NodeDigest(Hash([4; 32])) },
+        Ask::Buckets { slots },
+        Ask::Contexts { buckets: BTreeMap::from([(slot, buckets.clone())]), after: Some(context.clone()) },
+        Ask::Roots(vec![Prefixes { context: context.clone(), sizes: vec![Size(1), Size(9)] }]),
+    ] {
+        messages.push((3, CompareAsk::encode_to_vec(&wire::to_ask(&other, &ask))));
+    }
+    let summary = ContextSummary { context, size: Size(4), root: Hash([5; 32]), epoch: Epoch(6) };
+    for answer in [
+        Answer::InStep,
+        Answer::Slots([(slot, digest)].into_iter().collect()),
+        Answer::Buckets([(slot, buckets.into_iter().map(|bucket| (bucket, digest)).collect())].into()),
+        Answer::Contexts(Page { contexts: vec![summary], more: true }),
+        Answer::Roots(vec![vec![Hash([6; 32]), Hash([7; 32])], Vec::new()]),
+    ] {
+        messages.push((4, CompareAnswer::encode_to_vec(&wire::to_answer(answer))));
+    }
+    messages.push((5, FetchedRange { range: Some(wire::to_part(&part)) }.encode_to_vec()));
+    Some(messages)
+}

@@ -1,0 +1,461 @@
+//! Interest in contexts: who observes which, and what waits for each of them. Nothing of it is stored.
+//!
+//! Each observer has a [`Mailbox`] of bounded size. Broadcasts that find no room are dropped, and the observer is
+//! told how many; who came and went is never dropped, but may be replaced by the list of all who are there. So an
+//! observer that takes nothing costs a bounded amount of memory and delays nobody.
+
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use ledger_core::ContextId;
+use ledger_proto::ledger::v1::{InterestEvent, Observer, Observers, interest_event::Event};
+use parking_lot::Mutex;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+
+use crate::limits::{
+    INTEREST_BYTES, OBSERVER_EVENT_BYTES, OBSERVER_EVENTS, OBSERVERS_BYTES, OBSERVERS_PER_CONTEXT,
+    OBSERVERS_PER_NODE,
+};
+use crate::status::Refusal;
+
+/// What an event takes beside its text and payload, bytes.
+const EVENT: usize = 128;
+
+/// Why an observer was not taken in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Full {
+    /// The node serves too many.
+    #[error(
+        "this node serves {OBSERVERS_PER_NODE} observers and takes no more: join at another node, or later"
+    )]
+    Node,
+    /// The context has too many.
+    #[error("this context has {OBSERVERS_PER_CONTEXT} observers and takes no more: join when some have left")]
+    Observers,
+    /// The observers of the context say too much of themselves.
+    #[error(
+        "names and metadata of this context's observers would have more than {OBSERVERS_BYTES} bytes: join with less \
+         metadata"
+    )]
+    Bytes,
+}
+
+/// How a stream of events ends.
+#[derive(Debug, Clone)]
+pub enum End {
+    /// The observer was asked to leave.
+    Left,
+    /// Another one joined by its name.
+    Replaced,
+    /// The owner refused it.
+    Refused(Box<Refusal>),
+    /// The other end is gone, or what it said cannot be kept: join again.
+    Broken,
+}
+
+/// All observers on this node.
+#[derive(Debug)]
+pub struct Interest {
+    contexts: Mutex<HashMap<ContextId, Arc<Group>>>,
+    streams: Arc<Semaphore>,
+    waiting: Arc<AtomicUsize>,
+}
+
+/// The observers of a context.
+#[derive(Debug, Default)]
+struct Group(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    seats: BTreeMap<String, Seat>,
+    /// Of names and metadata.
+    bytes: usize,
+    /// Numbers seats: an observer may be another one of the same name.
+    last: u64,
+}
+
+#[derive(Debug)]
+struct Seat {
+    number: u64,
+    observer: Observer,
+    mailbox: Arc<Mailbox>,
+}
+
+/// An observer of a context, until this is dropped.
+#[derive(Debug)]
+pub struct Presence {
+    interest: Weak<Interest>,
+    context: ContextId,
+    group: Arc<Group>,
+    name: String,
+    number: u64,
+    mailbox: Arc<Mailbox>,
+    is_silent: bool,
+}
+
+/// What waits for an observer.
+#[derive(Debug)]
+pub struct Mailbox {
+    state: Mutex<Waiting>,
+    changed: Notify,
+    /// Bytes that wait in all mailboxes of the node.
+    all: Arc<AtomicUsize>,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    items: VecDeque<Item>,
+    bytes: usize,
+    /// There was no room for a change: those after it are not kept either, because all are to be told anew.
+    is_overrun: bool,
+    end: Option<End>,
+}
+
+#[derive(Debug)]
+enum Item {
+    Event(Arc<InterestEvent>, usize),
+    Missed(u64),
+    /// All observers, as they are when this is taken.
+    Anew,
+}
+
+/// What was taken out of a mailbox.
+#[derive(Debug)]
+enum Taken {
+    Event(InterestEvent),
+    Anew,
+    End(End),
+}
+
+/// An event.
+pub const fn event(event: Event) -> InterestEvent {
+    InterestEvent { event: Some(event) }
+}
+
+fn pairs(metadata: &BTreeMap<String, String>) -> usize {
+    metadata.iter().map(|(key, value)| key.len() + value.len()).sum()
+}
+
+fn observer_bytes(observer: &Observer) -> usize {
+    observer.name.len() + pairs(&observer.metadata)
+}
+
+fn weight(event: &InterestEvent) -> usize {
+    EVENT
+        + match &event.event {
+            Some(Event::Members(members)) => members.observers.iter().map(observer_bytes).sum(),
+            Some(Event::Joined(observer)) => observer_bytes(observer),
+            Some(Event::Left(name)) => name.len(),
+            Some(Event::Broadcast(message)) => {
+                message.from.len() + message.payload.len() + pairs(&message.metadata)
+            }
+            Some(Event::Missed(_)) | None => 0,
+        }
+}
+
+impl Default for Interest {
+    fn default() -> Self {
+        Self {
+            contexts: Mutex::default(),
+            streams: Arc::new(Semaphore::new(OBSERVERS_PER_NODE)),
+            waiting: Arc::default(),
+        }
+    }
+}
+
+impl Interest {
+    /// Room for one more stream on this node, until it is dropped.
+    pub fn stream(&self) -> Result<OwnedSemaphorePermit, Full> {
+        Arc::clone(&self.streams).try_acquire_owned().map_err(|_| Full::Node)
+    }
+
+    /// A mailbox whose bytes count on this node.
+    pub fn mailbox(&self) -> Arc<Mailbox> {
+        Arc::new(Mailbox { state: Mutex::default(), changed: Notify::new(), all: Arc::clone(&self.waiting) })
+    }
+
+    /// Makes somebody an observer of a context. The first event names all of them; the others are told. Takes the
+    /// place of an observer of the same name.
+    pub fn join(self: &Arc<Self>, context: &ContextId, observer: Observer) -> Result<Presence, Full> {
+        let mut contexts = self.contexts.lock();
+        let group = Arc::clone(contexts.entry(context.clone()).or_default());
+        let mut state = group.0.lock();
+        let replaced = state.seats.get(&observer.name).map_or(0, |seat| observer_bytes(&seat.observer));
+        let bytes = state.bytes - replaced + observer_bytes(&observer);
+        let full = if replaced == 0 && state.seats.len() >= OBSERVERS_PER_CONTEXT {
+            Some(Full::Observers)
+        } else {
+            (bytes > OBSERVERS_BYTES).then_some(Full::Bytes)
+        };
+        if let Some(full) = full {
+            if state.seats.is_empty() {
+                contexts.remove(context);
+            }
+            return Err(full);
+        }
+        drop(contexts);
+        let mailbox = self.mailbox();
+        let name = observer.name.clone();
+        if let Some(older) = state.seats.remove(&name) {
+            older.mailbox.end(End::Replaced);
+        }
+        state.tell(event(Event::Joined(observer.clone())));
+        state.bytes = bytes;
+        state.last += 1;
+        let number = state.last;
+        mailbox.tell_anew();
+        state.seats.insert(name.clone(), Seat { number, observer, mailbox: Arc::clone(&mailbox) });
+        drop(state);
+        let interest = Arc::downgrade(self);
+        Ok(Presence { interest, context: context.clone(), group, name, number, mailbox, is_silent: false })
+    }
+
+    /// Ends an observer's stream; whether there was such an observer.
+    pub fn leave(&self, context: &ContextId, name: &str) -> bool {
+        let Some(group) = self.group(context) else { return false };
+        let mut state = group.0.lock();
+        let seat = state.remove(name, None);
+        if let Some(seat) = &seat {
+            seat.mailbox.end(End::Left);
+            state.tell(event(Event::Left(name.to_owned())));
+        }
+        drop(state);
+        self.forget(context);
+        seat.is_some()
+    }
+
+    /// Tells all observers of a context something; how many will be sent it.
+    pub fn broadcast(&self, context: &ContextId, message: InterestEvent) -> u64 {
+        let Some(group) = self.group(context) else { return 0 };
+        let weight = weight(&message);
+        let message = Arc::new(message);
+        let state = group.0.lock();
+        let reached = state.seats.values().filter(|seat| seat.mailbox.put(&message, weight));
+        reached.count() as u64
+    }
+
+    /// Streams of observers on this node.
+    pub fn streams(&self) -> usize {
+        OBSERVERS_PER_NODE - self.streams.available_permits()
+    }
+
+    fn group(&self, context: &ContextId) -> Option<Arc<Group>> {
+        self.contexts.lock().get(context).cloned()
+    }
+
+    /// Drops a context that nobody observes.
+    fn forget(&self, context: &ContextId) {
+        let mut contexts = self.contexts.lock();
+        if contexts.get(context).is_some_and(|group| group.0.lock().seats.is_empty()) {
+            contexts.remove(context);
+        }
+    }
+}
+
+impl State {
+    /// Takes an observer out: the one with this number, or whichever has the name.
+    fn remove(&mut self, name: &str, number: Option<u64>) -> Option<Seat> {
+        let is_meant = |seat: &Seat| number.is_none_or(|number| seat.number == number);
+        self.seats.get(name).filter(|seat| is_meant(seat))?;
+        let seat = self.seats.remove(name)?;
+        self.bytes -= observer_bytes(&seat.observer);
+        Some(seat)
+    }
+
+    fn tell(&self, change: InterestEvent) {
+        let weight = weight(&change);
+        let change = Arc::new(change);
+        for seat in self.seats.values() {
+            seat.mailbox.put_change(&change, weight);
+        }
+    }
+}
+
+impl Presence {
+    /// The next event, or how it ended.
+    pub async fn next(&self) -> Result<InterestEvent, End> {
+        match self.mailbox.take().await {
+            Taken::Event(event) => Ok(event),
+            Taken::End(end) => Err(end),
+            Taken::Anew => {
+                let state = self.group.0.lock();
+                // Changes from here on are told again; those since the marker was taken are in the list.
+                self.mailbox.begin_anew();
+                let observers = state.seats.values().map(|seat| seat.observer.clone()).collect();
+                Ok(event(Event::Members(Observers { observer: self.name.clone(), observers })))
+            }
+        }
+    }
+
+    /// Goes without the others being told: they meet again elsewhere.
+    pub fn go_silently(mut self) {
+        self.is_silent = true;
+    }
+}
+
+impl Drop for Presence {
+    fn drop(&mut self) {
+        let mut state = self.group.0.lock();
+        let is_removed = state.remove(&self.name, Some(self.number)).is_some();
+        if is_removed && !self.is_silent {
+            state.tell(event(Event::Left(self.name.clone())));
+        }
+        let is_empty = state.seats.is_empty();
+        drop(state);
+        if is_empty && let Some(interest) = self.interest.upgrade() {
+            interest.forget(&self.context);
+        }
+    }
+}
+
+impl Mailbox {
+    /// Puts an event of another node in: a broadcast is dropped if there is no room; for a change that finds none the
+    /// mailbox ends, so that all are told anew. Whether it goes on.
+    pub fn relay(&self, event: InterestEvent) -> bool {
+        let weight = weight(&event);
+        match &event.event {
+            Some(Event::Broadcast(_)) => {
+                self.put(&Arc::new(event), weight);
+                true
+            }
+            Some(Event::Missed(count)) => {
+                self.miss(*count);
+                true
+            }
+            Some(Event::Members(_)) => {
+                // It may be larger than all else together, and there is little before it as a rule.
+                self.relay_change(event, weight, weight + OBSERVER_EVENT_BYTES)
+            }
+            Some(Event::Joined(_) | Event::Left(_)) => {
+                self.relay_change(event, weight, 2 * OBSERVER_EVENT_BYTES)
+            }
+            // Of a newer version.
+            None => true,
+        }
+    }
+
+    fn relay_change(&self, event: InterestEvent, weight: usize, bytes: usize) -> bool {
+        let has_room = self.push(Arc::new(event), weight, 2 * OBSERVER_EVENTS, bytes);
+        if !has_room {
+            self.end(End::Broken);
+        }
+        has_room
+    }
+
+    /// Ends the stream, after what waits; a first end stands.
+    pub fn end(&self, end: End) {
+        self.state.lock().end.get_or_insert(end);
+        self.changed.notify_one();
+    }
+
+    /// The next event of another node, or how it ended.
+    pub async fn relayed(&self) -> Result<InterestEvent, End> {
+        loop {
+            match self.take().await {
+                Taken::Event(event) => return Ok(event),
+                Taken::End(end) => return Err(end),
+                Taken::Anew => {}
+            }
+        }
+    }
+
+    /// Puts a broadcast in; whether there was room.
+    fn put(&self, event: &Arc<InterestEvent>, weight: usize) -> bool {
+        let has_room = self.all.load(Ordering::Relaxed).saturating_add(weight) <= INTEREST_BYTES
+            && self.push(Arc::clone(event), weight, OBSERVER_EVENTS, OBSERVER_EVENT_BYTES);
+        if !has_room {
+            self.miss(1);
+        }
+        has_room
+    }
+
+    /// Puts in who came or went.
+    fn put_change(&self, event: &Arc<InterestEvent>, weight: usize) {
+        if !self.state.lock().is_overrun
+            && !self.push(Arc::clone(event), weight, 2 * OBSERVER_EVENTS, 2 * OBSERVER_EVENT_BYTES)
+        {
+            self.tell_anew();
+        }
+    }
+
+    fn push(&self, event: Arc<InterestEvent>, weight: usize, events: usize, bytes: usize) -> bool {
+        let mut state = self.state.lock();
+        if state.end.is_some() || state.items.len() >= events || state.bytes + weight > bytes {
+            return false;
+        }
+        state.bytes += weight;
+        self.all.fetch_add(weight, Ordering::Relaxed);
+        state.items.push_back(Item::Event(event, weight));
+        drop(state);
+        self.changed.notify_one();
+        true
+    }
+
+    /// So many broadcasts found no room.
+    fn miss(&self, count: u64) {
+        let mut state = self.state.lock();
+        if let Some(Item::Missed(missed)) = state.items.back_mut() {
+            *missed = missed.saturating_add(count);
+        } else {
+            state.items.push_back(Item::Missed(count));
+        }
+        drop(state);
+        self.changed.notify_one();
+    }
+
+    /// All observers are to be told, once what waits was taken.
+    fn tell_anew(&self) {
+        let mut state = self.state.lock();
+        if !std::mem::replace(&mut state.is_overrun, true) {
+            state.items.push_back(Item::Anew);
+        }
+        drop(state);
+        self.changed.notify_one();
+    }
+
+    fn begin_anew(&self) {
+        self.state.lock().is_overrun = false;
+    }
+
+    async fn take(&self) -> Taken {
+        loop {
+            let changed = self.changed.notified();
+            if let Some(taken) = self.try_take() {
+                return taken;
+            }
+            changed.await;
+        }
+    }
+
+    fn try_take(&self) -> Option<Taken> {
+        let mut state = self.state.lock();
+        // Whoever left or was replaced is told nothing more.
+        if let Some(end @ (End::Left | End::Replaced)) = &state.end {
+            return Some(Taken::End(end.clone()));
+        }
+        Some(match state.items.pop_front() {
+            Some(Item::Event(event, weight)) => {
+                state.bytes -= weight;
+                self.all.fetch_sub(weight, Ordering::Relaxed);
+                Taken::Event(Arc::unwrap_or_clone(event))
+            }
+            Some(Item::Missed(count)) => Taken::Event(event(Event::Missed(count))),
+            Some(Item::Anew) => Taken::Anew,
+            None => Taken::End(state.end.clone()?),
+        })
+    }
+}
+
+impl Drop for Mailbox {
+    fn drop(&mut self) {
+        self.all.fetch_sub(self.state.get_mut().bytes, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests;

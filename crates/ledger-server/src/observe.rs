@@ -1,0 +1,329 @@
+//! Observers of a context, wherever its owner is: they meet at the owner of its slot.
+//!
+//! A node that is not the owner joins there for its client, and passes on what it is told: read at once, into a
+//! mailbox of its own, so that a client that takes nothing does not hold up the connection between the nodes. When the
+//! owner changes it joins again at the new one; the client's stream goes on with all members anew.
+//!
+//! | state | leaves it when |
+//! | --- | --- |
+//! | choosing | there is an owner → here, or there; there is none → waits for news, but not for ever |
+//! | here, there | another node owns the slot, or the stream breaks → choosing; left or replaced → ended |
+
+use std::{future::pending, sync::Arc, time::Duration};
+
+use futures::{Stream, stream};
+use ledger_cluster::routes::RouteTo;
+use ledger_core::{ContextId, entry::check_metadata, id::IdError, node::NodeId, slot::Slot};
+use ledger_proto::ledger::v1::{
+    BroadcastMessage, BroadcastRequest, BroadcastResponse, InterestEvent, JoinRequest, LeaveRequest,
+    LeaveResponse, Observer, cluster_service_client::ClusterServiceClient, interest_event::Event,
+};
+use tokio::{
+    sync::OwnedSemaphorePermit,
+    time::{Instant, timeout_at},
+};
+use tokio_util::task::AbortOnDropHandle;
+use tonic::{Code, Status, Streaming, transport::Channel};
+
+use crate::{
+    interest::{End, Mailbox, Presence, event},
+    limits,
+    metrics::Alive,
+    node::Node,
+    route::{self, Place},
+    status::Refusal,
+};
+
+/// How long an observer, or a broadcast, waits for an owner.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The events of one observer, until it leaves or its client goes.
+pub fn join(
+    node: &Arc<Node>,
+    request: JoinRequest,
+    is_forwarded: bool,
+) -> Result<impl Stream<Item = Result<InterestEvent, Refusal>> + Send + 'static, Refusal> {
+    let JoinRequest { context_id, observer, metadata } = request;
+    let context = ContextId::new(&context_id)?;
+    check_metadata(&metadata)?;
+    let name = if observer.is_empty() { given_name() } else { name("observer", observer)? };
+    let observing = Observing {
+        _permit: node.interest.stream()?,
+        _alive: Alive::new(&node.metrics.observers),
+        node: Arc::clone(node),
+        context,
+        observer: Observer { name, metadata },
+        is_forwarded,
+        source: Source::Choosing,
+        unowned: None,
+    };
+    Ok(stream::unfold(Some(observing), |observing| async move {
+        let mut observing = observing?;
+        match observing.next().await {
+            Ok(Some(event)) => Some((Ok(event), Some(observing))),
+            Ok(None) => None,
+            Err(refusal) => Some((Err(refusal), None)),
+        }
+    }))
+}
+
+/// Ends an observer's stream.
+pub async fn leave(node: &Node, request: LeaveRequest, is_forwarded: bool) -> Result<LeaveResponse, Refusal> {
+    let context = ContextId::new(&request.context_id)?;
+    let observer = name("observer", request.observer)?;
+    if observer.is_empty() {
+        return Err(IdError::Empty { field: "observer", max: limits::OBSERVER_NAME }.into());
+    }
+    let request = LeaveRequest { context_id: context.as_str().to_owned(), observer };
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let refusal = match node.writes(&context, is_forwarded) {
+            Ok(Place::Here(_)) => {
+                return Ok(LeaveResponse { was_there: node.interest.leave(&context, &request.observer) });
+            }
+            Ok(Place::There(channel)) => {
+                let left = service(channel).leave(route::forwarded(request.clone())).await;
+                match left.map_err(|status| route::refusal(status).0) {
+                    Ok(answer) => return Ok(answer.into_inner()),
+                    Err(refusal) => refusal,
+                }
+            }
+            Err(refusal) => refusal,
+        };
+        node.again(refusal, !is_forwarded, deadline).await?;
+    }
+}
+
+/// Tells all observers something.
+pub async fn broadcast(
+    node: &Node,
+    request: BroadcastRequest,
+    is_forwarded: bool,
+) -> Result<BroadcastResponse, Refusal> {
+    let BroadcastRequest { context_id, from, payload, metadata } = request;
+    let context = ContextId::new(&context_id)?;
+    let from = name("from", from)?;
+    check_metadata(&metadata)?;
+    let (len, max) = (payload.len(), limits::BROADCAST_PAYLOAD);
+    if len > max {
+        return Err(Refusal::field("payload", format!("payload has {len} bytes: at most {max} are allowed")));
+    }
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let (refusal, is_not_done) = match node.writes(&context, is_forwarded) {
+            Ok(Place::Here(_)) => {
+                let message = BroadcastMessage { from, payload, metadata };
+                let reached = node.interest.broadcast(&context, event(Event::Broadcast(message)));
+                return Ok(BroadcastResponse { reached });
+            }
+            Ok(Place::There(channel)) => {
+                let request = BroadcastRequest {
+                    context_id: context_id.clone(),
+                    from: from.clone(),
+                    payload: payload.clone(),
+                    metadata: metadata.clone(),
+                };
+                match service(channel).broadcast(route::forwarded(request)).await {
+                    Ok(answer) => return Ok(answer.into_inner()),
+                    Err(status) => route::refusal(status),
+                }
+            }
+            Err(refusal) => (refusal, true),
+        };
+        node.again(refusal, is_not_done && !is_forwarded, deadline).await?;
+    }
+}
+
+/// A name as an observer may have it, or none.
+fn name(field: &'static str, text: String) -> Result<String, Refusal> {
+    let (len, max) = (text.len(), limits::OBSERVER_NAME);
+    if len > max {
+        return Err(IdError::TooLong { field, len, max }.into());
+    }
+    match text.char_indices().find(|(_, c)| c.is_control()) {
+        Some((at, c)) => Err(IdError::ControlCharacter { field, code: c as u32, at }.into()),
+        None => Ok(text),
+    }
+}
+
+/// A name for who has none.
+fn given_name() -> String {
+    let mut name = uuid::Uuid::new_v4().simple().to_string();
+    name.truncate(16);
+    format!("observer-{name}")
+}
+
+fn service(channel: Channel) -> ClusterServiceClient<Channel> {
+    ClusterServiceClient::new(channel).max_decoding_message_size(limits::INTEREST_MESSAGE)
+}
+
+struct Observing {
+    node: Arc<Node>,
+    context: ContextId,
+    observer: Observer,
+    is_forwarded: bool,
+    source: Source,
+    /// Since when the slot has no owner.
+    unowned: Option<Instant>,
+    _permit: OwnedSemaphorePermit,
+    _alive: Alive,
+}
+
+enum Source {
+    Choosing,
+    Here(Presence),
+    There { owner: NodeId, mailbox: Arc<Mailbox>, _task: AbortOnDropHandle<()> },
+}
+
+/// What ends the events of a source.
+enum Ended {
+    Stream(End),
+    /// Another node owns the slot.
+    Moved(Refusal),
+    /// No node did for too long.
+    Unowned(Refusal),
+}
+
+impl Observing {
+    async fn next(&mut self) -> Result<Option<InterestEvent>, Refusal> {
+        let mut deadline = Instant::now() + PATIENCE;
+        loop {
+            let next = match &mut self.source {
+                Source::Choosing => match self.choose().await {
+                    Ok(source) => {
+                        self.source = source;
+                        continue;
+                    }
+                    Err(refusal) => {
+                        let may_wait = refusal.code == Code::Unavailable && !self.is_forwarded;
+                        self.node.again(refusal, may_wait, deadline).await?;
+                        continue;
+                    }
+                },
+                Source::Here(presence) => {
+                    let slot = Slot::of(&self.context);
+                    tokio::select! {
+                        next = presence.next() => next.map_err(Ended::Stream),
+                        ended = moved(&self.node, slot, None, &mut self.unowned) => Err(ended),
+                    }
+                }
+                Source::There { owner, mailbox, .. } => {
+                    let slot = Slot::of(&self.context);
+                    tokio::select! {
+                        next = mailbox.relayed() => next.map_err(Ended::Stream),
+                        ended = moved(&self.node, slot, Some(owner), &mut self.unowned) => Err(ended),
+                    }
+                }
+            };
+            let refusal = match next {
+                Ok(event) => return Ok(Some(event)),
+                Err(Ended::Stream(End::Left)) => return Ok(None),
+                Err(Ended::Stream(End::Replaced)) => return Err(replaced(&self.observer.name)),
+                Err(Ended::Stream(End::Refused(refusal))) => return Err(*refusal),
+                Err(Ended::Unowned(refusal)) => return Err(refusal),
+                Err(Ended::Stream(End::Broken)) => Refusal::not_owner("", ""),
+                Err(Ended::Moved(refusal)) => {
+                    if let Source::Here(presence) = std::mem::replace(&mut self.source, Source::Choosing) {
+                        presence.go_silently();
+                    }
+                    refusal
+                }
+            };
+            // Whoever sent the request on finds the owner itself.
+            if self.is_forwarded {
+                return Err(refusal);
+            }
+            self.source = Source::Choosing;
+            deadline = Instant::now() + PATIENCE;
+            self.node.again(refusal, true, deadline).await?;
+        }
+    }
+
+    /// Joins at the owner.
+    async fn choose(&self) -> Result<Source, Refusal> {
+        // Before the place: if it changes in between, that is noticed.
+        let owner = owner(&self.node, Slot::of(&self.context));
+        let place = self.node.writes(&self.context, self.is_forwarded)?;
+        let Place::There(channel) = place else {
+            let presence = self.node.interest.join(&self.context, self.observer.clone())?;
+            return Ok(Source::Here(presence));
+        };
+        let Some(RouteTo::Other(owner, _)) = owner else { return Err(Refusal::not_owner("", "")) };
+        let request = JoinRequest {
+            context_id: self.context.as_str().to_owned(),
+            observer: self.observer.name.clone(),
+            metadata: self.observer.metadata.clone(),
+        };
+        let events = route::answer(service(channel).join(route::forwarded(request))).await?;
+        let mailbox = self.node.interest.mailbox();
+        let task = tokio::spawn(pass_on(events, Arc::clone(&mailbox)));
+        Ok(Source::There { owner, mailbox, _task: AbortOnDropHandle::new(task) })
+    }
+}
+
+/// Puts what the owner tells into the mailbox.
+async fn pass_on(mut events: Streaming<InterestEvent>, mailbox: Arc<Mailbox>) {
+    loop {
+        match events.message().await {
+            Ok(Some(event)) => {
+                if !mailbox.relay(event) {
+                    return;
+                }
+            }
+            Ok(None) => return mailbox.end(End::Left),
+            Err(status) => return mailbox.end(how(status)),
+        }
+    }
+}
+
+/// How a stream of the owner ended.
+fn how(status: Status) -> End {
+    match route::refusal(status).0 {
+        refusal if refusal.code == Code::Unavailable => End::Broken,
+        refusal => End::Refused(Box::new(refusal)),
+    }
+}
+
+fn replaced(name: &str) -> Refusal {
+    let message = format!("another observer joined as {name:?} and took the place of this one");
+    Refusal::new(Code::Aborted, message)
+}
+
+/// Who owns a slot, in a cluster.
+fn owner(node: &Node, slot: Slot) -> Option<RouteTo> {
+    Some(node.standing.cluster()?.routes().borrow().get(slot)?.owner.clone())
+}
+
+/// Completes when another node owns a slot than this one (`None`) or the one given, or when none did for too long.
+async fn moved(node: &Node, slot: Slot, known: Option<&NodeId>, unowned: &mut Option<Instant>) -> Ended {
+    let Some(cluster) = node.standing.cluster() else { return pending().await };
+    let mut routes = cluster.routes();
+    loop {
+        let refusal = {
+            let routes = routes.borrow_and_update();
+            match (routes.get(slot).map(|route| &route.owner), known) {
+                (Some(RouteTo::Me(_)), None) => None,
+                (Some(RouteTo::Other(owner, _)), Some(known)) if owner == known => None,
+                (Some(RouteTo::Other(owner, _)), _) => {
+                    let address = routes.addresses.get(owner).map_or("", String::as_str);
+                    return Ended::Moved(Refusal::not_owner(owner.as_str(), address));
+                }
+                (Some(RouteTo::Me(_)), Some(_)) => return Ended::Moved(Refusal::not_owner("", "")),
+                (Some(RouteTo::Nobody(why)), _) => Some(route::nobody(why)),
+                (None, _) => Some(route::nobody("this node has just started")),
+            }
+        };
+        let Some(refusal) = refusal else {
+            *unowned = None;
+            if routes.changed().await.is_err() {
+                return pending().await;
+            }
+            continue;
+        };
+        // Those who are here stay together as long as the owner may only be changing.
+        let until = *unowned.get_or_insert_with(Instant::now) + PATIENCE;
+        if timeout_at(until, routes.changed()).await.is_err() {
+            return Ended::Unowned(refusal);
+        }
+    }
+}
