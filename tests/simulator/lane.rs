@@ -329,7 +329,9 @@ impl Node {
         }
         self.led.remove(&slot);
         let (items, unanswered) = self.waiting.end(slot);
-        unanswered.iter().for_each(|(queued, _)| self.unknown(queued));
+        for (queued, _) in &unanswered {
+            self.unknown(queued);
+        }
         for item in items {
             for (queued, _) in item.answers {
                 self.unknown(&queued);
