@@ -190,6 +190,7 @@ impl Node {
                 Outcome::Differs
             }
             Err(NotTaken::NotAccepted { .. }) => Outcome::Differs,
+            Err(NotTaken::Formed) => Outcome::NotNow,
             Ok(next) => {
                 if self.led.contains_key(&slot) {
                     self.step_down(slot);

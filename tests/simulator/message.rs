@@ -135,6 +135,7 @@ pub enum Outcome {
     Refused(Claim),
     OtherMembers(Placement),
     Differs,
+    NotNow,
 }
 
 /// What a client asks of a node.

@@ -230,15 +230,19 @@ impl World {
         }) && self.remembers(index)
     }
 
-    /// Whether a node would be left that was there when each slot was formed: if all of those lost their disks since,
-    /// they could form it again.
+    /// Whether one of the nodes that form each slot would be left to remember that it was formed: if all of them lost
+    /// their disks, and were cut off since, they could form it again.
     fn remembers(&self, without: Index) -> bool {
         let first = || self.hosts.iter().take(self.plan.nodes).map(|host| host.member.node.clone());
         self.config.contexts.slots.iter().all(|slot| {
             let formed = rendezvous::order(*slot, first());
             formed.iter().take(self.plan.settings.copies).any(|node| {
                 let index = index_of(node);
-                index != without && !self.hosts[index].is_gone && self.hosts[index].graveyard.is_empty()
+                let host = &self.hosts[index];
+                let disk = host.node.as_ref().map(|node| &node.disk).or(host.disk.as_ref());
+                let record = disk.and_then(|disk| disk.durable.records.get(slot));
+                let knows = record.is_some_and(|record| record.was_formed || record.placement.is_some());
+                index != without && !host.is_gone && knows
             })
         })
     }

@@ -90,7 +90,7 @@ impl Node {
                             let outcome = match refused {
                                 NotTaken::Refused(refused) => Offered::Refused(refused.promised),
                                 NotTaken::OtherMembers(placement) => Offered::OtherMembers(placement),
-                                NotTaken::NotAccepted { .. } => Offered::NotNow,
+                                NotTaken::NotAccepted { .. } | NotTaken::Formed => Offered::NotNow,
                             };
                             self.events.push_back(Event::Offered { from: to, slot, claim, outcome });
                         }
@@ -116,6 +116,13 @@ impl Node {
             }
             Effect::Count { slot, claim, member } => self.count(slot, &claim, &member),
             Effect::Stop { slot, claim } => self.stop(slot, &claim),
+            Effect::Formed { slot } => {
+                if self.can_write() {
+                    let next = self.record(slot).formed();
+                    self.write_record(slot, next);
+                    self.after_sync(AfterSync::Recorded(slot));
+                }
+            }
             Effect::StepDown { slot } => {
                 self.tasks.retain(|of, task| *of != slot || !task.is_claim());
                 self.step_down(slot);

@@ -110,6 +110,7 @@ impl Node {
                     Outcome::Refused(claim) => Offered::Refused(claim),
                     Outcome::OtherMembers(placement) => Offered::OtherMembers(placement),
                     Outcome::Differs => Offered::Differs,
+                    Outcome::NotNow => Offered::NotNow,
                 };
                 let from = member.member.clone();
                 self.events.push_back(Event::Offered { from, slot, claim, outcome });

@@ -268,6 +268,11 @@ impl Driver {
                 Effect::CatchUp { slot, claim, from } => {
                     catch_ups.entry(from).or_default().insert(slot, claim);
                 }
+                Effect::Formed { slot } => {
+                    // It is of no claim.
+                    let claim = Claim { epoch: Epoch::default(), claimant: me.node.clone() };
+                    changes.push((slot, claim, Change::Formed));
+                }
                 Effect::Own { slot, claim, needed } => {
                     self.shared.counters.takeovers.fetch_add(1, Ordering::Relaxed);
                     tracing::debug!(slot = slot.number(), epoch = claim.epoch.0, "owning a slot");
@@ -329,40 +334,55 @@ impl Driver {
     }
 }
 
+/// What a change of this node's own record answers.
+enum Asked {
+    Question,
+    Offer,
+    Nothing,
+}
+
 /// Changes this node's own records.
 async fn change(shared: &Arc<Shared>, changes: Vec<(Slot, Claim, Change)>) {
     // A slot may be changed more than once: what comes back is in the same order for each.
-    let mut claims: HashMap<Slot, VecDeque<(Claim, bool)>> = HashMap::new();
+    let mut claims: HashMap<Slot, VecDeque<(Claim, Asked)>> = HashMap::new();
     for (slot, claim, change) in &changes {
-        let is_offer = matches!(change, Change::Accept { .. });
-        claims.entry(*slot).or_default().push_back((claim.clone(), is_offer));
+        let asked = match change {
+            Change::Accept { .. } => Asked::Offer,
+            Change::Promise(_) | Change::Confirm(_) => Asked::Question,
+            Change::Formed => Asked::Nothing,
+        };
+        claims.entry(*slot).or_default().push_back((claim.clone(), asked));
     }
     let changes = changes.into_iter().map(|(slot, _, change)| (slot, change)).collect();
     let Ok(changed) = shared.ledger.change_slots(changes).await else { return };
     let from = shared.me.clone();
     let mut events = Vec::with_capacity(2 * changed.len());
     for (slot, changed) in changed {
-        let Some((claim, is_offer)) = claims.get_mut(&slot).and_then(VecDeque::pop_front) else { continue };
+        let Some((claim, asked)) = claims.get_mut(&slot).and_then(VecDeque::pop_front) else { continue };
         events.push(Event::Recorded(slot, changed.record));
         let from = from.clone();
-        events.push(if is_offer {
-            let outcome = match changed.outcome {
-                ChangeOutcome::Done => Outcome::Accepted,
-                ChangeOutcome::Refused(claim) => Outcome::Refused(claim),
-                ChangeOutcome::OtherMembers(placement) => Outcome::OtherMembers(placement),
-                ChangeOutcome::Promised(_) | ChangeOutcome::Differs | ChangeOutcome::Failed(_) => {
-                    Outcome::NotNow
-                }
-            };
-            Event::Offered { from, slot, claim, outcome }
-        } else {
-            let answer = match changed.outcome {
-                ChangeOutcome::Promised(promise) => Answer::Promised(promise),
-                ChangeOutcome::Done => Answer::Done,
-                ChangeOutcome::Refused(claim) => Answer::Refused(claim),
-                _ => Answer::NotNow,
-            };
-            Event::Answered { from, slot, claim, answer }
+        events.push(match asked {
+            Asked::Nothing => continue,
+            Asked::Offer => {
+                let outcome = match changed.outcome {
+                    ChangeOutcome::Done => Outcome::Accepted,
+                    ChangeOutcome::Refused(claim) => Outcome::Refused(claim),
+                    ChangeOutcome::OtherMembers(placement) => Outcome::OtherMembers(placement),
+                    ChangeOutcome::Promised(_) | ChangeOutcome::Differs | ChangeOutcome::Failed(_) => {
+                        Outcome::NotNow
+                    }
+                };
+                Event::Offered { from, slot, claim, outcome }
+            }
+            Asked::Question => {
+                let answer = match changed.outcome {
+                    ChangeOutcome::Promised(promise) => Answer::Promised(promise),
+                    ChangeOutcome::Done => Answer::Done,
+                    ChangeOutcome::Refused(claim) => Answer::Refused(claim),
+                    _ => Answer::NotNow,
+                };
+                Event::Answered { from, slot, claim, answer }
+            }
         });
     }
     shared.tell(events).await;

@@ -129,7 +129,8 @@ fn slot_answers(bytes: &[u8]) -> Result<String, String> {
 
 fn compare_ask(bytes: &[u8]) -> Result<String, String> {
     let ask = said(wire::ask(decode(bytes)?))?;
-    let checked = ask.check().map_err(|error| error.to_string());
+    // Its errors name contexts: what is wrong with them is tested elsewhere.
+    let checked = ask.check().map_err(|_| "out of bounds".to_owned());
     let to = member(1).ok_or("no member")?;
     same(&ask, &wire::ask(wire::to_ask(&to, &ask)));
     checked?;

@@ -94,6 +94,7 @@ struct SlotRow<'a> {
     members: &'a [u8],
     /// Those that they are to follow, in the same way; empty if that is settled.
     before: &'a [u8],
+    was_formed: bool,
 }
 
 /// Members: node and storage id.
@@ -252,6 +253,7 @@ pub fn encode_slot(record: &SlotRecord, out: &mut Vec<u8>) -> Result<(), RecordE
         is_confirmed: record.placement.as_ref().is_some_and(|placement| placement.is_confirmed),
         members: &members,
         before: &before,
+        was_formed: record.was_formed,
     };
     encode(&row, out)
 }
@@ -295,7 +297,7 @@ pub fn decode_slot(bytes: &[u8]) -> Result<SlotRecord, RecordError> {
         is_confirmed: row.is_confirmed,
         before,
     });
-    Ok(SlotRecord { promised, accepted: Epoch(row.accepted), placement })
+    Ok(SlotRecord { promised, accepted: Epoch(row.accepted), placement, was_formed: row.was_formed })
 }
 
 #[cfg(test)]
@@ -373,6 +375,7 @@ mod tests {
                 is_confirmed: true,
                 before: Some(ReplicaSet::new([member("a", 1)]).unwrap()),
             }),
+            was_formed: true,
         }
     }
 
@@ -386,7 +389,7 @@ mod tests {
         assert_eq!(
             hex::encode(body),
             format!(
-                "01fb2c01086c65646765722d31070701{:02x}{members}{:02x}{before}",
+                "01fb2c01086c65646765722d31070701{:02x}{members}{:02x}{before}01",
                 members.len() / 2,
                 before.len() / 2
             )

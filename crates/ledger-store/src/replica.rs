@@ -149,6 +149,8 @@ pub enum Change {
     },
     /// Note that all first members have accepted.
     Confirm(Claim),
+    /// Note that the slot has members, which this node does not know.
+    Formed,
 }
 
 /// What became of a change. What it was is on disk.

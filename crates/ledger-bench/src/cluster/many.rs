@@ -140,14 +140,14 @@ async fn difference(run: &mut Run<'_>, nodes: &mut Nodes) -> anyhow::Result<()> 
     nodes.serves(DIFFERENT).await?;
     let start = Instant::now();
     let mut compared_at = None;
-    let found = loop {
+    let (found, served) = loop {
         let now = Instant::now();
         let metrics = nodes.node(DIFFERENT).metrics().await?;
         if sum(&metrics, "ledger_cluster_comparisons_total") < 1.0 {
             compared_at = Some(now);
         }
         if sum(&metrics, "ledger_cluster_forks_total") > 0.0 {
-            break compared_at.unwrap_or(start).elapsed();
+            break (compared_at.unwrap_or(start).elapsed(), start.elapsed());
         }
         ensure!(start.elapsed() < PATIENCE, "the differing context is not found within {PATIENCE:?}");
         sleep(LOOK).await;
@@ -163,6 +163,7 @@ async fn difference(run: &mut Run<'_>, nodes: &mut Nodes) -> anyhow::Result<()> 
     let page = nodes.client()?.get(&context, ledger_client::Selection::default()).collect().await?;
     let newest = page.last().context("the context has no entries")?;
     ensure!(newest.payload == "what the others have", "the history that was left is still shown");
+    let served = served.as_secs_f64();
     let (seconds, questions) = (found.as_secs_f64(), of("ledger_cluster_questions_total"));
     let (bytes, micros) =
         (of("ledger_cluster_compared_bytes_total"), of("ledger_cluster_comparing_microseconds_total"));
@@ -172,10 +173,10 @@ async fn difference(run: &mut Run<'_>, nodes: &mut Nodes) -> anyhow::Result<()> 
         format!("{seconds:.2} s"),
         "under 1 s",
         seconds < 1.0,
-        json!({ "seconds": seconds, "questions": questions, "bytes": bytes, "comparing_us": micros }),
+        json!({ "seconds": seconds, "after_serving_seconds": served, "questions": questions, "bytes": bytes, "comparing_us": micros }),
     );
     let beside = format!(
-        "all comparing, the one after the repair too: {:.1} ms, {questions} round trips, {:.1} KiB",
+        "{served:.2} s after the node served; all comparing, that after the repair too: {:.1} ms, {questions} round trips, {:.1} KiB",
         micros / 1000.0,
         bytes / 1024.0
     );

@@ -60,6 +60,9 @@ pub struct SlotRecord {
     pub accepted: Epoch,
     /// The members, as this replica last accepted them.
     pub placement: Option<Placement>,
+    /// Another node was seen to own the slot: it has members, whether this replica ever knew them or not, so nobody may
+    /// form it anew.
+    pub was_formed: bool,
 }
 
 /// The answer to a claim that was promised.
@@ -88,6 +91,9 @@ pub enum NotTaken {
     /// The replica has accepted other first members of the slot, and nobody has confirmed these.
     #[error("this replica accepted other members for the slot, in epoch {}: start nodes that do not know each other with the same list of first nodes", .0.epoch)]
     OtherMembers(Placement),
+    /// The slot has members already, which this replica does not know.
+    #[error("the slot was formed before, with other members: it is theirs to offer")]
+    Formed,
     /// The replica has not accepted the epoch yet: it has to catch up first.
     #[error(
         "epoch {epoch} was not accepted here yet (this replica holds the history of epoch {accepted}): catch up first"
@@ -131,6 +137,9 @@ impl SlotRecord {
     ) -> Result<Self, NotTaken> {
         self.not_above(claim)?;
         let known = self.placement.as_ref();
+        if known.is_none() && self.was_formed && !is_confirmed {
+            return Err(NotTaken::Formed);
+        }
         if let Some(other) = known.filter(|known| known.set != *set && !is_confirmed) {
             return Err(NotTaken::OtherMembers(other.clone()));
         }
@@ -140,7 +149,8 @@ impl SlotRecord {
             .is_some_and(|known| known.epoch == claim.epoch && known.set == *set && known.before.is_none());
         let before = before.filter(|_| !is_settled).cloned();
         let placement = Placement { epoch: claim.epoch, set: set.clone(), is_confirmed, before };
-        Ok(Self { promised: Some(claim.clone()), accepted: claim.epoch, placement: Some(placement) })
+        let (promised, placement) = (Some(claim.clone()), Some(placement));
+        Ok(Self { promised, accepted: claim.epoch, placement, ..self.clone() })
     }
 
     /// Notes that enough have accepted what was accepted here: all of the first members, or enough of those that
@@ -153,6 +163,12 @@ impl SlotRecord {
             ..placement
         });
         Ok(Self { placement, ..self.clone() })
+    }
+
+    /// Notes that another node was seen to own the slot.
+    #[must_use]
+    pub fn formed(&self) -> Self {
+        Self { was_formed: true, ..self.clone() }
     }
 
     /// Whether an append of a claim's owner may be taken.

@@ -255,6 +255,11 @@ pub enum Effect {
         /// The claim.
         claim: Claim,
     },
+    /// Note in this node's record that the slot has members: [`SlotRecord::formed`].
+    Formed {
+        /// The slot.
+        slot: Slot,
+    },
     /// Take no appends, and give up those that wait for copies.
     StepDown {
         /// The slot.
@@ -388,7 +393,8 @@ impl Slots {
     ) -> Self {
         let mut slots: Vec<State> = (0..SLOTS).map(|_| State::default()).collect();
         for (slot, record) in records {
-            slots[usize::from(slot.number())].record = record;
+            let state = &mut slots[usize::from(slot.number())];
+            (state.is_formed, state.record) = (record.was_formed, record);
         }
         Self {
             connected: BTreeSet::from([me.clone()]),
@@ -541,7 +547,10 @@ impl Slots {
         for slot in self.all().iter().copied() {
             // A higher claim in gossip is as good as a refusal.
             if let Some((node, epoch)) = self.owned_by_other(slot).cloned() {
-                self.state_mut(slot).is_formed = true;
+                let state = self.state_mut(slot);
+                if !std::mem::replace(&mut state.is_formed, true) && state.record.placement.is_none() {
+                    effects.push(Effect::Formed { slot });
+                }
                 self.claimed(now, slot, Claim { epoch, claimant: node }, effects);
             }
         }

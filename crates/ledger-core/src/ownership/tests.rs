@@ -335,7 +335,7 @@ impl Simulation {
                     Err(NotTaken::Refused(Refused { promised })) => {
                         self.send(to, from, Message::Refused(claim, promised));
                     }
-                    Err(NotTaken::NotAccepted { .. }) => {}
+                    Err(NotTaken::NotAccepted { .. } | NotTaken::Formed) => {}
                 }
             }
             Message::Accepted(claim, held) => {

@@ -89,6 +89,7 @@ impl Lane {
                 Ok(next) => (ChangeOutcome::Done, Some(next)),
                 Err(refused) => (not_taken(refused), None),
             },
+            Change::Formed => (ChangeOutcome::Done, Some(record.formed())),
             Change::Accept { claim, set, is_confirmed, before, offer } => {
                 let next = match record.accept(&claim, &set, is_confirmed, before.as_ref()) {
                     Ok(next) => next,
@@ -250,6 +251,8 @@ fn not_taken(refused: NotTaken) -> ChangeOutcome {
         NotTaken::Refused(refused) => ChangeOutcome::Refused(refused.promised),
         NotTaken::OtherMembers(placement) => ChangeOutcome::OtherMembers(placement),
         // It comes before the acceptance, or after one of another epoch.
-        NotTaken::NotAccepted { .. } => ChangeOutcome::Failed(StoreError::Io(refused.to_string())),
+        NotTaken::NotAccepted { .. } | NotTaken::Formed => {
+            ChangeOutcome::Failed(StoreError::Io(refused.to_string()))
+        }
     }
 }

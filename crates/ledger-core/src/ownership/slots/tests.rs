@@ -171,9 +171,14 @@ impl Cluster {
                     }
                     Err(NotTaken::Refused(refused)) => Outcome::Refused(refused.promised),
                     Err(NotTaken::OtherMembers(placement)) => Outcome::OtherMembers(placement),
-                    Err(NotTaken::NotAccepted { .. }) => Outcome::NotNow,
+                    Err(NotTaken::NotAccepted { .. } | NotTaken::Formed) => Outcome::NotNow,
                 };
                 events.push_back((index, Event::Offered { from, slot, claim, outcome }));
+            }
+            Effect::Formed { slot } => {
+                let record = host.records.entry(slot).or_default();
+                *record = record.formed();
+                events.push_back((at, Event::Recorded(slot, record.clone())));
             }
             Effect::CatchUp { slot, claim, .. } => {
                 events.push_back((index, Event::CaughtUp { slot, claim, is_complete: true }));
@@ -277,16 +282,30 @@ fn a_slot_that_had_an_owner_is_not_formed_anew() {
         })
         .collect();
     let mut stranger = seen[1].clone();
-    stranger.member = Member { node: other, ..me };
+    stranger.member = Member { node: other, ..me.clone() };
     stranger.owned.insert(slot(), Epoch::new(5, 5));
     seen.push(stranger);
     let brain = &mut cluster.hosts[0].brain;
-    brain.step(2_000_000, Event::Nodes(seen.clone()));
+    let effects = brain.step(2_000_000, Event::Nodes(seen.clone()));
+    assert_eq!(effects, [Effect::Formed { slot: slot() }]);
+    assert_eq!(brain.step(2_000_050, Event::Nodes(seen.clone())), [], "it is noted once");
     seen.pop();
-    brain.step(2_000_100, Event::Nodes(seen));
+    brain.step(2_000_100, Event::Nodes(seen.clone()));
     for tick in 0..1000 {
         assert_eq!(brain.step(2_000_200 + tick * 100, Event::Tick), []);
     }
+    // Nor after a restart, with what is on disk.
+    let record = SlotRecord::default().formed();
+    let mut brain = Slots::of([slot()], me, Settings::default(), [(slot(), record.clone())], 0);
+    brain.step(2_000_000, Event::Nodes(seen.clone()));
+    for tick in 0..1000 {
+        assert_eq!(brain.step(2_000_200 + tick * 100, Event::Tick), []);
+    }
+    // And it is no first member for others.
+    let claim = Claim { epoch: Epoch::new(9, 9), claimant: name(1) };
+    let set = ReplicaSet::new(seen.into_iter().map(|seen| seen.member)).unwrap();
+    assert_eq!(record.accept(&claim, &set, false, None), Err(NotTaken::Formed));
+    assert!(record.accept(&claim, &set, true, None).is_ok(), "its owner may give it a copy");
 }
 
 #[test]
