@@ -105,6 +105,7 @@ impl Membership {
             bad_values: Arc::clone(&bad_values),
             most_keys: Arc::clone(&most_keys),
             superseded: false,
+            refreshed: 0,
         };
         keeper.refresh(&[]).await;
         let run = keeper.run(config.gossip_interval, ended_tx, cancel.clone());

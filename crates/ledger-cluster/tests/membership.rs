@@ -288,6 +288,25 @@ async fn keys_rotate_without_losing_a_member() {
 }
 
 #[tokio::test]
+async fn a_node_that_is_heard_and_hears_nobody_is_dead_to_the_others() {
+    let (a, b, c) = three().await;
+    // Everybody can read what A says, and A nothing of what the others say.
+    for node in [&a, &b, &c] {
+        node.set_keyring(Keyring::of(&[OLD, NEW]));
+    }
+    for node in [&b, &c] {
+        node.set_keyring(Keyring::of(&[NEW, OLD]));
+    }
+    a.set_keyring(Keyring::of(&[OLD]));
+    all_see(&[&b, &c], &["b", "c"]).await;
+    let received = b.counts().received;
+    until_counted("its heartbeats go on", || b.counts().received > received + 20).await;
+    assert_eq!(alive(&b.view().borrow()), ["b", "c"]);
+    a.set_keyring(Keyring::of(&[OLD, NEW]));
+    all_see(&[&a, &b, &c], &["a", "b", "c"]).await;
+}
+
+#[tokio::test]
 async fn owned_slots_arrive_and_change() {
     let (a, b, c) = three().await;
     let slots = |range: std::ops::Range<u16>, epoch| -> Vec<_> {

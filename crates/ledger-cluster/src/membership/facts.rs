@@ -8,6 +8,7 @@
 //! | `zone` | where it stands, any short text |
 //! | `format` | version of its storage format, decimal |
 //! | `load` | entries per second and contexts, decimal, with a comma between |
+//! | `pulse` | a number that changes every second or so, see [`PULSE`] |
 //! | `slots.0` … `slots.15` | the slots it owns, see [`owned`] |
 //!
 //! Each value stands by itself, because gossip may bring them one by one. A value that doesn't parse is left
@@ -120,6 +121,11 @@ impl Facts {
 
 const SLOTS_PREFIX: &str = "slots.";
 
+/// The key of the number that always changes. A node that hears nobody is still heard: its heartbeat comes with its
+/// questions, but what it says of itself would come with its answers, and nobody gets to ask it. So one whose pulse
+/// stands still is cut off, whatever its heartbeat does.
+pub(super) const PULSE: &str = "pulse";
+
 /// What was heard of a node so far.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Heard {
@@ -129,6 +135,7 @@ pub(super) struct Heard {
     zone: String,
     format: u32,
     load: Load,
+    pulse: Option<u64>,
     owned: [Vec<(Slot, Epoch)>; owned::GROUPS as usize],
 }
 
@@ -157,6 +164,7 @@ impl Heard {
                 (value.is_empty() || check("", value).is_ok()).then(|| value.clone_into(&mut self.zone))
             }
             "load" => Load::parse(value).map(|load| self.load = load),
+            PULSE => decimal(value).map(|pulse| self.pulse = Some(pulse)),
             _ => {
                 let digits = key.strip_prefix(SLOTS_PREFIX).unwrap_or_default();
                 // One spelling per group, so that a node has no more keys of ours than it should.
@@ -170,6 +178,11 @@ impl Heard {
             }
         };
         if taken.is_some() { Reading::Taken } else { Reading::Bad }
+    }
+
+    /// The pulse, if the node has one.
+    pub(super) const fn pulse(&self) -> Option<u64> {
+        self.pulse
     }
 
     /// The facts, once enough was heard to deal with the node.

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     GossipEnded,
-    facts::Facts,
+    facts::{Facts, PULSE},
     view::{Roster, View},
 };
 use crate::seeds::Resolver;
@@ -59,7 +59,12 @@ pub(super) struct Keeper {
     pub(super) bad_values: Arc<AtomicU64>,
     pub(super) most_keys: Arc<AtomicU64>,
     pub(super) superseded: bool,
+    /// How often it was refreshed.
+    pub(super) refreshed: u64,
 }
+
+/// Refreshes from one pulse to the next: those of the ticks of gossip, and some more.
+const PULSE_EVERY: u64 = 2;
 
 impl Keeper {
     pub(super) async fn run(
@@ -105,6 +110,10 @@ impl Keeper {
             // of an earlier life of this node, they are put right.
             for (key, value) in values {
                 state.set(key, value);
+            }
+            if !values.is_empty() {
+                self.refreshed += 1;
+                state.set(PULSE, (self.refreshed / PULSE_EVERY).to_string());
             }
             self.roster.observe(&chitchat, Instant::now())
         };

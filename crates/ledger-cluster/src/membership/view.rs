@@ -17,6 +17,9 @@ use super::facts::{Heard, Load, Readiness, Reading};
 /// Most nodes that are looked at; chitchat's messages name every node, so far fewer make a cluster.
 pub const MAX_NODES: usize = 512;
 
+/// However quick gossip is, a pulse that stands still for less is none of a node that is cut off.
+const MIN_PAUSE: Duration = Duration::from_secs(2);
+
 /// A node of the cluster, by what it says and by whether it is heard.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
@@ -92,6 +95,8 @@ struct Seen {
     bad: BTreeMap<String, Version>,
     heartbeat: u64,
     heard_at: Instant,
+    pulse: Option<u64>,
+    pulsed_at: Instant,
     alive: bool,
     since: Instant,
 }
@@ -101,6 +106,8 @@ struct Seen {
 pub(super) struct Roster {
     me: (NodeId, Incarnation),
     min_silence: Duration,
+    /// A pulse that stood still for so long is of a node that is cut off.
+    max_pause: Duration,
     seen: HashMap<ChitchatId, Seen>,
     pub(super) bad_values: u64,
     /// Keys of the node that has most of them.
@@ -109,7 +116,8 @@ pub(super) struct Roster {
 
 impl Roster {
     pub(super) fn new(me: (NodeId, Incarnation), min_silence: Duration) -> Self {
-        Self { me, min_silence, seen: HashMap::new(), bad_values: 0, most_keys: 0 }
+        let max_pause = min_silence.saturating_mul(2).max(MIN_PAUSE);
+        Self { me, min_silence, max_pause, seen: HashMap::new(), bad_values: 0, most_keys: 0 }
     }
 
     /// The view of now.
@@ -126,7 +134,8 @@ impl Roster {
             {
                 continue;
             }
-            let Some(member) = self.member(id, state, live.contains(id), now) else { continue };
+            let is_me = id == chitchat.self_chitchat_id();
+            let Some(member) = self.member(id, state, live.contains(id), is_me, now) else { continue };
             let rank = |member: &Member| (member.incarnation, member.alive);
             match members.get(&member.node_id) {
                 Some(other) if rank(other) >= rank(&member) => {}
@@ -136,13 +145,22 @@ impl Roster {
         View { members: members.into_values().collect(), me: self.me.clone() }
     }
 
-    fn member(&mut self, id: &ChitchatId, state: &NodeState, live: bool, now: Instant) -> Option<Member> {
+    fn member(
+        &mut self,
+        id: &ChitchatId,
+        state: &NodeState,
+        live: bool,
+        is_me: bool,
+        now: Instant,
+    ) -> Option<Member> {
         let seen = self.seen.entry(id.clone()).or_insert_with(|| Seen {
             version: 0,
             heard: Heard::default(),
             bad: BTreeMap::new(),
             heartbeat: 0,
             heard_at: now,
+            pulse: None,
+            pulsed_at: now,
             alive: false,
             since: now,
         });
@@ -157,6 +175,11 @@ impl Roster {
         }
         // chitchat's detector alone would take a busy moment for death when heartbeats come in quick succession.
         let heard = live || (seen.alive && now.saturating_duration_since(seen.heard_at) < self.min_silence);
+        let pulse = seen.heard.pulse();
+        if is_me || pulse.is_none() || seen.pulse != pulse {
+            (seen.pulse, seen.pulsed_at) = (pulse, now);
+        }
+        let heard = heard && now.saturating_duration_since(seen.pulsed_at) < self.max_pause;
         let facts = seen.heard.facts();
         let node_id = NodeId::new(&id.node_id).ok();
         let alive = heard && facts.as_ref().is_some_and(|facts| facts.readiness != Readiness::Leaving);

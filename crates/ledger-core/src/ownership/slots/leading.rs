@@ -64,6 +64,11 @@ impl Slots {
                 taking.offered.remove(member);
                 self.offer_taken(member, slot, effects);
             }
+            // It is not due now, but was when it was offered the slot: when it is again, it has to be offered anew.
+            Role::Leading(leading) if !leading.in_step.contains(member) => {
+                leading.offered.remove(member);
+                leading.is_offered = false;
+            }
             _ => {}
         }
     }
