@@ -109,6 +109,8 @@ pub(super) struct Pump {
     acknowledged: Arc<AtomicU64>,
     stop: CancellationToken,
     tasks: [AbortOnDropHandle<anyhow::Result<()>>; 2],
+    /// Why an append failed.
+    failure: Arc<Mutex<Option<String>>>,
 }
 
 impl Pump {
@@ -128,14 +130,19 @@ impl Pump {
             appender.finish();
             Ok(())
         });
+        let failure = Arc::new(Mutex::new(None));
+        let failed = Arc::clone(&failure);
         let receiving = tokio::spawn(async move {
             while let Some(receipt) = receipts.next().await? {
-                receipt.result.context("an append failed")?;
+                if let Err(error) = receipt.result {
+                    failed.lock().get_or_insert(error.to_string());
+                    anyhow::bail!("an append failed: {error}");
+                }
                 counted.fetch_add(1, Ordering::Relaxed);
             }
             Ok(())
         });
-        Ok(Self { acknowledged, stop, tasks: [sending, receiving].map(AbortOnDropHandle::new) })
+        Ok(Self { acknowledged, stop, tasks: [sending, receiving].map(AbortOnDropHandle::new), failure })
     }
 
     /// Entries acknowledged so far.
@@ -145,6 +152,9 @@ impl Pump {
 
     /// Fails if appending ended.
     pub(super) fn works(&self) -> anyhow::Result<()> {
+        if let Some(failure) = self.failure.lock().clone() {
+            anyhow::bail!("an append failed: {failure}");
+        }
         anyhow::ensure!(!self.tasks.iter().any(AbortOnDropHandle::is_finished), "appending ended early");
         Ok(())
     }
