@@ -9,7 +9,7 @@ use ledger_core::{
 
 use super::{
     counts::Counted,
-    disk::Disk,
+    disk::{Disk, Store},
     faults::Fault,
     message::Index,
     network::MAX_NODES,
@@ -228,6 +228,28 @@ impl World {
                 set.members().iter().filter(|member| !here.contains(member) && *member != lost).count();
             gone < set.len() - set.knowing(self.plan.settings.min_copies, set.len())
         }) && self.remembers(index)
+            && (self.plan.is_strict() || self.others_know(index))
+    }
+
+    /// A node's disk, whether it runs or not.
+    fn durable(&self, index: Index) -> Option<&Store> {
+        let host = &self.hosts[index];
+        let disk = host.node.as_ref().map(|node| &node.disk).or(host.disk.as_ref());
+        disk.filter(|_| !host.is_gone).map(|disk| &disk.durable)
+    }
+
+    /// Whether somebody else knows for certain who the members of each slot are. Where availability comes first, one
+    /// node alone may own a slot, with all that is known of it.
+    fn others_know(&self, index: Index) -> bool {
+        self.owned.iter().all(|(slot, (_, set))| {
+            let knows = |other: Index| {
+                let placement =
+                    self.durable(other).and_then(|store| store.records.get(slot)?.placement.as_ref());
+                placement
+                    .is_some_and(|known| known.is_confirmed && known.before.is_none() && known.set == *set)
+            };
+            (0..self.hosts.len()).any(|other| other != index && knows(other))
+        })
     }
 
     /// Whether one of the nodes that form each slot would be left to remember that it was formed: if all of them lost
@@ -238,11 +260,9 @@ impl World {
             let formed = rendezvous::order(*slot, first());
             formed.iter().take(self.plan.settings.copies).any(|node| {
                 let index = index_of(node);
-                let host = &self.hosts[index];
-                let disk = host.node.as_ref().map(|node| &node.disk).or(host.disk.as_ref());
-                let record = disk.and_then(|disk| disk.durable.records.get(slot));
+                let record = self.durable(index).and_then(|store| store.records.get(slot));
                 let knows = record.is_some_and(|record| record.was_formed || record.placement.is_some());
-                index != without && !host.is_gone && knows
+                index != without && knows
             })
         })
     }

@@ -345,7 +345,8 @@ impl Takeover {
         let count = |has: &dyn Fn(&Member) -> bool| set.members().iter().filter(|member| has(member)).count();
         let copies = self.min_copies.clamp(1, set.len());
         let alive = count(&|member| self.alive.contains(member));
-        let knowing = set.knowing(copies, alive);
+        // A slot is formed once, with all members there: more than half of them, alive or not, must know.
+        let knowing = set.knowing(copies, if self.placement.is_confirmed { alive } else { set.len() });
         match self.phase {
             Phase::Asking | Phase::CatchingUp => {
                 let needed = match set.promises_needed(copies) {
