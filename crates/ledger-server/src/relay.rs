@@ -204,6 +204,10 @@ async fn choose<F: Shape<Bytes>>(choice: Choice<F>) -> Result<Source, Refusal> {
         let is_behind = node.read(move |ledger| Ok(ledger.sequence(&named)?.0 < size)).await?;
         if is_behind {
             place = node.reads(&context, true, is_forwarded)?;
+            if matches!(place, Place::Here(_)) {
+                // It owns the slot since just now: its lane shows all of it when it has answered.
+                node.ledger.digests(vec![Slot::of(&context)]).await?;
+            }
         }
     }
     match place {

@@ -174,6 +174,26 @@ async fn a_watcher_of_a_replica_sees_what_is_stable_and_no_more() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_fetched_late_does_not_hide_a_slot_that_is_in_step() {
+    let two = Two::start().await;
+    let first = two.replicate().await;
+    two.stable(first).await;
+    assert!(two.replica.shows(two.slot));
+    // A comparison that began before the slot was in step fetches what is here by now, and the next entry.
+    let (parts, _) = two.sent.commit();
+    two.replica.follow(parts, 0).await.unwrap().durable().await.unwrap();
+    two.append("second").await;
+    let (parts, _) = two.sent.commit();
+    two.replica.follow(parts, 0).await.unwrap().durable().await.unwrap();
+    assert!(two.replica.shows(two.slot));
+    // The stream brings it.
+    let second = two.replicate().await;
+    two.stable(second).await;
+    let mut watch = two.replica.watch(&two.context, None, Sequence(0));
+    assert_eq!(watch.read(10, usize::MAX).unwrap().entries.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_watcher_is_not_shown_what_is_left_for_the_next_owners_history() {
     let two = Two::start().await;
     let first = two.replicate().await;

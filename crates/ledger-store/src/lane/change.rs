@@ -201,8 +201,8 @@ impl Lane {
             return Ok(LeftHistory::Refused(refused.promised));
         }
         let now = Self::extent(db, &context)?;
-        if now != Some(ours) {
-            // It changed since it was compared: it is compared again.
+        if now != Some(ours) || self.in_step.get(&slot) == Some(&claim) {
+            // It changed since it was compared, or is in step by now: it is compared again.
             return Ok(LeftHistory::At(now.map_or(Size(0), |now| now.size)));
         }
         // Nobody is shown a history that is being left.

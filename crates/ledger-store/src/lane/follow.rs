@@ -112,6 +112,10 @@ impl Lane {
         if let Err(refused) = self.record(db, slot)?.may_follow(&part.claim) {
             return Ok(Taken::Refused { slot, claim: part.claim, by: refused.promised });
         }
+        if !is_strict && self.in_step.get(&slot) == Some(&part.claim) {
+            // Fetched or parked before the slot was in step: what there was then is here, and the stream brings the rest.
+            return Ok(Taken::Reaches(part.end()));
+        }
         if !is_strict && self.shared.readable.is_shown(slot) {
             // What is taken now is not known to be stable.
             if let Some(copies) = &self.copies {
