@@ -27,7 +27,7 @@ use crate::{
     driver::Driver,
     following,
     membership::{Membership, StartError, View, facts::Readiness},
-    peers::Peers,
+    peers::{Peers, Use},
     routes::Routes,
     seal::{Keyring, Sealer},
     sending::MAX_MESSAGE,
@@ -105,6 +105,7 @@ impl Cluster {
             events: told,
             from_lanes: lanes,
             started: Instant::now(),
+            published: Instant::now(),
             streams: std::collections::HashMap::new(),
             owned: Vec::new(),
             askers: std::collections::HashMap::new(),
@@ -180,7 +181,7 @@ impl Cluster {
             Member { node: found.node_id.clone(), storage: found.storage_id }
         };
         let peer = self.shared.peers.get(&member)?;
-        self.shared.peers.channel(&peer).ok()
+        self.shared.peers.channel_for(&peer, Use::Requests).ok()
     }
 
     /// Says goodbye and stops. Drain first: what is owned until then has no owner for a moment.

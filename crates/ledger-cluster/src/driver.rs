@@ -38,6 +38,8 @@ use crate::{
 
 /// How often time is told.
 const TICK: Duration = Duration::from_millis(100);
+/// How often routes are published when nothing happens.
+const PUBLISHED_EVERY: Duration = Duration::from_secs(1);
 /// How long a question may take.
 const ASKED: Duration = Duration::from_millis(1_200);
 /// Events after which something is done about them.
@@ -60,6 +62,8 @@ pub(crate) struct Driver {
     pub(crate) started: Instant,
     pub(crate) streams: HashMap<Member, (CancellationToken, AbortOnDropHandle<()>)>,
     pub(crate) owned: Vec<(Slot, Epoch)>,
+    /// When routes were last published.
+    pub(crate) published: Instant,
     /// To those who ask each node, and to the one who changes this node's records.
     pub(crate) askers: HashMap<Member, Queue<Ask>>,
     pub(crate) changer: Option<Queue<Change>>,
@@ -170,12 +174,17 @@ impl Driver {
     /// Feeds events, and does what is to be done about all of them.
     async fn step(&mut self, events: Vec<Event>) {
         let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let is_quiet = events.iter().all(|event| matches!(event, Event::Tick));
         let mut effects = Vec::new();
         for event in events {
             effects.extend(self.slots.step(now, event));
         }
+        // Only time passed: what nobody decided did not change, but for reasons, which are not urgent.
+        let is_quiet = is_quiet && effects.is_empty() && self.published.elapsed() < PUBLISHED_EVERY;
         self.perform(effects).await;
-        self.publish();
+        if !is_quiet {
+            self.publish();
+        }
     }
 
     /// The disk takes writes, or no longer.
@@ -316,6 +325,7 @@ impl Driver {
 
     /// Publishes what this node owns, and where slots are.
     fn publish(&mut self) {
+        self.published = Instant::now();
         let owned = self.slots.owned();
         if owned != self.owned {
             self.membership.set_owned(owned.clone());

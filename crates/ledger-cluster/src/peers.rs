@@ -32,9 +32,26 @@ const MOST_WAITING: usize = 320 << 20;
 const MESSAGE: usize = 256;
 /// How long it may take to connect.
 const CONNECT_WITHIN: Duration = Duration::from_secs(1);
-/// HTTP/2 windows between nodes, bytes.
-const STREAM_WINDOW: u32 = 8 << 20;
-const CONNECTION_WINDOW: u32 = 32 << 20;
+
+/// What a connection to another node is for. There is one for each use: who reads slowly holds up no replication.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Use {
+    /// What nodes say to each other.
+    Nodes,
+    /// Requests of clients that are sent on.
+    Requests,
+}
+
+impl Use {
+    /// HTTP/2 windows for what comes back, of a stream and of the connection, bytes.
+    const fn windows(self) -> (u32, u32) {
+        match self {
+            Self::Nodes => (8 << 20, 32 << 20),
+            // A slow watcher fills its own window, and never that of the connection, which others share.
+            Self::Requests => (1 << 20, (1 << 31) - 1),
+        }
+    }
+}
 
 /// All nodes that this one ever spoke to.
 #[derive(Debug)]
@@ -49,7 +66,7 @@ pub(crate) struct PeerState {
     pub(crate) number: Peer,
     /// Who it is.
     pub(crate) member: Member,
-    channel: Mutex<Option<(String, Channel)>>,
+    channels: [Mutex<Option<(String, Channel)>>; 2],
     address: RwLock<String>,
     queue: Mutex<Option<Queue>>,
 }
@@ -98,7 +115,7 @@ impl Peers {
         let peer = Arc::new(PeerState {
             number,
             member: member.clone(),
-            channel: Mutex::default(),
+            channels: Default::default(),
             address: RwLock::default(),
             queue: Mutex::default(),
         });
@@ -127,24 +144,30 @@ impl Peers {
         list.iter().map(|peer| (peer.member.node.clone(), peer.address.read().clone())).collect()
     }
 
-    /// The connection to a peer, which is made when first used and again whenever it breaks.
+    /// The connection to a peer for what nodes say to each other.
     pub(crate) fn channel(&self, peer: &PeerState) -> Result<Channel, String> {
+        self.channel_for(peer, Use::Nodes)
+    }
+
+    /// The connection to a peer for a use, which is made when first used and again whenever it breaks.
+    pub(crate) fn channel_for(&self, peer: &PeerState, purpose: Use) -> Result<Channel, String> {
         let address = peer.address.read().clone();
         if address.is_empty() {
             return Err(format!("the address of node {} is not known", peer.member.node));
         }
-        let mut channel = peer.channel.lock();
+        let mut channel = peer.channels[purpose as usize].lock();
         if let Some((of, channel)) = &*channel
             && *of == address
         {
             return Ok(channel.clone());
         }
-        let made = self.connect(&address)?;
+        let made = self.connect(&address, purpose)?;
         *channel = Some((address, made.clone()));
         Ok(made)
     }
 
-    fn connect(&self, address: &str) -> Result<Channel, String> {
+    fn connect(&self, address: &str, purpose: Use) -> Result<Channel, String> {
+        let (stream_window, connection_window) = purpose.windows();
         let scheme = if self.tls.is_some() { "https" } else { "http" };
         let mut endpoint = Endpoint::from_shared(format!("{scheme}://{address}"))
             .map_err(|error| format!("the address {address} makes no sense: {error}"))?
@@ -152,8 +175,8 @@ impl Peers {
             .http2_keep_alive_interval(Duration::from_secs(1))
             .keep_alive_timeout(Duration::from_secs(2))
             .keep_alive_while_idle(true)
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW);
+            .initial_stream_window_size(stream_window)
+            .initial_connection_window_size(connection_window);
         if let Some(tls) = &self.tls {
             let mut config = ClientTlsConfig::new().identity(Identity::from_pem(&tls.cert, &tls.key));
             config = match &tls.ca {
