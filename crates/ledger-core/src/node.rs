@@ -269,6 +269,21 @@ mod tests {
     }
 
     #[test]
+    fn more_than_half_know_the_members_or_all_that_are_alive() {
+        for size in 1..=MAX_REPLICAS {
+            let set = set_of(size);
+            for (copies, alive) in (1..=size).flat_map(|copies| (0..=size).map(move |alive| (copies, alive)))
+            {
+                let knowing = set.knowing(copies, alive);
+                assert!((copies..=size).contains(&knowing));
+                assert_eq!(2 * knowing > size, 2 * copies > size || 2 * alive > size);
+            }
+        }
+        assert_eq!(set_of(3).knowing(1, 3), 2, "a lost disk does not take the only record along");
+        assert_eq!(set_of(3).knowing(1, 1), 1);
+    }
+
+    #[test]
     fn acknowledgements_and_takeovers_share_a_member() {
         for size in 1..=MAX_REPLICAS {
             let set = set_of(size);

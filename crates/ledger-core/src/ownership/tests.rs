@@ -433,3 +433,24 @@ fn each_broken_rule_is_noticed() {
         assert!(seed.is_some(), "no seed notices {broken:?}");
     }
 }
+
+#[test]
+fn a_slot_is_owned_only_when_more_than_half_know_its_first_members() {
+    let member = |n: u8| Member { node: NodeId::new(format!("n{n}")).unwrap(), storage: StorageId([n; 16]) };
+    let members = [member(0), member(1), member(2)];
+    let set = ReplicaSet::new(members.clone()).unwrap();
+    let claim = Claim::above(Epoch::default(), &members[0].node).unwrap();
+    let (mut takeover, _) = Takeover::begin(members[0].clone(), claim, 1, None, set);
+    // One copy is enough for an append, and only the claimant is seen to be alive.
+    takeover.step(Event::Alive(BTreeSet::from([members[0].clone()])));
+    for from in &members {
+        let promise = Promise { accepted: Epoch::default(), placement: None };
+        takeover.step(Event::Promised { from: from.clone(), promise });
+    }
+    takeover.step(Event::CaughtUp);
+    let accepted = |from: &Member| Event::Accepted { from: from.clone() };
+    let asked: Vec<Effect> = members.iter().flat_map(|from| takeover.step(accepted(from))).collect();
+    assert_eq!(asked.len(), 3, "all are asked to note it, once all have accepted: {asked:?}");
+    assert_eq!(takeover.step(Event::Confirmed { from: members[0].clone() }), []);
+    assert_eq!(takeover.step(Event::Confirmed { from: members[2].clone() }), [Effect::Own]);
+}
