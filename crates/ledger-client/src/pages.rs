@@ -8,7 +8,7 @@ use ledger_proto::{
 use tonic::Streaming;
 
 use crate::{
-    Client, ClientError, convert,
+    Client, ClientError,
     reading::{Reading, Seam},
     route::Aim,
 };
@@ -57,22 +57,18 @@ pub struct Pages {
     selection: Selection,
     stream: Option<Streaming<Page>>,
     seam: Seam,
-    /// The sequence that came last on the stream.
-    came: Sequence,
     latest: Sequence,
     finished: bool,
 }
 
 impl Pages {
     pub(crate) fn new(client: Client, context: ContextId, selection: Selection) -> Self {
-        let came = selection.after;
         Self {
             reading: Reading::new(client, selection.aim(&context)),
             context,
             selection,
             stream: None,
             seam: Seam::default(),
-            came,
             latest: Sequence(0),
             finished: false,
         }
@@ -128,7 +124,6 @@ impl Pages {
         if self.stream.is_none() {
             let from = self.seam.overlap(self.selection.after);
             self.seam.begin(from);
-            self.came = from;
             let again = u32::from(from < self.selection.after);
             let request = GetRequest {
                 context_id: self.context.as_str().to_owned(),
@@ -159,12 +154,7 @@ impl Pages {
         self.latest = Sequence(page.latest_sequence);
         let mut entries = Vec::with_capacity(page.entries.len());
         for entry in page.entries {
-            let entry = convert::entry(&self.context, entry)?;
-            convert::check_next(self.came, &entry)?;
-            self.came = entry.sequence;
-            if self.seam.is_new(&self.context, &entry)? {
-                entries.push(entry);
-            }
+            entries.extend(self.seam.take(&self.context, entry)?);
         }
         if let Some(last) = entries.last() {
             self.selection.after = last.sequence;

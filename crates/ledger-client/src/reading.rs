@@ -3,11 +3,13 @@
 use std::future::Future;
 
 use ledger_core::{ContextId, Entry, Hash, Sequence};
+use ledger_proto::context::v1 as proto;
 use tonic::{Code, Status, transport::Channel};
 
 use crate::{
     Client, ClientError,
     address::Address,
+    convert,
     retry::{Attempts, Failed},
     route::Aim,
 };
@@ -100,6 +102,8 @@ pub(crate) struct Seam {
     last: Option<(Sequence, Hash)>,
     /// The last entry is to come again.
     is_open: bool,
+    /// The sequence that came last, or after which reading began.
+    came: Sequence,
 }
 
 impl Seam {
@@ -111,6 +115,7 @@ impl Seam {
     /// Reading begins again after `from`: the last entry comes again if that is before it.
     pub(crate) fn begin(&mut self, from: Sequence) {
         self.is_open = self.last.is_some_and(|(last, _)| last > from);
+        self.came = from;
     }
 
     /// The sequence after which to begin so that the last entry comes again; `after` if none was delivered.
@@ -118,8 +123,20 @@ impl Seam {
         self.last.map_or(after, |(last, _)| Sequence(last.0.saturating_sub(1)))
     }
 
+    /// Takes an entry that came; gives it if it is new.
+    pub(crate) fn take(
+        &mut self,
+        context: &ContextId,
+        entry: proto::Entry,
+    ) -> Result<Option<Entry>, ClientError> {
+        let entry = convert::entry(context, entry)?;
+        convert::check_next(self.came, &entry)?;
+        self.came = entry.sequence;
+        Ok(self.is_new(context, &entry)?.then_some(entry))
+    }
+
     /// Whether an entry is new; an error if the one before the seam is not what it was.
-    pub(crate) fn is_new(&mut self, context: &ContextId, entry: &Entry) -> Result<bool, ClientError> {
+    fn is_new(&mut self, context: &ContextId, entry: &Entry) -> Result<bool, ClientError> {
         let Some((last, hash)) = self.last.filter(|_| self.is_open) else { return Ok(true) };
         if entry.sequence < last {
             return Ok(false);

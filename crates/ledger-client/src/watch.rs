@@ -22,8 +22,6 @@ pub struct Watch {
     selection: Selection,
     stream: Option<Streaming<WatchBatch>>,
     seam: Seam,
-    /// The sequence that came last on the stream.
-    came: Sequence,
     /// What came and was not yet handed out, and the position that holds when it has been.
     ready: VecDeque<Entry>,
     bookmark: Option<Position>,
@@ -32,14 +30,12 @@ pub struct Watch {
 
 impl Watch {
     pub(crate) fn new(client: Client, context: ContextId, selection: Selection) -> Self {
-        let came = selection.after;
         Self {
             reading: Reading::new(client, selection.aim(&context)),
             context,
             selection,
             stream: None,
             seam: Seam::default(),
-            came,
             ready: VecDeque::new(),
             bookmark: None,
             position: None,
@@ -110,8 +106,7 @@ impl Watch {
                 proto::Position { size, ..proto::Position::default() }
             }
         };
-        self.came = Sequence(position.size);
-        self.seam.begin(self.came);
+        self.seam.begin(Sequence(position.size));
         WatchRequest {
             context_id: self.context.as_str().to_owned(),
             key: self.selection.key_text(),
@@ -123,12 +118,7 @@ impl Watch {
     fn take(&mut self, batch: WatchBatch) -> Result<(), ClientError> {
         self.reading.came();
         for entry in batch.entries {
-            let entry = convert::entry(&self.context, entry)?;
-            convert::check_next(self.came, &entry)?;
-            self.came = entry.sequence;
-            if self.seam.is_new(&self.context, &entry)? {
-                self.ready.push_back(entry);
-            }
+            self.ready.extend(self.seam.take(&self.context, entry)?);
         }
         if batch.bookmark.is_some() {
             self.bookmark = Some(convert::position(batch.bookmark)?);
