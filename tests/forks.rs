@@ -9,9 +9,7 @@
 
 use std::{path::Path, process::Stdio};
 
-use ledger_core::{
-    ContextId, Entry, Epoch, Hash, Key, Size, digest::Extent, entry::Draft, node::NodeId, ownership::Claim,
-};
+use ledger_core::{ContextId, Entry, Epoch, Hash, Key, Size, entry::Draft, node::NodeId, ownership::Claim};
 use ledger_store::{Append, Evidence, Ledger, Tip};
 use ledger_tests::{Node, node::ledgerctl};
 use serde_json::Value;
@@ -27,18 +25,11 @@ async fn leave(ledger: &Ledger, name: &str, entries: usize, common: u64) -> Vec<
             payload: format!("fact {number}").into(),
             metadata: [].into(),
         };
-        let append = Append {
-            context: context.clone(),
-            draft,
-            received_lamport: 0,
-            entry_id: None,
-            epoch: None,
-            needed: ledger_store::Needed::Configured,
-        };
+        let append = Append::new(context.clone(), draft);
         all.push(ledger.append_async(append).await.unwrap().entry);
     }
     let head = ledger.head(&context).unwrap().unwrap();
-    let ours = Extent { size: head.size(), root: head.root() };
+    let ours = head.extent();
     let claim = Claim { epoch: Epoch::new(9, 9), claimant: NodeId::new("owner").unwrap() };
     let theirs = Tip { size: Size(44), root: Hash([7; 32]), epoch: Epoch(77) };
     let evidence = Evidence { theirs, reason: "the owner's history differs".to_owned() };

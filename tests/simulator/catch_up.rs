@@ -9,14 +9,17 @@ use ledger_core::{
     compare::{self, DrillDown, Finding, MAX_PAGE, Page, Prefixes, Verdict},
     digest::{Bucket, ContextSummary, SlotDigest},
     node::Member,
-    ownership::{Claim, slots::Event},
+    ownership::{
+        Claim,
+        slots::{Event, Outcome},
+    },
     slot::Slot,
 };
 
 use super::{
     follow::Taken,
     history::Context,
-    message::{Index, Message, Outcome, Part, Question, Reply, Up},
+    message::{Index, Message, Part, Question, Reply, Up},
     node::{Node, index_of},
     wants::{Note, Out, Timer},
 };

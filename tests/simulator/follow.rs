@@ -5,7 +5,7 @@ use std::rc::Rc;
 use ledger_core::{
     Hash, Size,
     digest::Extent,
-    ownership::{Claim, NotTaken},
+    ownership::{Claim, NotTaken, slots::Outcome},
     replication::{Fit, fit},
     slot::Slot,
 };
@@ -14,7 +14,7 @@ use super::{
     broken::Broken,
     disk::{Fork, Write},
     history::{Context, Entry},
-    message::{Down, Index, Offer, Outcome, Part, Up},
+    message::{Down, Index, Offer, Part, Up},
     node::Node,
     wants::{AfterSync, Note, Out, Readable},
 };

@@ -6,7 +6,7 @@ use ledger_core::{
     Epoch, Hash, compare,
     digest::Digest,
     node::{Member, ReplicaSet},
-    ownership::{Claim, Placement, slots},
+    ownership::{Claim, slots},
     replication::Needed,
     slot::Slot,
 };
@@ -125,17 +125,7 @@ pub struct Offer {
 #[derive(Debug, Clone)]
 pub enum Up {
     Durable(u64),
-    Offered { slot: Slot, claim: Claim, outcome: Outcome },
-}
-
-/// As [`slots::Outcome`].
-#[derive(Debug, Clone)]
-pub enum Outcome {
-    Accepted,
-    Refused(Claim),
-    OtherMembers(Placement),
-    Differs,
-    NotNow,
+    Offered { slot: Slot, claim: Claim, outcome: slots::Outcome },
 }
 
 /// What a client asks of a node.

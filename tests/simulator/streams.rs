@@ -1,9 +1,9 @@
 //! The streams of a node, and what comes to it from other nodes.
 
-use ledger_core::ownership::slots::{Event, Outcome as Offered};
+use ledger_core::ownership::slots::Event;
 
 use super::{
-    message::{Index, Message, Outcome, Up},
+    message::{Index, Message, Up},
     node::{Node, peer_of},
     wants::{Out, Outgoing},
 };
@@ -105,13 +105,6 @@ impl Node {
         match body {
             Up::Durable(number) => self.holds(from, number),
             Up::Offered { slot, claim, outcome } => {
-                let outcome = match outcome {
-                    Outcome::Accepted => Offered::Accepted,
-                    Outcome::Refused(claim) => Offered::Refused(claim),
-                    Outcome::OtherMembers(placement) => Offered::OtherMembers(placement),
-                    Outcome::Differs => Offered::Differs,
-                    Outcome::NotNow => Offered::NotNow,
-                };
                 let from = member.member.clone();
                 self.events.push_back(Event::Offered { from, slot, claim, outcome });
             }

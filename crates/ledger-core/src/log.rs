@@ -6,6 +6,7 @@
 use crate::{
     ContextId, Entry, EntryId, Epoch, Hash, HashSuite, Lineage, Sequence, Size,
     clock::{ClockOverflow, LamportClock},
+    digest::Extent,
     entry::{Draft, Fields, content_hash, metadata_hash},
     hash::Hasher,
     limits::MAX_SEQUENCE,
@@ -101,6 +102,11 @@ impl Head {
     /// The Merkle root.
     pub fn root(&self) -> Hash {
         with_suite!(self.suite, H => self.frontier.root::<H>())
+    }
+
+    /// How far the history goes.
+    pub fn extent(&self) -> Extent {
+        Extent { size: self.size(), root: self.root() }
     }
 
     /// Where the history stands.

@@ -103,6 +103,14 @@ struct Led {
     waiting: usize,
 }
 
+impl Led {
+    /// Copies of a commit, given how far this node and each peer hold everything.
+    fn copies(&self, number: u64, synced: u64, held: &[u64]) -> usize {
+        let peers = self.counting.iter().filter(|peer| held[usize::from(peer.0)] >= number).count();
+        peers + usize::from(synced >= number)
+    }
+}
+
 /// Commits that wait for copies, each with what is to be done once it has enough; and answers `A` to those who asked
 /// for other than the configured number of copies.
 #[derive(Debug)]
@@ -201,7 +209,7 @@ impl<T, A> Waiting<T, A> {
         let mut answered = Vec::new();
         for (number, slot, needed, answer) in std::mem::take(&mut self.asked) {
             let led = self.led.get(&slot).copied().unwrap_or_default();
-            let copies = self.copies(&led, number);
+            let copies = led.copies(number, self.synced, &self.held);
             let is_done = led.needed > 0
                 && match needed {
                     Needed::Configured => copies >= led.needed,
@@ -218,12 +226,6 @@ impl<T, A> Waiting<T, A> {
         answered
     }
 
-    /// Copies of a slot's commit.
-    fn copies(&self, led: &Led, number: u64) -> usize {
-        let held = led.counting.iter().filter(|peer| self.held[usize::from(peer.0)] >= number).count();
-        held + usize::from(self.synced >= number)
-    }
-
     /// Adds what wrote nothing, such as the answer to a repeated append: it is done once all that waits of the slot
     /// is. It has no number of its own, which might be that of a commit to other slots only: the slot's peers are
     /// never sent that one.
@@ -238,8 +240,8 @@ impl<T, A> Waiting<T, A> {
             return None;
         }
         if led.needed > 0 {
-            let led = *led;
-            return Some(Stable { slot, number: 0, copies: self.copies(&led, 0), item });
+            let copies = led.copies(0, self.synced, &self.held);
+            return Some(Stable { slot, number: 0, copies, item });
         }
         led.waiting += 1;
         self.queue.push_front((0, slot, item));
@@ -277,14 +279,6 @@ impl<T, A> Waiting<T, A> {
         self.queue.is_empty()
     }
 
-    /// Whether a slot would have enough copies without a peer.
-    pub fn can_spare(&self, slot: Slot, peer: Peer) -> bool {
-        self.led.get(&slot).is_none_or(|led| {
-            let others = led.counting.iter().filter(|other| *other != peer).count();
-            others + 1 >= led.needed
-        })
-    }
-
     /// Takes the commits that have enough copies, in order for each slot.
     fn settle(&mut self) -> Vec<Stable<T>> {
         // Nobody holds more than this: what comes after need not be looked at.
@@ -295,8 +289,7 @@ impl<T, A> Waiting<T, A> {
         let mut blocked = std::collections::HashSet::<Slot, RandomState>::default();
         for (number, slot, item) in self.queue.drain(..beyond) {
             let led = self.led.get(&slot).copied().unwrap_or_default();
-            let held = led.counting.iter().filter(|peer| self.held[usize::from(peer.0)] >= number).count();
-            let copies = held + usize::from(self.synced >= number);
+            let copies = led.copies(number, self.synced, &self.held);
             if led.needed > 0 && copies >= led.needed && !blocked.contains(&slot) {
                 if let Some(led) = self.led.get_mut(&slot) {
                     led.waiting -= 1;

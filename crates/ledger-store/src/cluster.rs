@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 
 use crate::{
     Ledger, StoreError, answer, forks,
-    lane::{Command, Fork},
+    lane::{Command, Fork, lane_of},
     ranges,
     replica::{Change, Changed, Lead, Outbox, Part, StableUpTo, Taken},
     slots,
@@ -75,12 +75,7 @@ impl Ledger {
         &self,
         changes: Vec<(Slot, Change)>,
     ) -> Result<Vec<(Slot, Changed)>, StoreError> {
-        let mut waiting = Vec::new();
-        for (lane, changes) in self.by_lane(changes, |(slot, _)| *slot)? {
-            let (reply, changed) = oneshot::channel();
-            self.to_lane(lane, Command::Change(changes, reply)).await?;
-            waiting.push(changed);
-        }
+        let waiting = self.ask_lanes(changes, |(slot, _)| *slot, Command::Change).await?;
         let mut all = Vec::new();
         for changed in waiting {
             all.extend(changed.await.map_err(|_| StoreError::Closed)?);
@@ -109,13 +104,8 @@ impl Ledger {
     /// Takes parts of another node's commit (with its number), or ranges that were fetched (with 0). Returns when they
     /// are in the lanes' queues, and so in order with what else is sent there.
     pub async fn follow(&self, parts: Vec<Part>, number: u64) -> Result<Following, StoreError> {
-        let mut waiting = Vec::new();
-        for (lane, parts) in self.by_lane(parts, |part| part.slot)? {
-            let (reply, taken) = oneshot::channel();
-            self.to_lane(lane, Command::Follow(parts, number, reply)).await?;
-            waiting.push(taken);
-        }
-        Ok(Following(waiting))
+        let follow = |parts, reply| Command::Follow(parts, number, reply);
+        Ok(Following(self.ask_lanes(parts, |part| part.slot, follow).await?))
     }
 
     /// Owners say what is stable.
@@ -128,25 +118,12 @@ impl Ledger {
 
     /// The digests of slots, as they are when everything sent to the lanes before is written.
     pub async fn digests(&self, slots: Vec<Slot>) -> Result<BTreeMap<Slot, Digest>, StoreError> {
-        let mut waiting = Vec::new();
-        for (lane, slots) in self.by_lane(slots, |slot| *slot)? {
-            let (reply, digests) = oneshot::channel();
-            self.to_lane(lane, Command::Digests(slots, reply)).await?;
-            waiting.push(digests);
-        }
+        let waiting = self.ask_lanes(slots, |slot| *slot, Command::Digests).await?;
         let mut all = BTreeMap::new();
         for digests in waiting {
             all.extend(digests.await.map_err(|_| StoreError::Closed)?);
         }
         Ok(all)
-    }
-
-    /// The digests of slots now, without waiting.
-    pub fn digests_now(&self, slots: impl IntoIterator<Item = Slot>) -> BTreeMap<Slot, Digest> {
-        let digests = self.inner().shared.digests.as_ref();
-        digests.map_or_else(BTreeMap::new, |digests| {
-            slots.into_iter().map(|slot| (slot, digests.whole(slot))).collect()
-        })
     }
 
     /// Sends a peer the digests of those of the slots that it is sent, at this place of each lane's stream.
@@ -209,7 +186,7 @@ impl Ledger {
 
     fn lane_of(&self, slot: Slot) -> Result<usize, StoreError> {
         let lanes = self.inner().lane_count();
-        if lanes == 0 { Err(StoreError::Closed) } else { Ok(usize::from(slot.number()) % lanes) }
+        if lanes == 0 { Err(StoreError::Closed) } else { Ok(lane_of(slot, lanes)) }
     }
 
     fn by_lane<T>(
@@ -222,6 +199,22 @@ impl Ledger {
             lanes.entry(self.lane_of(slot(&item))?).or_default().push(item);
         }
         Ok(lanes)
+    }
+
+    /// Asks each lane about what is of it; gives what is to be waited for.
+    async fn ask_lanes<T, A>(
+        &self,
+        items: Vec<T>,
+        slot: impl Fn(&T) -> Slot,
+        command: impl Fn(Vec<T>, oneshot::Sender<A>) -> Command,
+    ) -> Result<Vec<oneshot::Receiver<A>>, StoreError> {
+        let mut waiting = Vec::new();
+        for (lane, items) in self.by_lane(items, slot)? {
+            let (reply, answer) = oneshot::channel();
+            self.to_lane(lane, command(items, reply)).await?;
+            waiting.push(answer);
+        }
+        Ok(waiting)
     }
 
     async fn to_lane(&self, lane: usize, command: Command) -> Result<(), StoreError> {

@@ -15,7 +15,7 @@ use rocksdb::{
 use crate::{
     Durability, Options, StoreError, families, forks,
     readable::Readable,
-    rows::Snapshot,
+    rows::{self, Snapshot},
     stable::{Row, StableHeads},
     state::read_head,
 };
@@ -153,21 +153,13 @@ impl Db {
         first: &[u8],
         beyond: &[u8],
         fill_cache: bool,
-        mut visit: impl FnMut(&[u8], &[u8]) -> bool,
+        visit: impl FnMut(&[u8], &[u8]) -> bool,
     ) -> Result<(), rocksdb::Error> {
         let Some(handle) = self.inner.cf_handle(family) else { return Ok(()) };
         let mut options = ReadOptions::default();
         options.set_iterate_upper_bound(beyond);
         options.fill_cache(fill_cache);
-        let mut rows = self.inner.raw_iterator_cf_opt(handle, options);
-        rows.seek(first);
-        while let Some((key, value)) = rows.item() {
-            if !visit(key, value) {
-                return Ok(());
-            }
-            rows.next();
-        }
-        rows.status()
+        rows::walk(self.inner.raw_iterator_cf_opt(handle, options), first, visit)
     }
 
     /// A property of RocksDB summed over all families.

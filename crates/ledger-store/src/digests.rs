@@ -33,7 +33,7 @@ impl Digests {
         db.scan(families::HEADS, &[], &[0xff], false, |key, value| {
             if let Some((context, place, head)) = scrub::decode_row(key, value) {
                 if slots(place.slot) {
-                    let extent = counted(Extent { size: head.size(), root: head.root() });
+                    let extent = counted(head.extent());
                     fresh[usize::from(place.slot.number())].replace(&context, None, extent);
                 }
             } else {

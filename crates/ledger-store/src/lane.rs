@@ -9,7 +9,6 @@
 
 use std::{collections::HashMap, hash::BuildHasher as _, sync::Arc};
 
-use bytes::Bytes;
 use foldhash::fast::RandomState;
 use ledger_core::{
     ContextId, Entry, EntryId, Epoch, Head, Lineage, Position, Sequence, Size,
@@ -61,6 +60,11 @@ const MAX_COMMIT_BYTES: usize = 16 << 20;
 const ROUND: usize = 16;
 /// How often a lane gives up the processor for others to join its commit.
 const GATHER_TURNS: usize = 5;
+
+/// Which of several lanes a slot belongs to.
+pub(crate) fn lane_of(slot: Slot, lanes: usize) -> usize {
+    usize::from(slot.number()) % lanes
+}
 
 /// What a lane can be asked.
 #[derive(Debug)]

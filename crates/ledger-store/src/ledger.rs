@@ -24,7 +24,7 @@ use crate::{
     db::{Db, io_error},
     digests::Digests,
     families, forks, incarnation, index,
-    lane::{Command, Install, Lane, MAX_COMMAND, QUEUE},
+    lane::{Command, Install, Lane, MAX_COMMAND, QUEUE, lane_of},
     meta::{Meta, Numbers},
     prove, read,
     readable::Readable,
@@ -109,14 +109,7 @@ impl Ledger {
         draft: Draft,
         received: LamportClock,
     ) -> Result<Appended, StoreError> {
-        let append = Append {
-            context: context.clone(),
-            draft,
-            received_lamport: received.0,
-            entry_id: None,
-            epoch: None,
-            needed: crate::Needed::Configured,
-        };
+        let append = Append { received_lamport: received.0, ..Append::new(context.clone(), draft) };
         let (reply, result) = oneshot::channel();
         let (queue, command) = self.inner.command(append, reply)?;
         queue.blocking_send(command).map_err(|_| StoreError::Closed)?;
@@ -149,7 +142,7 @@ impl Ledger {
         let mut shares: Vec<Vec<(u64, Append)>> = queues.iter().map(|_| Vec::new()).collect();
         for (tag, append) in appends {
             match self.inner.check(&append) {
-                Ok(()) => shares[lane_of(&append.context, queues.len())].push((tag, append)),
+                Ok(()) => shares[lane_of(Slot::of(&append.context), queues.len())].push((tag, append)),
                 Err(error) => refused.push(crate::BatchResult { tag, result: Err(error) }),
             }
         }
@@ -417,11 +410,6 @@ impl Ledger {
     }
 }
 
-/// Which of several lanes a context belongs to.
-fn lane_of(context: &ContextId, lanes: usize) -> usize {
-    usize::from(Slot::of(context).number()) % lanes
-}
-
 impl Inner {
     fn start(self: &Arc<Self>) -> std::io::Result<()> {
         let options = &self.shared.options;
@@ -508,7 +496,7 @@ impl Inner {
         if lanes.is_empty() {
             return Err(StoreError::Closed);
         }
-        Ok(lanes[lane_of(context, lanes.len())].clone())
+        Ok(lanes[lane_of(Slot::of(context), lanes.len())].clone())
     }
 
     fn command(

@@ -252,9 +252,8 @@ impl std::fmt::Debug for Batch {
 impl Staging {
     fn begin(inner: Arc<Inner>, context: ContextId, origin: Origin) -> Result<Self, StoreError> {
         let slot = Slot::of(&context);
-        let copies = inner.shared.copies();
         // Only at the owner: the replicas are sent what it puts in place.
-        let epoch = match copies.get(usize::from(slot.number()) % copies.len().max(1)) {
+        let epoch = match inner.shared.copies_of(slot) {
             Some(copies) => Some(copies.serves(slot)?.0),
             None => None,
         };

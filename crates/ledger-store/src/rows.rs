@@ -1,7 +1,7 @@
 //! Where rows are read: the database as it is, or as it was at one moment.
 
 use ledger_core::{ContextId, Sequence, slot::Slot};
-use rocksdb::{DB, DBRawIteratorWithThreadMode, ReadOptions, SnapshotWithThreadMode};
+use rocksdb::{DB, DBAccess, DBRawIteratorWithThreadMode, ReadOptions, SnapshotWithThreadMode};
 
 use crate::{
     StoreError,
@@ -102,20 +102,28 @@ impl<'a> Snapshot<'a> {
         family: &'static str,
         first: &[u8],
         beyond: &[u8],
-        mut visit: impl FnMut(&[u8], &[u8]) -> bool,
+        visit: impl FnMut(&[u8], &[u8]) -> bool,
     ) -> Result<(), rocksdb::Error> {
         let Some(handle) = self.db.cf_handle(family) else { return Ok(()) };
         options.set_iterate_upper_bound(beyond);
-        let mut rows = self.moment.raw_iterator_cf_opt(handle, options);
-        rows.seek(first);
-        while let Some((key, value)) = rows.item() {
-            if !visit(key, value) {
-                return Ok(());
-            }
-            rows.next();
-        }
-        rows.status()
+        walk(self.moment.raw_iterator_cf_opt(handle, options), first, visit)
     }
+}
+
+/// Calls `visit(key, value)` for the rows from `first` on until it returns false.
+pub(crate) fn walk<D: DBAccess>(
+    mut rows: DBRawIteratorWithThreadMode<'_, D>,
+    first: &[u8],
+    mut visit: impl FnMut(&[u8], &[u8]) -> bool,
+) -> Result<(), rocksdb::Error> {
+    rows.seek(first);
+    while let Some((key, value)) = rows.item() {
+        if !visit(key, value) {
+            return Ok(());
+        }
+        rows.next();
+    }
+    rows.status()
 }
 
 impl Rows for Snapshot<'_> {

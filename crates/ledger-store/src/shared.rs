@@ -8,7 +8,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use ledger_core::{EntryId, Epoch};
+use ledger_core::{EntryId, Epoch, slot::Slot};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -17,6 +17,7 @@ use crate::{
     copies::{Carrier, Copies},
     database::Database,
     digests::Digests,
+    lane::lane_of,
     meta::{Meta, Numbers},
     quarantine::Quarantine,
     readable::Readable,
@@ -84,6 +85,12 @@ impl Shared {
             let lanes = if self.options.clustered { self.options.lanes() } else { 0 };
             (0..lanes).map(|_| Arc::default()).collect()
         })
+    }
+
+    /// In a cluster: what waits of a slot's lane.
+    pub(crate) fn copies_of(&self, slot: Slot) -> Option<&Arc<Copies>> {
+        let copies = self.copies();
+        if copies.is_empty() { None } else { copies.get(lane_of(slot, copies.len())) }
     }
 
     /// A lone node's own epoch: the first, told apart by its storage id.

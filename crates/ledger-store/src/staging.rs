@@ -24,7 +24,7 @@ fn key(place: Place) -> Vec<u8> {
 /// Says that a number is being staged. Comes before any row under it in the same log.
 pub(crate) fn begin(db: &Db, place: Place) -> Result<(), StoreError> {
     let mut batch = WriteBatch::default();
-    batch.put_cf(db.family(families::META)?, key(place), []);
+    mark(db, &mut batch, place)?;
     db.write_unsynced(batch)
 }
 

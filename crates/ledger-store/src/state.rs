@@ -24,7 +24,7 @@ use crate::{
     families::{self, Place},
     keys::{KeySet, key_hash},
     read::damaged,
-    record,
+    record, rows,
 };
 
 /// A context as its lane knows it.
@@ -90,7 +90,7 @@ impl ContextState {
         let size = self.head.size();
         match self.known {
             Some(known) if known.size == size => known,
-            _ => *self.known.insert(Extent { size, root: self.head.root() }),
+            _ => *self.known.insert(self.head.extent()),
         }
     }
 
@@ -226,16 +226,7 @@ fn put_tile(
 
 /// Reads a context's head and where its rows are.
 pub(crate) fn read_head(db: &Db, context: &ContextId) -> Result<Option<(Place, Head)>, StoreError> {
-    let row = db
-        .get(families::HEADS, context.as_str().as_bytes(), record::decode_head)
-        .map_err(|error| read_error(context, Sequence(0), &error))?;
-    match row {
-        None => Ok(None),
-        Some(Err(error)) => Err(damaged(context, Sequence(0), &error.to_string())),
-        Some(Ok((number, head))) => {
-            Ok(Some((Place { slot: ledger_core::slot::Slot::of(context), number }, head)))
-        }
-    }
+    rows::head(db, context)
 }
 
 /// The leaf hashes of `width` entries after `before`, from their records.

@@ -100,7 +100,7 @@ impl<'a> Writer<'a> {
     }
 
     pub(crate) fn extent(&self) -> Extent {
-        Extent { size: self.state.head.size(), root: self.state.head.root() }
+        self.state.head.extent()
     }
 
     pub(crate) fn summary(&self) -> ContextSummary {

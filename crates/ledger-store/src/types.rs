@@ -25,6 +25,14 @@ pub struct Append {
     pub needed: Needed,
 }
 
+impl Append {
+    /// An append of nothing but a draft: the ledger makes the id, and it is acknowledged with the configured copies.
+    pub fn new(context: ContextId, draft: Draft) -> Self {
+        let needed = Needed::Configured;
+        Self { context, draft, received_lamport: 0, entry_id: None, epoch: None, needed }
+    }
+}
+
 /// A stored entry and where the history stands with it.
 #[derive(Debug, Clone)]
 pub struct Appended {

@@ -85,14 +85,8 @@ async fn repeating_an_entry_id_returns_the_first_result() {
     let ledger = Ledger::open(dir.path()).unwrap();
     let append = |id: &str, payload: &str| {
         let id = ledger_store::EntryId::new(id).unwrap();
-        let append = Append {
-            context: context("c"),
-            draft: draft("k", payload.to_owned()),
-            received_lamport: 0,
-            entry_id: Some(id),
-            epoch: None,
-            needed: ledger_store::Needed::Configured,
-        };
+        let append =
+            Append { entry_id: Some(id), ..Append::new(context("c"), draft("k", payload.to_owned())) };
         ledger.append_async(append)
     };
     let first = append("retry-1", "x").await.unwrap();

@@ -118,14 +118,7 @@ impl Two {
     }
 
     async fn try_append(&self, payload: &str) -> Result<(), ledger_store::StoreError> {
-        let append = Append {
-            context: self.context.clone(),
-            draft: draft("facts", payload.to_owned()),
-            received_lamport: 0,
-            entry_id: None,
-            epoch: None,
-            needed: ledger_store::Needed::Configured,
-        };
+        let append = Append::new(self.context.clone(), draft("facts", payload.to_owned()));
         self.owner.append_async(append).await.map(|_| ())
     }
 

@@ -79,14 +79,7 @@ async fn write(dir: &Path, context: &ContextId, entries: u64) -> anyhow::Result<
     let (results, mut stored) = mpsc::unbounded_channel();
     let draft =
         Draft { key: Key::new("facts")?, payload: super::streams::payload(PAYLOAD), metadata: [].into() };
-    let append = Append {
-        context: context.clone(),
-        draft,
-        received_lamport: 0,
-        entry_id: None,
-        epoch: None,
-        needed: ledger_store::Needed::Configured,
-    };
+    let append = Append::new(context.clone(), draft);
     let (mut sent, mut done) = (0, 0);
     while done < entries {
         while sent < entries && sent - done < WINDOW {

@@ -63,7 +63,6 @@ fn a_lost_peer_counts_no_more_and_what_ends_is_given_back() {
     waiting.push(1, slot(1), 10);
     waiting.synced(1);
     assert!(waiting.holds(peer(0), 1).is_empty());
-    assert!(!waiting.can_spare(slot(1), peer(1)));
     assert_eq!(waiting.end(slot(1)).0, [10]);
     waiting.push(2, slot(1), 20);
     assert!(waiting.synced(2).is_empty(), "nobody leads the slot");

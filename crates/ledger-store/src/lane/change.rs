@@ -5,7 +5,7 @@
 
 use super::{
     Arc, Change, Changed, Claim, ContextId, Db, Digest, Extent, Fork, Lane, Lead, Outgoing, Peer, Size, Slot,
-    SlotRecord, StoreError, forks, read_head,
+    SlotRecord, StoreError, forks, lane_of, read_head,
 };
 use std::collections::BTreeMap;
 
@@ -190,7 +190,7 @@ impl Lane {
     /// How far a context goes.
     pub(super) fn extent(db: &Db, context: &ContextId) -> Result<Option<Extent>, StoreError> {
         let row = read_head(db, context)?;
-        Ok(row.map(|(_, head)| Extent { size: head.size(), root: head.root() }))
+        Ok(row.map(|(_, head)| head.extent()))
     }
 
     /// Leaves a history for the one that a claim's owner has.
@@ -230,8 +230,8 @@ impl Lane {
         self.in_step.clear();
         self.parked = super::Parked::default();
         let led = copies.reset(&StoreError::NotAcknowledged);
-        let mine =
-            |slot: Slot| usize::from(slot.number()) % self.shared.copies().len() == usize::from(self.number);
+        let lanes = self.shared.copies().len();
+        let mine = |slot: Slot| lane_of(slot, lanes) == usize::from(self.number);
         if let Some(digests) = &self.shared.digests
             && let Err(error) = digests.rescan(db, mine)
         {

@@ -2,7 +2,7 @@
 //! shown and acknowledged when there are enough copies.
 
 use super::{
-    Arc, Bytes, Commit, ContextId, Copies, Db, Extent, Head, Install, Lane, Origin, Outgoing, Part, PeerSet,
+    Arc, Commit, ContextId, Copies, Db, Extent, Head, Install, Lane, Origin, Outgoing, Part, PeerSet,
     Sequence, Size, StoreError, WriteBatch, Written, families::Place, index, read_head, staging,
 };
 use crate::{
@@ -45,8 +45,7 @@ impl Lane {
         {
             return Err(StoreError::NotOwner { slot });
         }
-        let extent = |head: &Head| Extent { size: head.size(), root: head.root() };
-        let (before, now) = (row.as_ref().map(|(_, head)| extent(head)), extent(&state.head));
+        let (before, now) = (row.as_ref().map(|(_, head)| head.extent()), state.head.extent());
         let appended = now.size.0 - before.map_or(0, |before| before.size.0);
         let mut batch = WriteBatch::default();
         state.put_head(db, &mut batch, &context, &mut self.buffer)?;
@@ -141,7 +140,7 @@ impl Lane {
                 after: Extent { size: range.after, root: range.after_root },
                 root: range.root,
                 count: range.count,
-                records: Bytes::clone(&range.records),
+                records: range.records,
             });
         }
         Some(parts)

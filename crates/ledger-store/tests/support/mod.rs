@@ -34,17 +34,7 @@ pub fn append_many(ledger: &Ledger, context: &ContextId, count: usize, all: &mut
     let appends = (first..first + count).map(|number| {
         let key = if number % 300 == 123 { "rare" } else { "facts" };
         let draft = draft(key, format!("payload {number}"));
-        (
-            number as u64,
-            Append {
-                context: context.clone(),
-                draft,
-                received_lamport: 0,
-                entry_id: None,
-                epoch: None,
-                needed: ledger_store::Needed::Configured,
-            },
-        )
+        (number as u64, Append::new(context.clone(), draft))
     });
     futures::executor::block_on(ledger.submit(appends.collect(), results)).unwrap();
     while let Some(message) = received.blocking_recv() {

@@ -54,20 +54,17 @@ impl Slots {
             return;
         }
         match &mut self.state_mut(slot).role {
-            // One that counts already asks too late.
-            Role::Leading(leading) if leading.is_due(member) && !leading.in_step.contains(member) => {
-                leading.offered.insert(member.clone());
-                effects.push(leading.offer_to(slot, member));
-            }
             Role::Taking(taking) => {
                 taking.in_step.remove(member);
                 taking.offered.remove(member);
                 self.offer_taken(member, slot, effects);
             }
-            // It is not due now, but was when it was offered the slot: when it is again, it has to be offered anew.
+            // One that counts already asks too late. One that is not due was when it was offered the slot: when it is
+            // again, it has to be offered anew.
             Role::Leading(leading) if !leading.in_step.contains(member) => {
                 leading.offered.remove(member);
                 leading.is_offered = false;
+                self.offer(member, slot, effects);
             }
             _ => {}
         }
