@@ -49,8 +49,8 @@ const WAITING: usize = 256;
 /// Most bytes of an answer.
 const MAX_ANSWER: usize = 8 << 20;
 
-/// To a task that does something about slots, each in a claim, many at a time.
-type Queue<T> = mpsc::Sender<Vec<(Slot, Claim, T)>>;
+/// To a task that does something about slots, many at a time.
+type Queue<T> = mpsc::Sender<Vec<T>>;
 
 /// The driver's own things.
 pub(crate) struct Driver {
@@ -65,8 +65,8 @@ pub(crate) struct Driver {
     /// When routes were last published.
     pub(crate) published: Instant,
     /// To those who ask each node, and to the one who changes this node's records.
-    pub(crate) askers: HashMap<Member, Queue<Ask>>,
-    pub(crate) changer: Option<Queue<Change>>,
+    pub(crate) askers: HashMap<Member, Queue<(Slot, Claim, Ask)>>,
+    pub(crate) changer: Option<Queue<(Slot, Change)>>,
 }
 
 /// Starts a task with a queue, which ends with the node.
@@ -88,7 +88,7 @@ fn gathered<T>(mut first: Vec<T>, queue: &mut mpsc::Receiver<Vec<T>>) -> Vec<T> 
     first
 }
 
-async fn change_all(shared: Arc<Shared>, mut queue: mpsc::Receiver<Vec<(Slot, Claim, Change)>>) {
+async fn change_all(shared: Arc<Shared>, mut queue: mpsc::Receiver<Vec<(Slot, Change)>>) {
     while let Some(first) = queue.recv().await {
         change(&shared, gathered(first, &mut queue)).await;
     }
@@ -258,15 +258,14 @@ impl Driver {
         for effect in effects {
             match effect {
                 Effect::Ask { to, slot, claim, ask } if to == me => match ask {
-                    Ask::Promise => changes.push((slot, claim.clone(), Change::Promise(claim))),
-                    Ask::Confirm => changes.push((slot, claim.clone(), Change::Confirm(claim))),
+                    Ask::Promise => changes.push((slot, Change::Promise(claim))),
+                    Ask::Confirm => changes.push((slot, Change::Confirm(claim))),
                     Ask::TakeOver => {}
                 },
                 Effect::Ask { to, slot, claim, ask } => asks.entry(to).or_default().push((slot, claim, ask)),
                 Effect::Offer { to, slot, claim, set, is_confirmed, before } if to == me => {
-                    let accept =
-                        Change::Accept { claim: claim.clone(), set, is_confirmed, before, offer: None };
-                    changes.push((slot, claim, accept));
+                    let accept = Change::Accept { claim, set, is_confirmed, before, offer: None };
+                    changes.push((slot, accept));
                 }
                 Effect::Offer { to, slot, claim, set, is_confirmed, before } => {
                     if let Some(peer) = self.shared.peers.get(&to) {
@@ -277,11 +276,7 @@ impl Driver {
                 Effect::CatchUp { slot, claim, from } => {
                     catch_ups.entry(from).or_default().insert(slot, claim);
                 }
-                Effect::Formed { slot } => {
-                    // It is of no claim.
-                    let claim = Claim { epoch: Epoch::default(), claimant: me.node.clone() };
-                    changes.push((slot, claim, Change::Formed));
-                }
+                Effect::Formed { slot } => changes.push((slot, Change::Formed)),
                 Effect::Own { slot, claim, needed } => {
                     self.shared.counters.takeovers.fetch_add(1, Ordering::Relaxed);
                     tracing::debug!(slot = slot.number(), epoch = claim.epoch.0, "owning a slot");
@@ -344,36 +339,34 @@ impl Driver {
     }
 }
 
-/// What a change of this node's own record answers.
+/// What a change of this node's own record answers, for which claim.
 enum Asked {
-    Question,
-    Offer,
+    Question(Claim),
+    Offer(Claim),
     Nothing,
 }
 
 /// Changes this node's own records.
-async fn change(shared: &Arc<Shared>, changes: Vec<(Slot, Claim, Change)>) {
+async fn change(shared: &Arc<Shared>, changes: Vec<(Slot, Change)>) {
     // A slot may be changed more than once: what comes back is in the same order for each.
-    let mut claims: HashMap<Slot, VecDeque<(Claim, Asked)>> = HashMap::new();
-    for (slot, claim, change) in &changes {
-        let asked = match change {
-            Change::Accept { .. } => Asked::Offer,
-            Change::Promise(_) | Change::Confirm(_) => Asked::Question,
+    let mut asked: HashMap<Slot, VecDeque<Asked>> = HashMap::new();
+    for (slot, change) in &changes {
+        asked.entry(*slot).or_default().push_back(match change {
+            Change::Accept { claim, .. } => Asked::Offer(claim.clone()),
+            Change::Promise(claim) | Change::Confirm(claim) => Asked::Question(claim.clone()),
             Change::Formed => Asked::Nothing,
-        };
-        claims.entry(*slot).or_default().push_back((claim.clone(), asked));
+        });
     }
-    let changes = changes.into_iter().map(|(slot, _, change)| (slot, change)).collect();
     let Ok(changed) = shared.ledger.change_slots(changes).await else { return };
     let from = shared.me.clone();
     let mut events = Vec::with_capacity(2 * changed.len());
     for (slot, changed) in changed {
-        let Some((claim, asked)) = claims.get_mut(&slot).and_then(VecDeque::pop_front) else { continue };
+        let Some(asked) = asked.get_mut(&slot).and_then(VecDeque::pop_front) else { continue };
         events.push(Event::Recorded(slot, changed.record));
         let from = from.clone();
         events.push(match asked {
             Asked::Nothing => continue,
-            Asked::Offer => {
+            Asked::Offer(claim) => {
                 let outcome = match changed.outcome {
                     ChangeOutcome::Done => Outcome::Accepted,
                     ChangeOutcome::Refused(claim) => Outcome::Refused(claim),
@@ -384,7 +377,7 @@ async fn change(shared: &Arc<Shared>, changes: Vec<(Slot, Claim, Change)>) {
                 };
                 Event::Offered { from, slot, claim, outcome }
             }
-            Asked::Question => {
+            Asked::Question(claim) => {
                 let answer = match changed.outcome {
                     ChangeOutcome::Promised(promise) => Answer::Promised(promise),
                     ChangeOutcome::Done => Answer::Done,

@@ -39,6 +39,33 @@ fn log() {
         .try_init();
 }
 
+/// Waits until every node gives these entries.
+async fn read_everywhere(nodes: &[Node], context: &ContextId, expected: &[String]) {
+    for node in nodes {
+        let name = &node.cluster.me().node;
+        until("the entries are read", || {
+            let found = payloads(node, context);
+            tracing::debug!(%name, owns = node.owns(ledger_core::slot::Slot::of(context)), found = ?found.as_ref().map(Vec::len), expected = expected.len());
+            found.is_ok_and(|found| found == expected)
+        })
+        .await;
+    }
+}
+
+/// Kills the node that owns a context; gives its number.
+async fn kill_owner(nodes: &mut Vec<Node>, context: &ContextId) -> usize {
+    let at = nodes.iter().position(|node| std::ptr::eq(node, owner(nodes, context).unwrap())).unwrap();
+    let number = nodes[at].cluster.me().node.to_string()[1..].parse().unwrap();
+    nodes.remove(at).kill().await;
+    number
+}
+
+/// Starts a node again, on its disk.
+async fn restart(nodes: &mut Vec<Node>, dirs: &[tempfile::TempDir], number: usize) {
+    let seeds: Vec<SocketAddr> = nodes.iter().map(|node| node.gossip).collect();
+    nodes.push(Node::start(&format!("n{number}"), dirs[number].path(), &seeds).await);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_appended_at_the_owner_is_read_on_every_node() {
     log();
@@ -50,15 +77,7 @@ async fn what_is_appended_at_the_owner_is_read_on_every_node() {
         for text in &expected {
             append(&nodes, &context, text).await;
         }
-        for node in &nodes {
-            let name = &node.cluster.me().node;
-            until("the entries are read", || {
-                let found = payloads(node, &context);
-                tracing::debug!(%name, owns = node.owns(ledger_core::slot::Slot::of(&context)), found = ?found.as_ref().map(Vec::len), expected = expected.len());
-                found.is_ok_and(|found| found == expected)
-            })
-            .await;
-        }
+        read_everywhere(&nodes, &context, &expected).await;
     }
 }
 
@@ -75,26 +94,14 @@ async fn the_owner_is_killed_and_nothing_acknowledged_is_lost() {
             append(&nodes, &context, &text).await;
             expected.push(text);
         }
-        let at = nodes.iter().position(|node| std::ptr::eq(node, owner(&nodes, &context).unwrap())).unwrap();
-        let name = nodes[at].cluster.me().node.to_string();
-        nodes.remove(at).kill().await;
+        let number = kill_owner(&mut nodes, &context).await;
         let text = format!("{round}-after");
         let begun = std::time::Instant::now();
         append(&nodes, &context, &text).await;
         eprintln!("first append after the owner was killed: {:?}", begun.elapsed());
         expected.push(text);
-        let number: usize = name[1..].parse().unwrap();
-        let seeds: Vec<SocketAddr> = nodes.iter().map(|node| node.gossip).collect();
-        nodes.push(Node::start(&name, dirs[number].path(), &seeds).await);
-        for node in &nodes {
-            let name = &node.cluster.me().node;
-            until("the entries are read", || {
-                let found = payloads(node, &context);
-                tracing::debug!(%name, owns = node.owns(ledger_core::slot::Slot::of(&context)), found = ?found.as_ref().map(Vec::len), expected = expected.len());
-                found.is_ok_and(|found| found == expected)
-            })
-            .await;
-        }
+        restart(&mut nodes, &dirs, number).await;
+        read_everywhere(&nodes, &context, &expected).await;
     }
 }
 
@@ -131,11 +138,9 @@ async fn an_append_gets_the_copies_that_it_asks_for_and_is_told() {
     );
     assert!(!matches!(two.await, Ok(Ok(_))), "there are no two copies");
 
-    for (number, dir) in dirs.iter().enumerate() {
-        let name = format!("n{number}");
-        if name != me.to_string() {
-            let seeds: Vec<SocketAddr> = nodes.iter().map(|node| node.gossip).collect();
-            nodes.push(Node::start(&name, dir.path(), &seeds).await);
+    for number in 0..dirs.len() {
+        if format!("n{number}") != me.to_string() {
+            restart(&mut nodes, &dirs, number).await;
         }
     }
     append(&nodes, &context, "two").await;
@@ -182,9 +187,7 @@ async fn what_was_loaded_is_on_other_nodes_before_it_is_acknowledged() {
             move || ledger.load_from(&context, false, snapshot.as_slice())
         });
         assert_eq!(loaded.await.unwrap().unwrap().restored, count as u64);
-        let at = nodes.iter().position(|node| std::ptr::eq(node, owner(&nodes, &context).unwrap())).unwrap();
-        let number: usize = nodes[at].cluster.me().node.to_string()[1..].parse().unwrap();
-        nodes.remove(at).kill().await;
+        let number = kill_owner(&mut nodes, &context).await;
         append(&nodes, &context, "after").await;
         for node in &nodes {
             until("the load is read", || {
@@ -193,8 +196,7 @@ async fn what_was_loaded_is_on_other_nodes_before_it_is_acknowledged() {
             })
             .await;
         }
-        let seeds: Vec<SocketAddr> = nodes.iter().map(|node| node.gossip).collect();
-        nodes.push(Node::start(&format!("n{number}"), dirs[number].path(), &seeds).await);
+        restart(&mut nodes, &dirs, number).await;
         until("every slot has an owner", || owned(&nodes) == usize::from(SLOTS)).await;
     }
 }

@@ -4,35 +4,15 @@
 
 mod support;
 
-use std::{collections::BTreeMap, net::UdpSocket, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use ledger_core::{ContextId, slot::Slot};
 use ledger_proto::ledger::v1::{
     ClusterChange, DrainRequest, LocateRequest, MembersRequest, WatchClusterRequest,
     cluster_service_client::ClusterServiceClient,
 };
-use ledger_server::units::Span;
-use support::{TestNode, assert_retry, field};
+use support::{TestNode, assert_retry, field, free_ports};
 use tonic::{Code, Streaming, transport::Channel};
-
-/// A node of a cluster of two, which gossip at these ports.
-async fn join(name: &str, ports: [u16; 2], own: usize) -> TestNode {
-    TestNode::start_with(|config| {
-        config.node_id = Some(name.into());
-        config.gossip_listen = ([127, 0, 0, 1], ports[own]).into();
-        config.seeds = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
-        config.gossip_interval = Span(Duration::from_millis(50));
-        config.copies = 2;
-        config.lanes = 1;
-    })
-    .await
-}
-
-/// UDP ports that were free just now.
-fn free_ports() -> [u16; 2] {
-    let sockets = [(); 2].map(|()| UdpSocket::bind("127.0.0.1:0").unwrap());
-    sockets.map(|socket| socket.local_addr().unwrap().port())
-}
 
 /// The metrics of a node, once a line is among them.
 async fn metrics_with(node: &TestNode, line: &str) -> String {
@@ -79,7 +59,7 @@ impl Watched {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_says_who_owns_what_and_a_node_can_be_drained() {
     let ports = free_ports();
-    let (a, b) = tokio::join!(join("a", ports, 0), join("b", ports, 1));
+    let (a, b) = tokio::join!(TestNode::join("a", ports, 0), TestNode::join("b", ports, 1));
     let mut client = b.cluster().await;
     let mut watched = Watched::start(&mut client).await;
     watched

@@ -8,7 +8,6 @@ use bytes::Bytes;
 use ledger_core::{
     ContextId, Entry, Epoch, Hash, HashSuite, Key, Size,
     checkpoint::{self, VerifierKey},
-    digest::Extent,
     entry::Draft,
     node::NodeId,
     ownership::Claim,
@@ -129,18 +128,11 @@ async fn leave(ledger: &Ledger, name: &str, entries: usize, common: u64) -> Vec<
             payload: number.to_string().into(),
             metadata: [("n".into(), number.to_string())].into(),
         };
-        let append = Append {
-            context: context.clone(),
-            draft,
-            received_lamport: 0,
-            entry_id: None,
-            epoch: None,
-            needed: ledger_store::Needed::Configured,
-        };
+        let append = Append::new(context.clone(), draft);
         all.push(ledger.append_async(append).await.unwrap().entry);
     }
     let head = ledger.head(&context).unwrap().unwrap();
-    let ours = Extent { size: head.size(), root: head.root() };
+    let ours = head.extent();
     let claim = Claim { epoch: Epoch::new(9, 9), claimant: NodeId::new("owner").unwrap() };
     let theirs = Tip { size: Size(7), root: Hash([7; 32]), epoch: Epoch(77) };
     let evidence = Evidence { theirs, reason: format!("{name} is another at the owner") };

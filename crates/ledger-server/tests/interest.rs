@@ -6,7 +6,6 @@ mod support;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::UdpSocket,
     time::Duration,
 };
 
@@ -14,8 +13,7 @@ use ledger_proto::ledger::v1::{
     BroadcastRequest, DrainRequest, InterestEvent, JoinRequest, LeaveRequest, LocateRequest,
     cluster_service_client::ClusterServiceClient, interest_event::Event,
 };
-use ledger_server::units::Span;
-use support::{TestNode, assert_retry, field};
+use support::{TestNode, assert_retry, field, free_ports};
 use tonic::{Code, Status, Streaming, transport::Channel};
 
 type Client = ClusterServiceClient<Channel>;
@@ -232,19 +230,6 @@ async fn a_slow_observer_misses_broadcasts_and_is_told_how_many() {
     node.stop().await;
 }
 
-/// A node of a cluster of two, which gossip at these ports.
-async fn start(name: &str, ports: [u16; 2], own: usize) -> TestNode {
-    TestNode::start_with(|config| {
-        config.node_id = Some(name.into());
-        config.gossip_listen = ([127, 0, 0, 1], ports[own]).into();
-        config.seeds = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
-        config.gossip_interval = Span(Duration::from_millis(50));
-        config.copies = 2;
-        config.lanes = 1;
-    })
-    .await
-}
-
 /// The owner of the context, as a node sees it, once it is another one than before.
 async fn owner(client: &mut Client, before: &str) -> String {
     let begun = tokio::time::Instant::now();
@@ -261,10 +246,8 @@ async fn owner(client: &mut Client, before: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn observers_at_any_node_meet_and_stay_together_when_the_owner_changes() {
-    let sockets = [(); 2].map(|()| UdpSocket::bind("127.0.0.1:0").unwrap());
-    let ports = sockets.each_ref().map(|socket| socket.local_addr().unwrap().port());
-    drop(sockets);
-    let (a, b) = tokio::join!(start("a", ports, 0), start("b", ports, 1));
+    let ports = free_ports();
+    let (a, b) = tokio::join!(TestNode::join("a", ports, 0), TestNode::join("b", ports, 1));
     let mut at_a = a.cluster().await;
     let mut at_b = b.cluster().await;
     // The first may wait for an owner.

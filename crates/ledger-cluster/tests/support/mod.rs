@@ -118,16 +118,7 @@ impl Node {
         let draft =
             Draft { key: Key::new("k").unwrap(), payload: text.to_owned().into(), metadata: [].into() };
         let entry_id = Some(ledger_store::EntryId::new(text).unwrap());
-        self.ledger
-            .append_async(Append {
-                context: context.clone(),
-                draft,
-                received_lamport: 0,
-                entry_id,
-                epoch: None,
-                needed,
-            })
-            .await
+        self.ledger.append_async(Append { entry_id, needed, ..Append::new(context.clone(), draft) }).await
     }
 
     pub(crate) fn owns(&self, slot: Slot) -> bool {

@@ -8,7 +8,11 @@
     reason = "helpers of tests: each test file uses a part of them"
 )]
 
-use std::{net::SocketAddr, path::Path};
+use std::{
+    net::{SocketAddr, UdpSocket},
+    path::Path,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use ledger_proto::{
@@ -49,6 +53,12 @@ pub(crate) fn config(dir: &Path) -> Config {
     }
 }
 
+/// UDP ports that were free just now.
+pub(crate) fn free_ports() -> [u16; 2] {
+    let sockets = [(); 2].map(|()| UdpSocket::bind("127.0.0.1:0").unwrap());
+    sockets.map(|socket| socket.local_addr().unwrap().port())
+}
+
 impl TestNode {
     pub(crate) async fn start() -> Self {
         Self::start_with(|_| {}).await
@@ -57,6 +67,19 @@ impl TestNode {
     pub(crate) async fn start_with(change: impl FnOnce(&mut Config)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         Self::start_in(dir, change).await
+    }
+
+    /// A node of a cluster of two, which gossip at these ports.
+    pub(crate) async fn join(name: &str, ports: [u16; 2], own: usize) -> Self {
+        Self::start_with(|config| {
+            config.node_id = Some(name.into());
+            config.gossip_listen = ([127, 0, 0, 1], ports[own]).into();
+            config.seeds = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
+            config.gossip_interval = Span(Duration::from_millis(50));
+            config.copies = 2;
+            config.lanes = 1;
+        })
+        .await
     }
 
     pub(crate) async fn start_in(dir: TempDir, change: impl FnOnce(&mut Config)) -> Self {
@@ -151,7 +174,7 @@ pub(crate) async fn append_all(
 }
 
 pub(crate) async fn next_entry(events: &mut Streaming<WatchEvent>) -> Entry {
-    let next = tokio::time::timeout(std::time::Duration::from_secs(10), events.message());
+    let next = tokio::time::timeout(Duration::from_secs(10), events.message());
     next.await.expect("an event in time").unwrap().unwrap().entry.unwrap()
 }
 
