@@ -11,7 +11,8 @@
 //! A move to other members is a takeover in which m of the old and m of the new ones accept the new ones, *with the
 //! old ones named as those before them*. Whoever knows of the new ones only by that counts in both. So a move that
 //! was cut short is either seen by whoever takes the slot with the old ones, or needs enough of the old ones itself.
-//! Once m of the new ones have noted that it is done, the old ones are not needed any more.
+//! Once m of the new ones have noted that it is done, the old ones are not needed any more. If only a member that was to
+//! leave still knows of a move that was cut short, it moves back, in the same way: counting in both.
 //!
 //! The claimant is a member like the others: it asks itself, and answers once its record is on disk.
 
@@ -156,7 +157,8 @@ pub struct Takeover {
 }
 
 impl Takeover {
-    /// Begins: `recorded` is what this node's own record says of the members; `wanted` are those that gossip
+    /// Begins: `recorded` is what this node's own record says of the members, of which the claimant is one, or was before
+    /// a move that is not settled; `wanted` are those that gossip
     /// shows, and count only if nobody recorded any. Acknowledgements will need `min_copies`.
     pub fn begin(
         me: Member,
@@ -179,6 +181,7 @@ impl Takeover {
             confirmed: BTreeSet::new(),
             phase: Phase::Asking,
         };
+        takeover.is_member();
         let effects = takeover.ask();
         (takeover, effects)
     }
@@ -294,11 +297,22 @@ impl Takeover {
             self.target = None;
             effects = self.ask();
         }
-        if !self.placement.set.contains(&self.me) {
+        if !self.is_member() {
             return self.give_up(GaveUp::NotAMember(self.placement.clone()));
         }
         effects.extend(self.proceed());
         effects
+    }
+
+    /// Whether the claimant will be a member. One that was to leave, in a move that is not settled, aims at the members
+    /// before.
+    fn is_member(&mut self) -> bool {
+        let Placement { set, is_confirmed, before, .. } = &self.placement;
+        if set.contains(&self.me) {
+            return true;
+        }
+        self.target = before.clone().filter(|before| *is_confirmed && before.contains(&self.me));
+        self.target.is_some()
     }
 
     /// Asks the members that were not asked yet. Those to move to are asked nothing: nothing was theirs to accept.

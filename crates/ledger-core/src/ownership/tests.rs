@@ -454,3 +454,65 @@ fn a_slot_is_owned_only_when_more_than_half_know_its_first_members() {
     assert_eq!(takeover.step(Event::Confirmed { from: members[0].clone() }), []);
     assert_eq!(takeover.step(Event::Confirmed { from: members[2].clone() }), [Effect::Own]);
 }
+
+/// Four members; a move from 0, 1, 2 to 0, 2, 3 was cut short, and 1 is the only one that knows of it: 0 lost its disk.
+struct CutShort {
+    members: Vec<Member>,
+    old: ReplicaSet,
+    new: ReplicaSet,
+    moved: Epoch,
+    takeover: Takeover,
+}
+
+fn cut_short() -> CutShort {
+    let member = |n: u8| Member { node: NodeId::new(format!("n{n}")).unwrap(), storage: StorageId([n; 16]) };
+    let members: Vec<Member> = (0..4).map(member).collect();
+    let set = |of: [usize; 3]| ReplicaSet::new(of.map(|at| members[at].clone())).unwrap();
+    let (old, new, moved) = (set([0, 1, 2]), set([0, 2, 3]), Epoch::new(5, 0));
+    let recorded =
+        Placement { epoch: moved, set: new.clone(), is_confirmed: true, before: Some(old.clone()) };
+    let claim = Claim::above(moved, &members[1].node).unwrap();
+    let (mut takeover, asked) =
+        Takeover::begin(members[1].clone(), claim, 2, Some(recorded.clone()), new.clone());
+    assert_eq!(asked.len(), 4, "all members of both are asked: {asked:?}");
+    let promise = Promise { accepted: moved, placement: Some(recorded) };
+    assert_eq!(takeover.step(Event::Promised { from: members[1].clone(), promise }), []);
+    CutShort { members, old, new, moved, takeover }
+}
+
+#[test]
+fn a_member_that_was_to_leave_moves_back_if_only_it_knows() {
+    let CutShort { members, old, new, takeover: mut taking, .. } = cut_short();
+    let before = Epoch::new(4, 0);
+    let promise = |settled: bool| {
+        let placement = Placement { epoch: before, set: old.clone(), is_confirmed: true, before: None };
+        Promise { accepted: before, placement: settled.then_some(placement) }
+    };
+    // It counts in both: of the new ones the lost disk and a single promise are not enough.
+    assert_eq!(taking.step(Event::Promised { from: members[2].clone(), promise: promise(true) }), []);
+    let caught_up = taking.step(Event::Promised { from: members[3].clone(), promise: promise(false) });
+    assert_eq!(caught_up, [Effect::CatchUp { from: vec![members[1].clone()] }]);
+    let accept = taking.step(Event::CaughtUp);
+    assert_eq!(accept.len(), 4);
+    for effect in accept {
+        let Effect::Accept { set, is_confirmed, before, .. } = effect else { panic!("{effect:?}") };
+        assert_eq!((set, is_confirmed, before), (old.clone(), true, Some(new.clone())));
+    }
+    let accepted = |at: usize| Event::Accepted { from: members[at].clone() };
+    assert_eq!(taking.step(accepted(1)), []);
+    assert_eq!(taking.step(accepted(2)), [], "of the new ones only one has accepted");
+    assert_eq!(taking.step(accepted(3)).len(), 3, "enough of both: the old ones note it");
+    assert_eq!(taking.step(Event::Confirmed { from: members[1].clone() }), []);
+    assert_eq!(taking.step(Event::Confirmed { from: members[2].clone() }), [Effect::Own]);
+    assert_eq!(taking.members(), &old);
+}
+
+#[test]
+fn a_member_that_has_left_does_not_move_back() {
+    let CutShort { members, new, moved, takeover: mut taking, .. } = cut_short();
+    // The move was settled after all.
+    let settled = Placement { epoch: moved, set: new, is_confirmed: true, before: None };
+    let promise = Promise { accepted: moved, placement: Some(settled.clone()) };
+    let end = taking.step(Event::Promised { from: members[3].clone(), promise });
+    assert_eq!(end, [Effect::GiveUp(GaveUp::NotAMember(settled))]);
+}

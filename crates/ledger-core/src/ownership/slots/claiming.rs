@@ -58,18 +58,30 @@ impl Slots {
 
     /// This node's place among those who may claim a slot: 0 is first. `None`: it may not.
     fn turn(&self, now: Millis, slot: Slot) -> Option<usize> {
-        let keepers: Vec<NodeId> = match &self.state(slot).record.placement {
-            Some(placement) => {
-                if !placement.set.contains(&self.me) {
-                    return None;
-                }
-                let alive = placement.set.members().iter().filter(|member| self.is_alive(member));
-                alive.map(|member| member.node.clone()).collect()
-            }
-            None => {
-                self.first_members(now, slot)?.members().iter().map(|member| member.node.clone()).collect()
-            }
+        let alive = |set: &ReplicaSet| -> Vec<NodeId> {
+            let alive = set.members().iter().filter(|member| self.is_alive(member));
+            alive.map(|member| member.node.clone()).collect()
         };
+        match &self.state(slot).record.placement {
+            None => {
+                let first = self.first_members(now, slot)?;
+                self.place_among(slot, first.members().iter().map(|member| member.node.clone()).collect())
+            }
+            Some(placement) if placement.set.contains(&self.me) => {
+                self.place_among(slot, alive(&placement.set))
+            }
+            Some(placement) => {
+                // It was to leave, and nobody who is to stay may know of that: it comes after all of them.
+                let before = placement.before.as_ref().filter(|before| before.contains(&self.me))?;
+                let staying = alive(&placement.set);
+                let leaving = alive(before).into_iter().filter(|node| !staying.contains(node));
+                Some(staying.len() + self.place_among(slot, leaving.collect())?)
+            }
+        }
+    }
+
+    /// This node's place among those who keep a slot and may claim it.
+    fn place_among(&self, slot: Slot, keepers: Vec<NodeId>) -> Option<usize> {
         // Whoever drains takes a slot only if there is nobody else, and whose disk takes no writes cannot.
         let able: Vec<_> = keepers.into_iter().filter(|node| self.is_writable(node)).collect();
         let willing: Vec<_> = able.iter().filter(|node| !self.is_draining(node)).cloned().collect();
