@@ -121,6 +121,10 @@ impl Node {
 
     /// A claimant fetches the longest of the best histories.
     pub(super) fn claim_task(&mut self, slot: Slot, claim: Claim, from: Vec<Member>) {
+        if self.tasks.get(&slot).is_some_and(|task| task.claim > claim) {
+            // It follows a higher claim by now.
+            return self.events.push_back(Event::CaughtUp { slot, claim, is_complete: false });
+        }
         // Whom it followed would wait for ever.
         self.give_up(slot);
         let is_source = from.contains(&self.member);

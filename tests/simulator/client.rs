@@ -97,11 +97,11 @@ impl Writer {
         if random.chance(10) {
             // An engine that moves.
             self.target = random.index(nodes);
-            self.is_attached = false;
+            self.attach_again();
         }
         if self.outstanding.front().is_some_and(|pending| pending.until <= now) && self.is_attached {
             self.target = random.index(nodes);
-            self.is_attached = false;
+            self.attach_again();
             self.attach.1 = now;
         }
         if !self.is_attached {
@@ -135,13 +135,16 @@ impl Writer {
     /// Appends nothing new. Attaches once more, to put back what is missing.
     pub fn finish(&mut self) {
         if !self.is_done {
-            (self.is_done, self.is_attached) = (true, false);
+            self.is_done = true;
+            self.attach_again();
         }
     }
 
     /// Attaches, as an engine that moves does.
     pub fn attach_again(&mut self) {
         self.is_attached = false;
+        // An answer of before says what was missing then.
+        self.attach.0 = 0;
     }
 
     /// Whether it waits for nothing.
@@ -207,7 +210,7 @@ impl Writer {
 
     fn detach(&mut self, now: u64, hint: Option<Index>, random: &mut Random) {
         if self.is_attached || hint.is_some() {
-            self.is_attached = false;
+            self.attach_again();
             self.attach.1 = now + random.between(10, 150);
         }
         if let Some(hint) = hint {
