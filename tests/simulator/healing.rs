@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use ledger_core::{node::Member, slot::Slot};
+use ledger_core::{Epoch, node::Member, slot::Slot};
 
 use super::{
     client::Client,
@@ -10,6 +10,7 @@ use super::{
     disk::Store,
     history::History,
     message::Index,
+    node::Node,
     run::{Happening, Stage, World},
 };
 
@@ -45,9 +46,10 @@ impl World {
 
     pub(super) fn is_healed(&mut self) {
         match self.missing() {
-            // All members are equal: what they lack now they lack for good, unless its writer has it.
-            None if self.stage == Stage::Healing => {
-                self.stage = Stage::Settled;
+            // All members are equal: what they lack now they lack for good, unless its writer has it. Where availability
+            // comes first, a node that heard nothing for a moment may still take a slot and have history left.
+            None if self.settled != self.owners() => {
+                (self.stage, self.settled) = (Stage::Settled, self.owners());
                 for client in &mut self.clients {
                     if let Client::Writer(writer) = client {
                         writer.attach_again();
@@ -101,6 +103,16 @@ impl World {
             }
         }
         waits.or_else(|| slots.iter().find_map(|slot| self.unequal(*slot))).or_else(|| self.unwatched())
+    }
+
+    /// Who owns which slot, in which epoch.
+    fn owners(&self) -> Vec<(Index, Slot, Epoch)> {
+        let nodes =
+            self.hosts.iter().enumerate().filter_map(|(index, host)| Some((index, host.node.as_ref()?)));
+        let owned = |(index, node): (Index, &Node)| {
+            node.brain.owned().into_iter().map(move |(slot, epoch)| (index, slot, epoch))
+        };
+        nodes.flat_map(owned).collect()
     }
 
     /// The one owner of a slot.

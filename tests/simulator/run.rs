@@ -7,6 +7,7 @@ use std::{
 };
 
 use ledger_core::{
+    Epoch,
     node::{Member, NodeId, ReplicaSet, StorageId},
     slot::Slot,
 };
@@ -131,6 +132,8 @@ pub(super) struct World {
     next_storage: u64,
     pub last_loss: u64,
     pub stage: Stage,
+    /// Who owned which slot when all members were equal last.
+    pub settled: Vec<(Index, Slot, Epoch)>,
     pub healing_since: u64,
     pub acknowledged_before: Vec<u64>,
     pub violation: Option<String>,
@@ -193,6 +196,7 @@ impl World {
             next_storage: 0,
             last_loss: 0,
             stage: Stage::Faults,
+            settled: Vec::new(),
             healing_since: 0,
             acknowledged_before: Vec::new(),
             violation: None,

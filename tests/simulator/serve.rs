@@ -22,8 +22,12 @@ impl Node {
             }
             Request::Attach { context, kept } => {
                 if self.serves(self.config.contexts.slot(context)) {
-                    let missing = kept.into_iter().filter(|id| !self.ids[context].contains_key(id));
-                    Response::Attached { missing: missing.collect() }
+                    let missing: Vec<u64> =
+                        kept.into_iter().filter(|id| !self.ids[context].contains_key(id)).collect();
+                    self.trace(|_| {
+                        format!("writer {client} attaches to context {context}, lacks {missing:x?}")
+                    });
+                    Response::Attached { missing }
                 } else {
                     self.not_owner(context)
                 }
