@@ -21,13 +21,16 @@ use ledger_core::{
 use ledger_proto::ledger::v1::{FetchContext, FetchRequest, replica_service_client::ReplicaServiceClient};
 use ledger_store::{Evidence, Following, LeftHistory, StoreError, Tip, replica::Taken};
 use prost::Message as _;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::{
+    task::spawn_blocking,
+    time::{Instant, timeout},
+};
 use tonic::{Status, transport::Channel};
 
-use crate::{sending::MAX_MESSAGE, service::MAX_FETCH, shared::Shared, wire};
+use crate::{pace::Pace, sending::MAX_MESSAGE, service::MAX_FETCH, shared::Shared, wire};
 
 /// How long a question of a comparison, or the next range, may take.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 /// Writes that are under way.
 const WRITING: usize = 8;
 /// So many ranges are written together, or as many as have so many bytes.
@@ -84,7 +87,7 @@ struct CatchUp<'a> {
     fetched: u64,
     /// Something changed while it was looked at, or did not fit.
     is_unsettled: bool,
-    paid: Instant,
+    pace: Pace,
 }
 
 /// Brings slots in step with what a node holds, as far as it stands still. Gives those that were promised to higher
@@ -107,7 +110,7 @@ pub(crate) async fn run(
         mode,
         fetched: 0,
         is_unsettled: false,
-        paid: Instant::now(),
+        pace: Pace::new(shared.config.catch_up_rate),
     };
     for _ in 0..ROUNDS {
         if catch_up.claims.is_empty() {
@@ -180,7 +183,7 @@ impl CatchUp<'_> {
 
     async fn look(&self, ask: Ask) -> Result<Answer, CatchUpError> {
         let ledger = self.shared.ledger.clone();
-        let answer = tokio::task::spawn_blocking(move || ledger.compare(&ask, |_| true)).await;
+        let answer = spawn_blocking(move || ledger.compare(&ask, |_| true)).await;
         Ok(answer.map_err(|error| CatchUpError::Peer(error.to_string()))??)
     }
 
@@ -214,8 +217,12 @@ impl CatchUp<'_> {
                 Verdict::Damaged { different, equal } => {
                     tracing::error!(
                         %context, source = %self.source, different = different.0, equal = equal.0,
-                        "the stored trees of two nodes contradict each other: scrub the context on both"
+                        "the stored trees of two nodes contradict each other: one of them is damaged, this one is checked"
                     );
+                    let (ledger, context) = (self.shared.ledger.clone(), context.clone());
+                    spawn_blocking(move || ledger.scrub(&context))
+                        .await
+                        .map_err(|error| CatchUpError::Store(StoreError::Io(error.to_string())))??;
                 }
             }
         }
@@ -338,9 +345,9 @@ impl CatchUp<'_> {
             let part = wire::part(slot, claim.clone(), range)
                 .map_err(|error| CatchUpError::Invalid(error.to_string()))?;
             let counters = &self.shared.counters;
-            counters.fetched_entries.fetch_add(part.count, Ordering::Relaxed);
+            counters.fetched_entries.fetch_add(part.range.count, Ordering::Relaxed);
             counters.fetched_bytes.fetch_add(bytes, Ordering::Relaxed);
-            self.fetched += part.count;
+            self.fetched += part.range.count;
             parts.push(part);
             gathered += bytes;
             if gathered >= TOGETHER_BYTES || parts.len() >= TOGETHER {
@@ -352,7 +359,7 @@ impl CatchUp<'_> {
             {
                 self.written(oldest).await?;
             }
-            self.pay(bytes).await;
+            self.pace.pay(bytes).await;
         }
         writing.push_back(self.shared.ledger.follow(parts, 0).await?);
         Ok(())
@@ -368,15 +375,5 @@ impl CatchUp<'_> {
             }
         }
         Ok(())
-    }
-
-    /// Keeps to the rate that is allowed.
-    async fn pay(&mut self, bytes: u64) {
-        let rate = self.shared.config.catch_up_rate;
-        if rate == 0 {
-            return;
-        }
-        self.paid = self.paid.max(Instant::now()) + Duration::from_secs_f64(bytes as f64 / rate as f64);
-        sleep_until(self.paid).await;
     }
 }

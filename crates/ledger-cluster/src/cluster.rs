@@ -25,7 +25,7 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use crate::{
     config::ClusterConfig,
     driver::Driver,
-    following,
+    following, healing,
     membership::{Membership, StartError, View, facts::Readiness},
     peers::{Peers, Use},
     routes::Routes,
@@ -115,6 +115,7 @@ impl Cluster {
             AbortOnDropHandle::new(tokio::spawn(driver.run())),
             AbortOnDropHandle::new(tokio::spawn(following::run(Arc::clone(&shared), followed))),
             AbortOnDropHandle::new(tokio::spawn(compare(Arc::clone(&shared)))),
+            AbortOnDropHandle::new(tokio::spawn(healing::run(Arc::clone(&shared)))),
         ];
         membership.set_readiness(Readiness::Ready);
         Ok(Self { shared, membership, tasks: Mutex::new(tasks) })

@@ -19,7 +19,10 @@ use ledger_proto::ledger::v1::{
     CompareAnswer, CompareAsk, FetchedRange, Replicated, SlotAnswers, SlotAsks, replicated::Body,
     slot_answer::Answer as SlotAnswered,
 };
-use ledger_store::replica::{Commit, Mark, Offer, Part, StableUpTo};
+use ledger_store::{
+    Range,
+    replica::{Commit, Mark, Offer, Part, StableUpTo},
+};
 use prost::Message;
 
 use crate::{membership::facts, wire};
@@ -84,12 +87,12 @@ fn replicated(bytes: &[u8]) -> Result<String, String> {
 /// Law: a part's records are as many as were counted, and take all of its bytes.
 fn framed(part: &Part) {
     let (mut count, mut bytes) = (0, 0);
-    for record in part.each_record() {
+    for record in part.range.each_record() {
         count += 1;
         bytes += 4 + record.len();
     }
-    assert_eq!((count, bytes), (part.count, part.records.len()));
-    assert!(part.end() >= part.after.size);
+    assert_eq!((count, bytes), (part.range.count, part.range.records.len()));
+    assert!(part.range.end() >= part.range.after.size);
 }
 
 fn slot_asks(bytes: &[u8]) -> Result<String, String> {
@@ -162,8 +165,8 @@ fn fetched(bytes: &[u8]) -> Result<String, String> {
     let claim = claim(7).ok_or("no claim")?;
     let part = said(wire::part(Slot::of(&context), claim.clone(), range))?;
     framed(&part);
-    same(&part, &wire::part(part.slot, claim, wire::to_part(&part)));
-    Ok(format!("fetched {}", "record ".repeat(part.count.min(9) as usize)))
+    same(&part, &wire::part(part.slot, claim, wire::to_range(&part.context, &part.range)));
+    Ok(format!("fetched {}", "record ".repeat(part.range.count.min(9) as usize)))
 }
 
 /// Messages that nodes send, each with its place in [`MESSAGES`].
@@ -188,13 +191,15 @@ fn some_messages() -> Option<Vec<(usize, Vec<u8>)>> {
         slot,
         claim: claim(1)?,
         context: context.clone(),
-        lineage: Lineage([3; 16]),
-        suite: HashSuite::Blake3,
-        created_at_ns: 7,
-        after: Extent { size: Size(2), root: Hash([1; 32]) },
-        root: Hash([2; 32]),
-        count: 2,
-        records: Bytes::from_static(b"\x02\0\0\0ab\x01\0\0\0c"),
+        range: Range {
+            lineage: Lineage([3; 16]),
+            suite: HashSuite::Blake3,
+            created_at_ns: 7,
+            after: Extent { size: Size(2), root: Hash([1; 32]) },
+            root: Hash([2; 32]),
+            count: 2,
+            records: Bytes::from_static(b"\x02\0\0\0ab\x01\0\0\0c"),
+        },
     };
     let placement = Placement {
         epoch: Epoch(9),
@@ -262,6 +267,7 @@ fn some_messages() -> Option<Vec<(usize, Vec<u8>)>> {
     ] {
         messages.push((4, CompareAnswer::encode_to_vec(&wire::to_answer(answer))));
     }
-    messages.push((5, FetchedRange { range: Some(wire::to_part(&part)) }.encode_to_vec()));
+    messages
+        .push((5, FetchedRange { range: Some(wire::to_range(&part.context, &part.range)) }.encode_to_vec()));
     Some(messages)
 }

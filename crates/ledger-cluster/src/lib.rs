@@ -6,6 +6,7 @@
 //! | `driver` | the one task that decides, with [`ledger_core::ownership::Slots`] |
 //! | `sending`, `receiving` | the stream from an owner to a replica, seen from both ends |
 //! | `following`, `catch_up` | bringing a replica in step |
+//! | `healing` | restoring what a disk damaged |
 //! | `service` | what other nodes ask |
 //! | [`routes`] | where slots are |
 //! | [`config`] | the settings of a node that takes part |
@@ -22,7 +23,9 @@ mod following;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod gossip;
+mod healing;
 pub mod membership;
+mod pace;
 mod peers;
 mod receiving;
 pub mod routes;

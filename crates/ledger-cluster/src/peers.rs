@@ -255,7 +255,7 @@ impl Outgoings {
 
 fn weight(what: &Outgoing) -> usize {
     match what {
-        Outgoing::Commit(commit) => commit.parts.iter().map(|part| part.records.len() + MESSAGE).sum(),
+        Outgoing::Commit(commit) => commit.parts.iter().map(|part| part.range.records.len() + MESSAGE).sum(),
         _ => MESSAGE,
     }
 }

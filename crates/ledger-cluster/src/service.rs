@@ -5,7 +5,6 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 
-use bytes::Bytes;
 use futures::Stream;
 use ledger_core::{ContextId, Size};
 use ledger_core::{
@@ -13,9 +12,9 @@ use ledger_core::{
     ownership::slots::Event,
 };
 use ledger_proto::ledger::v1::{
-    CompareAnswer, CompareAsk, FetchRequest, FetchedRange, ReplicaReply, Replicated, ReplicatedContext,
-    SlotAnswer, SlotAnswers, SlotAsks, SlotNothing, replica_service_server::ReplicaService, replicated::Body,
-    slot_answer::Answer, slot_ask::Ask,
+    CompareAnswer, CompareAsk, FetchRequest, FetchedRange, ReplicaReply, Replicated, SlotAnswer, SlotAnswers,
+    SlotAsks, SlotNothing, replica_service_server::ReplicaService, replicated::Body, slot_answer::Answer,
+    slot_ask::Ask,
 };
 use ledger_store::{
     StoreError,
@@ -110,7 +109,7 @@ impl ReplicaService for Replicas {
                         }
                     };
                     after = Size(after.0 + range.count);
-                    let fetched = FetchedRange { range: Some(to_range(&context, range)) };
+                    let fetched = FetchedRange { range: Some(wire::to_range(&context, &range)) };
                     if sender.blocking_send(Ok(fetched)).is_err() {
                         return;
                     }
@@ -181,19 +180,6 @@ fn meant(
         return Err(Status::permission_denied("the message is not from the node that sends it"));
     }
     shared.is_me(&wire::member(to).map_err(malformed)?)
-}
-
-fn to_range(context: &ContextId, range: ledger_store::Range) -> ReplicatedContext {
-    ReplicatedContext {
-        context_id: context.as_str().to_owned(),
-        lineage: Bytes::copy_from_slice(&range.lineage.0),
-        hash_suite: u32::from(range.suite.code()),
-        created_at_ns: range.created_at_ns,
-        after_size: range.after.0,
-        after_root: Bytes::copy_from_slice(&range.after_root.0),
-        root: Bytes::copy_from_slice(&range.root.0),
-        records: range.records,
-    }
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "what map_err hands over")]

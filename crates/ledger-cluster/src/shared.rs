@@ -84,6 +84,8 @@ pub struct Counters {
     pub fetched_entries: AtomicU64,
     /// Bytes of them.
     pub fetched_bytes: AtomicU64,
+    /// Damaged contexts that were restored from another node.
+    pub healed: AtomicU64,
     /// Histories left for the owner's.
     pub forks: AtomicU64,
     /// Comparisons with other nodes.

@@ -13,7 +13,10 @@ use ledger_core::{
     slot::{SLOTS, Slot},
 };
 use ledger_proto::ledger::v1 as proto;
-use ledger_store::replica::{Commit, MAX_PART, Mark, Offer, Part, StableUpTo};
+use ledger_store::{
+    Range,
+    replica::{Commit, MAX_PART, Mark, Offer, Part, StableUpTo},
+};
 
 /// What came in is not what a node of ours would send.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -141,15 +144,18 @@ pub(crate) fn commit(from: proto::ReplicatedCommit) -> Read<(u16, u64, Vec<Part>
 
 /// One part, in a claim.
 pub(crate) fn part(slot: Slot, claim: Claim, from: proto::ReplicatedContext) -> Read<Part> {
+    let (context, range) = range(from)?;
+    Ok(Part { slot, claim, context, range })
+}
+
+/// A range of a context.
+pub(crate) fn range(from: proto::ReplicatedContext) -> Read<(ContextId, Range)> {
     let suite = u8::try_from(from.hash_suite).ok().and_then(HashSuite::from_code);
     if from.records.len() > MAX_PART {
         return Err(Malformed("records"));
     }
-    let count = Part::count(&from.records).ok_or(Malformed("records"))?;
-    Ok(Part {
-        slot,
-        claim,
-        context: context(&from.context_id)?,
+    let count = Range::count_of(&from.records).ok_or(Malformed("records"))?;
+    let range = Range {
         lineage: Lineage(from.lineage.as_ref().try_into().map_err(|_| Malformed("lineage"))?),
         suite: suite.ok_or(Malformed("hash_suite"))?,
         created_at_ns: from.created_at_ns,
@@ -157,19 +163,20 @@ pub(crate) fn part(slot: Slot, claim: Claim, from: proto::ReplicatedContext) -> 
         root: hash(&from.root, "root")?,
         count,
         records: from.records,
-    })
+    };
+    Ok((context(&from.context_id)?, range))
 }
 
-pub(crate) fn to_part(part: &Part) -> proto::ReplicatedContext {
+pub(crate) fn to_range(context: &ContextId, range: &Range) -> proto::ReplicatedContext {
     proto::ReplicatedContext {
-        context_id: part.context.as_str().to_owned(),
-        lineage: Bytes::copy_from_slice(&part.lineage.0),
-        hash_suite: u32::from(part.suite.code()),
-        created_at_ns: part.created_at_ns,
-        after_size: part.after.size.0,
-        after_root: Bytes::copy_from_slice(&part.after.root.0),
-        root: Bytes::copy_from_slice(&part.root.0),
-        records: part.records.clone(),
+        context_id: context.as_str().to_owned(),
+        lineage: Bytes::copy_from_slice(&range.lineage.0),
+        hash_suite: u32::from(range.suite.code()),
+        created_at_ns: range.created_at_ns,
+        after_size: range.after.size.0,
+        after_root: Bytes::copy_from_slice(&range.after.root.0),
+        root: Bytes::copy_from_slice(&range.root.0),
+        records: range.records.clone(),
     }
 }
 
@@ -180,12 +187,12 @@ pub(crate) fn to_commit(commit: &Commit) -> proto::ReplicatedCommit {
         let number = u32::from(part.slot.number());
         match slots.last_mut() {
             Some(last) if last.slot == number && claim == Some(&part.claim) => {
-                last.contexts.push(to_part(part));
+                last.contexts.push(to_range(&part.context, &part.range));
             }
             _ => slots.push(proto::ReplicatedSlot {
                 slot: number,
                 claim: Some(to_claim(&part.claim)),
-                contexts: vec![to_part(part)],
+                contexts: vec![to_range(&part.context, &part.range)],
             }),
         }
         claim = Some(&part.claim);

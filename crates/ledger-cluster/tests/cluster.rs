@@ -105,6 +105,72 @@ async fn the_owner_is_killed_and_nothing_acknowledged_is_lost() {
     }
 }
 
+/// Text that does not compress.
+fn random(seed: &str) -> String {
+    blake3::hash(seed.as_bytes()).to_string()
+}
+
+/// Flips a bit of an entry in the tables that hold it.
+fn damage(dir: &std::path::Path, text: &str) {
+    let files = std::fs::read_dir(dir.join("db")).unwrap().map(|file| file.unwrap().path());
+    let mut damaged = 0;
+    for table in files.filter(|path| path.extension().is_some_and(|extension| extension == "sst")) {
+        let mut bytes = std::fs::read(&table).unwrap();
+        // Its id has the same bytes, and is in another family.
+        let places: Vec<usize> = bytes
+            .windows(text.len())
+            .enumerate()
+            .filter(|(_, at)| *at == text.as_bytes())
+            .map(|(at, _)| at)
+            .collect();
+        for at in &places {
+            bytes[at + 1] ^= 1;
+        }
+        damaged += places.len();
+        std::fs::write(table, bytes).unwrap();
+    }
+    assert!(damaged > 0, "no table holds {text} as it was written");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_disk_damaged_is_restored_from_another_node() {
+    log();
+    let dirs = dirs(3);
+    let mut nodes = three(&dirs).await;
+    let context = context("a");
+    let mut expected: Vec<String> = (0..600_u32).map(|number| random(&number.to_string())).collect();
+    for text in &expected {
+        append(&nodes, &context, text).await;
+    }
+    // The owner, which has its slots again when it is back, and then one that follows it.
+    for is_owner in [true, false] {
+        let owner_of = |nodes: &[Node]| owner(nodes, &context).map(|node| node.cluster.me().node.to_string());
+        until("the slot has an owner", || owner_of(&nodes).is_some()).await;
+        let found = owner_of(&nodes).unwrap();
+        let at =
+            nodes.iter().position(|node| (node.cluster.me().node.as_str() == found) == is_owner).unwrap();
+        let number: usize = nodes[at].cluster.me().node.to_string()[1..].parse().unwrap();
+        read_everywhere(&nodes, &context, &expected).await;
+        nodes.remove(at).kill().await;
+        damage(dirs[number].path(), &expected[300]);
+        restart(&mut nodes, &dirs, number).await;
+        if is_owner {
+            until("the slot returns", || nodes[2].owns(ledger_core::slot::Slot::of(&context))).await;
+        }
+        let ledger = nodes[2].ledger.clone();
+        let (scrubbed, of) = (ledger.clone(), context.clone());
+        tokio::task::spawn_blocking(move || scrubbed.scrub(&of)).await.unwrap().unwrap();
+        let healed = || nodes[2].cluster.counters().healed.load(std::sync::atomic::Ordering::Relaxed);
+        assert!(ledger.is_damaged(&context) || healed() > 0, "a flipped bit is found");
+        let text = random(&format!("while {number} is damaged"));
+        append(&nodes, &context, &text).await;
+        expected.push(text);
+        until("the context is restored", || healed() > 0).await;
+        assert!(!ledger.is_damaged(&context));
+        read_everywhere(&nodes, &context, &expected).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_append_gets_the_copies_that_it_asks_for_and_is_told() {
     log();

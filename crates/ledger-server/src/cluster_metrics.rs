@@ -16,7 +16,7 @@ use ledger_core::{
 
 use crate::metrics::Metrics;
 
-const COUNTERS: [(&str, &str); 20] = [
+const COUNTERS: [(&str, &str); 21] = [
     ("ledger_cluster_takeovers_total", "Slots that this node came to own."),
     ("ledger_cluster_handovers_total", "Slots that their owner asked this node to take over."),
     ("ledger_cluster_streams_lost_total", "Replication streams to other nodes that were lost."),
@@ -33,6 +33,7 @@ const COUNTERS: [(&str, &str); 20] = [
     ("ledger_cluster_fetched_entries_total", "Entries fetched to catch up."),
     ("ledger_cluster_fetched_bytes_total", "Bytes of entries fetched to catch up."),
     ("ledger_cluster_forks_total", "Histories left for the owner's."),
+    ("ledger_cluster_healed_contexts_total", "Damaged contexts that were restored from another node."),
     ("ledger_gossip_received_total", "Gossip datagrams received."),
     ("ledger_gossip_sent_total", "Gossip datagrams sent."),
     (
@@ -81,6 +82,7 @@ pub fn take(metrics: &Metrics, cluster: &Cluster) {
         read(&counted.fetched_entries),
         read(&counted.fetched_bytes),
         read(&counted.forks),
+        read(&counted.healed),
         gossip.received,
         gossip.sent,
         gossip.dropped_unsealed + gossip.dropped_foreign + gossip.dropped_malformed,

@@ -81,6 +81,13 @@ impl Node {
         let Standing::Joined(cluster) = &self.standing else { return Ok(Place::Here(None)) };
         let slot = Slot::of(context);
         let is_shown = !at_owner && self.ledger.shows(slot);
+        if is_shown
+            && !is_forwarded
+            && self.ledger.is_damaged(context)
+            && let Some(place) = self.undamaged(cluster, context)
+        {
+            return Ok(place);
+        }
         if is_shown && (is_forwarded || !self.stands_still(slot)) {
             return Ok(Place::Here(None));
         }
@@ -90,6 +97,14 @@ impl Node {
             // Nobody owns it, or its owner cannot be asked again: another replica may show it.
             Err(refusal) if at_owner || is_forwarded => Err(refusal),
             Err(refusal) => another_replica(cluster, slot).map(Place::There).ok_or(refusal),
+        }
+    }
+
+    /// Who may have a copy of a context that is damaged here.
+    fn undamaged(&self, cluster: &Cluster, context: &ContextId) -> Option<Place> {
+        match self.writes(context, false) {
+            Ok(there @ Place::There(_)) => Some(there),
+            _ => another_replica(cluster, Slot::of(context)).map(Place::There),
         }
     }
 

@@ -176,7 +176,8 @@ impl Ledger {
         max_bytes: usize,
     ) -> Result<ranges::Range, StoreError> {
         let db = self.inner().database.get()?;
-        ranges::read(&db, context, after, to, max_bytes)
+        let read = ranges::read(&db, context, after, to, max_bytes);
+        read.inspect_err(|error| self.inner().shared.quarantine.note(error))
     }
 
     /// Whether readers may see a slot here.

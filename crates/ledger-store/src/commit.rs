@@ -25,7 +25,7 @@ use rocksdb::WriteBatch;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
-    Appended, BatchResult, BatchResults, StoreError,
+    Appended, BatchResult, BatchResults, Range, StoreError,
     db::Db,
     families::Place,
     index,
@@ -268,13 +268,15 @@ impl Written {
                 slot,
                 claim: claim.clone(),
                 context: reached.context.clone(),
-                lineage: head.lineage,
-                suite: head.suite,
-                created_at_ns: head.created_at_ns,
-                after: reached.before.unwrap_or_else(empty),
-                root: reached.now.root,
-                count: reached.appended,
-                records: std::mem::take(&mut reached.records).into(),
+                range: Range {
+                    lineage: head.lineage,
+                    suite: head.suite,
+                    created_at_ns: head.created_at_ns,
+                    after: reached.before.unwrap_or_else(empty),
+                    root: reached.now.root,
+                    count: reached.appended,
+                    records: std::mem::take(&mut reached.records).into(),
+                },
             }
         })
     }

@@ -42,9 +42,11 @@ use crate::{
 
 mod change;
 mod follow;
+mod heal;
 mod install;
 
 use follow::Parked;
+pub(crate) use heal::{Heal, Healed};
 
 /// Most commands that wait in a lane's queue: beyond it, those who append wait.
 pub(crate) const QUEUE: usize = 1024;
@@ -93,6 +95,8 @@ pub(crate) enum Command {
     Mark(Peer, Vec<Slot>),
     /// Leave a history for that of a claim's owner.
     Fork(Box<Fork>, oneshot::Sender<Result<LeftHistory, StoreError>>),
+    /// Put a damaged context's history, staged anew, in place of its rows.
+    Heal(Box<Heal>, oneshot::Sender<Result<Healed, StoreError>>),
 }
 
 /// A history to leave.
@@ -115,6 +119,7 @@ impl Command {
             Self::Install(_, done) => _ = done.try_send(Err(error.clone())),
             Self::Follow(_, _, reply) => _ = reply.send(Err(error.clone())),
             Self::Fork(_, reply) => _ = reply.send(Err(error.clone())),
+            Self::Heal(_, reply) => _ = reply.send(Err(error.clone())),
             // Whoever waits for an answer sees that there is none.
             Self::Change(..)
             | Self::Lead(_)
@@ -255,7 +260,7 @@ impl Round {
     }
 
     fn follow(&mut self, parts: Vec<Part>, number: u64, reply: TakenReply) {
-        self.bytes += parts.iter().map(|part| part.records.len()).sum::<usize>();
+        self.bytes += parts.iter().map(|part| part.range.records.len()).sum::<usize>();
         self.followed.push((parts, number, reply));
     }
 
@@ -362,6 +367,10 @@ impl Lane {
                 Command::Fork(fork, reply) => {
                     self.syncer.drain();
                     let _ = reply.send(self.fork(db, *fork));
+                }
+                Command::Heal(heal, reply) => {
+                    self.syncer.drain();
+                    let _ = reply.send(self.heal(db, *heal));
                 }
                 Command::Install(install, done) => {
                     self.syncer.drain();

@@ -350,6 +350,18 @@ impl Ledger {
         self.inner.shared.quarantine.list()
     }
 
+    /// Whether a context is known to be damaged.
+    pub fn is_damaged(&self, context: &ContextId) -> bool {
+        self.inner.shared.quarantine.check(context).is_err()
+    }
+
+    /// Checks all that is stored of a context, now: damage is quarantined, and reported by [`Ledger::damage`]. Blocks.
+    ///
+    /// Fails if the store cannot be read at all.
+    pub fn scrub(&self, context: &ContextId) -> Result<(), StoreError> {
+        scrub::check(&self.inner.database, &self.inner.shared, context)
+    }
+
     /// Whether appends can be acknowledged: the last commit's error, if it failed.
     pub fn writable(&self) -> Result<(), StoreError> {
         if self.inner.lanes.read().is_empty() {
@@ -405,7 +417,7 @@ impl Ledger {
 }
 
 impl Ledger {
-    pub(crate) fn inner(&self) -> &Inner {
+    pub(crate) fn inner(&self) -> &Arc<Inner> {
         &self.inner
     }
 }
@@ -491,7 +503,7 @@ impl Inner {
         self.lanes.read().get(lane).cloned().ok_or(StoreError::Closed)
     }
 
-    fn queue(&self, context: &ContextId) -> Result<mpsc::Sender<Command>, StoreError> {
+    pub(crate) fn queue(&self, context: &ContextId) -> Result<mpsc::Sender<Command>, StoreError> {
         let lanes = self.lanes.read();
         if lanes.is_empty() {
             return Err(StoreError::Closed);

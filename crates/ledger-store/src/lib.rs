@@ -32,6 +32,8 @@
 //! | `digests`, `index` | what every slot holds: as digests in memory, and as a listing on disk |
 //! | `answer` | answers to the questions of a comparison |
 //! | `ranges` | entries as they are stored, for another node to take |
+//! | `verify` | entries from another node, checked before any is staged |
+//! | `heal` | restoring a damaged context from another node's copy |
 //! | `forks` | histories that were left, and the evidence why |
 //! | `rows` | reading several rows as they were at one moment |
 
@@ -45,6 +47,7 @@ mod digests;
 mod error;
 mod families;
 mod forks;
+mod heal;
 mod incarnation;
 mod index;
 mod keys;
@@ -74,12 +77,14 @@ mod tail;
 #[cfg(test)]
 mod testing;
 mod types;
+mod verify;
 mod view;
 mod watch;
 
 pub use cluster::{Following, LeftHistory};
 pub use error::StoreError;
 pub use forks::{Evidence, ForkCursor, ForkInfo, ForkList, Tip};
+pub use heal::Healing;
 pub use ledger::Ledger;
 pub use ledger_core::replication::Needed;
 pub use ledger_core::{

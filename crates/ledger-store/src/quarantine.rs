@@ -1,10 +1,13 @@
 //! Contexts whose stored rows do not match their hashes. Their reads fail; nothing is deleted.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::{
+    collections::HashMap,
+    sync::atomic::{AtomicUsize, Ordering},
+};
 
 use ledger_core::ContextId;
 use parking_lot::Mutex;
+use tokio::sync::watch;
 
 use crate::{Damage, StoreError};
 
@@ -13,6 +16,7 @@ use crate::{Damage, StoreError};
 pub(crate) struct Quarantine {
     contexts: Mutex<HashMap<ContextId, Damage>>,
     count: AtomicUsize,
+    changed: watch::Sender<usize>,
 }
 
 impl Quarantine {
@@ -37,7 +41,7 @@ impl Quarantine {
             tracing::error!(%context, %sequence, %reason, "a context is damaged and quarantined");
             let damage = Damage { context: context.clone(), sequence: *sequence, reason: reason.clone() };
             contexts.insert(context.clone(), damage);
-            self.count.store(contexts.len(), Ordering::Release);
+            self.counted(contexts.len());
         }
     }
 
@@ -46,12 +50,22 @@ impl Quarantine {
         let mut contexts = self.contexts.lock();
         if contexts.remove(context).is_some() {
             tracing::info!(%context, "a damaged context was restored");
-            self.count.store(contexts.len(), Ordering::Release);
+            self.counted(contexts.len());
         }
+    }
+
+    /// How many there are, from now on.
+    pub(crate) fn watch(&self) -> watch::Receiver<usize> {
+        self.changed.subscribe()
     }
 
     /// All of it.
     pub(crate) fn list(&self) -> Vec<Damage> {
         self.contexts.lock().values().cloned().collect()
+    }
+
+    fn counted(&self, count: usize) {
+        self.count.store(count, Ordering::Release);
+        self.changed.send_replace(count);
     }
 }

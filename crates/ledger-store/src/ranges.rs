@@ -1,7 +1,7 @@
 //! Ranges of entries as they are stored, for another node to take: how catching up reads.
 
 use bytes::Bytes;
-use ledger_core::{ContextId, Hash, HashSuite, Lineage, Sequence, Size};
+use ledger_core::{ContextId, Hash, HashSuite, Lineage, Sequence, Size, digest::Extent};
 
 use crate::{
     StoreError,
@@ -22,16 +22,48 @@ pub struct Range {
     pub suite: HashSuite,
     /// Wall-clock time of the context's creation, nanoseconds since the Unix epoch.
     pub created_at_ns: u64,
-    /// The entries come after so many.
-    pub after: Size,
-    /// The root at that size.
-    pub after_root: Hash,
+    /// What the entries come after.
+    pub after: Extent,
     /// How many they are: at least 1.
     pub count: u64,
     /// The root with them.
     pub root: Hash,
     /// Their records, each after its length as four bytes, little-endian.
     pub records: Bytes,
+}
+
+impl Range {
+    /// Whether the framing of the records is right: counts them.
+    pub fn count_of(records: &[u8]) -> Option<u64> {
+        let mut count = 0;
+        let mut rest = records;
+        while !rest.is_empty() {
+            let (len, more) = rest.split_first_chunk::<4>()?;
+            let len = usize::try_from(u32::from_le_bytes(*len)).ok()?;
+            rest = more.get(len..)?;
+            count += 1;
+        }
+        Some(count)
+    }
+
+    /// The records, in order.
+    pub fn each_record(&self) -> impl Iterator<Item = Bytes> + '_ {
+        let mut at = 0;
+        std::iter::from_fn(move || {
+            let (len, _) = self.records.get(at..)?.split_first_chunk::<4>()?;
+            let begin = at + 4;
+            let end = begin.checked_add(usize::try_from(u32::from_le_bytes(*len)).ok()?)?;
+            (end <= self.records.len()).then(|| {
+                at = end;
+                self.records.slice(begin..end)
+            })
+        })
+    }
+
+    /// The size with its entries.
+    pub fn end(&self) -> Size {
+        Size(self.after.size.0.saturating_add(self.count))
+    }
 }
 
 /// Reads entries after a size up to another, of the history as it is, stable or not: at least one, then as many as
@@ -98,8 +130,7 @@ pub(crate) fn read(
         lineage: head.lineage,
         suite: head.suite,
         created_at_ns: head.created_at_ns,
-        after,
-        after_root: *after_root,
+        after: Extent { size: after, root: *after_root },
         count: end.0 - after.0,
         root: *root,
         records: records.into(),

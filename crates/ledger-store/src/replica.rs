@@ -5,17 +5,16 @@
 
 use std::{fmt, sync::Arc};
 
-use bytes::Bytes;
 use ledger_core::{
-    ContextId, Epoch, Hash, HashSuite, Lineage, Size,
-    digest::{Digest, Extent},
+    ContextId, Epoch, Size,
+    digest::Digest,
     node::ReplicaSet,
     ownership::{Claim, Placement, Promise, SlotRecord},
     replication::Peer,
     slot::Slot,
 };
 
-use crate::StoreError;
+use crate::{Range, StoreError};
 
 /// Most bytes of records in one part.
 pub const MAX_PART: usize = 32 << 20;
@@ -69,20 +68,8 @@ pub struct Part {
     pub claim: Claim,
     /// The context.
     pub context: ContextId,
-    /// The history it is.
-    pub lineage: Lineage,
-    /// Its hash suite.
-    pub suite: HashSuite,
-    /// Wall-clock time of its creation, nanoseconds since the Unix epoch.
-    pub created_at_ns: u64,
-    /// What the entries come after.
-    pub after: Extent,
-    /// The root with them.
-    pub root: Hash,
-    /// How many.
-    pub count: u64,
-    /// Their records, each after its length as four bytes, little-endian.
-    pub records: Bytes,
+    /// The entries.
+    pub range: Range,
 }
 
 /// The offer to accept an epoch.
@@ -240,41 +227,7 @@ pub enum Taken {
     Invalid(String),
 }
 
-impl Part {
-    /// Whether the framing of the records is right: counts them.
-    pub fn count(records: &[u8]) -> Option<u64> {
-        let mut count = 0;
-        let mut rest = records;
-        while !rest.is_empty() {
-            let (len, more) = rest.split_first_chunk::<4>()?;
-            let len = usize::try_from(u32::from_le_bytes(*len)).ok()?;
-            rest = more.get(len..)?;
-            count += 1;
-        }
-        Some(count)
-    }
-
-    /// The records, in order.
-    pub fn each_record(&self) -> impl Iterator<Item = Bytes> + '_ {
-        let mut at = 0;
-        std::iter::from_fn(move || {
-            let (len, _) = self.records.get(at..)?.split_first_chunk::<4>()?;
-            let begin = at + 4;
-            let end = begin.checked_add(usize::try_from(u32::from_le_bytes(*len)).ok()?)?;
-            (end <= self.records.len()).then(|| {
-                at = end;
-                self.records.slice(begin..end)
-            })
-        })
-    }
-
-    /// The size with its entries.
-    pub fn end(&self) -> Size {
-        Size(self.after.size.0.saturating_add(self.count))
-    }
-}
-
-/// Adds a record to those of a part.
+/// Adds a record to those of a range.
 pub(crate) fn push_record(records: &mut Vec<u8>, record: &[u8]) {
     let len = u32::try_from(record.len()).unwrap_or(u32::MAX);
     records.extend_from_slice(&len.to_le_bytes());

@@ -55,6 +55,20 @@ pub(crate) fn run(database: &Database, shared: &Shared, stop: &Receiver<()>) {
     }
 }
 
+/// Checks one context at once.
+pub(crate) fn check(database: &Database, shared: &Shared, context: &ContextId) -> Result<(), StoreError> {
+    let (_keep, stop) = crossbeam_channel::bounded(0);
+    let mut scrub = Scrub { database, shared, stop: &stop, budget: Budget::new(u64::MAX) };
+    match scrub.context(context) {
+        Ok(_) => Ok(()),
+        Err(error @ StoreError::Damaged { .. }) => {
+            shared.quarantine.note(&error);
+            Ok(())
+        }
+        Err(error) => Err(error),
+    }
+}
+
 enum Pass {
     Done { contexts: u64, entries: u64 },
     Stopped,

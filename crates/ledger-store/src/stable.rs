@@ -25,6 +25,8 @@ pub(crate) type Row = Option<(Place, Head)>;
 struct Held {
     stable: Row,
     commits: usize,
+    /// Rows that were put elsewhere meanwhile: from where, and to where.
+    moved: Vec<(Place, Place)>,
 }
 
 type Shard = Mutex<HashMap<ContextId, Held, RandomState>>;
@@ -47,21 +49,39 @@ impl StableHeads {
         // Before the row can be read: a reader that finds nothing held reads a durable row.
         self.held.fetch_add(1, Ordering::SeqCst);
         let mut shard = self.shard(context).lock();
-        shard.entry(context.clone()).or_insert(Held { stable: before, commits: 0 }).commits += 1;
+        shard
+            .entry(context.clone())
+            .or_insert(Held { stable: before, commits: 0, moved: Vec::new() })
+            .commits += 1;
     }
 
     /// The oldest held commit of a context is durable, and left it like this.
-    pub(crate) fn settle(&self, context: &ContextId, after: (Place, Head)) {
+    pub(crate) fn settle(&self, context: &ContextId, mut after: (Place, Head)) {
         let mut shard = self.shard(context).lock();
         // In a cluster it may not have been held: of a slot that nobody reads.
         let Some(held) = shard.get_mut(context) else { return };
         held.commits -= 1;
+        for (from, to) in &held.moved {
+            if after.0 == *from {
+                after.0 = *to;
+            }
+        }
         held.stable = Some(after);
         if held.commits == 0 {
             shard.remove(context);
         }
         drop(shard);
         self.held.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// The rows of a context are elsewhere from now on, and the same there.
+    pub(crate) fn relocate(&self, context: &ContextId, from: Place, to: Place) {
+        let mut shard = self.shard(context).lock();
+        let Some(held) = shard.get_mut(context) else { return };
+        if let Some((place, _)) = held.stable.as_mut().filter(|(place, _)| *place == from) {
+            *place = to;
+        }
+        held.moved.push((from, to));
     }
 
     /// What of a context is durable, given its row as it was read *before* this call.

@@ -152,3 +152,129 @@ fn a_newer_format_is_refused_by_a_plain_message() {
     let error = Ledger::open_with(dir.path(), small()).unwrap_err().to_string();
     assert!(error.contains("format is 9") && error.contains("newer build"), "{error}");
 }
+
+/// Copies a closed ledger.
+fn copied(from: &Path) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for folder in ["", "db"] {
+        std::fs::create_dir_all(dir.path().join(folder)).unwrap();
+        for file in std::fs::read_dir(from.join(folder)).unwrap().map(Result::unwrap) {
+            if file.file_type().unwrap().is_file() {
+                std::fs::copy(file.path(), dir.path().join(folder).join(file.file_name())).unwrap();
+            }
+        }
+    }
+    dir
+}
+
+/// A closed ledger of a context "c" of 700 entries, and a copy of it that is open.
+fn two_copies() -> (tempfile::TempDir, tempfile::TempDir, Ledger) {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = Ledger::open_with(dir.path(), small()).unwrap();
+    append_many(&ledger, &context("c"), 700, &mut Vec::new());
+    ledger.close().unwrap();
+    drop(ledger);
+    let copy = copied(dir.path());
+    let other = Ledger::open_with(copy.path(), small()).unwrap();
+    (dir, copy, other)
+}
+
+/// Rows under a family's prefix of context "c".
+fn rows(dir: &Path, family: &str) -> usize {
+    let options = rocksdb::Options::default();
+    let path = dir.join("db");
+    let families = rocksdb::DB::list_cf(&options, &path).unwrap();
+    let db = rocksdb::DB::open_cf_for_read_only(&options, &path, families, false).unwrap();
+    db.iterator_cf(db.cf_handle(family).unwrap(), rocksdb::IteratorMode::Start).map(Result::unwrap).count()
+}
+
+/// Feeds what is missing from another ledger.
+fn feed(healing: &mut ledger_store::Healing, from: &Ledger) -> Result<(), StoreError> {
+    while let Some((after, to)) = healing.missing() {
+        healing.take(&from.range(&context("c"), after, to, 10_000)?)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_damaged_context_is_healed_from_another_copy_while_it_grows() {
+    for (family, row) in [("entries", 400), ("tiles", 0), ("tiles", 1)] {
+        let (dir, _copy, other) = two_copies();
+        tamper(dir.path(), family, |number, _, value| {
+            (number == row).then(|| flipped(value, value.len() - 1))
+        });
+        let scrubbing = Options { scrub_rate: 1 << 30, scrub_pause: Duration::from_millis(1), ..small() };
+        let ledger = Ledger::open_with(dir.path(), scrubbing).unwrap();
+        wait_until("the scrub's finding", || !ledger.damage().is_empty());
+        let newer = ledger.append(&context("c"), draft("k", "while it is damaged")).unwrap();
+        let mut healing = ledger.heal(&context("c")).unwrap().expect("it is damaged");
+        // What the other one lacks is read here, at the end.
+        assert_eq!(healing.missing(), Some((ledger_store::Size(0), newer.position.size)));
+        let tail = ledger.range(&context("c"), ledger_store::Size(700), newer.position.size, 10_000).unwrap();
+        let up_to = ledger_store::Size(700);
+        while let Some((after, _)) = healing.missing().filter(|(after, _)| *after < up_to) {
+            healing.take(&other.range(&context("c"), after, up_to, 10_000).unwrap()).unwrap();
+        }
+        healing.take(&tail).unwrap();
+        ledger.append(&context("c"), draft("k", "while it is healed")).unwrap();
+        assert!(healing.finish().unwrap());
+        drop(healing);
+        assert!(ledger.damage().is_empty());
+        let head = ledger.head(&context("c")).unwrap().unwrap();
+        ledger.append(&context("c"), draft("k", "healed")).unwrap();
+        let entries = ledger.get(&context("c"), &Filter::default()).unwrap().entries;
+        assert_eq!(entries.len(), 703);
+        assert_eq!(entries[..700], other.get(&context("c"), &Filter::default()).unwrap().entries[..]);
+        assert!(ledger.prove_inclusion(&context("c"), Sequence(300), Some(head.size())).is_ok());
+        let scrubbed = ledger.stats().scrubbed;
+        wait_until("another pass of the scrub", || ledger.stats().scrubbed >= scrubbed + 2 * 703);
+        assert!(ledger.damage().is_empty());
+        ledger.close().unwrap();
+        drop(ledger);
+        assert_eq!(rows(dir.path(), "entries"), 703, "what was damaged is gone");
+        let ledger = Ledger::open_with(dir.path(), small()).unwrap();
+        assert_eq!(ledger.get(&context("c"), &Filter::default()).unwrap().entries, entries);
+    }
+}
+
+#[test]
+fn another_history_heals_nothing() {
+    let (dir, _copy, _other) = two_copies();
+    let foreign = tempfile::tempdir().unwrap();
+    let foreign = Ledger::open_with(foreign.path(), small()).unwrap();
+    append_many(&foreign, &context("c"), 700, &mut Vec::new());
+    tamper(dir.path(), "entries", |number, _, value| (number == 5).then(|| flipped(value, value.len() - 1)));
+    let ledger = Ledger::open_with(dir.path(), small()).unwrap();
+    assert!(ledger.heal(&context("c")).unwrap().is_none(), "nobody knows yet that it is damaged");
+    assert!(ledger.get(&context("c"), &Filter::default()).is_err());
+    let mut healing = ledger.heal(&context("c")).unwrap().unwrap();
+    let error = feed(&mut healing, &foreign).unwrap_err().to_string();
+    assert!(error.contains("another history of context c"), "{error}");
+    drop(healing);
+    assert_eq!(ledger.damage().len(), 1);
+    ledger.close().unwrap();
+    drop(ledger);
+    assert_eq!(rows(dir.path(), "entries"), 700, "what was staged is gone");
+}
+
+#[test]
+fn a_context_with_a_damaged_block_is_healed_from_another_copy() {
+    let (dir, _copy, other) = two_copies();
+    let mut tables: Vec<_> = std::fs::read_dir(dir.path().join("db"))
+        .unwrap()
+        .map(|item| item.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "sst"))
+        .collect();
+    tables.sort_by_key(|path| std::fs::metadata(path).unwrap().len());
+    let mut bytes = std::fs::read(tables.last().unwrap()).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(tables.last().unwrap(), bytes).unwrap();
+    let ledger = Ledger::open_with(dir.path(), small()).unwrap();
+    assert!(ledger.get(&context("c"), &Filter::default()).is_err());
+    let mut healing = ledger.heal(&context("c")).unwrap().unwrap();
+    feed(&mut healing, &other).unwrap();
+    assert!(healing.finish().unwrap());
+    let entries = ledger.get(&context("c"), &Filter::default()).unwrap().entries;
+    assert_eq!(entries, other.get(&context("c"), &Filter::default()).unwrap().entries);
+}

@@ -7,17 +7,16 @@ use std::collections::{HashMap, VecDeque};
 
 use foldhash::fast::RandomState;
 use ledger_core::{
-    ContextId, Head, Sequence, Size,
+    ContextId, Head, Size,
     replication::{Fit, fit},
     slot::Slot,
-    tree::tile::TILE_HEIGHT,
 };
 
 use super::{Db, Lane, Origin, Part, Place, Staged, StoreError, Taken};
 use crate::{
     commit::Touched,
-    record,
-    state::{ContextState, Verified},
+    state::ContextState,
+    verify::{Checked, check},
 };
 
 /// A gap of more entries is not waited for: whoever fills it fetches what comes after as well.
@@ -34,19 +33,19 @@ pub(super) struct Parked {
 
 impl Parked {
     fn park(&mut self, part: Part, number: u64) {
-        if self.bytes + part.records.len() > PARK_BYTES {
+        if self.bytes + part.range.records.len() > PARK_BYTES {
             // Those of a context are worth nothing without the first of them.
             self.forget(&part.context);
             return;
         }
-        self.bytes += part.records.len();
+        self.bytes += part.range.records.len();
         self.contexts.entry(part.context.clone()).or_default().push_back((part, number));
     }
 
     /// The next part of a context.
     fn next(&mut self, context: &ContextId, size: Size) -> Option<(Part, u64)> {
         let parts = self.contexts.get_mut(context)?;
-        if parts.front().is_some_and(|(part, _)| part.after.size > size) {
+        if parts.front().is_some_and(|(part, _)| part.range.after.size > size) {
             return None;
         }
         let next = parts.pop_front();
@@ -54,14 +53,14 @@ impl Parked {
             self.contexts.remove(context);
         }
         if let Some((part, _)) = &next {
-            self.bytes -= part.records.len();
+            self.bytes -= part.range.records.len();
         }
         next
     }
 
     pub(super) fn forget(&mut self, context: &ContextId) {
         if let Some(parts) = self.contexts.remove(context) {
-            self.bytes -= parts.iter().map(|(part, _)| part.records.len()).sum::<usize>();
+            self.bytes -= parts.iter().map(|(part, _)| part.range.records.len()).sum::<usize>();
         }
     }
 }
@@ -114,7 +113,7 @@ impl Lane {
         }
         if !is_strict && self.in_step.get(&slot) == Some(&part.claim) {
             // Fetched or parked before the slot was in step: what there was then is here, and the stream brings the rest.
-            return Ok(Taken::Reaches(part.end()));
+            return Ok(Taken::Reaches(part.range.end()));
         }
         if !is_strict && self.shared.readable.is_shown(slot) {
             // What is taken now is not known to be stable.
@@ -130,10 +129,10 @@ impl Lane {
         let Some(touched) = staged.states.get_mut(&part.context) else { return Err(StoreError::Closed) };
         touched.origin = origin;
         let here = touched.state.head.size();
-        let skip = match fit(here, part.after.size, part.count) {
+        let skip = match fit(here, part.range.after.size, part.range.count) {
             Fit::Continues { skip } => skip,
             Fit::Known => {
-                let is_same = here != part.end() || touched.state.extent().root == part.root;
+                let is_same = here != part.range.end() || touched.state.extent().root == part.range.root;
                 return Ok(if is_same { Taken::Reaches(here) } else { Taken::Differs });
             }
             Fit::Gap { missing } => {
@@ -143,10 +142,10 @@ impl Lane {
                 return Ok(Taken::Missing);
             }
         };
-        if skip == 0 && touched.state.extent().root != part.after.root {
+        if skip == 0 && touched.state.extent().root != part.range.after.root {
             return Ok(Taken::Differs);
         }
-        let verified = match check(&touched.state.head, &part, skip)? {
+        let verified = match check(&part.context, &touched.state.head, &part.range, skip)? {
             Checked::Good(verified) => verified,
             Checked::Differs => return Ok(Taken::Differs),
         };
@@ -158,7 +157,7 @@ impl Lane {
                 watched.push(entry);
             }
         })?;
-        Ok(Taken::Reaches(part.end()))
+        Ok(Taken::Reaches(part.range.end()))
     }
 
     fn touch_followed(&mut self, db: &Db, part: &Part, origin: Origin) -> Result<Touched, StoreError> {
@@ -170,62 +169,13 @@ impl Lane {
             state
         } else {
             let place = Place { slot: part.slot, number: self.shared.numbers.next(db)? };
-            ContextState::new(place, Head::new(part.suite, part.lineage, part.created_at_ns))
+            ContextState::new(
+                place,
+                Head::new(part.range.suite, part.range.lineage, part.range.created_at_ns),
+            )
         };
         let tails = &self.shared.tails;
         let is_watched = !tails.is_idle() && tails.find(&part.context).is_some();
         Ok(Touched::new(state, is_watched, origin))
     }
-}
-
-enum Checked {
-    Good(Verified),
-    Differs,
-}
-
-/// Checks all that is new of a part, on a copy of the head: nothing is staged of a part that turns out wrong.
-fn check(head: &Head, part: &Part, skip: u64) -> Result<Checked, StoreError> {
-    let context = &part.context;
-    let mut head = head.clone();
-    let mut completed = Vec::new();
-    let mut entries = Vec::with_capacity(usize::try_from(part.count - skip).unwrap_or_default().min(1 << 16));
-    let invalid =
-        |reason: String| StoreError::Io(format!("what was sent of context {context} is refused: {reason}"));
-    for (index, raw) in (0..).zip(part.each_record()) {
-        if index < skip {
-            continue;
-        }
-        let sequence = Sequence(part.after.size.0 + index + 1);
-        let view = record::view_entry(sequence, &raw).map_err(|error| invalid(error.to_string()))?;
-        let is_id_chosen = view.is_id_chosen;
-        let mut entry = view.to_entry(context)?;
-        // The record is what it was copied from: one of them is enough.
-        if let Some(at) = find(&raw, &entry.payload) {
-            entry.payload = raw.slice(at..at + entry.payload.len());
-        }
-        ledger_core::entry::check_metadata(&entry.metadata)?;
-        let size = sequence.0;
-        let verified = head.verify_next(context, &entry, |height, hash| {
-            if height.is_multiple_of(TILE_HEIGHT) {
-                completed.push((size, height, hash));
-            }
-        });
-        match verified {
-            Ok(()) => entries.push((raw, entry, is_id_chosen)),
-            // Overlapping entries that part before what is here show as one that does not continue it.
-            Err(_) if skip > 0 => return Ok(Checked::Differs),
-            Err(error) => return Err(invalid(error.to_string())),
-        }
-    }
-    let root = head.root();
-    if root != part.root {
-        return Ok(Checked::Differs);
-    }
-    Ok(Checked::Good(Verified { head, root, entries, completed }))
-}
-
-/// Where a payload is in its record: it is the last field before the checksum.
-fn find(raw: &[u8], payload: &[u8]) -> Option<usize> {
-    let at = raw.len().checked_sub(4 + payload.len())?;
-    (raw.get(at..at + payload.len())? == payload).then_some(at)
 }

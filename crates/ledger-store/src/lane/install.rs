@@ -134,13 +134,7 @@ impl Lane {
                 slot: placed.place.slot,
                 claim: claim.clone(),
                 context: placed.context.clone(),
-                lineage: range.lineage,
-                suite: range.suite,
-                created_at_ns: range.created_at_ns,
-                after: Extent { size: range.after, root: range.after_root },
-                root: range.root,
-                count: range.count,
-                records: range.records,
+                range,
             });
         }
         Some(parts)

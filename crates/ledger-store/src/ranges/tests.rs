@@ -14,7 +14,7 @@ fn take(db: &Db, context: &ContextId, ranges: &[Range]) -> ContextState {
     let place = Place { slot: Slot::of(context), number: 9 };
     let mut state = ContextState::new(place, Head::new(first.suite, first.lineage, first.created_at_ns));
     for range in ranges {
-        assert_eq!((state.head.size(), state.head.root()), (range.after, range.after_root));
+        assert_eq!((state.head.size(), state.head.root()), (range.after.size, range.after.root));
         let mut batch = WriteBatch::default();
         let (mut rest, mut count) = (&range.records[..], 0);
         while let Some((len, more)) = rest.split_first_chunk::<4>() {
@@ -46,7 +46,7 @@ fn a_history_read_in_ranges_is_the_same_elsewhere() {
             let mut after = Size(0);
             while after < to {
                 let range = read(&db, &writer.context, after, to, max_bytes).unwrap();
-                assert_eq!(range.after, after);
+                assert_eq!(range.after.size, after);
                 assert!(range.count == 1 || range.records.len() <= max_bytes);
                 assert!(max_bytes > 1 || range.count == 1);
                 after = Size(after.0 + range.count);
@@ -70,7 +70,7 @@ fn a_range_ends_where_it_is_told_to() {
     writer.append(700);
     for (after, to) in [(0, 1), (255, 256), (256, 257), (100, 600), (699, 700), (0, 700)] {
         let range = read(&db, &writer.context, Size(after), Size(to), usize::MAX).unwrap();
-        assert_eq!((range.after.0, range.count), (after, to - after));
+        assert_eq!((range.after.size.0, range.count), (after, to - after));
         assert_eq!((range.lineage, range.created_at_ns), (writer.state.head.lineage, 11));
     }
 }
