@@ -8,6 +8,15 @@ fn writer(name: &str) -> Writer {
     Writer(name.into())
 }
 
+/// Other contexts in the slot of `c`.
+fn neighbours(count: usize) -> Vec<String> {
+    let slot = Slot::of(&context("c"));
+    let names = (0..100 * u32::from(SLOTS)).map(|n| n.to_string());
+    let names: Vec<_> = names.filter(|name| Slot::of(&context(name)) == slot).take(count).collect();
+    assert_eq!(names.len(), count);
+    names
+}
+
 /// How many of appends, one character for the writer of each, are counted: each on a stream of its writer.
 fn counted(writers: &Writers, name: &str, appends: &str) -> usize {
     let context = context(name);
@@ -51,10 +60,9 @@ fn the_writer_that_wrote_meanwhile_is_named() {
 
 #[test]
 fn contexts_are_apart_even_in_one_slot() {
-    let slot = Slot::of(&context("c"));
-    let other = (0..).map(|n: u32| n.to_string()).find(|name| Slot::of(&context(name)) == slot).unwrap();
     let writers = Writers::default();
-    let names = ["c", &other];
+    let other = neighbours(1);
+    let names = ["c", &other[0]];
     let mut seen = [Seen::default(), Seen::default()];
     for _ in 0..3 {
         for (name, seen) in names.into_iter().zip(&mut seen) {
@@ -81,8 +89,7 @@ fn a_stream_that_is_the_only_writer_takes_no_lock() {
 fn contexts_are_bounded_and_what_was_forgotten_is_learned_again() {
     let writers = Writers::default();
     let slot = Slot::of(&context("c"));
-    let names = (0..).map(|n: u32| n.to_string()).filter(|name| Slot::of(&context(name)) == slot);
-    let names: Vec<_> = names.take(limits::WRITTEN_PER_SLOT).collect();
+    let names = neighbours(limits::WRITTEN_PER_SLOT);
     let mut stream = Seen::default();
     assert_eq!(writers.wrote(&context("c"), &writer("a"), &mut stream), None);
     for name in &names {
