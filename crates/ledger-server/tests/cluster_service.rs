@@ -4,7 +4,7 @@
 
 mod support;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use ledger_client::{Append, Appender, Client, Options, Receipts};
 use ledger_core::{ContextId, slot::Slot};
@@ -237,7 +237,12 @@ async fn interleaved(node: &TestNode) -> u64 {
 }
 
 #[tokio::test]
-async fn writers_that_take_turns_on_a_context_are_counted_and_not_refused() {
+async fn writers_that_take_turns_on_a_context_are_counted_and_reported_and_not_refused() {
+    // The node runs on this thread.
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let file = Arc::new(log.reopen().unwrap());
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(file).finish();
+    let _logging = tracing::subscriber::set_default(subscriber);
     let node = TestNode::start().await;
     let (mut a, mut b) = (Engine::at(&node).await, Engine::at(&node).await);
     assert_ne!(a.client.writer(), b.client.writer());
@@ -261,6 +266,14 @@ async fn writers_that_take_turns_on_a_context_are_counted_and_not_refused() {
     a.append("stream").await;
     b.stream("stream").await;
     assert_eq!(interleaved(&node).await, 8);
+    let log = std::fs::read_to_string(log.path()).unwrap();
+    for context in ["context=unary", "context=stream"] {
+        let reports: Vec<_> = log.lines().filter(|line| line.contains(context)).collect();
+        let [report] = &reports[..] else { panic!("one report of {context} in {log}") };
+        for part in [" WARN ", "two writers take turns", a.client.writer(), b.client.writer()] {
+            assert!(report.contains(part), "{part} in {report}");
+        }
+    }
     drop((a, b));
     node.stop().await;
 }
