@@ -182,7 +182,7 @@ impl Attachment {
             let client = self.client.clone();
             // One try only: between two the ledger may have lost something.
             let tried = client.call_once(aim, &attempts, |channel| {
-                let mut service = client.context_service_on(channel);
+                let (mut service, request) = (client.context_service_on(channel), client.written(request));
                 async move { service.append(request).await }
             });
             match tried.await? {

@@ -15,12 +15,19 @@ use ledger_proto::{
         integrity_service_client::IntegrityServiceClient, ledger_service_client::LedgerServiceClient,
     },
 };
-use tonic::transport::Channel;
+use tonic::{
+    Request,
+    metadata::{Ascii, MetadataValue},
+    transport::Channel,
+};
 
 use crate::{
     Appender, AttachOptions, Attachment, ClientError, Options, Pages, Receipts, Selection, Watch,
     address::Address, convert, error, nodes::Nodes, owners::Owners, route::Aim,
 };
+
+/// The metadata in which a client names itself where it appends.
+const WRITER: &str = "converge-writer";
 
 /// A client of a node, or of a cluster by the addresses of any of its nodes. Cheap to clone: clones share the
 /// connections, which are made when first needed and again whenever they break. A name in an address is
@@ -33,6 +40,7 @@ struct Shared {
     options: Options,
     nodes: Nodes,
     owners: Owners,
+    writer: MetadataValue<Ascii>,
 }
 
 /// One append.
@@ -170,7 +178,23 @@ impl Client {
         options: &Options,
     ) -> Result<Self, ClientError> {
         let nodes = Nodes::new(Address::list(addresses)?, options.clone())?;
-        Ok(Self(Arc::new(Shared { options: options.clone(), nodes, owners: Owners::default() })))
+        let (high, low) = uuid::Uuid::new_v4().as_u64_pair();
+        let writer = MetadataValue::from(high ^ low);
+        Ok(Self(Arc::new(Shared { options: options.clone(), nodes, owners: Owners::default(), writer })))
+    }
+
+    /// The name under which this client, and every clone of it, appends: made at random with it. Nodes count, and
+    /// name in their logs, writers that take turns on a context, where one engine is to write: an engine that logs
+    /// its name can be found, and one that appends with several clients looks like several engines.
+    pub fn writer(&self) -> &str {
+        self.0.writer.to_str().unwrap_or_default()
+    }
+
+    /// A request to append, or to begin to, that says who does.
+    pub(crate) fn written<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        request.metadata_mut().insert(WRITER, self.0.writer.clone());
+        request
     }
 
     pub(crate) fn options(&self) -> &Options {
@@ -192,7 +216,7 @@ impl Client {
         let id = append.identify();
         let request = append.request();
         let answer = self.call(Aim::owner_of(&append.context), |channel| {
-            let (mut service, request) = (self.context_service_on(channel), request.clone());
+            let (mut service, request) = (self.context_service_on(channel), self.written(request.clone()));
             async move { service.append(request).await }
         });
         let answer = answer.await.map_err(|error| error.of_entry(&id))?.into_inner();
@@ -255,7 +279,7 @@ impl Client {
     }
 
     /// The generated client of `converge.context.v1` of the node in use, for what this SDK does not cover. Like
-    /// the others below it stays with that node.
+    /// the others below it stays with that node, and appends without [`Client::writer`]'s name.
     pub fn context_service(&self) -> ContextServiceClient<Channel> {
         self.context_service_on(self.nodes().any_channel())
     }

@@ -35,6 +35,7 @@ use crate::{
     metrics::{Alive, Rpc},
     node::Node,
     status::Refusal,
+    writers::Writer,
 };
 
 /// Starts a stream of appends.
@@ -42,6 +43,7 @@ pub fn start(
     node: Arc<Node>,
     batches: Streaming<AppendBatch>,
     is_forwarded: bool,
+    writer: Option<Writer>,
 ) -> impl Stream<Item = Result<AppendResults, Status>> + Send {
     node.metrics.started(Rpc::AppendStream);
     let in_flight = Arc::new(InFlight::default());
@@ -54,13 +56,14 @@ pub fn start(
         names: Names::default(),
         in_flight: Arc::clone(&in_flight),
         stored,
-        places: Places::new(is_forwarded),
+        places: Places::new(is_forwarded, writer.clone()),
+        writer,
         refused,
         node: Arc::clone(&node),
     };
     let alive = Alive::new(&node.metrics.append_streams);
     tokio::spawn(reader.run(batches, gone.clone(), ended));
-    let writer = Writer {
+    let answers = Answers {
         stored: stored_rx,
         refused: refused_rx,
         ended: Some(ended_rx),
@@ -69,7 +72,7 @@ pub fn start(
         _gone: gone.drop_guard(),
         _alive: alive,
     };
-    stream::unfold(writer, |mut writer| async move { Some((writer.next().await?, writer)) })
+    stream::unfold(answers, |mut answers| async move { Some((answers.next().await?, answers)) })
 }
 
 /// What was handed to the store and not yet answered, in chunks, oldest first.
@@ -138,6 +141,8 @@ struct Reader {
     stored: mpsc::UnboundedSender<BatchResults>,
     refused: mpsc::UnboundedSender<Refused>,
     places: Places,
+    /// Who sends the stream, if it says so.
+    writer: Option<Writer>,
 }
 
 impl Reader {
@@ -188,10 +193,11 @@ impl Reader {
         for AppendItem { tag, request } in items {
             let request = request.unwrap_or_default();
             let weight = convert::weight(&request);
-            let context = self.names.get(&request.context_id);
-            let epoch = match context.clone().and_then(|context| self.places.of(&self.node, &context)) {
-                Ok(Placed::Here(epoch)) => Ok(epoch),
-                Ok(Placed::There(owner)) => {
+            let named = self.names.get(&request.context_id);
+            let placed = named.and_then(|named| Ok((self.places.of(&self.node, &named.context)?, named)));
+            let here = match placed {
+                Ok((Placed::Here(epoch), named)) => Ok((epoch, named)),
+                Ok((Placed::There(owner), _)) => {
                     let item = AppendItem { tag, request: Some(request) };
                     self.node.metrics.forwarded_appends.increment(1);
                     self.places.send(&owner, item, &self.items, &self.refused).await?;
@@ -199,8 +205,12 @@ impl Reader {
                 }
                 Err(refusal) => Err(refusal),
             };
-            let checked = epoch.and_then(|epoch| {
-                let append = convert::append(request, context?, self.node.config.max_payload.get())?;
+            let checked = here.and_then(|(epoch, named)| {
+                let max_payload = self.node.config.max_payload.get();
+                let append = convert::append(request, named.context.clone(), max_payload)?;
+                if let Some(writer) = &self.writer {
+                    self.node.wrote(&named.context, writer, &mut named.seen);
+                }
                 Ok(Append { epoch, ..append })
             });
             match checked {
@@ -246,7 +256,7 @@ pub(crate) async fn acquire(
 }
 
 /// Turns group commits into messages of results.
-struct Writer {
+struct Answers {
     node: Arc<Node>,
     stored: mpsc::UnboundedReceiver<BatchResults>,
     refused: mpsc::UnboundedReceiver<Refused>,
@@ -256,7 +266,7 @@ struct Writer {
     _alive: Alive,
 }
 
-impl Writer {
+impl Answers {
     async fn next(&mut self) -> Option<Result<AppendResults, Status>> {
         tokio::select! {
             biased;

@@ -26,6 +26,7 @@ use crate::{
     standing::Standing,
     status::Refusal,
     tail::{Batch, Tail},
+    writers::{self, Seen, Writer},
 };
 
 /// The service.
@@ -36,9 +37,10 @@ pub struct Contexts(pub Arc<Node>);
 impl ContextService for Contexts {
     async fn append(&self, request: Request<AppendRequest>) -> Result<Response<AppendResponse>, Status> {
         let is_forwarded = route::is_forwarded(request.metadata());
+        let writer = Writer::of(request.metadata());
         let request = request.into_inner();
         let span = debug_span!("append", context = request.context_id, key = request.key);
-        self.0.answer(Rpc::Append, span, append(&self.0, request, is_forwarded)).await
+        self.0.answer(Rpc::Append, span, append(&self.0, request, writer.as_ref(), is_forwarded)).await
     }
 
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetResponse>, Status> {
@@ -122,10 +124,11 @@ fn reader(channel: Channel) -> ContextServiceClient<Channel> {
 async fn append(
     node: &Node,
     mut request: AppendRequest,
+    writer: Option<&Writer>,
     is_forwarded: bool,
 ) -> Result<AppendResponse, Refusal> {
     if matches!(node.standing, Standing::Lone(_)) {
-        return append_here(node, request).await;
+        return append_here(node, request, writer).await;
     }
     let context = ContextId::new(&request.context_id)?;
     // Whatever happens on the way, a retry with an id is safe.
@@ -139,13 +142,14 @@ async fn append(
     let deadline = route::deadline();
     loop {
         let (refusal, is_safe) = match node.writes(&context, is_forwarded) {
-            Ok(Place::Here(_)) => match append_here(node, request.clone()).await {
+            Ok(Place::Here(_)) => match append_here(node, request.clone(), writer).await {
                 Ok(appended) => return Ok(appended),
                 Err(refusal) => (refusal, has_id),
             },
             Ok(Place::There(channel)) => {
                 node.metrics.forwarded_appends.increment(1);
-                match reader(channel).append(route::forwarded(request.clone())).await {
+                let request = writers::forwarded(request.clone(), writer);
+                match reader(channel).append(request).await {
                     Ok(appended) => return Ok(appended.into_inner()),
                     Err(status) => {
                         let (refusal, is_undone) = route::refusal(status);
@@ -160,12 +164,19 @@ async fn append(
     }
 }
 
-async fn append_here(node: &Node, request: AppendRequest) -> Result<AppendResponse, Refusal> {
+async fn append_here(
+    node: &Node,
+    request: AppendRequest,
+    writer: Option<&Writer>,
+) -> Result<AppendResponse, Refusal> {
     let weight = u32::try_from(convert::weight(&request).min(node.config.max_in_flight.get()));
     let context = ContextId::new(&request.context_id)?;
     let append = convert::append(request, context, node.config.max_payload.get())?;
     let closed = |_| Refusal::shutting_down();
     let _room = node.in_flight.acquire_many(weight.unwrap_or(u32::MAX)).await.map_err(closed)?;
+    if let Some(writer) = writer {
+        node.wrote(&append.context, writer, &mut Seen::default());
+    }
     let appended = node.ledger.append_async(append).await?;
     node.metrics.appended_entries.increment(1);
     node.metrics.appended_bytes.increment(appended.entry.payload.len() as u64);

@@ -13,7 +13,7 @@ use ledger_proto::{
 };
 use ledger_store::{Append, ContextInfo, ForkInfo, Needed, StoreError, Tip};
 
-use crate::{limits, status::Refusal};
+use crate::{limits, status::Refusal, writers::Seen};
 
 /// Checks an append. `context` is the already checked name of its context.
 pub fn append(request: AppendRequest, context: ContextId, max_payload: usize) -> Result<Append, Refusal> {
@@ -52,20 +52,40 @@ pub fn weight(request: &AppendRequest) -> usize {
 
 /// The names of contexts a stream has used: checked once, then shared.
 #[derive(Debug, Default)]
-pub struct Names(HashMap<Box<str>, ContextId>);
+pub struct Names {
+    numbers: HashMap<Box<str>, usize>,
+    named: Vec<Named>,
+}
+
+/// A context that a stream has used.
+#[derive(Debug)]
+pub struct Named {
+    /// The checked name.
+    pub context: ContextId,
+    /// What the stream knows of who writes it.
+    pub seen: Seen,
+}
 
 impl Names {
-    /// The checked name.
-    pub fn get(&mut self, text: &str) -> Result<ContextId, Refusal> {
-        if let Some(context) = self.0.get(text) {
-            return Ok(context.clone());
-        }
+    /// The context of a name.
+    pub fn get(&mut self, text: &str) -> Result<&mut Named, Refusal> {
+        let number = match self.numbers.get(text) {
+            Some(number) => *number,
+            None => self.add(text)?,
+        };
+        Ok(&mut self.named[number])
+    }
+
+    fn add(&mut self, text: &str) -> Result<usize, Refusal> {
         let context = ContextId::new(text)?;
-        if self.0.len() >= limits::NAMES_PER_STREAM {
-            self.0.clear();
+        if self.named.len() >= limits::NAMES_PER_STREAM {
+            self.numbers.clear();
+            self.named.clear();
         }
-        self.0.insert(text.into(), context.clone());
-        Ok(context)
+        let number = self.named.len();
+        self.numbers.insert(text.into(), number);
+        self.named.push(Named { context, seen: Seen::default() });
+        Ok(number)
     }
 }
 
@@ -277,11 +297,14 @@ mod tests {
     #[test]
     fn names_are_checked_and_remembered() {
         let mut names = Names::default();
-        assert_eq!(names.get("a").unwrap(), names.get("a").unwrap());
+        let [first, again] = [(); 2].map(|()| names.get("a").unwrap().context.clone());
+        assert_eq!(first, again);
         assert_eq!(names.get("").unwrap_err().field, Some("context_id"));
         for n in 0..2 * limits::NAMES_PER_STREAM {
-            names.get(&n.to_string()).unwrap();
+            let name = n.to_string();
+            assert_eq!(names.get(&name).unwrap().context.as_str(), name);
         }
-        assert!(names.0.len() <= limits::NAMES_PER_STREAM);
+        assert!(names.named.len() <= limits::NAMES_PER_STREAM);
+        assert_eq!(names.named.len(), names.numbers.len());
     }
 }

@@ -26,6 +26,7 @@ use crate::{
     route,
     standing::Standing,
     status::Refusal,
+    writers::{self, Writer},
 };
 
 /// Messages that wait for the connection to an owner.
@@ -44,6 +45,7 @@ pub enum Placed {
 #[derive(Debug)]
 pub struct Places {
     is_forwarded: bool,
+    writer: Option<Writer>,
     slots: HashMap<Slot, Result<Placed, Refusal>>,
     channels: HashMap<NodeId, Channel>,
     owners: HashMap<NodeId, Forward>,
@@ -92,9 +94,9 @@ impl Sent {
 }
 
 impl Places {
-    /// Nothing is placed yet.
-    pub fn new(is_forwarded: bool) -> Self {
-        Self { is_forwarded, slots: HashMap::new(), channels: HashMap::new(), owners: HashMap::new() }
+    /// Nothing is placed yet of what a writer sends, if it names itself.
+    pub fn new(is_forwarded: bool, writer: Option<Writer>) -> Self {
+        Self { is_forwarded, writer, slots: HashMap::new(), channels: HashMap::new(), owners: HashMap::new() }
     }
 
     /// Where an entry of a context goes.
@@ -133,10 +135,9 @@ impl Places {
         let permit = acquire(room, 1).await?;
         let tag = item.tag;
         if let Some(channel) = self.channels.get(owner) {
-            let forward = self
-                .owners
-                .entry(owner.clone())
-                .or_insert_with(|| Forward::begin(channel.clone(), Arc::clone(room), results.clone()));
+            let forward = self.owners.entry(owner.clone()).or_insert_with(|| {
+                Forward::begin(channel.clone(), self.writer.clone(), Arc::clone(room), results.clone())
+            });
             if let Some(ours) = forward.sent.put(tag) {
                 permit.forget();
                 let batch = AppendBatch { items: vec![AppendItem { tag: ours, ..item }] };
@@ -161,12 +162,17 @@ impl Places {
 
 impl Forward {
     /// Opens a stream to an owner. Its results go where the client's are sent from.
-    fn begin(channel: Channel, room: Arc<Semaphore>, results: mpsc::UnboundedSender<Refused>) -> Self {
+    fn begin(
+        channel: Channel,
+        writer: Option<Writer>,
+        room: Arc<Semaphore>,
+        results: mpsc::UnboundedSender<Refused>,
+    ) -> Self {
         let (messages, outgoing) = mpsc::channel(MESSAGES);
         let sent = Arc::new(Sent::default());
         let answered = Arc::clone(&sent);
         tokio::spawn(async move {
-            let ended = answers(channel, outgoing, &answered, &room, &results).await;
+            let ended = answers(channel, outgoing, writer.as_ref(), &answered, &room, &results).await;
             // What was not answered may be stored: whoever wrote it repeats it with its id.
             let refusal =
                 ended.err().map_or_else(|| Refusal::not_owner("", ""), |status| route::refusal(status).0);
@@ -185,6 +191,7 @@ impl Forward {
 async fn answers(
     channel: Channel,
     outgoing: mpsc::Receiver<AppendBatch>,
+    writer: Option<&Writer>,
     sent: &Sent,
     room: &Arc<Semaphore>,
     results: &mpsc::UnboundedSender<Refused>,
@@ -196,7 +203,7 @@ async fn answers(
     let batches = ReceiverStream::new(outgoing)
         .ready_chunks(limits::APPEND_CHUNK_ITEMS)
         .map(|batches| AppendBatch { items: batches.into_iter().flat_map(|batch| batch.items).collect() });
-    let mut answers = client.append(route::forwarded(batches)).await?.into_inner();
+    let mut answers = client.append(writers::forwarded(batches, writer)).await?.into_inner();
     while let Some(mut answer) = answers.message().await? {
         answer.results.retain_mut(|result| match sent.take(result.tag) {
             Some(tag) => {

@@ -29,6 +29,7 @@ use crate::{
     standing::Standing,
     status::Refusal,
     tail::Tail,
+    writers::Writer,
 };
 
 /// The service.
@@ -51,7 +52,8 @@ impl LedgerService for Streams {
     ) -> Result<Response<Self::AppendStream>, Status> {
         self.0.serving().map_err(self.refuse(Rpc::AppendStream))?;
         let is_forwarded = route::is_forwarded(request.metadata());
-        let results = append_stream::start(Arc::clone(&self.0), request.into_inner(), is_forwarded);
+        let writer = Writer::of(request.metadata());
+        let results = append_stream::start(Arc::clone(&self.0), request.into_inner(), is_forwarded, writer);
         Ok(Response::new(results.boxed()))
     }
 

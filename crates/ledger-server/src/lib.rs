@@ -17,6 +17,7 @@
 //! | [`encode`] | entries in the contract's encoding, from where they lie |
 //! | [`pages`] | a context read in pages, ahead of the client |
 //! | [`append_stream`] | the pipelined append |
+//! | [`writers`] | whether several writers take turns on a context |
 //! | [`interest`], [`observe`] | observers of contexts, and their streams wherever the owner moves |
 //! | [`http`], [`console`], [`metrics`] | probes, Prometheus, a page to look at contexts |
 
@@ -52,6 +53,7 @@ pub mod supervise;
 pub mod tail;
 pub mod telemetry;
 pub mod units;
+pub mod writers;
 
 pub use config::Config;
 pub use serve::{Server, StartError};

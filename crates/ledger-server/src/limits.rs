@@ -69,6 +69,15 @@ pub const BOOKMARK_MS: u32 = 1000;
 /// Contexts whose newest position is kept for bookmarks.
 pub const NEWEST: usize = 4096;
 
+/// Longest name of a writer, bytes.
+pub const WRITER_NAME: usize = 64;
+/// Contexts of one slot whose writers are remembered.
+pub const WRITTEN_PER_SLOT: usize = 8;
+/// Writers remembered of one context: so many that take turns are noticed.
+pub const WRITERS_PER_CONTEXT: usize = 4;
+/// Contexts reported in a minute because their writers take turns.
+pub const WRITER_REPORTS: usize = 32;
+
 /// Requests at the same time on one connection.
 pub const STREAMS_PER_CONNECTION: u32 = 16 * 1024;
 /// HTTP/2 flow control, bytes: what a client may send ahead on one stream.

@@ -103,6 +103,8 @@ pub struct Metrics {
     pub watch_history_reads: Counter,
     /// Appends sent on to the owner.
     pub forwarded_appends: Counter,
+    /// Times a writer appended again to a context that another had taken over.
+    pub interleaved_writers: Counter,
     /// Append streams open.
     pub append_streams: Gauge,
     /// Observers of contexts whose streams are here.
@@ -154,6 +156,7 @@ impl Metrics {
             watchers: gauge("ledger_watchers"),
             watch_history_reads: counter("ledger_watch_history_reads_total"),
             forwarded_appends: counter("ledger_forwarded_appends_total"),
+            interleaved_writers: counter("ledger_interleaved_writers_total"),
             append_streams: gauge("ledger_append_streams"),
             observers: gauge("ledger_observers"),
             recorder,
@@ -252,6 +255,10 @@ fn describe(recorder: &PrometheusRecorder) {
         ("ledger_watched_entries_total", "Entries sent to watchers."),
         ("ledger_watch_history_reads_total", "Times a watcher read the store instead of recent memory."),
         ("ledger_forwarded_appends_total", "Appends sent on to the owner of their context."),
+        (
+            "ledger_interleaved_writers_total",
+            "Times a writer appended again to a context that another had taken over.",
+        ),
         ("ledger_task_restarts_total", "Restarts of supervised tasks."),
         ("ledger_store_appended_entries_total", "Entries stored since the node started."),
         ("ledger_store_commits_total", "Group commits since the node started."),

@@ -18,6 +18,7 @@ use crate::{
     newest::Newest,
     standing::Standing,
     status::Refusal,
+    writers::Writers,
 };
 
 /// What all services share.
@@ -39,6 +40,8 @@ pub struct Node {
     pub signer: Signer,
     /// Newest positions, for bookmarks.
     pub newest: Newest,
+    /// Who writes which context.
+    pub writers: Writers,
     /// By itself, or in a cluster.
     pub standing: Standing,
     /// What there is to do, measured now and then.
@@ -65,6 +68,7 @@ impl Node {
             loads: Arc::new(Semaphore::new(limits::LOADS)),
             reads: Arc::new(Semaphore::new(limits::READS)),
             newest: Newest::default(),
+            writers: Writers::default(),
             meter: Meter::default(),
             interest: Arc::default(),
             standing,

@@ -1,17 +1,18 @@
-//! Who is there and who holds what, on a node by itself and in a cluster.
+//! Who is there, who holds what, and who writes it, on a node by itself and in a cluster.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
 mod support;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use ledger_client::{Append, Appender, Client, Options, Receipts};
 use ledger_core::{ContextId, slot::Slot};
 use ledger_proto::ledger::v1::{
     ClusterChange, DrainRequest, LocateRequest, MembersRequest, WatchClusterRequest,
     cluster_service_client::ClusterServiceClient,
 };
-use support::{TestNode, assert_retry, field, free_ports};
+use support::{TestNode, append, assert_retry, field, free_ports};
 use tonic::{Code, Streaming, transport::Channel};
 
 /// The metrics of a node, once a line is among them.
@@ -198,4 +199,142 @@ async fn a_lone_node_has_nobody_to_drain_to() {
         "{metrics}"
     );
     node.stop().await;
+}
+
+/// Clients of a node, each a writer of its own. What they append is stored before the next is sent.
+struct Engine {
+    client: Client,
+    stream: (Appender, Receipts),
+}
+
+impl Engine {
+    async fn at(node: &TestNode) -> Self {
+        let client = Client::connect(&format!("http://{}", node.server.grpc()), &Options::default()).unwrap();
+        let stream = client.appender(8).await.unwrap();
+        Self { client, stream }
+    }
+
+    async fn append(&self, context: &str) {
+        self.client.append(facts(context)).await.unwrap();
+    }
+
+    async fn stream(&mut self, context: &str) {
+        let (appender, receipts) = &mut self.stream;
+        appender.send(facts(context)).await.unwrap();
+        receipts.next().await.unwrap().unwrap().result.unwrap();
+    }
+}
+
+fn facts(context: &str) -> Append {
+    Append::new(&ContextId::new(context).unwrap(), "facts", "x").unwrap()
+}
+
+/// How often a node counted writers that take turns.
+async fn interleaved(node: &TestNode) -> u64 {
+    let (_, metrics) = node.http("/metrics").await;
+    let value = |line: &str| line.strip_prefix("ledger_interleaved_writers_total ")?.trim().parse().ok();
+    metrics.lines().find_map(value).unwrap()
+}
+
+#[tokio::test]
+async fn writers_that_take_turns_on_a_context_are_counted_and_reported_and_not_refused() {
+    // The node runs on this thread.
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let file = Arc::new(log.reopen().unwrap());
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(file).finish();
+    let _logging = tracing::subscriber::set_default(subscriber);
+    let node = TestNode::start().await;
+    let (mut a, mut b) = (Engine::at(&node).await, Engine::at(&node).await);
+    assert_ne!(a.client.writer(), b.client.writer());
+    assert_eq!(a.client.writer(), a.client.clone().writer());
+    a.append("unary").await;
+    b.append("unary").await;
+    assert_eq!(interleaved(&node).await, 0);
+    a.append("unary").await;
+    b.append("unary").await;
+    assert_eq!(interleaved(&node).await, 2);
+
+    for _ in 0..3 {
+        a.stream("stream").await;
+        a.stream("stream").await;
+        b.stream("stream").await;
+    }
+    assert_eq!(interleaved(&node).await, 6);
+    // A writer is the same whichever way its appends take.
+    b.append("stream").await;
+    assert_eq!(interleaved(&node).await, 6);
+    a.append("stream").await;
+    b.stream("stream").await;
+    assert_eq!(interleaved(&node).await, 8);
+    let log = std::fs::read_to_string(log.path()).unwrap();
+    for context in ["context=unary", "context=stream"] {
+        let reports: Vec<_> = log.lines().filter(|line| line.contains(context)).collect();
+        let [report] = &reports[..] else { panic!("one report of {context} in {log}") };
+        for part in [" WARN ", "two writers take turns", a.client.writer(), b.client.writer()] {
+            assert!(report.contains(part), "{part} in {report}");
+        }
+    }
+    drop((a, b));
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_writer_that_takes_over_for_good_is_not_counted_nor_one_without_a_name() {
+    let node = TestNode::start().await;
+    for _ in 0..3 {
+        let mut engine = Engine::at(&node).await;
+        for _ in 0..3 {
+            engine.append("demo").await;
+            engine.stream("demo").await;
+        }
+    }
+    let (a, b) = (Engine::at(&node).await, Engine::at(&node).await);
+    let mut nameless = node.contexts().await;
+    for name in ["", "two words", &"x".repeat(65)] {
+        a.append("a").await;
+        let mut request = tonic::Request::new(append("a", "facts", "x"));
+        request.metadata_mut().insert("converge-writer", name.parse().unwrap());
+        nameless.append(request).await.unwrap();
+        nameless.append(append("a", "facts", "x")).await.unwrap();
+        b.append("b").await;
+    }
+    assert_eq!(interleaved(&node).await, 0);
+    drop((a, b, nameless));
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_owner_counts_writers_whose_appends_come_through_another_node() {
+    let ports = free_ports();
+    let (a, b) = tokio::join!(TestNode::join("a", ports, 0), TestNode::join("b", ports, 1));
+    let mut watched = Watched::start(&mut b.cluster().await).await;
+    watched.until("all slots have owners", |seen| seen.owned_by("a") + seen.owned_by("b") == 1024).await;
+    let mut progress = a.cluster().await.drain(DrainRequest { resume: false }).await.unwrap().into_inner();
+    while progress.message().await.unwrap().is_some() {}
+    watched.until("b owns everything", |seen| seen.owned_by("b") == 1024).await;
+
+    // Two come through the node that owns nothing, over one connection; one appends at the owner.
+    let (mut x, mut y) = (Engine::at(&a).await, Engine::at(&a).await);
+    let mut direct = Engine::at(&b).await;
+    for engine in [&mut x, &mut y, &mut direct] {
+        engine.append("handed over").await;
+        engine.stream("handed over").await;
+    }
+    assert_eq!(interleaved(&b).await, 0);
+    for _ in 0..2 {
+        x.append("unary").await;
+        y.append("unary").await;
+    }
+    assert_eq!(interleaved(&b).await, 2);
+    for _ in 0..2 {
+        x.stream("stream").await;
+        y.stream("stream").await;
+        direct.stream("stream").await;
+    }
+    assert_eq!(interleaved(&b).await, 5);
+    let metrics = metrics_with(&a, "ledger_interleaved_writers_total 0").await;
+    assert!(!metrics.contains("ledger_forwarded_appends_total 0"), "{metrics}");
+    drop((x, y, direct, watched, progress));
+    a.stop().await;
+    b.stop().await;
 }

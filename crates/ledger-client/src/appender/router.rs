@@ -168,7 +168,8 @@ impl Router {
         }
         let (sender, outgoing) = outgoing::channel();
         let channel = self.client.nodes().any_channel();
-        let answers = self.client.ledger_service_on(channel).append(outgoing).await;
+        let request = self.client.written(outgoing);
+        let answers = self.client.ledger_service_on(channel).append(request).await;
         let answers = answers.map_err(|status| Failed::new(address.clone(), status))?.into_inner();
         let id = self.add(address, sender, answers.boxed());
         self.groups[0].at = At::Flowing(id);
@@ -485,8 +486,8 @@ impl Router {
             self.drain(oldest.id);
         }
         let (sender, outgoing) = outgoing::channel();
-        let mut service = self.client.ledger_service_on(channel);
-        let answers = async move { service.append(outgoing).await.map(Response::into_inner) };
+        let (mut service, request) = (self.client.ledger_service_on(channel), self.client.written(outgoing));
+        let answers = async move { service.append(request).await.map(Response::into_inner) };
         self.add(address, sender, answers.try_flatten_stream().boxed())
     }
 
