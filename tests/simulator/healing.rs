@@ -46,9 +46,10 @@ impl World {
 
     pub(super) fn is_healed(&mut self) {
         match self.missing() {
-            // All members are equal: what they lack now they lack for good, unless its writer has it. Where availability
-            // comes first, a node that heard nothing for a moment may still take a slot and have history left.
-            None if self.settled != self.owners() => {
+            // All members are equal: what they lack now they lack for good, unless its writer has it.
+            None if self.stage == Stage::Healing
+                || (self.is_loose() && self.now < self.healing_since + PATIENCE) =>
+            {
                 (self.stage, self.settled) = (Stage::Settled, self.owners());
                 for client in &mut self.clients {
                     if let Client::Writer(writer) = client {
@@ -103,6 +104,12 @@ impl World {
             }
         }
         waits.or_else(|| slots.iter().find_map(|slot| self.unequal(*slot))).or_else(|| self.unwatched())
+    }
+
+    /// Whether availability comes first, and a slot changed hands since the writers attached: a node that heard nothing for
+    /// a moment may have had history left.
+    fn is_loose(&self) -> bool {
+        !self.invariants.is_strict && self.settled != self.owners()
     }
 
     /// Who owns which slot, in which epoch.
@@ -218,7 +225,7 @@ impl World {
             if let Client::Writer(writer) = client {
                 let history = &canonical[writer.context];
                 let lost = writer.kept.iter().find(|id| !history.0.iter().any(|entry| entry.id == **id));
-                if let Some(lost) = lost {
+                if let Some(lost) = lost.filter(|_| !self.is_loose()) {
                     return Err(format!("the writer of entry {lost:x} did not put it back"));
                 }
             }

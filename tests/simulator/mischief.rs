@@ -281,6 +281,8 @@ impl World {
                         && known.is_some_and(|known| placement.epoch > known)
                     {
                         sets.push(placement.set.clone());
+                        // Until the move to them is settled, those before them are needed too.
+                        sets.extend(placement.before.clone());
                     }
                 }
             }
