@@ -7,6 +7,7 @@
 //! | `sending`, `receiving` | the stream from an owner to a replica, seen from both ends |
 //! | `following`, `catch_up` | bringing a replica in step |
 //! | `service` | what other nodes ask |
+//! | `set_back` | a node that came back with an older disk |
 //! | [`routes`] | where slots are |
 //! | [`config`] | the settings of a node that takes part |
 //! | [`membership`] | who is in the cluster, who is alive, and what each node says of itself |
@@ -30,9 +31,11 @@ pub mod seal;
 pub mod seeds;
 mod sending;
 pub mod service;
+mod set_back;
 mod shared;
 mod wire;
 
 pub use cluster::{Cluster, JoinError};
 pub use config::ClusterConfig;
+pub use set_back::Renewed;
 pub use shared::Counters;

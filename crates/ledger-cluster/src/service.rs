@@ -159,6 +159,8 @@ impl Replicas {
                 );
             }
         }
+        // What was promised meanwhile counts for nothing.
+        self.0.remembers()?;
         if !events.is_empty() {
             self.0.tell(events).await;
         }
@@ -179,6 +181,11 @@ fn meant(
 ) -> Result<(), Status> {
     if *caller != from.node {
         return Err(Status::permission_denied("the message is not from the node that sends it"));
+    }
+    if let Some(found) = shared.set_back(from) {
+        return Err(Status::failed_precondition(format!(
+            "the data directory of {from} is older than it was: {found}"
+        )));
     }
     shared.is_me(&wire::member(to).map_err(malformed)?)
 }

@@ -26,7 +26,14 @@ use tonic::{
     metadata::{BinaryMetadataKey, MetadataMap, MetadataValue},
 };
 
-use crate::{config::ClusterConfig, peers::Peers, routes::Routes, seal::Sealer};
+use crate::{
+    config::ClusterConfig,
+    membership::{SetBack, View},
+    peers::Peers,
+    routes::Routes,
+    seal::Sealer,
+    set_back::Renewed,
+};
 
 /// Carries the proof that a caller has the cluster's key.
 const PROOF: &str = "converge-peer-bin";
@@ -49,6 +56,10 @@ pub(crate) struct Shared {
     /// Streams from other nodes, so that a new one ends the old one first.
     pub(crate) incoming: Mutex<BTreeMap<NodeId, Incoming>>,
     pub(crate) counters: Counters,
+    /// The nodes as this one sees them.
+    pub(crate) view: watch::Receiver<Arc<View>>,
+    /// This node's directory turned out to be older than it had said: how that ended.
+    pub(crate) renewed: watch::Sender<Option<Renewed>>,
     pub(crate) cancel: CancellationToken,
 }
 
@@ -133,6 +144,20 @@ impl Shared {
         }
     }
 
+    /// Whether a member's directory is older than what was heard of it: nothing that it promises or holds counts.
+    pub(crate) fn set_back(&self, member: &Member) -> Option<SetBack> {
+        let view = self.view.borrow();
+        view.get(&member.node).filter(|known| known.storage_id == member.storage)?.set_back
+    }
+
+    /// Refuses if this node's own directory is older than what it had said.
+    pub(crate) fn remembers(&self) -> Result<(), Status> {
+        if self.set_back(&self.me).is_none() && self.renewed.borrow().is_none() {
+            return Ok(());
+        }
+        Err(Status::unavailable("this node's data directory is older than it was: it joins anew"))
+    }
+
     /// Whether the stream from a node is up. The one to it may be, or not, all the same.
     pub(crate) fn is_served(&self, node: &NodeId) -> bool {
         self.incoming.lock().get(node).is_some_and(|incoming| incoming.turn.try_lock().is_err())
@@ -151,6 +176,7 @@ impl Shared {
 
     /// Who calls, if it has the cluster's key and means this node.
     pub(crate) fn caller(&self, metadata: &MetadataMap) -> Result<NodeId, Status> {
+        self.remembers()?;
         let refused = || Status::permission_denied("this service is for the nodes of the cluster only");
         let sealed = metadata.get_bin(PROOF).and_then(|value| value.to_bytes().ok()).ok_or_else(refused)?;
         let text = self.sealer.read().open(&sealed).map_err(|_| refused())?;

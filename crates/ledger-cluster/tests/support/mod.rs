@@ -55,6 +55,8 @@ pub(crate) fn config(
             zone: String::new(),
             format: 1,
             load: Load::default(),
+            opened: None,
+            durable: None,
             owned: Vec::new(),
         },
         copies: 3,
@@ -98,11 +100,16 @@ impl Node {
 
     /// Falls silent at once: no goodbye.
     pub(crate) async fn kill(self) {
+        let ledger = self.fall_silent().await;
+        tokio::task::spawn_blocking(move || ledger.close()).await.unwrap().unwrap();
+    }
+
+    /// Falls silent at once, and leaves its ledger as it is.
+    pub(crate) async fn fall_silent(self) -> Ledger {
         self.stop.cancel();
         drop(self.cluster);
         self.server.await.unwrap();
-        let ledger = self.ledger;
-        tokio::task::spawn_blocking(move || ledger.close()).await.unwrap().unwrap();
+        self.ledger
     }
 
     pub(crate) async fn append(&self, context: &ContextId, text: &str) -> Result<Appended, StoreError> {
