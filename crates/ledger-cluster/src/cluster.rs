@@ -1,7 +1,7 @@
 //! A node's part in a cluster, as its server holds it.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -99,6 +99,7 @@ impl Cluster {
             incoming: Mutex::default(),
             counters: Counters::default(),
             view: membership.view(),
+            found: OnceLock::new(),
             renewed: watch::Sender::default(),
             cancel: CancellationToken::new(),
         });
@@ -207,7 +208,7 @@ impl Cluster {
 
     /// Whether the node cannot go on: see [`Cluster::renewed`].
     pub fn is_renewed(&self) -> bool {
-        self.shared.renewed.borrow().is_some()
+        self.shared.found.get().is_some()
     }
 
     /// Says goodbye and stops. Drain first: what is owned until then has no owner for a moment.

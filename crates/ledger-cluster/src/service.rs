@@ -25,7 +25,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::{receiving, shared::Shared, wire};
+use crate::{receiving, set_back, shared::Shared, wire};
 
 /// Bytes of a fetched range.
 const RANGE: usize = 1 << 20;
@@ -183,9 +183,7 @@ fn meant(
         return Err(Status::permission_denied("the message is not from the node that sends it"));
     }
     if let Some(found) = shared.set_back(from) {
-        return Err(Status::failed_precondition(format!(
-            "the data directory of {from} is older than it was: {found}"
-        )));
+        return Err(set_back::refusal(shared, from, found));
     }
     shared.is_me(&wire::member(to).map_err(malformed)?)
 }

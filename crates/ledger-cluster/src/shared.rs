@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Weak,
+        Arc, OnceLock, Weak,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -58,7 +58,9 @@ pub(crate) struct Shared {
     pub(crate) counters: Counters,
     /// The nodes as this one sees them.
     pub(crate) view: watch::Receiver<Arc<View>>,
-    /// This node's directory turned out to be older than it had said: how that ended.
+    /// This node's directory turned out to be older than it had said …
+    pub(crate) found: OnceLock<SetBack>,
+    /// … and how that ended.
     pub(crate) renewed: watch::Sender<Option<Renewed>>,
     pub(crate) cancel: CancellationToken,
 }
@@ -152,7 +154,7 @@ impl Shared {
 
     /// Refuses if this node's own directory is older than what it had said.
     pub(crate) fn remembers(&self) -> Result<(), Status> {
-        if self.set_back(&self.me).is_none() && self.renewed.borrow().is_none() {
+        if self.found.get().is_none() && self.set_back(&self.me).is_none() {
             return Ok(());
         }
         Err(Status::unavailable("this node's data directory is older than it was: it joins anew"))

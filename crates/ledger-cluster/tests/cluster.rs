@@ -4,9 +4,9 @@
 
 mod support;
 
-use std::{net::SocketAddr, path::Path};
+use std::{net::SocketAddr, path::Path, time::Duration};
 
-use ledger_cluster::Renewed;
+use ledger_cluster::{ClusterConfig, Renewed, seal::Keyring};
 use ledger_core::slot::{SLOTS, Slot};
 use ledger_store::{ContextId, Needed};
 use support::{DEADLINE, Node, append, owner, payloads, until};
@@ -134,7 +134,7 @@ async fn an_append_gets_the_copies_that_it_asks_for_and_is_told() {
     let shown = payloads(&nodes[0], &context).unwrap();
     assert_eq!(shown, ["first", "all", "most"]);
     let two = tokio::time::timeout(
-        std::time::Duration::from_millis(300),
+        Duration::from_millis(300),
         nodes[0].append_with(&context, "two", Needed::Configured),
     );
     assert!(!matches!(two.await, Ok(Ok(_))), "there are no two copies");
@@ -274,6 +274,43 @@ async fn a_node_whose_volume_is_restored_joins_as_another_member_and_nothing_ack
     append_some(&nodes, &context, "last", &mut expected).await;
     read_everywhere(&nodes, &context, &expected).await;
     assert!(nodes.iter().all(|node| !node.cluster.is_renewed()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_gossip_forgot_is_told_by_its_peers_that_its_volume_is_an_older_one() {
+    log();
+    let (dirs, older) = (dirs(3), tempfile::tempdir().unwrap());
+    let forgetful = |config: &mut ClusterConfig| {
+        config.membership.dead_node_grace = Duration::from_millis(1500);
+        config.membership.keyring = Keyring::of(&[[7; 32]]);
+    };
+    let mut nodes: Vec<Node> = Vec::new();
+    for (number, dir) in dirs.iter().enumerate() {
+        let seeds: Vec<SocketAddr> = nodes.iter().map(|node| node.gossip).collect();
+        nodes.push(Node::start_with(&format!("n{number}"), dir.path(), &seeds, forgetful).await);
+    }
+    until("every slot has an owner", || owned(&nodes) == usize::from(SLOTS)).await;
+    let (context, mut expected) = (context("forgotten"), Vec::new());
+    append_some(&nodes, &context, "before", &mut expected).await;
+    nodes.remove(2).kill().await;
+    put(dirs[2].path(), older.path());
+    let seeds: Vec<SocketAddr> = nodes.iter().map(|node| node.gossip).collect();
+    nodes.push(Node::start_with("n2", dirs[2].path(), &seeds, forgetful).await);
+    append_some(&nodes, &context, "after", &mut expected).await;
+    read_everywhere(&nodes, &context, &expected).await;
+    let name = nodes[2].cluster.me().node.clone();
+    nodes.remove(2).kill().await;
+    until("gossip forgot it", || nodes.iter().all(|node| node.cluster.view().borrow().get(&name).is_none()))
+        .await;
+
+    put(older.path(), dirs[2].path());
+    nodes.push(Node::start_with("n2", dirs[2].path(), &seeds, forgetful).await);
+    let renewed = tokio::time::timeout(DEADLINE, nodes[2].cluster.renewed()).await.unwrap();
+    assert!(matches!(renewed, Renewed::As { .. }), "{renewed}");
+    nodes.remove(2).kill().await;
+    nodes.push(Node::start_with("n2", dirs[2].path(), &seeds, forgetful).await);
+    append_some(&nodes, &context, "last", &mut expected).await;
+    read_everywhere(&nodes, &context, &expected).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -71,6 +71,16 @@ pub(crate) fn config(
 
 impl Node {
     pub(crate) async fn start(name: &str, dir: &Path, seeds: &[SocketAddr]) -> Self {
+        Self::start_with(name, dir, seeds, |_| ()).await
+    }
+
+    /// With other settings.
+    pub(crate) async fn start_with(
+        name: &str,
+        dir: &Path,
+        seeds: &[SocketAddr],
+        set: impl FnOnce(&mut ClusterConfig),
+    ) -> Self {
         let options = Options { clustered: true, lanes: 2, ..Options::default() };
         let begun = Instant::now();
         let ledger = loop {
@@ -84,7 +94,8 @@ impl Node {
         let incarnation = ledger.next_incarnation().unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let grpc = listener.local_addr().unwrap();
-        let config = config(name, incarnation.0, seeds, grpc, &ledger);
+        let mut config = config(name, incarnation.0, seeds, grpc, &ledger);
+        set(&mut config);
         let cluster = Arc::new(Cluster::join(ledger.clone(), config).await.unwrap());
         let gossip = cluster.membership().gossip_address();
         let service = cluster.service();
