@@ -88,6 +88,7 @@ mod tests {
         for (readiness, alive, shown) in [
             ("ready", true, "ready"),
             ("draining", true, "draining"),
+            ("set-back", true, "set-back"),
             ("\x1b[2J", true, "?"),
             ("ready", false, "dead"),
             ("leaving", false, "left"),
