@@ -158,6 +158,11 @@ pub(crate) fn owner<'a>(nodes: &'a [Node], context: &ContextId) -> Option<&'a No
     nodes.iter().find(|node| node.owns(Slot::of(context)))
 }
 
+/// Where a context is, as each node knows it.
+fn routes(nodes: &[Node], context: &ContextId) -> Vec<Option<ledger_cluster::routes::Route>> {
+    nodes.iter().map(|node| node.cluster.routes().borrow().get(Slot::of(context)).cloned()).collect()
+}
+
 /// Appends at whoever owns the context, again until it is acknowledged.
 pub(crate) async fn append(nodes: &[Node], context: &ContextId, text: &str) -> Appended {
     let begun = Instant::now();
@@ -169,7 +174,11 @@ pub(crate) async fn append(nodes: &[Node], context: &ContextId, text: &str) -> A
                 Err(_) => tracing::info!("append timed out"),
             }
         }
-        assert!(begun.elapsed() < DEADLINE, "{text} was not acknowledged in time");
+        assert!(
+            begun.elapsed() < DEADLINE,
+            "{text} was not acknowledged in time: {:?}",
+            routes(nodes, context)
+        );
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
