@@ -142,9 +142,8 @@ impl Replicas {
         }
         let mut answers = std::collections::HashMap::new();
         if !changes.is_empty() {
-            let changed = self.0.ledger.change_slots(changes).await.map_err(failed)?;
+            let changed = self.0.change_slots(changes).await.map_err(failed)?;
             for (slot, changed) in changed {
-                events.push(Event::Recorded(slot, changed.record));
                 answers.insert(
                     slot,
                     match changed.outcome {

@@ -15,8 +15,8 @@ use ledger_core::{
     slot::Slot,
 };
 use ledger_store::{
-    Ledger,
-    replica::{Outbox, Outgoing},
+    Ledger, StoreError,
+    replica::{Change, Changed, Outbox, Outgoing},
 };
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -135,6 +135,24 @@ impl Shared {
     pub(crate) async fn tell(&self, events: Vec<Event>) {
         // It is gone only when the node stops.
         let _ = self.events.send(Told::Events(events)).await;
+    }
+
+    /// Changes this node's records because another node asks, and tells the driver. Both are done even if the other one does
+    /// not wait for the answer: the lanes act on a promise at once, so a driver that did not hear of it would go on
+    /// owning what no lane takes appends for.
+    pub(crate) async fn change_slots(
+        self: &Arc<Self>,
+        changes: Vec<(Slot, Change)>,
+    ) -> Result<Vec<(Slot, Changed)>, StoreError> {
+        let shared = Arc::clone(self);
+        let changed = tokio::spawn(async move {
+            let changed = shared.ledger.change_slots(changes).await?;
+            let recorded =
+                changed.iter().map(|(slot, changed)| Event::Recorded(*slot, changed.record.clone()));
+            shared.tell(recorded.collect()).await;
+            Ok(changed)
+        });
+        changed.await.unwrap_or_else(|error| Err(StoreError::Io(error.to_string())))
     }
 
     /// Tells the driver that the stream to a peer is lost, and waits until the lanes know.
