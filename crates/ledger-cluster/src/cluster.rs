@@ -1,7 +1,7 @@
 //! A node's part in a cluster, as its server holds it.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -32,6 +32,7 @@ use crate::{
     seal::{Keyring, Sealer},
     sending::MAX_MESSAGE,
     service::Replicas,
+    set_back::Renewed,
     shared::{Carrier, Counters, Shared},
 };
 
@@ -61,7 +62,7 @@ pub struct Cluster {
 
 impl Cluster {
     /// Joins the cluster. The ledger was opened for one ([`ledger_store::Options::clustered`]).
-    pub async fn join(ledger: Ledger, config: ClusterConfig) -> Result<Self, JoinError> {
+    pub async fn join(ledger: Ledger, mut config: ClusterConfig) -> Result<Self, JoinError> {
         let me = Member { node: config.membership.node_id.clone(), storage: ledger.storage() };
         let records = {
             let ledger = ledger.clone();
@@ -81,6 +82,8 @@ impl Cluster {
             settle: millis(config.membership.gossip_interval.saturating_mul(4)),
             ..Settings::default()
         };
+        config.facts.opened = Some(ledger.opening_mark());
+        config.facts.durable = Some(ledger.durable_mark());
         let membership = Membership::start(config.membership.clone(), config.facts.clone()).await?;
         let membership = Arc::new(membership);
         let shared = Arc::new(Shared {
@@ -95,6 +98,9 @@ impl Cluster {
             routes: watch::Sender::default(),
             incoming: Mutex::default(),
             counters: Counters::default(),
+            view: membership.view(),
+            found: OnceLock::new(),
+            renewed: watch::Sender::default(),
             cancel: CancellationToken::new(),
         });
         ledger.carry(Arc::new(Carrier(Arc::downgrade(&shared))));
@@ -106,6 +112,7 @@ impl Cluster {
             from_lanes: lanes,
             started: Instant::now(),
             published: Instant::now(),
+            marked: Instant::now(),
             streams: std::collections::HashMap::new(),
             owned: Vec::new(),
             askers: std::collections::HashMap::new(),
@@ -185,8 +192,29 @@ impl Cluster {
         self.shared.peers.channel_for(&peer, Use::Requests).ok()
     }
 
+    /// Waits until this node's data directory turns out to be older than what the node had said. It is another one then,
+    /// and the ledger is closed: start the node again.
+    pub fn renewed(&self) -> impl Future<Output = Renewed> + use<> {
+        let mut renewed = self.shared.renewed.subscribe();
+        async move {
+            if let Ok(found) = renewed.wait_for(Option::is_some).await
+                && let Some(renewed) = &*found
+            {
+                return renewed.clone();
+            }
+            // The node stopped for another reason.
+            std::future::pending().await
+        }
+    }
+
+    /// Whether the node cannot go on: see [`Cluster::renewed`].
+    pub fn is_renewed(&self) -> bool {
+        self.shared.found.get().is_some()
+    }
+
     /// Says goodbye and stops. Drain first: what is owned until then has no owner for a moment.
     pub async fn leave(&self) {
+        self.membership.set_durable(self.shared.ledger.durable_mark());
         self.membership.leave().await;
         self.shared.cancel.cancel();
         let tasks = std::mem::take(&mut *self.tasks.lock());

@@ -12,7 +12,7 @@ pub struct ClusterConfig {
     /// How it gossips: its name, the cluster's, addresses, keys.
     pub membership: MembershipConfig,
     /// What it says of itself at first: where its gRPC services are, its zone, its data directory; joining,
-    /// and owning nothing.
+    /// and owning nothing. How far the directory goes is filled in.
     pub facts: Facts,
     /// Copies there should be of each slot, 1 to 7.
     pub copies: usize,

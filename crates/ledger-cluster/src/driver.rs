@@ -31,7 +31,7 @@ use crate::{
     catch_up::{self, Mode},
     membership::{Membership, View, facts::Readiness},
     routes::Routes,
-    sending,
+    sending, set_back,
     shared::{Shared, Told},
     wire,
 };
@@ -40,6 +40,8 @@ use crate::{
 const TICK: Duration = Duration::from_millis(100);
 /// How often routes are published when nothing happens.
 const PUBLISHED_EVERY: Duration = Duration::from_secs(1);
+/// How often it is said how far the directory is durable: as often as gossip travels anyway.
+const MARKED_EVERY: Duration = Duration::from_millis(900);
 /// How long a question may take.
 const ASKED: Duration = Duration::from_millis(1_200);
 /// Events after which something is done about them.
@@ -64,6 +66,8 @@ pub(crate) struct Driver {
     pub(crate) owned: Vec<(Slot, Epoch)>,
     /// When routes were last published.
     pub(crate) published: Instant,
+    /// When it was last said how far the directory is durable.
+    pub(crate) marked: Instant,
     /// To those who ask each node, and to the one who changes this node's records.
     pub(crate) askers: HashMap<Member, Queue<(Slot, Claim, Ask)>>,
     pub(crate) changer: Option<Queue<(Slot, Change)>>,
@@ -116,7 +120,8 @@ impl Driver {
         let cancel = self.shared.cancel.clone();
         let mut writable = self.shared.ledger.watch_writable();
         self.saw(&mut view).await;
-        loop {
+        // What was seen may have ended it.
+        while !cancel.is_cancelled() {
             let events = tokio::select! {
                 () = cancel.cancelled() => return,
                 changed = view.changed() => {
@@ -201,6 +206,11 @@ impl Driver {
     /// Gossip shows other nodes.
     async fn saw(&mut self, view: &mut watch::Receiver<Arc<View>>) {
         let view = Arc::clone(&view.borrow_and_update());
+        if let Some(found) = view.me().and_then(|me| me.set_back) {
+            self.membership.set_owned(Vec::new());
+            set_back::renew(&self.shared, found).await;
+            return;
+        }
         let mut seen = Vec::with_capacity(view.members.len());
         let mut alive = BTreeSet::new();
         for node in &view.members {
@@ -211,14 +221,14 @@ impl Driver {
             if member != self.shared.me {
                 let Some(peer) = self.shared.peers.of(&member) else { continue };
                 peer.set_address(&node.grpc_address);
-                if node.alive {
+                if node.counts() {
                     alive.insert(member.clone());
                 }
             }
             seen.push(Seen {
                 member,
                 zone: node.zone.clone(),
-                is_alive: node.alive,
+                is_alive: node.counts(),
                 is_draining: matches!(node.readiness, Readiness::Draining | Readiness::Leaving),
                 is_writable: node.readiness != Readiness::ReadOnly,
                 owned: node.owned.iter().copied().collect(),
@@ -321,6 +331,10 @@ impl Driver {
     /// Publishes what this node owns, and where slots are.
     fn publish(&mut self) {
         self.published = Instant::now();
+        if self.marked.elapsed() >= MARKED_EVERY {
+            self.marked = self.published;
+            self.membership.set_durable(self.shared.ledger.durable_mark());
+        }
         let owned = self.slots.owned();
         if owned != self.owned {
             self.membership.set_owned(owned.clone());
@@ -411,6 +425,9 @@ async fn try_ask(
     to: &Member,
     asks: &[(Slot, Claim, Ask)],
 ) -> Result<HashMap<Slot, Answer>, String> {
+    if shared.set_back(to).is_some() {
+        return Err("its data directory is older than it was".to_owned());
+    }
     let peer = shared.peers.get(to).ok_or("it is not known")?;
     let channel = shared.peers.channel(&peer)?;
     let mut client = ReplicaServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER);

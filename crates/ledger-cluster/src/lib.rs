@@ -8,6 +8,7 @@
 //! | `following`, `catch_up` | bringing a replica in step |
 //! | `healing` | restoring what a disk damaged |
 //! | `service` | what other nodes ask |
+//! | `set_back` | a node that came back with an older disk |
 //! | [`routes`] | where slots are |
 //! | [`config`] | the settings of a node that takes part |
 //! | [`membership`] | who is in the cluster, who is alive, and what each node says of itself |
@@ -33,9 +34,11 @@ pub mod seal;
 pub mod seeds;
 mod sending;
 pub mod service;
+mod set_back;
 mod shared;
 mod wire;
 
 pub use cluster::{Cluster, JoinError};
 pub use config::ClusterConfig;
+pub use set_back::Renewed;
 pub use shared::Counters;

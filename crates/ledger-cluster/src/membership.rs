@@ -32,12 +32,14 @@ use crate::{
 mod config;
 pub mod facts;
 mod keeper;
+pub mod marks;
 pub mod owned;
 pub mod view;
 
 pub use config::{Detector, MembershipConfig, StartError};
 pub use facts::{BadText, Facts, Load, Readiness};
 pub use ledger_core::node::{Incarnation, NodeId, StorageId};
+pub use marks::SetBack;
 pub use view::{Member, View};
 
 use config::{advertised, chitchat_config};
@@ -185,6 +187,12 @@ impl Membership {
     /// Says which slots this node owns; of a slot given twice the highest epoch counts.
     pub fn set_owned(&self, owned: Vec<(Slot, Epoch)>) {
         self.set(|facts| &mut facts.owned, owned);
+    }
+
+    /// Says how far this node's data directory is durable; what was once said stays true. Each change travels to all
+    /// nodes: say it about once a second.
+    pub fn set_durable(&self, mark: u64) {
+        self.set(|facts| &mut facts.durable, Some(mark));
     }
 
     /// Says what this node has to do. Each change travels to all nodes: round the figures, and set them every

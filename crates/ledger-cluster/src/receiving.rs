@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures::FutureExt as _;
-use ledger_core::{digest::NodeDigest, node::Member, ownership::slots::Event};
+use ledger_core::{digest::NodeDigest, node::Member};
 use ledger_proto::ledger::v1::{
     ReplicaAccepted, ReplicaDurable, ReplicaReply, Replicated, SlotNothing, replica_accepted::Outcome,
     replica_reply::Body as Reply, replicated::Body,
@@ -181,12 +181,10 @@ async fn accept(
         changes
             .push((slot, Change::Accept { claim, set, is_confirmed, before, offer: Some((digest, number)) }));
     }
-    let changed = shared.ledger.change_slots(changes).await.map_err(stopping)?;
-    let mut events = Vec::with_capacity(changed.len());
+    let changed = shared.change_slots(changes).await.map_err(stopping)?;
     let mut behind = BTreeMap::new();
     for (slot, changed) in changed {
         let Some(claim) = claims.get(&slot) else { continue };
-        events.push(Event::Recorded(slot, changed.record));
         let outcome = match changed.outcome {
             ChangeOutcome::Done | ChangeOutcome::Promised(_) => Outcome::Done(SlotNothing {}),
             ChangeOutcome::Refused(by) => Outcome::Refused(wire::to_claim(&by)),
@@ -208,7 +206,6 @@ async fn accept(
         }
     }
     tracing::debug!(owner = %from, offers = claims.len(), behind = behind.len(), "offers were answered");
-    shared.tell(events).await;
     if !behind.is_empty() {
         let _ = shared.follows.send(Follow { owner: from.clone(), slots: behind }).await;
     }

@@ -18,6 +18,7 @@ use tonic::{Status, Streaming};
 
 use crate::{
     peers::{Outgoings, PeerState},
+    set_back,
     shared::Shared,
     wire,
 };
@@ -38,6 +39,7 @@ pub(crate) async fn keep(shared: Arc<Shared>, peer: Arc<PeerState>, stop: Cancel
         peer.close();
         shared.tell_lost(&peer.member).await;
         if let Some(status) = ended {
+            set_back::heed(&shared, &status);
             shared.counters.streams_lost.fetch_add(1, Ordering::Relaxed);
             tracing::debug!(peer = %peer.member, reason = %status, "the stream to a peer is lost");
             stop.run_until_cancelled(sleep(pause)).await;

@@ -24,7 +24,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::{receiving, shared::Shared, wire};
+use crate::{receiving, set_back, shared::Shared, wire};
 
 /// Bytes of a fetched range.
 const RANGE: usize = 1 << 20;
@@ -141,9 +141,8 @@ impl Replicas {
         }
         let mut answers = std::collections::HashMap::new();
         if !changes.is_empty() {
-            let changed = self.0.ledger.change_slots(changes).await.map_err(failed)?;
+            let changed = self.0.change_slots(changes).await.map_err(failed)?;
             for (slot, changed) in changed {
-                events.push(Event::Recorded(slot, changed.record));
                 answers.insert(
                     slot,
                     match changed.outcome {
@@ -158,6 +157,8 @@ impl Replicas {
                 );
             }
         }
+        // What was promised meanwhile counts for nothing.
+        self.0.remembers()?;
         if !events.is_empty() {
             self.0.tell(events).await;
         }
@@ -178,6 +179,9 @@ fn meant(
 ) -> Result<(), Status> {
     if *caller != from.node {
         return Err(Status::permission_denied("the message is not from the node that sends it"));
+    }
+    if let Some(found) = shared.set_back(from) {
+        return Err(set_back::refusal(shared, from, found));
     }
     shared.is_me(&wire::member(to).map_err(malformed)?)
 }

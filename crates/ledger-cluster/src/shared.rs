@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Weak,
+        Arc, OnceLock, Weak,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -15,8 +15,8 @@ use ledger_core::{
     slot::Slot,
 };
 use ledger_store::{
-    Ledger,
-    replica::{Outbox, Outgoing},
+    Ledger, StoreError,
+    replica::{Change, Changed, Outbox, Outgoing},
 };
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -26,7 +26,14 @@ use tonic::{
     metadata::{BinaryMetadataKey, MetadataMap, MetadataValue},
 };
 
-use crate::{config::ClusterConfig, peers::Peers, routes::Routes, seal::Sealer};
+use crate::{
+    config::ClusterConfig,
+    membership::{SetBack, View},
+    peers::Peers,
+    routes::Routes,
+    seal::Sealer,
+    set_back::Renewed,
+};
 
 /// Carries the proof that a caller has the cluster's key.
 const PROOF: &str = "converge-peer-bin";
@@ -49,6 +56,12 @@ pub(crate) struct Shared {
     /// Streams from other nodes, so that a new one ends the old one first.
     pub(crate) incoming: Mutex<BTreeMap<NodeId, Incoming>>,
     pub(crate) counters: Counters,
+    /// The nodes as this one sees them.
+    pub(crate) view: watch::Receiver<Arc<View>>,
+    /// This node's directory turned out to be older than it had said …
+    pub(crate) found: OnceLock<SetBack>,
+    /// … and how that ended.
+    pub(crate) renewed: watch::Sender<Option<Renewed>>,
     pub(crate) cancel: CancellationToken,
 }
 
@@ -126,6 +139,24 @@ impl Shared {
         let _ = self.events.send(Told::Events(events)).await;
     }
 
+    /// Changes this node's records because another node asks, and tells the driver. Both are done even if the other one does
+    /// not wait for the answer: the lanes act on a promise at once, so a driver that did not hear of it would go on
+    /// owning what no lane takes appends for.
+    pub(crate) async fn change_slots(
+        self: &Arc<Self>,
+        changes: Vec<(Slot, Change)>,
+    ) -> Result<Vec<(Slot, Changed)>, StoreError> {
+        let shared = Arc::clone(self);
+        let changed = tokio::spawn(async move {
+            let changed = shared.ledger.change_slots(changes).await?;
+            let recorded =
+                changed.iter().map(|(slot, changed)| Event::Recorded(*slot, changed.record.clone()));
+            shared.tell(recorded.collect()).await;
+            Ok(changed)
+        });
+        changed.await.unwrap_or_else(|error| Err(StoreError::Io(error.to_string())))
+    }
+
     /// Tells the driver that the stream to a peer is lost, and waits until the lanes know.
     pub(crate) async fn tell_lost(&self, peer: &Member) {
         let (done, known) = oneshot::channel();
@@ -133,6 +164,20 @@ impl Shared {
             // Without an answer the node stops.
             let _ = known.await;
         }
+    }
+
+    /// Whether a member's directory is older than what was heard of it: nothing that it promises or holds counts.
+    pub(crate) fn set_back(&self, member: &Member) -> Option<SetBack> {
+        let view = self.view.borrow();
+        view.get(&member.node).filter(|known| known.storage_id == member.storage)?.set_back
+    }
+
+    /// Refuses if this node's own directory is older than what it had said.
+    pub(crate) fn remembers(&self) -> Result<(), Status> {
+        if self.found.get().is_none() && self.set_back(&self.me).is_none() {
+            return Ok(());
+        }
+        Err(Status::unavailable("this node's data directory is older than it was: it joins anew"))
     }
 
     /// Whether the stream from a node is up. The one to it may be, or not, all the same.
@@ -153,6 +198,7 @@ impl Shared {
 
     /// Who calls, if it has the cluster's key and means this node.
     pub(crate) fn caller(&self, metadata: &MetadataMap) -> Result<NodeId, Status> {
+        self.remembers()?;
         let refused = || Status::permission_denied("this service is for the nodes of the cluster only");
         let sealed = metadata.get_bin(PROOF).and_then(|value| value.to_bytes().ok()).ok_or_else(refused)?;
         let text = self.sealer.read().open(&sealed).map_err(|_| refused())?;

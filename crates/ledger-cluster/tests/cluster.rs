@@ -4,11 +4,12 @@
 
 mod support;
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, path::Path, time::Duration};
 
-use ledger_core::slot::SLOTS;
+use ledger_cluster::{ClusterConfig, Renewed, seal::Keyring};
+use ledger_core::slot::{SLOTS, Slot};
 use ledger_store::{ContextId, Needed};
-use support::{Node, append, owner, payloads, until};
+use support::{DEADLINE, Node, append, owner, payloads, until};
 
 fn context(name: &str) -> ContextId {
     ContextId::new(name).unwrap()
@@ -45,7 +46,7 @@ async fn read_everywhere(nodes: &[Node], context: &ContextId, expected: &[String
         let name = &node.cluster.me().node;
         until("the entries are read", || {
             let found = payloads(node, context);
-            tracing::debug!(%name, owns = node.owns(ledger_core::slot::Slot::of(context)), found = ?found.as_ref().map(Vec::len), expected = expected.len());
+            tracing::debug!(%name, owns = node.owns(Slot::of(context)), found = ?found.as_ref().map(Vec::len), expected = expected.len());
             found.is_ok_and(|found| found == expected)
         })
         .await;
@@ -182,7 +183,7 @@ async fn an_append_gets_the_copies_that_it_asks_for_and_is_told() {
     until("all members hold the slot", || {
         let routes = node.cluster.routes();
         let routes = routes.borrow();
-        routes.get(ledger_core::slot::Slot::of(&context)).is_some_and(|route| route.in_step.len() == 3)
+        routes.get(Slot::of(&context)).is_some_and(|route| route.in_step.len() == 3)
     })
     .await;
     let all = node.append_with(&context, "all", Needed::All).await.unwrap();
@@ -199,7 +200,7 @@ async fn an_append_gets_the_copies_that_it_asks_for_and_is_told() {
     let shown = payloads(&nodes[0], &context).unwrap();
     assert_eq!(shown, ["first", "all", "most"]);
     let two = tokio::time::timeout(
-        std::time::Duration::from_millis(300),
+        Duration::from_millis(300),
         nodes[0].append_with(&context, "two", Needed::Configured),
     );
     assert!(!matches!(two.await, Ok(Ok(_))), "there are no two copies");
@@ -264,5 +265,146 @@ async fn what_was_loaded_is_on_other_nodes_before_it_is_acknowledged() {
         }
         restart(&mut nodes, &dirs, number).await;
         until("every slot has an owner", || owned(&nodes) == usize::from(SLOTS)).await;
+    }
+}
+
+/// Copies a directory tree in the place of another.
+fn put(from: &Path, to: &Path) {
+    let _ = std::fs::remove_dir_all(to);
+    std::fs::create_dir_all(to).unwrap();
+    for item in std::fs::read_dir(from).unwrap() {
+        let (item, to) = item.map(|item| (item.path(), to.join(item.file_name()))).unwrap();
+        if item.is_dir() {
+            put(&item, &to);
+        } else {
+            std::fs::copy(item, to).unwrap();
+        }
+    }
+}
+
+async fn append_some(nodes: &[Node], context: &ContextId, name: &str, expected: &mut Vec<String>) {
+    for number in 0..20 {
+        let text = format!("{name}{number}");
+        append(nodes, context, &text).await;
+        expected.push(text);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_whose_volume_is_restored_joins_as_another_member_and_nothing_acknowledged_is_lost() {
+    log();
+    let dirs = dirs(3);
+    let mut nodes = three(&dirs).await;
+    let (context, mut expected) = (context("restored"), Vec::new());
+    append_some(&nodes, &context, "before", &mut expected).await;
+    let number = kill_owner(&mut nodes, &context).await;
+    let older = tempfile::tempdir().unwrap();
+    put(dirs[number].path(), older.path());
+    restart(&mut nodes, &dirs, number).await;
+    append_some(&nodes, &context, "after", &mut expected).await;
+    read_everywhere(&nodes, &context, &expected).await;
+
+    let last = nodes.len() - 1;
+    let before = nodes[last].cluster.me().clone();
+    nodes.remove(last).kill().await;
+    put(older.path(), dirs[number].path());
+    // It notices by what the others remember of it.
+    restart(&mut nodes, &dirs, number).await;
+    let renewed = tokio::time::timeout(DEADLINE, nodes[last].cluster.renewed()).await.unwrap();
+    let Renewed::As { storage, .. } = renewed else { panic!("{renewed}") };
+    assert_ne!(storage, before.storage);
+    assert!(nodes[last].append(&context, "stopped").await.is_err());
+    until("it owns nothing by what it says", || {
+        nodes[..last].iter().all(|node| {
+            let view = node.cluster.view();
+            let view = view.borrow();
+            view.get(&before.node).is_some_and(|member| member.set_back.is_some() && member.owned.is_empty())
+        })
+    })
+    .await;
+    append_some(&nodes[..last], &context, "meanwhile", &mut expected).await;
+    nodes.remove(last).kill().await;
+
+    restart(&mut nodes, &dirs, number).await;
+    let me = nodes[last].cluster.me().clone();
+    assert_eq!((&me.node, me.storage), (&before.node, storage));
+    until("it is a member again, in step", || {
+        let Some(owner) = owner(&nodes, &context) else { return false };
+        let routes = owner.cluster.routes();
+        let routes = routes.borrow();
+        routes.get(Slot::of(&context)).is_some_and(|route| {
+            route.members.contains(&me) && !route.members.contains(&before) && route.in_step.contains(&me)
+        })
+    })
+    .await;
+    append_some(&nodes, &context, "last", &mut expected).await;
+    read_everywhere(&nodes, &context, &expected).await;
+    assert!(nodes.iter().all(|node| !node.cluster.is_renewed()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_gossip_forgot_is_told_by_its_peers_that_its_volume_is_an_older_one() {
+    log();
+    let (dirs, older) = (dirs(3), tempfile::tempdir().unwrap());
+    let forgetful = |config: &mut ClusterConfig| {
+        config.membership.dead_node_grace = Duration::from_millis(1500);
+        config.membership.keyring = Keyring::of(&[[7; 32]]);
+    };
+    let mut nodes: Vec<Node> = Vec::new();
+    for (number, dir) in dirs.iter().enumerate() {
+        let seeds: Vec<SocketAddr> = nodes.iter().map(|node| node.gossip).collect();
+        nodes.push(Node::start_with(&format!("n{number}"), dir.path(), &seeds, forgetful).await);
+    }
+    until("every slot has an owner", || owned(&nodes) == usize::from(SLOTS)).await;
+    let (context, mut expected) = (context("forgotten"), Vec::new());
+    append_some(&nodes, &context, "before", &mut expected).await;
+    nodes.remove(2).kill().await;
+    put(dirs[2].path(), older.path());
+    let seeds: Vec<SocketAddr> = nodes.iter().map(|node| node.gossip).collect();
+    nodes.push(Node::start_with("n2", dirs[2].path(), &seeds, forgetful).await);
+    append_some(&nodes, &context, "after", &mut expected).await;
+    read_everywhere(&nodes, &context, &expected).await;
+    let name = nodes[2].cluster.me().node.clone();
+    nodes.remove(2).kill().await;
+    until("gossip forgot it", || nodes.iter().all(|node| node.cluster.view().borrow().get(&name).is_none()))
+        .await;
+
+    put(older.path(), dirs[2].path());
+    nodes.push(Node::start_with("n2", dirs[2].path(), &seeds, forgetful).await);
+    let renewed = tokio::time::timeout(DEADLINE, nodes[2].cluster.renewed()).await.unwrap();
+    assert!(matches!(renewed, Renewed::As { .. }), "{renewed}");
+    nodes.remove(2).kill().await;
+    nodes.push(Node::start_with("n2", dirs[2].path(), &seeds, forgetful).await);
+    append_some(&nodes, &context, "last", &mut expected).await;
+    read_everywhere(&nodes, &context, &expected).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_is_stopped_or_killed_and_started_again_stays_who_it_is() {
+    log();
+    let dirs = dirs(3);
+    let mut nodes = three(&dirs).await;
+    let (context, mut expected) = (context("restarted"), Vec::new());
+    for round in 0..4 {
+        append_some(&nodes, &context, &format!("{round}-"), &mut expected).await;
+        let is_set_back =
+            |node: &Node| node.cluster.view().borrow().members.iter().any(|m| m.set_back.is_some());
+        let first = nodes.remove(0);
+        let (me, number) = (first.cluster.me().clone(), usize::try_from(round).unwrap() % 3);
+        assert_eq!(me.node.as_str(), format!("n{number}"));
+        if round % 2 == 0 {
+            first.cluster.leave().await;
+            first.kill().await;
+        } else {
+            // What a killed process leaves: the files as they were before the ledger was closed.
+            let (ledger, left) = (first.fall_silent().await, tempfile::tempdir().unwrap());
+            put(dirs[number].path(), left.path());
+            tokio::task::spawn_blocking(move || ledger.close()).await.unwrap().unwrap();
+            put(left.path(), dirs[number].path());
+        }
+        restart(&mut nodes, &dirs, number).await;
+        read_everywhere(&nodes, &context, &expected).await;
+        assert_eq!(*nodes[2].cluster.me(), me);
+        assert!(!nodes.iter().any(|node| is_set_back(node) || node.cluster.is_renewed()));
     }
 }

@@ -62,6 +62,8 @@ fn facts(name: &str) -> Facts {
         zone: "eu-1a".into(),
         format: 1,
         load: Load { entries_per_second: 10, contexts: 20 },
+        opened: None,
+        durable: None,
         owned: Vec::new(),
     }
 }
@@ -113,7 +115,7 @@ async fn three_nodes_find_each_other_through_one_seed() {
     for node in [&a, &b, &c] {
         let view = node.view().borrow().clone();
         for name in ["a", "b", "c"] {
-            let Facts { grpc_address, storage_id, readiness, zone, format, load, owned } = facts(name);
+            let Facts { grpc_address, storage_id, readiness, zone, format, load, owned, .. } = facts(name);
             let member = view.get(&id(name)).unwrap();
             let (incarnation, since) = (Incarnation(1), member.since);
             let expected = Member {
@@ -127,6 +129,7 @@ async fn three_nodes_find_each_other_through_one_seed() {
                 load,
                 owned,
                 alive: true,
+                set_back: None,
                 since,
             };
             assert_eq!(*member, expected);

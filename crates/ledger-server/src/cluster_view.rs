@@ -61,7 +61,10 @@ pub fn member(member: &Member) -> ledger::Member {
         storage_id: member.storage_id.to_string(),
         incarnation: member.incarnation.0,
         address: member.grpc_address.clone(),
-        readiness: member.readiness.to_string(),
+        readiness: match member.set_back {
+            Some(_) => "set-back".to_owned(),
+            None => member.readiness.to_string(),
+        },
         zone: member.zone.clone(),
         format: member.format,
         alive: member.alive,
@@ -196,6 +199,8 @@ mod tests {
             zone: "eu".into(),
             format: 1,
             load: Load { entries_per_second: 120, contexts: 7 },
+            opened: None,
+            durable: None,
             owned: owned.iter().map(|&number| (slot(number), Epoch::new(2, 9))).collect(),
         };
         Membership::start(config, facts).await.unwrap()

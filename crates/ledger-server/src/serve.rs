@@ -20,7 +20,7 @@ use std::{
 use ed25519_dalek::SigningKey;
 use futures::StreamExt as _;
 use ledger_cluster::{
-    Cluster, JoinError,
+    Cluster, JoinError, Renewed,
     membership::{GossipEnded, Member, Readiness},
     routes::Routes,
 };
@@ -125,6 +125,9 @@ pub enum EndError {
     /// The node no longer sees its cluster.
     #[error(transparent)]
     Gossip(#[from] GossipEnded),
+    /// The node came back with an older data directory, and is to be started again.
+    #[error(transparent)]
+    Renewed(#[from] Renewed),
     /// The store failed to close.
     #[error("the store did not close cleanly: {0}")]
     Close(StoreError),
@@ -199,13 +202,16 @@ impl Server {
     pub async fn failed(&self) -> EndError {
         let blind = async {
             match self.node.standing.cluster() {
-                Some(cluster) => cluster.membership().ended().await,
+                Some(cluster) => tokio::select! {
+                    ended = cluster.membership().ended() => ended.into(),
+                    renewed = cluster.renewed() => renewed.into(),
+                },
                 None => std::future::pending().await,
             }
         };
         tokio::select! {
             () = self.supervisor.failed() => EndError::GaveUp,
-            ended = blind => ended.into(),
+            ended = blind => ended,
         }
     }
 
@@ -217,7 +223,7 @@ impl Server {
             self.health.set_service_status(service, ServingStatus::NotServing).await;
         }
         let started = Instant::now();
-        if let Some(cluster) = self.node.standing.cluster() {
+        if let Some(cluster) = self.node.standing.cluster().filter(|cluster| !cluster.is_renewed()) {
             hand_over(cluster, grace / 2).await;
         }
         self.node.draining.cancel();

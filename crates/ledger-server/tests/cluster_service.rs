@@ -12,7 +12,8 @@ use ledger_proto::ledger::v1::{
     ClusterChange, DrainRequest, LocateRequest, MembersRequest, WatchClusterRequest,
     cluster_service_client::ClusterServiceClient,
 };
-use support::{TestNode, append, assert_retry, field, free_ports};
+use ledger_server::serve::EndError;
+use support::{TestNode, append, assert_retry, copy_dir, field, free_ports};
 use tonic::{Code, Streaming, transport::Channel};
 
 /// The metrics of a node, once a line is among them.
@@ -119,6 +120,41 @@ async fn a_cluster_says_who_owns_what_and_a_node_can_be_drained() {
     a.stop().await;
     watched.until("b owns everything again", |seen| seen.owned_by("b") == 1024).await;
     b.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_on_a_restored_volume_ends_to_be_started_again_as_another_member() {
+    let (ports, older) = (free_ports(), tempfile::tempdir().unwrap());
+    let (a, b) = tokio::join!(TestNode::join("a", ports, 0), TestNode::join("b", ports, 1));
+    let mut watched = Watched::start(&mut a.cluster().await).await;
+    watched.until("both are there", |seen| seen.owned_by("a") + seen.owned_by("b") == 1024).await;
+    let before = b.server.node().ledger.storage_id();
+    let dir = b.stop().await;
+    copy_dir(dir.path(), older.path());
+    let dir = TestNode::join_in(dir, "b", ports, 1).await.stop().await;
+    copy_dir(older.path(), dir.path());
+
+    let b = TestNode::join_in(dir, "b", ports, 1).await;
+    let ended = tokio::time::timeout(Duration::from_secs(30), b.server.failed()).await.unwrap();
+    assert!(matches!(ended, EndError::Renewed(_)), "{ended}");
+    assert!(ended.to_string().contains("start the node again"), "{ended}");
+    let members = a.cluster().await.members(MembersRequest {}).await.unwrap().into_inner().members;
+    assert_eq!((members[1].node_id.as_str(), members[1].readiness.as_str()), ("b", "set-back"));
+    let dir = b.stop().await;
+
+    let b = TestNode::join_in(dir, "b", ports, 1).await;
+    let storage = b.server.node().ledger.storage_id();
+    assert_ne!(storage, before);
+    let mut changes = a.cluster().await.watch_cluster(WatchClusterRequest {}).await.unwrap().into_inner();
+    let heard = async {
+        let is_back = |change: ClusterChange| {
+            change.members.iter().any(|member| member.storage_id == storage && member.readiness == "ready")
+        };
+        while !is_back(changes.message().await.unwrap().unwrap()) {}
+    };
+    tokio::time::timeout(Duration::from_secs(30), heard).await.unwrap();
+    b.stop().await;
+    a.stop().await;
 }
 
 #[tokio::test]

@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 use crate::{
     Ledger, StoreError, answer, forks,
     lane::{Command, Fork, lane_of},
-    ranges,
+    ranges, renew,
     replica::{Change, Changed, Lead, Outbox, Part, StableUpTo, Taken},
     slots,
 };
@@ -55,6 +55,34 @@ impl Ledger {
     /// The data directory's identity.
     pub fn storage(&self) -> StorageId {
         StorageId(self.inner().shared.meta.storage_id)
+    }
+
+    /// How far the directory is durable: a number that grows as long as the directory lives, whatever is written. A
+    /// directory that is opened at a lower one than was ever given here is an older copy of it.
+    pub fn durable_mark(&self) -> u64 {
+        self.inner().database.marks().durable()
+    }
+
+    /// How far the directory went when the present start began (see [`Ledger::next_incarnation`]), in terms of
+    /// [`Ledger::durable_mark`].
+    pub fn opening_mark(&self) -> u64 {
+        self.inner().database.marks().opening()
+    }
+
+    /// Closes the ledger, and makes its directory another one: of a new storage id, without what it promised and accepted
+    /// of slots, with all that contexts hold. Opened again, it joins as a new member. Gives the new id once it is on
+    /// disk. Blocks.
+    pub fn renew(&self) -> Result<StorageId, StoreError> {
+        let inner = self.inner();
+        if !inner.stop() {
+            return Err(StoreError::Closed);
+        }
+        let db = inner.database.get()?;
+        let storage = renew::renew(&db)?;
+        if let Err(error) = db.close() {
+            tracing::warn!(%error, "the ledger could not be closed cleanly: the log is replayed at the next start");
+        }
+        Ok(storage)
     }
 
     /// The records of all slots that were ever asked about.

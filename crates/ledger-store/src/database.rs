@@ -13,7 +13,7 @@ use std::{
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use parking_lot::{Condvar, Mutex};
 
-use crate::{Options, StoreError, db::Db, readable::Readable, shared::Shared};
+use crate::{Options, StoreError, db::Db, marks::Marks, readable::Readable, shared::Shared};
 
 /// How long an operation waits for a database that is being opened anew.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -30,6 +30,7 @@ pub(crate) struct Database {
     path: PathBuf,
     options: Options,
     readable: Arc<Readable>,
+    marks: Arc<Marks>,
     current: Mutex<Option<Arc<Db>>>,
     reopened: Condvar,
 }
@@ -37,9 +38,15 @@ pub(crate) struct Database {
 impl Database {
     /// Opens or creates the database.
     pub(crate) fn open(path: PathBuf, options: Options, readable: Arc<Readable>) -> Result<Self, StoreError> {
-        let db = Db::open(&path, &options, Arc::clone(&readable), 0)?;
+        let marks = Arc::new(Marks::default());
+        let db = Db::open(&path, &options, Arc::clone(&readable), Arc::clone(&marks), 0)?;
         let current = Mutex::new(Some(Arc::new(db)));
-        Ok(Self { path, options, readable, current, reopened: Condvar::new() })
+        Ok(Self { path, options, readable, marks, current, reopened: Condvar::new() })
+    }
+
+    /// How far the directory goes.
+    pub(crate) fn marks(&self) -> &Marks {
+        &self.marks
     }
 
     /// The open database: hold it for one operation, not longer. Waits while it is being opened anew.
@@ -66,7 +73,8 @@ impl Database {
             drop(db);
             wait_until_unused(&watch);
         }
-        let opened = Db::open(&self.path, &self.options, Arc::clone(&self.readable), generation);
+        let (readable, marks) = (Arc::clone(&self.readable), Arc::clone(&self.marks));
+        let opened = Db::open(&self.path, &self.options, readable, marks, generation);
         if let Ok(db) = opened {
             *self.current.lock() = Some(Arc::new(db));
             self.reopened.notify_all();

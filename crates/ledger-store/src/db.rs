@@ -14,6 +14,7 @@ use rocksdb::{
 
 use crate::{
     Durability, Options, StoreError, families, forks,
+    marks::Marks,
     readable::Readable,
     rows::{self, Snapshot},
     stable::{Row, StableHeads},
@@ -24,9 +25,12 @@ use crate::{
 pub(crate) struct Db {
     inner: DB,
     write: WriteOptions,
+    /// Whether what is written with these is on disk then.
+    is_synced: bool,
     cache: Cache,
     generation: u64,
     readable: Arc<Readable>,
+    marks: Arc<Marks>,
     stable: StableHeads,
     fork_numbers: Mutex<()>,
     /// The first write or sync that failed: RocksDB takes no more of them then.
@@ -45,6 +49,7 @@ impl Db {
         path: &Path,
         options: &Options,
         readable: Arc<Readable>,
+        marks: Arc<Marks>,
         generation: u64,
     ) -> Result<Self, StoreError> {
         let cache = Cache::new_lru_cache(options.block_cache);
@@ -52,19 +57,24 @@ impl Db {
             families::ALL.map(|name| ColumnFamilyDescriptor::new(name, family(name, &cache, options)));
         let inner = DB::open_cf_descriptors(&database(options), path, families)
             .map_err(|error| open_error(path, &error))?;
+        let is_synced = options.durability == Durability::Always;
         let mut write = WriteOptions::default();
-        write.set_sync(options.durability == Durability::Always);
+        write.set_sync(is_synced);
         let db = Self {
             inner,
             write,
+            is_synced,
             cache,
             generation,
             readable,
+            marks,
             stable: StableHeads::new(),
             fork_numbers: Mutex::new(()),
             failed: OnceLock::new(),
         };
-        if generation > 0 {
+        if generation == 0 {
+            db.marks.opened(db.inner.latest_sequence_number());
+        } else {
             // At the first time the directory's format has to be known before.
             forks::clean_up(&db);
         }
@@ -105,7 +115,13 @@ impl Db {
     /// Writes a batch, as durable as configured: all of it or nothing.
     pub(crate) fn write(&self, batch: WriteBatch) -> Result<(), StoreError> {
         self.usable()?;
-        self.noted(self.inner.write_opt(batch, &self.write))
+        // The batch comes after it, and a sync takes what is before the batch along.
+        let written = self.inner.latest_sequence_number() + batch.len() as u64;
+        self.noted(self.inner.write_opt(batch, &self.write))?;
+        if self.is_synced {
+            self.marks.synced(written);
+        }
+        Ok(())
     }
 
     /// Writes a batch that a later sync or durable write makes durable.
@@ -117,7 +133,11 @@ impl Db {
     /// Makes everything written so far durable.
     pub(crate) fn sync(&self) -> Result<(), StoreError> {
         self.usable()?;
-        self.noted(self.inner.flush_wal(true))
+        // What others write meanwhile may be in it, or not.
+        let written = self.inner.latest_sequence_number();
+        self.noted(self.inner.flush_wal(true))?;
+        self.marks.synced(written);
+        Ok(())
     }
 
     fn usable(&self) -> Result<(), StoreError> {

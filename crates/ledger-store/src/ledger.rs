@@ -393,6 +393,7 @@ impl Ledger {
     /// Counts a start of the node, and gives its number: higher at every call than at any before. It is on disk when
     /// this returns. Blocks.
     pub fn next_incarnation(&self) -> Result<Incarnation, StoreError> {
+        self.inner.database.marks().start();
         incarnation::next(&*self.inner.database.get()?)
             .inspect_err(|error| self.inner.shared.commit_failed(error))
     }
@@ -545,8 +546,19 @@ impl Inner {
     }
 
     fn close(&self) -> Result<(), StoreError> {
-        self.lanes.write().clear();
-        self.closed.send_replace(true);
+        if self.stop() { self.database.get()?.close() } else { Ok(()) }
+    }
+
+    /// Stops everything that writes; false if that was done before.
+    pub(crate) fn stop(&self) -> bool {
+        {
+            let mut lanes = self.lanes.write();
+            if *self.closed.borrow() {
+                return false;
+            }
+            lanes.clear();
+            self.closed.send_replace(true);
+        }
         *self.stop.lock() = None;
         let threads = std::mem::take(&mut *self.threads.lock());
         for thread in threads {
@@ -554,7 +566,7 @@ impl Inner {
                 tracing::error!("a thread of the store panicked");
             }
         }
-        self.database.get()?.close()
+        true
     }
 }
 

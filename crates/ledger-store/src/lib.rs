@@ -54,6 +54,7 @@ mod keys;
 mod lane;
 mod ledger;
 mod load;
+mod marks;
 mod meta;
 mod options;
 mod prove;
@@ -63,6 +64,7 @@ mod read;
 mod readable;
 #[doc(hidden)]
 pub mod record;
+mod renew;
 pub mod replica;
 mod rows;
 mod scrub;

@@ -15,14 +15,14 @@ const NUMBER_BLOCK: u64 = 4096;
 
 const FORMAT_KEY: &[u8] = b"format";
 const SLOTS_KEY: &[u8] = b"slots";
-const STORAGE_ID_KEY: &[u8] = b"storage_id";
+pub(crate) const STORAGE_ID_KEY: &[u8] = b"storage_id";
 const SIGNING_SEED_KEY: &[u8] = b"signing_seed";
 const NUMBERS_KEY: &[u8] = b"numbers";
 
 /// The directory's identity.
 #[derive(Clone)]
 pub(crate) struct Meta {
-    /// Made when the directory was formatted: a wiped disk is another storage.
+    /// Made when the directory was formatted or renewed: a wiped disk is another storage.
     pub(crate) storage_id: [u8; 16],
     /// Seed of the node's Ed25519 key.
     pub(crate) signing_seed: [u8; 32],
@@ -60,10 +60,7 @@ impl Meta {
     }
 
     fn format(db: &Db) -> Result<Self, StoreError> {
-        let mut meta = Self { storage_id: [0; 16], signing_seed: [0; 32] };
-        for bytes in [&mut meta.storage_id[..], &mut meta.signing_seed[..]] {
-            getrandom::fill(bytes).map_err(|error| StoreError::Io(format!("no randomness: {error}")))?;
-        }
+        let meta = Self { storage_id: random()?, signing_seed: random()? };
         let family = db.family(families::META)?;
         let mut batch = WriteBatch::default();
         batch.put_cf(family, FORMAT_KEY, FORMAT.to_be_bytes());
@@ -104,6 +101,13 @@ impl Numbers {
         }
         Ok(number)
     }
+}
+
+/// Bytes that nobody else has.
+pub(crate) fn random<const N: usize>() -> Result<[u8; N], StoreError> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).map_err(|error| StoreError::Io(format!("no randomness: {error}")))?;
+    Ok(bytes)
 }
 
 /// A record of fixed length; `None` if there is none yet.

@@ -1,6 +1,6 @@
 //! What unit tests share: a database, and contexts written to it without lanes.
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use ledger_core::{
     ContextId, Entry, EntryId, Epoch, HashSuite, Head, Key, Lineage, Position,
@@ -24,7 +24,7 @@ pub(crate) fn open(dir: &Path) -> Db {
 }
 
 pub(crate) fn open_with(dir: &Path, options: &Options) -> Db {
-    Db::open(dir, options, Readable::new(false).into(), 0).unwrap()
+    Db::open(dir, options, Readable::new(false).into(), Arc::default(), 0).unwrap()
 }
 
 /// The writer of a context.

@@ -50,7 +50,8 @@ pub(super) fn row(member: &Member, answer: &MembersResponse) -> [String; 6] {
 /// What a node is ready for, or that it is not heard.
 fn state(member: &Member) -> &str {
     // Known words only: they come from other nodes.
-    let word = ["joining", "ready", "draining", "leaving"].into_iter().find(|word| *word == member.readiness);
+    let words = ["joining", "ready", "draining", "read-only", "leaving", "set-back"];
+    let word = words.into_iter().find(|word| *word == member.readiness);
     match (member.alive, word) {
         (true, Some(word)) => word,
         (true, None) => "?",
@@ -87,6 +88,7 @@ mod tests {
         for (readiness, alive, shown) in [
             ("ready", true, "ready"),
             ("draining", true, "draining"),
+            ("set-back", true, "set-back"),
             ("\x1b[2J", true, "?"),
             ("ready", false, "dead"),
             ("leaving", false, "left"),

@@ -9,6 +9,8 @@
 //! | `format` | version of its storage format, decimal |
 //! | `load` | entries per second and contexts, decimal, with a comma between |
 //! | `pulse` | a number that changes every second or so, see [`PULSE`] |
+//! | `opened` | how far its data directory went when it was opened for this start, decimal, see [`super::marks`] |
+//! | `durable` | how far it is durable, decimal |
 //! | `slots.0` … `slots.15` | the slots it owns, see [`owned`] |
 //!
 //! Each value stands by itself, because gossip may bring them one by one. A value that doesn't parse is left
@@ -92,6 +94,11 @@ pub struct Facts {
     pub format: u32,
     /// What it has to do.
     pub load: Load,
+    /// How far its data directory went when it was opened for this start ([`ledger_store::Ledger::opening_mark`]);
+    /// `None`: that is not said.
+    pub opened: Option<u64>,
+    /// How far it is durable ([`ledger_store::Ledger::durable_mark`]); `None`: that is not said.
+    pub durable: Option<u64>,
     /// The slots it owns, each once, with the epoch it owns it in.
     pub owned: Vec<(Slot, Epoch)>,
 }
@@ -102,17 +109,21 @@ impl Facts {
         if self.zone.is_empty() { Ok(()) } else { check("zone", &self.zone) }
     }
 
-    /// Keys and values for gossip, those first that a member is nothing without.
+    /// Keys and values for gossip, those first that a member is nothing without. Gossip brings them in this order, so
+    /// whoever can deal with the node has heard whether its directory went back.
     pub fn to_values(&self) -> Vec<(String, String)> {
         let Load { entries_per_second, contexts } = self.load;
-        let mut values = vec![
+        let mark = |key: &str, mark: Option<u64>| mark.map(|mark| (key.to_owned(), mark.to_string()));
+        let mut values = Vec::from_iter(mark(OPENED, self.opened));
+        values.extend([
             ("grpc".to_owned(), self.grpc_address.clone()),
             ("storage".to_owned(), self.storage_id.to_string()),
             ("ready".to_owned(), self.readiness.as_str().to_owned()),
             ("format".to_owned(), self.format.to_string()),
             ("zone".to_owned(), self.zone.clone()),
             ("load".to_owned(), format!("{entries_per_second},{contexts}")),
-        ];
+        ]);
+        values.extend(mark(DURABLE, self.durable));
         let slots = owned::encode(&self.owned).into_iter().enumerate();
         values.extend(slots.map(|(group, value)| (format!("{SLOTS_PREFIX}{group}"), value)));
         values
@@ -120,6 +131,8 @@ impl Facts {
 }
 
 const SLOTS_PREFIX: &str = "slots.";
+const OPENED: &str = "opened";
+const DURABLE: &str = "durable";
 
 /// The key of the number that always changes. A node that hears nobody is still heard: its heartbeat comes with its
 /// questions, but what it says of itself would come with its answers, and nobody gets to ask it. So one whose pulse
@@ -136,6 +149,8 @@ pub(super) struct Heard {
     format: u32,
     load: Load,
     pulse: Option<u64>,
+    opened: Option<u64>,
+    durable: Option<u64>,
     owned: [Vec<(Slot, Epoch)>; owned::GROUPS as usize],
 }
 
@@ -165,6 +180,8 @@ impl Heard {
             }
             "load" => Load::parse(value).map(|load| self.load = load),
             PULSE => decimal(value).map(|pulse| self.pulse = Some(pulse)),
+            OPENED => decimal(value).map(|mark| self.opened = Some(mark)),
+            DURABLE => decimal(value).map(|mark| self.durable = Some(mark)),
             _ => {
                 let digits = key.strip_prefix(SLOTS_PREFIX).unwrap_or_default();
                 // One spelling per group, so that a node has no more keys of ours than it should.
@@ -194,6 +211,8 @@ impl Heard {
             zone: self.zone.clone(),
             format: self.format,
             load: self.load,
+            opened: self.opened,
+            durable: self.durable,
             owned: self.owned.concat(),
         })
     }
@@ -239,6 +258,8 @@ mod tests {
             zone: "eu-1a".into(),
             format: 3,
             load: Load { entries_per_second: 12, contexts: 345 },
+            opened: Some(6),
+            durable: Some(u64::MAX),
             owned: vec![(Slot::new(3).unwrap(), Epoch(9)), (Slot::new(1000).unwrap(), Epoch(u64::MAX))],
         }
     }
@@ -247,7 +268,7 @@ mod tests {
     fn facts_survive_gossip() {
         let mut heard = Heard::default();
         for (key, value) in facts().to_values() {
-            assert_eq!(heard.facts().is_some(), !matches!(&*key, "grpc" | "storage"), "{key}");
+            assert_eq!(heard.facts().is_some(), !matches!(&*key, "opened" | "grpc" | "storage"), "{key}");
             assert_eq!(heard.read(&key, &value), Reading::Taken, "{key}={value}");
         }
         assert_eq!(heard.facts(), Some(facts()));
@@ -279,6 +300,9 @@ mod tests {
             ("load", "1,2,3"),
             ("load", "1,-2"),
             ("load", "1,18446744073709551616"),
+            ("opened", ""),
+            ("opened", "-1"),
+            ("durable", "18446744073709551616"),
             ("slots.0", "?"),
             ("slots.15", "A"),
             ("slots.15", &long),
@@ -304,7 +328,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_may_come_in(key in "(grpc|storage|ready|format|zone|load|slots\\.[0-9]{1,2})", value in any::<String>()) {
+        fn any_text_may_come_in(key in "(grpc|storage|ready|format|zone|load|opened|durable|slots\\.[0-9]{1,2})", value in any::<String>()) {
             Heard::default().read(&key, &value);
         }
     }

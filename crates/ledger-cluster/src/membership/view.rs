@@ -12,7 +12,10 @@ use ledger_core::{
     slot::Slot,
 };
 
-use super::facts::{Heard, Load, Readiness, Reading};
+use super::{
+    facts::{Heard, Load, Readiness, Reading},
+    marks::{Marks, SetBack},
+};
 
 /// Most nodes that are looked at; chitchat's messages name every node, so far fewer make a cluster.
 pub const MAX_NODES: usize = 512;
@@ -43,8 +46,17 @@ pub struct Member {
     pub owned: Vec<(Slot, Epoch)>,
     /// Whether it is heard, and hasn't said that it is leaving.
     pub alive: bool,
+    /// Its data directory is older than what was heard of it: it has forgotten promises, and counts for nothing.
+    pub set_back: Option<SetBack>,
     /// When this node first saw the incarnation as it is, alive or dead.
     pub since: Instant,
+}
+
+impl Member {
+    /// Whether it is alive, and has not forgotten what it promised.
+    pub const fn counts(&self) -> bool {
+        self.alive && self.set_back.is_none()
+    }
 }
 
 /// All members a node knows, itself included: one per node id, the dead ones for as long as the grace lasts.
@@ -109,6 +121,9 @@ pub(super) struct Roster {
     /// A pulse that stood still for so long is of a node that is cut off.
     max_pause: Duration,
     seen: HashMap<ChitchatId, Seen>,
+    marks: Marks,
+    /// Those of which it was logged that they were set back.
+    told: HashSet<(NodeId, StorageId)>,
     pub(super) bad_values: u64,
     /// Keys of the node that has most of them.
     pub(super) most_keys: usize,
@@ -117,7 +132,16 @@ pub(super) struct Roster {
 impl Roster {
     pub(super) fn new(me: (NodeId, Incarnation), min_silence: Duration) -> Self {
         let max_pause = min_silence.saturating_mul(2).max(MIN_PAUSE);
-        Self { me, min_silence, max_pause, seen: HashMap::new(), bad_values: 0, most_keys: 0 }
+        Self {
+            me,
+            min_silence,
+            max_pause,
+            seen: HashMap::new(),
+            marks: Marks::default(),
+            told: HashSet::new(),
+            bad_values: 0,
+            most_keys: 0,
+        }
     }
 
     /// The view of now.
@@ -126,6 +150,7 @@ impl Roster {
         let states = chitchat.node_states();
         self.most_keys = states.values().map(NodeState::num_key_values).max().unwrap_or_default();
         self.seen.retain(|id, _| states.contains_key(id));
+        self.marks.begin();
         let mut members = BTreeMap::<NodeId, Member>::new();
         for (id, state) in states {
             if self.seen.len() >= MAX_NODES
@@ -142,7 +167,26 @@ impl Roster {
                 _ => drop(members.insert(member.node_id.clone(), member)),
             }
         }
-        View { members: members.into_values().collect(), me: self.me.clone() }
+        // Once all is heard: what speaks against one incarnation is what others said.
+        let mut members: Vec<Member> = members.into_values().collect();
+        self.judge(&mut members);
+        View { members, me: self.me.clone() }
+    }
+
+    /// Notes which members' directories went back; says so once.
+    fn judge(&mut self, members: &mut [Member]) {
+        let mut told = HashSet::new();
+        for member in members {
+            let directory = (member.node_id.clone(), member.storage_id);
+            member.set_back = self.marks.set_back(&directory, member.incarnation);
+            let Some(SetBack { opened, heard }) = member.set_back else { continue };
+            if !self.told.contains(&directory) {
+                let (node, storage) = &directory;
+                tracing::error!(%node, %storage, opened, heard, "a node came back with an older data directory: it has forgotten what it promised, and counts for nothing until it joins anew");
+            }
+            told.insert(directory);
+        }
+        self.told = told;
     }
 
     fn member(
@@ -186,7 +230,10 @@ impl Roster {
         if alive != seen.alive {
             (seen.alive, seen.since) = (alive, now);
         }
+        let since = seen.since;
         let (node_id, facts) = (node_id?, facts?);
+        let directory = (node_id.clone(), facts.storage_id);
+        self.marks.hear(directory, Incarnation(id.generation_id), facts.opened, facts.durable);
         Some(Member {
             node_id,
             incarnation: Incarnation(id.generation_id),
@@ -198,7 +245,8 @@ impl Roster {
             load: facts.load,
             owned: facts.owned,
             alive,
-            since: seen.since,
+            set_back: None,
+            since,
         })
     }
 }

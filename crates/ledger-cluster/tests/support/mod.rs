@@ -55,6 +55,8 @@ pub(crate) fn config(
             zone: String::new(),
             format: 1,
             load: Load::default(),
+            opened: None,
+            durable: None,
             owned: Vec::new(),
         },
         copies: 3,
@@ -69,6 +71,16 @@ pub(crate) fn config(
 
 impl Node {
     pub(crate) async fn start(name: &str, dir: &Path, seeds: &[SocketAddr]) -> Self {
+        Self::start_with(name, dir, seeds, |_| ()).await
+    }
+
+    /// With other settings.
+    pub(crate) async fn start_with(
+        name: &str,
+        dir: &Path,
+        seeds: &[SocketAddr],
+        set: impl FnOnce(&mut ClusterConfig),
+    ) -> Self {
         let options = Options { clustered: true, lanes: 2, ..Options::default() };
         let begun = Instant::now();
         let ledger = loop {
@@ -82,7 +94,8 @@ impl Node {
         let incarnation = ledger.next_incarnation().unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let grpc = listener.local_addr().unwrap();
-        let config = config(name, incarnation.0, seeds, grpc, &ledger);
+        let mut config = config(name, incarnation.0, seeds, grpc, &ledger);
+        set(&mut config);
         let cluster = Arc::new(Cluster::join(ledger.clone(), config).await.unwrap());
         let gossip = cluster.membership().gossip_address();
         let service = cluster.service();
@@ -98,11 +111,16 @@ impl Node {
 
     /// Falls silent at once: no goodbye.
     pub(crate) async fn kill(self) {
+        let ledger = self.fall_silent().await;
+        tokio::task::spawn_blocking(move || ledger.close()).await.unwrap().unwrap();
+    }
+
+    /// Falls silent at once, and leaves its ledger as it is.
+    pub(crate) async fn fall_silent(self) -> Ledger {
         self.stop.cancel();
         drop(self.cluster);
         self.server.await.unwrap();
-        let ledger = self.ledger;
-        tokio::task::spawn_blocking(move || ledger.close()).await.unwrap().unwrap();
+        self.ledger
     }
 
     pub(crate) async fn append(&self, context: &ContextId, text: &str) -> Result<Appended, StoreError> {
@@ -140,6 +158,11 @@ pub(crate) fn owner<'a>(nodes: &'a [Node], context: &ContextId) -> Option<&'a No
     nodes.iter().find(|node| node.owns(Slot::of(context)))
 }
 
+/// Where a context is, as each node knows it.
+fn routes(nodes: &[Node], context: &ContextId) -> Vec<Option<ledger_cluster::routes::Route>> {
+    nodes.iter().map(|node| node.cluster.routes().borrow().get(Slot::of(context)).cloned()).collect()
+}
+
 /// Appends at whoever owns the context, again until it is acknowledged.
 pub(crate) async fn append(nodes: &[Node], context: &ContextId, text: &str) -> Appended {
     let begun = Instant::now();
@@ -151,7 +174,11 @@ pub(crate) async fn append(nodes: &[Node], context: &ContextId, text: &str) -> A
                 Err(_) => tracing::info!("append timed out"),
             }
         }
-        assert!(begun.elapsed() < DEADLINE, "{text} was not acknowledged in time");
+        assert!(
+            begun.elapsed() < DEADLINE,
+            "{text} was not acknowledged in time: {:?}",
+            routes(nodes, context)
+        );
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }

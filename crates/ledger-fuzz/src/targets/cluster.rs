@@ -109,6 +109,8 @@ pub(super) fn facts_seeds() -> Vec<Vec<u8>> {
         zone: "eu-1".to_owned(),
         format: 1,
         load: Load { entries_per_second: 12, contexts: 34 },
+        opened: Some(56),
+        durable: Some(78),
         owned,
     });
     let lines = |facts: Facts| {

@@ -162,6 +162,9 @@ impl Config {
             zone: self.zone.clone().unwrap_or_default(),
             format: ledger_store::FORMAT,
             load: Load::default(),
+            // Joining says them.
+            opened: None,
+            durable: None,
             owned: Vec::new(),
         };
         Ok(Some(ClusterConfig {

@@ -53,6 +53,20 @@ pub(crate) fn config(dir: &Path) -> Config {
     }
 }
 
+/// Copies a directory tree in the place of another.
+pub(crate) fn copy_dir(from: &Path, to: &Path) {
+    let _ = std::fs::remove_dir_all(to);
+    std::fs::create_dir_all(to).unwrap();
+    for item in std::fs::read_dir(from).unwrap() {
+        let (item, to) = item.map(|item| (item.path(), to.join(item.file_name()))).unwrap();
+        if item.is_dir() {
+            copy_dir(&item, &to);
+        } else {
+            std::fs::copy(item, to).unwrap();
+        }
+    }
+}
+
 /// UDP ports that were free just now.
 pub(crate) fn free_ports() -> [u16; 2] {
     let sockets = [(); 2].map(|()| UdpSocket::bind("127.0.0.1:0").unwrap());
@@ -71,7 +85,12 @@ impl TestNode {
 
     /// A node of a cluster of two, which gossip at these ports.
     pub(crate) async fn join(name: &str, ports: [u16; 2], own: usize) -> Self {
-        Self::start_with(|config| {
+        Self::join_in(tempfile::tempdir().unwrap(), name, ports, own).await
+    }
+
+    /// The same, on a directory.
+    pub(crate) async fn join_in(dir: TempDir, name: &str, ports: [u16; 2], own: usize) -> Self {
+        Self::start_in(dir, |config| {
             config.node_id = Some(name.into());
             config.gossip_listen = ([127, 0, 0, 1], ports[own]).into();
             config.seeds = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();

@@ -203,7 +203,14 @@ fn crash(db: Db, dir: &std::path::Path) -> Db {
     // Without closing: the log is replayed.
     db.sync().unwrap();
     drop(db);
-    Db::open(dir, &testing::options(), crate::readable::Readable::new(false).into(), 1).unwrap()
+    Db::open(
+        dir,
+        &testing::options(),
+        crate::readable::Readable::new(false).into(),
+        std::sync::Arc::default(),
+        1,
+    )
+    .unwrap()
 }
 
 #[test]

@@ -1,0 +1,107 @@
+//! A node that came back with an older disk than it had: a volume that was restored, say.
+//!
+//! It has forgotten what it promised and accepted, and what it was counted for as a copy, while the others count on it. A node
+//! with a lost disk is no such danger, because a directory gets a storage id when it is formatted, and a member is a node with
+//! its storage id. So the directory is given another id: the node joins as a new member, keeps its entries, and learns.
+
+use std::sync::Arc;
+
+use ledger_core::node::{Member, StorageId};
+use ledger_store::StoreError;
+use tonic::{
+    Status,
+    metadata::{BinaryMetadataKey, MetadataValue},
+};
+
+use crate::{membership::SetBack, shared::Shared};
+
+/// Carries what is remembered of a directory to a node that has forgotten it: sealed with the cluster's key, as what one node
+/// says of another. It may be heard again at any time, because how far a directory was durable stays true.
+const HEARD: &str = "converge-set-back-bin";
+
+/// The data directory turned out to be older than what the node had said of it.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Renewed {
+    /// It is another one now.
+    #[error(
+        "the data directory is older than it was ({found}), as a restored volume is: it was given a new identity, {storage}, \
+         and keeps its entries; start the node again to join as a new member"
+    )]
+    As {
+        /// How it was found out.
+        found: SetBack,
+        /// Its id from now on.
+        storage: StorageId,
+    },
+    /// It could not be changed.
+    #[error(
+        "the data directory is older than it was ({found}), as a restored volume is, and could not be given a new identity \
+         ({reason}): see to its disk and start the node again, or start it with an empty directory"
+    )]
+    Failed {
+        /// How it was found out.
+        found: SetBack,
+        /// Why.
+        reason: StoreError,
+    },
+}
+
+/// What a node is refused with whose directory is older than what was heard of it. It need not know: gossip forgets the dead
+/// sooner than this node does.
+pub(crate) fn refusal(shared: &Shared, member: &Member, found: SetBack) -> Status {
+    let mut status = Status::failed_precondition(format!(
+        "the data directory of {member} is older than it was ({found}): it counts for nothing until it joins anew"
+    ));
+    let sealed = shared.sealer.read().seal(text(member, found.heard).as_bytes());
+    if let Ok(sealed) = sealed {
+        let key = BinaryMetadataKey::from_static(HEARD);
+        status.metadata_mut().insert_bin(key, MetadataValue::from_bytes(&sealed));
+    }
+    status
+}
+
+/// No other text that is sealed has so many parts.
+fn text(member: &Member, heard: u64) -> String {
+    format!("set-back/{}/{}/{heard}", member.node, member.storage)
+}
+
+/// How far another node heard that this node's directory was durable, if it refuses it for that.
+fn heard(shared: &Shared, refusal: &Status) -> Option<u64> {
+    let sealed = refusal.metadata().get_bin(HEARD)?.to_bytes().ok()?;
+    let said = String::from_utf8(shared.sealer.read().open(&sealed).ok()?).ok()?;
+    let heard = said.rsplit('/').next()?.parse().ok()?;
+    (said == text(&shared.me, heard)).then_some(heard)
+}
+
+/// A peer refuses this node: it may know what this node has forgotten.
+pub(crate) fn heed(shared: &Arc<Shared>, refusal: &Status) {
+    if let (Some(heard), Some(opened)) = (heard(shared, refusal), shared.config.facts.opened)
+        && opened < heard
+    {
+        // Whoever is refused is ended by it.
+        let shared = Arc::clone(shared);
+        tokio::spawn(async move { renew(&shared, SetBack { opened, heard }).await });
+    }
+}
+
+/// Takes part no more, gives the directory a new identity, and tells whoever started the node.
+pub(crate) async fn renew(shared: &Arc<Shared>, found: SetBack) {
+    if shared.found.set(found).is_err() {
+        // Somebody does it.
+        return;
+    }
+    let SetBack { opened, heard } = found;
+    let (node, storage) = (&shared.me.node, &shared.me.storage);
+    tracing::error!(%node, %storage, opened, heard, "this node came back with an older data directory: it has forgotten what it promised; giving the directory a new identity, to join as a new member");
+    // Streams end, nothing is asked or claimed any more, and the lanes get no more copies.
+    shared.cancel.cancel();
+    let ledger = shared.ledger.clone();
+    let renewed = tokio::task::spawn_blocking(move || ledger.renew()).await;
+    let renewed = renewed.unwrap_or_else(|error| Err(StoreError::Io(error.to_string())));
+    let renewed = match renewed {
+        Ok(storage) => Renewed::As { found, storage },
+        Err(reason) => Renewed::Failed { found, reason },
+    };
+    tracing::error!("{renewed}");
+    shared.renewed.send_replace(Some(renewed));
+}

@@ -1,0 +1,69 @@
+//! How far the directory is durable, as a number that grows as long as the directory lives.
+//!
+//! RocksDB numbers every change, and goes on counting at the next start. Whoever remembers the number of what was
+//! durable can tell when a directory comes back that is older: it opens with a lower one.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+
+/// How far the directory goes.
+#[derive(Debug, Default)]
+pub(crate) struct Marks {
+    /// When it was opened, before anything was written.
+    opened: AtomicU64,
+    /// What is known to be on disk.
+    durable: AtomicU64,
+    /// When the present start began; `None` before the first.
+    started: Mutex<Option<u64>>,
+}
+
+impl Marks {
+    /// The directory was opened, and goes so far.
+    pub(crate) fn opened(&self, number: u64) {
+        self.opened.store(number, Ordering::SeqCst);
+    }
+
+    /// Everything up to a number that was taken before the sync is on disk.
+    pub(crate) fn synced(&self, number: u64) {
+        self.durable.fetch_max(number, Ordering::SeqCst);
+    }
+
+    /// What is on disk for sure; 0 before the first sync.
+    pub(crate) fn durable(&self) -> u64 {
+        self.durable.load(Ordering::SeqCst)
+    }
+
+    /// A start begins. The first one begins with what was opened: what opening writes counts for nothing. Those after it,
+    /// in the same process, begin with what the ones before may have spoken of.
+    pub(crate) fn start(&self) {
+        let mut started = self.started.lock();
+        let from = if started.is_some() { self.durable() } else { self.opened.load(Ordering::SeqCst) };
+        *started = Some(from);
+    }
+
+    /// How far the directory went at the present start.
+    pub(crate) fn opening(&self) -> u64 {
+        self.started.lock().unwrap_or_else(|| self.opened.load(Ordering::SeqCst))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_start_begins_with_what_was_opened_and_the_next_with_what_was_said_since() {
+        let marks = Marks::default();
+        marks.opened(10);
+        assert_eq!((marks.opening(), marks.durable()), (10, 0));
+        marks.synced(14);
+        marks.start();
+        assert_eq!(marks.opening(), 10);
+        marks.synced(20);
+        marks.synced(17);
+        assert_eq!((marks.opening(), marks.durable()), (10, 20));
+        marks.start();
+        assert_eq!(marks.opening(), 20);
+    }
+}

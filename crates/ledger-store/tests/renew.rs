@@ -1,0 +1,107 @@
+//! How far a directory goes, and what becomes of one that turns out to be an older copy of itself.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+
+mod support;
+
+use std::collections::BTreeMap;
+
+use ledger_core::{
+    Epoch,
+    node::{Member, NodeId, ReplicaSet, StorageId},
+    ownership::{Claim, Placement, SlotRecord},
+    slot::Slot,
+};
+use ledger_store::{Ledger, StoreError};
+use support::{context, copy_dir, draft};
+
+#[test]
+fn no_start_opens_below_what_was_durable_however_the_one_before_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    // What a killed process leaves: the files as they are while it runs.
+    let killed = tempfile::tempdir().unwrap();
+    let mut durable = 0;
+    for round in 0..4 {
+        let at = killed.path().join(round.to_string());
+        let ledger = Ledger::open(dir.path()).unwrap();
+        ledger.next_incarnation().unwrap();
+        assert!(ledger.opening_mark() >= durable, "{} after {durable}", ledger.opening_mark());
+        assert!(ledger.durable_mark() > ledger.opening_mark());
+        for number in 0..50 {
+            let name = context(&format!("{round}-{}", number % 7));
+            ledger.append(&name, draft("k", format!("{round}-{number}"))).unwrap();
+        }
+        let said = ledger.durable_mark();
+        copy_dir(dir.path(), &at);
+        ledger.close().unwrap();
+        durable = ledger.durable_mark();
+        assert!(durable >= said);
+        drop(ledger);
+
+        let again = Ledger::open(&at).unwrap();
+        assert!(again.opening_mark() >= said, "{} after {said}", again.opening_mark());
+    }
+    // Opening alone changes nothing of it.
+    let opened = Ledger::open(dir.path()).unwrap().opening_mark();
+    assert!(opened >= durable);
+    assert!(Ledger::open(dir.path()).unwrap().opening_mark() >= opened);
+}
+
+#[test]
+fn an_older_copy_opens_below_what_was_durable() {
+    let (dir, older) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let ledger = Ledger::open(dir.path()).unwrap();
+    ledger.next_incarnation().unwrap();
+    ledger.append(&context("a"), draft("k", "first")).unwrap();
+    copy_dir(dir.path(), older.path());
+    ledger.append(&context("a"), draft("k", "second")).unwrap();
+    let copied = Ledger::open(older.path()).unwrap();
+    copied.next_incarnation().unwrap();
+    assert!(copied.opening_mark() < ledger.durable_mark());
+    assert_eq!(copied.storage(), ledger.storage());
+}
+
+#[test]
+fn a_renewed_directory_is_another_storage_that_kept_its_entries_and_forgot_its_promises() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = Ledger::open(dir.path()).unwrap();
+    let (name, before) = (context("a"), ledger.storage());
+    for text in ["one", "two"] {
+        ledger.append(&name, draft("k", text)).unwrap();
+    }
+    let claim = Claim { epoch: Epoch::new(3, 4), claimant: NodeId::new("n").unwrap() };
+    let slot = |number| Slot::new(number).unwrap();
+    let members = vec![Member { node: NodeId::new("n").unwrap(), storage: StorageId([7; 16]) }];
+    let placed = |is_confirmed| SlotRecord {
+        promised: Some(claim.clone()),
+        accepted: claim.epoch,
+        placement: Some(Placement {
+            epoch: claim.epoch,
+            set: ReplicaSet::new(members.clone()).unwrap(),
+            is_confirmed,
+            before: None,
+        }),
+        was_formed: false,
+    };
+    let records = BTreeMap::from([
+        (slot(1), SlotRecord { promised: Some(claim.clone()), ..SlotRecord::default() }),
+        (slot(2), placed(false)),
+        (slot(3), placed(true)),
+        (slot(4), SlotRecord { was_formed: true, ..SlotRecord::default() }),
+    ]);
+    ledger.keep_slot_records(&records).unwrap();
+
+    let renewed = ledger.renew().unwrap();
+    assert_ne!(renewed, before);
+    assert!(matches!(ledger.append(&name, draft("k", "three")), Err(StoreError::Closed)));
+    assert!(matches!(ledger.renew(), Err(StoreError::Closed)));
+    ledger.close().unwrap();
+    drop(ledger);
+
+    let ledger = Ledger::open(dir.path()).unwrap();
+    assert_eq!(ledger.storage(), renewed);
+    let formed = SlotRecord { was_formed: true, ..SlotRecord::default() };
+    assert_eq!(ledger.slot_records().unwrap(), [(slot(3), formed.clone()), (slot(4), formed)]);
+    assert_eq!(ledger.get(&name, &ledger_store::Filter::default()).unwrap().entries.len(), 2);
+    ledger.append(&name, draft("k", "three")).unwrap();
+}
