@@ -6,8 +6,9 @@
 //! | path | query | answers |
 //! | --- | --- | --- |
 //! | `/` | | the page |
+//! | `/api/cluster` | | the nodes, as this one sees them |
 //! | `/api/contexts` | `prefix`, `after`, `limit` | a page of the listing |
-//! | `/api/context` | `id` | size, Lamport time, epoch, root, signed checkpoint |
+//! | `/api/context` | `id` | size, Lamport time, epoch, root, signed checkpoint; who owns and who keeps it |
 //! | `/api/entries` | `id`, `key`, `after`, `limit` | entries with previews of their payloads |
 //! | `/api/tail` | `id`, `key`, `after` | the same, live, as server-sent events |
 
@@ -32,6 +33,7 @@ use ledger_core::{
     ContextId, Sequence,
     checkpoint::Checkpoint,
     hash::{Hasher as _, Sha256},
+    slot::Slot,
 };
 use ledger_proto::ledger::v1::ContextsRequest;
 use ledger_store::{Covered, EntryView, Filter, IdView};
@@ -64,6 +66,7 @@ static TAILS: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::ne
 pub fn routes() -> Router<Arc<Node>> {
     Router::new()
         .route("/", get(page))
+        .route("/api/cluster", get(cluster))
         .route("/api/contexts", get(contexts))
         .route("/api/context", get(context))
         .route("/api/entries", get(entries))
@@ -99,6 +102,50 @@ impl Asked {
         let wrong = || Refusal::field("after", "after is not a sequence: send a number");
         self.after.parse().map(Sequence).map_err(|_| wrong())
     }
+}
+
+#[derive(Debug, Serialize)]
+struct Cluster {
+    name: String,
+    /// Who answers.
+    node: String,
+    copies: u32,
+    min_copies: u32,
+    nodes: Vec<Seen>,
+}
+
+/// A node.
+#[derive(Debug, Serialize)]
+struct Seen {
+    node: String,
+    address: String,
+    state: String,
+    alive: bool,
+    slots: u32,
+    entries_per_second: u64,
+    contexts: u64,
+    zone: String,
+}
+
+async fn cluster(State(node): State<Arc<Node>>) -> Json<Cluster> {
+    let members = node.standing.members(&node);
+    let seen = |member: ledger_proto::ledger::v1::Member| Seen {
+        node: member.node_id,
+        address: member.address,
+        state: member.readiness,
+        alive: member.alive,
+        slots: member.slots_owned,
+        entries_per_second: member.entries_per_second,
+        contexts: member.contexts,
+        zone: member.zone,
+    };
+    Json(Cluster {
+        name: members.cluster_id,
+        node: members.node_id,
+        copies: members.copies,
+        min_copies: members.min_copies,
+        nodes: members.members.into_iter().map(seen).collect(),
+    })
 }
 
 #[derive(Debug, Serialize)]
@@ -144,6 +191,18 @@ struct Stands {
     lineage: String,
     signed_note: String,
     verifier_key: String,
+    /// Empty: nobody owns it at the moment.
+    owner: String,
+    copies: Vec<Copy>,
+}
+
+/// A node that keeps a context.
+#[derive(Debug, Serialize)]
+struct Copy {
+    node: String,
+    alive: bool,
+    /// Whether it holds what the owner holds; only the owner knows.
+    in_step: bool,
 }
 
 async fn context(State(node): State<Arc<Node>>, Query(asked): Query<Asked>) -> Result<Json<Stands>, Failed> {
@@ -153,6 +212,12 @@ async fn context(State(node): State<Arc<Node>>, Query(asked): Query<Asked>) -> R
     let (position, cluster) = (made.position, &node.config.cluster);
     let statement = Checkpoint::of_context(cluster, &context, position.size, position.root)
         .map_err(|error| Refusal::internal(error.to_string()))?;
+    let location = node.standing.location(Slot::of(&context), Some(&context));
+    let copy = |kept: ledger_proto::ledger::v1::Replica| Copy {
+        node: kept.node_id,
+        alive: kept.alive,
+        in_step: kept.in_step,
+    };
     Ok(Json(Stands {
         id: asked.id,
         size: position.size.0,
@@ -163,6 +228,8 @@ async fn context(State(node): State<Arc<Node>>, Query(asked): Query<Asked>) -> R
         lineage: position.lineage.to_string(),
         signed_note: node.signer.sign(&statement),
         verifier_key: node.signer.verifier_key().to_string(),
+        owner: location.owner,
+        copies: location.replicas.into_iter().map(copy).collect(),
     }))
 }
 

@@ -274,7 +274,7 @@ fn describe(recorder: &PrometheusRecorder) {
         ("ledger_append_streams", "Append streams open."),
         ("ledger_observers", "Observers of contexts whose streams are here."),
         ("ledger_store_quarantined_contexts", "Contexts found damaged."),
-        ("ledger_store_contexts_estimate", "Estimated number of contexts."),
+        ("ledger_store_contexts_estimate", "Number of contexts; estimated on a lone node."),
         ("ledger_store_disk_bytes", "Bytes of table files."),
         ("ledger_store_memory_bytes", "Bytes of memory that RocksDB uses."),
         ("ledger_store_writable", "1 if appends can be acknowledged."),

@@ -318,7 +318,10 @@ impl Ledger {
             failed_commits,
             scrubbed: shared.scrubbed.load(Ordering::Relaxed),
             quarantined: shared.quarantine.list().len() as u64,
-            contexts: db.family_property(families::HEADS, "rocksdb.estimate-num-keys"),
+            contexts: shared.digests.as_ref().map_or_else(
+                || db.family_property(families::HEADS, "rocksdb.estimate-num-keys"),
+                Digests::contexts,
+            ),
             disk_bytes: db.property("rocksdb.total-sst-files-size"),
             memory_bytes: db.cache_usage()
                 + db.property("rocksdb.cur-size-all-mem-tables")

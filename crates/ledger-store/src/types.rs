@@ -189,7 +189,7 @@ pub struct Stats {
     pub scrubbed: u64,
     /// Contexts in quarantine: damaged, as found by reads or the scrub.
     pub quarantined: u64,
-    /// Estimated number of contexts.
+    /// Number of contexts with entries; on a lone node estimated, and too high for contexts that were just written to.
     pub contexts: u64,
     /// Bytes of table files on disk.
     pub disk_bytes: u64,
