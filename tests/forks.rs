@@ -70,6 +70,7 @@ fn what_a_node_left_is_listed_and_exported() {
     let node = Node::start(data.path());
 
     let forks = json(&node, &["forks"]);
+    assert_eq!(json(&node, &["cluster", "forks"]), forks, "where the other commands of a cluster are");
     assert_eq!(forks.len(), 2);
     let fork = &json(&node, &["forks", "demo"])[0];
     assert!(forks.contains(fork));

@@ -10,7 +10,7 @@ mod status;
 
 use args::Cluster;
 
-use crate::{args::Connection, output::Output};
+use crate::{args::Connection, forks, output::Output};
 
 pub(crate) async fn run(connection: &Connection, command: Cluster, output: &Output) -> anyhow::Result<()> {
     match command {
@@ -19,6 +19,7 @@ pub(crate) async fn run(connection: &Connection, command: Cluster, output: &Outp
         Cluster::Status { watch: true } => status::watch(connection, output).await,
         Cluster::Locate { contexts } => locate::run(connection, contexts, output).await,
         Cluster::Drain { resume } => drain::run(connection, resume, output).await,
+        Cluster::Forks(command) => forks::run(connection, command, output).await,
         Cluster::Local(command) => local::run(command, output).await,
     }
 }

@@ -4,6 +4,8 @@ use std::{ffi::OsString, path::PathBuf};
 
 use clap::{Args, Subcommand};
 
+use crate::args::Forks;
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Cluster {
     /// List the nodes, as the one asked sees them
@@ -26,6 +28,8 @@ pub(crate) enum Cluster {
         #[arg(long)]
         resume: bool,
     },
+    /// The same as `ledgerctl forks`: list histories that nodes left because they differ from the owner's, or read one
+    Forks(Forks),
     /// Start a cluster of real nodes on this machine, to try things out; Ctrl-C ends it
     Local(Local),
 }
