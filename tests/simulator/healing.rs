@@ -16,6 +16,8 @@ use super::{
 
 /// How long it may take, microseconds.
 const PATIENCE: u64 = 120_000_000;
+/// How often writers attach for the end: slots may change hands for ever where nodes are quick to take others for dead.
+const SETTLED_TIMES: u32 = 4;
 
 impl World {
     /// Nothing goes wrong any more, and all nodes are started.
@@ -48,9 +50,10 @@ impl World {
         match self.missing() {
             // All members are equal: what they lack now they lack for good, unless its writer has it.
             None if self.stage == Stage::Healing
-                || (self.is_loose() && self.now < self.healing_since + PATIENCE) =>
+                || (self.is_loose() && self.settled_times < SETTLED_TIMES) =>
             {
                 (self.stage, self.settled) = (Stage::Settled, self.owners());
+                self.settled_times += 1;
                 for client in &mut self.clients {
                     if let Client::Writer(writer) = client {
                         writer.attach_again();

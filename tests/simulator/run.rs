@@ -134,6 +134,7 @@ pub(super) struct World {
     pub stage: Stage,
     /// Who owned which slot when all members were equal last.
     pub settled: Vec<(Index, Slot, Epoch)>,
+    pub settled_times: u32,
     pub healing_since: u64,
     pub acknowledged_before: Vec<u64>,
     pub violation: Option<String>,
@@ -197,6 +198,7 @@ impl World {
             last_loss: 0,
             stage: Stage::Faults,
             settled: Vec::new(),
+            settled_times: 0,
             healing_since: 0,
             acknowledged_before: Vec::new(),
             violation: None,
