@@ -238,8 +238,8 @@ impl World {
         disk.filter(|_| !host.is_gone).map(|disk| &disk.durable)
     }
 
-    /// Whether somebody else knows for certain who the members of each slot are. Where availability comes first, one
-    /// node alone may own a slot, with all that is known of it.
+    /// Whether another member of each slot knows for certain who its members are: nobody else would claim it. Where
+    /// availability comes first, one node alone may own a slot, with all that is known of it.
     fn others_know(&self, index: Index) -> bool {
         self.owned.iter().all(|(slot, (_, set))| {
             let knows = |other: Index| {
@@ -248,7 +248,8 @@ impl World {
                 placement
                     .is_some_and(|known| known.is_confirmed && known.before.is_none() && known.set == *set)
             };
-            (0..self.hosts.len()).any(|other| other != index && knows(other))
+            let is_member = |other: Index| set.contains(&self.hosts[other].member);
+            (0..self.hosts.len()).any(|other| other != index && is_member(other) && knows(other))
         })
     }
 
