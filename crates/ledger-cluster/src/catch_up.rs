@@ -73,6 +73,14 @@ impl From<Status> for CatchUpError {
     }
 }
 
+/// Does elsewhere what blocks.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, CatchUpError> {
+    let done = spawn_blocking(work).await;
+    Ok(done.map_err(|error| StoreError::Io(error.to_string()))??)
+}
+
 /// One catching up with one node.
 struct CatchUp<'a> {
     shared: &'a Arc<Shared>,
@@ -183,8 +191,7 @@ impl CatchUp<'_> {
 
     async fn look(&self, ask: Ask) -> Result<Answer, CatchUpError> {
         let ledger = self.shared.ledger.clone();
-        let answer = spawn_blocking(move || ledger.compare(&ask, |_| true)).await;
-        Ok(answer.map_err(|error| CatchUpError::Peer(error.to_string()))??)
+        blocking(move || ledger.compare(&ask, |_| true)).await
     }
 
     /// Leaves what differs, and fetches what is missing.
@@ -220,9 +227,7 @@ impl CatchUp<'_> {
                         "the stored trees of two nodes contradict each other: one of them is damaged, this one is checked"
                     );
                     let (ledger, context) = (self.shared.ledger.clone(), context.clone());
-                    spawn_blocking(move || ledger.scrub(&context))
-                        .await
-                        .map_err(|error| CatchUpError::Store(StoreError::Io(error.to_string())))??;
+                    blocking(move || ledger.scrub(&context)).await?;
                 }
             }
         }

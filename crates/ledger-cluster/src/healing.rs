@@ -12,14 +12,11 @@ use std::{
 use ledger_core::{ContextId, Size, node::Member, slot::Slot};
 use ledger_proto::ledger::v1::{FetchContext, FetchRequest, replica_service_client::ReplicaServiceClient};
 use ledger_store::{Healing, StoreError};
-use tokio::{
-    task::spawn_blocking,
-    time::{MissedTickBehavior, interval, timeout},
-};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 use tonic::transport::Channel;
 
 use crate::{
-    catch_up::{CatchUpError, PATIENCE},
+    catch_up::{CatchUpError, PATIENCE, blocking},
     pace::Pace,
     routes::RouteTo,
     sending::MAX_MESSAGE,
@@ -158,12 +155,4 @@ async fn fetch(
         pace.pay(bytes).await;
     }
     Ok(healing)
-}
-
-/// Does what blocks elsewhere.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
-) -> Result<T, CatchUpError> {
-    let done = spawn_blocking(work).await;
-    Ok(done.map_err(|error| StoreError::Io(error.to_string()))??)
 }

@@ -134,7 +134,11 @@ async fn a_node_on_a_restored_volume_ends_to_be_started_again_as_another_member(
     let before = b.server.node().ledger.storage_id();
     let dir = b.stop().await;
     copy_dir(dir.path(), older.path());
-    let dir = TestNode::join_in(dir, "b", ports, 1).await.stop().await;
+    watched.until("a owns everything", |seen| seen.owned_by("a") == 1024).await;
+    let b = TestNode::join_in(dir, "b", ports, 1).await;
+    // What nobody heard of this start nobody could hold against the next.
+    watched.until("b is heard again", |seen| seen.owned_by("b") > 0).await;
+    let dir = b.stop().await;
     copy_dir(older.path(), dir.path());
 
     let b = TestNode::join_in(dir, "b", ports, 1).await;
