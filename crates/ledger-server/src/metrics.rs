@@ -205,6 +205,7 @@ impl Metrics {
         }
         let gauges = [
             ("ledger_store_quarantined_contexts", stats.quarantined),
+            ("ledger_store_compacts", stats.compacts.into()),
             ("ledger_store_contexts_estimate", stats.contexts),
             ("ledger_store_disk_bytes", stats.disk_bytes),
             ("ledger_store_memory_bytes", stats.memory_bytes),
@@ -274,6 +275,7 @@ fn describe(recorder: &PrometheusRecorder) {
         ("ledger_append_streams", "Append streams open."),
         ("ledger_observers", "Observers of contexts whose streams are here."),
         ("ledger_store_quarantined_contexts", "Contexts found damaged."),
+        ("ledger_store_compacts", "0 after RocksDB met a damaged table file: replace the data directory."),
         ("ledger_store_contexts_estimate", "Number of contexts; estimated on a lone node."),
         ("ledger_store_disk_bytes", "Bytes of table files."),
         ("ledger_store_memory_bytes", "Bytes of memory that RocksDB uses."),

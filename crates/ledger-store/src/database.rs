@@ -6,7 +6,10 @@
 
 use std::{
     path::PathBuf,
-    sync::{Arc, Weak},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -33,15 +36,18 @@ pub(crate) struct Database {
     marks: Arc<Marks>,
     current: Mutex<Option<Arc<Db>>>,
     reopened: Condvar,
+    /// Whether RocksDB compacts table files.
+    compacts: AtomicBool,
 }
 
 impl Database {
     /// Opens or creates the database.
     pub(crate) fn open(path: PathBuf, options: Options, readable: Arc<Readable>) -> Result<Self, StoreError> {
         let marks = Arc::new(Marks::default());
-        let db = Db::open(&path, &options, Arc::clone(&readable), Arc::clone(&marks), 0)?;
+        let db = Db::open(&path, &options, Arc::clone(&readable), Arc::clone(&marks), 0, true)?;
         let current = Mutex::new(Some(Arc::new(db)));
-        Ok(Self { path, options, readable, marks, current, reopened: Condvar::new() })
+        let (reopened, compacts) = (Condvar::new(), AtomicBool::new(true));
+        Ok(Self { path, options, readable, marks, current, reopened, compacts })
     }
 
     /// How far the directory goes.
@@ -74,13 +80,28 @@ impl Database {
             wait_until_unused(&watch);
         }
         let (readable, marks) = (Arc::clone(&self.readable), Arc::clone(&self.marks));
-        let opened = Db::open(&self.path, &self.options, readable, marks, generation);
+        let opened = Db::open(&self.path, &self.options, readable, marks, generation, self.compacts());
         if let Ok(db) = opened {
             *self.current.lock() = Some(Arc::new(db));
             self.reopened.notify_all();
             return Ok(());
         }
         opened.map(|_| ())
+    }
+
+    /// Whether RocksDB compacts table files. It does not after it met a damaged one: it would meet it again, and
+    /// take no writes then.
+    pub(crate) fn compacts(&self) -> bool {
+        self.compacts.load(Ordering::Relaxed)
+    }
+
+    fn stop_compacting(&self) {
+        if self.compacts.swap(false, Ordering::Relaxed) {
+            tracing::error!(
+                "a table file is damaged: nothing is compacted any more, so this node goes on, and takes ever more space; \
+                 replace its data directory"
+            );
+        }
     }
 
     /// Whether there is space for what is in memory, and then some.
@@ -114,6 +135,9 @@ pub(crate) fn keep_open(database: &Database, shared: &Shared, stop: &Receiver<()
             continue;
         }
         tried = Some(Instant::now());
+        if matches!(shared.failure(), Some(StoreError::FileDamaged(_))) {
+            database.stop_compacting();
+        }
         match database.reopen() {
             Ok(()) => {
                 shared.recovered();

@@ -44,17 +44,21 @@ impl std::fmt::Debug for Db {
 }
 
 impl Db {
-    /// Opens or creates the database with all families.
+    /// Opens or creates the database with all families, of which table files are compacted or not.
     pub(crate) fn open(
         path: &Path,
         options: &Options,
         readable: Arc<Readable>,
         marks: Arc<Marks>,
         generation: u64,
+        compacts: bool,
     ) -> Result<Self, StoreError> {
         let cache = Cache::new_lru_cache(options.block_cache);
-        let families =
-            families::ALL.map(|name| ColumnFamilyDescriptor::new(name, family(name, &cache, options)));
+        let families = families::ALL.map(|name| {
+            let mut family = family(name, &cache, options);
+            family.set_disable_auto_compactions(!compacts);
+            ColumnFamilyDescriptor::new(name, family)
+        });
         let inner = DB::open_cf_descriptors(&database(options), path, families)
             .map_err(|error| open_error(path, &error))?;
         let is_synced = options.durability == Durability::Always;
@@ -274,7 +278,7 @@ pub(crate) fn io_error(error: &rocksdb::Error) -> StoreError {
         return StoreError::DiskFull;
     }
     if error.kind() == ErrorKind::Corruption {
-        return StoreError::Io(damage(text));
+        return StoreError::FileDamaged(text.to_owned());
     }
     StoreError::Io(text.to_owned())
 }
@@ -291,12 +295,6 @@ pub(crate) fn read_error(context: &ContextId, sequence: Sequence, error: &rocksd
     }
 }
 
-fn damage(text: &str) -> String {
-    format!(
-        "it is damaged ({text}); keep a copy of it, then restore it from snapshots or let a replica copy it anew"
-    )
-}
-
 fn open_error(path: &Path, error: &rocksdb::Error) -> StoreError {
     let text = error.as_ref();
     let reason = if text.contains("lock hold by current process") || text.contains("While lock file") {
@@ -306,7 +304,7 @@ fn open_error(path: &Path, error: &rocksdb::Error) -> StoreError {
     } else if text.contains("Read-only file system") || text.contains("Permission denied") {
         format!("it cannot be written ({text}); give this user the right to write there")
     } else if error.kind() == ErrorKind::Corruption {
-        damage(text)
+        StoreError::FileDamaged(text.to_owned()).to_string()
     } else {
         text.to_owned()
     };

@@ -140,6 +140,12 @@ pub enum StoreError {
     /// The disk is full. Reads go on; appends work again once there is space.
     #[error("no space left in the data directory: nothing was appended; free some space, appends then go on")]
     DiskFull,
+    /// A file of the database is not what was written to it.
+    #[error(
+        "storage failed: a file of the database is damaged ({0}); keep a copy of it, then restore it from snapshots or \
+         let a replica copy it anew"
+    )]
+    FileDamaged(String),
     /// An I/O error or another failure of RocksDB.
     #[error("storage failed: {0}")]
     Io(String),

@@ -318,6 +318,7 @@ impl Ledger {
             failed_commits,
             scrubbed: shared.scrubbed.load(Ordering::Relaxed),
             quarantined: shared.quarantine.list().len() as u64,
+            compacts: self.inner.database.compacts(),
             contexts: shared.digests.as_ref().map_or_else(
                 || db.family_property(families::HEADS, "rocksdb.estimate-num-keys"),
                 Digests::contexts,

@@ -24,7 +24,7 @@ pub(crate) fn open(dir: &Path) -> Db {
 }
 
 pub(crate) fn open_with(dir: &Path, options: &Options) -> Db {
-    Db::open(dir, options, Readable::new(false).into(), Arc::default(), 0).unwrap()
+    Db::open(dir, options, Readable::new(false).into(), Arc::default(), 0, true).unwrap()
 }
 
 /// The writer of a context.

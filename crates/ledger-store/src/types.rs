@@ -189,6 +189,8 @@ pub struct Stats {
     pub scrubbed: u64,
     /// Contexts in quarantine: damaged, as found by reads or the scrub.
     pub quarantined: u64,
+    /// Whether table files are compacted: not any more after RocksDB met a damaged one.
+    pub compacts: bool,
     /// Number of contexts with entries; on a lone node estimated, and too high for contexts that were just written to.
     pub contexts: u64,
     /// Bytes of table files on disk.

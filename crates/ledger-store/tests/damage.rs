@@ -10,7 +10,7 @@ use std::{
 };
 
 use ledger_store::{Filter, Ledger, Options, Sequence, StoreError};
-use support::{append_many, context, draft, small};
+use support::{append_many, context, copy_dir, draft, small};
 
 /// Changes rows of a closed ledger behind its back: `change` gets each row of a family and may return another value.
 fn tamper(dir: &Path, family: &str, change: impl Fn(usize, &[u8], &[u8]) -> Option<Vec<u8>>) {
@@ -124,21 +124,21 @@ fn a_damaged_context_is_healed_by_loading_its_snapshot() {
     ledger.append(&context("c"), draft("k", "x")).unwrap();
 }
 
-#[test]
-fn a_damaged_block_on_disk_is_damage_too() {
-    let (dir, _) = damaged("meta", usize::MAX, |_| 0);
-    // The largest table file holds the entries; damage its middle.
-    let mut tables: Vec<_> = std::fs::read_dir(dir.path().join("db"))
-        .unwrap()
-        .map(|item| item.unwrap().path())
-        .filter(|path| path.extension().is_some_and(|extension| extension == "sst"))
-        .collect();
-    tables.sort_by_key(|path| std::fs::metadata(path).unwrap().len());
-    let largest = tables.last().unwrap();
-    let mut bytes = std::fs::read(largest).unwrap();
+/// Flips a bit in the middle of the largest table file, which holds the entries.
+fn damage_block(dir: &Path) {
+    let tables = std::fs::read_dir(dir.join("db")).unwrap().map(|item| item.unwrap().path());
+    let tables = tables.filter(|path| path.extension().is_some_and(|extension| extension == "sst"));
+    let largest = tables.max_by_key(|path| std::fs::metadata(path).unwrap().len()).unwrap();
+    let mut bytes = std::fs::read(&largest).unwrap();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     std::fs::write(largest, bytes).unwrap();
+}
+
+#[test]
+fn a_damaged_block_on_disk_is_damage_too() {
+    let (dir, _) = damaged("meta", usize::MAX, |_| 0);
+    damage_block(dir.path());
     let ledger = Ledger::open_with(dir.path(), small()).unwrap();
     let error = ledger.get(&context("c"), &Filter::default()).unwrap_err();
     assert!((1..=700).contains(&sequence_of(&error)), "{error}");
@@ -156,14 +156,7 @@ fn a_newer_format_is_refused_by_a_plain_message() {
 /// Copies a closed ledger.
 fn copied(from: &Path) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
-    for folder in ["", "db"] {
-        std::fs::create_dir_all(dir.path().join(folder)).unwrap();
-        for file in std::fs::read_dir(from.join(folder)).unwrap().map(Result::unwrap) {
-            if file.file_type().unwrap().is_file() {
-                std::fs::copy(file.path(), dir.path().join(folder).join(file.file_name())).unwrap();
-            }
-        }
-    }
+    copy_dir(from, dir.path());
     dir
 }
 
@@ -177,6 +170,38 @@ fn two_copies() -> (tempfile::TempDir, tempfile::TempDir, Ledger) {
     let copy = copied(dir.path());
     let other = Ledger::open_with(copy.path(), small()).unwrap();
     (dir, copy, other)
+}
+
+#[test]
+fn a_compaction_that_meets_a_damaged_block_does_not_end_the_writing() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |number: u64| {
+        let ledger = Ledger::open_with(dir.path(), small()).unwrap();
+        for name in ["a", "b", "c", "d"] {
+            let many = if number == 0 { 700 } else { 10 };
+            append_many(&ledger, &context(&format!("{name}{number}")), many, &mut Vec::new());
+        }
+        ledger.close()
+    };
+    // Each time leaves a table file: with so many they are compacted.
+    (0..7).for_each(|number| write(number).unwrap());
+    damage_block(dir.path());
+    // It may be met at once, when what is in memory is written.
+    let _ = write(7);
+
+    let ledger = Ledger::open_with(dir.path(), small()).unwrap();
+    wait_until("the compaction to meet the damage", || {
+        let _ = ledger.append(&context("e"), draft("k", "x"));
+        !ledger.stats().compacts
+    });
+    let appended = || ledger.append(&context("e"), draft("k", "after"));
+    wait_until("appends to go on", || appended().is_ok());
+    let page = ledger.get(&context("e"), &Filter::default()).unwrap();
+    assert_eq!(&page.entries.last().unwrap().payload[..], b"after");
+    for _ in 0..100 {
+        appended().unwrap();
+    }
+    ledger.close().unwrap();
 }
 
 /// Rows under a family's prefix of context "c".
@@ -260,16 +285,7 @@ fn another_history_heals_nothing() {
 #[test]
 fn a_context_with_a_damaged_block_is_healed_from_another_copy() {
     let (dir, _copy, other) = two_copies();
-    let mut tables: Vec<_> = std::fs::read_dir(dir.path().join("db"))
-        .unwrap()
-        .map(|item| item.unwrap().path())
-        .filter(|path| path.extension().is_some_and(|extension| extension == "sst"))
-        .collect();
-    tables.sort_by_key(|path| std::fs::metadata(path).unwrap().len());
-    let mut bytes = std::fs::read(tables.last().unwrap()).unwrap();
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 1;
-    std::fs::write(tables.last().unwrap(), bytes).unwrap();
+    damage_block(dir.path());
     let ledger = Ledger::open_with(dir.path(), small()).unwrap();
     assert!(ledger.get(&context("c"), &Filter::default()).is_err());
     let mut healing = ledger.heal(&context("c")).unwrap().unwrap();

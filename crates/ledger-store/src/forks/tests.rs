@@ -209,6 +209,7 @@ fn crash(db: Db, dir: &std::path::Path) -> Db {
         crate::readable::Readable::new(false).into(),
         std::sync::Arc::default(),
         1,
+        true,
     )
     .unwrap()
 }
