@@ -52,7 +52,8 @@ pub struct Settings {
     pub answer_within: Millis,
     /// How long a member may take to catch up before the takeover that waits for it starts again.
     pub catch_up_within: Millis,
-    /// How long a node must be alive before slots are handed back to it.
+    /// How long a node must be alive before slots are handed back to it, and how long whoever takes a slot keeps it:
+    /// it may not have heard yet why the owner before gave it away.
     pub steady: Millis,
     /// How long a node may be away before its place is given to another.
     pub placement_grace: Millis,
@@ -325,6 +326,8 @@ struct Taking {
 #[derive(Debug)]
 struct Leading {
     claim: Claim,
+    /// When it came to own the slot; 0 if it owned it in the epoch before.
+    since: Millis,
     set: ReplicaSet,
     /// Nodes that accepted the epoch, and whose stream is up since.
     in_step: BTreeSet<Member>,
@@ -716,7 +719,7 @@ impl Slots {
                 takeover::Effect::CatchUp { from } => {
                     effects.push(Effect::CatchUp { slot, claim: claim.clone(), from });
                 }
-                takeover::Effect::Own => self.own(slot, effects),
+                takeover::Effect::Own => self.own(now, slot, effects),
                 takeover::Effect::GiveUp(why) => return self.step_down(now, slot, Some(why), effects),
             }
         }

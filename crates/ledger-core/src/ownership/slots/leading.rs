@@ -9,9 +9,10 @@ use super::{
 
 impl Slots {
     /// The takeover is done.
-    pub(super) fn own(&mut self, slot: Slot, effects: &mut Vec<Effect>) {
+    pub(super) fn own(&mut self, now: Millis, slot: Slot, effects: &mut Vec<Effect>) {
         let Role::Taking(taking) = std::mem::take(&mut self.state_mut(slot).role) else { return };
-        let Taking { takeover, in_step, offered, .. } = *taking;
+        let Taking { takeover, in_step, offered, led, .. } = *taking;
+        let since = if led.is_some() { 0 } else { now };
         let (claim, set) = (takeover.claim().clone(), takeover.members().clone());
         let needed = self.settings.min_copies.clamp(1, set.len());
         effects.push(Effect::Own { slot, claim: claim.clone(), needed });
@@ -24,7 +25,7 @@ impl Slots {
         // Offers are under way to the others whose streams are up.
         let offered = offered.difference(&in_step).cloned().collect();
         let leading =
-            Leading { claim, set, in_step, offered, learner: None, ending: None, is_offered: false };
+            Leading { claim, since, set, in_step, offered, learner: None, ending: None, is_offered: false };
         let state = self.state_mut(slot);
         (state.attempts, state.why) = (0, None);
         state.role = Role::Leading(Box::new(leading));
@@ -191,6 +192,9 @@ impl Slots {
 
     /// The node that should own a slot instead of this one, and can at once.
     fn successor(&self, now: Millis, slot: Slot, leading: &Leading) -> Option<Member> {
+        if !self.is_draining && now < leading.since + self.settings.steady {
+            return None;
+        }
         let can = |member: &&Member| {
             let known = self.nodes.get(&member.node);
             let is_steady = known.is_some_and(|known| now >= known.since + self.settings.steady);

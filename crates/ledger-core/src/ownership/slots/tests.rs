@@ -324,6 +324,24 @@ fn a_draining_node_hands_over_and_gets_its_slots_back() {
 }
 
 #[test]
+fn whoever_takes_a_slot_keeps_it_for_a_while() {
+    let mut cluster = Cluster::new(3);
+    cluster.pass(5_000);
+    let [first, second, _] = order(3)[..] else { panic!() };
+    cluster.drain(first, true);
+    cluster.pass(300);
+    assert_eq!(cluster.owners(), [second]);
+    // To the new owner this looks like one that has not heard yet that the other drains.
+    cluster.drain(first, false);
+    cluster.pass(cluster.settings.steady - 500);
+    assert_eq!(cluster.owners(), [second]);
+    // Its own drain waits for nothing.
+    cluster.drain(second, true);
+    cluster.pass(300);
+    assert_ne!(cluster.owners(), [second]);
+}
+
+#[test]
 fn slots_go_back_to_a_node_only_when_it_is_there_for_a_while() {
     let mut cluster = Cluster::new(3);
     cluster.pass(200);
