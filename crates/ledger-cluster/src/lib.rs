@@ -25,6 +25,7 @@ mod following;
 pub mod fuzzing;
 pub mod gossip;
 mod healing;
+mod load;
 pub mod membership;
 mod pace;
 mod peers;

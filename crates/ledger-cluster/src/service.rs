@@ -3,6 +3,7 @@
 use std::{
     pin::Pin,
     sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
 };
 
 use futures::Stream;
@@ -97,8 +98,9 @@ impl ReplicaService for Replicas {
             wanted.push((context, Size(of.after_size), Size(of.to_size)));
         }
         let (sender, ranges) = mpsc::channel(RANGES);
-        let ledger = self.0.ledger.clone();
+        let (ledger, load) = (self.0.ledger.clone(), Arc::clone(&self.0.load));
         tokio::task::spawn_blocking(move || {
+            let mut paid = Instant::now();
             for (context, mut after, to) in wanted {
                 while after < to {
                     let range = match ledger.range(&context, after, to, RANGE) {
@@ -112,6 +114,13 @@ impl ReplicaService for Replicas {
                     let fetched = FetchedRange { range: Some(wire::to_range(&context, &range)) };
                     if sender.blocking_send(Ok(fetched)).is_err() {
                         return;
+                    }
+                    // Appends come first: whoever catches up has time.
+                    if ledger.waiting() > 0 {
+                        let now = Instant::now();
+                        let rate = load.may_give(now, ledger.appended());
+                        paid = paid.max(now) + Duration::from_secs_f64(range.count as f64 / rate);
+                        std::thread::sleep(paid - now);
                     }
                 }
             }

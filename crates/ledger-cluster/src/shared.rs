@@ -28,6 +28,7 @@ use tonic::{
 
 use crate::{
     config::ClusterConfig,
+    load::Load,
     membership::{SetBack, View},
     peers::Peers,
     routes::Routes,
@@ -55,6 +56,8 @@ pub(crate) struct Shared {
     pub(crate) routes: watch::Sender<Arc<Routes>>,
     /// Streams from other nodes, so that a new one ends the old one first.
     pub(crate) incoming: Mutex<BTreeMap<NodeId, Incoming>>,
+    /// What others that catch up may be given.
+    pub(crate) load: Arc<Load>,
     pub(crate) counters: Counters,
     /// The nodes as this one sees them.
     pub(crate) view: watch::Receiver<Arc<View>>,

@@ -307,6 +307,16 @@ impl Ledger {
         Ok(contexts)
     }
 
+    /// Commands that wait for the writer threads: none if these keep up easily.
+    pub fn waiting(&self) -> usize {
+        self.inner.lanes.read().iter().map(|queue| queue.max_capacity() - queue.capacity()).sum()
+    }
+
+    /// Entries appended since opening.
+    pub fn appended(&self) -> u64 {
+        self.inner.shared.counts().0
+    }
+
     /// What the store can say of itself.
     pub fn stats(&self) -> Stats {
         let shared = &self.inner.shared;
