@@ -146,7 +146,24 @@ impl Ledger {
 
     /// The digests of slots, as they are when everything sent to the lanes before is written.
     pub async fn digests(&self, slots: Vec<Slot>) -> Result<BTreeMap<Slot, Digest>, StoreError> {
-        let waiting = self.ask_lanes(slots, |slot| *slot, Command::Digests).await?;
+        self.ask_digests(slots, Command::Digests).await
+    }
+
+    /// The same, of those of the slots only that are in step with the claim that this node has here.
+    pub async fn digests_in_step(
+        &self,
+        owner: &NodeId,
+        slots: Vec<Slot>,
+    ) -> Result<BTreeMap<Slot, Digest>, StoreError> {
+        self.ask_digests(slots, |slots, reply| Command::DigestsInStep(owner.clone(), slots, reply)).await
+    }
+
+    async fn ask_digests(
+        &self,
+        slots: Vec<Slot>,
+        command: impl Fn(Vec<Slot>, oneshot::Sender<Vec<(Slot, Digest)>>) -> Command,
+    ) -> Result<BTreeMap<Slot, Digest>, StoreError> {
+        let waiting = self.ask_lanes(slots, |slot| *slot, command).await?;
         let mut all = BTreeMap::new();
         for digests in waiting {
             all.extend(digests.await.map_err(|_| StoreError::Closed)?);

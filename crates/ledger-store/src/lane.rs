@@ -11,7 +11,7 @@ use std::{collections::HashMap, hash::BuildHasher as _, sync::Arc};
 
 use foldhash::fast::RandomState;
 use ledger_core::{
-    ContextId, Entry, EntryId, Epoch, Head, Lineage, Position, Sequence, Size,
+    ContextId, Entry, EntryId, Epoch, Head, Lineage, Sequence, Size,
     digest::{Digest, Extent},
     entry::Draft,
     log::Stamp,
@@ -91,6 +91,8 @@ pub(crate) enum Command {
     Stable(Vec<StableUpTo>),
     /// The digests of slots at this place.
     Digests(Vec<Slot>, oneshot::Sender<Vec<(Slot, Digest)>>),
+    /// The same, of those only that are in step with this node.
+    DigestsInStep(NodeId, Vec<Slot>, oneshot::Sender<Vec<(Slot, Digest)>>),
     /// Send a peer the digests of slots at this place.
     Mark(Peer, Vec<Slot>),
     /// Leave a history for that of a claim's owner.
@@ -127,6 +129,7 @@ impl Command {
             | Self::Follows(_)
             | Self::Stable(_)
             | Self::Digests(..)
+            | Self::DigestsInStep(..)
             | Self::Mark(..) => {}
             Self::Batch(appends, reply) => {
                 let failed = |(tag, _)| BatchResult { tag, result: Err(error.clone()) };
@@ -181,23 +184,34 @@ pub(crate) struct Lane {
 /// An entry that is stored if the commit succeeds.
 struct Stored {
     entry: Entry,
-    /// The entry is an earlier one with the same id: where the history stood with it.
-    first: Option<Position>,
+    /// The entry is an earlier one with the same id.
+    earlier: Option<Earlier>,
+}
+
+/// Where an earlier entry with the same id is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Earlier {
+    /// In the commit that is being staged.
+    Staged,
+    Stored,
 }
 
 impl Stored {
-    fn appended(self, commit: &Staged) -> Appended {
-        let repeated = self.first.is_some();
-        let newest =
-            || commit.states.get(&self.entry.context_id).map(|touched| touched.state.head.position());
-        // A stored entry's context is among the commit's states.
-        let position = self.first.or_else(newest).unwrap_or(Position {
-            size: Size(self.entry.sequence.0),
-            root: self.entry.content_hash,
-            epoch: self.entry.epoch,
-            lineage: Lineage([0; 16]),
-        });
-        Appended { entry: self.entry, position, repeated, copies: 1 }
+    /// With where the history stood with it.
+    fn appended(self, db: &Db, commit: &Staged) -> Result<Appended, StoreError> {
+        let Self { entry, earlier } = self;
+        let context = &entry.context_id;
+        let position = if earlier == Some(Earlier::Stored) {
+            let Some((place, head)) = read_head(db, context)? else {
+                return Err(damaged(context, Sequence(0), "its head is missing"));
+            };
+            prove::position_at(db, context, place, &head, Size(entry.sequence.0))?
+        } else {
+            // Not written yet, so its own position cannot be read; the newest one passes through it.
+            let Some(touched) = commit.states.get(context) else { return Err(StoreError::Closed) };
+            touched.state.head.position()
+        };
+        Ok(Appended { entry, position, repeated: earlier.is_some(), copies: 1 })
     }
 }
 
@@ -363,6 +377,10 @@ impl Lane {
                     }
                 }
                 Command::Digests(slots, reply) => _ = reply.send(self.digests(&slots)),
+                Command::DigestsInStep(node, mut slots, reply) => {
+                    slots.retain(|slot| self.in_step.get(slot).is_some_and(|claim| claim.claimant == node));
+                    let _ = reply.send(self.digests(&slots));
+                }
                 Command::Mark(peer, slots) => self.mark(peer, &slots),
                 Command::Fork(fork, reply) => {
                     self.syncer.drain();
@@ -396,9 +414,9 @@ impl Lane {
         for Queued { reply, tag, append, .. } in appends {
             let result = self.stage(db, &mut staged, append);
             match &mut replies[reply] {
-                Reply::One(slot, ..) => *slot = Some(result.map(|stored| stored.appended(&staged))),
+                Reply::One(slot, ..) => *slot = Some(result.and_then(|stored| stored.appended(db, &staged))),
                 Reply::Many(results, ..) => {
-                    let result = result.map(|stored| (stored.entry, stored.first.is_some()));
+                    let result = result.map(|stored| (stored.entry, stored.earlier.is_some()));
                     results.push(BatchResult { tag, result });
                 }
             }
@@ -506,9 +524,9 @@ impl Lane {
             return Err(StoreError::NotOwner { slot: touched.state.place.slot });
         }
         if let Some(id) = &entry_id
-            && let Some(known) = known(db, touched, &context, id)?
+            && let Some(stored) = known(db, touched, &context, id)?
         {
-            return repeat(db, touched, &context, id, known, &draft);
+            return repeated(stored, &draft);
         }
         let stamp = Stamp {
             id: entry_id.clone().unwrap_or_else(Shared::new_entry_id),
@@ -531,7 +549,7 @@ impl Lane {
         }
         touched.appended += 1;
         commit.entries += 1;
-        Ok(Stored { entry, first: None })
+        Ok(Stored { entry, earlier: None })
     }
 
     /// In what epoch appends to a context are written, and to whom they are sent.
@@ -583,49 +601,32 @@ fn gather(queue: &mut mpsc::Receiver<Command>, commands: &mut Vec<Command>, befo
     }
 }
 
-/// Where an append's entry was found to be taken.
-enum Known {
-    Staged(Entry),
-    Stored(Sequence),
-}
-
-/// The entry that has a client's id already.
-fn known(db: &Db, touched: &Touched, context: &ContextId, id: &EntryId) -> Result<Option<Known>, StoreError> {
-    if let Some(entry) = touched.ids.get(id) {
-        return Ok(Some(Known::Staged(entry.clone())));
-    }
-    let sequence = db
-        .get(families::IDS, &touched.state.place.id(id), |bytes| bytes.try_into().map(u64::from_be_bytes))
-        .map_err(|error| read_error(context, Sequence(0), &error))?;
-    Ok(sequence.and_then(Result::ok).map(|sequence| Known::Stored(Sequence(sequence))))
-}
-
-/// The first result of a repeated append, or the refusal of an id that is taken.
-fn repeat(
+/// The entry that has a client's id already. Whoever sends much again sends it while everybody waits for it, so nothing
+/// is read of the tree.
+fn known(
     db: &Db,
     touched: &Touched,
     context: &ContextId,
     id: &EntryId,
-    known: Known,
-    draft: &Draft,
-) -> Result<Stored, StoreError> {
-    let (entry, position) = match known {
-        // Not written yet, so its own position cannot be read; the newest one passes through it.
-        Known::Staged(entry) => (entry, touched.state.head.position()),
-        Known::Stored(sequence) => {
-            let Some((place, head)) = read_head(db, context)? else {
-                return Err(damaged(context, Sequence(0), "its head is missing"));
-            };
-            let entry = read::one(db, context, place, &head, sequence)?;
-            (entry, prove::position_at(db, context, place, &head, Size(sequence.0))?)
-        }
-    };
-    if entry.draft() != *draft {
-        return Err(StoreError::EntryIdTaken {
-            context: context.clone(),
-            id: id.clone(),
-            sequence: entry.sequence,
-        });
+) -> Result<Option<Stored>, StoreError> {
+    if let Some(entry) = touched.ids.get(id) {
+        return Ok(Some(Stored { entry: entry.clone(), earlier: Some(Earlier::Staged) }));
     }
-    Ok(Stored { entry, first: Some(position) })
+    let ContextState { place, head, .. } = &touched.state;
+    let sequence = db
+        .get(families::IDS, &place.id(id), |bytes| bytes.try_into().map(u64::from_be_bytes))
+        .map_err(|error| read_error(context, Sequence(0), &error))?;
+    let Some(Ok(sequence)) = sequence else { return Ok(None) };
+    let entry = read::one(db, context, *place, head, Sequence(sequence))?;
+    Ok(Some(Stored { entry, earlier: Some(Earlier::Stored) }))
+}
+
+/// The first result of a repeated append, or the refusal of an id that is taken.
+fn repeated(stored: Stored, draft: &Draft) -> Result<Stored, StoreError> {
+    let Entry { context_id, id, sequence, .. } = &stored.entry;
+    if stored.entry.draft() != *draft {
+        let (context, id) = (context_id.clone(), id.clone());
+        return Err(StoreError::EntryIdTaken { context, id, sequence: *sequence });
+    }
+    Ok(stored)
 }

@@ -222,3 +222,17 @@ async fn a_node_that_accepted_another_owner_does_not_lead_by_a_word_that_comes_l
     two.owner.lead(vec![(two.slot, late)]).await.unwrap();
     assert!(two.try_append("in a stale epoch").await.is_err());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_slots_in_step_with_an_owner_are_compared_with_what_it_holds() {
+    let two = Two::start().await;
+    let owner = two.claim.claimant.clone();
+    let in_step = || two.replica.digests_in_step(&owner, vec![two.slot]);
+    two.replicate().await;
+    assert_eq!(in_step().await.unwrap(), two.owner.digests(vec![two.slot]).await.unwrap());
+    // The slot moves: what another owner's history holds is not to be held against this one's.
+    let digest = two.replica.digests(vec![two.slot]).await.unwrap()[&two.slot];
+    let outcome = two.accept(&claim(6, "other"), digest, 0).await;
+    assert!(matches!(outcome, ChangeOutcome::Done), "{outcome:?}");
+    assert!(in_step().await.unwrap().is_empty());
+}
