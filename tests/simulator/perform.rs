@@ -116,6 +116,11 @@ impl Node {
             }
             Effect::Count { slot, claim, member } => self.count(slot, &claim, &member),
             Effect::Stop { slot, claim } => self.stop(slot, &claim),
+            Effect::Decline { slot, claim } => {
+                let (from, to) = (self.member.clone(), index_of(&claim.claimant));
+                let message = Message::Answer { from, slot, claim, answer: Answer::NotNow };
+                self.out.push(Out::Message { to, message });
+            }
             Effect::Formed { slot } => {
                 if self.can_write() {
                     let next = self.record(slot).formed();

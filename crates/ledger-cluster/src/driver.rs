@@ -22,7 +22,7 @@ use ledger_proto::ledger::v1::{
 };
 use ledger_store::replica::{Change, ChangeOutcome, Lead};
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{mpsc, oneshot, watch},
     time::{MissedTickBehavior, interval, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
@@ -151,9 +151,15 @@ impl Driver {
         while let Some(told) = next {
             match told {
                 Told::Events(more) => events.extend(more),
-                lost @ Told::Lost(..) => {
+                Told::HandedOver(slots, declined) => {
                     self.step(std::mem::take(&mut events)).await;
-                    self.lost(lost).await;
+                    let handed = slots.into_iter().map(|(slot, claim)| Event::HandedOver(slot, claim));
+                    // Whoever asked may have gone.
+                    let _ = declined.send(self.step(handed.collect()).await);
+                }
+                Told::Lost(member, done) => {
+                    self.step(std::mem::take(&mut events)).await;
+                    self.lost(member, done).await;
                 }
             }
             next = if events.len() < MANY { self.events.try_recv().ok() } else { None };
@@ -161,23 +167,19 @@ impl Driver {
         self.step(events).await;
     }
 
-    async fn lost(&mut self, told: Told) {
-        match told {
-            Told::Events(_) => {}
-            Told::Lost(member, done) => {
-                // In this order: what was counted before is counted no more.
-                self.step(vec![Event::Lost(member.clone())]).await;
-                if let Some(peer) = self.shared.peers.get(&member) {
-                    // It fails when the ledger is closed: the node stops.
-                    let _ = self.shared.ledger.lose_peer(peer.number).await;
-                }
-                let _ = done.send(());
-            }
+    async fn lost(&mut self, member: Member, done: oneshot::Sender<()>) {
+        // In this order: what was counted before is counted no more.
+        self.step(vec![Event::Lost(member.clone())]).await;
+        if let Some(peer) = self.shared.peers.get(&member) {
+            // It fails when the ledger is closed: the node stops.
+            let _ = self.shared.ledger.lose_peer(peer.number).await;
         }
+        let _ = done.send(());
     }
 
-    /// Feeds events, and does what is to be done about all of them.
-    async fn step(&mut self, events: Vec<Event>) {
+    /// Feeds events, and does what is to be done about all of them. Gives the slots that were handed over and are not
+    /// taken.
+    async fn step(&mut self, events: Vec<Event>) -> BTreeSet<Slot> {
         let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         let is_quiet = events.iter().all(|event| matches!(event, Event::Tick));
         let mut effects = Vec::new();
@@ -186,10 +188,11 @@ impl Driver {
         }
         // Only time passed: what nobody decided did not change, but for reasons, which are not urgent.
         let is_quiet = is_quiet && effects.is_empty() && self.published.elapsed() < PUBLISHED_EVERY;
-        self.perform(effects).await;
+        let declined = self.perform(effects).await;
         if !is_quiet {
             self.publish();
         }
+        declined
     }
 
     /// The disk takes writes, or no longer.
@@ -258,8 +261,9 @@ impl Driver {
         }
     }
 
-    /// Does what is to be done.
-    async fn perform(&mut self, effects: Vec<Effect>) {
+    /// Does what is to be done. Gives the slots that were handed over and are not taken.
+    async fn perform(&mut self, effects: Vec<Effect>) -> BTreeSet<Slot> {
+        let mut declined = BTreeSet::new();
         let me = self.shared.me.clone();
         let mut leads = Vec::new();
         let mut asks: BTreeMap<Member, Vec<(Slot, Claim, Ask)>> = BTreeMap::new();
@@ -286,6 +290,7 @@ impl Driver {
                 Effect::CatchUp { slot, claim, from } => {
                     catch_ups.entry(from).or_default().insert(slot, claim);
                 }
+                Effect::Decline { slot, .. } => _ = declined.insert(slot),
                 Effect::Formed { slot } => changes.push((slot, Change::Formed)),
                 Effect::Own { slot, claim, needed } => {
                     self.shared.counters.takeovers.fetch_add(1, Ordering::Relaxed);
@@ -307,7 +312,7 @@ impl Driver {
         }
         if !leads.is_empty() && self.shared.ledger.lead(leads).await.is_err() {
             // The ledger is closed: the node stops.
-            return;
+            return declined;
         }
         if !changes.is_empty() {
             let shared = &self.shared;
@@ -326,6 +331,7 @@ impl Driver {
         for (from, slots) in catch_ups {
             tokio::spawn(catch_up_for_claims(Arc::clone(&self.shared), from, slots));
         }
+        declined
     }
 
     /// Publishes what this node owns, and where slots are.

@@ -132,7 +132,7 @@ impl ReplicaService for Replicas {
 impl Replicas {
     async fn answer(&self, from: Member, asks: SlotAsks) -> Result<SlotAnswers, Status> {
         let mut changes = Vec::new();
-        let mut events = Vec::new();
+        let (mut events, mut handed_over) = (Vec::new(), Vec::new());
         let mut order = Vec::with_capacity(asks.asks.len());
         for ask in asks.asks {
             let slot = wire::slot(ask.slot).map_err(malformed)?;
@@ -143,7 +143,7 @@ impl Replicas {
                 Ask::Confirm(_) => changes.push((slot, Change::Confirm(claim))),
                 Ask::TakeOver(_) => {
                     self.0.counters.handovers.fetch_add(1, Ordering::Relaxed);
-                    events.push(Event::HandedOver(slot, claim));
+                    handed_over.push((slot, claim));
                 }
                 Ask::Join(_) => events.push(Event::Joins(from.clone(), slot)),
             }
@@ -170,6 +170,10 @@ impl Replicas {
         self.0.remembers()?;
         if !events.is_empty() {
             self.0.tell(events).await;
+        }
+        if !handed_over.is_empty() {
+            let not_taken = || Answer::NotNow("this node gives its slots away itself".to_owned());
+            answers.extend(self.0.hand_over(handed_over).await.into_iter().map(|slot| (slot, not_taken())));
         }
         let answers = order.into_iter().map(|slot| SlotAnswer {
             slot: u32::from(slot.number()),

@@ -1,7 +1,7 @@
 //! What the parts of a node's cluster runtime share.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc, OnceLock, Weak,
         atomic::{AtomicU64, Ordering},
@@ -82,6 +82,8 @@ pub(crate) struct Incoming {
 pub(crate) enum Told {
     /// These happened.
     Events(Vec<Event>),
+    /// Owners hand slots over to this node. The answer names those that it does not take.
+    HandedOver(Vec<(Slot, Claim)>, oneshot::Sender<BTreeSet<Slot>>),
     /// The stream to a peer is lost. The answer comes when the lanes know: before that no other may be begun.
     Lost(Member, oneshot::Sender<()>),
 }
@@ -140,6 +142,14 @@ impl Shared {
     pub(crate) async fn tell(&self, events: Vec<Event>) {
         // It is gone only when the node stops.
         let _ = self.events.send(Told::Events(events)).await;
+    }
+
+    /// Tells the driver that slots are handed over to this node; gives those that it does not take.
+    pub(crate) async fn hand_over(&self, slots: Vec<(Slot, Claim)>) -> BTreeSet<Slot> {
+        let (declined, known) = oneshot::channel();
+        let _ = self.events.send(Told::HandedOver(slots, declined)).await;
+        // Without an answer the node stops.
+        known.await.unwrap_or_default()
     }
 
     /// Changes this node's records because another node asks, and tells the driver. Both are done even if the other one does

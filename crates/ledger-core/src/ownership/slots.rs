@@ -256,6 +256,13 @@ pub enum Effect {
         /// The claim.
         claim: Claim,
     },
+    /// Answer whoever handed the slot over that it is not taken here ([`Answer::NotNow`]).
+    Decline {
+        /// The slot.
+        slot: Slot,
+        /// The claim of the node that handed it over.
+        claim: Claim,
+    },
     /// Note in this node's record that the slot has members: [`SlotRecord::formed`].
     Formed {
         /// The slot.

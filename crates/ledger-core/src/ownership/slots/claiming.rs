@@ -166,8 +166,14 @@ impl Slots {
             .promised
             .as_ref()
             .is_none_or(|promised| promised <= by || promised.claimant == self.me.node);
-        if matches!(role, Role::Replica) && is_current && self.is_writable && !self.is_draining {
+        if !matches!(role, Role::Replica) || !is_current {
+            // The owner hears of the higher claim.
+            return;
+        }
+        if self.is_writable && !self.is_draining {
             self.take(now, slot, None, effects);
+        } else {
+            effects.push(Effect::Decline { slot, claim: by.clone() });
         }
     }
 

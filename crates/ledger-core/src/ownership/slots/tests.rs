@@ -184,6 +184,10 @@ impl Cluster {
                 events.push_back((index, Event::CaughtUp { slot, claim, is_complete: true }));
             }
             Effect::Stop { slot, claim } => events.push_back((index, Event::Stopped(slot, claim))),
+            Effect::Decline { slot, claim } => {
+                let owner = self.hosts.iter().position(|host| host.member.node == claim.claimant).unwrap();
+                events.push_back((owner, Event::Answered { from, slot, claim, answer: Answer::NotNow }));
+            }
             Effect::Own { .. } | Effect::Count { .. } | Effect::StepDown { .. } => {}
         }
     }
@@ -342,6 +346,23 @@ fn whoever_takes_a_slot_keeps_it_for_a_while() {
 }
 
 #[test]
+fn a_slot_handed_to_a_node_that_drains_is_declined_at_once() {
+    let mut cluster = Cluster::new(3);
+    cluster.pass(5_000);
+    let [first, second, _] = order(3)[..] else { panic!() };
+    // Gossip does not show yet that the second drains.
+    cluster.step(second, Event::Drain(true));
+    cluster.drain(first, true);
+    cluster.pass(100);
+    assert!(cluster.done.iter().any(|(_, effect)| matches!(effect, Effect::Decline { .. })));
+    // The first takes appends again, and tries another when it has heard.
+    assert_eq!(cluster.owners(), [first]);
+    cluster.hosts[second].is_draining = true;
+    cluster.pass(cluster.settings.answer_within * 2 + 300);
+    assert_eq!(cluster.owners(), [order(3)[2]]);
+}
+
+#[test]
 fn slots_go_back_to_a_node_only_when_it_is_there_for_a_while() {
     let mut cluster = Cluster::new(3);
     cluster.pass(200);
@@ -473,7 +494,8 @@ fn a_node_whose_disk_takes_no_writes_owns_nothing() {
     assert_eq!(cluster.owners(), [second], "whoever drains keeps what nobody else can take");
     let claim = Claim::above(cluster.epoch(), &name(second)).unwrap();
     let brain = &mut cluster.hosts[first].brain;
-    assert_eq!(brain.step(cluster.now, Event::HandedOver(slot(), claim)), []);
+    let declined = Effect::Decline { slot: slot(), claim: claim.clone() };
+    assert_eq!(brain.step(cluster.now, Event::HandedOver(slot(), claim)), [declined]);
     cluster.drain(second, false);
     cluster.hosts[third].is_alive = true;
     cluster.writable(first, true);
