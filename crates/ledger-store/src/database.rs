@@ -95,6 +95,11 @@ impl Database {
         self.compacts.load(Ordering::Relaxed)
     }
 
+    /// Why it takes no more writes.
+    fn failure(&self) -> Option<StoreError> {
+        self.current.lock().as_ref().and_then(|db| db.failure())
+    }
+
     fn stop_compacting(&self) {
         if self.compacts.swap(false, Ordering::Relaxed) {
             tracing::error!(
@@ -126,6 +131,12 @@ fn wait_until_unused(db: &Weak<Db>) {
 pub(crate) fn keep_open(database: &Database, shared: &Shared, stop: &Receiver<()>) {
     let mut tried = None;
     while stop.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
+        // It may not have been a commit that failed first.
+        if shared.failure().is_none()
+            && let Some(error) = database.failure()
+        {
+            shared.commit_failed(&error);
+        }
         let due = match shared.failure() {
             None => continue,
             Some(StoreError::DiskFull) => database.has_space(),

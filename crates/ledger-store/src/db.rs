@@ -144,8 +144,13 @@ impl Db {
         Ok(())
     }
 
+    /// Why it takes no more writes.
+    pub(crate) fn failure(&self) -> Option<StoreError> {
+        self.failed.get().cloned()
+    }
+
     fn usable(&self) -> Result<(), StoreError> {
-        self.failed.get().cloned().map_or(Ok(()), Err)
+        self.failure().map_or(Ok(()), Err)
     }
 
     fn noted(&self, result: Result<(), rocksdb::Error>) -> Result<(), StoreError> {
