@@ -113,6 +113,8 @@ impl Node {
         let is_running = self.tasks.get(&slot).is_some_and(|task| task.claim >= *claim);
         let Some((_, member)) = self.incoming.get(&owner).cloned() else { return };
         if !is_running {
+            // As for a claim: whom it followed before would wait for ever.
+            self.give_up(slot);
             let task = Task::new(claim.clone(), vec![member], Purpose::Follow(owner));
             self.tasks.insert(slot, task);
             self.begin(slot);

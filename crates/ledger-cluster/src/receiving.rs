@@ -3,14 +3,19 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures::FutureExt as _;
-use ledger_core::{digest::NodeDigest, node::Member};
+use ledger_core::{
+    digest::{Digest, NodeDigest},
+    node::Member,
+    ownership::Claim,
+    slot::Slot,
+};
 use ledger_proto::ledger::v1::{
     ReplicaAccepted, ReplicaDurable, ReplicaReply, Replicated, SlotNothing, replica_accepted::Outcome,
     replica_reply::Body as Reply, replicated::Body,
 };
 use ledger_store::{
     Following,
-    replica::{Change, ChangeOutcome, Offer, Taken},
+    replica::{Change, ChangeOutcome, Held, Offer, Taken},
 };
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -149,12 +154,9 @@ async fn receive(
             }
             Some(Body::Mark(mark)) => {
                 let (slots, theirs) = wire::mark(&mark).map_err(malformed)?;
-                let asked = slots.iter().copied().collect();
-                let ours = shared.ledger.digests_in_step(&from.node, asked).await.map_err(stopping)?;
-                if ours.len() < slots.len() {
-                    // One moved to another owner meanwhile: the next mark is without it.
-                    continue;
-                }
+                let asked = slots.into_iter().collect();
+                let held = shared.ledger.held(&from.node, asked).await.map_err(stopping)?;
+                let Some(ours) = in_step(held, replies).await else { continue };
                 let is_different = NodeDigest::of(&ours) != theirs;
                 shared.counters.add_mark(is_different);
                 if is_different {
@@ -166,6 +168,34 @@ async fn receive(
             Some(Body::Hello(_)) | None => {}
         }
     }
+}
+
+/// The digests of slots, if all are in step. If not they moved meanwhile, and the next mark is without them; or they were
+/// promised to somebody who came to nothing, of which an owner that appends nothing to them would never hear.
+async fn in_step(held: BTreeMap<Slot, Held>, replies: &Replies) -> Option<BTreeMap<Slot, Digest>> {
+    let mut ours = Some(BTreeMap::new());
+    for (slot, held) in held {
+        match held {
+            Held::InStep(digest) => _ = ours.as_mut().map(|ours| ours.insert(slot, digest)),
+            Held::Otherwise => ours = None,
+            Held::Promised(by) => {
+                ours = None;
+                // If the peer has gone the stream ends.
+                let _ = replies.send(Ok(refused(slot, &by, &by))).await;
+            }
+        }
+    }
+    ours
+}
+
+/// A slot that was promised to a higher claim.
+fn refused(slot: Slot, claim: &Claim, by: &Claim) -> ReplicaReply {
+    let accepted = ReplicaAccepted {
+        slot: u32::from(slot.number()),
+        claim: Some(wire::to_claim(claim)),
+        outcome: Some(Outcome::Refused(wire::to_claim(by))),
+    };
+    ReplicaReply { body: Some(Reply::Accepted(accepted)) }
 }
 
 /// Accepts offers, or begins to catch up.
@@ -231,7 +261,7 @@ async fn answer(
                 return broken.cancel();
             }
         };
-        let mut refused = Vec::new();
+        let mut refusals = Vec::new();
         for taken in taken {
             match taken {
                 Taken::Reaches(_) | Taken::Missing | Taken::Differs => {}
@@ -239,17 +269,13 @@ async fn answer(
                     tracing::warn!(reason, "what an owner sent does not fit: the stream is begun anew");
                     return broken.cancel();
                 }
-                Taken::Refused { slot, claim, by } => refused.push(ReplicaAccepted {
-                    slot: u32::from(slot.number()),
-                    claim: Some(wire::to_claim(&claim)),
-                    outcome: Some(Outcome::Refused(wire::to_claim(&by))),
-                }),
+                Taken::Refused { slot, claim, by } => refusals.push(refused(slot, &claim, &by)),
             }
         }
-        if !refused.is_empty() {
+        if !refusals.is_empty() {
             // Nothing of this commit may count as held here.
-            for accepted in refused {
-                let _ = replies.send(Ok(ReplicaReply { body: Some(Reply::Accepted(accepted)) })).await;
+            for refusal in refusals {
+                let _ = replies.send(Ok(refusal)).await;
             }
             return broken.cancel();
         }

@@ -17,7 +17,7 @@ use crate::{
     Ledger, StoreError, answer, forks,
     lane::{Command, Fork, lane_of},
     ranges, renew,
-    replica::{Change, Changed, Lead, Outbox, Part, StableUpTo, Taken},
+    replica::{Change, Changed, Held, Lead, Outbox, Part, StableUpTo, Taken},
     slots,
 };
 
@@ -43,6 +43,15 @@ pub enum LeftHistory {
     At(Size),
     /// Nothing was done: the slot was promised to this claim.
     Refused(Claim),
+}
+
+/// What several lanes answered.
+async fn all_of<T>(waiting: Vec<oneshot::Receiver<Vec<(Slot, T)>>>) -> Result<BTreeMap<Slot, T>, StoreError> {
+    let mut all = BTreeMap::new();
+    for answer in waiting {
+        all.extend(answer.await.map_err(|_| StoreError::Closed)?);
+    }
+    Ok(all)
 }
 
 impl Ledger {
@@ -146,29 +155,13 @@ impl Ledger {
 
     /// The digests of slots, as they are when everything sent to the lanes before is written.
     pub async fn digests(&self, slots: Vec<Slot>) -> Result<BTreeMap<Slot, Digest>, StoreError> {
-        self.ask_digests(slots, Command::Digests).await
+        all_of(self.ask_lanes(slots, |slot| *slot, Command::Digests).await?).await
     }
 
-    /// The same, of those of the slots only that are in step with the claim that this node has here.
-    pub async fn digests_in_step(
-        &self,
-        owner: &NodeId,
-        slots: Vec<Slot>,
-    ) -> Result<BTreeMap<Slot, Digest>, StoreError> {
-        self.ask_digests(slots, |slots, reply| Command::DigestsInStep(owner.clone(), slots, reply)).await
-    }
-
-    async fn ask_digests(
-        &self,
-        slots: Vec<Slot>,
-        command: impl Fn(Vec<Slot>, oneshot::Sender<Vec<(Slot, Digest)>>) -> Command,
-    ) -> Result<BTreeMap<Slot, Digest>, StoreError> {
-        let waiting = self.ask_lanes(slots, |slot| *slot, command).await?;
-        let mut all = BTreeMap::new();
-        for digests in waiting {
-            all.extend(digests.await.map_err(|_| StoreError::Closed)?);
-        }
-        Ok(all)
+    /// What is held here of an owner's slots, when everything sent to the lanes before is written.
+    pub async fn held(&self, owner: &NodeId, slots: Vec<Slot>) -> Result<BTreeMap<Slot, Held>, StoreError> {
+        let command = |slots, reply| Command::Held(owner.clone(), slots, reply);
+        all_of(self.ask_lanes(slots, |slot| *slot, command).await?).await
     }
 
     /// Sends a peer the digests of those of the slots that it is sent, at this place of each lane's stream.

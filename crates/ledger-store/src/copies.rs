@@ -141,7 +141,7 @@ impl Copies {
     }
 
     /// The slot is no longer this node's: those who wait are told to try again.
-    pub(crate) fn step_down(&self, slot: Slot) {
+    pub(crate) fn step_down(&self, shared: &Shared, slot: Slot) {
         let mut state = self.state.lock();
         state.led.remove(&slot);
         let (ended, unanswered) = state.waiting.end(slot);
@@ -150,9 +150,14 @@ impl Copies {
         }
         let epoch = Epoch::default();
         for written in ended {
-            // Until an owner says that it is stable, nobody sees it.
             let reached = written.fail(&StoreError::NotAcknowledged);
-            state.unstable.push(slot, epoch, 0, reached);
+            if shared.readable.is_held(slot) {
+                // Until an owner says that it is stable, nobody sees it.
+                state.unstable.push(slot, epoch, 0, reached);
+            } else {
+                // It may have been left for another's history already.
+                let_go(shared, reached);
+            }
         }
     }
 
@@ -237,10 +242,12 @@ impl Copies {
     /// This replica accepted a slot at a place of the owner's stream: it shows it once that is stable.
     pub(crate) fn accepted(&self, shared: &Shared, slot: Slot, epoch: Epoch, number: u64) {
         let mut state = self.state.lock();
-        let kept = state.unstable.take(slot);
-        if shared.readable.is_held(slot) {
-            for reached in kept {
+        let is_held = shared.readable.is_held(slot);
+        for reached in state.unstable.take(slot) {
+            if is_held {
                 state.unstable.push(slot, epoch, number, reached);
+            } else {
+                let_go(shared, reached);
             }
         }
         shared.readable.hold(slot);

@@ -33,7 +33,7 @@ use crate::{
     families::{self, Place},
     forks, index, prove,
     read::{self, damaged},
-    replica::{Change, Changed, Commit, Lead, Outgoing, Part, StableUpTo, Taken, push_record},
+    replica::{Change, Changed, Commit, Held, Lead, Outgoing, Part, StableUpTo, Taken, push_record},
     shared::Shared,
     staging,
     state::{ContextState, read_head},
@@ -91,8 +91,8 @@ pub(crate) enum Command {
     Stable(Vec<StableUpTo>),
     /// The digests of slots at this place.
     Digests(Vec<Slot>, oneshot::Sender<Vec<(Slot, Digest)>>),
-    /// The same, of those only that are in step with this node.
-    DigestsInStep(NodeId, Vec<Slot>, oneshot::Sender<Vec<(Slot, Digest)>>),
+    /// What is held here of an owner's slots.
+    Held(NodeId, Vec<Slot>, oneshot::Sender<Vec<(Slot, Held)>>),
     /// Send a peer the digests of slots at this place.
     Mark(Peer, Vec<Slot>),
     /// Leave a history for that of a claim's owner.
@@ -129,7 +129,7 @@ impl Command {
             | Self::Follows(_)
             | Self::Stable(_)
             | Self::Digests(..)
-            | Self::DigestsInStep(..)
+            | Self::Held(..)
             | Self::Mark(..) => {}
             Self::Batch(appends, reply) => {
                 let failed = |(tag, _)| BatchResult { tag, result: Err(error.clone()) };
@@ -377,10 +377,7 @@ impl Lane {
                     }
                 }
                 Command::Digests(slots, reply) => _ = reply.send(self.digests(&slots)),
-                Command::DigestsInStep(node, mut slots, reply) => {
-                    slots.retain(|slot| self.in_step.get(slot).is_some_and(|claim| claim.claimant == node));
-                    let _ = reply.send(self.digests(&slots));
-                }
+                Command::Held(owner, slots, reply) => _ = reply.send(self.held(db, &owner, slots)),
                 Command::Mark(peer, slots) => self.mark(peer, &slots),
                 Command::Fork(fork, reply) => {
                     self.syncer.drain();

@@ -115,6 +115,17 @@ pub struct Mark {
     pub digests: Vec<(Slot, Digest)>,
 }
 
+/// What a replica holds of an owner's slot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Held {
+    /// It is in step with a claim of that owner, and this is its digest.
+    InStep(Digest),
+    /// It was promised to another node's claim.
+    Promised(Claim),
+    /// It is not in step.
+    Otherwise,
+}
+
 /// A change to a slot's record.
 #[derive(Debug, Clone)]
 pub enum Change {

@@ -15,8 +15,8 @@ use ledger_core::{
     slot::Slot,
 };
 use ledger_store::{
-    Append, ContextId, Ledger, Options, Sequence,
-    replica::{Change, ChangeOutcome, Lead, Offer, Outbox, Outgoing, Part, StableUpTo},
+    Append, ContextId, Ledger, Options, Sequence, Size,
+    replica::{Change, ChangeOutcome, Held, Lead, Offer, Outbox, Outgoing, Part, StableUpTo},
 };
 use support::{context, draft, small};
 
@@ -227,12 +227,60 @@ async fn a_node_that_accepted_another_owner_does_not_lead_by_a_word_that_comes_l
 async fn only_slots_in_step_with_an_owner_are_compared_with_what_it_holds() {
     let two = Two::start().await;
     let owner = two.claim.claimant.clone();
-    let in_step = || two.replica.digests_in_step(&owner, vec![two.slot]);
+    let held =
+        || async { two.replica.held(&owner, vec![two.slot]).await.unwrap().remove(&two.slot).unwrap() };
     two.replicate().await;
-    assert_eq!(in_step().await.unwrap(), two.owner.digests(vec![two.slot]).await.unwrap());
+    let digest = two.owner.digests(vec![two.slot]).await.unwrap()[&two.slot];
+    assert_eq!(held().await, Held::InStep(digest));
     // The slot moves: what another owner's history holds is not to be held against this one's.
-    let digest = two.replica.digests(vec![two.slot]).await.unwrap()[&two.slot];
-    let outcome = two.accept(&claim(6, "other"), digest, 0).await;
+    let other = claim(6, "other");
+    let outcome = two.accept(&other, digest, 0).await;
     assert!(matches!(outcome, ChangeOutcome::Done), "{outcome:?}");
-    assert!(in_step().await.unwrap().is_empty());
+    assert_eq!(held().await, Held::Promised(other));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_not_acknowledged_does_not_hide_what_came_after_it() {
+    let two = Two::start().await;
+    let (slot, context) = (two.slot, &two.context);
+    two.replicate().await;
+    let digests = |of: Ledger| async move { of.digests(vec![slot]).await.unwrap()[&slot] };
+    let common = digests(two.owner.clone()).await;
+    // The owner is cut off with an entry whose second copy it does not hear of.
+    two.owner.lead(vec![(slot, Lead::Own { claim: two.claim.clone(), needed: 2 })]).await.unwrap();
+    let append = Append::new(context.clone(), draft("facts", "second".to_owned()));
+    let cut_off = two.owner.clone();
+    let unanswered = tokio::spawn(async move { cut_off.append_async(append).await });
+    while digests(two.owner.clone()).await == common {
+        tokio::task::yield_now().await;
+    }
+    two.replicate().await;
+    // The other one takes over.
+    let claim = claim(6, "replica");
+    let change = |offer| {
+        let (claim, set) = (claim.clone(), two.set.clone());
+        vec![(slot, Change::Accept { claim, set, is_confirmed: true, before: None, offer })]
+    };
+    two.replica.change_slots(change(None)).await.unwrap();
+    two.replica.lead(vec![(slot, Lead::Own { claim: claim.clone(), needed: 1 })]).await.unwrap();
+    for payload in ["other", "another"] {
+        let append = Append::new(context.clone(), draft("facts", payload.to_owned()));
+        two.replica.append_async(append).await.unwrap();
+    }
+
+    // The owner hears of it by an offer, before it steps down.
+    let offer = Some((digests(two.replica.clone()).await, 1));
+    let outcome = two.owner.change_slots(change(offer)).await.unwrap().remove(0).1.outcome;
+    assert!(matches!(outcome, ChangeOutcome::Differs), "{outcome:?}");
+    two.owner.lead(vec![(slot, Lead::StepDown)]).await.unwrap();
+    assert!(unanswered.await.unwrap().is_err());
+    let range = two.replica.range(context, Size(2), Size(4), usize::MAX).unwrap();
+    let part = Part { slot, claim: claim.clone(), context: context.clone(), range };
+    two.owner.follow(vec![part], 0).await.unwrap().durable().await.unwrap();
+    let outcome = two.owner.change_slots(change(offer)).await.unwrap().remove(0).1.outcome;
+    assert!(matches!(outcome, ChangeOutcome::Done), "{outcome:?}");
+    two.owner.stable(vec![StableUpTo { slot, epoch: claim.epoch, number: 1 }]).await.unwrap();
+    digests(two.owner.clone()).await;
+    assert!(two.owner.shows(slot));
+    assert_eq!(two.owner.checkpoint(context, None).unwrap().position.size, Size(4));
 }

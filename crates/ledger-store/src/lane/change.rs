@@ -4,8 +4,8 @@
 //! every entry refused because of it, and an offer is of what the peer was sent before.
 
 use super::{
-    Arc, Change, Changed, Claim, ContextId, Db, Digest, Extent, Fork, Lane, Lead, Outgoing, Peer, Size, Slot,
-    SlotRecord, StoreError, forks, lane_of, read_head,
+    Arc, Change, Changed, Claim, ContextId, Db, Digest, Extent, Fork, Lane, Lead, NodeId, Outgoing, Peer,
+    Size, Slot, SlotRecord, StoreError, forks, lane_of, read_head,
 };
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use ledger_core::ownership::NotTaken;
 
 use crate::{
     cluster::LeftHistory,
-    replica::{ChangeOutcome, Mark, Offer},
+    replica::{ChangeOutcome, Held, Mark, Offer},
     slots,
 };
 
@@ -65,7 +65,7 @@ impl Lane {
         if let Some(copies) = &self.copies {
             for (slot, claim, number) in accepted {
                 // What waited for copies of this node's own is part of the history accepted, or was not acknowledged.
-                copies.step_down(slot);
+                copies.step_down(&self.shared, slot);
                 copies.accepted(&self.shared, slot, claim.epoch, number);
                 self.in_step.insert(slot, claim);
             }
@@ -153,7 +153,7 @@ impl Lane {
                 }
                 Lead::Count { claim, peer } => copies.count(&self.shared, slot, &claim, peer),
                 Lead::Stop { claim } => copies.stop(&self.shared, slot, &claim),
-                Lead::StepDown => copies.step_down(slot),
+                Lead::StepDown => copies.step_down(&self.shared, slot),
             }
         }
         self.wake(db, &shown);
@@ -175,6 +175,20 @@ impl Lane {
     pub(super) fn digests(&self, slots: &[Slot]) -> Vec<(Slot, Digest)> {
         let Some(digests) = &self.shared.digests else { return Vec::new() };
         slots.iter().map(|slot| (*slot, digests.whole(*slot))).collect()
+    }
+
+    /// What is held of an owner's slots.
+    pub(super) fn held(&mut self, db: &Db, owner: &NodeId, slots: Vec<Slot>) -> Vec<(Slot, Held)> {
+        let held = |slot: Slot| {
+            if self.in_step.get(&slot).is_some_and(|claim| claim.claimant == *owner) {
+                let digests = self.shared.digests.as_ref();
+                return (slot, digests.map_or(Held::Otherwise, |all| Held::InStep(all.whole(slot))));
+            }
+            let promised = self.record(db, slot).ok().and_then(|record| record.promised);
+            let promised = promised.filter(|claim| claim.claimant != *owner);
+            (slot, promised.map_or(Held::Otherwise, Held::Promised))
+        };
+        slots.into_iter().map(held).collect()
     }
 
     pub(super) fn mark(&self, peer: Peer, slots: &[Slot]) {
