@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep};
 
 /// Slows whoever fetches down to a rate.
 #[derive(Debug)]
@@ -22,7 +22,13 @@ impl Pace {
         if self.rate == 0 {
             return;
         }
-        self.paid = self.paid.max(Instant::now()) + Duration::from_secs_f64(bytes as f64 / self.rate as f64);
-        sleep_until(self.paid).await;
+        sleep(self.take(bytes, self.rate as f64)).await;
+    }
+
+    /// Takes so much at a rate of its own; gives how long to wait until it is within that.
+    pub(crate) fn take(&mut self, amount: u64, rate: f64) -> Duration {
+        let now = Instant::now();
+        self.paid = self.paid.max(now) + Duration::from_secs_f64(amount as f64 / rate);
+        self.paid - now
     }
 }

@@ -3,7 +3,7 @@
 use std::{
     pin::Pin,
     sync::{Arc, atomic::Ordering},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use futures::Stream;
@@ -25,7 +25,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::{receiving, set_back, shared::Shared, wire};
+use crate::{pace::Pace, receiving, set_back, shared::Shared, wire};
 
 /// Bytes of a fetched range.
 const RANGE: usize = 1 << 20;
@@ -100,7 +100,7 @@ impl ReplicaService for Replicas {
         let (sender, ranges) = mpsc::channel(RANGES);
         let (ledger, load) = (self.0.ledger.clone(), Arc::clone(&self.0.load));
         tokio::task::spawn_blocking(move || {
-            let mut paid = Instant::now();
+            let mut pace = Pace::new(0);
             for (context, mut after, to) in wanted {
                 while after < to {
                     let range = match ledger.range(&context, after, to, RANGE) {
@@ -117,10 +117,8 @@ impl ReplicaService for Replicas {
                     }
                     // Appends come first: whoever catches up has time.
                     if ledger.waiting() > 0 {
-                        let now = Instant::now();
-                        let rate = load.may_give(now, ledger.appended());
-                        paid = paid.max(now) + Duration::from_secs_f64(range.count as f64 / rate);
-                        std::thread::sleep(paid - now);
+                        let rate = load.may_give(Instant::now(), ledger.appended());
+                        std::thread::sleep(pace.take(range.count, rate));
                     }
                 }
             }

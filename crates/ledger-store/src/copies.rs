@@ -150,14 +150,7 @@ impl Copies {
         }
         let epoch = Epoch::default();
         for written in ended {
-            let reached = written.fail(&StoreError::NotAcknowledged);
-            if shared.readable.is_held(slot) {
-                // Until an owner says that it is stable, nobody sees it.
-                state.unstable.push(slot, epoch, 0, reached);
-            } else {
-                // It may have been left for another's history already.
-                let_go(shared, reached);
-            }
+            state.keep(shared, slot, epoch, 0, written.fail(&StoreError::NotAcknowledged));
         }
     }
 
@@ -242,13 +235,8 @@ impl Copies {
     /// This replica accepted a slot at a place of the owner's stream: it shows it once that is stable.
     pub(crate) fn accepted(&self, shared: &Shared, slot: Slot, epoch: Epoch, number: u64) {
         let mut state = self.state.lock();
-        let is_held = shared.readable.is_held(slot);
         for reached in state.unstable.take(slot) {
-            if is_held {
-                state.unstable.push(slot, epoch, number, reached);
-            } else {
-                let_go(shared, reached);
-            }
+            state.keep(shared, slot, epoch, number, reached);
         }
         shared.readable.hold(slot);
         state.accepted.insert(slot, (epoch, number));
@@ -310,6 +298,16 @@ impl Copies {
 }
 
 impl State {
+    /// Keeps what is not known to be stable until an owner says that it is: nobody sees it before. Of a slot that is not
+    /// shown it is let go, for it may have been left for another's history already.
+    fn keep(&mut self, shared: &Shared, slot: Slot, epoch: Epoch, number: u64, reached: Vec<Reached>) {
+        if shared.readable.is_held(slot) {
+            self.unstable.push(slot, epoch, number, reached);
+        } else {
+            let_go(shared, reached);
+        }
+    }
+
     /// Acknowledges what has its copies, and tells the peers.
     fn settle(&mut self, shared: &Shared, stable: Vec<Stable<Written>>) {
         self.answer();

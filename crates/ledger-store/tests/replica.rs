@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use futures::FutureExt as _;
 use ledger_core::{
     Epoch,
+    digest::Digest,
     node::{Member, NodeId, ReplicaSet},
     ownership::Claim,
     replication::Peer,
@@ -73,6 +74,11 @@ struct Two {
     slot: Slot,
 }
 
+/// Accepts a claim with confirmed members, offered or not.
+fn accepting(claim: &Claim, set: &ReplicaSet, offer: Option<(Digest, u64)>) -> Change {
+    Change::Accept { claim: claim.clone(), set: set.clone(), is_confirmed: true, before: None, offer }
+}
+
 fn claim(epoch: u32, claimant: &str) -> Claim {
     Claim { epoch: Epoch::new(epoch, 0), claimant: NodeId::new(claimant).unwrap() }
 }
@@ -95,14 +101,7 @@ impl Two {
             Lead::Offer { peer, claim: claim.clone(), set: set.clone(), is_confirmed: true, before: None };
         let own = Lead::Own { claim: claim.clone(), needed: 1 };
 
-        let accept = Change::Accept {
-            claim: claim.clone(),
-            set: set.clone(),
-            is_confirmed: true,
-            before: None,
-            offer: None,
-        };
-        owner.change_slots(vec![(slot, accept)]).await.unwrap();
+        owner.change_slots(vec![(slot, accepting(&claim, &set, None))]).await.unwrap();
         owner.lead(vec![(slot, offer), (slot, own)]).await.unwrap();
         let two = Self { _dirs: dirs, owner, replica, sent, set, claim, context, slot };
         // It answers when the offer was made, too.
@@ -122,14 +121,8 @@ impl Two {
         self.owner.append_async(append).await.map(|_| ())
     }
 
-    async fn accept(&self, claim: &Claim, digest: ledger_core::digest::Digest, number: u64) -> ChangeOutcome {
-        let accept = Change::Accept {
-            claim: claim.clone(),
-            set: self.set.clone(),
-            is_confirmed: true,
-            before: None,
-            offer: Some((digest, number)),
-        };
+    async fn accept(&self, claim: &Claim, digest: Digest, number: u64) -> ChangeOutcome {
+        let accept = accepting(claim, &self.set, Some((digest, number)));
         self.replica.change_slots(vec![(self.slot, accept)]).await.unwrap().remove(0).1.outcome
     }
 
@@ -198,7 +191,7 @@ async fn a_watcher_is_not_shown_what_is_left_for_the_next_owners_history() {
     // What follows never becomes stable: another node owns the slot, and has another history.
     two.append("second").await;
     two.replicate().await;
-    let outcome = two.accept(&claim(6, "other"), ledger_core::digest::Digest::default(), 0).await;
+    let outcome = two.accept(&claim(6, "other"), Digest::default(), 0).await;
     assert!(matches!(outcome, ChangeOutcome::Differs), "{outcome:?}");
     assert!(!two.replica.shows(two.slot));
     assert!(watch.changed().now_or_never().is_none(), "it was shown what is not stable");
@@ -210,13 +203,7 @@ async fn a_node_that_accepted_another_owner_does_not_lead_by_a_word_that_comes_l
     // Decided, but not yet said to the lane, when another claim is accepted.
     let late = Lead::Own { claim: two.claim.clone(), needed: 1 };
     let digest = two.owner.digests(vec![two.slot]).await.unwrap()[&two.slot];
-    let accept = Change::Accept {
-        claim: claim(6, "replica"),
-        set: two.set.clone(),
-        is_confirmed: true,
-        before: None,
-        offer: Some((digest, 9)),
-    };
+    let accept = accepting(&claim(6, "replica"), &two.set, Some((digest, 9)));
     let outcome = two.owner.change_slots(vec![(two.slot, accept)]).await.unwrap().remove(0).1.outcome;
     assert!(matches!(outcome, ChangeOutcome::Done), "{outcome:?}");
     two.owner.lead(vec![(two.slot, late)]).await.unwrap();
@@ -257,10 +244,7 @@ async fn what_was_not_acknowledged_does_not_hide_what_came_after_it() {
     two.replicate().await;
     // The other one takes over.
     let claim = claim(6, "replica");
-    let change = |offer| {
-        let (claim, set) = (claim.clone(), two.set.clone());
-        vec![(slot, Change::Accept { claim, set, is_confirmed: true, before: None, offer })]
-    };
+    let change = |offer| vec![(slot, accepting(&claim, &two.set, offer))];
     two.replica.change_slots(change(None)).await.unwrap();
     two.replica.lead(vec![(slot, Lead::Own { claim: claim.clone(), needed: 1 })]).await.unwrap();
     for payload in ["other", "another"] {

@@ -312,14 +312,20 @@ fn a_slot_that_had_an_owner_is_not_formed_anew() {
     assert!(record.accept(&claim, &set, true, None).is_ok(), "its owner may give it a copy");
 }
 
-#[test]
-fn a_draining_node_hands_over_and_gets_its_slots_back() {
+/// Three nodes, the first of which drains and has handed the slot to the second; gives both.
+fn handed_over() -> (Cluster, usize, usize) {
     let mut cluster = Cluster::new(3);
     cluster.pass(5_000);
     let [first, second, _] = order(3)[..] else { panic!() };
     cluster.drain(first, true);
     cluster.pass(300);
     assert_eq!(cluster.owners(), [second]);
+    (cluster, first, second)
+}
+
+#[test]
+fn a_draining_node_hands_over_and_gets_its_slots_back() {
+    let (mut cluster, first, second) = handed_over();
     cluster.pass(10_000);
     assert_eq!(cluster.owners(), [second], "it stays there");
     cluster.drain(first, false);
@@ -329,12 +335,7 @@ fn a_draining_node_hands_over_and_gets_its_slots_back() {
 
 #[test]
 fn whoever_takes_a_slot_keeps_it_for_a_while() {
-    let mut cluster = Cluster::new(3);
-    cluster.pass(5_000);
-    let [first, second, _] = order(3)[..] else { panic!() };
-    cluster.drain(first, true);
-    cluster.pass(300);
-    assert_eq!(cluster.owners(), [second]);
+    let (mut cluster, first, second) = handed_over();
     // To the new owner this looks like one that has not heard yet that the other drains.
     cluster.drain(first, false);
     cluster.pass(cluster.settings.steady - 500);
