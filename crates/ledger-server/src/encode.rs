@@ -21,7 +21,41 @@ pub fn named_entry(view: &EntryView<'_>, context: &ContextId) -> Bytes {
     write(view, Some(context))
 }
 
+/// Entries of one answer, one after the other in one buffer: one allocation for all of them.
+#[derive(Debug, Default)]
+pub struct Entries {
+    out: Vec<u8>,
+    /// Where each one ends.
+    ends: Vec<usize>,
+}
+
+impl Entries {
+    /// Adds an entry, without its context's name.
+    pub fn push(&mut self, view: &EntryView<'_>) {
+        write_into(&mut self.out, view, None);
+        self.ends.push(self.out.len());
+    }
+
+    /// The entries, which share the buffer.
+    pub fn finish(self) -> Vec<Bytes> {
+        let mut rest = Bytes::from(self.out);
+        let mut begin = 0;
+        let cut = |end| {
+            let entry = rest.split_to(end - begin);
+            begin = end;
+            entry
+        };
+        self.ends.into_iter().map(cut).collect()
+    }
+}
+
 fn write(view: &EntryView<'_>, context: Option<&ContextId>) -> Bytes {
+    let mut out = Vec::new();
+    write_into(&mut out, view, context);
+    out.into()
+}
+
+fn write_into(out: &mut Vec<u8>, view: &EntryView<'_>, context: Option<&ContextId>) {
     let metadata: usize = view.metadata.iter().map(|(key, value)| key.len() + value.len() + 16).sum();
     let name = context.map_or("", ContextId::as_str);
     let id = match view.id {
@@ -29,33 +63,32 @@ fn write(view: &EntryView<'_>, context: Option<&ContextId>) -> Bytes {
         IdView::Text(text) => text.len(),
     };
     let room = FIXED + view.payload.len() + view.key.len() + metadata + name.len() + id;
-    let mut out = Vec::with_capacity(room);
+    out.reserve(room);
     match view.id {
         IdView::Bits(bits) => {
             let mut text = [0; 32];
             // It fits: 16 bytes are 32 digits.
             let _ = hex::encode_to_slice(bits, &mut text);
-            bytes(&mut out, 1, &text);
+            bytes(out, 1, &text);
         }
-        IdView::Text(text) => bytes(&mut out, 1, text.as_bytes()),
+        IdView::Text(text) => bytes(out, 1, text.as_bytes()),
     }
-    bytes(&mut out, 2, view.key.as_bytes());
-    bytes(&mut out, 3, view.payload);
-    number(&mut out, 4, view.sequence.0);
-    number(&mut out, 5, view.appended_at_ns);
+    bytes(out, 2, view.key.as_bytes());
+    bytes(out, 3, view.payload);
+    number(out, 4, view.sequence.0);
+    number(out, 5, view.appended_at_ns);
     for (key, value) in &view.metadata {
         let mut pair = Vec::with_capacity(key.len() + value.len() + 16);
         bytes(&mut pair, 1, key.as_bytes());
         bytes(&mut pair, 2, value.as_bytes());
-        encode_key(6, WireType::LengthDelimited, &mut out);
-        encode_varint(pair.len() as u64, &mut out);
+        encode_key(6, WireType::LengthDelimited, out);
+        encode_varint(pair.len() as u64, out);
         out.extend_from_slice(&pair);
     }
-    number(&mut out, 7, view.lamport.0);
-    bytes(&mut out, 8, &view.content_hash.0);
-    bytes(&mut out, 9, name.as_bytes());
-    number(&mut out, 10, view.epoch.0);
-    out.into()
+    number(out, 7, view.lamport.0);
+    bytes(out, 8, &view.content_hash.0);
+    bytes(out, 9, name.as_bytes());
+    number(out, 10, view.epoch.0);
 }
 
 /// What is empty or zero is not written: proto3's default.
@@ -113,6 +146,10 @@ mod tests {
                 ..convert::entry(entry.clone())
             };
             assert_eq!(super::entry(&view), unnamed.encode_to_vec());
+            let mut entries = Entries::default();
+            entries.push(&view);
+            entries.push(&view);
+            assert_eq!(entries.finish(), [unnamed.encode_to_vec(), unnamed.encode_to_vec()]);
         }
     }
 }

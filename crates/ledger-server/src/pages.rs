@@ -82,9 +82,9 @@ async fn read_ahead(mut get: Get, node: Arc<Node>, pages: mpsc::Sender<Result<Pa
         let read = async {
             node.serving()?;
             node.read(move |ledger| {
-                let mut entries = Vec::new();
-                let covered = ledger.visit(&context, &filter, |view| entries.push(encode::entry(&view)))?;
-                Ok((Page { entries, latest_sequence: covered.latest.0 }, covered))
+                let mut entries = encode::Entries::default();
+                let covered = ledger.visit(&context, &filter, |view| entries.push(&view))?;
+                Ok((Page { entries: entries.finish(), latest_sequence: covered.latest.0 }, covered))
             })
             .await
         };

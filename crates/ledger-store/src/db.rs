@@ -250,15 +250,15 @@ fn family(name: &str, cache: &Cache, options: &Options) -> rocksdb::Options {
     table.set_block_size(16 << 10);
     table.set_cache_index_and_filter_blocks(true);
     table.set_pin_l0_filter_and_index_blocks_in_cache(true);
-    // In parts: a filter in one block is larger than what a shard of the cache takes, and would be read from the disk,
-    // whole, for each row that is looked up.
-    table.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
-    table.set_partition_filters(true);
-    table.set_metadata_block_size(4 << 10);
-    table.set_pin_top_level_index_and_filter(true);
     table.set_format_version(6);
     if matches!(name, families::IDS | families::HEADS | families::TILES) {
         table.set_bloom_filter(10.0, false);
+        // In parts: a filter in one block is larger than what a shard of the cache takes, and would be read from the
+        // disk, whole, for each row that is looked up.
+        table.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
+        table.set_partition_filters(true);
+        table.set_metadata_block_size(4 << 10);
+        table.set_pin_top_level_index_and_filter(true);
     }
     let mut family = rocksdb::Options::default();
     family.set_block_based_table_factory(&table);
