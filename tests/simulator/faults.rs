@@ -114,6 +114,7 @@ impl Plan {
             answer_within: random.between(300, 1200),
             catch_up_within: random.between(2000, 8000),
             steady: random.between(500, 3000),
+            short_within: random.between(1000, 5000),
             placement_grace: random.between(2500, 8000),
             moves: random.between(1, 8) as usize,
         };

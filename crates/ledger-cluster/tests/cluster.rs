@@ -6,9 +6,9 @@ mod support;
 
 use std::{net::SocketAddr, path::Path, time::Duration};
 
-use ledger_cluster::{ClusterConfig, Renewed, seal::Keyring};
+use ledger_cluster::{ClusterConfig, Renewed, routes::RouteTo, seal::Keyring};
 use ledger_core::slot::{SLOTS, Slot};
-use ledger_store::{ContextId, Needed};
+use ledger_store::{ContextId, Needed, StoreError};
 use support::{DEADLINE, Node, append, owner, payloads, until};
 
 fn context(name: &str) -> ContextId {
@@ -199,11 +199,24 @@ async fn an_append_gets_the_copies_that_it_asks_for_and_is_told() {
     assert_eq!(one.copies, 1);
     let shown = payloads(&nodes[0], &context).unwrap();
     assert_eq!(shown, ["first", "all", "most"]);
-    let two = tokio::time::timeout(
-        Duration::from_millis(300),
-        nodes[0].append_with(&context, "two", Needed::Configured),
+    // Nobody waits for ever for two: who asks is told so, and why.
+    let two = nodes[0].append_with(&context, "two", Needed::Configured);
+    let two = tokio::time::timeout(Duration::from_secs(30), two).await.unwrap();
+    assert!(matches!(two, Err(StoreError::NotAcknowledged)), "{two:?}");
+    until("it is known why nobody owns the slot", || {
+        let routes = nodes[0].cluster.routes();
+        let routes = routes.borrow();
+        let route = routes.get(Slot::of(&context));
+        route.is_some_and(
+            |route| matches!(&route.owner, RouteTo::Nobody(why) if why.contains("of the slot's 3 replicas")),
+        )
+    })
+    .await;
+    assert_eq!(
+        payloads(&nodes[0], &context).unwrap(),
+        ["first", "all", "most"],
+        "what is stable is shown on"
     );
-    assert!(!matches!(two.await, Ok(Ok(_))), "there are no two copies");
 
     for number in 0..dirs.len() {
         if format!("n{number}") != me.to_string() {

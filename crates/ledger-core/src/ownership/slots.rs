@@ -55,6 +55,9 @@ pub struct Settings {
     /// How long a node must be alive before slots are handed back to it, and how long whoever takes a slot keeps it:
     /// it may not have heard yet why the owner before gave it away.
     pub steady: Millis,
+    /// How long an owner may have fewer members in step than an append needs copies, before it takes no more appends:
+    /// its writers are told so then, instead of waiting for copies that nobody can make.
+    pub short_within: Millis,
     /// How long a node may be away before its place is given to another.
     pub placement_grace: Millis,
     /// Slots that are handed over or moved at a time.
@@ -72,6 +75,7 @@ impl Default for Settings {
             answer_within: 1_500,
             catch_up_within: 60_000,
             steady: 3_000,
+            short_within: 10_000,
             placement_grace: 600_000,
             moves: 128,
         }
@@ -338,6 +342,10 @@ struct Leading {
     set: ReplicaSet,
     /// Nodes that accepted the epoch, and whose stream is up since.
     in_step: BTreeSet<Member>,
+    /// Since when they are fewer than an append needs copies.
+    short_since: Option<Millis>,
+    /// For so long that it takes no appends until there are enough, in another epoch.
+    too_few: Option<GaveUp>,
     /// Offered, and not answered yet, or catching up.
     offered: BTreeSet<Member>,
     /// A node that is to become a member once it is in step.
@@ -480,7 +488,10 @@ impl Slots {
     pub fn owner(&self, slot: Slot) -> Owner {
         let state = self.state(slot);
         if let Role::Leading(leading) = &state.role {
-            return Owner::Me(leading.claim.epoch);
+            return match &leading.too_few {
+                None => Owner::Me(leading.claim.epoch),
+                too_few => Owner::Nobody(too_few.clone()),
+            };
         }
         match self.owned_by_other(slot) {
             Some((node, epoch)) => Owner::Other(node.clone(), *epoch),
@@ -504,7 +515,9 @@ impl Slots {
     /// The slots that nobody is seen to own though this node keeps them, or that it is about to take.
     pub fn unowned(&self) -> usize {
         let is_unowned = |slot: &&Slot| {
-            !matches!(self.state(**slot).role, Role::Leading(_)) && self.owned_by_other(**slot).is_none()
+            let takes_appends =
+                matches!(&self.state(**slot).role, Role::Leading(leading) if leading.too_few.is_none());
+            !takes_appends && self.owned_by_other(**slot).is_none()
         };
         self.all.iter().filter(is_unowned).count()
     }

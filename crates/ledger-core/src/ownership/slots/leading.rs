@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use super::{
-    Ask, Claim, Effect, Ending, Leading, Member, Millis, Phase, Placement, ReplicaSet, Role, Slot, Slots,
-    State, Taking, rendezvous,
+    Ask, Claim, Effect, Ending, GaveUp, Leading, Member, Millis, Phase, Placement, ReplicaSet, Role,
+    Settings, Slot, Slots, State, Taking, rendezvous,
 };
 
 impl Slots {
@@ -24,8 +24,18 @@ impl Slots {
         }));
         // Offers are under way to the others whose streams are up.
         let offered = offered.difference(&in_step).cloned().collect();
-        let leading =
-            Leading { claim, since, set, in_step, offered, learner: None, ending: None, is_offered: false };
+        let leading = Leading {
+            claim,
+            since,
+            set,
+            in_step,
+            short_since: None,
+            too_few: None,
+            offered,
+            learner: None,
+            ending: None,
+            is_offered: false,
+        };
         let state = self.state_mut(slot);
         (state.attempts, state.why) = (0, None);
         state.role = Role::Leading(Box::new(leading));
@@ -134,6 +144,9 @@ impl Slots {
                 self.offer(&member, slot, effects);
             }
         }
+        if self.is_short(now, slot, effects) {
+            return;
+        }
         let most = self.settings.moves;
         let State { role: Role::Leading(leading), stays_until, .. } = self.state(slot) else { return };
         match &leading.ending {
@@ -151,6 +164,33 @@ impl Slots {
                 }
             }
         }
+    }
+
+    /// Whether too few members are in step for a slot to take appends. It stays this node's all the same: others may
+    /// come back without what was appended last.
+    fn is_short(&mut self, now: Millis, slot: Slot, effects: &mut Vec<Effect>) -> bool {
+        let Settings { min_copies, short_within, .. } = self.settings;
+        let Role::Leading(leading) = &mut self.state_mut(slot).role else { return false };
+        let members = leading.set.members();
+        let heard = members.iter().filter(|member| leading.in_step.contains(*member)).count();
+        let needed = min_copies.clamp(1, members.len());
+        if heard >= needed {
+            leading.short_since = None;
+            let is_back = leading.too_few.is_some();
+            if is_back {
+                // Some of a stream of appends may have been refused: what followed them must not be taken before.
+                self.take_again(now, slot, None, effects);
+            }
+            return is_back;
+        }
+        let since = *leading.short_since.get_or_insert(now);
+        if leading.too_few.is_none() && now >= since + short_within {
+            leading.too_few = Some(GaveUp::TooFew { heard, members: members.len(), needed });
+            leading.ending = None;
+            // Those who wait are told.
+            effects.push(Effect::StepDown { slot });
+        }
+        leading.too_few.is_some()
     }
 
     /// Members, and those to become one, that were not offered the slot.

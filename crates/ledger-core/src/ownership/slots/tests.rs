@@ -507,6 +507,39 @@ fn a_node_whose_disk_takes_no_writes_owns_nothing() {
 }
 
 #[test]
+fn an_owner_without_enough_members_in_step_takes_no_appends_until_there_are() {
+    let mut cluster = Cluster::new(3);
+    cluster.pass(5_000);
+    let [first, second, third] = order(3)[..] else { panic!() };
+    cluster.hosts[third].is_alive = false;
+    cluster.pass(60_000);
+    assert_eq!(cluster.owners(), [first], "two copies are enough");
+    let epoch = cluster.epoch();
+    cluster.hosts[second].is_alive = false;
+    cluster.pass(cluster.settings.short_within - 500);
+    assert_eq!(cluster.owners(), [first], "one may be back in a moment");
+    cluster.hosts[second].is_alive = true;
+    cluster.pass(1_000);
+    assert_eq!((cluster.owners(), cluster.epoch()), (vec![first], epoch), "it goes on");
+
+    cluster.hosts[second].is_alive = false;
+    cluster.done.clear();
+    cluster.pass(cluster.settings.short_within + 60_000);
+    assert_eq!(cluster.done, [(name(first), Effect::StepDown { slot: slot() })], "those who wait are told");
+    let brain = &cluster.hosts[first].brain;
+    let why = brain.owner(slot());
+    assert!(
+        matches!(why, Owner::Nobody(Some(GaveUp::TooFew { heard: 1, members: 3, needed: 2 }))),
+        "{why:?}"
+    );
+    assert_eq!(brain.owned(), [(slot(), epoch)], "nobody is to claim it who lacks what was appended last");
+    cluster.hosts[third].is_alive = true;
+    cluster.pass(1_000);
+    assert_eq!(cluster.owners(), [first]);
+    assert!(cluster.epoch() > epoch, "what followed a refusal is refused");
+}
+
+#[test]
 fn an_owner_steps_down_when_it_hears_of_a_higher_claim() {
     let higher = |cluster: &Cluster, by: usize| Claim::above(cluster.epoch(), &name(by)).unwrap();
     let refuse: [fn(Claim, Member, Claim) -> Event; 3] = [
