@@ -178,7 +178,8 @@ impl Staged {
         is_alone: bool,
     ) -> Result<(), StoreError> {
         if self.entries == 0 {
-            return Ok(());
+            // Of a database that failed nobody knows whether what it says of earlier entries is on the disk.
+            return db.failure().map_or(Ok(()), Err);
         }
         for (context, touched) in self.states.iter().filter(|(_, touched)| touched.appended > 0) {
             touched.state.put_head(db, &mut self.batch, context, buffer)?;
@@ -536,5 +537,23 @@ fn fail(waiting: Vec<Waiting>, error: &StoreError) {
                 _ = reply.send(BatchResults { results, positions: Vec::new(), copies: 0 });
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Ledger, testing};
+
+    #[test]
+    fn a_commit_that_only_repeats_is_not_acknowledged_by_a_database_that_failed() {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = Ledger::open_with(dir.path().join("ledger"), testing::options()).unwrap();
+        let shared = &ledger.inner().shared;
+        let db = testing::open(&dir.path().join("db"));
+        assert!(Staged::new().put(&db, shared, &mut Vec::new(), true).is_ok());
+        // What it repeats may have been written to it before, and not be on the disk.
+        db.fail(StoreError::Io("the disk failed".to_owned()));
+        assert!(Staged::new().put(&db, shared, &mut Vec::new(), true).is_err());
     }
 }

@@ -213,9 +213,10 @@ impl Copies {
         number
     }
 
-    /// Keeps what a commit of another owner wrote here until it is stable.
-    pub(crate) fn follow(&self, slot: Slot, epoch: Epoch, number: u64, reached: Reached) {
-        self.state.lock().unstable.push(slot, epoch, number, vec![reached]);
+    /// Keeps what a commit of another owner wrote here until it is stable. Of a slot that nobody reads here nothing
+    /// has to be kept: it is shown as a whole once what was accepted is stable.
+    pub(crate) fn follow(&self, shared: &Shared, slot: Slot, epoch: Epoch, number: u64, reached: Reached) {
+        self.state.lock().keep(shared, slot, epoch, number, vec![reached]);
     }
 
     /// Everything up to a number is durable here.

@@ -8,7 +8,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, Weak,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -36,6 +36,8 @@ pub(crate) struct Database {
     marks: Arc<Marks>,
     current: Mutex<Option<Arc<Db>>>,
     reopened: Condvar,
+    /// How often it was tried to open it anew.
+    generation: AtomicU64,
     /// Whether RocksDB compacts table files.
     compacts: AtomicBool,
 }
@@ -46,8 +48,8 @@ impl Database {
         let marks = Arc::new(Marks::default());
         let db = Db::open(&path, &options, Arc::clone(&readable), Arc::clone(&marks), 0, true)?;
         let current = Mutex::new(Some(Arc::new(db)));
-        let (reopened, compacts) = (Condvar::new(), AtomicBool::new(true));
-        Ok(Self { path, options, readable, marks, current, reopened, compacts })
+        let (reopened, generation, compacts) = (Condvar::new(), AtomicU64::new(0), AtomicBool::new(true));
+        Ok(Self { path, options, readable, marks, current, reopened, generation, compacts })
     }
 
     /// How far the directory goes.
@@ -72,12 +74,16 @@ impl Database {
     /// Takes the database away, waits until nobody works with it, and opens it again.
     fn reopen(&self) -> Result<(), StoreError> {
         let taken = self.current.lock().take();
-        let mut generation = 0;
+        // An earlier try may have taken it away already.
+        let generation = self.generation.fetch_add(1, Ordering::Relaxed) + 1;
         if let Some(db) = taken {
-            generation = db.generation() + 1;
             let watch = Arc::downgrade(&db);
             drop(db);
             wait_until_unused(&watch);
+        }
+        if self.options.clustered {
+            // What was held back is no more: until the lanes have looked at it anew, nothing is shown.
+            self.readable.darken_all();
         }
         let (readable, marks) = (Arc::clone(&self.readable), Arc::clone(&self.marks));
         let opened = Db::open(&self.path, &self.options, readable, marks, generation, self.compacts());
@@ -156,5 +162,36 @@ pub(crate) fn keep_open(database: &Database, shared: &Shared, stop: &Receiver<()
             }
             Err(error) => tracing::error!(%error, "the database cannot be opened anew yet"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ledger_core::slot::Slot;
+
+    use super::*;
+    use crate::testing;
+
+    #[test]
+    fn a_database_opened_anew_is_another_one_and_shows_nothing_even_if_the_first_try_failed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, away) = (dir.path().join("db"), dir.path().join("away"));
+        let options = Options { clustered: true, ..testing::options() };
+        let readable = Arc::new(Readable::new(true));
+        let database = Database::open(path.clone(), options, Arc::clone(&readable)).unwrap();
+        let slot = Slot::new(7).unwrap();
+        readable.show(slot);
+        let first = database.get().unwrap().generation();
+
+        std::fs::rename(&path, &away).unwrap();
+        std::fs::write(&path, b"not a directory").unwrap();
+        assert!(database.reopen().is_err());
+        std::fs::remove_file(&path).unwrap();
+        std::fs::rename(&away, &path).unwrap();
+        database.reopen().unwrap();
+
+        // By this lanes know that what they remember is of another one.
+        assert!(database.get().unwrap().generation() > first);
+        assert!(!readable.is_shown(slot), "what was held back before would be seen");
     }
 }

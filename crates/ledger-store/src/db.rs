@@ -149,6 +149,12 @@ impl Db {
         self.failed.get().cloned()
     }
 
+    /// As if a write had failed.
+    #[cfg(test)]
+    pub(crate) fn fail(&self, error: StoreError) {
+        let _ = self.failed.set(error);
+    }
+
     fn usable(&self) -> Result<(), StoreError> {
         self.failure().map_or(Ok(()), Err)
     }

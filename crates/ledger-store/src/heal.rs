@@ -34,6 +34,8 @@ pub struct Healing {
     state: ContextState,
     batch: WriteBatch,
     is_in_place: bool,
+    /// The database it is staged in.
+    generation: u64,
 }
 
 impl std::fmt::Debug for Healing {
@@ -73,6 +75,7 @@ impl Ledger {
             state,
             batch: WriteBatch::default(),
             is_in_place: false,
+            generation: db.generation(),
         }))
     }
 
@@ -116,7 +119,12 @@ impl Healing {
     /// can be read here: that is [`Healing::missing`] now.
     pub fn finish(&mut self) -> Result<bool, StoreError> {
         self.inner.database.get()?.write_unsynced(std::mem::take(&mut self.batch))?;
-        let heal = Heal { context: self.context.clone(), from: self.from, state: self.state.clone() };
+        let heal = Heal {
+            context: self.context.clone(),
+            from: self.from,
+            state: self.state.clone(),
+            generation: self.generation,
+        };
         let (reply, healed) = oneshot::channel();
         let queue = self.inner.queue(&self.context)?;
         queue.blocking_send(Command::Heal(Box::new(heal), reply)).map_err(|_| StoreError::Closed)?;

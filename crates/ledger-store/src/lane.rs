@@ -149,6 +149,8 @@ pub(crate) struct Install {
     pub(crate) state: ContextState,
     /// In a cluster: only if the slot is still owned in this epoch.
     pub(crate) epoch: Option<Epoch>,
+    /// The database it was staged in: of another one it may not be there.
+    pub(crate) generation: u64,
 }
 
 /// A lane's cache weighs states by their bytes.
@@ -347,8 +349,12 @@ impl Lane {
         if db.generation() != self.generation {
             // A write that was reported as failed may have been kept after all.
             self.cache.clear();
+            if let Err(error) = self.opened_anew(db) {
+                // It will be opened once more.
+                self.shared.commit_failed(&error);
+                return commands.for_each(|command| command.fail(&error));
+            }
             self.generation = db.generation();
-            self.opened_anew(db);
         }
         let mut round = Round::default();
         for command in commands {
@@ -462,7 +468,7 @@ impl Lane {
         let (mut own, followed) = written.split();
         for reached in followed.into_iter().filter(|reached| reached.appended > 0) {
             if let Origin::Followed(epoch, number) = reached.origin {
-                copies.follow(reached.place.slot, epoch, number, reached);
+                copies.follow(&self.shared, reached.place.slot, epoch, number, reached);
             }
         }
         let mut sent = Vec::new();

@@ -238,6 +238,8 @@ struct Staging {
     /// A damaged entry was replaced by the snapshot's.
     healed: bool,
     installed: bool,
+    /// The database it is staged in.
+    generation: u64,
 }
 
 #[derive(Default)]
@@ -285,6 +287,7 @@ impl Staging {
             one_by_one: false,
             healed: false,
             installed: false,
+            generation: db.generation(),
         })
     }
 
@@ -437,6 +440,7 @@ impl Staging {
             base: self.base.as_ref().map(|(place, head)| (*place, head.frontier.size())),
             state: self.state.clone(),
             epoch: self.epoch,
+            generation: self.generation,
         };
         let installed = self.inner.install(install);
         if let Err(StoreError::HistoryDiffers { context, sequence }) = &installed

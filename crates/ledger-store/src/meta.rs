@@ -77,14 +77,15 @@ impl Meta {
 #[derive(Debug)]
 pub(crate) struct Numbers {
     next: AtomicU64,
-    reserved: Mutex<u64>,
+    /// The first that is not reserved, and the database that says so: what another one said may be lost.
+    reserved: Mutex<(u64, u64)>,
 }
 
 impl Numbers {
     /// Starts after everything that was reserved before.
     pub(crate) fn open(db: &Db) -> Result<Self, StoreError> {
         let reserved = read::<8>(db, NUMBERS_KEY)?.map_or(1, u64::from_be_bytes);
-        Ok(Self { next: AtomicU64::new(reserved), reserved: Mutex::new(reserved) })
+        Ok(Self { next: AtomicU64::new(reserved), reserved: Mutex::new((reserved, db.generation())) })
     }
 
     /// The next number. Its block is durable before any number of it is used: the write that uses it
@@ -92,12 +93,12 @@ impl Numbers {
     pub(crate) fn next(&self, db: &Db) -> Result<u64, StoreError> {
         let number = self.next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let mut reserved = self.reserved.lock();
-        if number >= *reserved {
+        if number >= reserved.0 || reserved.1 != db.generation() {
             let limit = number + NUMBER_BLOCK;
             let mut batch = WriteBatch::default();
             batch.put_cf(db.family(families::META)?, NUMBERS_KEY, limit.to_be_bytes());
             db.write_unsynced(batch)?;
-            *reserved = limit;
+            *reserved = (limit, db.generation());
         }
         Ok(number)
     }

@@ -49,6 +49,11 @@ impl Readable {
         let _ = self.of(slot).compare_exchange(DARK, HOLDING, Ordering::SeqCst, Ordering::SeqCst);
     }
 
+    /// Shows nothing more.
+    pub(crate) fn darken_all(&self) {
+        self.0.iter().for_each(|slot| slot.store(DARK, Ordering::SeqCst));
+    }
+
     /// Shows the slot no more.
     pub(crate) fn darken(&self, slot: Slot) {
         self.of(slot).store(DARK, Ordering::SeqCst);

@@ -5,7 +5,7 @@
 
 use rocksdb::WriteBatch;
 
-use ledger_core::slot::Slot;
+use ledger_core::{ContextId, slot::Slot};
 
 use crate::{
     StoreError,
@@ -19,6 +19,11 @@ const BEYOND: &[u8] = b"staging0";
 
 fn key(place: Place) -> Vec<u8> {
     [PREFIX, &place.slot.number().to_be_bytes(), &place.number.to_be_bytes()].concat()
+}
+
+/// The database was opened anew, and nobody knows what there is of what was staged.
+pub(crate) fn interrupted(context: &ContextId) -> StoreError {
+    StoreError::Io(format!("the disk failed while the history of context {context} was written: try again"))
 }
 
 /// Says that a number is being staged. Comes before any row under it in the same log.

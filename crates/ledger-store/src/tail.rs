@@ -13,6 +13,7 @@ use std::{
     },
 };
 
+use bytes::Bytes;
 use ledger_core::{ContextId, Entry, Sequence, Size, slot::Slot};
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -149,7 +150,9 @@ impl Tails {
     /// Moves a tail past newly committed entries.
     pub(crate) fn committed(&self, context: &ContextId, entries: impl Iterator<Item = Entry>, size: Size) {
         if let Some(tail) = self.find(context) {
-            tail.extend(entries.map(Arc::new));
+            // A payload is a part of the message it came in, which must not stay for as long.
+            let own = |entry: Entry| Entry { payload: Bytes::copy_from_slice(&entry.payload), ..entry };
+            tail.extend(entries.map(|entry| Arc::new(own(entry))));
             tail.reach(size);
         }
     }

@@ -238,25 +238,21 @@ impl Lane {
     }
 
     /// The database was opened anew: what of the last commits is in it has to be read, and nothing is led.
-    pub(super) fn opened_anew(&mut self, db: &Arc<Db>) {
-        let Some(copies) = &self.copies else { return };
+    pub(super) fn opened_anew(&mut self, db: &Arc<Db>) -> Result<(), StoreError> {
+        let Some(copies) = &self.copies else { return Ok(()) };
         self.records.clear();
         self.in_step.clear();
         self.parked = super::Parked::default();
         let led = copies.reset(&StoreError::NotAcknowledged);
         let lanes = self.shared.copies().len();
         let mine = |slot: Slot| lane_of(slot, lanes) == usize::from(self.number);
-        if let Some(digests) = &self.shared.digests
-            && let Err(error) = digests.rescan(db, mine)
-        {
-            tracing::error!(%error, "the digests could not be read anew");
-        }
         for slot in (0..ledger_core::slot::SLOTS).filter_map(Slot::new).filter(|slot| mine(*slot)) {
             self.shared.readable.darken(slot);
         }
         if let Some(outbox) = self.shared.carrier.get() {
             outbox.gave_up(led);
         }
+        self.shared.digests.as_ref().map_or(Ok(()), |digests| digests.rescan(db, mine))
     }
 }
 

@@ -115,8 +115,8 @@ impl Lane {
             // Fetched or parked before the slot was in step: what there was then is here, and the stream brings the rest.
             return Ok(Taken::Reaches(part.range.end()));
         }
-        if !is_strict && self.shared.readable.is_shown(slot) {
-            // What is taken now is not known to be stable.
+        if !is_strict && self.shared.readable.is_held(slot) {
+            // What is taken now is not known to be stable, and no place in the stream says when it is.
             if let Some(copies) = &self.copies {
                 copies.differs(&self.shared, slot);
             }

@@ -18,6 +18,8 @@ pub(crate) struct Heal {
     /// The rows that are damaged.
     pub(crate) from: Place,
     pub(crate) state: ContextState,
+    /// The database it was staged in: of another one it may not be there.
+    pub(crate) generation: u64,
 }
 
 /// What became of it.
@@ -32,7 +34,10 @@ pub(crate) enum Healed {
 impl Lane {
     /// Puts a staged history in place of rows that are damaged: the same history, whatever was appended since included.
     pub(super) fn heal(&mut self, db: &Arc<Db>, heal: Heal) -> Result<Healed, StoreError> {
-        let Heal { context, from, mut state } = heal;
+        let Heal { context, from, mut state, generation } = heal;
+        if db.generation() != generation {
+            return Err(staging::interrupted(&context));
+        }
         let row = read_head(db, &context)?;
         let Some((_, head)) = row.filter(|(place, head)| *place == from && head.size() >= state.head.size())
         else {
