@@ -115,6 +115,7 @@ impl Cluster {
             started: Instant::now(),
             published: Instant::now(),
             marked: Instant::now(),
+            alive: std::collections::BTreeSet::new(),
             streams: std::collections::HashMap::new(),
             owned: Vec::new(),
             askers: std::collections::HashMap::new(),

@@ -62,6 +62,8 @@ pub(crate) struct Driver {
     pub(crate) events: mpsc::Receiver<Told>,
     pub(crate) from_lanes: mpsc::UnboundedReceiver<Vec<Event>>,
     pub(crate) started: Instant,
+    /// The peers that gossip shows alive, and the streams to them.
+    pub(crate) alive: BTreeSet<Member>,
     pub(crate) streams: HashMap<Member, (CancellationToken, AbortOnDropHandle<()>)>,
     pub(crate) owned: Vec<(Slot, Epoch)>,
     /// When routes were last published.
@@ -138,7 +140,11 @@ impl Driver {
                 }
                 Some(told) = self.events.recv() => told,
                 Some(events) = self.from_lanes.recv() => Told::Events(events),
-                _ = tick.tick() => Told::Events(vec![Event::Tick]),
+                _ = tick.tick() => {
+                    // A stream may have ended after its peer was seen to be back.
+                    self.keep_streams();
+                    Told::Events(vec![Event::Tick])
+                }
             };
             self.told(events).await;
         }
@@ -237,27 +243,28 @@ impl Driver {
                 owned: node.owned.iter().copied().collect(),
             });
         }
-        self.keep_streams(alive);
+        self.alive = alive;
+        self.keep_streams();
         self.step(vec![Event::Nodes(seen)]).await;
     }
 
     /// Keeps a stream to each living peer, and to no other.
-    fn keep_streams(&mut self, alive: BTreeSet<Member>) {
+    fn keep_streams(&mut self) {
         self.streams.retain(|member, (stop, task)| {
-            if !alive.contains(member) {
+            if !self.alive.contains(member) {
                 // It ends by itself, and says that the stream is lost.
                 stop.cancel();
             }
             !task.is_finished()
         });
-        for member in alive {
-            if self.streams.contains_key(&member) {
+        for member in &self.alive {
+            if self.streams.contains_key(member) {
                 continue;
             }
-            let Some(peer) = self.shared.peers.of(&member) else { continue };
+            let Some(peer) = self.shared.peers.of(member) else { continue };
             let stop = self.shared.cancel.child_token();
             let task = tokio::spawn(sending::keep(Arc::clone(&self.shared), peer, stop.clone()));
-            self.streams.insert(member, (stop, AbortOnDropHandle::new(task)));
+            self.streams.insert(member.clone(), (stop, AbortOnDropHandle::new(task)));
         }
     }
 

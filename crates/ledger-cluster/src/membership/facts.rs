@@ -88,7 +88,7 @@ pub struct Facts {
     pub storage_id: StorageId,
     /// What it is ready for.
     pub readiness: Readiness,
-    /// Where it stands: a zone or rack, for operators; may be empty.
+    /// Where it stands: a zone or rack, over which copies are spread; may be empty.
     pub zone: String,
     /// Version of its storage format.
     pub format: u32,
