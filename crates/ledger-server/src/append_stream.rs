@@ -21,7 +21,7 @@ use std::{
 
 use bytes::Bytes;
 use futures::{Stream, stream};
-use ledger_core::{ContextId, Entry, Position};
+use ledger_core::{ContextId, Entry, Position, node::NodeId};
 use ledger_proto::ledger::v1::{AppendBatch, AppendItem, AppendResult, AppendResults, ContextPosition};
 use ledger_store::{Append, BatchResults, StoreError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
@@ -94,7 +94,7 @@ struct Chunk {
     /// How many are not yet answered.
     left: usize,
     started: Instant,
-    _permits: [OwnedSemaphorePermit; 2],
+    _room: Room,
 }
 
 impl InFlight {
@@ -129,8 +129,10 @@ impl Chunks {
     }
 }
 
-/// Results of entries that the store never saw, and the room they take until they are sent.
-pub(crate) type Refused = (AppendResults, OwnedSemaphorePermit);
+/// Room that entries take until they are answered: their number on the stream, and their bytes on the node.
+pub(crate) type Room = [OwnedSemaphorePermit; 2];
+/// Results of entries that the store here never saw, and the room they take until they are sent.
+pub(crate) type Refused = (AppendResults, Vec<Arc<Room>>);
 
 /// Reads batches and hands them to the store.
 struct Reader {
@@ -189,6 +191,7 @@ impl Reader {
         let mut tags = Vec::with_capacity(items.len());
         let mut appends = Vec::with_capacity(items.len());
         let mut refused = Vec::new();
+        let mut forwarded: Vec<(NodeId, Vec<(AppendItem, usize)>)> = Vec::new();
         let mut bytes = 0;
         for AppendItem { tag, request } in items {
             let request = request.unwrap_or_default();
@@ -198,9 +201,11 @@ impl Reader {
             let here = match placed {
                 Ok((Placed::Here(epoch), named)) => Ok((epoch, named)),
                 Ok((Placed::There(owner), _)) => {
-                    let item = AppendItem { tag, request: Some(request) };
-                    self.node.metrics.forwarded_appends.increment(1);
-                    self.places.send(&owner, item, &self.items, &self.refused).await?;
+                    let item = (AppendItem { tag, request: Some(request) }, weight);
+                    match forwarded.iter_mut().find(|(node, _)| *node == owner) {
+                        Some((_, items)) => items.push(item),
+                        None => forwarded.push((owner, vec![item])),
+                    }
                     continue;
                 }
                 Err(refusal) => Err(refusal),
@@ -227,8 +232,13 @@ impl Reader {
         }
         if !refused.is_empty() {
             // Refusals count against the bound too, until they are sent.
-            let room = acquire(&self.items, refused.len()).await?;
-            let _ = self.refused.send((AppendResults { results: refused, ..AppendResults::default() }, room));
+            let room = [acquire(&self.items, refused.len()).await?, acquire(&self.node.forwarding, 0).await?];
+            let refused = AppendResults { results: refused, ..AppendResults::default() };
+            let _ = self.refused.send((refused, vec![Arc::new(room)]));
+        }
+        for (owner, items) in forwarded {
+            self.node.metrics.forwarded_appends.increment(items.len() as u64);
+            self.places.send(&self.node, &owner, items, &self.items, &self.refused).await?;
         }
         if appends.is_empty() {
             return Ok(());
@@ -239,8 +249,8 @@ impl Reader {
     async fn submit(&self, tags: Vec<u64>, appends: Vec<Append>, bytes: usize) -> Result<(), Refusal> {
         // A chunk larger than all there is waits for all there is.
         let bytes = bytes.min(self.node.config.max_in_flight.get());
-        let permits = [acquire(&self.items, tags.len()).await?, acquire(&self.node.in_flight, bytes).await?];
-        let chunk = Chunk { left: tags.len(), tags, started: Instant::now(), _permits: permits };
+        let room = [acquire(&self.items, tags.len()).await?, acquire(&self.node.in_flight, bytes).await?];
+        let chunk = Chunk { left: tags.len(), tags, started: Instant::now(), _room: room };
         let first = self.in_flight.push(chunk);
         let tagged = (first..).zip(appends).collect();
         Ok(self.node.ledger.submit(tagged, self.stored.clone()).await?)

@@ -6,21 +6,22 @@
 
 use std::{
     collections::HashMap,
+    mem,
     sync::{Arc, Mutex, PoisonError},
 };
 
-use futures::StreamExt as _;
+use futures::{StreamExt as _, stream};
 use ledger_cluster::routes::RouteTo;
 use ledger_core::{ContextId, Epoch, node::NodeId, slot::Slot};
 use ledger_proto::ledger::v1::{
     AppendBatch, AppendItem, AppendResults, ledger_service_client::LedgerServiceClient,
 };
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, transport::Channel};
 
 use crate::{
-    append_stream::{Refused, acquire, failed},
+    append_stream::{Refused, Room, acquire, failed},
     limits,
     node::Node,
     route,
@@ -31,6 +32,8 @@ use crate::{
 
 /// Messages that wait for the connection to an owner.
 const MESSAGES: usize = 64;
+/// A message to an owner takes no further entry at so many bytes: far less than an owner takes.
+const MESSAGE_BYTES: usize = 1 << 20;
 
 /// Where the entries of a slot go.
 #[derive(Debug, Clone)]
@@ -54,14 +57,24 @@ pub struct Places {
 /// The stream to an owner.
 #[derive(Debug)]
 struct Forward {
-    messages: mpsc::Sender<AppendBatch>,
+    messages: mpsc::Sender<Message>,
     sent: Arc<Sent>,
 }
 
-/// The client's tags of what was sent on and not answered, by our own; `None` when the stream has ended, so that
-/// nothing is put where nobody answers it.
+/// Entries on their way to an owner, and their size.
+#[derive(Debug, Default)]
+struct Message {
+    items: Vec<AppendItem>,
+    bytes: usize,
+}
+
+/// Of what was sent on and not answered, by our own tags: the client's, and the room that it takes until the answer is
+/// sent. `None` when the stream has ended, so that nothing is put where nobody answers it.
 #[derive(Debug)]
-struct Sent(Mutex<Option<HashMap<u64, u64>>>);
+struct Sent(Mutex<Option<HashMap<u64, SentEntry>>>);
+
+/// The client's tag, and the room.
+type SentEntry = (u64, Arc<Room>);
 
 impl Default for Sent {
     fn default() -> Self {
@@ -70,11 +83,11 @@ impl Default for Sent {
 }
 
 impl Sent {
-    fn take(&self, tag: u64) -> Option<u64> {
+    fn take(&self, tag: u64) -> Option<SentEntry> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).as_mut()?.remove(&tag)
     }
 
-    fn put(&self, tag: u64) -> Option<u64> {
+    fn put(&self, tag: u64, room: &Arc<Room>) -> Option<u64> {
         let mut sent = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let sent = sent.as_mut()?;
         let mut ours = tag;
@@ -82,14 +95,14 @@ impl Sent {
         while sent.contains_key(&ours) {
             ours = ours.wrapping_add(0x9e37_79b9_7f4a_7c15);
         }
-        sent.insert(ours, tag);
+        sent.insert(ours, (tag, Arc::clone(room)));
         Some(ours)
     }
 
     /// Nothing more is answered.
-    fn end(&self) -> Vec<u64> {
+    fn end(&self) -> Vec<SentEntry> {
         let sent = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
-        sent.into_iter().flatten().map(|(_, tag)| tag).collect()
+        sent.into_iter().flatten().map(|(_, sent)| sent).collect()
     }
 }
 
@@ -124,63 +137,86 @@ impl Places {
         placed
     }
 
-    /// Sends an entry on. Waits while there is no room.
+    /// Sends entries of so many bytes on, in order. Waits while there is no room.
     pub(crate) async fn send(
         &mut self,
+        node: &Node,
         owner: &NodeId,
-        item: AppendItem,
-        room: &Arc<Semaphore>,
+        items: Vec<(AppendItem, usize)>,
+        entries: &Arc<Semaphore>,
         results: &mpsc::UnboundedSender<Refused>,
     ) -> Result<(), Refusal> {
-        let permit = acquire(room, 1).await?;
-        let tag = item.tag;
-        if let Some(channel) = self.channels.get(owner) {
-            let forward = self.owners.entry(owner.clone()).or_insert_with(|| {
-                Forward::begin(channel.clone(), self.writer.clone(), Arc::clone(room), results.clone())
-            });
-            if let Some(ours) = forward.sent.put(tag) {
-                permit.forget();
-                let batch = AppendBatch { items: vec![AppendItem { tag: ours, ..item }] };
-                if forward.messages.send(batch).await.is_ok() {
-                    return Ok(());
-                }
-                // It broke: unless it was answered with the others, it is now.
-                if forward.sent.take(ours).is_none() {
-                    return Ok(());
-                }
-                room.add_permits(1);
+        let mut message = Message::default();
+        for (item, bytes) in items {
+            message.bytes += bytes;
+            message.items.push(item);
+            if message.bytes >= MESSAGE_BYTES {
+                self.send_message(node, owner, mem::take(&mut message), entries, results).await?;
             }
         }
-        let refused = AppendResults {
-            results: vec![failed(tag, Refusal::not_owner("", ""))],
-            ..AppendResults::default()
-        };
-        let _ = results.send((refused, nothing(room)?));
+        if message.items.is_empty() {
+            return Ok(());
+        }
+        self.send_message(node, owner, message, entries, results).await
+    }
+
+    async fn send_message(
+        &mut self,
+        node: &Node,
+        owner: &NodeId,
+        mut message: Message,
+        entries: &Arc<Semaphore>,
+        results: &mpsc::UnboundedSender<Refused>,
+    ) -> Result<(), Refusal> {
+        let bytes = message.bytes.min(node.config.max_in_flight.get());
+        let room = [acquire(entries, message.items.len()).await?, acquire(&node.forwarding, bytes).await?];
+        let room = Arc::new(room);
+        // What is not sent, or not any more, is refused here. What is not there any more was answered with the others.
+        let mut refused = Vec::new();
+        if let Some(channel) = self.channels.get(owner) {
+            let begin = || Forward::begin(channel.clone(), self.writer.clone(), results.clone());
+            let forward = self.owners.entry(owner.clone()).or_insert_with(begin);
+            let mut sent = Vec::with_capacity(message.items.len());
+            message.items.retain_mut(|item| {
+                let Some(ours) = forward.sent.put(item.tag, &room) else {
+                    refused.push(item.tag);
+                    return false;
+                };
+                item.tag = ours;
+                sent.push(ours);
+                true
+            });
+            if !message.items.is_empty() && forward.messages.send(message).await.is_err() {
+                refused.extend(sent.into_iter().filter_map(|ours| Some(forward.sent.take(ours)?.0)));
+            }
+        } else {
+            refused.extend(message.items.iter().map(|item| item.tag));
+        }
+        if !refused.is_empty() {
+            let refused = refused.into_iter().map(|tag| failed(tag, Refusal::not_owner("", ""))).collect();
+            let refused = AppendResults { results: refused, ..AppendResults::default() };
+            let _ = results.send((refused, vec![room]));
+        }
         Ok(())
     }
 }
 
 impl Forward {
     /// Opens a stream to an owner. Its results go where the client's are sent from.
-    fn begin(
-        channel: Channel,
-        writer: Option<Writer>,
-        room: Arc<Semaphore>,
-        results: mpsc::UnboundedSender<Refused>,
-    ) -> Self {
+    fn begin(channel: Channel, writer: Option<Writer>, results: mpsc::UnboundedSender<Refused>) -> Self {
         let (messages, outgoing) = mpsc::channel(MESSAGES);
         let sent = Arc::new(Sent::default());
         let answered = Arc::clone(&sent);
         tokio::spawn(async move {
-            let ended = answers(channel, outgoing, writer.as_ref(), &answered, &room, &results).await;
+            let ended = answers(channel, outgoing, writer.as_ref(), &answered, &results).await;
             // What was not answered may be stored: whoever wrote it repeats it with its id.
             let refusal =
                 ended.err().map_or_else(|| Refusal::not_owner("", ""), |status| route::refusal(status).0);
             let refusal = Refusal { code: tonic::Code::Unavailable, ..refusal };
-            let failed: Vec<_> = answered.end().into_iter().map(|tag| failed(tag, refusal.clone())).collect();
-            room.add_permits(failed.len());
-            if let (false, Ok(permit)) = (failed.is_empty(), nothing(&room)) {
-                let _ = results.send((AppendResults { results: failed, ..AppendResults::default() }, permit));
+            let (failed, rooms): (Vec<_>, Vec<_>) =
+                answered.end().into_iter().map(|(tag, room)| (failed(tag, refusal.clone()), room)).unzip();
+            if !failed.is_empty() {
+                let _ = results.send((AppendResults { results: failed, ..AppendResults::default() }, rooms));
             }
         });
         Self { messages, sent }
@@ -190,10 +226,9 @@ impl Forward {
 /// Hands the owner's results to the client, until the stream ends.
 async fn answers(
     channel: Channel,
-    outgoing: mpsc::Receiver<AppendBatch>,
+    outgoing: mpsc::Receiver<Message>,
     writer: Option<&Writer>,
     sent: &Sent,
-    room: &Arc<Semaphore>,
     results: &mpsc::UnboundedSender<Refused>,
 ) -> Result<(), Status> {
     let mut client = LedgerServiceClient::new(channel)
@@ -201,27 +236,55 @@ async fn answers(
         .max_encoding_message_size(usize::MAX);
     // Messages wait for the stream as little as entries do: what is there goes together.
     let batches = ReceiverStream::new(outgoing)
-        .ready_chunks(limits::APPEND_CHUNK_ITEMS)
-        .map(|batches| AppendBatch { items: batches.into_iter().flat_map(|batch| batch.items).collect() });
+        .ready_chunks(MESSAGES)
+        .flat_map(|messages| stream::iter(gathered(messages)));
     let mut answers = client.append(writers::forwarded(batches, writer)).await?.into_inner();
     while let Some(mut answer) = answers.message().await? {
+        let mut rooms = Vec::with_capacity(answer.results.len());
         answer.results.retain_mut(|result| match sent.take(result.tag) {
-            Some(tag) => {
+            Some((tag, room)) => {
                 result.tag = tag;
+                rooms.push(room);
                 true
             }
             None => false,
         });
-        room.add_permits(answer.results.len());
-        let Ok(permit) = nothing(room) else { return Ok(()) };
-        if results.send((answer, permit)).is_err() {
+        if results.send((answer, rooms)).is_err() {
             return Ok(());
         }
     }
     Ok(())
 }
 
-/// A permit for nothing.
-fn nothing(room: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Refusal> {
-    Arc::clone(room).try_acquire_many_owned(0).map_err(|_| Refusal::shutting_down())
+/// Small messages as few larger ones, in order.
+fn gathered(messages: Vec<Message>) -> Vec<AppendBatch> {
+    let mut batches = Vec::new();
+    let mut next = Message::default();
+    for Message { items, bytes } in messages {
+        let is_full =
+            next.bytes + bytes > MESSAGE_BYTES || next.items.len() + items.len() > limits::APPEND_CHUNK_ITEMS;
+        if is_full && !next.items.is_empty() {
+            batches.push(AppendBatch { items: mem::take(&mut next).items });
+        }
+        next.items.extend(items);
+        next.bytes += bytes;
+    }
+    batches.push(AppendBatch { items: next.items });
+    batches
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_to_an_owner_are_gathered_in_order_and_stay_small() {
+        let sizes = [10, 20, MESSAGE_BYTES, 30, 40, MESSAGE_BYTES - 69, 1, 3 * MESSAGE_BYTES, 5];
+        let message =
+            |(tag, bytes): (u64, usize)| Message { items: vec![AppendItem { tag, request: None }], bytes };
+        let batches = gathered((0..).zip(sizes).map(message).collect());
+        let tags: Vec<Vec<u64>> =
+            batches.iter().map(|batch| batch.items.iter().map(|item| item.tag).collect()).collect();
+        assert_eq!(tags, [vec![0, 1], vec![2], vec![3, 4], vec![5, 6], vec![7], vec![8]]);
+    }
 }

@@ -113,9 +113,14 @@ async fn get(
                 entries: page.entries.iter().map(|entry| entry.encode_to_vec().into()).collect(),
                 latest_sequence: page.latest_sequence,
             };
-            Ok(pages.map(move |page| page.map(encoded)).boxed())
+            Ok(pages.map(move |page| page.map(encoded).map_err(there)).boxed())
         }
     }
+}
+
+/// What ended a stream from another node, for the client: a connection that broke is no fault of the request.
+fn there(status: Status) -> Status {
+    route::refusal(status).0.into()
 }
 
 async fn snapshot_anywhere(
@@ -126,7 +131,8 @@ async fn snapshot_anywhere(
     match node.reads(&ContextId::new(&request.context_id)?, false, is_forwarded)? {
         Place::Here(_) => Ok(snapshot(Arc::clone(node), request).await?.boxed()),
         Place::There(channel) => {
-            Ok(route::answer(reader(channel).snapshot(route::forwarded(request))).await?.boxed())
+            let chunks = route::answer(reader(channel).snapshot(route::forwarded(request))).await?;
+            Ok(chunks.map(|chunk| chunk.map_err(there)).boxed())
         }
     }
 }
@@ -169,7 +175,6 @@ async fn load(
     mut chunks: Streaming<LoadChunk>,
     is_forwarded: bool,
 ) -> Result<LoadResponse, Refusal> {
-    let _permit = node.loads.acquire().await.map_err(|_| Refusal::shutting_down())?;
     let Some(first) = next_load_chunk(node, &mut chunks).await? else {
         return Err(Refusal::field("context_id", "the stream of a load is empty: send context_id and data"));
     };
@@ -179,6 +184,8 @@ async fn load(
         let chunks = stream::iter([first]).chain(chunks.filter_map(async |chunk| chunk.ok()));
         return route::answer(reader(channel).load(route::forwarded(chunks))).await;
     }
+    // Here only: nodes that send loads on to each other would wait for each other.
+    let _permit = node.loads.acquire().await.map_err(|_| Refusal::shutting_down())?;
     let ledger = node.ledger.clone();
     // The load moves to a thread with each chunk and back: a slow client holds none.
     let mut load = blocking(move || {

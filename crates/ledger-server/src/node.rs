@@ -34,6 +34,9 @@ pub struct Node {
     pub draining: CancellationToken,
     /// Bytes of appends that may still be accepted.
     pub in_flight: Arc<Semaphore>,
+    /// Bytes of appends that may still be sent on to their owners. Apart from the others: two nodes that send on to
+    /// each other would wait for each other.
+    pub forwarding: Arc<Semaphore>,
     /// Loads that may still start.
     pub loads: Arc<Semaphore>,
     /// Signs checkpoints.
@@ -65,6 +68,7 @@ impl Node {
             metrics,
             draining: CancellationToken::new(),
             in_flight: Arc::new(Semaphore::new(config.max_in_flight.get())),
+            forwarding: Arc::new(Semaphore::new(config.max_in_flight.get())),
             loads: Arc::new(Semaphore::new(limits::LOADS)),
             reads: Arc::new(Semaphore::new(limits::READS)),
             newest: Newest::default(),
