@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use ledger_client::{Client, ClientError, ContextId, Receipts};
+use ledger_client::{Client, ClientError, ContextId, Options, Receipts};
 use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
 
 use crate::{
@@ -195,8 +195,17 @@ async fn what_the_ledger_refuses_has_its_receipt_in_its_place() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn when_no_node_takes_a_context_for_too_long_its_appends_fail_and_others_go_on() {
+    no_node_takes_a_context(2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_one_address_too_what_nobody_takes_holds_up_no_other_context() {
+    no_node_takes_a_context(1).await;
+}
+
+async fn no_node_takes_a_context(nodes: usize) {
     let ledger = Ledger::start();
-    let cluster = Cluster::start(2, ledger.address()).await;
+    let cluster = Cluster::start(nodes, ledger.address()).await;
     let (stuck, well) = (context("stuck"), context("well"));
     cluster.give(&stuck, None);
     cluster.table().manner = Manner { names_owner: false, ..Manner::default() };
@@ -231,6 +240,88 @@ async fn when_no_node_takes_a_context_for_too_long_its_appends_fail_and_others_g
     assert_eq!(rest, HashMap::from([(20, false), (21, true)]));
     assert_eq!(payloads(&client, &stuck).await, numbers(0));
     assert_eq!(payloads(&client, &well).await, numbers(11));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_one_address_a_context_waits_for_its_owner_while_others_have_their_receipts() {
+    let ledger = Ledger::start();
+    let cluster = Cluster::start(1, ledger.address()).await;
+    let (slow, well) = (context("slow"), context("well"));
+    cluster.give(&slow, None);
+    let (mut appender, mut receipts) = cluster.client().appender(64).await.unwrap();
+    for number in 0..10 {
+        appender.send(append(&slow, number)).await.unwrap();
+        appender.send(append(&well, number)).await.unwrap();
+    }
+    for number in 0..10 {
+        let receipt = in_time("a receipt", receipts.next()).await.unwrap().unwrap();
+        receipt.result.unwrap();
+        assert_eq!(receipt.tag, 2 * number + 1);
+    }
+    cluster.give(&slow, Some(0));
+    for number in 0..10 {
+        let receipt = in_time("a receipt", receipts.next()).await.unwrap().unwrap();
+        assert!(!receipt.result.unwrap().repeated);
+        assert_eq!(receipt.tag, 2 * number);
+    }
+    let client = cluster.client();
+    assert_eq!(payloads(&client, &slow).await, numbers(10));
+    assert_eq!(payloads(&client, &well).await, numbers(10));
+    assert_eq!(cluster.table().counts[0].taken, 20, "nothing was sent again that was stored");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_append_too_large_for_any_message_is_refused_alone() {
+    let ledger = Ledger::start();
+    let cluster = Cluster::start(2, ledger.address()).await;
+    // What is sent again because of another append was not tried: one try is enough.
+    let once = Options { tries: 1, ..hasty(Duration::from_secs(20)) };
+    let clients = [&ledger.url(), &cluster.urls()].map(|urls| Client::connect(urls, &once).unwrap());
+    for (index, client) in clients.into_iter().enumerate() {
+        let contexts: Vec<_> = (0..5).map(|number| context(&format!("large-{index}-{number}"))).collect();
+        let (mut appender, mut receipts) = client.appender(512).await.unwrap();
+        let mut good = vec![Vec::new(); contexts.len()];
+        let mut bad = Vec::new();
+        for number in 0..400 {
+            let which = number % contexts.len();
+            let mut append = append(&contexts[which], number);
+            match number {
+                // More than the ledger decodes.
+                51 | 52 | 151 | 350 => append.payload = vec![0; (20 << 20) - number].into(),
+                // As large as is allowed.
+                50 | 53 | 200 => append.payload = vec![b'x'; 4 << 20].into(),
+                _ => {}
+            }
+            let is_good = append.payload.len() <= 4 << 20;
+            let payload = append.payload.clone();
+            let tag = appender.send(append).await.unwrap();
+            if is_good { good[which].push(payload) } else { bad.push(tag) }
+        }
+        let mut refused = Vec::new();
+        for _ in 0..400 {
+            let receipt = in_time("a receipt", receipts.next()).await.unwrap().unwrap();
+            match receipt.result {
+                Ok(stored) => assert!(!stored.repeated),
+                Err(error) => {
+                    assert!(matches!(error, ClientError::Invalid(_)), "{error}");
+                    refused.push(receipt.tag);
+                }
+            }
+        }
+        refused.sort_unstable();
+        assert_eq!(refused, bad);
+        // The contexts of what was refused go on.
+        for (context, good) in contexts.iter().zip(&mut good) {
+            let append = append(context, "last");
+            good.push(append.payload.clone());
+            appender.send(append).await.unwrap();
+            in_time("a receipt", receipts.next()).await.unwrap().unwrap().result.unwrap();
+        }
+        for (context, good) in contexts.iter().zip(good) {
+            let stored = payloads(&client, context).await;
+            assert!(stored.iter().map(String::as_bytes).eq(good.iter().map(|payload| &payload[..])));
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,8 +2,9 @@
 //!
 //! One task, the router, has the state: see [`router`]. Nothing is delayed to make messages larger.
 //!
-//! What holds whatever happens to nodes: an append that was sent has exactly one receipt; receipts of one context
-//! come in the order of its appends, and so do the entries, each stored once. Every append has an entry id, made
+//! What holds whatever happens to nodes: an append that was sent has exactly one receipt; entries of one context
+//! are stored in the order of its appends, each once. Their receipts come in that order too, but for one that is refused
+//! for good, or needs fewer copies: it may come before those of earlier appends, which the tag tells. Every append has an entry id, made
 //! here if the caller gave none, so one that may have been stored can be sent again.
 
 mod outgoing;
@@ -126,8 +127,8 @@ impl Receipts {
     ///
     /// An append that the ledger refused has an error in its receipt, and others go on. If no node takes the
     /// appends of a context for as long as [`crate::Options::timeout`], each of them has a receipt with
-    /// [`ClientError::Unavailable`], and so has every later one of that context: none is stored behind one that
-    /// may be missing. Another appender begins anew.
+    /// [`ClientError::Unavailable`], and so has every later one of that context, or of another in its slot: none is
+    /// stored behind one that may be missing. Another appender begins anew.
     pub async fn next(&mut self) -> Result<Option<Receipt>, ClientError> {
         loop {
             if let Some(receipt) = self.ready.pop_front() {

@@ -234,8 +234,8 @@ impl Client {
         Attachment::new(self.clone(), context.clone(), position, options)
     }
 
-    /// A stream of appends to any contexts: at most `window` are under way. Results come in the order of
-    /// each context's appends.
+    /// A stream of appends to any contexts: at most `window` are under way. Entries of each context are stored in
+    /// the order of its appends; see [`crate::appender`] for the order of the receipts.
     pub async fn appender(&self, window: usize) -> Result<(Appender, Receipts), ClientError> {
         crate::appender::open(self, window).await
     }

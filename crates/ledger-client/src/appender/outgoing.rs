@@ -7,12 +7,14 @@ use std::{
 
 use futures::Stream;
 use ledger_proto::ledger::v1::{AppendBatch, AppendItem};
+use prost::Message as _;
 use tokio::sync::mpsc;
 
 use super::MAX_ITEMS;
 
-/// A message takes no further append at so many bytes of payload.
-const MAX_BYTES: usize = 1 << 20;
+/// A message takes no further append at so many bytes, and an append of more goes alone: a message that is too large
+/// for a node, which then ends the stream, is so because of one append that is.
+pub(super) const MAX_BYTES: usize = 1 << 20;
 
 /// Appends to one owner, in order. Bounded by the appender's window: nothing waits here that is not under way.
 pub(super) fn channel() -> (Sender, Outgoing) {
@@ -36,10 +38,14 @@ pub(super) struct Sender {
 impl Sender {
     /// Takes an append. It leaves at the next [`Sender::flush`].
     pub(super) fn put(&mut self, item: AppendItem) {
+        let bytes = item.encoded_len();
+        if bytes > MAX_BYTES {
+            self.flush();
+        }
         if self.next.items.is_empty() {
             self.next.items.reserve(MAX_ITEMS);
         }
-        self.next.bytes += item.request.as_ref().map_or(0, |request| request.payload.len());
+        self.next.bytes += bytes;
         self.next.items.push(item);
         if self.next.bytes >= MAX_BYTES || self.next.items.len() >= MAX_ITEMS {
             self.flush();
@@ -103,7 +109,8 @@ mod tests {
     async fn what_waits_leaves_in_order_in_messages_of_bounded_size() {
         let (mut sender, mut outgoing) = channel();
         for tag in 0..1000 {
-            sender.put(item(tag, if tag % 100 == 0 { MAX_BYTES } else { 10 }));
+            let bytes = [2 * MAX_BYTES, MAX_BYTES / 2].get(tag as usize % 100).copied();
+            sender.put(item(tag, bytes.unwrap_or(10)));
             if tag % 7 == 0 {
                 sender.flush();
             }
@@ -112,14 +119,32 @@ mod tests {
         drop(sender);
         let mut expected = 0;
         while let Some(message) = outgoing.next().await {
-            let payloads = message.items.iter().filter_map(|item| item.request.as_ref());
-            let bytes: usize = payloads.map(|request| request.payload.len()).sum();
-            assert!(message.items.len() <= MAX_ITEMS && bytes < 2 * MAX_BYTES);
+            assert!(message.items.len() <= MAX_ITEMS);
+            assert!(message.encoded_len() < 2 * MAX_BYTES || message.items.len() == 1);
             for item in message.items {
                 assert_eq!(item.tag, expected);
                 expected += 1;
             }
         }
         assert_eq!(expected, 1000);
+    }
+
+    #[tokio::test]
+    async fn what_is_beside_the_payload_counts_too() {
+        let (mut sender, mut outgoing) = channel();
+        for tag in 0..1000 {
+            let mut item = item(tag, 0);
+            let metadata = (0..1024).map(|pair| (format!("{pair:032}"), format!("{pair:032}"))).collect();
+            item.request.as_mut().unwrap().metadata = metadata;
+            sender.put(item);
+        }
+        sender.flush();
+        drop(sender);
+        let mut count = 0;
+        while let Some(message) = outgoing.next().await {
+            assert!(message.encoded_len() < 2 * MAX_BYTES);
+            count += message.items.len();
+        }
+        assert_eq!(count, 1000);
     }
 }

@@ -10,14 +10,15 @@
 //! take them again: they were sent before it was known that one is missing. So what was refused is sent again
 //! on another stream.
 //!
-//! A group is a slot; with one address, for which nobody is asked who owns what, everything is one group.
+//! A group is a slot, because after one refusal a node refuses whole slots. With one address nobody is asked who owns
+//! what: every group flows to that address, and one that it cannot serve holds up no other.
 //!
 //! | a group is | and takes appends | until |
 //! | --- | --- | --- |
 //! | new | and is searching | |
 //! | searching | and holds them | the owner is found → flowing; nobody knows → pausing |
-//! | flowing | and sends them | one is refused for now → holding; the stream ends → pausing |
-//! | draining | and holds them | the last that is under way is answered → searching; one is refused for now → holding |
+//! | flowing | and sends them | one is refused for now → holding; the stream ends → pausing; it ends because of one that is too large, which is refused → searching |
+//! | draining | and holds them | the last that is under way is answered → searching; one is refused for now → holding; the stream ends → as if flowing |
 //! | holding | and holds them, and all that are answered now, so that they are sent again in order | the last is answered → pausing |
 //! | pausing | and holds them | the pause is over → searching; it took too long → closed |
 //! | closed | and refuses them | the appender ends |
@@ -31,11 +32,12 @@ use futures::{
 };
 use ledger_core::slot::{SLOTS, Slot};
 use ledger_proto::ledger::v1::AppendResults;
+use prost::Message as _;
 use tokio::{
     sync::{Semaphore, mpsc, oneshot},
     time::Instant,
 };
-use tonic::{Response, Status};
+use tonic::{Code, Response, Status};
 
 use super::{
     MAX_ITEMS, News, Receipt, Sent,
@@ -134,7 +136,6 @@ impl Router {
         told: mpsc::UnboundedSender<News>,
         room: Arc<Semaphore>,
     ) -> Result<Self, ClientError> {
-        let groups = if client.nodes().only().is_some() { 1 } else { usize::from(SLOTS) };
         let mut router = Self {
             client,
             queue,
@@ -151,7 +152,7 @@ impl Router {
             to_search: Vec::new(),
             searches: FuturesUnordered::new(),
         };
-        router.groups.resize_with(groups, Group::default);
+        router.groups.resize_with(SLOTS.into(), Group::default);
         let mut attempts = Attempts::new(router.client.options());
         while let Err(failed) = attempts.within(router.begin(&attempts.left_alone)).await? {
             attempts.after(failed).await?;
@@ -161,19 +162,23 @@ impl Router {
 
     /// Makes sure that there is a node, and with one address opens the stream to it.
     async fn begin(&mut self, left_alone: &LeftAlone) -> Result<(), Failed> {
-        let address = self.client.nodes().any(left_alone);
-        if self.client.nodes().only().is_none() {
+        let Some(Target { address, channel }) = self.only() else {
+            let address = self.client.nodes().any(left_alone);
             let slots: Vec<_> = Slot::new(0).into_iter().collect();
             return self.client.locate(&address, &slots).await.map(drop);
-        }
+        };
         let (sender, outgoing) = outgoing::channel();
-        let channel = self.client.nodes().any_channel();
         let request = self.client.written(outgoing);
         let answers = self.client.ledger_service_on(channel).append(request).await;
         let answers = answers.map_err(|status| Failed::new(address.clone(), status))?.into_inner();
-        let id = self.add(address, sender, answers.boxed());
-        self.groups[0].at = At::Flowing(id);
+        self.add(address, sender, answers.boxed());
         Ok(())
+    }
+
+    /// Where everything goes, if there is one address.
+    fn only(&self) -> Option<Target> {
+        let (address, channel) = self.client.nodes().only()?;
+        Some(Target { address: address.clone(), channel: channel.clone() })
     }
 
     pub(super) async fn run(mut self) {
@@ -201,7 +206,7 @@ impl Router {
     fn take(&mut self, Sent { tag, mut append }: Sent) {
         let made = append.entry_id.is_none();
         let id = append.identify();
-        let group = if self.groups.len() == 1 { 0 } else { Slot::of(&append.context).number() };
+        let group = Slot::of(&append.context).number();
         let kept = Kept { tag, append, made, group, stream: 0 };
         let state = &mut self.groups[usize::from(group)];
         match &state.at {
@@ -318,6 +323,7 @@ impl Router {
         let is_answered = |group: &u16| self.groups[usize::from(*group)].in_flight == 0;
         let (answered, left) = mem::take(&mut self.holding).into_iter().partition::<Vec<_>, _>(is_answered);
         self.holding = left;
+        let pausing = self.pausing.len();
         for group in answered {
             let state = &mut self.groups[usize::from(group)];
             match mem::take(&mut state.at) {
@@ -327,6 +333,16 @@ impl Router {
                     self.to_search.push(group);
                 }
                 _ => {}
+            }
+        }
+        self.pause_together(pausing);
+    }
+
+    /// Groups that began to pause at once go on at once: so they try one stream, and not one each.
+    fn pause_together(&mut self, first: usize) {
+        if let Some((first, others)) = self.pausing.get_mut(first..).and_then(<[_]>::split_first_mut) {
+            for (until, _) in others {
+                *until = first.0;
             }
         }
     }
@@ -344,24 +360,49 @@ impl Router {
     /// A stream ended or is given up: what was under way on it will be sent again.
     fn ended(&mut self, index: usize, failed: &Failed) {
         let stream = self.streams.remove(index);
+        let under_way = self.pending.on(stream.id);
+        let too_large = self.too_large(&under_way, failed);
+        for place in under_way {
+            let Some(kept) = self.pending.get_mut(place.into()) else { continue };
+            kept.stream = 0;
+            let group = &mut self.groups[usize::from(kept.group)];
+            group.in_flight -= 1;
+            if Some(place) != too_large {
+                group.held.push(place);
+            }
+        }
+        if let Some(kept) = too_large.and_then(|place| self.pending.remove(place)) {
+            let result = Err(ClientError::from(failed.status.clone()));
+            let _ = self.told.send(News::Failed(vec![Receipt { tag: kept.tag, result }]));
+            // Nothing is wrong with the node nor with the others: they go on at once.
+            self.drain(stream.id);
+            return self.release();
+        }
         match failed.failure {
             Failure::Broken => self.client.nodes().broke(&stream.address),
             Failure::Moved { .. } | Failure::Busy { .. } | Failure::Final => {}
         }
         self.client.owners().forget_node(&stream.address);
-        for place in self.pending.on(stream.id) {
-            let Some(kept) = self.pending.get_mut(place.into()) else { continue };
-            kept.stream = 0;
-            let group = &mut self.groups[usize::from(kept.group)];
-            group.in_flight -= 1;
-            group.held.push(place);
-        }
+        let pausing = self.pausing.len();
         for number in 0..self.groups.len() as u16 {
             if self.groups[usize::from(number)].at.stream() == Some(stream.id) {
                 self.holding.retain(|holding| *holding != number);
                 self.fail(number, failed);
             }
         }
+        self.pause_together(pausing);
+    }
+
+    /// The append because of which a node ended a stream with a message too large for it: the largest. One larger
+    /// than [`outgoing::MAX_BYTES`] has a message of its own, so if any is too large, the largest is. Where others
+    /// are too, the next stream ends because of them: with one less each time.
+    fn too_large(&self, under_way: &[u32], failed: &Failed) -> Option<u32> {
+        if failed.failure != Failure::Final || failed.status.code() != Code::OutOfRange {
+            return None;
+        }
+        let sizes =
+            under_way.iter().filter_map(|place| Some((self.pending.item(*place)?.encoded_len(), *place)));
+        sizes.filter(|(size, _)| *size > outgoing::MAX_BYTES).max().map(|(_, place)| place)
     }
 
     /// A group's appends could not be stored for now: pauses, or gives up.
@@ -430,10 +471,7 @@ impl Router {
             return;
         }
         let groups = mem::take(&mut self.to_search);
-        let client = self.client.clone();
-        if self.groups.len() == 1 {
-            let address = client.nodes().any(&LeftAlone::default());
-            let target = Target { address, channel: client.nodes().any_channel() };
+        if let Some(target) = self.only() {
             return self.found(groups.into_iter().map(|group| (group, Ok(target.clone()))).collect());
         }
         let wanted: Vec<_> = groups
@@ -442,6 +480,7 @@ impl Router {
                 Some((Slot::new(*group)?, self.groups[usize::from(*group)].left_alone.clone()))
             })
             .collect();
+        let client = self.client.clone();
         let search = async move { groups.into_iter().zip(client.owners_of(&wanted).await).collect() };
         self.searches.push(search.boxed());
     }
