@@ -207,7 +207,7 @@ async fn proofs_verify_without_a_node_and_wrong_ones_do_not() {
     desk.ok(&["checkpoint", "other", "--output", "other-checkpoint"]);
     desk.ok(&["prove", "inclusion", "demo", "7", "--output", "inclusion"]);
     desk.ok(&["prove", "consistency", "demo", "100", "--output", "consistency"]);
-    let request = CheckpointRequest { context_id: "demo".to_owned(), size: 0 };
+    let request = CheckpointRequest { context_id: "demo".to_owned(), ..CheckpointRequest::default() };
     let answer = desk.node.rpc().await.integrity.checkpoint(request).await.unwrap().into_inner();
     let key = answer.verifier_key;
     assert_eq!(fs::read_to_string(desk.file("checkpoint")).unwrap(), answer.signed_note);

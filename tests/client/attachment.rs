@@ -221,6 +221,44 @@ async fn what_was_not_acknowledged_is_written_first_and_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_refused_is_given_up_and_nothing_before_or_after_it() {
+    let mut site = Site::new("refused-among-others");
+    let hasty = hasty(Duration::from_millis(200));
+    let client = Client::connect(&format!("http://{}", site.address), &hasty).unwrap();
+    let mut writer = client.attach(&site.context, None, AttachOptions::default());
+    writer.append(append(&site.context, 0)).await.unwrap();
+    let dir = site.is_away();
+    for number in 1..11 {
+        let mut append = append(&site.context, number);
+        if number == 5 {
+            append.entry_id = Some(ledger_client::EntryId::new("refused").unwrap());
+            append.metadata.insert("too long".to_owned(), "x".repeat(1 << 20));
+        }
+        let error = writer.append(append).await.unwrap_err();
+        assert!(matches!(error, ClientError::Unavailable(_) | ClientError::TimedOut(_)), "{error}");
+    }
+    assert_eq!(writer.kept(), 11);
+    site.is_back(dir);
+    // The refusal comes before the receipts of those that are synced first.
+    let (mut refusals, mut kept) = (Vec::new(), Vec::new());
+    in_time("attaching", async {
+        while let Err(error) = writer.reattach().await {
+            if !matches!(error, ClientError::Unavailable(_) | ClientError::TimedOut(_)) {
+                refusals.push(error.to_string());
+                kept.push(writer.kept());
+            }
+        }
+    })
+    .await;
+    assert!(matches!(&refusals[..], [one] if one.contains("entry_id refused,")), "{refusals:?}");
+    assert_eq!(kept, [10]);
+    writer.append(append(&site.context, 11)).await.unwrap();
+    let mut expected = numbers(12);
+    expected.remove(5);
+    assert_eq!(site.payloads().await, expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_append_that_is_repeated_is_stored_and_kept_once() {
     let site = Site::new("repeated");
     let mut writer = site.client.attach(&site.context, None, AttachOptions::default());
@@ -293,4 +331,35 @@ async fn a_new_owner_that_lacks_something_gets_it_from_the_writer() {
     let appended = in_time("the append", writer.append(append(&context, 50))).await.unwrap();
     assert_eq!(appended.entry.sequence, Sequence(51));
     assert_eq!(payloads(&client, &context).await, numbers(51));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_shown_yet_is_not_missing() {
+    let context = context("not-shown-yet");
+    let ledger = Ledger::start();
+    let direct = Client::connect(&ledger.url(), &Options::default()).unwrap();
+    for number in 0..10 {
+        direct.append(append(&context, number)).await.unwrap();
+    }
+    let dir = ledger.stop();
+    let older = copy(dir.path());
+    let anywhere: SocketAddr = "127.0.0.1:0".parse().unwrap();
+    let (ledger, older) = (Ledger::start_at(dir, anywhere), Ledger::start_at(older, anywhere));
+    let cluster = Cluster::start(1, ledger.address()).await;
+    let client = cluster.client();
+    let options = AttachOptions { max_entries: 2, ..AttachOptions::default() };
+    let mut writer = client.attach(&context, None, options);
+    for number in 10..20 {
+        writer.append(append(&context, number)).await.unwrap();
+    }
+    let position = *writer.position().unwrap();
+    // It shows for a while what it showed before.
+    cluster.set_backend(0, older.address());
+    let shown = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        cluster.set_backend(0, ledger.address());
+    };
+    let (found, ()) = tokio::join!(in_time("attaching", writer.reattach()), shown);
+    let found = found.unwrap();
+    assert_eq!((found.written, found.position), (0, position));
 }

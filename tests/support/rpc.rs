@@ -97,7 +97,7 @@ impl Rpc {
 
     /// The context's newest checkpoint.
     pub async fn checkpoint(&self, context: &str) -> Result<Checkpoint, Status> {
-        let request = CheckpointRequest { context_id: context.to_owned(), size: 0 };
+        let request = CheckpointRequest { context_id: context.to_owned(), ..CheckpointRequest::default() };
         let answer = self.integrity.clone().checkpoint(self.request(request)).await?.into_inner();
         answer.checkpoint.ok_or_else(|| Status::internal("a checkpoint without a checkpoint"))
     }

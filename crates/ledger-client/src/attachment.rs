@@ -15,7 +15,7 @@
 mod buffer;
 mod compare;
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use ledger_core::{ContextId, Position, Sequence};
 use tokio::time::Instant;
@@ -266,6 +266,8 @@ impl Attachment {
 
     /// Writes the oldest appends that wait. Gives whether any is now elsewhere than it was before.
     async fn write_waiting(&mut self, count: usize) -> Result<bool, ClientError> {
+        // If this ends early, the position is behind what was acknowledged.
+        let sure = self.sure.take();
         let appends: Vec<_> =
             self.buffer.waiting().take(count).map(|kept| (kept.append.clone(), kept.before)).collect();
         let (mut appender, mut receipts) = self.client.appender(WINDOW).await?;
@@ -279,14 +281,21 @@ impl Attachment {
             }
         });
         let mut moved = false;
-        for (append, before) in appends {
-            let receipt = receipts.next().await?.ok_or_else(|| ClientError::malformed("receipt"))?;
-            let stored = match receipt.result {
-                Ok(stored) => stored,
-                Err(error @ (ClientError::Unavailable(_) | ClientError::TimedOut(_))) => {
-                    self.sure = None;
-                    return Err(error);
+        // Receipts that overtook others: of what is refused, or needs fewer copies.
+        let mut early = HashMap::new();
+        // Tags count from 0.
+        for (tag, (append, before)) in (0..).zip(appends) {
+            let result = loop {
+                if let Some(result) = early.remove(&tag) {
+                    break result;
                 }
+                let receipt = receipts.next().await?.ok_or_else(|| ClientError::malformed("receipt"))?;
+                early.insert(receipt.tag, receipt.result);
+            };
+            // All before it is acknowledged: it is the oldest that waits.
+            let stored = match result {
+                Ok(stored) => stored,
+                Err(error @ (ClientError::Unavailable(_) | ClientError::TimedOut(_))) => return Err(error),
                 Err(error) => {
                     let id = self.buffer.discard().map(|kept| kept.id.to_string()).unwrap_or_default();
                     return Err(ClientError::Invalid(format!(
@@ -305,6 +314,7 @@ impl Attachment {
         }
         // What was sent has its receipts: the task has ended or is about to.
         sending.abort();
+        self.sure = sure;
         Ok(moved)
     }
 

@@ -6,7 +6,10 @@ use ledger_core::{
     clock::LamportClock,
     tree::proof::{ConsistencyProof, InclusionProof},
 };
-use ledger_proto::ledger::v1::{CheckpointRequest, ConsistencyProofRequest, InclusionProofRequest};
+use ledger_proto::{
+    context::v1 as proto,
+    ledger::v1::{CheckpointRequest, ConsistencyProofRequest, InclusionProofRequest},
+};
 
 use crate::{Client, ClientError, convert, route::Aim};
 
@@ -65,6 +68,7 @@ impl Client {
         self.checkpoint_at(Aim::near(context), context, size).await
     }
 
+    /// Aimed at the owner it is the owner's, whichever node the call reaches.
     pub(crate) async fn checkpoint_at(
         &self,
         aim: Aim,
@@ -74,6 +78,11 @@ impl Client {
         let request = CheckpointRequest {
             context_id: context.as_str().to_owned(),
             size: size.map_or(0, |size| size.0),
+            consistency: match aim {
+                Aim::Any | Aim::Near(_) => proto::Consistency::AnyReplica,
+                Aim::Owner(_) => proto::Consistency::Owner,
+            }
+            .into(),
         };
         let answer = self.call(aim, |channel| {
             let (mut service, request) = (self.integrity_service_on(channel), request.clone());

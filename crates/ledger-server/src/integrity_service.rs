@@ -5,10 +5,14 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::{StreamExt as _, stream, stream::BoxStream};
 use ledger_core::{ContextId, Sequence, Size, checkpoint::Checkpoint};
-use ledger_proto::ledger::v1::{
-    self as proto, CheckpointRequest, CheckpointResponse, ConsistencyProofRequest, ConsistencyProofResponse,
-    ForkEntriesRequest, ForkPage, ForksRequest, ForksResponse, InclusionProofRequest, InclusionProofResponse,
-    integrity_service_client::IntegrityServiceClient, integrity_service_server::IntegrityService,
+use ledger_proto::{
+    context::v1::Consistency,
+    ledger::v1::{
+        self as proto, CheckpointRequest, CheckpointResponse, ConsistencyProofRequest,
+        ConsistencyProofResponse, ForkEntriesRequest, ForkPage, ForksRequest, ForksResponse,
+        InclusionProofRequest, InclusionProofResponse, integrity_service_client::IntegrityServiceClient,
+        integrity_service_server::IntegrityService,
+    },
 };
 use ledger_store::{Filter, ForkCursor};
 use tonic::{Request, Response, Status};
@@ -36,7 +40,9 @@ impl IntegrityService for Integrity {
         let request = request.into_inner();
         let span = debug_span!("checkpoint", context = request.context_id, size = request.size);
         let work = async {
-            match self.0.reads(&ContextId::new(&request.context_id)?, false, is_forwarded)? {
+            convert::consistency(request.consistency)?;
+            let at_owner = request.consistency == Consistency::Owner as i32;
+            match self.0.reads(&ContextId::new(&request.context_id)?, at_owner, is_forwarded)? {
                 Place::Here(_) => checkpoint(&self.0, request).await,
                 Place::There(channel) => {
                     let mut there = IntegrityServiceClient::new(channel);

@@ -4,6 +4,8 @@
 
 mod support;
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use ledger_core::{
     ContextId, Entry, Epoch, Hash, HashSuite, Key, Size,
@@ -13,12 +15,15 @@ use ledger_core::{
     ownership::Claim,
     tree::proof::{ConsistencyProof, InclusionProof},
 };
-use ledger_proto::ledger::v1::{
-    CheckpointRequest, ConsistencyProofRequest, ForkEntriesRequest, ForksRequest, InclusionProofRequest,
+use ledger_proto::{
+    context::v1::Consistency,
+    ledger::v1::{
+        CheckpointRequest, ConsistencyProofRequest, ForkEntriesRequest, ForksRequest, InclusionProofRequest,
+    },
 };
 use ledger_server::config::Suite;
 use ledger_store::{Append, Evidence, Ledger, Tip};
-use support::{TestNode, append_all, field};
+use support::{TestNode, append, append_all, field, free_ports};
 use tonic::Code;
 
 fn hash(bytes: &[u8]) -> Hash {
@@ -34,7 +39,7 @@ async fn proofs_verify(suite: Suite, expected: HashSuite) {
     let context_id = || "c".to_owned();
 
     let newest = client
-        .checkpoint(CheckpointRequest { context_id: context_id(), size: 0 })
+        .checkpoint(CheckpointRequest { context_id: context_id(), ..CheckpointRequest::default() })
         .await
         .unwrap()
         .into_inner();
@@ -62,7 +67,7 @@ async fn proofs_verify(suite: Suite, expected: HashSuite) {
         proof.verify_in(expected, &hash(&response.old_root), &hash(&response.new_root)).unwrap();
         assert_eq!(hash(&response.new_root), hash(&stated.root));
         let then = client
-            .checkpoint(CheckpointRequest { context_id: context_id(), size })
+            .checkpoint(CheckpointRequest { context_id: context_id(), size, ..CheckpointRequest::default() })
             .await
             .unwrap()
             .into_inner();
@@ -87,8 +92,10 @@ async fn what_is_out_of_range_is_refused() {
     append_all(&mut node.contexts().await, "c", &["1", "2"]).await;
     let mut client = node.integrity().await;
     let context_id = || "c".to_owned();
-    let status =
-        client.checkpoint(CheckpointRequest { context_id: context_id(), size: 3 }).await.unwrap_err();
+    let status = client
+        .checkpoint(CheckpointRequest { context_id: context_id(), size: 3, ..CheckpointRequest::default() })
+        .await
+        .unwrap_err();
     assert_eq!(status.code(), Code::OutOfRange);
     for (sequence, size, code) in
         [(3, 0, Code::OutOfRange), (2, 1, Code::OutOfRange), (0, 0, Code::InvalidArgument)]
@@ -102,6 +109,9 @@ async fn what_is_out_of_range_is_refused() {
     }
     let status = client.checkpoint(CheckpointRequest::default()).await.unwrap_err();
     assert_eq!((status.code(), field(&status).as_str()), (Code::InvalidArgument, "context_id"));
+    let strange = CheckpointRequest { context_id: context_id(), consistency: 2, ..Default::default() };
+    let status = client.checkpoint(strange).await.unwrap_err();
+    assert_eq!((status.code(), field(&status).as_str()), (Code::InvalidArgument, "consistency"));
     node.stop().await;
 }
 
@@ -198,17 +208,56 @@ async fn forks_are_listed_in_parts_and_exported() {
     let status = client.forks(bad).await.unwrap_err();
     assert_eq!((status.code(), field(&status).as_str()), (Code::InvalidArgument, "after"));
     // The context goes on with what is left.
-    let stated = client.checkpoint(CheckpointRequest { context_id: "c".into(), size: 0 }).await.unwrap();
+    let stated = client
+        .checkpoint(CheckpointRequest { context_id: "c".into(), ..CheckpointRequest::default() })
+        .await
+        .unwrap();
     assert_eq!(stated.into_inner().checkpoint.unwrap().size, 2000);
     append_all(&mut node.contexts().await, "c", &["after"]).await;
     node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_checkpoint_of_the_owner_is_made_by_the_owner_whoever_is_asked() {
+    let ports = free_ports();
+    let (a, b) = tokio::join!(TestNode::join("a", ports, 0), TestNode::join("b", ports, 1));
+    let (mut contexts, nodes) = (a.contexts().await, [a.integrity().await, b.integrity().await]);
+    // Who signed it tells who made it.
+    let signers = async |consistency: Consistency| {
+        let request = || CheckpointRequest {
+            context_id: "c".into(),
+            consistency: consistency.into(),
+            ..CheckpointRequest::default()
+        };
+        let [mut a, mut b] = nodes.clone();
+        let (a, b) = (a.checkpoint(request()).await.ok()?, b.checkpoint(request()).await.ok()?);
+        Some((a.into_inner().verifier_key, b.into_inner().verifier_key))
+    };
+    let asked = async {
+        while contexts.append(append("c", "facts", "1")).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        loop {
+            // Each shows its own copy, and only one is the owner.
+            if let Some((a, b)) = signers(Consistency::AnyReplica).await
+                && a != b
+                && let Some((a, b)) = signers(Consistency::Owner).await
+                && a == b
+            {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), asked).await.unwrap();
+    tokio::join!(a.stop(), b.stop());
 }
 
 #[tokio::test]
 async fn a_restarted_node_signs_with_the_same_key() {
     let node = TestNode::start().await;
     append_all(&mut node.contexts().await, "c", &["1"]).await;
-    let request = || CheckpointRequest { context_id: "c".into(), size: 0 };
+    let request = || CheckpointRequest { context_id: "c".into(), ..CheckpointRequest::default() };
     let before = node.integrity().await.checkpoint(request()).await.unwrap().into_inner();
     let node = TestNode::start_in(node.stop().await, |_| {}).await;
     let after = node.integrity().await.checkpoint(request()).await.unwrap().into_inner();

@@ -1,15 +1,19 @@
 //! Comparing what a writer wrote with what the ledger has.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, time::Duration};
 
 use ledger_core::{ContextId, Hash, Position, Size};
 use ledger_proto::ledger::v1::MembersRequest;
+use tokio::time::Instant;
 
 use super::{
     Attachment,
     buffer::{Mark, known_roots},
 };
-use crate::{Client, ClientError, ReadFrom, Selection, nodes::LeftAlone, route::Aim};
+use crate::{Client, ClientError, ReadFrom, Selection, nodes::LeftAlone, retry::pause, route::Aim};
+
+/// How long what was acknowledged may not be shown yet, because too few have a copy.
+const SHOWN_WITHIN: Duration = Duration::from_secs(2);
 
 /// What was known before a comparison that found something missing.
 #[derive(Debug)]
@@ -24,25 +28,43 @@ impl Attachment {
     pub(super) async fn compare(&mut self) -> Result<Found, ClientError> {
         self.learn_copies().await?;
         let aim = Aim::owner_of(&self.context);
-        let owner = self.client.target(aim, &LeftAlone::default()).await;
-        // As of before the comparison: what ends during it counts.
-        let sure = owner.ok().map(|owner| self.sure_of(owner.address));
-        let head = self.client.checkpoint_at(aim, &self.context, None).await?.position;
-        let found = Found { position: self.position, marks: self.buffer.marks().clone() };
-        let (Some(base), Some(position)) = (self.base, self.position) else {
-            (self.base, self.position) = (Some(head), Some(head));
-            self.sure = sure;
-            return Ok(found);
-        };
-        let common = self.common(&head, &base, &position).await?;
-        if base.size > common || self.buffer.lose_after(common).is_err() {
-            return Err(self.missing(common.0 + 1));
+        // The time of the call must be enough to say what is missing.
+        let patience = SHOWN_WITHIN.min(self.client.options().timeout / 4);
+        let (begun, mut looks) = (Instant::now(), 0);
+        loop {
+            let owner = self.client.target(aim, &LeftAlone::default()).await;
+            // As of before the comparison: what ends during it counts.
+            let sure = owner.ok().map(|owner| self.sure_of(owner.address));
+            let head = self.client.checkpoint_at(aim, &self.context, None).await?.position;
+            let found = Found { position: self.position, marks: self.buffer.marks().clone() };
+            let (Some(base), Some(position)) = (self.base, self.position) else {
+                (self.base, self.position) = (Some(head), Some(head));
+                self.sure = sure;
+                return Ok(found);
+            };
+            let common = self.common(&head, &base, &position).await?;
+            if base.size <= common && self.buffer.lose_after(common).is_ok() {
+                if common != position.size {
+                    self.position = Some(self.at(common, &head).await?);
+                }
+                self.sure = sure;
+                return Ok(found);
+            }
+            looks += 1;
+            let pause = pause(looks);
+            if !self.is_behind(&head, &position) || begun.elapsed() + pause > patience {
+                return Err(self.missing(common.0 + 1));
+            }
+            tokio::time::sleep(pause).await;
         }
-        if common != position.size {
-            self.position = Some(self.at(common, &head).await?);
-        }
-        self.sure = sure;
-        Ok(found)
+    }
+
+    /// Whether the ledger may have more than it shows: its history is the writer's, but shorter.
+    fn is_behind(&self, head: &Position, position: &Position) -> bool {
+        let marked = self.buffer.marks().back().map_or(Size(0), |mark| Size(mark.place.sequence.0));
+        // A context of which nothing is shown has no lineage.
+        let is_same = head.lineage == position.lineage || head.size.0 == 0;
+        is_same && head.size < position.size.max(marked)
     }
 
     /// What was taken for missing was there.
