@@ -11,10 +11,10 @@ const EXIT_CODES: &str = "Exit codes:
   0  done
   1  failed for another reason
   2  wrong usage, or an argument the ledger refuses
-  3  the node cannot be reached, or cannot serve now
+  3  the node cannot be reached, or cannot serve now (a full disk too)
   4  verification failed, or stored data is damaged
   5  it exists already, or the history is another one
-  6  over a limit: payload, message or disk";
+  6  over a limit: payload or message";
 
 /// Append to, read, watch and prove the contexts of a Converge Ledger.
 #[derive(Debug, Parser)]
@@ -32,7 +32,7 @@ pub(crate) struct Args {
 /// Where the node is.
 #[derive(Debug, Clone, ClapArgs)]
 pub(crate) struct Connection {
-    /// The node to talk to
+    /// The node to talk to; several with commas between, except where one node is meant
     #[arg(
         long,
         global = true,
@@ -79,7 +79,7 @@ pub(crate) enum Command {
     Append(Append),
     /// Read entries
     Get(Get),
-    /// Show entries as they come, from the beginning or from a sequence on
+    /// Show entries as they come, from the beginning or after a sequence
     Watch(Watch),
     /// Write a context to a file, as one self-verifying snapshot
     Snapshot(Snapshot),

@@ -30,7 +30,7 @@ pub enum ClientError {
     /// The request was refused: repeating it changes nothing.
     #[error("{0}")]
     Invalid(String),
-    /// Something is over a limit: a payload, a message, the disk.
+    /// Something is over a limit: a payload, a message.
     #[error("{0}")]
     Exhausted(String),
     /// The context, or an entry with this id, exists already.

@@ -15,7 +15,7 @@ use crate::{
 pub const EXIT_CONFIG: u8 = 2;
 /// Exit code: the data directory cannot be opened.
 pub const EXIT_DATA_DIR: u8 = 3;
-/// Exit code: an address cannot be listened on, or TLS files cannot be used.
+/// Exit code: an address cannot be listened on, the ready file cannot be written, or TLS files cannot be used.
 pub const EXIT_LISTEN: u8 = 4;
 /// Exit code: the node failed while it was serving, or could not close its store.
 pub const EXIT_FAILED: u8 = 5;
@@ -30,7 +30,8 @@ effect and where it came from. GRPC_PORT=50051 sets the port of grpc_listen alon
 Sizes are bytes or as 64MiB; times are as 250ms, 10s, 5m.
 
 Exit codes: 0 shut down cleanly, 2 wrong configuration, 3 the data directory cannot be opened,
-4 an address cannot be listened on or TLS files cannot be used, 5 failed while serving, 130 second signal.";
+4 an address cannot be listened on, the ready file cannot be written or TLS files cannot be used,
+5 failed while serving, or the data directory was an older copy of itself (start again), 130 second signal.";
 
 /// One durable node of Converge Ledger: append-only, provable contexts over gRPC.
 #[derive(Debug, Parser)]
@@ -104,7 +105,7 @@ struct Settings {
     /// Copies after which an append is acknowledged [default: 2, or `copies` if fewer]
     #[arg(long, env = "LEDGER_MIN_COPIES", value_name = "COUNT", global = true)]
     min_copies: Option<usize>,
-    /// Where the node stands: a zone or rack
+    /// Where the node stands, a zone or rack: copies are spread over zones
     #[arg(long, env = "LEDGER_ZONE", value_name = "NAME", global = true)]
     zone: Option<String>,
     /// The nodes that form the cluster the first time, with commas between [default: the first `copies`]

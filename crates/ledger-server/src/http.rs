@@ -3,7 +3,7 @@
 //! | path | answers |
 //! | --- | --- |
 //! | `/healthz` | 200 while the process is up |
-//! | `/readyz` | 200 while the node serves and can acknowledge appends; else 503 and why |
+//! | `/readyz` | 200 while the node is not stopping and its disk takes writes; else 503 and why |
 //! | `/metrics` | Prometheus' text format |
 //! | `/`, `/api/…` | the [`console`](crate::console), read-only |
 

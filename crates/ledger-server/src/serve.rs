@@ -3,6 +3,7 @@
 //! | phase | /readyz | health | new requests | watchers | appends in flight |
 //! | --- | --- | --- | --- | --- | --- |
 //! | serving | 200 | `SERVING` | answered | live | |
+//! | handing over (in a cluster) | 200 | `NOT_SERVING` | answered, while the slots go to other nodes, for at most half of `shutdown_grace` | live | |
 //! | draining | 503 | `NOT_SERVING` | refused, `UNAVAILABLE` with a retry delay | ended the same way | finished and acknowledged, for at most `shutdown_grace` |
 //! | closed | | | connection refused | | |
 
