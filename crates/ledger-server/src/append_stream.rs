@@ -132,7 +132,7 @@ impl Chunks {
 /// Room that entries take until they are answered: their number on the stream, and their bytes on the node.
 pub(crate) type Room = [OwnedSemaphorePermit; 2];
 /// Results of entries that the store here never saw, and the room they take until they are sent.
-pub(crate) type Refused = (AppendResults, Vec<Arc<Room>>);
+pub(crate) type Refused = (AppendResults, Vec<OwnedSemaphorePermit>);
 
 /// Reads batches and hands them to the store.
 struct Reader {
@@ -232,9 +232,9 @@ impl Reader {
         }
         if !refused.is_empty() {
             // Refusals count against the bound too, until they are sent.
-            let room = [acquire(&self.items, refused.len()).await?, acquire(&self.node.forwarding, 0).await?];
+            let room = acquire(&self.items, refused.len()).await?;
             let refused = AppendResults { results: refused, ..AppendResults::default() };
-            let _ = self.refused.send((refused, vec![Arc::new(room)]));
+            let _ = self.refused.send((refused, vec![room]));
         }
         for (owner, items) in forwarded {
             self.node.metrics.forwarded_appends.increment(items.len() as u64);

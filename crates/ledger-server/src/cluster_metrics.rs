@@ -5,10 +5,7 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use ledger_cluster::{
-    Cluster,
-    routes::{RouteTo, Routes},
-};
+use ledger_cluster::{Cluster, routes::Routes};
 use ledger_core::{
     node::Member,
     slot::{SLOTS, Slot},
@@ -117,7 +114,8 @@ pub fn take(metrics: &Metrics, cluster: &Cluster) {
 fn replicas(routes: &Routes, me: &Member) -> (u64, u64) {
     let (mut in_step, mut behind) = (0, 0);
     for route in (0..SLOTS).filter_map(Slot::new).filter_map(|slot| routes.get(slot)) {
-        if !matches!(route.owner, RouteTo::Me(_)) {
+        // Only the owner knows; one that takes no appends for want of copies too.
+        if route.in_step.is_empty() {
             continue;
         }
         for member in route.members.iter().filter(|member| *member != me) {

@@ -16,7 +16,7 @@ use ledger_core::{ContextId, Epoch, node::NodeId, slot::Slot};
 use ledger_proto::ledger::v1::{
     AppendBatch, AppendItem, AppendResults, ledger_service_client::LedgerServiceClient,
 };
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, transport::Channel};
 
@@ -65,6 +65,9 @@ struct Forward {
 #[derive(Debug, Default)]
 struct Message {
     items: Vec<AppendItem>,
+    /// The size of each, until it is sent.
+    sizes: Vec<usize>,
+    /// All of them.
     bytes: usize,
 }
 
@@ -73,8 +76,8 @@ struct Message {
 #[derive(Debug)]
 struct Sent(Mutex<Option<HashMap<u64, SentEntry>>>);
 
-/// The client's tag, and the room.
-type SentEntry = (u64, Arc<Room>);
+/// The client's tag, and the entry's part of the room: of the stream's entries, and of the node's bytes.
+type SentEntry = (u64, [Option<OwnedSemaphorePermit>; 2]);
 
 impl Default for Sent {
     fn default() -> Self {
@@ -87,16 +90,17 @@ impl Sent {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).as_mut()?.remove(&tag)
     }
 
-    fn put(&self, tag: u64, room: &Arc<Room>) -> Option<u64> {
+    /// Gives our tag; the entry back if nothing is answered any more.
+    fn put(&self, entry: SentEntry) -> Result<u64, SentEntry> {
         let mut sent = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let sent = sent.as_mut()?;
-        let mut ours = tag;
+        let Some(sent) = sent.as_mut() else { return Err(entry) };
+        let mut ours = entry.0;
         // A client may use a tag twice.
         while sent.contains_key(&ours) {
             ours = ours.wrapping_add(0x9e37_79b9_7f4a_7c15);
         }
-        sent.insert(ours, (tag, Arc::clone(room)));
-        Some(ours)
+        sent.insert(ours, entry);
+        Ok(ours)
     }
 
     /// Nothing more is answered.
@@ -150,6 +154,7 @@ impl Places {
         for (item, bytes) in items {
             message.bytes += bytes;
             message.items.push(item);
+            message.sizes.push(bytes);
             if message.bytes >= MESSAGE_BYTES {
                 self.send_message(node, owner, mem::take(&mut message), entries, results).await?;
             }
@@ -169,33 +174,37 @@ impl Places {
         results: &mpsc::UnboundedSender<Refused>,
     ) -> Result<(), Refusal> {
         let bytes = message.bytes.min(node.config.max_in_flight.get());
-        let room = [acquire(entries, message.items.len()).await?, acquire(&node.forwarding, bytes).await?];
-        let room = Arc::new(room);
+        let mut all = [acquire(entries, message.items.len()).await?, acquire(&node.forwarding, bytes).await?];
         // What is not sent, or not any more, is refused here. What is not there any more was answered with the others.
         let mut refused = Vec::new();
         if let Some(channel) = self.channels.get(owner) {
             let begin = || Forward::begin(channel.clone(), self.writer.clone(), results.clone());
             let forward = self.owners.entry(owner.clone()).or_insert_with(begin);
             let mut sent = Vec::with_capacity(message.items.len());
+            let mut sizes = mem::take(&mut message.sizes).into_iter();
             message.items.retain_mut(|item| {
-                let Some(ours) = forward.sent.put(item.tag, &room) else {
-                    refused.push(item.tag);
-                    return false;
-                };
-                item.tag = ours;
-                sent.push(ours);
-                true
+                let size = sizes.next().unwrap_or_default();
+                match forward.sent.put((item.tag, part_of(&mut all, size))) {
+                    Ok(ours) => {
+                        item.tag = ours;
+                        sent.push(ours);
+                        true
+                    }
+                    Err(entry) => {
+                        refused.push(entry);
+                        false
+                    }
+                }
             });
             if !message.items.is_empty() && forward.messages.send(message).await.is_err() {
-                refused.extend(sent.into_iter().filter_map(|ours| Some(forward.sent.take(ours)?.0)));
+                refused.extend(sent.into_iter().filter_map(|ours| forward.sent.take(ours)));
             }
         } else {
-            refused.extend(message.items.iter().map(|item| item.tag));
+            let items = message.items.iter().zip(&message.sizes);
+            refused.extend(items.map(|(item, size)| (item.tag, part_of(&mut all, *size))));
         }
         if !refused.is_empty() {
-            let refused = refused.into_iter().map(|tag| failed(tag, Refusal::not_owner("", ""))).collect();
-            let refused = AppendResults { results: refused, ..AppendResults::default() };
-            let _ = results.send((refused, vec![room]));
+            let _ = results.send(refuse(refused, &Refusal::not_owner("", "")));
         }
         Ok(())
     }
@@ -213,10 +222,9 @@ impl Forward {
             let refusal =
                 ended.err().map_or_else(|| Refusal::not_owner("", ""), |status| route::refusal(status).0);
             let refusal = Refusal { code: tonic::Code::Unavailable, ..refusal };
-            let (failed, rooms): (Vec<_>, Vec<_>) =
-                answered.end().into_iter().map(|(tag, room)| (failed(tag, refusal.clone()), room)).unzip();
-            if !failed.is_empty() {
-                let _ = results.send((AppendResults { results: failed, ..AppendResults::default() }, rooms));
+            let unanswered = answered.end();
+            if !unanswered.is_empty() {
+                let _ = results.send(refuse(unanswered, &refusal));
             }
         });
         Self { messages, sent }
@@ -244,7 +252,7 @@ async fn answers(
         answer.results.retain_mut(|result| match sent.take(result.tag) {
             Some((tag, room)) => {
                 result.tag = tag;
-                rooms.push(room);
+                rooms.extend(room.into_iter().flatten());
                 true
             }
             None => false,
@@ -256,11 +264,29 @@ async fn answers(
     Ok(())
 }
 
+/// An entry's part of the room of its message, which it gives back by itself: one that waits for copies holds up no
+/// others. Less than its size if the message is larger than all the room there is.
+fn part_of([entries, bytes]: &mut Room, size: usize) -> [Option<OwnedSemaphorePermit>; 2] {
+    let size = size.min(bytes.num_permits());
+    [entries.split(1), bytes.split(size)]
+}
+
+/// Entries that are not answered otherwise.
+fn refuse(entries: Vec<SentEntry>, refusal: &Refusal) -> Refused {
+    let mut rooms = Vec::with_capacity(2 * entries.len());
+    let refused = |(tag, room): SentEntry| {
+        rooms.extend(room.into_iter().flatten());
+        failed(tag, refusal.clone())
+    };
+    let results = entries.into_iter().map(refused).collect();
+    (AppendResults { results, ..AppendResults::default() }, rooms)
+}
+
 /// Small messages as few larger ones, in order.
 fn gathered(messages: Vec<Message>) -> Vec<AppendBatch> {
     let mut batches = Vec::new();
     let mut next = Message::default();
-    for Message { items, bytes } in messages {
+    for Message { items, bytes, .. } in messages {
         let is_full =
             next.bytes + bytes > MESSAGE_BYTES || next.items.len() + items.len() > limits::APPEND_CHUNK_ITEMS;
         if is_full && !next.items.is_empty() {
@@ -280,8 +306,11 @@ mod tests {
     #[test]
     fn messages_to_an_owner_are_gathered_in_order_and_stay_small() {
         let sizes = [10, 20, MESSAGE_BYTES, 30, 40, MESSAGE_BYTES - 69, 1, 3 * MESSAGE_BYTES, 5];
-        let message =
-            |(tag, bytes): (u64, usize)| Message { items: vec![AppendItem { tag, request: None }], bytes };
+        let message = |(tag, bytes): (u64, usize)| Message {
+            items: vec![AppendItem { tag, request: None }],
+            sizes: Vec::new(),
+            bytes,
+        };
         let batches = gathered((0..).zip(sizes).map(message).collect());
         let tags: Vec<Vec<u64>> =
             batches.iter().map(|batch| batch.items.iter().map(|item| item.tag).collect()).collect();

@@ -24,6 +24,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(200);
 /// How long to wait before opening a database anew that failed for another reason than want of space.
 const BACK_OFF: Duration = Duration::from_secs(2);
+/// How often a database is opened anew because of damaged files, before it is given up.
+const DAMAGED_TRIES: u32 = 3;
 /// Free bytes there must be beyond what is in memory before a full disk is tried again.
 const HEADROOM: u64 = 16 << 20;
 
@@ -40,6 +42,7 @@ pub(crate) struct Database {
     generation: AtomicU64,
     /// Whether RocksDB compacts table files.
     compacts: AtomicBool,
+    is_given_up: AtomicBool,
 }
 
 impl Database {
@@ -49,7 +52,8 @@ impl Database {
         let db = Db::open(&path, &options, Arc::clone(&readable), Arc::clone(&marks), 0, true)?;
         let current = Mutex::new(Some(Arc::new(db)));
         let (reopened, generation, compacts) = (Condvar::new(), AtomicU64::new(0), AtomicBool::new(true));
-        Ok(Self { path, options, readable, marks, current, reopened, generation, compacts })
+        let is_given_up = AtomicBool::new(false);
+        Ok(Self { path, options, readable, marks, current, reopened, generation, compacts, is_given_up })
     }
 
     /// How far the directory goes.
@@ -101,6 +105,19 @@ impl Database {
         self.compacts.load(Ordering::Relaxed)
     }
 
+    /// Whether files are damaged that cannot be done without: nothing is written, nor opened anew, any more.
+    pub(crate) fn is_given_up(&self) -> bool {
+        self.is_given_up.load(Ordering::Relaxed)
+    }
+
+    fn give_up(&self) {
+        self.is_given_up.store(true, Ordering::Relaxed);
+        tracing::error!(
+            "files are damaged that cannot be done without: this node writes and serves nothing any more; replace its data \
+             directory"
+        );
+    }
+
     /// Why it takes no more writes.
     fn failure(&self) -> Option<StoreError> {
         self.current.lock().as_ref().and_then(|db| db.failure())
@@ -136,6 +153,7 @@ fn wait_until_unused(db: &Weak<Db>) {
 /// The thread: opens the database anew after a failed write, until told to stop.
 pub(crate) fn keep_open(database: &Database, shared: &Shared, stop: &Receiver<()>) {
     let mut tried = None;
+    let mut damaged = 0;
     while stop.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
         // It may not have been a commit that failed first.
         if shared.failure().is_none()
@@ -153,6 +171,12 @@ pub(crate) fn keep_open(database: &Database, shared: &Shared, stop: &Receiver<()
         }
         tried = Some(Instant::now());
         if matches!(shared.failure(), Some(StoreError::FileDamaged(_))) {
+            damaged += 1;
+            if damaged > DAMAGED_TRIES {
+                // It is not only compacting that meets it.
+                database.give_up();
+                return;
+            }
             database.stop_compacting();
         }
         match database.reopen() {

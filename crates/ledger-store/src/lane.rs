@@ -346,6 +346,10 @@ impl Lane {
 
     /// Serves what was in the queue, in as few commits as its bounds allow.
     fn serve(&mut self, db: &Arc<Db>, commands: impl Iterator<Item = Command>, is_alone: bool) {
+        if self.database.is_given_up() {
+            let error = self.shared.failure().unwrap_or(StoreError::Closed);
+            return commands.for_each(|command| command.fail(&error));
+        }
         if db.generation() != self.generation {
             // A write that was reported as failed may have been kept after all.
             self.cache.clear();

@@ -137,6 +137,8 @@ impl Slots {
         moves: Option<&mut usize>,
         effects: &mut Vec<Effect>,
     ) {
+        // Before offers are made: one that is refused every time is not on the way.
+        let is_short = self.is_short(now, slot, effects);
         let Role::Leading(leading) = &mut self.state_mut(slot).role else { return };
         // Whoever is not connected is offered it when it is.
         if !std::mem::replace(&mut leading.is_offered, true) {
@@ -144,7 +146,7 @@ impl Slots {
                 self.offer(&member, slot, effects);
             }
         }
-        if self.is_short(now, slot, effects) {
+        if is_short {
             return;
         }
         let most = self.settings.moves;
@@ -166,31 +168,39 @@ impl Slots {
         }
     }
 
-    /// Whether too few members are in step for a slot to take appends. It stays this node's all the same: others may
-    /// come back without what was appended last.
+    /// Whether too few members are in step, or on the way there, for a slot to take appends. It stays this node's all the
+    /// same: others may come back without what was appended last.
     fn is_short(&mut self, now: Millis, slot: Slot, effects: &mut Vec<Effect>) -> bool {
         let Settings { min_copies, short_within, .. } = self.settings;
-        let Role::Leading(leading) = &mut self.state_mut(slot).role else { return false };
+        let Role::Leading(leading) = &self.state(slot).role else { return false };
         let members = leading.set.members();
-        let heard = members.iter().filter(|member| leading.in_step.contains(*member)).count();
         let needed = min_copies.clamp(1, members.len());
-        if heard >= needed {
-            leading.short_since = None;
-            let is_back = leading.too_few.is_some();
-            if is_back {
+        let heard = members.iter().filter(|member| leading.in_step.contains(*member)).count();
+        // Whoever catches up will count: with a large load that takes a while.
+        let coming = members.iter().filter(|member| leading.offered.contains(*member)).count();
+        // It is taken again by the promises of m members, or of all that are alive if m is not more than half.
+        let can_take = 2 * needed > members.len()
+            || members.iter().all(|member| leading.in_step.contains(member) || !self.is_alive(member));
+        let too_few = GaveUp::TooFew { heard, members: members.len(), needed };
+        let Role::Leading(leading) = &mut self.state_mut(slot).role else { return false };
+        if leading.too_few.is_some() {
+            if heard >= needed && can_take {
                 // Some of a stream of appends may have been refused: what followed them must not be taken before.
                 self.take_again(now, slot, None, effects);
             }
-            return is_back;
+            return true;
         }
-        let since = *leading.short_since.get_or_insert(now);
-        if leading.too_few.is_none() && now >= since + short_within {
-            leading.too_few = Some(GaveUp::TooFew { heard, members: members.len(), needed });
-            leading.ending = None;
-            // Those who wait are told.
-            effects.push(Effect::StepDown { slot });
+        if heard >= needed {
+            leading.short_since = None;
+            return false;
         }
-        leading.too_few.is_some()
+        if now < *leading.short_since.get_or_insert(now) + short_within || heard + coming >= needed {
+            return false;
+        }
+        (leading.too_few, leading.ending) = (Some(too_few), None);
+        // Those who wait are told.
+        effects.push(Effect::StepDown { slot });
+        true
     }
 
     /// Members, and those to become one, that were not offered the slot.
