@@ -7,7 +7,7 @@ use tempfile::TempDir;
 
 use crate::{
     double::Cluster,
-    support::{Ledger, append, context, copy, hasty, in_time, numbers, payloads},
+    support::{Ledger, append, context, copy, hasty, in_time, numbers, payloads, until},
 };
 
 /// A ledger at an address that stays, whose disk can be replaced.
@@ -304,19 +304,23 @@ async fn a_writer_stays_attached_while_its_owner_moves_and_dies() {
     assert_eq!(payloads(&client, &context).await, numbers(100));
 }
 
+/// Two ledgers that hold the same entries of a context, so many.
+async fn two_with(context: &ContextId, entries: usize) -> (Ledger, Ledger) {
+    let ledger = Ledger::start();
+    let client = Client::connect(&ledger.url(), &Options::default()).unwrap();
+    for number in 0..entries {
+        client.append(append(context, number)).await.unwrap();
+    }
+    let dir = ledger.stop();
+    let other = copy(dir.path());
+    let anywhere: SocketAddr = "127.0.0.1:0".parse().unwrap();
+    (Ledger::start_at(dir, anywhere), Ledger::start_at(other, anywhere))
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_owner_that_lacks_something_gets_it_from_the_writer() {
     let context = context("availability-first");
-    let first = Ledger::start();
-    let direct = Client::connect(&first.url(), &Options::default()).unwrap();
-    for number in 0..30 {
-        direct.append(append(&context, number)).await.unwrap();
-    }
-    let dir = first.stop();
-    let older = copy(dir.path());
-    let anywhere: SocketAddr = "127.0.0.1:0".parse().unwrap();
-    let first = Ledger::start_at(dir, anywhere);
-    let second = Ledger::start_at(older, anywhere);
+    let (first, second) = two_with(&context, 30).await;
     let mut cluster = Cluster::start(2, first.address()).await;
     cluster.set_backend(1, second.address());
     cluster.give(&context, Some(0));
@@ -336,15 +340,7 @@ async fn a_new_owner_that_lacks_something_gets_it_from_the_writer() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_shown_yet_is_not_missing() {
     let context = context("not-shown-yet");
-    let ledger = Ledger::start();
-    let direct = Client::connect(&ledger.url(), &Options::default()).unwrap();
-    for number in 0..10 {
-        direct.append(append(&context, number)).await.unwrap();
-    }
-    let dir = ledger.stop();
-    let older = copy(dir.path());
-    let anywhere: SocketAddr = "127.0.0.1:0".parse().unwrap();
-    let (ledger, older) = (Ledger::start_at(dir, anywhere), Ledger::start_at(older, anywhere));
+    let (ledger, older) = two_with(&context, 10).await;
     let cluster = Cluster::start(1, ledger.address()).await;
     let client = cluster.client();
     let options = AttachOptions { max_entries: 2, ..AttachOptions::default() };
@@ -355,8 +351,10 @@ async fn what_is_not_shown_yet_is_not_missing() {
     let position = *writer.position().unwrap();
     // It shows for a while what it showed before.
     cluster.set_backend(0, older.address());
+    let before = cluster.table().counts[0].passed_on;
     let shown = async {
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        let passed_on = || cluster.table().counts[0].passed_on;
+        until("it is asked twice", async || (passed_on() >= before + 2).then_some(())).await;
         cluster.set_backend(0, ledger.address());
     };
     let (found, ()) = tokio::join!(in_time("attaching", writer.reattach()), shown);

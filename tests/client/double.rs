@@ -57,6 +57,8 @@ pub(crate) struct Counts {
     pub refused: u64,
     /// Questions for owners answered.
     pub located: u64,
+    /// Other requests passed on to the ledger.
+    pub passed_on: u64,
 }
 
 /// How nodes behave.
@@ -260,6 +262,7 @@ impl Service<http::Request<Body>> for Node {
                 ledger::cluster_service_server::ClusterServiceServer::new(node).call(request)
             }
             _ => Box::pin(async move {
+                node.table().counts[node.index].passed_on += 1;
                 let mut backend = node.backend();
                 let ready = std::future::poll_fn(|cx| Service::poll_ready(&mut backend, cx)).await;
                 let answer = match ready {

@@ -1,12 +1,9 @@
 //! A real node is killed, or stopped, and started again on the same directory and address, while appends, streams
 //! and watches go on with default settings.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
-    time::Duration,
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 use ledger_client::{Client, ContextId, Options, Selection};
@@ -111,7 +108,6 @@ async fn a_node_by_name_among_several_is_a_pause_too() {
         writer.reach(20).await;
         load.reach(500).await;
         let dir = ledger.kill();
-        tokio::time::sleep(Duration::from_millis(100)).await;
         ledger = Ledger::start_at(dir, address);
     }
     writer.reach(20).await;

@@ -13,21 +13,8 @@ use ledger_proto::ledger::v1::{
     cluster_service_client::ClusterServiceClient,
 };
 use ledger_server::serve::EndError;
-use support::{TestNode, append, assert_retry, copy_dir, field, free_ports};
+use support::{DEADLINE, TestNode, append, assert_retry, copy_dir, field, free_ports};
 use tonic::{Code, Streaming, transport::Channel};
-
-/// A page of a node, once a line is in it.
-async fn page_with(node: &TestNode, path: &str, line: &str) -> String {
-    let begun = std::time::Instant::now();
-    loop {
-        let (_, page) = node.http(path).await;
-        if page.contains(line) {
-            return page;
-        }
-        assert!(begun.elapsed() < Duration::from_secs(30), "{line} in {page}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
 
 /// What a watcher of the cluster knows.
 struct Watched {
@@ -53,7 +40,7 @@ impl Watched {
                 self.owners.extend(change.slots.into_iter().map(|location| (location.slot, location.owner)));
             }
         };
-        let heard = tokio::time::timeout(Duration::from_secs(30), heard).await;
+        let heard = tokio::time::timeout(DEADLINE, heard).await;
         assert!(heard.is_ok(), "{what}: {} of a, {} of b", self.owned_by("a"), self.owned_by("b"));
     }
 }
@@ -76,9 +63,9 @@ async fn a_cluster_says_who_owns_what_and_a_node_can_be_drained() {
     let members: Vec<_> = answer.members.iter().map(|member| (&*member.node_id, member.alive)).collect();
     assert_eq!(members, [("a", true), ("b", true)]);
     assert!(answer.members.iter().all(|member| member.incarnation > 0));
-    let seen = page_with(&b, "/api/cluster", "\"node\":\"b\",\"copies\":2").await;
+    let seen = b.page_with("/api/cluster", "\"node\":\"b\",\"copies\":2").await;
     assert!(seen.contains("\"node\":\"a\",\"address\":"), "{seen}");
-    page_with(&b, "/api/context?id=c", "\"copies\":[{\"node\":\"a\",\"alive\":true").await;
+    b.page_with("/api/context?id=c", "\"copies\":[{\"node\":\"a\",\"alive\":true").await;
 
     let mut progress = a.cluster().await.drain(DrainRequest { resume: false }).await.unwrap().into_inner();
     let mut left = Vec::new();
@@ -93,7 +80,7 @@ async fn a_cluster_says_who_owns_what_and_a_node_can_be_drained() {
     assert_eq!(found[0].owner_address, b.server.grpc().to_string());
     assert_eq!(found[0].replicas.iter().filter(|replica| replica.in_step && replica.alive).count(), 2);
 
-    let metrics = page_with(&b, "/metrics", "ledger_cluster_replicas_in_step 1024").await;
+    let metrics = b.page_with("/metrics", "ledger_cluster_replicas_in_step 1024").await;
     for line in [
         "# HELP ledger_cluster_slots_owned ",
         "# TYPE ledger_cluster_slots_owned gauge",
@@ -159,7 +146,7 @@ async fn a_node_on_a_restored_volume_ends_to_be_started_again_as_another_member(
         };
         while !is_back(changes.message().await.unwrap().unwrap()) {}
     };
-    tokio::time::timeout(Duration::from_secs(30), heard).await.unwrap();
+    tokio::time::timeout(DEADLINE, heard).await.unwrap();
     b.stop().await;
     a.stop().await;
 }
@@ -375,7 +362,7 @@ async fn the_owner_counts_writers_whose_appends_come_through_another_node() {
         direct.stream("stream").await;
     }
     assert_eq!(interleaved(&b).await, 5);
-    let metrics = page_with(&a, "/metrics", "ledger_interleaved_writers_total 0").await;
+    let metrics = a.page_with("/metrics", "ledger_interleaved_writers_total 0").await;
     assert!(!metrics.contains("ledger_forwarded_appends_total 0"), "{metrics}");
     drop((x, y, direct, watched, progress));
     a.stop().await;

@@ -268,19 +268,21 @@ async fn watchers_that_join_at_any_time_see_every_entry_once_in_order() {
     const ENTRIES: u64 = 3000;
     let node = TestNode::start().await;
     let client = node.contexts().await;
+    let (appended, so_far) = tokio::sync::watch::channel(0);
     let writer = {
         let mut client = client.clone();
         tokio::spawn(async move {
             for n in 0..ENTRIES {
                 client.append(append("c", "facts", n.to_string())).await.unwrap();
+                appended.send_replace(n + 1);
             }
         })
     };
     let mut watchers = Vec::new();
     for n in 0..20 {
-        let mut client = client.clone();
+        let (mut client, mut so_far) = (client.clone(), so_far.clone());
         watchers.push(tokio::spawn(async move {
-            tokio::time::sleep(Duration::from_millis(n * 20)).await;
+            so_far.wait_for(|appended| *appended >= n * 100).await.unwrap();
             let from = n * 10;
             let mut events = client.watch(watch("c", from)).await.unwrap().into_inner();
             for sequence in from + 1..=ENTRIES {

@@ -4,8 +4,6 @@
 
 mod support;
 
-use std::time::Duration;
-
 use bytes::Bytes;
 use ledger_core::{
     ContextId, Entry, Epoch, Hash, HashSuite, Key, Size,
@@ -23,7 +21,7 @@ use ledger_proto::{
 };
 use ledger_server::config::Suite;
 use ledger_store::{Append, Evidence, Ledger, Tip};
-use support::{TestNode, append, append_all, field, free_ports};
+use support::{TestNode, append, append_all, field, free_ports, until};
 use tonic::Code;
 
 fn hash(bytes: &[u8]) -> Hash {
@@ -233,23 +231,13 @@ async fn a_checkpoint_of_the_owner_is_made_by_the_owner_whoever_is_asked() {
         let (a, b) = (a.checkpoint(request()).await.ok()?, b.checkpoint(request()).await.ok()?);
         Some((a.into_inner().verifier_key, b.into_inner().verifier_key))
     };
-    let asked = async {
-        while contexts.append(append("c", "facts", "1")).await.is_err() {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        loop {
-            // Each shows its own copy, and only one is the owner.
-            if let Some((a, b)) = signers(Consistency::AnyReplica).await
-                && a != b
-                && let Some((a, b)) = signers(Consistency::Owner).await
-                && a == b
-            {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(30), asked).await.unwrap();
+    until("an append", async || contexts.append(append("c", "facts", "1")).await.ok()).await;
+    until("each shows its own copy, and only one is the owner", async || {
+        let (any, other) = signers(Consistency::AnyReplica).await?;
+        let (owner, same) = signers(Consistency::Owner).await?;
+        (any != other && owner == same).then_some(())
+    })
+    .await;
     tokio::join!(a.stop(), b.stop());
 }
 

@@ -4,22 +4,16 @@
 
 mod support;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use ledger_proto::ledger::v1::{
     BroadcastRequest, DrainRequest, InterestEvent, JoinRequest, LeaveRequest, LocateRequest,
     cluster_service_client::ClusterServiceClient, interest_event::Event,
 };
-use support::{TestNode, assert_retry, field, free_ports};
+use support::{DEADLINE, TestNode, assert_retry, field, free_ports, until};
 use tonic::{Code, Status, Streaming, transport::Channel};
 
 type Client = ClusterServiceClient<Channel>;
-
-/// How long anything may take that a test waits for.
-const DEADLINE: Duration = Duration::from_secs(30);
 
 /// An observer's stream, and what it knows by it.
 struct Observer {
@@ -117,12 +111,8 @@ async fn broadcast(client: &mut Client, text: &str) -> u64 {
 async fn both_hear(clients: [&mut Client; 2], observers: [&mut Observer; 2]) {
     let mut said = Vec::new();
     for (number, client) in clients.into_iter().enumerate() {
-        let begun = tokio::time::Instant::now();
         let text = number.to_string();
-        while broadcast(client, &text).await != 2 {
-            assert!(begun.elapsed() < DEADLINE, "both meet in time");
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        until("both meet", async || (broadcast(client, &text).await == 2).then_some(())).await;
         said.push(text);
     }
     for observer in observers {
@@ -232,16 +222,12 @@ async fn a_slow_observer_misses_broadcasts_and_is_told_how_many() {
 
 /// The owner of the context, as a node sees it, once it is another one than before.
 async fn owner(client: &mut Client, before: &str) -> String {
-    let begun = tokio::time::Instant::now();
-    loop {
+    until("the context has an owner", async || {
         let request = LocateRequest { context_ids: vec!["demo".into()], slots: Vec::new() };
-        let found = client.locate(request).await.unwrap().into_inner().locations;
-        if !found[0].owner.is_empty() && found[0].owner != before {
-            return found[0].owner.clone();
-        }
-        assert!(begun.elapsed() < DEADLINE, "the context has an owner in time");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+        let found = client.locate(request).await.unwrap().into_inner().locations.swap_remove(0).owner;
+        (!found.is_empty() && found != before).then_some(found)
+    })
+    .await
 }
 
 #[tokio::test(flavor = "multi_thread")]

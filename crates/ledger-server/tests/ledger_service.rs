@@ -10,7 +10,7 @@ use ledger_proto::{
     context::v1::{AppendRequest, GetRequest, Position, SnapshotRequest},
     ledger::v1::{AppendBatch, AppendResult, LoadChunk, WatchBatch, WatchRequest},
 };
-use support::{TestNode, append, append_all, field, get, item};
+use support::{TestNode, append, append_all, field, get, item, until};
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 use tonic::{Code, Streaming};
 
@@ -183,14 +183,9 @@ async fn a_client_that_goes_away_leaves_nothing_behind() {
         drop(messages);
     }
     let all = node.server.node().config.max_in_flight.get();
-    for _ in 0..200 {
-        if node.server.node().in_flight.available_permits() == all {
-            node.stop().await;
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(25)).await;
-    }
-    panic!("{} of {all} bytes are free", node.server.node().in_flight.available_permits());
+    let is_free = || node.server.node().in_flight.available_permits() == all;
+    until("all bytes are free", async || is_free().then_some(())).await;
+    node.stop().await;
 }
 
 #[tokio::test]

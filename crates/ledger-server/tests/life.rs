@@ -14,7 +14,11 @@ use std::{
 
 use ledger_proto::ledger::v1::{AppendBatch, WatchRequest};
 use ledger_server::{config::TestPanic, units::Span};
-use support::{TestNode, append, append_all, assert_retry, get, item, next_entry, watch};
+use support::{
+    DEADLINE, TestNode, append, append_all, assert_retry, assert_told_or_cut_off, get, item, next_entry,
+    until, watch,
+};
+use tokio::{io::AsyncReadExt as _, net::TcpStream};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
@@ -101,24 +105,28 @@ async fn the_console_shows_contexts_and_runs_nothing_foreign() {
     node.stop().await;
 }
 
+/// Reads until a text has come.
+async fn read_to(stream: &mut TcpStream, read: &mut String, text: &str) {
+    while !read.contains(text) {
+        let mut part = [0; 4096];
+        let count = tokio::time::timeout(DEADLINE, stream.read(&mut part)).await.expect(text).unwrap();
+        assert!(count > 0, "{text} in {read}");
+        read.push_str(&String::from_utf8_lossy(&part[..count]));
+    }
+}
+
 #[tokio::test]
 async fn a_live_tail_of_the_console_ends_with_the_node() {
     let node = TestNode::start().await;
     append_all(&mut node.contexts().await, "c", &["one"]).await;
-    let address = node.server.http();
-    let tail = tokio::spawn(async move { support::http(address, "/api/tail?id=c").await });
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    let mut tail = support::ask(node.server.http(), "/api/tail?id=c").await;
+    let mut events = String::new();
+    read_to(&mut tail, &mut events, "\"text\":\"one\"").await;
+    assert!(events.starts_with("HTTP/1.1 200"), "{events}");
     append_all(&mut node.contexts().await, "c", &["two"]).await;
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    read_to(&mut tail, &mut events, "\"text\":\"two\"").await;
     node.stop().await;
-    let (code, events) = tail.await.unwrap();
-    assert_eq!(code, 200);
-    assert!(
-        events.contains("\"text\":\"one\"")
-            && events.contains("\"text\":\"two\"")
-            && events.contains("event: end"),
-        "{events}"
-    );
+    read_to(&mut tail, &mut events, "event: end").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -149,9 +157,11 @@ async fn a_shutdown_under_load_loses_nothing_that_was_acknowledged() {
             }
         }
     });
+    let (told, mut so_far) = tokio::sync::watch::channel(0);
     let streamed = tokio::spawn(async move {
         let mut count = 0;
         loop {
+            told.send_replace(count);
             match messages.message().await {
                 Ok(Some(message)) => {
                     assert!(message.results.iter().all(|result| result.error.is_none()));
@@ -162,11 +172,14 @@ async fn a_shutdown_under_load_loses_nothing_that_was_acknowledged() {
             }
         }
     });
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    let under_load = async {
+        so_far.wait_for(|streamed| *streamed >= 2_000).await.unwrap();
+        until("unary appends", async || (acknowledged.load(Ordering::SeqCst) >= 200).then_some(())).await;
+    };
+    tokio::time::timeout(DEADLINE, under_load).await.unwrap();
     let dir = tokio::time::timeout(Duration::from_secs(8), node.stop()).await.unwrap();
     for writer in writers {
-        let status = writer.await.unwrap();
-        assert!(matches!(status.code(), Code::Unavailable | Code::Cancelled | Code::Unknown), "{status:?}");
+        assert_told_or_cut_off(&writer.await.unwrap());
     }
     let (streamed, status) = streamed.await.unwrap();
     assert_retry(&status);
@@ -208,7 +221,7 @@ async fn watchers_and_health_learn_of_a_shutdown() {
     assert_retry(&events.message().await.unwrap_err());
     assert_retry(&batches.message().await.unwrap_err());
     assert_eq!(health.message().await.unwrap().unwrap().status, 2);
-    assert!(tokio::net::TcpStream::connect(address).await.is_err());
+    assert!(TcpStream::connect(address).await.is_err());
 }
 
 #[tokio::test]
@@ -218,8 +231,8 @@ async fn a_client_that_hangs_does_not_hold_the_shutdown_for_ever() {
     let (sender, chunks) = tokio::sync::mpsc::channel::<ledger_proto::ledger::v1::LoadChunk>(1);
     let mut client = node.ledger().await;
     let load = tokio::spawn(async move { client.load(ReceiverStream::new(chunks)).await });
-    let _silent = tokio::net::TcpStream::connect(node.server.grpc()).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    let _silent = TcpStream::connect(node.server.grpc()).await.unwrap();
+    node.page_with("/metrics", "ledger_requests_total{rpc=\"LedgerService/Load\"} 1").await;
     tokio::time::timeout(Duration::from_secs(3), node.stop()).await.unwrap();
     assert_eq!(load.await.unwrap().unwrap_err().code(), Code::Unavailable);
     drop(sender);
@@ -245,12 +258,14 @@ async fn a_panic_in_a_watch_ends_that_stream_only() {
 async fn a_panic_in_the_console_is_restarted_while_appends_go_on() {
     let node = TestNode::start_with(|config| config.test_panic = Some(TestPanic::Console)).await;
     let mut client = node.contexts().await;
-    for _ in 0..60 {
-        append_all(&mut client, "c", &["x"]).await;
-        tokio::time::sleep(Duration::from_millis(10)).await;
+    let appending = async {
+        loop {
+            append_all(&mut client, "c", &["x"]).await;
+        }
+    };
+    tokio::select! {
+        () = appending => {}
+        _ = node.page_with("/metrics", "ledger_task_restarts_total{task=\"http\"} 1") => {}
     }
-    let (code, metrics) = node.http("/metrics").await;
-    assert_eq!(code, 200);
-    assert!(metrics.contains("ledger_task_restarts_total{task=\"http\"} 1"), "{metrics}");
     node.stop().await;
 }

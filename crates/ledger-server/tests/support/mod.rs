@@ -11,7 +11,7 @@
 use std::{
     net::{SocketAddr, UdpSocket},
     path::Path,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -30,8 +30,15 @@ use ledger_server::{
     units::{ByteSize, Span},
 };
 use tempfile::TempDir;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 use tonic::{Code, Status, Streaming, transport::Channel};
 use tonic_types::StatusExt as _;
+
+/// The longest that a test waits for something.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 
 /// A node, and the directory it uses.
 pub(crate) struct TestNode {
@@ -113,6 +120,11 @@ impl TestNode {
         self.dir
     }
 
+    /// A page, once a line is in it.
+    pub(crate) async fn page_with(&self, path: &str, line: &str) -> String {
+        until(line, async || Some(self.http(path).await.1).filter(|page| page.contains(line))).await
+    }
+
     pub(crate) async fn channel(&self) -> Channel {
         channel(self.server.grpc()).await
     }
@@ -145,11 +157,16 @@ pub(crate) async fn channel(address: SocketAddr) -> Channel {
     Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap()
 }
 
-pub(crate) async fn http(address: SocketAddr, path: &str) -> (u16, String) {
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+/// Asks for a page, the answer to which is to be read.
+pub(crate) async fn ask(address: SocketAddr, path: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(address).await.unwrap();
     let request = format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
+    stream
+}
+
+pub(crate) async fn http(address: SocketAddr, path: &str) -> (u16, String) {
+    let mut stream = ask(address, path).await;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).await.unwrap();
     let answer = String::from_utf8_lossy(&answer).into_owned();
@@ -197,10 +214,29 @@ pub(crate) async fn next_entry(events: &mut Streaming<WatchEvent>) -> Entry {
     next.await.expect("an event in time").unwrap().unwrap().entry.unwrap()
 }
 
+/// Polls until there is a value.
+pub(crate) async fn until<T>(what: &str, mut ready: impl AsyncFnMut() -> Option<T>) -> T {
+    let begun = Instant::now();
+    loop {
+        if let Some(value) = ready().await {
+            return value;
+        }
+        assert!(begun.elapsed() < DEADLINE, "{what}: not within {DEADLINE:?}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
 /// Says `UNAVAILABLE`, and when to try again.
 pub(crate) fn assert_retry(status: &Status) {
     assert_eq!(status.code(), Code::Unavailable, "{status:?}");
     assert!(status.get_error_details().retry_info().is_some(), "{status:?}");
+}
+
+/// What a call may end with when its node goes: the node's own word, or what the transport made of a connection that
+/// went away. That has a source, and any code: tonic says INTERNAL of a GOAWAY that met a request not yet sent.
+pub(crate) fn assert_told_or_cut_off(status: &Status) {
+    let is_transport = std::error::Error::source(status).is_some();
+    assert!(status.code() == Code::Unavailable || is_transport, "{status:?}");
 }
 
 pub(crate) fn field(status: &Status) -> String {
