@@ -4,8 +4,8 @@
 //!
 //! What holds whatever happens to nodes: an append that was sent has exactly one receipt; entries of one context
 //! are stored in the order of its appends, each once. Their receipts come in that order too, but for one that is refused
-//! for good, or needs fewer copies: it may come before those of earlier appends, which the tag tells. Every append has an entry id, made
-//! here if the caller gave none, so one that may have been stored can be sent again.
+//! for good, or needs fewer copies: it may come before those of earlier appends, which the tag tells. Every append has
+//! an entry id, made here if the caller gave none, so one that may have been stored can be sent again.
 
 mod outgoing;
 mod pending;

@@ -94,10 +94,11 @@ pub fn key_filter(key: String) -> Result<Option<Key>, Refusal> {
     if key.is_empty() { Ok(None) } else { Ok(Some(Key::new(key)?)) }
 }
 
-/// Checks which node may answer: with one node, it may.
-pub fn consistency(value: i32) -> Result<(), Refusal> {
+/// Whether only the owner may answer, if that is a consistency at all. With one node, it may.
+pub fn at_owner(value: i32) -> Result<bool, Refusal> {
     match Consistency::try_from(value) {
-        Ok(Consistency::AnyReplica | Consistency::Owner) => Ok(()),
+        Ok(Consistency::AnyReplica) => Ok(false),
+        Ok(Consistency::Owner) => Ok(true),
         Err(_) => Err(Refusal::field("consistency", format!("consistency {value} is not known: use 0 or 1"))),
     }
 }

@@ -61,13 +61,10 @@ struct Forward {
     sent: Arc<Sent>,
 }
 
-/// Entries on their way to an owner, and their size.
+/// Entries on their way to an owner, and their bytes.
 #[derive(Debug, Default)]
 struct Message {
     items: Vec<AppendItem>,
-    /// The size of each, until it is sent.
-    sizes: Vec<usize>,
-    /// All of them.
     bytes: usize,
 }
 
@@ -150,58 +147,57 @@ impl Places {
         entries: &Arc<Semaphore>,
         results: &mpsc::UnboundedSender<Refused>,
     ) -> Result<(), Refusal> {
-        let mut message = Message::default();
-        for (item, bytes) in items {
-            message.bytes += bytes;
-            message.items.push(item);
-            message.sizes.push(bytes);
-            if message.bytes >= MESSAGE_BYTES {
-                self.send_message(node, owner, mem::take(&mut message), entries, results).await?;
+        let (mut part, mut bytes) = (Vec::new(), 0);
+        for (item, size) in items {
+            part.push((item, size));
+            bytes += size;
+            if bytes >= MESSAGE_BYTES {
+                self.send_message(node, owner, mem::take(&mut part), mem::take(&mut bytes), entries, results)
+                    .await?;
             }
         }
-        if message.items.is_empty() {
+        if part.is_empty() {
             return Ok(());
         }
-        self.send_message(node, owner, message, entries, results).await
+        self.send_message(node, owner, part, bytes, entries, results).await
     }
 
     async fn send_message(
         &mut self,
         node: &Node,
         owner: &NodeId,
-        mut message: Message,
+        items: Vec<(AppendItem, usize)>,
+        bytes: usize,
         entries: &Arc<Semaphore>,
         results: &mpsc::UnboundedSender<Refused>,
     ) -> Result<(), Refusal> {
-        let bytes = message.bytes.min(node.config.max_in_flight.get());
-        let mut all = [acquire(entries, message.items.len()).await?, acquire(&node.forwarding, bytes).await?];
-        // What is not sent, or not any more, is refused here. What is not there any more was answered with the others.
-        let mut refused = Vec::new();
-        if let Some(channel) = self.channels.get(owner) {
+        let most = bytes.min(node.config.max_in_flight.get());
+        let mut room = [acquire(entries, items.len()).await?, acquire(&node.forwarding, most).await?];
+        let forward = self.channels.get(owner).map(|channel| {
             let begin = || Forward::begin(channel.clone(), self.writer.clone(), results.clone());
-            let forward = self.owners.entry(owner.clone()).or_insert_with(begin);
-            let mut sent = Vec::with_capacity(message.items.len());
-            let mut sizes = mem::take(&mut message.sizes).into_iter();
-            message.items.retain_mut(|item| {
-                let size = sizes.next().unwrap_or_default();
-                match forward.sent.put((item.tag, part_of(&mut all, size))) {
-                    Ok(ours) => {
-                        item.tag = ours;
-                        sent.push(ours);
-                        true
-                    }
-                    Err(entry) => {
-                        refused.push(entry);
-                        false
-                    }
+            &*self.owners.entry(owner.clone()).or_insert_with(begin)
+        });
+        // What is not sent, or not any more, is refused here. What is not there any more was answered with the others.
+        let (mut refused, mut sent) = (Vec::new(), Vec::with_capacity(items.len()));
+        let mut message = Message { items: Vec::with_capacity(items.len()), bytes };
+        for (item, size) in items {
+            let entry = (item.tag, part_of(&mut room, size));
+            let put = match forward {
+                Some(forward) => forward.sent.put(entry),
+                None => Err(entry),
+            };
+            match put {
+                Ok(tag) => {
+                    sent.push(tag);
+                    message.items.push(AppendItem { tag, ..item });
                 }
-            });
-            if !message.items.is_empty() && forward.messages.send(message).await.is_err() {
-                refused.extend(sent.into_iter().filter_map(|ours| forward.sent.take(ours)));
+                Err(entry) => refused.push(entry),
             }
-        } else {
-            let items = message.items.iter().zip(&message.sizes);
-            refused.extend(items.map(|(item, size)| (item.tag, part_of(&mut all, *size))));
+        }
+        if let Some(forward) = forward.filter(|_| !sent.is_empty())
+            && forward.messages.send(message).await.is_err()
+        {
+            refused.extend(sent.into_iter().filter_map(|tag| forward.sent.take(tag)));
         }
         if !refused.is_empty() {
             let _ = results.send(refuse(refused, &Refusal::not_owner("", "")));
@@ -286,7 +282,7 @@ fn refuse(entries: Vec<SentEntry>, refusal: &Refusal) -> Refused {
 fn gathered(messages: Vec<Message>) -> Vec<AppendBatch> {
     let mut batches = Vec::new();
     let mut next = Message::default();
-    for Message { items, bytes, .. } in messages {
+    for Message { items, bytes } in messages {
         let is_full =
             next.bytes + bytes > MESSAGE_BYTES || next.items.len() + items.len() > limits::APPEND_CHUNK_ITEMS;
         if is_full && !next.items.is_empty() {
@@ -306,11 +302,8 @@ mod tests {
     #[test]
     fn messages_to_an_owner_are_gathered_in_order_and_stay_small() {
         let sizes = [10, 20, MESSAGE_BYTES, 30, 40, MESSAGE_BYTES - 69, 1, 3 * MESSAGE_BYTES, 5];
-        let message = |(tag, bytes): (u64, usize)| Message {
-            items: vec![AppendItem { tag, request: None }],
-            sizes: Vec::new(),
-            bytes,
-        };
+        let message =
+            |(tag, bytes): (u64, usize)| Message { items: vec![AppendItem { tag, request: None }], bytes };
         let batches = gathered((0..).zip(sizes).map(message).collect());
         let tags: Vec<Vec<u64>> =
             batches.iter().map(|batch| batch.items.iter().map(|item| item.tag).collect()).collect();

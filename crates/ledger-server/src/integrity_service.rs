@@ -5,14 +5,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::{StreamExt as _, stream, stream::BoxStream};
 use ledger_core::{ContextId, Sequence, Size, checkpoint::Checkpoint};
-use ledger_proto::{
-    context::v1::Consistency,
-    ledger::v1::{
-        self as proto, CheckpointRequest, CheckpointResponse, ConsistencyProofRequest,
-        ConsistencyProofResponse, ForkEntriesRequest, ForkPage, ForksRequest, ForksResponse,
-        InclusionProofRequest, InclusionProofResponse, integrity_service_client::IntegrityServiceClient,
-        integrity_service_server::IntegrityService,
-    },
+use ledger_proto::ledger::v1::{
+    self as proto, CheckpointRequest, CheckpointResponse, ConsistencyProofRequest, ConsistencyProofResponse,
+    ForkEntriesRequest, ForkPage, ForksRequest, ForksResponse, InclusionProofRequest, InclusionProofResponse,
+    integrity_service_client::IntegrityServiceClient, integrity_service_server::IntegrityService,
 };
 use ledger_store::{Filter, ForkCursor};
 use tonic::{Request, Response, Status};
@@ -40,8 +36,7 @@ impl IntegrityService for Integrity {
         let request = request.into_inner();
         let span = debug_span!("checkpoint", context = request.context_id, size = request.size);
         let work = async {
-            convert::consistency(request.consistency)?;
-            let at_owner = request.consistency == Consistency::Owner as i32;
+            let at_owner = convert::at_owner(request.consistency)?;
             match self.0.reads(&ContextId::new(&request.context_id)?, at_owner, is_forwarded)? {
                 Place::Here(_) => checkpoint(&self.0, request).await,
                 Place::There(channel) => {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use futures::Stream;
 use ledger_core::{ContextId, Key, Sequence};
 use ledger_proto::{
-    context::v1::{Consistency, GetRequest, GetResponse},
+    context::v1::{GetRequest, GetResponse},
     wire::ledger::v1::Page,
 };
 use ledger_store::{Covered, Filter};
@@ -32,9 +32,8 @@ const LEAST_ENTRY: usize = 90;
 impl Get {
     /// Checks a request.
     pub fn check(request: GetRequest) -> Result<Self, Refusal> {
-        convert::consistency(request.consistency)?;
         Ok(Self {
-            at_owner: request.consistency == Consistency::Owner as i32,
+            at_owner: convert::at_owner(request.consistency)?,
             context: ContextId::new(&request.context_id)?,
             key: convert::key_filter(request.key)?,
             after: Sequence(request.after_sequence),

@@ -21,9 +21,13 @@ fn key(place: Place) -> Vec<u8> {
     [PREFIX, &place.slot.number().to_be_bytes(), &place.number.to_be_bytes()].concat()
 }
 
-/// The database was opened anew, and nobody knows what there is of what was staged.
-pub(crate) fn interrupted(context: &ContextId) -> StoreError {
-    StoreError::Io(format!("the disk failed while the history of context {context} was written: try again"))
+/// Fails if what was staged was staged in another database: since this one was opened nobody knows what there is of it.
+pub(crate) fn check(db: &Db, generation: u64, context: &ContextId) -> Result<(), StoreError> {
+    if db.generation() == generation {
+        return Ok(());
+    }
+    let message = format!("the disk failed while the history of context {context} was written: try again");
+    Err(StoreError::Io(message))
 }
 
 /// Says that a number is being staged. Comes before any row under it in the same log.

@@ -55,8 +55,8 @@ pub struct Settings {
     /// How long a node must be alive before slots are handed back to it, and how long whoever takes a slot keeps it:
     /// it may not have heard yet why the owner before gave it away.
     pub steady: Millis,
-    /// How long an owner may have fewer members in step than an append needs copies, before it takes no more appends:
-    /// its writers are told so then, instead of waiting for copies that nobody can make.
+    /// How long an owner may have fewer members in step, or on the way there, than an append needs copies, before it
+    /// takes no more appends: its writers are told so then, instead of waiting for copies that nobody can make.
     pub short_within: Millis,
     /// How long a node may be away before its place is given to another.
     pub placement_grace: Millis,

@@ -237,7 +237,8 @@ impl Lane {
         Ok(LeftHistory::At(common))
     }
 
-    /// The database was opened anew: what of the last commits is in it has to be read, and nothing is led.
+    /// The database was opened anew, and shows nothing: what of the last commits is in it has to be read, and nothing is
+    /// led.
     pub(super) fn opened_anew(&mut self, db: &Arc<Db>) -> Result<(), StoreError> {
         let Some(copies) = &self.copies else { return Ok(()) };
         self.records.clear();
@@ -246,9 +247,6 @@ impl Lane {
         let led = copies.reset(&StoreError::NotAcknowledged);
         let lanes = self.shared.copies().len();
         let mine = |slot: Slot| lane_of(slot, lanes) == usize::from(self.number);
-        for slot in (0..ledger_core::slot::SLOTS).filter_map(Slot::new).filter(|slot| mine(*slot)) {
-            self.shared.readable.darken(slot);
-        }
         if let Some(outbox) = self.shared.carrier.get() {
             outbox.gave_up(led);
         }

@@ -35,9 +35,7 @@ impl Lane {
     /// Puts a staged history in place of rows that are damaged: the same history, whatever was appended since included.
     pub(super) fn heal(&mut self, db: &Arc<Db>, heal: Heal) -> Result<Healed, StoreError> {
         let Heal { context, from, mut state, generation } = heal;
-        if db.generation() != generation {
-            return Err(staging::interrupted(&context));
-        }
+        staging::check(db, generation, &context)?;
         let row = read_head(db, &context)?;
         let Some((_, head)) = row.filter(|(place, head)| *place == from && head.size() >= state.head.size())
         else {

@@ -33,9 +33,7 @@ impl Lane {
         install: Install,
     ) -> Result<Option<(Arc<Copies>, Placed)>, StoreError> {
         let Install { context, base, state, epoch, generation } = install;
-        if db.generation() != generation {
-            return Err(staging::interrupted(&context));
-        }
+        staging::check(db, generation, &context)?;
         let row = read_head(db, &context)?;
         if row.as_ref().map(|(place, head)| (*place, head.frontier.size())) != base {
             let sequence = Sequence(base.map_or(0, |(_, size)| size) + 1);

@@ -175,26 +175,26 @@ impl Slots {
         let Role::Leading(leading) = &self.state(slot).role else { return false };
         let members = leading.set.members();
         let needed = min_copies.clamp(1, members.len());
-        let heard = members.iter().filter(|member| leading.in_step.contains(*member)).count();
-        // Whoever catches up will count: with a large load that takes a while.
-        let coming = members.iter().filter(|member| leading.offered.contains(*member)).count();
-        // It is taken again by the promises of m members, or of all that are alive if m is not more than half.
-        let can_take = 2 * needed > members.len()
-            || members.iter().all(|member| leading.in_step.contains(member) || !self.is_alive(member));
-        let too_few = GaveUp::TooFew { heard, members: members.len(), needed };
-        let Role::Leading(leading) = &mut self.state_mut(slot).role else { return false };
+        let count = |of: &BTreeSet<Member>| members.iter().filter(|member| of.contains(*member)).count();
+        let heard = count(&leading.in_step);
         if leading.too_few.is_some() {
-            if heard >= needed && can_take {
+            // It is taken again by the promises of m members, or of all that are alive if m is not more than half.
+            let is_there = |member: &Member| leading.in_step.contains(member) || !self.is_alive(member);
+            if heard >= needed && (2 * needed > members.len() || members.iter().all(is_there)) {
                 // Some of a stream of appends may have been refused: what followed them must not be taken before.
                 self.take_again(now, slot, None, effects);
             }
             return true;
         }
+        // Whoever catches up will count: with a large load that takes a while.
+        let is_coming = heard + count(&leading.offered) >= needed;
+        let too_few = GaveUp::TooFew { heard, members: members.len(), needed };
+        let Role::Leading(leading) = &mut self.state_mut(slot).role else { return false };
         if heard >= needed {
             leading.short_since = None;
             return false;
         }
-        if now < *leading.short_since.get_or_insert(now) + short_within || heard + coming >= needed {
+        if now < *leading.short_since.get_or_insert(now) + short_within || is_coming {
             return false;
         }
         (leading.too_few, leading.ending) = (Some(too_few), None);

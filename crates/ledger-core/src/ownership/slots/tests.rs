@@ -43,6 +43,13 @@ fn order(nodes: usize) -> Vec<usize> {
     names.iter().map(|node| (0..nodes).find(|index| name(*index) == *node).unwrap()).collect()
 }
 
+/// Three nodes after so long, by the order in which the slot prefers them.
+fn three(millis: Millis) -> (Cluster, [usize; 3]) {
+    let mut cluster = Cluster::new(3);
+    cluster.pass(millis);
+    (cluster, order(3).try_into().unwrap())
+}
+
 impl Cluster {
     fn new(nodes: usize) -> Self {
         let settings =
@@ -248,9 +255,7 @@ fn the_first_in_order_claims_a_slot_and_the_others_wait() {
 
 #[test]
 fn the_next_in_order_claims_a_slot_if_the_first_does_not() {
-    let mut cluster = Cluster::new(3);
-    cluster.pass(200);
-    let [first, second, _] = order(3)[..] else { panic!() };
+    let (mut cluster, [first, second, _]) = three(200);
     let before = cluster.epoch();
     cluster.hosts[first].is_alive = false;
     cluster.pass(200);
@@ -314,9 +319,7 @@ fn a_slot_that_had_an_owner_is_not_formed_anew() {
 
 /// Three nodes, the first of which drains and has handed the slot to the second; gives both.
 fn handed_over() -> (Cluster, usize, usize) {
-    let mut cluster = Cluster::new(3);
-    cluster.pass(5_000);
-    let [first, second, _] = order(3)[..] else { panic!() };
+    let (mut cluster, [first, second, _]) = three(5_000);
     cluster.drain(first, true);
     cluster.pass(300);
     assert_eq!(cluster.owners(), [second]);
@@ -348,9 +351,7 @@ fn whoever_takes_a_slot_keeps_it_for_a_while() {
 
 #[test]
 fn a_slot_handed_to_a_node_that_drains_is_declined_at_once() {
-    let mut cluster = Cluster::new(3);
-    cluster.pass(5_000);
-    let [first, second, _] = order(3)[..] else { panic!() };
+    let (mut cluster, [first, second, _]) = three(5_000);
     // Gossip does not show yet that the second drains.
     cluster.step(second, Event::Drain(true));
     cluster.drain(first, true);
@@ -365,9 +366,7 @@ fn a_slot_handed_to_a_node_that_drains_is_declined_at_once() {
 
 #[test]
 fn slots_go_back_to_a_node_only_when_it_is_there_for_a_while() {
-    let mut cluster = Cluster::new(3);
-    cluster.pass(200);
-    let [first, second, _] = order(3)[..] else { panic!() };
+    let (mut cluster, [first, second, _]) = three(200);
     cluster.hosts[first].is_alive = false;
     cluster.pass(1_000);
     assert_eq!(cluster.owners(), [second]);
@@ -380,9 +379,7 @@ fn slots_go_back_to_a_node_only_when_it_is_there_for_a_while() {
 
 #[test]
 fn a_handover_that_comes_to_nothing_goes_on_in_a_new_epoch_and_waits() {
-    let mut cluster = Cluster::new(3);
-    cluster.pass(5_000);
-    let [first, second, third] = order(3)[..] else { panic!() };
+    let (mut cluster, [first, second, third]) = three(5_000);
     let before = cluster.epoch();
     // The successor is gone, and nobody knows yet.
     cluster.hosts[second].is_alive = false;
@@ -411,9 +408,7 @@ fn a_handover_that_comes_to_nothing_goes_on_in_a_new_epoch_and_waits() {
 
 #[test]
 fn a_node_that_refused_the_owner_before_takes_a_handover_all_the_same() {
-    let mut cluster = Cluster::new(3);
-    cluster.pass(5_000);
-    let [first, second, _] = order(3)[..] else { panic!() };
+    let (mut cluster, [first, second, _]) = three(5_000);
     // A claim of its own that came to nothing, of which the owner never heard.
     let claim = Claim::above(cluster.epoch(), &name(second)).unwrap();
     let (record, _) = cluster.hosts[second].records[&slot()].promise(&claim).unwrap();
@@ -480,9 +475,7 @@ fn a_slot_that_its_owner_takes_from_itself_stays_published() {
 
 #[test]
 fn a_node_whose_disk_takes_no_writes_owns_nothing() {
-    let mut cluster = Cluster::new(3);
-    cluster.pass(5_000);
-    let [first, second, third] = order(3)[..] else { panic!() };
+    let (mut cluster, [first, second, third]) = three(5_000);
     cluster.done.clear();
     cluster.writable(first, false);
     assert_eq!(cluster.done, [(name(first), Effect::StepDown { slot: slot() })]);
@@ -508,9 +501,7 @@ fn a_node_whose_disk_takes_no_writes_owns_nothing() {
 
 #[test]
 fn an_owner_without_enough_members_in_step_takes_no_appends_until_there_are() {
-    let mut cluster = Cluster::new(3);
-    cluster.pass(5_000);
-    let [first, second, third] = order(3)[..] else { panic!() };
+    let (mut cluster, [first, second, third]) = three(5_000);
     cluster.hosts[third].is_alive = false;
     cluster.pass(60_000);
     assert_eq!(cluster.owners(), [first], "two copies are enough");
@@ -561,9 +552,7 @@ fn an_owner_steps_down_when_it_hears_of_a_higher_claim() {
         |claim, from, higher| Event::Answered { from, slot: slot(), claim, answer: Answer::Refused(higher) },
     ];
     for refuse in refuse {
-        let mut cluster = Cluster::new(3);
-        cluster.pass(200);
-        let [first, second, _] = order(3)[..] else { panic!() };
+        let (mut cluster, [first, second, _]) = three(200);
         let claim = Claim { epoch: cluster.epoch(), claimant: name(first) };
         let (higher, from) = (higher(&cluster, second), cluster.hosts[second].member.clone());
         let effects = cluster.hosts[first].brain.step(cluster.now, refuse(claim, from, higher));
@@ -573,9 +562,7 @@ fn an_owner_steps_down_when_it_hears_of_a_higher_claim() {
 
 #[test]
 fn an_attempt_that_fails_is_repeated_ever_more_rarely() {
-    let mut cluster = Cluster::new(3);
-    cluster.pass(200);
-    let [first, second, third] = order(3)[..] else { panic!() };
+    let (mut cluster, [first, second, third]) = three(200);
     cluster.hosts[first].is_alive = false;
     cluster.hosts[third].is_alive = false;
     cluster.done.clear();
