@@ -7,18 +7,21 @@
     reason = "a test that cannot go on should stop"
 )]
 
-use std::{
-    collections::BTreeSet, fs, net::TcpListener, path::Path, process::Command, sync::Arc, time::Duration,
-};
+use std::{collections::BTreeSet, fs, net::TcpListener, path::Path, process::Command, sync::Arc};
 
 use futures::future::join_all;
 use ledger_tests::{
     History, Node,
     load::{self, Outcome, Progress},
-    node::ledgerd,
+    node::{Stopped, ledgerd},
 };
 use tempfile::TempDir;
 use tonic::Code;
+
+/// The node did not have to cut anybody off, for which it would wait as long as clients are given.
+fn assert_nobody_held_it_up(stopped: &Stopped) {
+    assert!(!stopped.log.contains("did not end in time"), "{}", stopped.log);
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn stopping_under_load_loses_nothing_and_ends_with_success() {
@@ -53,7 +56,7 @@ async fn stopping_under_load_loses_nothing_and_ends_with_success() {
         progress.reached().await;
         let stopped = tokio::task::spawn_blocking(move || node.stop()).await.unwrap();
         assert_eq!(stopped.status.code(), Some(0), "{}", stopped.log);
-        assert!(stopped.took < Duration::from_secs(10), "it took {:?}", stopped.took);
+        assert_nobody_held_it_up(&stopped);
         assert!(!stopped.log.contains("panicked"), "{}", stopped.log);
         for stream in join_all(streams).await {
             let outcome = stream.unwrap();
@@ -70,7 +73,6 @@ async fn stopping_under_load_loses_nothing_and_ends_with_success() {
         let (acknowledged, _) = unary.await.unwrap();
 
         let node = Node::start(data.path());
-        assert!(node.started_in < Duration::from_secs(2), "starting took {:?}", node.started_in);
         let rpc = node.rpc().await;
         let entries = rpc.entries(&format!("unary-{round}"), 0).await.unwrap();
         assert!(entries.len() >= acknowledged.len(), "unary appends were lost");
@@ -99,7 +101,7 @@ async fn a_watcher_does_not_hold_up_a_shutdown() {
     assert_eq!(events.message().await.unwrap().unwrap().entry.unwrap().sequence, 1);
     let stopped = tokio::task::spawn_blocking(move || node.stop()).await.unwrap();
     assert_eq!(stopped.status.code(), Some(0), "{}", stopped.log);
-    assert!(stopped.took < Duration::from_secs(5), "it took {:?}", stopped.took);
+    assert_nobody_held_it_up(&stopped);
     // The watcher is told to try elsewhere; it must not believe the context ended.
     let status = events.message().await.unwrap_err();
     assert_eq!(status.code(), Code::Unavailable, "{status}");

@@ -66,7 +66,8 @@ async fn the_loss_of_an_owner_is_not_an_error_with_default_settings() {
     cluster.give(&context, Some((owner + 1) % 3));
     let taken_over = Instant::now();
     in_time("the append", appending).await.unwrap().unwrap();
-    assert!(taken_over.elapsed() < Duration::from_secs(1), "{:?}", taken_over.elapsed());
+    // It looks again and again, and not only when a time-out has passed.
+    assert!(taken_over.elapsed() < Options::default().timeout / 2, "{:?}", taken_over.elapsed());
     // A moment's pauses, and not a flood.
     assert!(refused(&cluster) < 60, "{}", refused(&cluster));
     assert_eq!(payloads(&client, &context).await, numbers(2));
@@ -131,7 +132,7 @@ async fn an_owner_that_cannot_be_reached_from_here_is_reached_through_the_others
     for number in 0..50 {
         client.append(append(&context, number)).await.unwrap();
     }
-    assert!(begin.elapsed() < Duration::from_secs(3), "{:?}", begin.elapsed());
+    assert!(begin.elapsed() < Options::default().timeout / 2, "{:?}", begin.elapsed());
     assert_eq!(payloads(&client, &context).await, numbers(50));
 }
 
@@ -173,7 +174,7 @@ async fn without_any_node_an_append_fails_when_its_time_is_up() {
         let begin = Instant::now();
         let error = client.append(append(&context("nobody"), 0)).await.unwrap_err();
         assert!(matches!(error, ClientError::Unavailable(_) | ClientError::TimedOut(_)), "{error}");
-        assert!(begin.elapsed() < 3 * timeout);
+        assert!(begin.elapsed() < 20 * timeout);
         let error = in_time("opening", client.appender(8)).await.unwrap_err();
         assert!(matches!(error, ClientError::Unavailable(_) | ClientError::TimedOut(_)), "{error}");
     }

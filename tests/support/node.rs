@@ -5,7 +5,6 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
-    time::{Duration, Instant},
 };
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -23,8 +22,6 @@ pub struct Node {
     pub grpc: SocketAddr,
     /// Where probes, metrics and console are served.
     pub http: SocketAddr,
-    /// From starting the process until it served.
-    pub started_in: Duration,
 }
 
 /// A node that did not start.
@@ -43,8 +40,6 @@ pub struct Stopped {
     pub status: ExitStatus,
     /// What it printed.
     pub log: String,
-    /// How long it took.
-    pub took: Duration,
 }
 
 /// `ledgerd` with a clean environment.
@@ -93,7 +88,6 @@ impl Node {
         let log = File::create(files.path().join("log")).unwrap();
         command.arg("--ready-file").arg(&ready);
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
-        let start = Instant::now();
         let mut child = command.spawn().unwrap();
         let served = until("the node serves", || {
             if let Some(status) = child.try_wait().unwrap() {
@@ -103,14 +97,13 @@ impl Node {
             let text = fs::read_to_string(&ready).ok()?;
             serde_json::from_str::<serde_json::Value>(&text).ok().map(Ok)
         });
-        let started_in = start.elapsed();
         let ready = match served {
             Ok(ready) => ready,
             Err(status) => return Err(Refused { status, log: read_log(files.path()) }),
         };
         assert_eq!(ready["pid"], child.id(), "the ready file names the process");
         let address = |name: &str| ready[name].as_str().unwrap().parse().unwrap();
-        Ok(Self { grpc: address("grpc"), http: address("http"), child, files, started_in })
+        Ok(Self { grpc: address("grpc"), http: address("http"), child, files })
     }
 
     /// Its services.
@@ -170,9 +163,8 @@ impl Node {
 
     /// Waits for the end.
     pub fn wait(mut self) -> Stopped {
-        let start = Instant::now();
         let status = until("the node ends", || self.child.try_wait().unwrap());
-        Stopped { status, log: self.log(), took: start.elapsed() }
+        Stopped { status, log: self.log() }
     }
 
     /// Sends SIGTERM, waits for the end and checks that it was a good one.

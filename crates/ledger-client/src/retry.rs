@@ -169,7 +169,7 @@ mod tests {
             }
         };
         assert!(matches!(error, ClientError::Unavailable(_)), "{error}");
-        assert!(attempts.tried > 2 && begin.elapsed() < 10 * timeout, "{attempts:?}");
+        assert!(attempts.tried > 2 && begin.elapsed() < 100 * timeout, "{attempts:?}");
     }
 
     #[tokio::test]

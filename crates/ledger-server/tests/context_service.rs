@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use ledger_proto::context::v1::{AppendRequest, GetRequest, LoadRequest, SnapshotRequest, WatchRequest};
 use ledger_server::units::ByteSize;
-use support::{TestNode, append, append_all, field, get, next_entry, watch};
+use support::{DEADLINE, TestNode, append, append_all, field, get, next_entry, watch};
 use tonic::Code;
 
 #[tokio::test]
@@ -293,7 +293,7 @@ async fn watchers_that_join_at_any_time_see_every_entry_once_in_order() {
     }
     writer.await.unwrap();
     for watcher in watchers {
-        tokio::time::timeout(Duration::from_secs(30), watcher).await.unwrap().unwrap();
+        tokio::time::timeout(DEADLINE, watcher).await.unwrap().unwrap();
     }
     node.stop().await;
 }
@@ -327,8 +327,7 @@ async fn bookmarks_come_only_when_asked_for() {
     append_all(&mut client, "c", &["1", "2"]).await;
     let request = WatchRequest { bookmarks: true, key: "rare".into(), ..watch("c", 0) };
     let mut marked = client.watch(request).await.unwrap().into_inner();
-    let event =
-        tokio::time::timeout(Duration::from_secs(5), marked.message()).await.unwrap().unwrap().unwrap();
+    let event = tokio::time::timeout(DEADLINE, marked.message()).await.unwrap().unwrap().unwrap();
     assert_eq!((event.entry, event.bookmark.unwrap().size), (None, 2));
     let mut plain = client.watch(watch("c", 2)).await.unwrap().into_inner();
     let none = tokio::time::timeout(Duration::from_millis(1500), plain.message()).await;
