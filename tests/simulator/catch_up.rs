@@ -164,7 +164,7 @@ impl Node {
     }
 
     /// It is pointless, or cannot be done.
-    fn give_up(&mut self, slot: Slot) {
+    pub(super) fn give_up(&mut self, slot: Slot) {
         let Some(Task { claim, purpose, .. }) = self.tasks.remove(&slot) else { return };
         match (purpose, self.record(slot).promised) {
             (Purpose::Claim { .. }, _) => {

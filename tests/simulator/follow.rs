@@ -195,8 +195,9 @@ impl Node {
                 if self.led.contains_key(&slot) {
                     self.step_down(slot);
                 }
-                self.tasks.remove(&slot);
                 self.write_record(slot, next);
+                // Whom it followed before would wait for ever.
+                self.give_up(slot);
                 self.in_step.insert(slot, claim.clone());
                 let is_held = self.readable.get(&slot).is_some_and(|readable| *readable != Readable::Dark);
                 let kept = self.unstable.take(slot);

@@ -171,8 +171,8 @@ impl Sequence {
 
 /// An ownership epoch of a slot: totally ordered, and different for every claim.
 ///
-/// The upper part counts, the lower 20 bits tell claimants of the same count apart. The whole stays
-/// below 2^52, so that it survives languages whose numbers are doubles.
+/// The upper part counts, the lower 20 bits tell claimants of the same count apart: a hash of the node's name and its
+/// storage. The whole stays below 2^52, so that it survives languages whose numbers are doubles.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Epoch(pub u64);
 

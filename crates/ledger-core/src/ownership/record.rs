@@ -2,7 +2,7 @@
 
 use crate::{
     Epoch,
-    node::{NodeId, ReplicaSet},
+    node::{Member, NodeId, ReplicaSet},
 };
 
 /// A claim to a slot: an epoch, and who claims it. Claims are totally ordered, by epoch first.
@@ -15,15 +15,18 @@ pub struct Claim {
 }
 
 impl Claim {
-    /// The lowest claim of a node above an epoch.
+    /// The lowest claim of a member above an epoch.
     ///
-    /// The node's name enters the epoch too, so that two nodes rarely pick the same one; where they do,
-    /// the claimant decides.
-    pub fn above(epoch: Epoch, claimant: &NodeId) -> Option<Self> {
-        let [first, second, third, ..] = *blake3::hash(claimant.as_str().as_bytes()).as_bytes();
+    /// Who claims it enters the epoch too, so that two rarely pick the same one; where they do, the claimant
+    /// decides. The storage counts as well as the name: a node that lost its disk does not know what it claimed
+    /// with the old one, and perhaps nobody does who is there.
+    pub fn above(epoch: Epoch, claimant: &Member) -> Option<Self> {
+        let Member { node, storage } = claimant;
+        let hash = blake3::Hasher::new().update(node.as_str().as_bytes()).update(&storage.0).finalize();
+        let [first, second, third, ..] = *hash.as_bytes();
         let counter = epoch.counter().checked_add(1)?;
         let tag = u32::from_be_bytes([0, first, second, third]);
-        Some(Self { epoch: Epoch::new(counter, tag), claimant: claimant.clone() })
+        Some(Self { epoch: Epoch::new(counter, tag), claimant: node.clone() })
     }
 }
 

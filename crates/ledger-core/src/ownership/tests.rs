@@ -173,7 +173,7 @@ impl Simulation {
         if !wanted.contains(&me) {
             return;
         }
-        let Some(claim) = Claim::above(record.highest(), &me.node) else { return };
+        let Some(claim) = Claim::above(record.highest(), &me) else { return };
         let (takeover, effects) = Takeover::begin(me, claim, COPIES, record.placement.clone(), wanted);
         self.replicas[node].owner = Some(Owner { takeover, histories: BTreeMap::new(), copies: None });
         self.perform(node, effects);
@@ -435,11 +435,23 @@ fn each_broken_rule_is_noticed() {
 }
 
 #[test]
+fn a_node_that_lost_its_disk_does_not_claim_an_epoch_again() {
+    let node = NodeId::new("n").unwrap();
+    let claim = |storage: u8| {
+        Claim::above(Epoch::new(7, 1), &Member { node: node.clone(), storage: StorageId([storage; 16]) })
+    };
+    let (before, after) = (claim(1).unwrap(), claim(2).unwrap());
+    assert_ne!(before.epoch, after.epoch);
+    assert_eq!((before.epoch.counter(), after.epoch.counter()), (8, 8));
+    assert_eq!(claim(1).unwrap(), before, "what was claimed and forgotten may be claimed again");
+}
+
+#[test]
 fn a_slot_is_owned_only_when_more_than_half_know_its_first_members() {
     let member = |n: u8| Member { node: NodeId::new(format!("n{n}")).unwrap(), storage: StorageId([n; 16]) };
     let members = [member(0), member(1), member(2)];
     let set = ReplicaSet::new(members.clone()).unwrap();
-    let claim = Claim::above(Epoch::default(), &members[0].node).unwrap();
+    let claim = Claim::above(Epoch::default(), &members[0]).unwrap();
     let (mut takeover, _) = Takeover::begin(members[0].clone(), claim, 1, None, set);
     // One copy is enough for an append, and only the claimant is seen to be alive.
     takeover.step(Event::Alive(BTreeSet::from([members[0].clone()])));
@@ -471,7 +483,7 @@ fn cut_short() -> CutShort {
     let (old, new, moved) = (set([0, 1, 2]), set([0, 2, 3]), Epoch::new(5, 0));
     let recorded =
         Placement { epoch: moved, set: new.clone(), is_confirmed: true, before: Some(old.clone()) };
-    let claim = Claim::above(moved, &members[1].node).unwrap();
+    let claim = Claim::above(moved, &members[1]).unwrap();
     let (mut takeover, asked) =
         Takeover::begin(members[1].clone(), claim, 2, Some(recorded.clone()), new.clone());
     assert_eq!(asked.len(), 4, "all members of both are asked: {asked:?}");

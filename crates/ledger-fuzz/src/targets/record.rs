@@ -41,8 +41,8 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
 fn slots() -> Vec<SlotRecord> {
     let mut records = vec![SlotRecord::default()];
     let Ok(node) = NodeId::new("ledger-0") else { return records };
-    let member = Member { node: node.clone(), storage: StorageId([5; 16]) };
-    if let Some(claim) = Claim::above(Epoch(7 << 20), &node)
+    let member = Member { node, storage: StorageId([5; 16]) };
+    if let Some(claim) = Claim::above(Epoch(7 << 20), &member)
         && let Ok((promised, _)) = SlotRecord::default().promise(&claim)
         && let Ok(set) = ReplicaSet::new([member])
     {

@@ -126,7 +126,7 @@ impl Slots {
         let seen =
             self.owners[usize::from(slot.number())].as_ref().map_or(Epoch::default(), |(_, epoch)| *epoch);
         let highest = record.highest().max(*heard).max(seen).max(LONE);
-        let Some(claim) = Claim::above(highest, &self.me.node) else { return };
+        let Some(claim) = Claim::above(highest, &self.me) else { return };
         let recorded = record.placement.clone();
         let Some(wanted) = recorded
             .as_ref()

@@ -33,6 +33,10 @@ fn name(index: usize) -> NodeId {
     NodeId::new(format!("n{index}")).unwrap()
 }
 
+fn member(index: usize) -> Member {
+    Member { node: name(index), storage: StorageId([index as u8; 16]) }
+}
+
 fn slot() -> Slot {
     Slot::new(SLOT).unwrap()
 }
@@ -61,7 +65,7 @@ impl Cluster {
 
     fn add(&mut self) {
         let index = self.hosts.len();
-        let member = Member { node: name(index), storage: StorageId([index as u8; 16]) };
+        let member = member(index);
         let brain = Slots::of([slot()], member.clone(), self.settings.clone(), [], self.now);
         self.hosts.push(Host {
             member,
@@ -410,7 +414,7 @@ fn a_handover_that_comes_to_nothing_goes_on_in_a_new_epoch_and_waits() {
 fn a_node_that_refused_the_owner_before_takes_a_handover_all_the_same() {
     let (mut cluster, [first, second, _]) = three(5_000);
     // A claim of its own that came to nothing, of which the owner never heard.
-    let claim = Claim::above(cluster.epoch(), &name(second)).unwrap();
+    let claim = Claim::above(cluster.epoch(), &member(second)).unwrap();
     let (record, _) = cluster.hosts[second].records[&slot()].promise(&claim).unwrap();
     cluster.hosts[second].records.insert(slot(), record.clone());
     cluster.step(second, Event::Recorded(slot(), record));
@@ -466,8 +470,8 @@ fn a_slot_that_its_owner_takes_from_itself_stays_published() {
     let brain = &mut cluster.hosts[owner].brain;
     assert!(matches!(brain.owner(slot()), Owner::Nobody(_)));
     assert_eq!(brain.owned(), before, "or the next in order would claim it");
-    let higher = Claim::above(claim.epoch, &name(9)).unwrap();
-    let higher = Claim::above(higher.epoch, &name(9)).unwrap();
+    let higher = Claim::above(claim.epoch, &member(9)).unwrap();
+    let higher = Claim::above(higher.epoch, &member(9)).unwrap();
     let refused = SlotRecord { promised: Some(higher), ..brain.record(slot()).clone() };
     brain.step(later, Event::Recorded(slot(), refused));
     assert_eq!(brain.owned(), [], "not once it gave up");
@@ -486,7 +490,7 @@ fn a_node_whose_disk_takes_no_writes_owns_nothing() {
     cluster.drain(second, true);
     cluster.pass(10_000);
     assert_eq!(cluster.owners(), [second], "whoever drains keeps what nobody else can take");
-    let claim = Claim::above(cluster.epoch(), &name(second)).unwrap();
+    let claim = Claim::above(cluster.epoch(), &member(second)).unwrap();
     let brain = &mut cluster.hosts[first].brain;
     let declined = Effect::Decline { slot: slot(), claim: claim.clone() };
     assert_eq!(brain.step(cluster.now, Event::HandedOver(slot(), claim)), [declined]);
@@ -543,7 +547,7 @@ fn an_owner_without_enough_members_in_step_takes_no_appends_until_there_are() {
 
 #[test]
 fn an_owner_steps_down_when_it_hears_of_a_higher_claim() {
-    let higher = |cluster: &Cluster, by: usize| Claim::above(cluster.epoch(), &name(by)).unwrap();
+    let higher = |cluster: &Cluster, by: usize| Claim::above(cluster.epoch(), &member(by)).unwrap();
     let refuse: [fn(Claim, Member, Claim) -> Event; 3] = [
         |_, _, higher| {
             Event::Recorded(slot(), SlotRecord { promised: Some(higher), ..SlotRecord::default() })
