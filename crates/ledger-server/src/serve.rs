@@ -56,6 +56,7 @@ use crate::{
     keys,
     ledger_service::Streams,
     limits,
+    linger::Lingering,
     metrics::Metrics,
     node::Node,
     standing::{Lone, Standing},
@@ -477,7 +478,7 @@ fn start_grpc(
             let incoming = TcpIncoming::from(listener)
                 .with_nodelay(Some(true))
                 .with_keepalive(Some(Duration::from_mins(1)))
-                .map(|connection| connection.map(Corked::new));
+                .map(|connection| connection.map(|stream| Lingering::new(Corked::new(stream))));
             routes.serve_with_incoming_shutdown(incoming, draining.cancelled_owned()).await?;
             Outcome::Ok(())
         }

@@ -26,9 +26,10 @@ use ledger_proto::{
     },
 };
 use ledger_server::{
-    Config, Server,
+    Config, Server, StartError,
     units::{ByteSize, Span},
 };
+use ledger_store::StoreError;
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -104,6 +105,8 @@ impl TestNode {
             config.gossip_interval = Span(Duration::from_millis(50));
             config.copies = 2;
             config.lanes = 1;
+            // Half of it is for handing over, beside everything else that a machine does.
+            config.shutdown_grace = Span(DEADLINE);
         })
         .await
     }
@@ -111,7 +114,12 @@ impl TestNode {
     pub(crate) async fn start_in(dir: TempDir, change: impl FnOnce(&mut Config)) -> Self {
         let mut config = config(dir.path());
         change(&mut config);
-        Self { server: Server::start(config).await.unwrap(), dir }
+        let server = until("the directory is free", async || match Server::start(config.clone()).await {
+            // What is left of a node that was stopped lets go of it in a moment.
+            Err(StartError::Store(StoreError::Open { .. })) => None,
+            started => Some(started.unwrap()),
+        });
+        Self { server: server.await, dir }
     }
 
     /// Shuts down, and gives the directory.

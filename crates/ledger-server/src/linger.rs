@@ -1,0 +1,152 @@
+//! Closing a connection so that its client can read what it was told last.
+//!
+//! A socket that is closed while there is something unread in it resets the connection, and whatever the client
+//! sends afterwards does too; a client that meets the reset may not read any more what came before it: the results
+//! and the status of a stream of appends, say. So a connection is closed in stages ([RFC 9112, section
+//! 9.6](https://www.rfc-editor.org/rfc/rfc9112#section-9.6)): writing ends first, then what still comes is read and
+//! dropped until the client closes its side, for a moment at most.
+
+use std::{
+    future::Future,
+    io::{self, IoSlice},
+    mem::MaybeUninit,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::Sleep,
+};
+use tonic::transport::server::Connected;
+
+/// How long a client may take to close its side.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Read and dropped at once, bytes.
+const PART: usize = 4 << 10;
+
+/// A connection that is closed in stages.
+#[derive(Debug)]
+pub struct Lingering<T> {
+    inner: T,
+    /// Writing has ended; until when to read.
+    until: Option<Pin<Box<Sleep>>>,
+}
+
+impl<T> Lingering<T> {
+    /// Has a connection closed in stages.
+    pub const fn new(inner: T) -> Self {
+        Self { inner, until: None }
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Lingering<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_read(cx, buffer)
+    }
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Lingering<T> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write_vectored(cx, parts)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Self { inner, until } = &mut *self;
+        if until.is_none() {
+            ready!(Pin::new(&mut *inner).poll_shutdown(cx))?;
+        }
+        let until = until.get_or_insert_with(|| Box::pin(tokio::time::sleep(PATIENCE)));
+        if until.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        loop {
+            let mut part = [MaybeUninit::uninit(); PART];
+            let mut part = ReadBuf::uninit(&mut part);
+            let read = ready!(Pin::new(&mut *inner).poll_read(cx, &mut part));
+            // It closed its side, or is gone.
+            if read.is_err() || part.filled().is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
+}
+
+impl<T: Connected> Connected for Lingering<T> {
+    type ConnectInfo = T::ConnectInfo;
+
+    fn connect_info(&self) -> Self::ConnectInfo {
+        self.inner.connect_info()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::{TcpListener, TcpStream},
+    };
+
+    use super::*;
+
+    /// A client's connection, and the server's side of it.
+    async fn connected() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (client, server) =
+            tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+        (client.unwrap(), server.unwrap().0)
+    }
+
+    #[tokio::test]
+    async fn a_client_that_goes_on_sending_reads_the_last_word_and_meets_no_reset() {
+        let (mut client, server) = connected().await;
+        client.write_all(&[0; 4096]).await.unwrap();
+        let closing = tokio::spawn(async move {
+            let mut server = Lingering::new(server);
+            server.write_all(b"bye").await.unwrap();
+            server.shutdown().await.unwrap();
+        });
+        let mut said = Vec::new();
+        client.read_to_end(&mut said).await.unwrap();
+        assert_eq!(said, b"bye");
+        for _ in 0..100 {
+            client.write_all(&[0; 4096]).await.unwrap();
+            tokio::task::yield_now().await;
+        }
+        drop(client);
+        closing.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_client_that_does_not_close_is_not_waited_for_whatever_it_sends() {
+        let (_silent, server) = connected().await;
+        let (mut client, other) = connected().await;
+        let sending = tokio::spawn(async move { while client.write_all(&[0; 4096]).await.is_ok() {} });
+        for server in [server, other] {
+            let shutdown = async { Lingering::new(server).shutdown().await };
+            tokio::time::timeout(30 * PATIENCE, shutdown).await.unwrap().unwrap();
+        }
+        sending.await.unwrap();
+    }
+}
