@@ -5,6 +5,10 @@
 //! several times a turn holds what was flushed until the runtime has run everything that is ready, which is when
 //! the other responses have been added, and then writes it at once. It waits for no time and for nobody, and
 //! a response that comes alone leaves at once. This is what `TCP_CORK` is for, decided by the one who knows.
+//!
+//! A server's connection is also closed in stages, so that its client can read what it was told last ([`Corked::lingering`]).
+
+mod linger;
 
 use std::{
     future::Future,
@@ -19,6 +23,7 @@ use std::{
 
 use bytes::{Buf as _, BytesMut};
 use futures::task::AtomicWaker;
+use linger::Linger;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tonic::transport::server::Connected;
 
@@ -39,6 +44,16 @@ pub struct Corked<T> {
     /// There was more than one in the turn before this that had any: they come in bursts.
     in_burst: bool,
     tick: Arc<Tick>,
+    closing: Closing,
+}
+
+/// How a connection is closed.
+#[derive(Debug)]
+enum Closing {
+    AtOnce,
+    InStages,
+    /// Writing has ended.
+    Lingering(Linger),
 }
 
 /// The moment at which the runtime has run what was ready.
@@ -62,8 +77,15 @@ impl Wake for Tick {
 impl<T> Corked<T> {
     /// Gathers the writes of a connection.
     pub fn new(inner: T) -> Self {
-        let tick = Tick { has_come: AtomicBool::new(true), ..Tick::default() };
-        Self { inner, held: BytesMut::new(), due: false, flushes: 0, in_burst: false, tick: Arc::new(tick) }
+        let tick = Arc::new(Tick { has_come: AtomicBool::new(true), ..Tick::default() });
+        let closing = Closing::AtOnce;
+        Self { inner, held: BytesMut::new(), due: false, flushes: 0, in_burst: false, tick, closing }
+    }
+
+    /// Gathers the writes of a connection, and closes it in stages: after writing has ended, what still comes is read and
+    /// dropped until the other side closes, for a second at most.
+    pub fn lingering(inner: T) -> Self {
+        Self { closing: Closing::InStages, ..Self::new(inner) }
     }
 }
 
@@ -117,7 +139,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Corked<T> {
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for Corked<T> {
+impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Corked<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         if bytes.len() >= LARGE {
             ready!(self.drain(cx))?;
@@ -176,8 +198,17 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Corked<T> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Self { inner, closing, .. } = &mut *self;
+        if let Closing::Lingering(linger) = closing {
+            return linger.poll(inner, cx).map(Ok);
+        }
         ready!(self.drain(cx))?;
-        Pin::new(&mut self.inner).poll_shutdown(cx)
+        ready!(Pin::new(&mut self.inner).poll_shutdown(cx))?;
+        if matches!(self.closing, Closing::AtOnce) {
+            return Poll::Ready(Ok(()));
+        }
+        self.closing = Closing::Lingering(Linger::begin());
+        self.poll_shutdown(cx)
     }
 }
 

@@ -41,6 +41,12 @@ impl AsyncWrite for Recorder {
     }
 }
 
+impl AsyncRead for Recorder {
+    fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Poll::Pending
+    }
+}
+
 /// Flushes until nothing is held, as a connection's task does whenever it is woken.
 async fn settle(corked: &mut Corked<Recorder>) {
     while !corked.held.is_empty() {

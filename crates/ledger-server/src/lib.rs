@@ -13,7 +13,6 @@
 //! | [`standing`], [`cluster_view`] | how the node stands: by itself, or in a cluster as it sees it |
 //! | [`keys`], [`load`] | the cluster's keys read again; what the node says it has to do |
 //! | [`limits`] | every bound on what is in flight |
-//! | [`linger`] | connections closed so that clients read the last word |
 //! | [`tail`], [`newest`] | one watcher: history, then the live tail; and its bookmarks |
 //! | [`encode`] | entries in the contract's encoding, from where they lie |
 //! | [`pages`] | a context read in pages, ahead of the client |
@@ -39,7 +38,6 @@ pub mod interest;
 pub mod keys;
 pub mod ledger_service;
 pub mod limits;
-pub mod linger;
 pub mod load;
 pub mod metrics;
 pub mod newest;

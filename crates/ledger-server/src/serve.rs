@@ -56,7 +56,6 @@ use crate::{
     keys,
     ledger_service::Streams,
     limits,
-    linger::Lingering,
     metrics::Metrics,
     node::Node,
     standing::{Lone, Standing},
@@ -478,7 +477,7 @@ fn start_grpc(
             let incoming = TcpIncoming::from(listener)
                 .with_nodelay(Some(true))
                 .with_keepalive(Some(Duration::from_mins(1)))
-                .map(|connection| connection.map(|stream| Lingering::new(Corked::new(stream))));
+                .map(|connection| connection.map(Corked::lingering));
             routes.serve_with_incoming_shutdown(incoming, draining.cancelled_owned()).await?;
             Outcome::Ok(())
         }

@@ -17,7 +17,7 @@ use ledger_proto::ledger::v1::{
     ClusterChange, DrainRequest, LocateRequest, MembersRequest, WatchClusterRequest,
     cluster_service_client::ClusterServiceClient,
 };
-use ledger_server::{serve::EndError, units::Span};
+use ledger_server::serve::EndError;
 use support::{DEADLINE, TestNode, append, assert_retry, copy_dir, field, free_ports, until};
 use tonic::{Code, Streaming, transport::Channel};
 
@@ -225,7 +225,7 @@ async fn what_cannot_be_located_names_its_field() {
 
 #[tokio::test]
 async fn a_watch_of_the_cluster_shows_everything_and_ends_with_the_node() {
-    let node = TestNode::start_with(|config| config.shutdown_grace = Span(2 * DEADLINE)).await;
+    let node = TestNode::patient().await;
     let mut changes = node.cluster().await.watch_cluster(WatchClusterRequest {}).await.unwrap().into_inner();
     let first = changes.message().await.unwrap().unwrap();
     assert_eq!((first.members.len(), first.slots.len()), (1, 1024));

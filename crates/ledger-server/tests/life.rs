@@ -105,11 +105,6 @@ async fn the_console_shows_contexts_and_runs_nothing_foreign() {
     node.stop().await;
 }
 
-/// A node that gives its clients longer to end than a test waits.
-async fn patient() -> TestNode {
-    TestNode::start_with(|config| config.shutdown_grace = Span(2 * DEADLINE)).await
-}
-
 /// Reads until a text has come.
 async fn read_to(stream: &mut TcpStream, read: &mut String, text: &str) {
     while !read.contains(text) {
@@ -136,7 +131,7 @@ async fn a_live_tail_of_the_console_ends_with_the_node() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_shutdown_under_load_loses_nothing_that_was_acknowledged() {
-    let node = patient().await;
+    let node = TestNode::patient().await;
     let acknowledged = Arc::new(AtomicU64::new(0));
     let mut writers = Vec::new();
     for writer in 0..8 {
@@ -205,7 +200,7 @@ async fn a_shutdown_under_load_loses_nothing_that_was_acknowledged() {
 
 #[tokio::test]
 async fn watchers_and_health_learn_of_a_shutdown() {
-    let node = patient().await;
+    let node = TestNode::patient().await;
     append_all(&mut node.contexts().await, "c", &["1"]).await;
     let mut events = node.contexts().await.watch(watch("c", 0)).await.unwrap().into_inner();
     next_entry(&mut events).await;

@@ -91,6 +91,11 @@ impl TestNode {
         Self::start_in(dir, change).await
     }
 
+    /// A node that gives its clients longer to end than a test waits.
+    pub(crate) async fn patient() -> Self {
+        Self::start_with(|config| config.shutdown_grace = Span(2 * DEADLINE)).await
+    }
+
     /// A node of a cluster of two, which gossip at these ports.
     pub(crate) async fn join(name: &str, ports: [u16; 2], own: usize) -> Self {
         Self::join_in(tempfile::tempdir().unwrap(), name, ports, own).await

@@ -8,7 +8,6 @@
 
 use std::{
     future::Future,
-    io::{self, IoSlice},
     mem::MaybeUninit,
     pin::Pin,
     task::{Context, Poll, ready},
@@ -16,70 +15,29 @@ use std::{
 };
 
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, ReadBuf},
     time::Sleep,
 };
-use tonic::transport::server::Connected;
 
 /// How long a client may take to close its side.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Read and dropped at once, bytes.
 const PART: usize = 4 << 10;
 
-/// A connection that is closed in stages.
+/// The last stage of closing a connection: until when to read.
 #[derive(Debug)]
-pub struct Lingering<T> {
-    inner: T,
-    /// Writing has ended; until when to read.
-    until: Option<Pin<Box<Sleep>>>,
-}
+pub(crate) struct Linger(Pin<Box<Sleep>>);
 
-impl<T> Lingering<T> {
-    /// Has a connection closed in stages.
-    pub const fn new(inner: T) -> Self {
-        Self { inner, until: None }
-    }
-}
-
-impl<T: AsyncRead + Unpin> AsyncRead for Lingering<T> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_read(cx, buffer)
-    }
-}
-
-impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Lingering<T> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write(cx, bytes)
+impl Linger {
+    /// Begins when writing has ended.
+    pub(crate) fn begin() -> Self {
+        Self(Box::pin(tokio::time::sleep(PATIENCE)))
     }
 
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        parts: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write_vectored(cx, parts)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.inner.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Self { inner, until } = &mut *self;
-        if until.is_none() {
-            ready!(Pin::new(&mut *inner).poll_shutdown(cx))?;
-        }
-        let until = until.get_or_insert_with(|| Box::pin(tokio::time::sleep(PATIENCE)));
-        if until.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(Ok(()));
+    /// Reads and drops what comes, until the other side closes or the time is up.
+    pub(crate) fn poll<T: AsyncRead + Unpin>(&mut self, inner: &mut T, cx: &mut Context<'_>) -> Poll<()> {
+        if self.0.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(());
         }
         loop {
             let mut part = [MaybeUninit::uninit(); PART];
@@ -87,17 +45,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Lingering<T> {
             let read = ready!(Pin::new(&mut *inner).poll_read(cx, &mut part));
             // It closed its side, or is gone.
             if read.is_err() || part.filled().is_empty() {
-                return Poll::Ready(Ok(()));
+                return Poll::Ready(());
             }
         }
-    }
-}
-
-impl<T: Connected> Connected for Lingering<T> {
-    type ConnectInfo = T::ConnectInfo;
-
-    fn connect_info(&self) -> Self::ConnectInfo {
-        self.inner.connect_info()
     }
 }
 
@@ -108,7 +58,8 @@ mod tests {
         net::{TcpListener, TcpStream},
     };
 
-    use super::*;
+    use super::PATIENCE;
+    use crate::Corked;
 
     /// A client's connection, and the server's side of it.
     async fn connected() -> (TcpStream, TcpStream) {
@@ -123,7 +74,7 @@ mod tests {
         let (mut client, server) = connected().await;
         client.write_all(&[0; 4096]).await.unwrap();
         let closing = tokio::spawn(async move {
-            let mut server = Lingering::new(server);
+            let mut server = Corked::lingering(server);
             server.write_all(b"bye").await.unwrap();
             server.shutdown().await.unwrap();
         });
@@ -144,7 +95,7 @@ mod tests {
         let (mut client, other) = connected().await;
         let sending = tokio::spawn(async move { while client.write_all(&[0; 4096]).await.is_ok() {} });
         for server in [server, other] {
-            let shutdown = async { Lingering::new(server).shutdown().await };
+            let shutdown = async { Corked::lingering(server).shutdown().await };
             tokio::time::timeout(30 * PATIENCE, shutdown).await.unwrap().unwrap();
         }
         sending.await.unwrap();
