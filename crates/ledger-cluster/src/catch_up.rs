@@ -25,9 +25,11 @@ use tokio::{
     task::spawn_blocking,
     time::{Instant, timeout},
 };
-use tonic::{Status, transport::Channel};
+use tonic::Status;
 
-use crate::{pace::Pace, sending::MAX_MESSAGE, service::MAX_FETCH, shared::Shared, wire};
+use crate::{
+    door::calling::Proven, pace::Pace, sending::MAX_MESSAGE, service::MAX_FETCH, shared::Shared, wire,
+};
 
 /// How long a question of a comparison, or the next range, may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
@@ -85,7 +87,7 @@ pub(crate) async fn blocking<T: Send + 'static>(
 struct CatchUp<'a> {
     shared: &'a Arc<Shared>,
     source: &'a Member,
-    client: ReplicaServiceClient<Channel>,
+    client: ReplicaServiceClient<Proven>,
     /// What is brought in step, each slot in a claim.
     claims: BTreeMap<Slot, Claim>,
     /// What was among them until it was promised to a higher claim.
@@ -180,13 +182,16 @@ impl CatchUp<'_> {
     async fn ask(&mut self, ask: &Ask) -> Result<Answer, CatchUpError> {
         let question = wire::to_ask(self.source, ask);
         let asked = question.encoded_len();
-        let request = self.shared.request(self.source, question)?;
-        let answer = timeout(PATIENCE, self.client.compare(request)).await;
+        let answer = timeout(PATIENCE, self.client.compare(question)).await;
         let answer = answer.map_err(|_| CatchUpError::Peer("no answer in time".to_owned()))??.into_inner();
         let counters = &self.shared.counters;
         counters.questions.fetch_add(1, Ordering::Relaxed);
         counters.compared_bytes.fetch_add((asked + answer.encoded_len()) as u64, Ordering::Relaxed);
-        wire::answer(answer).map_err(|error| CatchUpError::Peer(error.to_string()))
+        wire::answer(answer).map_err(|error| self.unread(&error))
+    }
+
+    fn unread(&self, error: &wire::Unread) -> CatchUpError {
+        CatchUpError::Invalid(self.shared.unread(&self.source.node, error).message().to_owned())
     }
 
     async fn look(&self, ask: Ask) -> Result<Answer, CatchUpError> {
@@ -329,7 +334,6 @@ impl CatchUp<'_> {
             to_size: to.0,
         });
         let request = FetchRequest { to: Some(wire::to_member(self.source)), contexts: wanted.collect() };
-        let request = self.shared.request(self.source, request)?;
         let mut ranges = self.client.fetch(request).await?.into_inner();
         // Many contexts may be short: what came is written together.
         let (mut parts, mut gathered) = (Vec::new(), 0);
@@ -347,8 +351,7 @@ impl CatchUp<'_> {
                 return Err(CatchUpError::Invalid(format!("context {context} was not asked for")));
             };
             let bytes = range.records.len() as u64;
-            let part = wire::part(slot, claim.clone(), range)
-                .map_err(|error| CatchUpError::Invalid(error.to_string()))?;
+            let part = wire::part(slot, claim.clone(), range).map_err(|error| self.unread(&error))?;
             let counters = &self.shared.counters;
             counters.fetched_entries.fetch_add(part.range.count, Ordering::Relaxed);
             counters.fetched_bytes.fetch_add(bytes, Ordering::Relaxed);

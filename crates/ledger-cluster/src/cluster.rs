@@ -1,7 +1,7 @@
 //! A node's part in a cluster, as its server holds it.
 
 use std::{
-    sync::{Arc, OnceLock},
+    sync::{Arc, OnceLock, atomic::AtomicU64},
     time::{Duration, Instant},
 };
 
@@ -15,7 +15,7 @@ use ledger_core::{
 };
 use ledger_proto::ledger::v1::replica_service_server::ReplicaServiceServer;
 use ledger_store::{Ledger, StoreError};
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 use tokio::{
     sync::{mpsc, watch},
     time::{MissedTickBehavior, interval},
@@ -24,10 +24,12 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
     config::ClusterConfig,
+    door::{Credentials, Door},
     driver::Driver,
     following, healing,
     load::Load,
     membership::{Membership, StartError, View, facts::Readiness},
+    pace::Seldom,
     peers::{Peers, Use},
     routes::Routes,
     seal::{Keyring, Sealer},
@@ -73,6 +75,7 @@ impl Cluster {
         let (events, told) = mpsc::channel(EVENTS);
         let (from_lanes, lanes) = mpsc::unbounded_channel();
         let (follows, followed) = mpsc::channel(FOLLOWS);
+        let incarnation = config.membership.incarnation;
         let sealer = Sealer::new(&config.membership.cluster_id, config.membership.keyring.clone());
         let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         let settings = Settings {
@@ -87,12 +90,16 @@ impl Cluster {
         config.facts.durable = Some(ledger.durable_mark());
         let membership = Membership::start(config.membership.clone(), config.facts.clone()).await?;
         let membership = Arc::new(membership);
+        let credentials = Arc::new(Credentials::new(me.clone(), incarnation, sealer));
+        let highest = records.iter().map(|(_, record)| record.highest()).max().unwrap_or_default();
         let shared = Arc::new(Shared {
-            peers: Peers::new(config.tls.clone()),
+            peers: Peers::new(config.tls.clone(), Arc::clone(&credentials)),
             me: me.clone(),
             ledger: ledger.clone(),
             config,
-            sealer: RwLock::new(sealer),
+            credentials,
+            highest: AtomicU64::new(highest.0),
+            implausible: Seldom::default(),
             events,
             from_lanes,
             follows,
@@ -132,10 +139,11 @@ impl Cluster {
     }
 
     /// The service for the other nodes.
-    pub fn service(&self) -> ReplicaServiceServer<Replicas> {
-        ReplicaServiceServer::new(Replicas(Arc::clone(&self.shared)))
+    pub fn service(&self) -> Door<ReplicaServiceServer<Replicas>> {
+        let service = ReplicaServiceServer::new(Replicas(Arc::clone(&self.shared)))
             .max_decoding_message_size(MAX_MESSAGE)
-            .max_encoding_message_size(usize::MAX)
+            .max_encoding_message_size(usize::MAX);
+        Door::new(service, Arc::clone(&self.shared))
     }
 
     /// This node.
@@ -170,8 +178,9 @@ impl Cluster {
 
     /// Exchanges the cluster's keys.
     pub fn set_keyring(&self, keyring: Keyring) {
-        let next = self.shared.sealer.read().with_keyring(keyring.clone());
-        *self.shared.sealer.write() = next;
+        let sealer = &self.shared.credentials.sealer;
+        let next = sealer.read().with_keyring(keyring.clone());
+        *sealer.write() = next;
         self.membership.set_keyring(keyring);
     }
 

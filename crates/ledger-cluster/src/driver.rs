@@ -230,6 +230,7 @@ impl Driver {
             if member != self.shared.me {
                 let Some(peer) = self.shared.peers.of(&member) else { continue };
                 peer.set_address(&node.grpc_address);
+                peer.set_greets(node.greets);
                 if node.counts() {
                     alive.insert(member.clone());
                 }
@@ -244,6 +245,10 @@ impl Driver {
             });
         }
         self.alive = alive;
+        // Before anybody on a stream speaks of these epochs.
+        if let Some(highest) = seen.iter().flat_map(|seen| seen.owned.values()).max() {
+            self.shared.knows(*highest);
+        }
         self.keep_streams();
         self.step(vec![Event::Nodes(seen)]).await;
     }
@@ -348,6 +353,7 @@ impl Driver {
             self.marked = self.published;
             self.membership.set_durable(self.shared.ledger.durable_mark());
         }
+        self.shared.knows(self.slots.highest());
         let owned = self.slots.owned();
         if owned != self.owned {
             self.membership.set_owned(owned.clone());
@@ -458,18 +464,18 @@ async fn try_ask(
         to: Some(wire::to_member(to)),
         asks: questions.collect(),
     };
-    let request = shared.request(to, asks).map_err(|status| status.to_string())?;
-    let answers = client.slots(request).await.map_err(|status| status.to_string())?.into_inner();
+    let answers = client.slots(asks).await.map_err(|status| status.to_string())?.into_inner();
     let mut found = HashMap::new();
+    let (bounds, unread) = (shared.bounds(), |error| shared.unread(&to.node, &error).message().to_owned());
     for answer in answers.answers {
-        let slot = wire::slot(answer.slot).map_err(|error| error.to_string())?;
+        let slot = wire::slot(answer.slot).map_err(unread)?;
         let answer = match answer.answer {
             Some(To::Promised(promise)) => {
-                wire::promise(&promise).map(Answer::Promised).map_err(|error| error.to_string())?
+                wire::promise(&promise, bounds).map(Answer::Promised).map_err(unread)?
             }
             Some(To::Done(_)) => Answer::Done,
             Some(To::Refused(claim)) => {
-                wire::claim(Some(&claim)).map(Answer::Refused).map_err(|error| error.to_string())?
+                wire::claim(Some(&claim), bounds).map(Answer::Refused).map_err(unread)?
             }
             Some(To::NotNow(_)) | None => Answer::NotNow,
         };

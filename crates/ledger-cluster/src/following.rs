@@ -127,9 +127,8 @@ async fn join(shared: &Arc<Shared>, owner: &Member, slots: &BTreeMap<Slot, Claim
         to: Some(wire::to_member(owner)),
         asks: asks.collect(),
     };
-    let request = shared.request(owner, asks).map_err(|status| status.to_string())?;
     let mut client = ReplicaServiceClient::new(channel);
-    let asked = timeout(ASKED, client.slots(request)).await;
+    let asked = timeout(ASKED, client.slots(asks)).await;
     asked.map_err(|_| "no answer in time".to_owned())?.map_err(|status| status.to_string())?;
     Ok(())
 }

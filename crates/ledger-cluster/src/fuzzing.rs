@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Debug,
-    sync::Arc,
+    sync::{Arc, atomic::AtomicBool},
 };
 
 use bytes::Bytes;
@@ -11,23 +11,48 @@ use ledger_core::{
     ContextId, Epoch, Hash, HashSuite, Lineage, Size,
     compare::{Answer, Ask, Page, Prefixes},
     digest::{Bucket, ContextSummary, Digest, Extent, NodeDigest},
-    node::{Member, NodeId, ReplicaSet, StorageId},
+    node::{Incarnation, Member, NodeId, ReplicaSet, StorageId},
     ownership::{Claim, Placement, Promise},
+    plausible::Bounds,
     slot::Slot,
 };
 use ledger_proto::ledger::v1::{
-    CompareAnswer, CompareAsk, FetchedRange, Replicated, SlotAnswers, SlotAsks, replicated::Body,
-    slot_answer::Answer as SlotAnswered,
+    CompareAnswer, CompareAsk, FetchedRange, Replicated, SlotAnswers, SlotAsks,
+    replica_service_client::ReplicaServiceClient, replicated::Body, slot_answer::Answer as SlotAnswered,
 };
 use ledger_store::{
     Range,
     replica::{Commit, Mark, Offer, Part, StableUpTo},
 };
 use prost::Message;
+use tonic::transport::Channel;
 
-use crate::{membership::facts, wire};
+use crate::{
+    door::Credentials,
+    membership::facts,
+    seal::{Keyring, Sealer},
+    wire,
+};
+
+pub use crate::door::calling::Proven;
 
 pub use facts::read_values;
+
+/// The service for nodes of a node, as somebody who has the cluster's key reaches it under a node's name.
+pub fn proven(
+    channel: Channel,
+    cluster: &str,
+    keyring: Keyring,
+    from: Member,
+    to: Member,
+) -> ReplicaServiceClient<Proven> {
+    let credentials = Credentials::new(from, Incarnation(u64::MAX >> 11), Sealer::new(cluster, keyring));
+    let greets = Arc::new(AtomicBool::new(true));
+    ReplicaServiceClient::new(Proven::new(channel, Arc::new(credentials), to, greets))
+}
+
+/// What the node that reads them knows.
+const KNOWN: Bounds = Bounds::above(Epoch::new(1 << 20, 0));
 
 /// Takes the bytes of a message, and says what came of it.
 pub type Reader = fn(&[u8]) -> Result<String, String>;
@@ -40,12 +65,12 @@ fn decode<M: Message + Default>(bytes: &[u8]) -> Result<M, String> {
     M::decode(bytes).map_err(|_| "no message".to_owned())
 }
 
-fn said<T>(read: Result<T, wire::Malformed>) -> Result<T, String> {
+fn said<T>(read: Result<T, wire::Unread>) -> Result<T, String> {
     read.map_err(|error| error.to_string())
 }
 
 /// Law: what is read, sent on and read again is the same.
-fn same<T: PartialEq + Debug>(read: &T, again: &Result<T, wire::Malformed>) {
+fn same<T: PartialEq + Debug>(read: &T, again: &Result<T, wire::Unread>) {
     assert_eq!(Ok(read), again.as_ref());
 }
 
@@ -59,21 +84,21 @@ fn replicated(bytes: &[u8]) -> Result<String, String> {
             Ok("hello".to_owned())
         }
         Some(Body::Commit(commit)) => {
-            let (lane, number, parts) = said(wire::commit(commit))?;
+            let (lane, number, parts) = said(wire::commit(commit, KNOWN))?;
             parts.iter().for_each(framed);
             let commit = Commit { lane, number, parts };
-            let (_, _, again) = said(wire::commit(wire::to_commit(&commit)))?;
+            let (_, _, again) = said(wire::commit(wire::to_commit(&commit), KNOWN))?;
             assert_eq!(commit.parts, again);
             Ok(format!("commit of {}", "part ".repeat(commit.parts.len().min(9))))
         }
         Some(Body::Accept(accept)) => {
-            let offer = said(wire::offer(&accept))?;
-            same(&offer, &wire::offer(&wire::to_offer(&offer)));
+            let offer = said(wire::offer(&accept, KNOWN))?;
+            same(&offer, &wire::offer(&wire::to_offer(&offer), KNOWN));
             Ok(format!("offer {} {}", offer.is_confirmed, offer.before.is_some()))
         }
         Some(Body::Stable(stable)) => {
-            let slots = said(wire::stable(&stable))?;
-            same(&slots, &wire::stable(&wire::to_stable(&slots)));
+            let slots = said(wire::stable(&stable, KNOWN))?;
+            same(&slots, &wire::stable(&wire::to_stable(&slots), KNOWN));
             Ok(format!("stable {}", "slot ".repeat(slots.len().min(9))))
         }
         Some(Body::Mark(mark)) => {
@@ -101,8 +126,8 @@ fn slot_asks(bytes: &[u8]) -> Result<String, String> {
     said(wire::member(asks.to.as_ref()))?;
     for ask in &asks.asks {
         said(wire::slot(ask.slot))?;
-        let claim = said(wire::claim(ask.claim.as_ref()))?;
-        same(&claim, &wire::claim(Some(&wire::to_claim(&claim))));
+        let claim = said(wire::claim(ask.claim.as_ref(), KNOWN))?;
+        same(&claim, &wire::claim(Some(&wire::to_claim(&claim)), KNOWN));
     }
     Ok(format!("asks {}", "ask ".repeat(asks.asks.len().min(9))))
 }
@@ -114,12 +139,12 @@ fn slot_answers(bytes: &[u8]) -> Result<String, String> {
         said(wire::slot(answer.slot))?;
         kinds.insert(match &answer.answer {
             Some(SlotAnswered::Promised(promise)) => {
-                let promise = said(wire::promise(promise))?;
-                same(&promise, &wire::promise(&wire::to_promise(&promise)));
+                let promise = said(wire::promise(promise, KNOWN))?;
+                same(&promise, &wire::promise(&wire::to_promise(&promise), KNOWN));
                 "promised"
             }
             Some(SlotAnswered::Refused(claim)) => {
-                said(wire::claim(Some(claim)))?;
+                said(wire::claim(Some(claim), KNOWN))?;
                 "refused"
             }
             Some(SlotAnswered::Done(_)) => "done",

@@ -13,10 +13,10 @@ use ledger_core::{ContextId, Size, node::Member, slot::Slot};
 use ledger_proto::ledger::v1::{FetchContext, FetchRequest, replica_service_client::ReplicaServiceClient};
 use ledger_store::{Healing, StoreError};
 use tokio::time::{MissedTickBehavior, interval, timeout};
-use tonic::transport::Channel;
 
 use crate::{
     catch_up::{CatchUpError, PATIENCE, blocking},
+    door::calling::Proven,
     pace::Pace,
     routes::RouteTo,
     sending::MAX_MESSAGE,
@@ -122,7 +122,7 @@ async fn heal_from(
 async fn fetch(
     shared: &Shared,
     source: &Member,
-    client: &mut ReplicaServiceClient<Channel>,
+    client: &mut ReplicaServiceClient<Proven>,
     pace: &mut Pace,
     context: &ContextId,
     mut healing: Healing,
@@ -131,7 +131,7 @@ async fn fetch(
 ) -> Result<Healing, CatchUpError> {
     let wanted = FetchContext { context_id: context.as_str().to_owned(), after_size: after.0, to_size: to.0 };
     let request = FetchRequest { to: Some(wire::to_member(source)), contexts: vec![wanted] };
-    let ranges = timeout(PATIENCE, client.fetch(shared.request(source, request)?)).await;
+    let ranges = timeout(PATIENCE, client.fetch(request)).await;
     let mut ranges = ranges.map_err(|_| CatchUpError::Peer("no answer in time".to_owned()))??.into_inner();
     while healing.missing().is_some() {
         let range = timeout(PATIENCE, ranges.message()).await;
@@ -140,7 +140,9 @@ async fn fetch(
         let range =
             range.ok_or_else(|| CatchUpError::Peer("it has less than it was asked for".to_owned()))?;
         let bytes = range.records.len() as u64;
-        let (of, range) = wire::range(range).map_err(|error| CatchUpError::Invalid(error.to_string()))?;
+        let (of, range) = wire::range(range).map_err(|error| {
+            CatchUpError::Invalid(shared.unread(&source.node, &error).message().to_owned())
+        })?;
         if of != *context {
             return Err(CatchUpError::Invalid(format!("context {of} was not asked for")));
         }

@@ -8,6 +8,7 @@
 //! | `following`, `catch_up` | bringing a replica in step |
 //! | `healing` | restoring what a disk damaged |
 //! | `service` | what other nodes ask |
+//! | `door` | who may call the service for nodes, and the proof that comes with a call |
 //! | `set_back` | a node that came back with an older disk |
 //! | [`routes`] | where slots are |
 //! | [`config`] | the settings of a node that takes part |
@@ -19,6 +20,7 @@
 mod catch_up;
 pub mod cluster;
 pub mod config;
+pub mod door;
 mod driver;
 mod following;
 #[doc(hidden)]

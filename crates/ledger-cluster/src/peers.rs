@@ -5,7 +5,7 @@ use std::{
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -23,7 +23,10 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity, Uri};
 use tower::{Service, service_fn};
 
-use crate::config::PeerTls;
+use crate::{
+    config::PeerTls,
+    door::{Credentials, calling::Proven},
+};
 
 /// Most bytes that wait for a stream: more than there can be appends in flight, so that a replica that is needed
 /// for them is never dropped for being behind by that much.
@@ -57,6 +60,7 @@ impl Use {
 #[derive(Debug)]
 pub(crate) struct Peers {
     tls: Option<PeerTls>,
+    credentials: Arc<Credentials>,
     list: RwLock<Vec<Arc<PeerState>>>,
 }
 
@@ -67,6 +71,9 @@ pub(crate) struct PeerState {
     /// Who it is.
     pub(crate) member: Member,
     channels: [Mutex<Option<(String, Channel)>>; 2],
+    /// The one for what nodes say to each other, with its address, and the session on it.
+    proven: Mutex<Option<(String, Proven)>>,
+    greets: Arc<AtomicBool>,
     address: RwLock<String>,
     queue: Mutex<Option<Queue>>,
 }
@@ -95,8 +102,8 @@ impl fmt::Debug for PeerState {
 }
 
 impl Peers {
-    pub(crate) fn new(tls: Option<PeerTls>) -> Self {
-        Self { tls, list: RwLock::default() }
+    pub(crate) fn new(tls: Option<PeerTls>, credentials: Arc<Credentials>) -> Self {
+        Self { tls, credentials, list: RwLock::default() }
     }
 
     /// The peer that a member is. `None`: there were too many of them already.
@@ -116,6 +123,8 @@ impl Peers {
             number,
             member: member.clone(),
             channels: Default::default(),
+            proven: Mutex::default(),
+            greets: Arc::default(),
             address: RwLock::default(),
             queue: Mutex::default(),
         });
@@ -145,8 +154,19 @@ impl Peers {
     }
 
     /// The connection to a peer for what nodes say to each other.
-    pub(crate) fn channel(&self, peer: &PeerState) -> Result<Channel, String> {
-        self.channel_for(peer, Use::Nodes)
+    pub(crate) fn channel(&self, peer: &PeerState) -> Result<Proven, String> {
+        let channel = self.channel_for(peer, Use::Nodes)?;
+        let address = peer.address.read().clone();
+        let mut proven = peer.proven.lock();
+        if let Some((of, proven)) = &*proven
+            && *of == address
+        {
+            return Ok(proven.clone());
+        }
+        let (credentials, greets) = (Arc::clone(&self.credentials), Arc::clone(&peer.greets));
+        let made = Proven::new(channel, credentials, peer.member.clone(), greets);
+        *proven = Some((address, made.clone()));
+        Ok(made)
     }
 
     /// The connection to a peer for a use, which is made when first used and again whenever it breaks.
@@ -205,6 +225,11 @@ impl PeerState {
             address.clone_into(&mut known);
         }
         is_new
+    }
+
+    /// Notes whether the peer takes part in sessions.
+    pub(crate) fn set_greets(&self, greets: bool) {
+        self.greets.store(greets, Ordering::Relaxed);
     }
 
     /// Opens the queue of a stream: what lanes send from now on is in it.

@@ -7,6 +7,7 @@ use ledger_core::{
     digest::{Digest, NodeDigest},
     node::Member,
     ownership::Claim,
+    plausible::Implausible,
     slot::Slot,
 };
 use ledger_proto::ledger::v1::{
@@ -22,7 +23,6 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
 use crate::{
-    service::malformed,
     shared::{Follow, Shared},
     wire,
 };
@@ -97,7 +97,11 @@ async fn receive(
     replies: &Replies,
 ) -> Result<(), Status> {
     let mut next = None;
+    let unread = |error| shared.unread(&from.node, &error);
+    // Of each lane, how far its commits go.
+    let mut lanes = BTreeMap::new();
     loop {
+        let bounds = shared.bounds();
         let message = match next.take() {
             Some(message) => message,
             None => match messages.message().await? {
@@ -107,7 +111,8 @@ async fn receive(
         };
         match message.body {
             Some(Body::Commit(commit)) => {
-                let (lane, number, parts) = wire::commit(commit).map_err(malformed)?;
+                let (lane, number, parts) = wire::commit(commit, bounds).map_err(unread)?;
+                rises(&mut lanes, lane, number).map_err(unread)?;
                 if parts.iter().any(|part| part.claim.claimant != from.node) {
                     return Err(Status::invalid_argument("a commit of another node's claim"));
                 }
@@ -118,11 +123,11 @@ async fn receive(
             }
             Some(Body::Accept(offer)) => {
                 // Offers come in crowds: one sync is for all of them.
-                let mut offers = vec![wire::offer(&offer).map_err(malformed)?];
+                let mut offers = vec![wire::offer(&offer, bounds).map_err(unread)?];
                 while offers.len() < OFFERS {
                     match messages.message().now_or_never() {
                         Some(Ok(Some(Replicated { body: Some(Body::Accept(offer)) }))) => {
-                            offers.push(wire::offer(&offer).map_err(malformed)?);
+                            offers.push(wire::offer(&offer, bounds).map_err(unread)?);
                         }
                         Some(Ok(Some(other))) => {
                             next = Some(other);
@@ -135,6 +140,7 @@ async fn receive(
                 }
                 let mut places = BTreeMap::new();
                 for offer in &offers {
+                    rises(&mut lanes, offer.lane, offer.number).map_err(unread)?;
                     let place = places.entry(offer.lane).or_insert(0);
                     *place = offer.number.max(*place);
                 }
@@ -149,11 +155,11 @@ async fn receive(
                 }
             }
             Some(Body::Stable(stable)) => {
-                let slots = wire::stable(&stable).map_err(malformed)?;
+                let slots = wire::stable(&stable, bounds).map_err(unread)?;
                 shared.ledger.stable(slots).await.map_err(stopping)?;
             }
             Some(Body::Mark(mark)) => {
-                let (slots, theirs) = wire::mark(&mark).map_err(malformed)?;
+                let (slots, theirs) = wire::mark(&mark).map_err(unread)?;
                 let asked = slots.into_iter().collect();
                 let held = shared.ledger.held(&from.node, asked).await.map_err(stopping)?;
                 let Some(ours) = in_step(held, replies).await else { continue };
@@ -168,6 +174,16 @@ async fn receive(
             Some(Body::Hello(_)) | None => {}
         }
     }
+}
+
+/// Notes how far a lane goes. Numbers never fall: what is to be said of commits goes by them.
+fn rises(lanes: &mut BTreeMap<u16, u64>, lane: u16, number: u64) -> Result<(), wire::Unread> {
+    let known = lanes.entry(lane).or_insert(0);
+    if number < *known {
+        return Err(Implausible::Number { number, known: *known }.into());
+    }
+    *known = number;
+    Ok(())
 }
 
 /// The digests of slots, if all are in step. If not they moved meanwhile, and the next mark is without them; or they were

@@ -47,7 +47,18 @@ const MAC: usize = 16;
 /// To rotate: give every node `old, new`, then every node `new, old`, then every node `new`. At each step
 /// each node opens what any other seals.
 #[derive(Clone, Default)]
-pub struct Keyring(Arc<[XChaCha20Poly1305]>);
+pub struct Keyring(Arc<[Key]>);
+
+/// A key, in its two uses.
+#[derive(Clone)]
+struct Key {
+    cipher: XChaCha20Poly1305,
+    /// Proves calls between nodes: derived, so that neither use tells of the other.
+    proves: [u8; blake3::KEY_LEN],
+}
+
+/// What the keys that prove calls are derived for.
+const PROVES: &str = "converge-ledger calls between nodes v1";
 
 /// Why a text of keys was refused. Keys are named by their place, never shown.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -110,7 +121,11 @@ impl Keyring {
 
     /// A keyring of these keys, of which the first seals.
     pub fn of(keys: &[[u8; 32]]) -> Self {
-        Self(keys.iter().map(|key| XChaCha20Poly1305::new(key.into())).collect())
+        let key = |key: &[u8; 32]| Key {
+            cipher: XChaCha20Poly1305::new(key.into()),
+            proves: blake3::derive_key(PROVES, key),
+        };
+        Self(keys.iter().map(key).collect())
     }
 
     /// Whether there is no key, so that datagrams go in plain.
@@ -194,7 +209,7 @@ impl Sealer {
 
     fn seal_with(&self, nonce: [u8; NONCE], payload: &[u8]) -> Result<Vec<u8>, SealError> {
         let mut datagram = Vec::with_capacity(OVERHEAD + payload.len());
-        let Some(cipher) = self.keyring.0.first() else {
+        let Some(Key { cipher, .. }) = self.keyring.0.first() else {
             datagram.push(PLAIN);
             datagram.extend(self.tag);
             datagram.extend(payload);
@@ -230,7 +245,22 @@ impl Sealer {
         self.keyring
             .0
             .iter()
-            .find_map(|cipher| cipher.decrypt(&nonce, Payload { msg: sealed, aad: &self.associated }).ok())
+            .find_map(|key| key.cipher.decrypt(&nonce, Payload { msg: sealed, aad: &self.associated }).ok())
             .ok_or(OpenError::UnknownKey)
+    }
+
+    /// A keyed hash of a text: whoever has no key of the cluster cannot make it. Without keys anybody can who knows its name.
+    pub(crate) fn prove(&self, text: &[u8]) -> blake3::Hash {
+        let open = || blake3::derive_key(PROVES, &self.associated);
+        blake3::keyed_hash(&self.keyring.0.first().map_or_else(open, |key| key.proves), text)
+    }
+
+    /// Whether a text was proven with a key of the cluster.
+    pub(crate) fn is_proven(&self, text: &[u8], by: blake3::Hash) -> bool {
+        if self.keyring.is_empty() {
+            return self.prove(text) == by;
+        }
+        // Hashes are compared in constant time.
+        self.keyring.0.iter().any(|key| blake3::keyed_hash(&key.proves, text) == by)
     }
 }

@@ -5,7 +5,10 @@ use std::{
     time::Duration,
 };
 
-use ledger_core::ownership::slots::{Event, Outcome};
+use ledger_core::{
+    ownership::slots::{Event, Outcome},
+    plausible::Implausible,
+};
 use ledger_proto::ledger::v1::{
     ReplicaReply, ReplicateHello, Replicated, replica_accepted::Outcome as Accepted,
     replica_reply::Body as Reply, replica_service_client::ReplicaServiceClient, replicated::Body,
@@ -63,8 +66,7 @@ async fn try_stream(shared: &Arc<Shared>, peer: &Arc<PeerState>, pause: &mut Dur
     let (from, to) = (Some(wire::to_member(&shared.me)), Some(wire::to_member(&peer.member)));
     let hello = Replicated { body: Some(Body::Hello(ReplicateHello { from, to })) };
     sender.try_send(hello).map_err(|_| Status::internal("the stream has no room"))?;
-    let request = shared.request(&peer.member, ReceiverStream::new(messages))?;
-    let mut replies = client.replicate(request).await?.into_inner();
+    let mut replies = client.replicate(ReceiverStream::new(messages)).await?.into_inner();
     let outgoings = peer.open();
     let lost = outgoings.lost.clone();
     *pause = FIRST_PAUSE;
@@ -98,23 +100,27 @@ async fn listen(
     peer: &PeerState,
     replies: &mut Streaming<ReplicaReply>,
 ) -> Result<(), Status> {
-    let malformed = |error: wire::Malformed| Status::invalid_argument(error.to_string());
+    let unread = |error: wire::Unread| shared.unread(&peer.member.node, &error);
     while let Some(reply) = replies.message().await? {
+        let bounds = shared.bounds();
         match reply.body {
             Some(Reply::Durable(durable)) => {
                 let lane = u16::try_from(durable.lane).unwrap_or(u16::MAX);
-                shared.ledger.peer_holds(peer.number, lane, durable.number);
+                // Nobody holds what was not written: believed, all that is written from now on would count as held.
+                if let Err(known) = shared.ledger.peer_holds(peer.number, lane, durable.number) {
+                    return Err(unread(Implausible::Number { number: durable.number, known }.into()));
+                }
             }
             Some(Reply::Accepted(accepted)) => {
-                let slot = wire::slot(accepted.slot).map_err(malformed)?;
-                let claim = wire::claim(accepted.claim.as_ref()).map_err(malformed)?;
+                let slot = wire::slot(accepted.slot).map_err(unread)?;
+                let claim = wire::claim(accepted.claim.as_ref(), bounds).map_err(unread)?;
                 let outcome = match accepted.outcome {
                     Some(Accepted::Done(_)) => Outcome::Accepted,
                     Some(Accepted::Refused(by)) => {
-                        Outcome::Refused(wire::claim(Some(&by)).map_err(malformed)?)
+                        Outcome::Refused(wire::claim(Some(&by), bounds).map_err(unread)?)
                     }
                     Some(Accepted::OtherMembers(placement)) => {
-                        let placement = wire::placement(Some(&placement)).map_err(malformed)?;
+                        let placement = wire::placement(Some(&placement), bounds).map_err(unread)?;
                         placement.map_or(Outcome::NotNow, Outcome::OtherMembers)
                     }
                     Some(Accepted::Differs(_)) => Outcome::Differs,

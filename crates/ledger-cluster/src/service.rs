@@ -7,15 +7,15 @@ use std::{
 };
 
 use futures::Stream;
-use ledger_core::{ContextId, Size};
+use ledger_core::{ContextId, Size, plausible};
 use ledger_core::{
     node::{Member, NodeId},
     ownership::slots::Event,
 };
 use ledger_proto::ledger::v1::{
-    CompareAnswer, CompareAsk, FetchRequest, FetchedRange, ReplicaReply, Replicated, SlotAnswer, SlotAnswers,
-    SlotAsks, SlotNothing, replica_service_server::ReplicaService, replicated::Body, slot_answer::Answer,
-    slot_ask::Ask,
+    CompareAnswer, CompareAsk, FetchRequest, FetchedRange, GreetRequest, GreetResponse, ReplicaReply,
+    Replicated, SlotAnswer, SlotAnswers, SlotAsks, SlotNothing, replica_service_server::ReplicaService,
+    replicated::Body, slot_answer::Answer, slot_ask::Ask,
 };
 use ledger_store::{
     StoreError,
@@ -42,6 +42,10 @@ type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 #[tonic::async_trait]
 impl ReplicaService for Replicas {
+    async fn greet(&self, request: Request<GreetRequest>) -> Result<Response<GreetResponse>, Status> {
+        self.0.credentials.greeted(request.get_ref()).map(Response::new)
+    }
+
     async fn slots(&self, request: Request<SlotAsks>) -> Result<Response<SlotAnswers>, Status> {
         let caller = self.0.caller(request.metadata())?;
         let asks = request.into_inner();
@@ -72,10 +76,10 @@ impl ReplicaService for Replicas {
     }
 
     async fn compare(&self, request: Request<CompareAsk>) -> Result<Response<CompareAnswer>, Status> {
-        self.0.caller(request.metadata())?;
+        let caller = self.0.caller(request.metadata())?;
         let ask = request.into_inner();
         self.0.is_me(&wire::member(ask.to.as_ref()).map_err(malformed)?)?;
-        let ask = wire::ask(ask).map_err(malformed)?;
+        let ask = wire::ask(ask).map_err(|error| self.0.unread(&caller, &error))?;
         let ledger = self.0.ledger.clone();
         let answer = tokio::task::spawn_blocking(move || ledger.compare(&ask, |_| true));
         let answer = answer.await.map_err(|error| Status::internal(error.to_string()))?;
@@ -85,7 +89,7 @@ impl ReplicaService for Replicas {
     type FetchStream = Replies<FetchedRange>;
 
     async fn fetch(&self, request: Request<FetchRequest>) -> Result<Response<Self::FetchStream>, Status> {
-        self.0.caller(request.metadata())?;
+        let caller = self.0.caller(request.metadata())?;
         let request = request.into_inner();
         self.0.is_me(&wire::member(request.to.as_ref()).map_err(malformed)?)?;
         if request.contexts.len() > MAX_FETCH {
@@ -95,7 +99,8 @@ impl ReplicaService for Replicas {
         for of in request.contexts {
             let context =
                 ContextId::new(&of.context_id).map_err(|_| malformed(wire::Malformed("context_id")))?;
-            wanted.push((context, Size(of.after_size), Size(of.to_size)));
+            let size = |size| plausible::size(size).map_err(|error| self.0.unread(&caller, &error.into()));
+            wanted.push((context, size(of.after_size)?, size(of.to_size)?));
         }
         let (sender, ranges) = mpsc::channel(RANGES);
         let (ledger, load) = (self.0.ledger.clone(), Arc::clone(&self.0.load));
@@ -132,9 +137,10 @@ impl Replicas {
         let mut changes = Vec::new();
         let (mut events, mut handed_over) = (Vec::new(), Vec::new());
         let mut order = Vec::with_capacity(asks.asks.len());
+        let (bounds, unread) = (self.0.bounds(), |error| self.0.unread(&from.node, &error));
         for ask in asks.asks {
-            let slot = wire::slot(ask.slot).map_err(malformed)?;
-            let claim = wire::claim(ask.claim.as_ref()).map_err(malformed)?;
+            let slot = wire::slot(ask.slot).map_err(unread)?;
+            let claim = wire::claim(ask.claim.as_ref(), bounds).map_err(unread)?;
             order.push(slot);
             match ask.ask.ok_or_else(|| malformed(wire::Malformed("ask")))? {
                 Ask::Promise(_) => changes.push((slot, Change::Promise(claim))),
@@ -197,9 +203,8 @@ fn meant(
     shared.is_me(&wire::member(to).map_err(malformed)?)
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "what map_err hands over")]
-pub(crate) fn malformed(error: wire::Malformed) -> Status {
-    Status::invalid_argument(error.to_string())
+pub(crate) fn malformed(error: impl Into<wire::Unread>) -> Status {
+    Status::invalid_argument(error.into().to_string())
 }
 
 fn failed(error: StoreError) -> Status {

@@ -52,7 +52,7 @@ pub(crate) fn refusal(shared: &Shared, member: &Member, found: SetBack) -> Statu
     let mut status = Status::failed_precondition(format!(
         "the data directory of {member} is older than it was ({found}): it counts for nothing until it joins anew"
     ));
-    let sealed = shared.sealer.read().seal(text(member, found.heard).as_bytes());
+    let sealed = shared.credentials.sealer.read().seal(text(member, found.heard).as_bytes());
     if let Ok(sealed) = sealed {
         let key = BinaryMetadataKey::from_static(HEARD);
         status.metadata_mut().insert_bin(key, MetadataValue::from_bytes(&sealed));
@@ -68,7 +68,7 @@ fn text(member: &Member, heard: u64) -> String {
 /// How far another node heard that this node's directory was durable, if it refuses it for that.
 fn heard(shared: &Shared, refusal: &Status) -> Option<u64> {
     let sealed = refusal.metadata().get_bin(HEARD)?.to_bytes().ok()?;
-    let said = String::from_utf8(shared.sealer.read().open(&sealed).ok()?).ok()?;
+    let said = String::from_utf8(shared.credentials.sealer.read().open(&sealed).ok()?).ok()?;
     let heard = said.rsplit('/').next()?.parse().ok()?;
     (said == text(&shared.me, heard)).then_some(heard)
 }

@@ -9,8 +9,10 @@ use std::{
 };
 
 use ledger_core::{
+    Epoch,
     node::{Member, NodeId},
     ownership::{Claim, slots::Event},
+    plausible::Bounds,
     replication::Peer,
     slot::Slot,
 };
@@ -18,26 +20,22 @@ use ledger_store::{
     Ledger, StoreError,
     replica::{Change, Changed, Outbox, Outgoing},
 };
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
-use tonic::{
-    Request, Status,
-    metadata::{BinaryMetadataKey, MetadataMap, MetadataValue},
-};
+use tonic::{Status, metadata::MetadataMap};
 
 use crate::{
     config::ClusterConfig,
+    door::{self, Credentials},
     load::Load,
     membership::{SetBack, View},
+    pace::Seldom,
     peers::Peers,
     routes::Routes,
-    seal::Sealer,
     set_back::Renewed,
+    wire,
 };
-
-/// Carries the proof that a caller has the cluster's key.
-const PROOF: &str = "converge-peer-bin";
 
 /// What the parts share.
 #[derive(Debug)]
@@ -45,7 +43,11 @@ pub(crate) struct Shared {
     pub(crate) me: Member,
     pub(crate) ledger: Ledger,
     pub(crate) config: ClusterConfig,
-    pub(crate) sealer: RwLock<Sealer>,
+    pub(crate) credentials: Arc<Credentials>,
+    /// The highest epoch known of any slot: what others send is compared with it.
+    pub(crate) highest: AtomicU64,
+    /// When it was last said that a number was not plausible.
+    pub(crate) implausible: Seldom,
     pub(crate) peers: Peers,
     /// To the driver.
     pub(crate) events: mpsc::Sender<Told>,
@@ -128,6 +130,10 @@ pub struct Counters {
     pub handovers: AtomicU64,
     /// Streams to other nodes that were lost.
     pub streams_lost: AtomicU64,
+    /// Calls of the service for nodes that were refused at the door: without a proof, or with one that was used before.
+    pub calls_refused: AtomicU64,
+    /// Messages of other nodes that were refused because a number in them cannot be true.
+    pub implausible: AtomicU64,
 }
 
 impl Counters {
@@ -198,29 +204,31 @@ impl Shared {
         self.incoming.lock().get(node).is_some_and(|incoming| incoming.turn.try_lock().is_err())
     }
 
-    /// A request to a peer, with the proof of the cluster's key.
-    pub(crate) fn request<T>(&self, to: &Member, message: T) -> Result<Request<T>, Status> {
-        let text = format!("{}/{}", self.me.node, to.node);
-        let sealed = self.sealer.read().seal(text.as_bytes());
-        let sealed = sealed.map_err(|error| Status::internal(error.to_string()))?;
-        let mut request = Request::new(message);
-        let key = BinaryMetadataKey::from_static(PROOF);
-        request.metadata_mut().insert_bin(key, MetadataValue::from_bytes(&sealed));
-        Ok(request)
-    }
-
-    /// Who calls, if it has the cluster's key and means this node.
+    /// Who calls, as the door found out.
     pub(crate) fn caller(&self, metadata: &MetadataMap) -> Result<NodeId, Status> {
         self.remembers()?;
-        let refused = || Status::permission_denied("this service is for the nodes of the cluster only");
-        let sealed = metadata.get_bin(PROOF).and_then(|value| value.to_bytes().ok()).ok_or_else(refused)?;
-        let text = self.sealer.read().open(&sealed).map_err(|_| refused())?;
-        let text = String::from_utf8(text).map_err(|_| refused())?;
-        let (from, to) = text.split_once('/').ok_or_else(refused)?;
-        if to != self.me.node.as_str() {
-            return Err(refused());
+        door::caller(metadata)
+    }
+
+    /// What numbers of other nodes are compared with.
+    pub(crate) fn bounds(&self) -> Bounds {
+        Bounds::above(Epoch(self.highest.load(Ordering::Relaxed)))
+    }
+
+    /// Notes the highest epoch known.
+    pub(crate) fn knows(&self, epoch: Epoch) {
+        self.highest.fetch_max(epoch.0, Ordering::Relaxed);
+    }
+
+    /// Refuses what a node sent. Says so if it has the form and cannot be true: nodes do not err in that.
+    pub(crate) fn unread(&self, from: &NodeId, error: &wire::Unread) -> Status {
+        if matches!(error, wire::Unread::Implausible(_)) {
+            self.counters.implausible.fetch_add(1, Ordering::Relaxed);
+            if self.implausible.may() {
+                tracing::error!(%from, %error, "what a node sent is refused: a number in it cannot be true; if it goes on, look after that node");
+            }
         }
-        NodeId::new(from).map_err(|_| refused())
+        Status::invalid_argument(error.to_string())
     }
 
     /// Whether a request means this node with this data directory.

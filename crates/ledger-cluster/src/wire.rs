@@ -5,11 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use ledger_core::{
-    ContextId, Epoch, Hash, HashSuite, Lineage, Size,
+    ContextId, Epoch, Hash, HashSuite, Lineage,
     compare::{Answer, Ask, MAX_COMPARED, MAX_PAGE, MAX_SIZES, Page, Prefixes},
     digest::{Bucket, ContextSummary, Digest, Extent, NodeDigest},
     node::{Member, NodeId, ReplicaSet, StorageId},
     ownership::{Claim, Placement, Promise},
+    plausible::{self, Bounds, Implausible},
     slot::{SLOTS, Slot},
 };
 use ledger_proto::ledger::v1 as proto;
@@ -23,10 +24,20 @@ use ledger_store::{
 #[error("{0} is missing or malformed")]
 pub(crate) struct Malformed(pub(crate) &'static str);
 
-type Read<T> = Result<T, Malformed>;
+/// Why what came in is not taken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Unread {
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
+    /// It has the form, and cannot be true.
+    #[error("not plausible: {0}")]
+    Implausible(#[from] Implausible),
+}
+
+type Read<T> = Result<T, Unread>;
 
 pub(crate) fn slot(number: u32) -> Read<Slot> {
-    u16::try_from(number).ok().and_then(Slot::new).ok_or(Malformed("slot"))
+    Ok(u16::try_from(number).ok().and_then(Slot::new).ok_or(Malformed("slot"))?)
 }
 
 pub(crate) fn member(from: Option<&proto::SlotMember>) -> Read<Member> {
@@ -43,10 +54,10 @@ pub(crate) fn to_member(member: &Member) -> proto::SlotMember {
     }
 }
 
-pub(crate) fn claim(from: Option<&proto::SlotClaim>) -> Read<Claim> {
+pub(crate) fn claim(from: Option<&proto::SlotClaim>, bounds: Bounds) -> Read<Claim> {
     let from = from.ok_or(Malformed("claim"))?;
     let claimant = NodeId::new(&from.claimant).map_err(|_| Malformed("claimant"))?;
-    Ok(Claim { epoch: Epoch(from.epoch), claimant })
+    Ok(Claim { epoch: bounds.epoch(from.epoch)?, claimant })
 }
 
 pub(crate) fn to_claim(claim: &Claim) -> proto::SlotClaim {
@@ -55,7 +66,7 @@ pub(crate) fn to_claim(claim: &Claim) -> proto::SlotClaim {
 
 pub(crate) fn set(from: &[proto::SlotMember]) -> Read<ReplicaSet> {
     let members: Vec<Member> = from.iter().take(16).map(|from| member(Some(from))).collect::<Read<_>>()?;
-    ReplicaSet::new(members).map_err(|_| Malformed("members"))
+    Ok(ReplicaSet::new(members).map_err(|_| Malformed("members"))?)
 }
 
 fn set_before(from: &[proto::SlotMember]) -> Read<Option<ReplicaSet>> {
@@ -66,9 +77,9 @@ pub(crate) fn to_set(set: &ReplicaSet) -> Vec<proto::SlotMember> {
     set.members().iter().map(to_member).collect()
 }
 
-pub(crate) fn placement(from: Option<&proto::SlotPlacement>) -> Read<Option<Placement>> {
+pub(crate) fn placement(from: Option<&proto::SlotPlacement>, bounds: Bounds) -> Read<Option<Placement>> {
     let Some(from) = from else { return Ok(None) };
-    let (epoch, is_confirmed) = (Epoch(from.epoch), from.is_confirmed);
+    let (epoch, is_confirmed) = (bounds.epoch(from.epoch)?, from.is_confirmed);
     let (set, before) = (set(&from.members)?, set_before(&from.before)?);
     Ok(Some(Placement { epoch, set, is_confirmed, before }))
 }
@@ -82,8 +93,9 @@ pub(crate) fn to_placement(placement: &Placement) -> proto::SlotPlacement {
     }
 }
 
-pub(crate) fn promise(from: &proto::SlotPromise) -> Read<Promise> {
-    Ok(Promise { accepted: Epoch(from.accepted), placement: placement(from.placement.as_ref())? })
+pub(crate) fn promise(from: &proto::SlotPromise, bounds: Bounds) -> Read<Promise> {
+    let accepted = bounds.epoch(from.accepted)?;
+    Ok(Promise { accepted, placement: placement(from.placement.as_ref(), bounds)? })
 }
 
 pub(crate) fn to_promise(promise: &Promise) -> proto::SlotPromise {
@@ -94,25 +106,25 @@ pub(crate) fn to_promise(promise: &Promise) -> proto::SlotPromise {
 }
 
 fn hash(from: &[u8], what: &'static str) -> Read<Hash> {
-    Hash::from_slice(from).ok_or(Malformed(what))
+    Ok(Hash::from_slice(from).ok_or(Malformed(what))?)
 }
 
 fn context(from: &str) -> Read<ContextId> {
-    ContextId::new(from).map_err(|_| Malformed("context_id"))
+    Ok(ContextId::new(from).map_err(|_| Malformed("context_id"))?)
 }
 
 fn digest(from: &[u8]) -> Read<Digest> {
-    from.try_into().map(Digest::from_bytes).map_err(|_| Malformed("digest"))
+    Ok(from.try_into().map(Digest::from_bytes).map_err(|_| Malformed("digest"))?)
 }
 
 fn slots(from: &[u8]) -> Read<BTreeSet<Slot>> {
     if !from.len().is_multiple_of(2) || from.len() / 2 > usize::from(SLOTS) {
-        return Err(Malformed("slots"));
+        return Err(Malformed("slots").into());
     }
     from.as_chunks()
         .0
         .iter()
-        .map(|bytes| Slot::new(u16::from_le_bytes(*bytes)).ok_or(Malformed("slots")))
+        .map(|bytes| Ok(Slot::new(u16::from_le_bytes(*bytes)).ok_or(Malformed("slots"))?))
         .collect()
 }
 
@@ -123,17 +135,17 @@ fn to_slots<'a>(slots: impl IntoIterator<Item = &'a Slot>) -> Bytes {
 fn digests(from: &[u8], count: usize) -> Read<Vec<Digest>> {
     let (chunks, rest) = from.as_chunks::<40>();
     if chunks.len() != count || !rest.is_empty() {
-        return Err(Malformed("digests"));
+        return Err(Malformed("digests").into());
     }
     Ok(chunks.iter().map(Digest::from_bytes).collect())
 }
 
 /// Parts of a commit, and its lane and number.
-pub(crate) fn commit(from: proto::ReplicatedCommit) -> Read<(u16, u64, Vec<Part>)> {
+pub(crate) fn commit(from: proto::ReplicatedCommit, bounds: Bounds) -> Read<(u16, u64, Vec<Part>)> {
     let lane = u16::try_from(from.lane).map_err(|_| Malformed("lane"))?;
     let mut parts = Vec::new();
     for of_slot in from.slots {
-        let claim = claim(of_slot.claim.as_ref())?;
+        let claim = claim(of_slot.claim.as_ref(), bounds)?;
         let slot = slot(of_slot.slot)?;
         for context in of_slot.contexts {
             parts.push(part(slot, claim.clone(), context)?);
@@ -152,18 +164,22 @@ pub(crate) fn part(slot: Slot, claim: Claim, from: proto::ReplicatedContext) -> 
 pub(crate) fn range(from: proto::ReplicatedContext) -> Read<(ContextId, Range)> {
     let suite = u8::try_from(from.hash_suite).ok().and_then(HashSuite::from_code);
     if from.records.len() > MAX_PART {
-        return Err(Malformed("records"));
+        return Err(Malformed("records").into());
     }
     let count = Range::count_of(&from.records).ok_or(Malformed("records"))?;
     let range = Range {
         lineage: Lineage(from.lineage.as_ref().try_into().map_err(|_| Malformed("lineage"))?),
         suite: suite.ok_or(Malformed("hash_suite"))?,
         created_at_ns: from.created_at_ns,
-        after: Extent { size: Size(from.after_size), root: hash(&from.after_root, "after_root")? },
+        after: Extent {
+            size: plausible::size(from.after_size)?,
+            root: hash(&from.after_root, "after_root")?,
+        },
         root: hash(&from.root, "root")?,
         count,
         records: from.records,
     };
+    plausible::size(range.after.size.0.saturating_add(range.count))?;
     Ok((context(&from.context_id)?, range))
 }
 
@@ -200,12 +216,12 @@ pub(crate) fn to_commit(commit: &Commit) -> proto::ReplicatedCommit {
     proto::ReplicatedCommit { lane: u32::from(commit.lane), number: commit.number, slots }
 }
 
-pub(crate) fn offer(from: &proto::ReplicatedAccept) -> Read<Offer> {
+pub(crate) fn offer(from: &proto::ReplicatedAccept, bounds: Bounds) -> Read<Offer> {
     Ok(Offer {
         lane: u16::try_from(from.lane).map_err(|_| Malformed("lane"))?,
         number: from.number,
         slot: slot(from.slot)?,
-        claim: claim(from.claim.as_ref())?,
+        claim: claim(from.claim.as_ref(), bounds)?,
         set: set(&from.members)?,
         is_confirmed: from.is_confirmed,
         before: set_before(&from.before)?,
@@ -226,11 +242,11 @@ pub(crate) fn to_offer(offer: &Offer) -> proto::ReplicatedAccept {
     }
 }
 
-pub(crate) fn stable(from: &proto::ReplicatedStable) -> Read<Vec<StableUpTo>> {
-    from.slots
-        .iter()
-        .map(|of| Ok(StableUpTo { slot: slot(of.slot)?, epoch: Epoch(of.epoch), number: of.number }))
-        .collect()
+pub(crate) fn stable(from: &proto::ReplicatedStable, bounds: Bounds) -> Read<Vec<StableUpTo>> {
+    let stable = |of: &proto::StableSlot| {
+        Ok(StableUpTo { slot: slot(of.slot)?, epoch: bounds.epoch(of.epoch)?, number: of.number })
+    };
+    from.slots.iter().map(stable).collect()
 }
 
 pub(crate) fn to_stable(slots: &[StableUpTo]) -> proto::ReplicatedStable {
@@ -266,7 +282,7 @@ pub(crate) fn ask(from: proto::CompareAsk) -> Read<Ask> {
         From::Buckets(buckets) => Ask::Buckets { slots: slots(&buckets.slots)? },
         From::Contexts(contexts) => {
             if contexts.buckets.len() > usize::from(SLOTS) {
-                return Err(Malformed("buckets"));
+                return Err(Malformed("buckets").into());
             }
             let buckets = contexts.buckets.iter().map(|of| {
                 Ok((slot(of.slot)?, of.buckets.iter().copied().map(Bucket).collect::<BTreeSet<_>>()))
@@ -278,10 +294,10 @@ pub(crate) fn ask(from: proto::CompareAsk) -> Read<Ask> {
             if roots.contexts.len() > MAX_COMPARED
                 || roots.contexts.iter().any(|of| of.sizes.len() > MAX_SIZES)
             {
-                return Err(Malformed("roots"));
+                return Err(Malformed("roots").into());
             }
             let prefixes = roots.contexts.into_iter().map(|of| {
-                let sizes = of.sizes.into_iter().map(Size).collect();
+                let sizes = of.sizes.into_iter().map(plausible::size).collect::<Result<_, _>>()?;
                 Ok(Prefixes { context: context(&of.context_id)?, sizes })
             });
             Ask::Roots(prefixes.collect::<Read<_>>()?)
@@ -340,7 +356,7 @@ pub(crate) fn answer(from: proto::CompareAnswer) -> Read<Answer> {
             let contexts = page.contexts.into_iter().take(MAX_PAGE + 1).map(|of| {
                 Ok(ContextSummary {
                     context: context(&of.context_id)?,
-                    size: Size(of.size),
+                    size: plausible::size(of.size)?,
                     root: hash(&of.root, "root")?,
                     epoch: Epoch(of.epoch),
                 })
@@ -353,7 +369,7 @@ pub(crate) fn answer(from: proto::CompareAnswer) -> Read<Answer> {
                 if rest.is_empty() {
                     Ok(chunks.iter().map(|root| Hash(*root)).collect())
                 } else {
-                    Err(Malformed("roots"))
+                    Err(Malformed("roots").into())
                 }
             });
             Answer::Roots(roots.collect::<Read<_>>()?)

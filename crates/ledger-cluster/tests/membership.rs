@@ -129,6 +129,7 @@ async fn three_nodes_find_each_other_through_one_seed() {
                 load,
                 owned,
                 alive: true,
+                greets: true,
                 set_back: None,
                 since,
             };

@@ -187,7 +187,12 @@ impl Epoch {
 
     /// The count.
     pub const fn counter(self) -> u32 {
-        (self.0 >> Self::TAG_BITS) as u32
+        self.count() as u32
+    }
+
+    /// The count, of an epoch that need not be one: as far as the number goes.
+    pub const fn count(self) -> u64 {
+        self.0 >> Self::TAG_BITS
     }
 }
 

@@ -23,6 +23,7 @@
 //! | [`compare`] | finding what differs between two nodes |
 //! | [`ownership`] | who may write a slot: promises, takeovers, copies |
 //! | [`replication`] | when there are copies enough, and what a replica does with what it is sent |
+//! | [`plausible`] | whether numbers that another node sends can be true |
 //! | [`limits`] | every bound on what is accepted |
 
 pub mod checkpoint;
@@ -37,6 +38,7 @@ pub mod limits;
 pub mod log;
 pub mod node;
 pub mod ownership;
+pub mod plausible;
 pub mod rendezvous;
 pub mod replication;
 pub mod slot;

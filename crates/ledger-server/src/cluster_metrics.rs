@@ -13,7 +13,7 @@ use ledger_core::{
 
 use crate::metrics::Metrics;
 
-const COUNTERS: [(&str, &str); 21] = [
+const COUNTERS: [(&str, &str); 23] = [
     ("ledger_cluster_takeovers_total", "Slots that this node came to own."),
     ("ledger_cluster_handovers_total", "Slots that their owner asked this node to take over."),
     ("ledger_cluster_streams_lost_total", "Replication streams to other nodes that were lost."),
@@ -31,6 +31,14 @@ const COUNTERS: [(&str, &str); 21] = [
     ("ledger_cluster_fetched_bytes_total", "Bytes of entries fetched to catch up."),
     ("ledger_cluster_forks_total", "Histories left for the owner's."),
     ("ledger_cluster_healed_contexts_total", "Damaged contexts that were restored from another node."),
+    (
+        "ledger_cluster_calls_refused_total",
+        "Calls between nodes that were refused: without the cluster's key, or with a proof that was used before.",
+    ),
+    (
+        "ledger_cluster_implausible_total",
+        "Messages of other nodes that were refused because a number in them cannot be true.",
+    ),
     ("ledger_gossip_received_total", "Gossip datagrams received."),
     ("ledger_gossip_sent_total", "Gossip datagrams sent."),
     (
@@ -80,6 +88,8 @@ pub fn take(metrics: &Metrics, cluster: &Cluster) {
         read(&counted.fetched_bytes),
         read(&counted.forks),
         read(&counted.healed),
+        read(&counted.calls_refused),
+        read(&counted.implausible),
         gossip.received,
         gossip.sent,
         gossip.dropped_unsealed + gossip.dropped_foreign + gossip.dropped_malformed,

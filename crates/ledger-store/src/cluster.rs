@@ -172,11 +172,13 @@ impl Ledger {
         Ok(())
     }
 
-    /// Everything that a peer was sent of a lane up to a number is durable there.
-    pub fn peer_holds(&self, peer: Peer, lane: u16, number: u64) {
+    /// Everything that a peer was sent of a lane up to a number is durable there. Refused is a number that nobody can have
+    /// been sent: `Err` is the highest there is.
+    pub fn peer_holds(&self, peer: Peer, lane: u16, number: u64) -> Result<(), u64> {
         let shared = &self.inner().shared;
-        if let Some(copies) = shared.copies().get(usize::from(lane)) {
-            copies.holds(shared, peer, number);
+        match shared.copies().get(usize::from(lane)) {
+            Some(copies) => copies.holds(shared, peer, number),
+            None => Err(0),
         }
     }
 

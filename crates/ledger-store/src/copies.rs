@@ -226,11 +226,15 @@ impl Copies {
         state.settle(shared, stable);
     }
 
-    /// Everything up to a number is durable at a peer.
-    pub(crate) fn holds(&self, shared: &Shared, peer: Peer, number: u64) {
+    /// Everything up to a number is durable at a peer. `Err`: there are not so many.
+    pub(crate) fn holds(&self, shared: &Shared, peer: Peer, number: u64) -> Result<(), u64> {
         let mut state = self.state.lock();
+        if number > state.number {
+            return Err(state.number);
+        }
         let stable = state.waiting.holds(peer, number);
         state.settle(shared, stable);
+        Ok(())
     }
 
     /// This replica accepted a slot at a place of the owner's stream: it shows it once that is stable.

@@ -9,6 +9,7 @@
 //! | `format` | version of its storage format, decimal |
 //! | `load` | entries per second and contexts, decimal, with a comma between |
 //! | `pulse` | a number that changes every second or so, see [`PULSE`] |
+//! | `greets` | `1`: it takes part in sessions between nodes, see `door` |
 //! | `opened` | how far its data directory went when it was opened for this start, decimal, see [`super::marks`] |
 //! | `durable` | how far it is durable, decimal |
 //! | `slots.0` … `slots.15` | the slots it owns, see [`owned`] |
@@ -18,7 +19,7 @@
 
 use std::fmt;
 
-use ledger_core::{Epoch, node::StorageId, slot::Slot};
+use ledger_core::{Epoch, node::StorageId, plausible::MAX_MARK, slot::Slot};
 
 use super::owned;
 
@@ -121,6 +122,7 @@ impl Facts {
             ("ready".to_owned(), self.readiness.as_str().to_owned()),
             ("format".to_owned(), self.format.to_string()),
             ("zone".to_owned(), self.zone.clone()),
+            (GREETS.to_owned(), "1".to_owned()),
             ("load".to_owned(), format!("{entries_per_second},{contexts}")),
         ]);
         values.extend(mark(DURABLE, self.durable));
@@ -131,6 +133,8 @@ impl Facts {
 }
 
 const SLOTS_PREFIX: &str = "slots.";
+/// Nodes of before there were sessions do not have it.
+const GREETS: &str = "greets";
 const OPENED: &str = "opened";
 const DURABLE: &str = "durable";
 
@@ -149,6 +153,7 @@ pub(super) struct Heard {
     format: u32,
     load: Load,
     pulse: Option<u64>,
+    greets: bool,
     opened: Option<u64>,
     durable: Option<u64>,
     owned: [Vec<(Slot, Epoch)>; owned::GROUPS as usize],
@@ -180,8 +185,9 @@ impl Heard {
             }
             "load" => Load::parse(value).map(|load| self.load = load),
             PULSE => decimal(value).map(|pulse| self.pulse = Some(pulse)),
-            OPENED => decimal(value).map(|mark| self.opened = Some(mark)),
-            DURABLE => decimal(value).map(|mark| self.durable = Some(mark)),
+            GREETS => (value == "1").then(|| self.greets = true),
+            OPENED => mark(value).map(|mark| self.opened = Some(mark)),
+            DURABLE => mark(value).map(|mark| self.durable = Some(mark)),
             _ => {
                 let digits = key.strip_prefix(SLOTS_PREFIX).unwrap_or_default();
                 // One spelling per group, so that a node has no more keys of ours than it should.
@@ -200,6 +206,11 @@ impl Heard {
     /// The pulse, if the node has one.
     pub(super) const fn pulse(&self) -> Option<u64> {
         self.pulse
+    }
+
+    /// Whether the node takes part in sessions.
+    pub(super) const fn greets(&self) -> bool {
+        self.greets
     }
 
     /// The facts, once enough was heard to deal with the node.
@@ -233,6 +244,11 @@ impl Load {
     }
 }
 
+/// How far a directory is durable, if one can be.
+fn mark(text: &str) -> Option<u64> {
+    decimal(text).filter(|mark| *mark <= MAX_MARK)
+}
+
 /// Digits only: `u64::from_str` would take a sign too.
 fn decimal<T: std::str::FromStr>(text: &str) -> Option<T> {
     text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok())?
@@ -259,8 +275,11 @@ mod tests {
             format: 3,
             load: Load { entries_per_second: 12, contexts: 345 },
             opened: Some(6),
-            durable: Some(u64::MAX),
-            owned: vec![(Slot::new(3).unwrap(), Epoch(9)), (Slot::new(1000).unwrap(), Epoch(u64::MAX))],
+            durable: Some(MAX_MARK),
+            owned: vec![
+                (Slot::new(3).unwrap(), Epoch(9)),
+                (Slot::new(1000).unwrap(), Epoch::new(1 << 31, 7)),
+            ],
         }
     }
 
@@ -281,6 +300,7 @@ mod tests {
             heard.read(&key, &value);
         }
         let long = "x".repeat(254);
+        let unfollowed = owned::encode(&[(Slot::new(0).unwrap(), Epoch(u64::MAX))])[0].clone();
         for (key, value) in [
             ("grpc", ""),
             ("grpc", "a b"),
@@ -303,6 +323,11 @@ mod tests {
             ("opened", ""),
             ("opened", "-1"),
             ("durable", "18446744073709551616"),
+            // Nothing could follow on these.
+            ("durable", "72057594037927936"),
+            ("opened", "18446744073709551615"),
+            ("greets", "yes"),
+            ("slots.0", &unfollowed),
             ("slots.0", "?"),
             ("slots.15", "A"),
             ("slots.15", &long),

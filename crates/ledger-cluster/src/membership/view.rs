@@ -46,6 +46,8 @@ pub struct Member {
     pub owned: Vec<(Slot, Epoch)>,
     /// Whether it is heard, and hasn't said that it is leaving.
     pub alive: bool,
+    /// Whether it takes part in sessions between nodes: nodes of before there were any do not.
+    pub greets: bool,
     /// Its data directory is older than what was heard of it: it has forgotten promises, and counts for nothing.
     pub set_back: Option<SetBack>,
     /// When this node first saw the incarnation as it is, alive or dead.
@@ -224,7 +226,7 @@ impl Roster {
             (seen.pulse, seen.pulsed_at) = (pulse, now);
         }
         let heard = heard && now.saturating_duration_since(seen.pulsed_at) < self.max_pause;
-        let facts = seen.heard.facts();
+        let (facts, greets) = (seen.heard.facts(), seen.heard.greets());
         let node_id = NodeId::new(&id.node_id).ok();
         let alive = heard && facts.as_ref().is_some_and(|facts| facts.readiness != Readiness::Leaving);
         if alive != seen.alive {
@@ -245,6 +247,7 @@ impl Roster {
             load: facts.load,
             owned: facts.owned,
             alive,
+            greets,
             set_back: None,
             since,
         })

@@ -70,6 +70,7 @@ pub(crate) fn config(
 }
 
 impl Node {
+    #[allow(dead_code, reason = "not every test needs it")]
     pub(crate) async fn start(name: &str, dir: &Path, seeds: &[SocketAddr]) -> Self {
         Self::start_with(name, dir, seeds, |_| ()).await
     }

@@ -473,6 +473,13 @@ impl Slots {
         &self.state(slot).record
     }
 
+    /// The highest epoch that this node knows of any slot: in its records, or as others claim and say in gossip.
+    pub fn highest(&self) -> Epoch {
+        let of_slots = self.states.iter().map(|state| state.record.highest().max(state.heard));
+        let of_gossip = self.owners.iter().flatten().map(|(_, epoch)| *epoch);
+        of_slots.chain(of_gossip).max().unwrap_or_default()
+    }
+
     /// The slots that this node owns, with their epochs: to be published. Those that it takes from itself, to move a
     /// member, are among them, or others would see that nobody owns them and claim them.
     pub fn owned(&self) -> Vec<(Slot, Epoch)> {

@@ -1,0 +1,235 @@
+//! Who may call this node's service for nodes, and what this node shows when it calls others.
+//!
+//! A caller greets first ([`Greet`](ledger_proto::ledger::v1::GreetRequest)): each side gives a nonce, and the one that is called
+//! proves that it has the cluster's key. Then every call carries a [`Proof`]: a keyed hash over both nonces, both members, the
+//! method, the number of the call in the session, and a hash of what is sent. Each is taken once ([`sessions`]). So what
+//! was overheard opens nothing: not on another connection, not for another call, and not a second time. What it does not
+//! do is hide what is said, or keep somebody out who can write into a connection that is open: that is for TLS.
+//!
+//! | part | holds |
+//! | --- | --- |
+//! | [`proof`] | the proof, as text and as bytes |
+//! | [`sessions`] | which calls were taken already |
+//! | [`calling`] | the caller's side: greets, and proves each call |
+//! | here | the side that is called |
+
+use std::{convert::Infallible, pin::Pin, sync::Arc, task::Poll};
+
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
+use http_body_util::{BodyExt as _, Full, Limited};
+use ledger_core::node::{Incarnation, Member, NodeId};
+use ledger_proto::ledger::v1::{GreetRequest, GreetResponse};
+use parking_lot::RwLock;
+use tonic::{
+    Status,
+    body::Body,
+    metadata::{AsciiMetadataValue, MetadataMap},
+    server::NamedService,
+};
+use tower::Service;
+
+use crate::{seal::Sealer, shared::Shared, wire};
+
+pub(crate) mod calling;
+pub(crate) mod proof;
+pub(crate) mod sessions;
+
+use proof::{Nonce, Proof, greeting};
+use sessions::{NotTaken, Sessions};
+
+/// Carries the proof of a call.
+const PROOF: HeaderName = HeaderName::from_static("converge-call-bin");
+/// Carries the proof of a caller of before there were sessions.
+const OLD_PROOF: HeaderName = HeaderName::from_static("converge-peer-bin");
+/// From the door to the service: who calls. Whatever a caller sends of that name is dropped.
+const CALLER: &str = "converge-caller";
+/// With a refusal: greet again.
+const GREET_AGAIN: &str = "converge-greet";
+/// The method that needs no proof.
+const GREET: &str = "Greet";
+/// Methods whose requests are streams: their messages are not part of the proof, which holds for the stream as a whole.
+const STREAMS: [&str; 1] = ["Replicate"];
+/// Most bytes of a request that is no stream.
+const MAX_BODY: usize = 16 << 20;
+
+/// What a node says of itself to others, and by what it knows them.
+#[derive(Debug)]
+pub(crate) struct Credentials {
+    pub(crate) me: Member,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) sealer: RwLock<Sealer>,
+    sessions: Sessions,
+}
+
+impl Credentials {
+    pub(crate) fn new(me: Member, incarnation: Incarnation, sealer: Sealer) -> Self {
+        Self { me, incarnation, sealer: RwLock::new(sealer), sessions: Sessions::default() }
+    }
+
+    /// Answers a greeting. Anybody may greet: the answer proves only that this node is who it is.
+    pub(crate) fn greeted(&self, by: &GreetRequest) -> Result<GreetResponse, Status> {
+        let malformed = |error: wire::Unread| Status::invalid_argument(error.to_string());
+        let from = wire::member(by.from.as_ref()).map_err(malformed)?;
+        let to = wire::member(by.to.as_ref()).map_err(malformed)?;
+        let caller: Nonce =
+            by.nonce.as_ref().try_into().map_err(|_| Status::invalid_argument("a nonce has 16 bytes"))?;
+        if to != self.me {
+            return Err(Status::failed_precondition("another node is meant"));
+        }
+        let called = self.sessions.nonce(fresh()?);
+        let proof = self.sealer.read().prove(&greeting(&from, &to, &caller, &called));
+        Ok(GreetResponse { nonce: called.to_vec().into(), proof: proof.as_bytes().to_vec().into() })
+    }
+
+    /// Who calls a method, if the proof is good; and the hash of what is to come, if it is no stream.
+    fn admit(&self, headers: &HeaderMap, method: &str) -> Result<Proof, Status> {
+        let bytes = headers.get(PROOF).and_then(decoded).ok_or_else(stranger)?;
+        let (proof, hash) = Proof::decode(&bytes).ok_or_else(stranger)?;
+        if proof.body.is_none() != STREAMS.contains(&method) {
+            return Err(stranger());
+        }
+        // Before anything is computed: most of what is sent again is of another session.
+        if !self.sessions.is_current(&proof.called) {
+            return Err(greet_again());
+        }
+        if !self.sealer.read().is_proven(&proof.text(method, &self.me), hash) {
+            return Err(stranger());
+        }
+        match self.sessions.take(&proof.caller, &proof.called, proof.number) {
+            Ok(()) => Ok(proof),
+            Err(NotTaken::Over) => Err(greet_again()),
+            Err(NotTaken::Again) => {
+                Err(Status::permission_denied("this call was made before: a proof is good once"))
+            }
+        }
+    }
+}
+
+/// A nonce that nobody had before.
+fn fresh() -> Result<Nonce, Status> {
+    let mut nonce = Nonce::default();
+    getrandom::fill(&mut nonce)
+        .map_err(|_| Status::internal("the operating system gave no random numbers"))?;
+    Ok(nonce)
+}
+
+fn stranger() -> Status {
+    Status::permission_denied("this service is for the nodes of the cluster only")
+}
+
+fn greet_again() -> Status {
+    let mut status = Status::unauthenticated("the session is over: greet again");
+    status.metadata_mut().insert(GREET_AGAIN, AsciiMetadataValue::from_static("1"));
+    status
+}
+
+/// The bytes of a binary header (gRPC over HTTP/2: base64, with or without padding).
+fn decoded(value: &HeaderValue) -> Option<Vec<u8>> {
+    use base64::{
+        Engine,
+        alphabet::STANDARD,
+        engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
+    };
+    let config = GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
+    GeneralPurpose::new(&STANDARD, config).decode(value.as_bytes()).ok()
+}
+
+/// The last part of a path: the method.
+fn method(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or_default()
+}
+
+/// Who calls, as the door found out.
+pub(crate) fn caller(metadata: &MetadataMap) -> Result<NodeId, Status> {
+    let name = metadata.get(CALLER).and_then(|name| name.to_str().ok()).ok_or_else(stranger)?;
+    NodeId::new(name).map_err(|_| stranger())
+}
+
+/// The service for nodes, behind the door.
+#[derive(Debug, Clone)]
+pub struct Door<S> {
+    inner: S,
+    shared: Arc<Shared>,
+}
+
+impl<S> Door<S> {
+    pub(crate) fn new(inner: S, shared: Arc<Shared>) -> Self {
+        Self { inner, shared }
+    }
+}
+
+impl<S: NamedService> NamedService for Door<S> {
+    const NAME: &'static str = S::NAME;
+}
+
+impl<S> Service<Request<Body>> for Door<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut std::task::Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        // The one that is ready.
+        let next = self.inner.clone();
+        let mut inner = std::mem::replace(&mut self.inner, next);
+        let shared = Arc::clone(&self.shared);
+        Box::pin(async move {
+            match pass(&shared, request).await {
+                Ok(request) => inner.call(request).await,
+                Err(status) => Ok(status.into_http()),
+            }
+        })
+    }
+}
+
+/// The request as the service is to have it.
+async fn pass(shared: &Shared, mut request: Request<Body>) -> Result<Request<Body>, Status> {
+    request.headers_mut().remove(CALLER);
+    let method = method(request.uri().path()).to_owned();
+    if method == GREET {
+        return Ok(request);
+    }
+    let (caller, body) = match shared.credentials.admit(request.headers(), &method) {
+        Ok(proof) => (proof.from.node, proof.body),
+        Err(_) if !request.headers().contains_key(PROOF) => (old_caller(shared, request.headers())?, None),
+        Err(status) => {
+            let count = &shared.counters.calls_refused;
+            count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            return Err(status);
+        }
+    };
+    if let Some(expected) = body {
+        let (parts, body) = request.into_parts();
+        let read = Limited::new(body, MAX_BODY).collect().await;
+        let read =
+            read.map_err(|error| Status::invalid_argument(format!("the request cannot be read: {error}")))?;
+        let bytes = read.to_bytes();
+        if blake3::hash(&bytes) != expected {
+            return Err(stranger());
+        }
+        request = Request::from_parts(parts, Body::new(Full::new(bytes)));
+    }
+    let name = HeaderValue::from_str(caller.as_str()).map_err(|_| stranger())?;
+    request.headers_mut().insert(CALLER, name);
+    Ok(request)
+}
+
+/// Who calls without a session. Nodes of before did; they are let in as long as gossip shows that they are such, so that what
+/// was overheard of a node is worth nothing once that node is of today.
+fn old_caller(shared: &Shared, headers: &HeaderMap) -> Result<NodeId, Status> {
+    let sealed = headers.get(OLD_PROOF).and_then(decoded).ok_or_else(stranger)?;
+    let text = shared.credentials.sealer.read().open(&sealed).map_err(|_| stranger())?;
+    let text = String::from_utf8(text).map_err(|_| stranger())?;
+    let (from, to) = text.split_once('/').ok_or_else(stranger)?;
+    let from = NodeId::new(from).map_err(|_| stranger())?;
+    let view = shared.view.borrow();
+    let is_old = view.get(&from).is_some_and(|member| member.alive && !member.greets);
+    if to == shared.me.node.as_str() && is_old { Ok(from) } else { Err(stranger()) }
+}

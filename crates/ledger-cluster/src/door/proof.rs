@@ -1,0 +1,190 @@
+//! The proof that comes with a call between nodes: who calls whom, in which session, the how-manieth call of it, and what for.
+//!
+//! | bytes | content |
+//! | --- | --- |
+//! | 1 | [`FORMAT`] |
+//! | 1 | 1: the call is a stream, and its messages are not part of the proof; 0: they are |
+//! | 16 | the caller's nonce |
+//! | 16 | the nonce of the node that is called |
+//! | 8 | number of the call in the session, big-endian |
+//! | 8 | the caller's incarnation, big-endian |
+//! | 16 | the caller's storage id |
+//! | 32 | BLAKE3 of what is sent; zeroes if it is a stream |
+//! | 32 | the keyed hash, see [`Proof::text`] |
+//! | rest | the caller's name |
+
+use ledger_core::node::{Incarnation, Member, NodeId, StorageId};
+
+/// Numbers that are never given twice.
+pub(crate) type Nonce = [u8; 16];
+
+/// First byte of a proof.
+const FORMAT: u8 = 1;
+
+/// What is proven.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Proof {
+    pub(crate) from: Member,
+    pub(crate) incarnation: Incarnation,
+    /// The session: both sides' numbers.
+    pub(crate) caller: Nonce,
+    pub(crate) called: Nonce,
+    pub(crate) number: u64,
+    /// A hash of what is sent; `None`: it is a stream.
+    pub(crate) body: Option<[u8; 32]>,
+}
+
+impl Proof {
+    /// The text whose keyed hash proves a call of a method. It says all that there is to say of the call, each at its place.
+    pub(crate) fn text(&self, method: &str, to: &Member) -> Vec<u8> {
+        let mut text = b"call".to_vec();
+        for part in [
+            method.as_bytes(),
+            &self.incarnation.0.to_be_bytes(),
+            &self.number.to_be_bytes(),
+            &self.body.unwrap_or_default(),
+            &[u8::from(self.body.is_none())],
+        ] {
+            put(&mut text, part);
+        }
+        put_session(&mut text, (&self.from, to), (&self.caller, &self.called));
+        text
+    }
+
+    /// The bytes that travel.
+    pub(crate) fn encode(&self, hash: blake3::Hash) -> Vec<u8> {
+        [
+            &[FORMAT, u8::from(self.body.is_none())][..],
+            &self.caller,
+            &self.called,
+            &self.number.to_be_bytes(),
+            &self.incarnation.0.to_be_bytes(),
+            &self.from.storage.0,
+            &self.body.unwrap_or_default(),
+            hash.as_bytes(),
+            self.from.node.as_str().as_bytes(),
+        ]
+        .concat()
+    }
+
+    /// Reads them. Any bytes may come in.
+    pub(crate) fn decode(bytes: &[u8]) -> Option<(Self, blake3::Hash)> {
+        let mut rest = bytes;
+        let [format, is_stream] = take(&mut rest)?;
+        if format != FORMAT || is_stream > 1 {
+            return None;
+        }
+        let (caller, called) = (take(&mut rest)?, take(&mut rest)?);
+        let number = u64::from_be_bytes(take(&mut rest)?);
+        let incarnation = Incarnation(u64::from_be_bytes(take(&mut rest)?));
+        let storage = StorageId(take(&mut rest)?);
+        let (body, hash) = (take(&mut rest)?, blake3::Hash::from_bytes(take(&mut rest)?));
+        let node = NodeId::new(std::str::from_utf8(rest).ok()?).ok()?;
+        let body = (is_stream == 0).then_some(body);
+        Some((Self { from: Member { node, storage }, incarnation, caller, called, number, body }, hash))
+    }
+}
+
+/// The text whose keyed hash proves that a node answered a greeting.
+pub(crate) fn greeting(from: &Member, to: &Member, caller: &Nonce, called: &Nonce) -> Vec<u8> {
+    let mut text = b"greeting".to_vec();
+    put_session(&mut text, (from, to), (caller, called));
+    text
+}
+
+fn put_session(text: &mut Vec<u8>, members: (&Member, &Member), nonces: (&Nonce, &Nonce)) {
+    for Member { node, storage } in [members.0, members.1] {
+        put(text, node.as_str().as_bytes());
+        put(text, &storage.0);
+    }
+    put(text, nonces.0);
+    put(text, nonces.1);
+}
+
+/// With its length before it, so that no two texts are alike.
+fn put(text: &mut Vec<u8>, part: &[u8]) {
+    text.extend((part.len() as u64).to_be_bytes());
+    text.extend(part);
+}
+
+fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
+    let (first, rest) = bytes.split_first_chunk()?;
+    *bytes = rest;
+    Some(*first)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn member(name: &str, storage: u8) -> Member {
+        Member { node: NodeId::new(name).unwrap(), storage: StorageId([storage; 16]) }
+    }
+
+    fn proof() -> Proof {
+        Proof {
+            from: member("a", 1),
+            incarnation: Incarnation(7),
+            caller: [2; 16],
+            called: [3; 16],
+            number: 4,
+            body: Some([5; 32]),
+        }
+    }
+
+    #[test]
+    fn a_proof_is_read_as_it_was_written() {
+        let hash = blake3::hash(b"x");
+        for proof in [proof(), Proof { body: None, ..proof() }] {
+            assert_eq!(Proof::decode(&proof.encode(hash)), Some((proof, hash)));
+        }
+        let bytes = proof().encode(hash);
+        assert_eq!(Proof::decode(&bytes[..bytes.len() - 1]), None, "without a name");
+        assert_eq!(Proof::decode(&[&[9], &bytes[1..]].concat()), None, "of another format");
+    }
+
+    #[test]
+    fn no_two_calls_have_the_same_text() {
+        let to = member("b", 2);
+        let base = proof();
+        let mut texts = vec![
+            base.text("Slots", &to),
+            base.text("Fetch", &to),
+            base.text("Slots", &member("b", 3)),
+            base.text("Slots", &member("c", 2)),
+            greeting(&base.from, &to, &base.caller, &base.called),
+            greeting(&to, &base.from, &base.caller, &base.called),
+        ];
+        let others = [
+            Proof { from: member("aa", 1), ..proof() },
+            Proof { from: member("a", 9), ..proof() },
+            Proof { incarnation: Incarnation(8), ..proof() },
+            Proof { caller: [9; 16], ..proof() },
+            Proof { called: [9; 16], ..proof() },
+            Proof { number: 5, ..proof() },
+            Proof { body: Some([6; 32]), ..proof() },
+            Proof { body: None, ..proof() },
+            Proof { body: Some([0; 32]), ..proof() },
+        ];
+        texts.extend(others.iter().map(|other| other.text("Slots", &to)));
+        let count = texts.len();
+        texts.sort_unstable();
+        texts.dedup();
+        assert_eq!(texts.len(), count);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_may_come_in(bytes in prop::collection::vec(any::<u8>(), 0..200), known in any::<bool>()) {
+            let mut bytes = bytes;
+            if known && let Some(first) = bytes.first_mut() {
+                *first = FORMAT;
+            }
+            if let Some((proof, hash)) = Proof::decode(&bytes) {
+                prop_assert_eq!(proof.encode(hash), bytes);
+            }
+        }
+    }
+}
