@@ -51,12 +51,12 @@ fuzz seconds="60": build
 
 # Kill a node under load again and again for a while, checking everything after each restart
 soak seconds="600" seed="1": build
-    LEDGER_SOAK_SECONDS="{{seconds}}" LEDGER_SOAK_SEED="{{seed}}" \
+    LEDGERTEST_SOAK_SECONDS="{{seconds}}" LEDGERTEST_SOAK_SEED="{{seed}}" \
         cargo test --release --workspace --test crash -- --ignored --nocapture --test-threads 1
 
 # Simulate whole clusters with faults, each decided by a seed: --minutes N --seed S [--runs N] [--trace] [--broken NAME]
 simulate *flags:
-    @LEDGER_SIMULATE="$*" cargo test --quiet --release --workspace --test simulate -- \
+    @LEDGERTEST_SIMULATE="$*" cargo test --quiet --release --workspace --test simulate -- \
         --ignored --nocapture --exact for_a_long_time
 
 # Kill, cut off, restart, wipe real nodes in network namespaces (needs root): `--rounds N --seed S [scenario]`

@@ -33,8 +33,8 @@ const RETRIERS: usize = 4;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_acknowledged_survives_being_killed() {
-    let rounds = setting("LEDGER_CRASH_ROUNDS", 50);
-    let mut test = Rounds::new(setting("LEDGER_CRASH_SEED", 1));
+    let rounds = setting("LEDGERTEST_CRASH_ROUNDS", 50);
+    let mut test = Rounds::new(setting("LEDGERTEST_CRASH_SEED", 1));
     for _ in 0..rounds {
         test.round().await;
     }
@@ -44,8 +44,8 @@ async fn what_was_acknowledged_survives_being_killed() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "takes as long as it is told: `./dev soak SECONDS SEED`"]
 async fn what_was_acknowledged_survives_being_killed_for_a_long_time() {
-    let deadline = Instant::now() + Duration::from_secs(setting("LEDGER_SOAK_SECONDS", 600));
-    let mut test = Rounds::new(setting("LEDGER_SOAK_SEED", 1));
+    let deadline = Instant::now() + Duration::from_secs(setting("LEDGERTEST_SOAK_SECONDS", 600));
+    let mut test = Rounds::new(setting("LEDGERTEST_SOAK_SEED", 1));
     while Instant::now() < deadline {
         test.round().await;
     }

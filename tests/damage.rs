@@ -166,11 +166,11 @@ async fn a_flipped_byte_is_found_by_the_scrub_without_a_read() {
 #[tokio::test(flavor = "multi_thread")]
 async fn no_flipped_byte_of_any_file_is_ever_served_as_good() {
     let (data, expected, _) = written().await;
-    let mut random = SmallRng::seed_from_u64(setting("LEDGER_DAMAGE_SEED", 1));
+    let mut random = SmallRng::seed_from_u64(setting("LEDGERTEST_DAMAGE_SEED", 1));
     let tables = tables(data.path());
     assert!(!tables.is_empty());
     let (mut refused, mut by_read, mut by_scrub, mut unused) = (0, 0, 0, Vec::new());
-    let rounds = usize::try_from(setting("LEDGER_DAMAGE_ROUNDS", 30)).unwrap();
+    let rounds = usize::try_from(setting("LEDGERTEST_DAMAGE_ROUNDS", 30)).unwrap();
     for round in 0..rounds {
         let path = &tables[round % tables.len()];
         let good = fs::read(path).unwrap();
@@ -247,9 +247,9 @@ async fn no_flipped_byte_of_the_log_is_ever_served_as_good() {
     assert!(!logs.is_empty(), "a killed node leaves a log");
     let log = logs.iter().max_by_key(|path| fs::metadata(path).unwrap().len()).unwrap();
     let good = fs::read(log).unwrap();
-    let mut random = SmallRng::seed_from_u64(setting("LEDGER_DAMAGE_SEED", 1));
+    let mut random = SmallRng::seed_from_u64(setting("LEDGERTEST_DAMAGE_SEED", 1));
     let (mut refused, mut shorter, mut unused) = (0, 0, 0);
-    for _ in 0..setting("LEDGER_DAMAGE_ROUNDS", 30) {
+    for _ in 0..setting("LEDGERTEST_DAMAGE_ROUNDS", 30) {
         let (at, bit) = (random.random_range(0..good.len()), random.random_range(0..8));
         let place = format!("byte {at} of {}, bit {bit} of the log", good.len());
         let copy = TempDir::new().unwrap();

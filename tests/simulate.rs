@@ -66,7 +66,7 @@ fn each_rule_that_is_left_out_is_noticed() {
 #[test]
 #[ignore = "takes as long as it is told: `just simulate --minutes N --seed S`"]
 fn for_a_long_time() {
-    let text = std::env::var("LEDGER_SIMULATE").unwrap_or_default();
+    let text = std::env::var("LEDGERTEST_SIMULATE").unwrap_or_default();
     let Flags { seed, runs, limit, is_traced, broken } = Flags::parse(&text).unwrap_or_else(|wrong| {
         eprintln!("{wrong}");
         process::exit(2)

@@ -152,8 +152,8 @@ impl Cluster {
         command.args(["netns", "exec", &self.net.namespace(node.number)]).arg(binary("ledgerd"));
         command.args(["--cluster", "namespaces", "--node-id", &node.name, "--seeds", &seeds.join(",")]);
         command.args(["--first-nodes", "node-1,node-2,node-3", "--lanes", "1"]);
-        let log =
-            std::env::var("LEDGER_NAMESPACES_LOG").unwrap_or_else(|_| "info,ledger_cluster=debug".to_owned());
+        let log = std::env::var("LEDGERTEST_NAMESPACES_LOG")
+            .unwrap_or_else(|_| "info,ledger_cluster=debug".to_owned());
         command.args(["--log", &log]);
         command.args(["--block-cache", "32MiB", "--write-buffer", "8MiB"]);
         command.args([
@@ -334,7 +334,7 @@ impl Cluster {
             let _ = fs::copy(node.log_file(), place.join(format!("{}.log", node.name)));
         }
         eprintln!("the logs of the nodes are in {}", place.display());
-        if std::env::var_os("LEDGER_NAMESPACES_KEEP").is_some() {
+        if std::env::var_os("LEDGERTEST_NAMESPACES_KEEP").is_some() {
             self.dir.disable_cleanup(true);
             eprintln!("all of their files are in {}", self.dir.path().display());
         }

@@ -3,7 +3,7 @@
 //! each node holds.
 //!
 //! Needs root, `ip` and `tc`. `just namespaces --rounds 20` runs twenty rounds of each scenario; without
-//! `LEDGER_NAMESPACES_ROUNDS` there is one round of a few of them, and none where something is missing.
+//! `LEDGERTEST_NAMESPACES_ROUNDS` there is one round of a few of them, and none where something is missing.
 
 #![allow(
     missing_docs,
@@ -47,11 +47,11 @@ fn rounds<F: Future<Output = Option<Report>>>(is_brief: bool, once: impl Fn(What
         return;
     }
     let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let first = setting("LEDGER_NAMESPACES_SEED", 1);
+    let first = setting("LEDGERTEST_NAMESPACES_SEED", 1);
     let (mut sum, mut failed) = (Summary::default(), Vec::new());
     // The test runner has begun a line.
     println!();
-    for seed in first..first + setting("LEDGER_NAMESPACES_ROUNDS", 1) {
+    for seed in first..first + setting("LEDGERTEST_NAMESPACES_ROUNDS", 1) {
         let what = What { scenario: scenario.clone(), seed };
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
         match catch_unwind(AssertUnwindSafe(|| runtime.block_on(once(what)))) {

@@ -63,7 +63,7 @@ pub(crate) enum Errors {
 
 /// Whether somebody asked for these scenarios, rather than for all tests.
 pub(crate) fn is_asked_for() -> bool {
-    std::env::var_os("LEDGER_NAMESPACES_ROUNDS").is_some()
+    std::env::var_os("LEDGERTEST_NAMESPACES_ROUNDS").is_some()
 }
 
 impl Run {

@@ -2,7 +2,7 @@
 //! that trust nothing the node says of itself.
 //!
 //! The binaries are taken from beside the test executable (`./dev test` builds them first) or from the
-//! directory that `LEDGER_BIN_DIR` names.
+//! directory that `LEDGERTEST_BIN_DIR` names.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on should stop")]
 
@@ -31,11 +31,11 @@ pub fn binary(name: &str) -> PathBuf {
         let exe = std::env::current_exe().expect("the test knows its own path");
         exe.ancestors().nth(2).expect("the test lies in target/<profile>/deps").to_owned()
     };
-    let dir = std::env::var_os("LEDGER_BIN_DIR").map_or_else(beside, PathBuf::from);
+    let dir = std::env::var_os("LEDGERTEST_BIN_DIR").map_or_else(beside, PathBuf::from);
     let path = dir.join(name);
     assert!(
         path.exists(),
-        "{} is missing: build it with `./dev build`, or name the directory of the binaries in LEDGER_BIN_DIR",
+        "{} is missing: build it with `./dev build`, or name the directory of the binaries in LEDGERTEST_BIN_DIR",
         path.display()
     );
     path

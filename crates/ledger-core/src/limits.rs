@@ -16,5 +16,9 @@ pub const MAX_PAYLOAD: usize = 256 * 1024 * 1024;
 pub const DEFAULT_MAX_PAYLOAD: usize = 4 * 1024 * 1024;
 /// The highest sequence a context can reach. Kept below 2^63 so that sizes and offsets never overflow.
 pub const MAX_SEQUENCE: u64 = (1 << 62) - 1;
+/// How far above a context's own Lamport time a received one may be, unless configured otherwise.
+pub const DEFAULT_MAX_LAMPORT_AHEAD: u64 = 1 << 32;
+/// The highest Lamport time of an entry that is loaded. Kept below 2^63, so that appends can follow.
+pub const MAX_LOADED_LAMPORT: u64 = (1 << 62) - 1;
 
 const _: () = assert!(DEFAULT_MAX_PAYLOAD <= MAX_PAYLOAD);

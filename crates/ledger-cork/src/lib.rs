@@ -103,13 +103,15 @@ impl<T: AsyncWrite + Unpin> Corked<T> {
         Poll::Ready(Ok(()))
     }
 
-    /// Writes what is held if its time has come.
+    /// Writes what is held if its time has come; if it has not, the task that polls now is woken when it has.
     fn drain_if_due(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.due && self.tick.has_come.load(Ordering::Acquire) {
-            self.drain(cx)
-        } else {
-            Poll::Ready(Ok(()))
+        if !self.due {
+            return Poll::Ready(Ok(()));
         }
+        // A connection moves between tasks (from its TLS handshake to what serves it), and only the last one that
+        // polled it is still there to write. Registered before looking, so that a tick in between is not missed.
+        self.tick.task.register(cx.waker());
+        if self.tick.has_come.load(Ordering::Acquire) { self.drain(cx) } else { Poll::Ready(Ok(())) }
     }
 
     /// Asks to be woken when the runtime has run what is ready.
@@ -194,7 +196,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Corked<T> {
             return self.drain(cx);
         }
         self.due = true;
-        Poll::Ready(Ok(()))
+        // In this turn the tick may have been asked for by another task.
+        self.drain_if_due(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -137,3 +137,30 @@ async fn a_request_reaches_a_peer_that_only_reads_on() {
     drop(here);
     assert_eq!(answer.await.unwrap(), 0);
 }
+
+#[tokio::test]
+async fn what_one_task_flushed_leaves_when_another_only_reads_on() {
+    let (here, mut there) = tokio::io::duplex(1024);
+    let mut corked = Corked::new(here);
+    // A handshake in a task of its own, which ends with flushes that wait for the end of the turn.
+    let handshake = tokio::spawn(async move {
+        for part in [b"one ", b"two "] {
+            corked.write_all(part).await.unwrap();
+            corked.flush().await.unwrap();
+        }
+        corked
+    });
+    let serving = tokio::spawn(async move {
+        let mut corked = handshake.await.unwrap();
+        assert!(corked.due, "the second flush waits for the end of the turn");
+        corked.read(&mut [0]).await.unwrap()
+    });
+    let mut received = [0; 8];
+    tokio::time::timeout(std::time::Duration::from_secs(30), there.read_exact(&mut received))
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(&received, b"one two ");
+    drop(there);
+    assert_eq!(serving.await.unwrap(), 0);
+}

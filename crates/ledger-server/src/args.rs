@@ -8,6 +8,7 @@ use toml::{Table, Value};
 
 use crate::{
     config::{Config, ConfigError, DurabilityMode, Effective, Layer, LogFormat, Suite, TestPanic, read_file},
+    environment,
     units::{ByteSize, Span},
 };
 
@@ -26,7 +27,8 @@ const AFTER_HELP: &str = "\
 Every setting can stand in a TOML file, in the environment and on the command line; the later wins:
   defaults < file (--config or LEDGER_CONFIG) < environment (LEDGER_*, and GRPC_PORT) < flags
 In the file a key is the flag without dashes: --data-dir is data_dir. `ledgerd config` prints what is in
-effect and where it came from. GRPC_PORT=50051 sets the port of grpc_listen alone, as for the predecessor.
+effect and where it came from. A variable that is set to nothing is not set; an unknown LEDGER_* is an error,
+except those that Kubernetes sets for Services. GRPC_PORT=50051 sets the port of grpc_listen alone, as for the predecessor.
 Sizes are bytes or as 64MiB; times are as 250ms, 10s, 5m.
 
 Exit codes: 0 shut down cleanly, 2 wrong configuration, 3 the data directory cannot be opened,
@@ -135,6 +137,12 @@ struct Settings {
     /// Largest payload of an entry [default: 4MiB]
     #[arg(long, env = "LEDGER_MAX_PAYLOAD", value_name = "SIZE", global = true)]
     max_payload: Option<ByteSize>,
+    /// Most connections of gRPC clients; fewer if there are too few file descriptors [default: 8192]
+    #[arg(long, env = "LEDGER_MAX_CONNECTIONS", value_name = "COUNT", global = true)]
+    max_connections: Option<usize>,
+    /// How far above a context's own Lamport time a received one may be [default: 4294967296]
+    #[arg(long, env = "LEDGER_MAX_LAMPORT_AHEAD", value_name = "TIME", global = true)]
+    max_lamport_ahead: Option<u64>,
     /// Writer threads; 0: one per CPU, at most 4 [default: 0]
     #[arg(long, env = "LEDGER_LANES", value_name = "COUNT", global = true)]
     lanes: Option<usize>,
@@ -199,7 +207,8 @@ struct Settings {
 /// Reads arguments, environment and file. `Err` is the code to exit with: help was asked for, the
 /// configuration was printed, or it is wrong.
 pub fn parse() -> Result<Config, ExitCode> {
-    let matches = Cli::command().try_get_matches().map_err(|error| {
+    let command = environment::without_empty(Cli::command());
+    let matches = command.clone().try_get_matches().map_err(|error| {
         let _ = error.print();
         ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(EXIT_CONFIG))
     })?;
@@ -208,6 +217,9 @@ pub fn parse() -> Result<Config, ExitCode> {
         ExitCode::from(EXIT_CONFIG)
     };
     let cli = Cli::from_arg_matches(&matches).map_err(|error| wrong(&error))?;
+    let variables = std::env::vars_os()
+        .map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned()));
+    environment::check(&command, variables).map_err(|error| wrong(&error))?;
     let effective = load(&cli, &matches).map_err(|error| wrong(&error))?;
     match cli.command {
         None => Ok(effective.config),
@@ -236,7 +248,10 @@ fn load(cli: &Cli, matches: &ArgMatches) -> Result<Effective, ConfigError> {
 
 /// `GRPC_PORT`, as the predecessor read it: the port alone; the interface stays as configured.
 fn predecessor_port(file: Option<&Layer>) -> Result<Option<SocketAddr>, ConfigError> {
-    let Some(port) = std::env::var_os("GRPC_PORT").filter(|port| !port.is_empty()) else { return Ok(None) };
+    let is_port = |port: &std::ffi::OsString| {
+        !port.is_empty() && !environment::is_of_a_service("GRPC_PORT", &port.to_string_lossy())
+    };
+    let Some(port) = std::env::var_os("GRPC_PORT").filter(is_port) else { return Ok(None) };
     let Some(port) = port.to_str().and_then(|port| port.trim().parse::<u16>().ok()) else {
         return Err(ConfigError::Value {
             key: "grpc_listen",

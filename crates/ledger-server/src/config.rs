@@ -76,6 +76,10 @@ pub struct Config {
     pub hash_suite: Suite,
     /// Largest payload of an entry.
     pub max_payload: ByteSize,
+    /// Most connections of gRPC clients.
+    pub max_connections: usize,
+    /// How far above a context's own Lamport time the time received with an append may be.
+    pub max_lamport_ahead: u64,
     /// Writer threads; 0: one per CPU, at most 4.
     pub lanes: usize,
     /// `RocksDB`'s block cache.
@@ -184,6 +188,8 @@ impl Default for Config {
             sync_interval: Span(Duration::from_millis(100)),
             hash_suite: Suite::Blake3,
             max_payload: ByteSize(store.max_payload as u64),
+            max_connections: limits::CONNECTIONS,
+            max_lamport_ahead: store.max_lamport_ahead,
             lanes: store.lanes,
             block_cache: ByteSize(store.block_cache as u64),
             write_buffer: ByteSize(store.write_buffer as u64),
@@ -227,6 +233,17 @@ pub enum ConfigError {
     /// The layers do not give a configuration.
     #[error("the configuration is wrong: {0}")]
     Merge(String),
+    /// A variable of the environment looks like a setting and is none.
+    #[error(
+        "the environment has {name}, which is no setting of ledgerd{}: remove it, or correct its name (`ledgerd --help` lists them)",
+        meant.as_ref().map(|setting| format!(" (is {setting} meant?)")).unwrap_or_default()
+    )]
+    UnknownVariable {
+        /// The variable.
+        name: String,
+        /// The variable of a setting whose name is close.
+        meant: Option<String>,
+    },
     /// A value is out of range.
     #[error("{key} is {value} (set by {source_name}): {reason}")]
     Value {
@@ -337,6 +354,10 @@ impl Effective {
                 return Err(wrong(key, value.to_string(), reason));
             }
         }
+        if config.max_connections < limits::MIN_CONNECTIONS {
+            let reason = format!("it must be {} at least", limits::MIN_CONNECTIONS);
+            return Err(wrong("max_connections", config.max_connections.to_string(), reason));
+        }
         let plain = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
         if config.cluster.is_empty() || config.cluster.len() > 64 || !config.cluster.chars().all(plain) {
             let reason =
@@ -410,10 +431,13 @@ impl Config {
                 Suite::Sha256 => HashSuite::Sha256,
             },
             max_payload: self.max_payload.get(),
+            max_lamport_ahead: self.max_lamport_ahead,
             lanes: self.lanes,
             block_cache: self.block_cache.get(),
             write_buffer: self.write_buffer.get(),
             head_cache: self.head_cache.get(),
+            // Starting shares out the file descriptors.
+            max_open_files: limits::MAX_OPEN_FILES,
             scrub_rate: self.scrub_rate.0,
             scrub_pause: self.scrub_pause.0,
             clustered: self.node_id.is_some(),

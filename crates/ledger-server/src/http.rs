@@ -21,7 +21,8 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     cluster_metrics,
     config::TestPanic,
-    console,
+    connection::{Connections, Listener},
+    console, limits,
     node::Node,
     supervise::{Need, Outcome, Supervisor},
 };
@@ -33,11 +34,14 @@ pub fn start(supervisor: &Supervisor, node: &Arc<Node>, listener: TcpListener, s
     if node.config.test_panic != Some(TestPanic::Console) {
         test_panic.cancel();
     }
+    let connections = Connections::new(limits::HTTP_CONNECTIONS);
+    let metrics = Arc::clone(&node.metrics);
     supervisor.spawn("http", Need::Helpful, stop.clone(), move || {
         let (listener, app, stop) = (listener.try_clone(), app.clone(), stop.clone());
         let test_panic = test_panic.clone();
+        let (connections, metrics) = (Arc::clone(&connections), Arc::clone(&metrics));
         async move {
-            let listener = tokio::net::TcpListener::from_std(listener?)?;
+            let listener = Listener::new(listener?, "http", connections, metrics)?;
             let serve = axum::serve(listener, app).with_graceful_shutdown(stop.cancelled_owned());
             tokio::select! {
                 ended = serve => ended?,

@@ -1,4 +1,4 @@
-//! The cluster's keys, read again when the node is told to (SIGHUP): a rotation without a restart.
+//! What is read again when the node is told to (SIGHUP): the cluster's keys, for a rotation without a restart.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -27,6 +27,25 @@ pub fn watch(
         async move {
             let hangups = signal(SignalKind::hangup())?;
             stop.run_until_cancelled(reload(hangups, path, &*set)).await;
+            Outcome::Ok(())
+        }
+    });
+    Ok(())
+}
+
+/// Lets the signal change nothing, for a node that has nothing to read again: by default it would end the process.
+pub fn ignore(supervisor: &Supervisor, stop: CancellationToken) -> std::io::Result<()> {
+    drop(signal(SignalKind::hangup())?);
+    supervisor.spawn("hangups", Need::Helpful, stop.clone(), move || {
+        let stop = stop.clone();
+        async move {
+            let mut hangups = signal(SignalKind::hangup())?;
+            let ignoring = async {
+                while hangups.recv().await.is_some() {
+                    tracing::info!("SIGHUP: there are no cluster keys to read again, nothing changes");
+                }
+            };
+            stop.run_until_cancelled(ignoring).await;
             Outcome::Ok(())
         }
     });

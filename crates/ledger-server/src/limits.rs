@@ -1,6 +1,8 @@
 //! Every bound on what the server holds for its clients, in one place. What entries may look like is in
 //! [`ledger_core::limits`]; what an operator may change is in [`crate::config`].
 
+use std::time::Duration;
+
 /// Entries of one Append stream accepted and not yet answered. Beyond, the server reads no further.
 pub const APPEND_ITEMS_IN_FLIGHT: usize = 16 * 1024;
 /// Entries handed to the store at once: a larger batch is taken in parts.
@@ -78,6 +80,29 @@ pub const WRITERS_PER_CONTEXT: usize = 4;
 /// Contexts reported in a minute because their writers take turns.
 pub const WRITER_REPORTS: usize = 32;
 
+/// Connections of gRPC clients, unless configured otherwise.
+pub const CONNECTIONS: usize = 8192;
+/// Connections of gRPC clients there may always be.
+pub const MIN_CONNECTIONS: usize = 64;
+/// Connections of the HTTP port.
+pub const HTTP_CONNECTIONS: usize = 128;
+/// File descriptors that are neither the store's tables nor gRPC clients': the HTTP port, connections to other
+/// nodes, logs, listeners.
+pub const RESERVED_DESCRIPTORS: usize = 128 + HTTP_CONNECTIONS;
+/// Table files that the store keeps open: at least, and at most.
+pub const MIN_OPEN_FILES: usize = 64;
+/// See [`MIN_OPEN_FILES`].
+pub const MAX_OPEN_FILES: usize = 1024;
+/// How long a TLS handshake may take.
+pub const HANDSHAKE: Duration = Duration::from_secs(10);
+/// How long a client may take to send the first bytes of its protocol.
+pub const FIRST_BYTES: Duration = Duration::from_secs(10);
+/// How often the node pings a gRPC client of which nothing is heard.
+pub const PING_EVERY: Duration = Duration::from_secs(30);
+/// How long the client may take to answer that.
+pub const PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// A connection on which nothing is read or written for so long is closed.
+pub const SILENCE: Duration = Duration::from_secs(100);
 /// Requests at the same time on one connection.
 pub const STREAMS_PER_CONNECTION: u32 = 16 * 1024;
 /// HTTP/2 flow control, bytes: what a client may send ahead on one stream.
@@ -114,6 +139,7 @@ pub const fn append_message(max_payload: usize) -> usize {
 
 const _: () = assert!(APPEND_CHUNK_ITEMS <= APPEND_ITEMS_IN_FLIGHT);
 const _: () = assert!(APPEND_CHUNK_ITEMS <= 1 << 16, "an index fits the lower 16 bits of a tag");
+const _: () = assert!(SILENCE.as_secs() > PING_EVERY.as_secs() + PING_TIMEOUT.as_secs());
 const _: () = assert!(RESULTS_BYTES < 4 << 20);
 const _: () = assert!(2 * OBSERVERS_PER_NODE <= STREAMS_PER_CONNECTION as usize);
 const _: () = assert!(OBSERVERS_BYTES + 64 * OBSERVERS_PER_CONTEXT < INTEREST_MESSAGE);

@@ -109,6 +109,8 @@ pub struct Metrics {
     pub append_streams: Gauge,
     /// Observers of contexts whose streams are here.
     pub observers: Gauge,
+    /// TLS handshakes that failed or took too long.
+    pub failed_handshakes: Counter,
 }
 
 impl std::fmt::Debug for Metrics {
@@ -159,6 +161,7 @@ impl Metrics {
             interleaved_writers: counter("ledger_interleaved_writers_total"),
             append_streams: gauge("ledger_append_streams"),
             observers: gauge("ledger_observers"),
+            failed_handshakes: counter("ledger_failed_handshakes_total"),
             recorder,
         }
     }
@@ -184,6 +187,21 @@ impl Metrics {
     /// A supervised task failed and is started again.
     pub fn task_restarted(&self, task: &'static str) {
         let key = Key::from_parts("ledger_task_restarts_total", vec![Label::from_static_parts("task", task)]);
+        self.recorder.register_counter(&key, &METADATA).increment(1);
+    }
+
+    /// A connection without a call under way was closed for another.
+    pub fn connection_closed_for_another(&self, listener: &'static str) {
+        self.count_connection("ledger_connections_evicted_total", listener);
+    }
+
+    /// A connection was refused: all there may be have calls under way.
+    pub fn connection_refused(&self, listener: &'static str) {
+        self.count_connection("ledger_connections_refused_total", listener);
+    }
+
+    fn count_connection(&self, name: &'static str, listener: &'static str) {
+        let key = Key::from_parts(name, vec![Label::from_static_parts("listener", listener)]);
         self.recorder.register_counter(&key, &METADATA).increment(1);
     }
 

@@ -39,17 +39,17 @@ use ledger_proto::{
     },
 };
 use ledger_store::{Ledger, StoreError};
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::{
-    Certificate, Identity, ServerTlsConfig,
-    server::{Router, TcpIncoming},
-};
+use tonic::transport::server::Router;
 use tonic_health::{ServingStatus, server::HealthReporter};
+use tower::layer::util::{Identity, Stack};
 
 use crate::{
     args,
     cluster_service::Members,
     config::{Config, ConfigError},
+    connection::{self, Connections, CountCalls, Descriptors, Listener, raise_limit},
     context_service::Contexts,
     http,
     integrity_service::Integrity,
@@ -60,6 +60,7 @@ use crate::{
     node::Node,
     standing::{Lone, Standing},
     supervise::{Need, Outcome, Supervisor},
+    tls,
 };
 
 /// How often histograms are emptied into their buckets.
@@ -150,8 +151,10 @@ pub struct Server {
 impl Server {
     /// Opens the store, binds the addresses and serves. On return, requests are answered.
     pub async fn start(config: Config) -> Result<Self, StartError> {
-        let tls = read_tls(&config)?;
-        let (dir, options) = (config.data_dir.clone(), config.store_options());
+        let tls = tls::acceptor(&config)?;
+        let descriptors = Descriptors::share(raise_limit(), config.max_connections);
+        let (dir, mut options) = (config.data_dir.clone(), config.store_options());
+        options.max_open_files = descriptors.store;
         let opened = tokio::task::spawn_blocking(move || Ledger::open_with(dir, options)).await;
         let ledger = opened.map_err(|error| StartError::Services(error.to_string()))??;
         let (storage_id, version) = (ledger.storage_id(), env!("CARGO_PKG_VERSION"));
@@ -169,9 +172,10 @@ impl Server {
             health.set_service_status(service, ServingStatus::Serving).await;
         }
 
-        let routes = routes(&node, &health, tls)?;
+        let routes = routes(&node, &health)?;
         let http_stop = CancellationToken::new();
-        let grpc_task = start_grpc(&supervisor, &node, grpc_listener, routes);
+        let clients = Connections::new(descriptors.clients);
+        let grpc_task = start_grpc(&supervisor, &node, grpc_listener, tls, clients, routes);
         http::start(&supervisor, &node, http_listener, http_stop.clone());
         start_upkeep(&supervisor, &node);
         watch_keys(&supervisor, &node)?;
@@ -180,6 +184,8 @@ impl Server {
             write_ready_file(path, grpc, http).map_err(reason)?;
         }
         let data_dir = node.config.data_dir.display();
+        let Descriptors { all, store, clients } = descriptors;
+        tracing::debug!(all, store, clients, "file descriptors");
         tracing::info!(version, %data_dir, storage_id, %grpc, %http, pid = std::process::id(), "serving");
         Ok(Self { node, supervisor, health, grpc, http, grpc_task, http_stop })
     }
@@ -412,12 +418,11 @@ fn bind(key: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAd
     Ok((listener, bound))
 }
 
+/// The services, behind the layer that counts calls.
+type Services = Router<Stack<CountCalls, Identity>>;
+
 /// All gRPC services.
-fn routes(
-    node: &Arc<Node>,
-    health: &HealthReporter,
-    tls: Option<ServerTlsConfig>,
-) -> Result<Router, StartError> {
+fn routes(node: &Arc<Node>, health: &HealthReporter) -> Result<Services, StartError> {
     let services = |error: &dyn fmt::Display| StartError::Services(error.to_string());
     let config = &node.config;
     let append = limits::append_message(config.max_payload.get());
@@ -431,16 +436,14 @@ fn routes(
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
     let mut server = tonic::transport::Server::builder()
+        .layer(CountCalls)
         .initial_stream_window_size(limits::STREAM_WINDOW)
         .initial_connection_window_size(limits::CONNECTION_WINDOW)
         .max_concurrent_streams(limits::STREAMS_PER_CONNECTION)
         .max_frame_size(limits::FRAME)
         .http2_max_pending_accept_reset_streams(Some(limits::PENDING_RESETS))
-        .http2_keepalive_interval(Some(Duration::from_secs(30)))
-        .http2_keepalive_timeout(Some(Duration::from_secs(20)));
-    if let Some(tls) = tls {
-        server = server.tls_config(tls).map_err(|error| services(&error))?;
-    }
+        .http2_keepalive_interval(Some(limits::PING_EVERY))
+        .http2_keepalive_timeout(Some(limits::PING_TIMEOUT));
     Ok(server
         .add_optional_service(node.standing.cluster().map(|cluster| cluster.service()))
         .add_service(
@@ -464,21 +467,26 @@ fn start_grpc(
     supervisor: &Supervisor,
     node: &Arc<Node>,
     listener: TcpListener,
-    routes: Router,
+    tls: Option<TlsAcceptor>,
+    clients: Arc<Connections>,
+    routes: Services,
 ) -> tokio::task::JoinHandle<()> {
     let draining = node.draining.clone();
     let until = draining.clone();
+    let metrics = Arc::clone(&node.metrics);
     // The last restart takes the listener along, so that a drained node refuses connections.
     let listener = Arc::new(listener);
     supervisor.spawn("grpc", Need::Essential, until, move || {
         let (listener, routes, draining) = (listener.try_clone(), routes.clone(), draining.clone());
+        let (tls, clients, metrics) = (tls.clone(), Arc::clone(&clients), Arc::clone(&metrics));
         async move {
-            let listener = tokio::net::TcpListener::from_std(listener?)?;
-            let incoming = TcpIncoming::from(listener)
-                .with_nodelay(Some(true))
-                .with_keepalive(Some(Duration::from_mins(1)))
-                .map(|connection| connection.map(Corked::lingering));
-            routes.serve_with_incoming_shutdown(incoming, draining.cancelled_owned()).await?;
+            let listener = Listener::new(listener?, "grpc", clients, metrics)?;
+            let (accepting, accepted) = connection::incoming(listener, tls);
+            let accepted = accepted.map(|connection| connection.map(Corked::lingering));
+            let serving = routes.serve_with_incoming_shutdown(accepted, draining.cancelled_owned());
+            // Accepting ends, and refuses who comes later, as soon as serving takes no more.
+            let (served, ()) = tokio::join!(serving, accepting);
+            served?;
             Outcome::Ok(())
         }
     })
@@ -487,7 +495,7 @@ fn start_grpc(
 /// Exchanges the cluster's keys when the node is told to read them again.
 fn watch_keys(supervisor: &Supervisor, node: &Arc<Node>) -> Result<(), StartError> {
     let (Some(path), Some(cluster)) = (&node.config.cluster_key_file, node.standing.cluster()) else {
-        return Ok(());
+        return keys::ignore(supervisor, node.draining.clone()).map_err(StartError::Runtime);
     };
     let cluster = Arc::clone(cluster);
     let set = move |keyring| cluster.set_keyring(keyring);
@@ -512,21 +520,6 @@ fn start_upkeep(supervisor: &Supervisor, node: &Arc<Node>) {
             }
         }
     });
-}
-
-fn read_tls(config: &Config) -> Result<Option<ServerTlsConfig>, StartError> {
-    let read = |key: &'static str, path: &Path| {
-        let reason =
-            |reason: io::Error| StartError::Tls { key, path: path.to_owned(), reason: reason.to_string() };
-        fs::read(path).map_err(reason)
-    };
-    let (Some(cert), Some(key)) = (&config.tls_cert, &config.tls_key) else { return Ok(None) };
-    let identity = Identity::from_pem(read("tls_cert", cert)?, read("tls_key", key)?);
-    let mut tls = ServerTlsConfig::new().identity(identity);
-    if let Some(path) = &config.tls_client_ca {
-        tls = tls.client_ca_root(Certificate::from_pem(read("tls_client_ca", path)?));
-    }
-    Ok(Some(tls))
 }
 
 /// Written beside and renamed: who sees the file sees all of it.

@@ -2,7 +2,7 @@
 //!
 //! | what happened | code | a client should |
 //! | --- | --- | --- |
-//! | a name, key, id, limit or option is wrong | `INVALID_ARGUMENT`, names the field | fix the request |
+//! | a name, key, id, limit or option is wrong; a received Lamport time is too far ahead | `INVALID_ARGUMENT`, names the field | fix the request |
 //! | payload over the limit; clock or sequence would overflow; answer does not fit a message | `RESOURCE_EXHAUSTED` | send less, or use the streaming form |
 //! | the snapshot is not one, is cut off, too new, or over a limit | `INVALID_ARGUMENT` | send a good one |
 //! | the snapshot, or stored data, does not match its hashes | `DATA_LOSS` | restore from a good copy |
@@ -147,6 +147,7 @@ impl From<StoreError> for Refusal {
         let (code, retry) = match &error {
             StoreError::Id(error) => return error.clone().into(),
             StoreError::Metadata(error) => return (*error).into(),
+            StoreError::Lamport(error) => return Self::field("received_lamport", error.to_string()),
             StoreError::PayloadTooLarge { .. }
             | StoreError::Log(LogError::Clock(_) | LogError::Full { .. }) => (Code::ResourceExhausted, None),
             StoreError::Log(LogError::NotNext { .. }) | StoreError::Damaged { .. } => (Code::DataLoss, None),

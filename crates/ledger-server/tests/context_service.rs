@@ -137,14 +137,32 @@ async fn lamport_time_passes_what_was_received() {
     let node = TestNode::start().await;
     let mut client = node.contexts().await;
     let mut times = Vec::new();
-    for received_lamport in [0, 10, 3, u64::MAX - 1] {
+    for received_lamport in [0, 10, 3, 12 + (1 << 32)] {
         let request = AppendRequest { received_lamport, ..append("c", "facts", "x") };
         times.push(client.append(request).await.unwrap().into_inner().entry.unwrap().lamport_clock);
     }
-    assert_eq!(times, [1, 11, 12, u64::MAX]);
-    let status = client.append(append("c", "facts", "x")).await.unwrap_err();
-    assert_eq!(status.code(), Code::ResourceExhausted);
-    assert!(status.message().contains("overflow"), "{}", status.message());
+    assert_eq!(times, [1, 11, 12, 13 + (1 << 32)]);
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_received_time_that_would_use_up_the_clock_is_refused_and_appends_go_on() {
+    let node = TestNode::start_with(|config| config.max_lamport_ahead = 1000).await;
+    let mut client = node.contexts().await;
+    for received_lamport in [u64::MAX, u64::MAX - 1, 1 << 63, 1001] {
+        let request = AppendRequest { received_lamport, ..append("c", "facts", "x") };
+        let status = client.append(request).await.unwrap_err();
+        assert_eq!((status.code(), field(&status).as_str()), (Code::InvalidArgument, "received_lamport"));
+        let message = status.message();
+        assert!(
+            message.contains(&format!("{received_lamport} ")) && message.contains("Lamport time 0:"),
+            "{message}"
+        );
+    }
+    let request = AppendRequest { received_lamport: 1000, ..append("c", "facts", "x") };
+    client.append(request).await.unwrap();
+    let next = client.append(append("c", "facts", "y")).await.unwrap().into_inner().entry.unwrap();
+    assert_eq!((next.sequence, next.lamport_clock), (2, 1002));
     node.stop().await;
 }
 

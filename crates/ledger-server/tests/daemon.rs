@@ -129,6 +129,32 @@ fn a_wrong_configuration_names_the_key_and_exits_with_2() {
         assert_eq!(output.status.code(), Some(2), "{name}: {output:?}");
     }
     assert_eq!(run(ledgerd().arg("--no-such-flag")).status.code(), Some(2));
+    let output = run(ledgerd().env("LEDGER_DATADIR", "/tmp"));
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{errors}");
+    assert!(errors.contains("LEDGER_DATADIR") && errors.contains("LEDGER_DATA_DIR"), "{errors}");
+}
+
+#[test]
+fn empty_variables_and_those_of_kubernetes_are_no_settings() {
+    let mut command = ledgerd();
+    for (name, value) in [
+        ("LEDGER_ZONE", ""),
+        ("LEDGER_LANES", ""),
+        ("LEDGER_GRPC_LISTEN", ""),
+        ("GRPC_PORT", "tcp://10.96.0.7:50051"),
+        ("GRPC_SERVICE_HOST", "10.96.0.7"),
+        ("LEDGER_PORT", "tcp://10.96.0.8:50051"),
+        ("LEDGER_SERVICE_HOST", "10.96.0.8"),
+        ("LEDGER_SERVICE_PORT_GRPC", "50051"),
+        ("LEDGER_PORT_50051_TCP_ADDR", "10.96.0.8"),
+        ("LEDGER_ENDPOINT", "http://127.0.0.1:1"),
+    ] {
+        command.env(name, value);
+    }
+    let config = printed(&mut command);
+    assert!(line(&config, "grpc_listen").ends_with("# default"), "{config}");
+    assert!(config.contains("# zone ="), "{config}");
 }
 
 #[test]
@@ -209,6 +235,23 @@ fn a_node_says_when_it_is_ready_and_stops_cleanly_on_a_signal() {
             "{log}"
         );
     }
+}
+
+#[test]
+fn a_hangup_ends_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let child = start(dir.path(), &[]);
+    let ready = wait_ready(dir.path());
+    for _ in 0..3 {
+        signal(&child, "-HUP");
+    }
+    // It still accepts after the signals, and ends by the one that ends it.
+    std::net::TcpStream::connect(ready["grpc"].as_str().unwrap()).unwrap();
+    signal(&child, "-TERM");
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert!(log.contains("SIGHUP"), "{log}");
 }
 
 #[test]

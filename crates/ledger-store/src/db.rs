@@ -241,7 +241,7 @@ fn database(options: &Options) -> rocksdb::Options {
     db.set_max_total_wal_size(2 * options.write_buffer as u64);
     db.set_max_background_jobs(2);
     db.set_bytes_per_sync(1 << 20);
-    db.set_max_open_files(1024);
+    db.set_max_open_files(i32::try_from(options.max_open_files).unwrap_or(i32::MAX));
     db.set_keep_log_file_num(3);
     db.set_max_log_file_size(8 << 20);
     // Lanes may write at once: one writes the log while another fills the memtable.

@@ -1,8 +1,8 @@
 //! What can go wrong, as a caller can act on it.
 
 use ledger_core::{
-    ContextId, EntryId, Sequence, compare::AskError, entry::MetadataTooLarge, id::IdError,
-    legacy::LegacyError, log::LogError, slot::Slot, snapshot::SnapshotError,
+    ContextId, EntryId, Sequence, clock::TooFarAhead, compare::AskError, entry::MetadataTooLarge,
+    id::IdError, legacy::LegacyError, log::LogError, slot::Slot, snapshot::SnapshotError,
 };
 
 /// Why the store refused or failed. The message says what happened, to what, and what to do.
@@ -35,6 +35,9 @@ pub enum StoreError {
     /// The rules of the log refuse it (overflow of the clock or the sequence).
     #[error(transparent)]
     Log(#[from] LogError),
+    /// The Lamport time received with an append is too far above the context's own.
+    #[error(transparent)]
+    Lamport(#[from] TooFarAhead),
     /// The entry id was used in this context before, for other content.
     #[error(
         "entry_id {id} of context {context} is taken: entry {sequence} has it with other content; use a new id"

@@ -535,6 +535,8 @@ impl Lane {
         {
             return repeated(stored, &draft);
         }
+        let max_ahead = self.shared.options.max_lamport_ahead;
+        touched.state.head.lamport.check_received(received_lamport, max_ahead)?;
         let stamp = Stamp {
             id: entry_id.clone().unwrap_or_else(Shared::new_entry_id),
             now_ns: commit.now_ns,

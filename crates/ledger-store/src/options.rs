@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use ledger_core::{HashSuite, limits::DEFAULT_MAX_PAYLOAD};
+use ledger_core::{
+    HashSuite,
+    limits::{DEFAULT_MAX_LAMPORT_AHEAD, DEFAULT_MAX_PAYLOAD},
+};
 
 /// When an append is durable enough to be acknowledged.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -25,6 +28,8 @@ pub struct Options {
     pub suite: HashSuite,
     /// Largest payload accepted, bytes.
     pub max_payload: usize,
+    /// How far above a context's own Lamport time the time received with an append may be.
+    pub max_lamport_ahead: u64,
     /// Writer threads; each context belongs to one. 0: one per CPU, at most 4.
     pub lanes: usize,
     /// RocksDB's block cache, bytes.
@@ -33,6 +38,8 @@ pub struct Options {
     pub write_buffer: usize,
     /// Memory for the heads of contexts in use, bytes.
     pub head_cache: usize,
+    /// Table files that are kept open. Others are opened when they are read.
+    pub max_open_files: usize,
     /// How fast the background scrub re-reads entries, bytes per second; 0 turns it off.
     pub scrub_rate: u64,
     /// Pause between two passes of the scrub over everything.
@@ -55,10 +62,12 @@ impl Default for Options {
             durability: Durability::Always,
             suite: HashSuite::Blake3,
             max_payload: DEFAULT_MAX_PAYLOAD,
+            max_lamport_ahead: DEFAULT_MAX_LAMPORT_AHEAD,
             lanes: 0,
             block_cache: 128 << 20,
             write_buffer: 128 << 20,
             head_cache: 64 << 20,
+            max_open_files: 1024,
             scrub_rate: 8 << 20,
             scrub_pause: Duration::from_hours(1),
             clustered: false,

@@ -8,7 +8,7 @@ use crate::{
     ContextId, EntryId, Hash, Key, Sequence,
     clock::LamportClock,
     entry::{Metadata, check_metadata},
-    limits::{MAX_METADATA_PAIRS, MAX_PAYLOAD},
+    limits::{MAX_LOADED_LAMPORT, MAX_METADATA_PAIRS, MAX_PAYLOAD},
 };
 
 use super::{
@@ -136,7 +136,9 @@ fn decode_entry(
             b"appended_at_ns" => once("appended_at_ns", owner, &mut appended_at_ns, reader.unsigned()?)?,
             b"metadata" => once("metadata", owner, &mut metadata, decode_metadata(reader, owner)?)?,
             b"lamport_clock" if has_hashes => {
-                once("lamport_clock", owner, &mut lamport, LamportClock(reader.unsigned()?))?;
+                let value = reader.unsigned()?;
+                limit("a Lamport time", value, MAX_LOADED_LAMPORT)?;
+                once("lamport_clock", owner, &mut lamport, LamportClock(value))?;
             }
             b"content_hash" if has_hashes => {
                 let value = hash("content_hash", owner, reader.binary()?)?;

@@ -237,6 +237,11 @@ fn the_wrong_thing_is_told() {
         (b"sequencea\x01d\0\x07version", b"sequencea\x00d\0\x07version", "gap"),
         (b"sequencea\x01d\0\x07version", b"sequencea\x02d\0\x07version", "gap"),
         (b"lamport_clocka\x01", b"lamport_clockb\xff\xff\xff\xff", "integer out of range"),
+        (
+            b"lamport_clocka\x01",
+            b"lamport_clockn\x08\0\xfe\xff\xff\xff\xff\xff\xff\xff",
+            "a Lamport time of 18446744073709551614",
+        ),
         (b"d\0\x02idm", b"d\0\x02idX", "tag 88 at byte"),
     ] {
         let message = decode(&replace(&blob, from, to)).unwrap_err().to_string();

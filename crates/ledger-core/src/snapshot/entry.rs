@@ -6,7 +6,7 @@ use crate::{
     ContextId, Entry, EntryId, Epoch, Key, Sequence,
     clock::LamportClock,
     entry::{Metadata, check_metadata},
-    limits::{MAX_ENTRY_ID, MAX_KEY, MAX_METADATA, MAX_METADATA_PAIRS, MAX_PAYLOAD},
+    limits::{MAX_ENTRY_ID, MAX_KEY, MAX_LOADED_LAMPORT, MAX_METADATA, MAX_METADATA_PAIRS, MAX_PAYLOAD},
 };
 
 use super::{
@@ -62,6 +62,7 @@ pub(super) fn decode(
     let mut reader = Reader::new(frame);
 
     let lamport = LamportClock(reader.u64().ok_or_else(short)?);
+    place.limit("a Lamport time", lamport.0, MAX_LOADED_LAMPORT)?;
     let appended_at_ns = reader.u64().ok_or_else(short)?;
     let epoch = Epoch(reader.u64().ok_or_else(short)?);
     let content_hash = reader.hash().ok_or_else(short)?;

@@ -282,6 +282,9 @@ fn an_entry_has_one_encoding() {
     let error = error_of(&with_frame(&header, &[start.clone(), id, vec![0; 64]].concat()));
     assert!(error.to_string().contains("128 bits"), "{error}");
 
+    let error = error_of(&with_frame(&header, &[&u64::MAX.to_be_bytes()[..], &start[8..]].concat()));
+    assert!(error.to_string().contains("a Lamport time of 18446744073709551615"), "{error}");
+
     let id = [[0].as_slice(), &[7; 16], &[0, 1, b'k']].concat();
     let pair = |key: u8| [0, 0, 0, 1, key, 0, 0, 0, 0];
     let metadata = [[0, 0, 0, 2].as_slice(), &pair(b'b'), &pair(b'a'), &[0; 4]].concat();
