@@ -18,17 +18,20 @@ pub enum Broken {
     StaleOwner,
     /// Readers see entries before they have their copies.
     UnstableShown,
+    /// What cannot be read counts as not being there.
+    DamageIsAbsence,
 }
 
 impl Broken {
     /// Every rule that can be left out.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::NoPromiseCheck,
         Self::NoSync,
         Self::MembersOffGossip,
         Self::ForksDropped,
         Self::StaleOwner,
         Self::UnstableShown,
+        Self::DamageIsAbsence,
     ];
 
     /// As it is named in the environment.
@@ -41,6 +44,7 @@ impl Broken {
             Self::ForksDropped => "forks-dropped",
             Self::StaleOwner => "stale-owner",
             Self::UnstableShown => "unstable-shown",
+            Self::DamageIsAbsence => "damage-is-absence",
         }
     }
 

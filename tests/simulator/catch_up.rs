@@ -3,10 +3,11 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Bound;
+use std::rc::Rc;
 
 use ledger_core::{
     ContextId, Hash, Size,
-    compare::{self, DrillDown, Finding, MAX_PAGE, Page, Prefixes, Verdict},
+    compare::{self, DrillDown, Finding, Listed, MAX_PAGE, Page, Prefixes, Roots, Side, Verdict},
     digest::{Bucket, ContextSummary, SlotDigest},
     node::Member,
     ownership::{
@@ -63,6 +64,8 @@ enum Purpose {
 #[derive(Debug, Clone, Copy)]
 enum Doing {
     Fetch,
+    /// Fetch the whole history, in the place of what cannot be read here.
+    Restore(Context),
     /// Whether the owner has what we have, read after ours was.
     Recheck {
         context: Context,
@@ -234,9 +237,11 @@ impl Node {
         let Some(context) = self.config.contexts.find(&finding.context) else { return self.go_on(slot) };
         let history = &self.disk.now.histories[context];
         let ours = (history.size(), history.root());
-        let theirs =
-            finding.theirs.as_ref().map_or((0, Hash([0; 32])), |theirs| (theirs.size.0, theirs.root));
-        if history.extent() != finding.ours.as_ref().map(ContextSummary::extent) {
+        let theirs = finding.theirs.held().map_or((0, Hash([0; 32])), |theirs| (theirs.size.0, theirs.root));
+        if let Verdict::Unreadable(side) = finding.verdict {
+            return self.unreadable(slot, context, side, theirs.0);
+        }
+        if history.extent() != finding.ours.held().map(ContextSummary::extent) {
             // It changed since it was compared: it is compared again.
             task.is_dirty = true;
             return self.go_on(slot);
@@ -259,11 +264,25 @@ impl Node {
                 self.fork(context, common.0, theirs);
                 self.fetch(slot, context, common.0, theirs.0);
             }
-            Verdict::InStep | Verdict::Changed | Verdict::Damaged { .. } => {
+            Verdict::InStep | Verdict::Changed | Verdict::Damaged { .. } | Verdict::Unreadable(_) => {
                 task.is_dirty = true;
                 self.go_on(slot);
             }
         }
+    }
+
+    /// Whatever cannot be read may be the longest there is: a claimant gives up, and a replica takes what the owner has.
+    fn unreadable(&mut self, slot: Slot, context: Context, side: Side, to: u64) {
+        let Some(task) = self.tasks.get_mut(&slot) else { return };
+        if task.is_claim() {
+            return self.give_up(slot);
+        }
+        task.is_dirty = true;
+        if side == Side::Theirs {
+            return self.go_on(slot);
+        }
+        task.doing = Some(Doing::Restore(context));
+        self.ask(slot, Question::Fetch { context, after: 0, to });
     }
 
     fn fetch(&mut self, slot: Slot, context: Context, after: u64, to: u64) {
@@ -322,6 +341,10 @@ impl Node {
     }
 
     pub(super) fn replied(&mut self, number: u64, reply: Reply) {
+        if let Some(context) = self.restoring.remove(&number) {
+            let range = if let Reply::Fetched(range) = &reply { Some(range) } else { None };
+            return self.fetched_for_restoring(context, range);
+        }
         let Some((slot, task)) = self.tasks.iter_mut().find(|(_, task)| task.asked == Some(number)) else {
             return;
         };
@@ -353,6 +376,20 @@ impl Node {
                 }
                 self.go_on(slot);
             }
+            (Reply::Fetched(range), Some(Doing::Restore(context))) => {
+                if range.after == 0 && !range.entries.is_empty() && self.is_damaged(context) {
+                    self.darken(slot);
+                    self.parked.remove(&context);
+                    self.restore(context, &range.entries);
+                }
+                self.go_on(slot);
+            }
+            (Reply::Unreadable, Some(_)) => {
+                if self.tasks.get(&slot).is_some_and(Task::is_claim) {
+                    return self.give_up(slot);
+                }
+                self.go_on(slot);
+            }
             (Reply::RootAt { size, root }, Some(Doing::Recheck { context, ours, from })) => {
                 let history = &self.disk.now.histories[context];
                 let is_unchanged = (history.size(), history.root()) == ours;
@@ -369,8 +406,13 @@ impl Node {
     }
 
     /// Answers another node's question.
-    pub(super) fn reply(&self, question: Question) -> Reply {
+    pub(super) fn reply(&mut self, question: Question) -> Reply {
         match question {
+            Question::Fetch { context, .. } | Question::RootAt { context, .. }
+                if self.is_damaged(context) =>
+            {
+                Reply::Unreadable
+            }
             Question::Compare(ask) => Reply::Compare(self.compared(&ask)),
             Question::Fetch { context, after, to } => Reply::Fetched(self.range(context, after, to)),
             Question::RootAt { context, size } => {
@@ -380,7 +422,7 @@ impl Node {
         }
     }
 
-    fn compared(&self, ask: &compare::Ask) -> compare::Answer {
+    fn compared(&mut self, ask: &compare::Ask) -> compare::Answer {
         use compare::{Answer, Ask};
         match ask {
             Ask::Node { slots, digest } => Answer::to_node(slots, *digest, |slot| Some(self.digest(slot))),
@@ -398,30 +440,38 @@ impl Node {
         }
     }
 
-    fn page(&self, buckets: &BTreeMap<Slot, BTreeSet<Bucket>>, after: Option<&ContextId>) -> Page {
-        let contexts = &self.config.contexts;
+    fn page(&mut self, buckets: &BTreeMap<Slot, BTreeSet<Bucket>>, after: Option<&ContextId>) -> Page {
+        let config = Rc::clone(&self.config);
+        let contexts = &config.contexts;
         let mut listed: BTreeMap<(Slot, &ContextId), Context> = BTreeMap::new();
         for (slot, buckets) in buckets {
             for context in contexts.of(*slot) {
                 let id = contexts.id(context);
-                if buckets.contains(&Bucket::of(id)) && self.disk.now.histories[context].size() > 0 {
+                let is_there = self.disk.now.histories[context].size() > 0 || self.is_unreadable(context);
+                if buckets.contains(&Bucket::of(id)) && is_there {
                     listed.insert((*slot, id), context);
                 }
             }
         }
         let from = after.map_or(Bound::Unbounded, |after| Bound::Excluded((Slot::of(after), after)));
         let mut rest = listed.range((from, Bound::Unbounded)).map(|((_, id), context)| {
+            if self.is_damaged(*context) {
+                return Listed::Unreadable((*id).clone());
+            }
             let history = &self.disk.now.histories[*context];
             let (size, root, epoch) = (Size(history.size()), history.root(), history.epoch());
-            ContextSummary { context: (*id).clone(), size, root, epoch }
+            Listed::Held(ContextSummary { context: (*id).clone(), size, root, epoch })
         });
         let contexts: Vec<_> = rest.by_ref().take(MAX_PAGE).collect();
         Page { contexts, more: rest.next().is_some() }
     }
 
-    fn roots(&self, Prefixes { context, sizes }: &Prefixes) -> Vec<Hash> {
-        let Some(context) = self.config.contexts.find(context) else { return Vec::new() };
+    fn roots(&mut self, Prefixes { context, sizes }: &Prefixes) -> Roots {
+        let Some(context) = self.config.contexts.find(context) else { return Roots::Absent };
+        if self.is_damaged(context) {
+            return Roots::Unreadable;
+        }
         let history = &self.disk.now.histories[context];
-        sizes.iter().map_while(|size| history.root_at(size.0)).collect()
+        Roots::At(sizes.iter().map_while(|size| history.root_at(size.0)).collect())
     }
 }

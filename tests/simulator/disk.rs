@@ -1,7 +1,7 @@
 //! A disk in memory: writes are seen at once, and survive a crash once they are synced. Of those that are not, the
 //! first few survive, in order, as in a log that is written from the front.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use ledger_core::{Hash, ownership::SlotRecord, slot::Slot};
 
@@ -15,6 +15,8 @@ use super::{
 pub struct Store {
     pub records: BTreeMap<Slot, SlotRecord>,
     pub histories: Vec<History>,
+    /// Contexts whose histories are there and cannot be read: what stands here of them is empty.
+    pub damaged: BTreeSet<Context>,
     pub forks: Vec<Fork>,
 }
 
@@ -34,6 +36,8 @@ pub struct Fork {
 pub enum Write {
     Record(Slot, SlotRecord),
     Append(Context, Vec<Entry>),
+    /// A history in the place of one that cannot be read.
+    Restore(Context, Vec<Entry>),
     Fork(Fork),
     /// Only in the variant that drops forks.
     Drop {
@@ -47,6 +51,10 @@ impl Store {
         match write {
             Write::Record(slot, record) => _ = self.records.insert(*slot, record.clone()),
             Write::Append(context, entries) => self.histories[*context].0.extend_from_slice(entries),
+            Write::Restore(context, entries) => {
+                self.histories[*context].0.clone_from(entries);
+                self.damaged.remove(context);
+            }
             Write::Fork(fork) => {
                 self.histories[fork.context].0.truncate(fork.common as usize);
                 self.forks.push(fork.clone());
@@ -100,6 +108,14 @@ impl Disk {
             let Some(write) = self.unsynced.pop_front() else { break };
             self.durable.apply(&write);
             self.synced += 1;
+        }
+    }
+
+    /// A context cannot be read any more: what was written of it is lost. Only while nothing waits to be written.
+    pub fn damage(&mut self, context: Context) {
+        for store in [&mut self.now, &mut self.durable] {
+            store.histories[context].0.clear();
+            store.damaged.insert(context);
         }
     }
 

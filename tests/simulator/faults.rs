@@ -22,10 +22,12 @@ pub enum Fault {
     Drain,
     AddNode,
     RemoveNode,
+    /// What a disk holds of a context cannot be read any more.
+    Damage,
 }
 
 impl Fault {
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Crash,
         Self::CrashAll,
         Self::Wipe,
@@ -41,6 +43,7 @@ impl Fault {
         Self::Drain,
         Self::AddNode,
         Self::RemoveNode,
+        Self::Damage,
     ];
 
     pub fn name(self) -> &'static str {
@@ -60,6 +63,7 @@ impl Fault {
             Self::Drain => "drains",
             Self::AddNode => "nodes added",
             Self::RemoveNode => "nodes removed for good",
+            Self::Damage => "damaged contexts",
         }
     }
 }

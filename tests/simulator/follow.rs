@@ -123,6 +123,10 @@ impl Node {
         {
             return Taken::Refused(refused.promised);
         }
+        if self.is_damaged(range.context) {
+            // It is restored before the slot comes in step.
+            return Taken::Missing;
+        }
         if !is_strict && self.readable.get(slot) == Some(&Readable::Shown) {
             // What is taken now is not known to be stable.
             self.darken(*slot);
@@ -179,7 +183,9 @@ impl Node {
         let outcome = match record.accept(&claim, &set, is_confirmed, before.as_ref()) {
             Err(NotTaken::Refused(refused)) => Outcome::Refused(refused.promised),
             Err(NotTaken::OtherMembers(placement)) => Outcome::OtherMembers(placement),
-            Ok(_) | Err(NotTaken::NotAccepted { .. }) if digest != self.digest(slot) => {
+            Ok(_) | Err(NotTaken::NotAccepted { .. })
+                if digest != self.digest(slot) || self.has_damage(slot) =>
+            {
                 // Whom it follows it has promised, so that it follows nobody else meanwhile, nor leads.
                 if let Ok((next, _)) = record.promise(&claim) {
                     self.write_record(slot, next);
@@ -230,7 +236,7 @@ impl Node {
     fn see_all(&mut self, slot: Slot) {
         let config = Rc::clone(&self.config);
         for context in config.contexts.of(slot) {
-            self.visible[context] = self.disk.now.histories[context].size();
+            self.visible[context] = self.size_here(context);
         }
     }
 

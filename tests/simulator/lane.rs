@@ -82,6 +82,12 @@ impl Node {
                 self.out.push(Out::Respond { client, request, response });
                 continue;
             }
+            if self.is_damaged(context) {
+                let response = self.not_owner(context);
+                let Queued { client, request, .. } = queued;
+                self.out.push(Out::Respond { client, request, response });
+                continue;
+            }
             let epoch = self.led[&slot].claim.epoch;
             let at = items.iter().position(|(of, _)| *of == slot).unwrap_or_else(|| {
                 items.push((slot, Item::default()));
@@ -367,9 +373,9 @@ impl Node {
 
     /// A context is stable up to a size.
     pub(super) fn show(&mut self, context: Context, size: u64) {
-        let size = size.min(self.disk.now.histories[context].size());
+        let size = size.min(self.size_here(context));
         self.visible[context] = self.visible[context].max(size);
-        if let Some(size) = self.shown(context) {
+        if let Some(size) = self.shown(context).filter(|_| !self.is_unreadable(context)) {
             self.out.push(Out::Note(Note::Shown { context, size }));
         }
     }
@@ -378,7 +384,7 @@ impl Node {
     pub(super) fn show_slot(&mut self, slot: Slot) {
         let config = Rc::clone(&self.config);
         for context in config.contexts.of(slot) {
-            let size = self.disk.now.histories[context].size();
+            let size = self.size_here(context);
             self.show(context, if self.waiting.is_waiting(slot) { 0 } else { size });
         }
     }

@@ -81,7 +81,12 @@ pub enum Question {
 pub enum Reply {
     Compare(compare::Answer),
     Fetched(Range),
-    RootAt { size: u64, root: Option<Hash> },
+    RootAt {
+        size: u64,
+        root: Option<Hash>,
+    },
+    /// What was asked for is there, and cannot be read.
+    Unreadable,
 }
 
 /// Entries of one context, between two roots.

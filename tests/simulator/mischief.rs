@@ -14,7 +14,7 @@ use super::{
     message::Index,
     network::MAX_NODES,
     node::index_of,
-    run::{Happening, Stage, World},
+    run::{Happening, Host, Stage, World},
 };
 
 /// What ends a fault.
@@ -108,6 +108,7 @@ impl World {
                 self.hosts[node].clock_runs = false;
                 self.after(a_while, Happening::Undo(Undo::ClockRuns(node)));
             }
+            Fault::Damage => return self.damage(node),
             Fault::BreakStream => {
                 let streams: Vec<u64> = self.network.streams.keys().copied().collect();
                 let Some(stream) = self.random.pick(&streams) else { return false };
@@ -134,6 +135,34 @@ impl World {
                 self.after(a_while + 2_000_000, Happening::Undo(Undo::Gone(node)));
             }
         }
+        true
+    }
+
+    /// What a running node's disk holds of a context is lost, as if the disk were another for it.
+    fn damage(&mut self, index: Index) -> bool {
+        let contexts: Vec<usize> = {
+            let Some(node) = &self.hosts[index].node else { return false };
+            let disk = &node.disk;
+            // Where fewer copies will do, one disk may have the only one.
+            if !self.plan.is_strict() || self.plan.other_copies > 0 {
+                return false;
+            }
+            if disk.written != disk.synced || !disk.now.damaged.is_empty() {
+                return false;
+            }
+            let may_be = |context: &usize| disk.now.histories[*context].size() > 0 && !node.waits(*context);
+            (0..self.plan.contexts).filter(may_be).collect()
+        };
+        let Some(context) = self.random.pick(&contexts) else { return false };
+        if !self.can_lose(index) {
+            return false;
+        }
+        let host = &mut self.hosts[index];
+        let Some(node) = &mut host.node else { return false };
+        host.graveyard.push((host.member.clone(), node.disk.durable.clone()));
+        node.damage(context);
+        self.last_loss = self.now;
+        self.note(|| format!("context {context} is damaged at n{index}"));
         true
     }
 
@@ -220,8 +249,12 @@ impl World {
         if self.owned.len() < self.plan.slots || self.now < self.last_loss + 3_000_000 {
             return false;
         }
-        let here: BTreeSet<&Member> =
-            self.hosts.iter().filter(|host| !host.is_gone).map(|host| &host.member).collect();
+        let here: BTreeSet<&Member> = self
+            .hosts
+            .iter()
+            .filter(|host| !host.is_gone && !is_damaged(host))
+            .map(|host| &host.member)
+            .collect();
         let lost = &self.hosts[index].member;
         self.sets_that_count().iter().all(|set| {
             let gone =
@@ -290,4 +323,10 @@ impl World {
         }
         sets
     }
+}
+
+/// Whether a disk holds something that cannot be read: it counts as lost until that is restored.
+fn is_damaged(host: &Host) -> bool {
+    let disk = host.node.as_ref().map(|node| &node.disk).or(host.disk.as_ref());
+    disk.is_some_and(|disk| !disk.now.damaged.is_empty() || !disk.durable.damaged.is_empty())
 }

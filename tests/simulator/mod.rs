@@ -22,6 +22,7 @@ mod catch_up;
 mod client;
 mod clients;
 mod counts;
+mod damage;
 mod deliver;
 mod disk;
 mod faults;

@@ -2,13 +2,13 @@
 //! nor the other nodes: everything it wants is left in `out`.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     rc::Rc,
 };
 
 use ledger_core::{
     Epoch,
-    digest::SlotDigest,
+    digest::{Extent, SlotDigest},
     node::{Member, NodeId},
     ownership::{
         Claim, Placement, Slots,
@@ -64,6 +64,13 @@ pub struct Node {
     pub(super) parked: BTreeMap<Context, VecDeque<(Part, u64)>>,
     pub(super) ids: Vec<BTreeMap<u64, u64>>,
     pub(super) digests: BTreeMap<Slot, SlotDigest>,
+    // What cannot be read.
+    /// Contexts that were found damaged.
+    pub(super) quarantine: BTreeSet<Context>,
+    /// How far damaged contexts went that the digests still count: from before they were.
+    pub(super) counted: BTreeMap<Context, Extent>,
+    /// Questions for the histories of damaged contexts.
+    pub(super) restoring: BTreeMap<u64, Context>,
     // Catching up.
     pub(super) tasks: BTreeMap<Slot, Task>,
     /// Slots that were handed over to this node, until it owns them.
@@ -123,6 +130,9 @@ impl Node {
             parked: BTreeMap::new(),
             ids: vec![BTreeMap::new(); contexts],
             digests: BTreeMap::new(),
+            quarantine: BTreeSet::new(),
+            counted: BTreeMap::new(),
+            restoring: BTreeMap::new(),
             tasks: BTreeMap::new(),
             handed_over: Vec::new(),
         };
@@ -219,6 +229,7 @@ impl Node {
             self.events.push_back(Event::Nodes(seen));
         }
         self.events.push_back(Event::Tick);
+        self.scrub();
         self.connect();
     }
 

@@ -41,7 +41,8 @@ impl World {
                     }
                 }
                 let contexts = &self.config.contexts;
-                self.invariants.owned(slot, &claim, index, &node.disk.now, contexts)
+                let is_unreadable = |context| node.is_unreadable(context);
+                self.invariants.owned(slot, &claim, index, &node.disk.now, contexts, is_unreadable)
             }
             Note::Acknowledged { context, sequence, id, in_epoch, is_stable, needed } => {
                 let what = if is_stable { Counted::Acknowledged } else { Counted::AcknowledgedAtFewer };

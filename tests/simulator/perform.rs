@@ -24,6 +24,10 @@ impl Node {
         }
         let mut record = self.record(slot);
         let answer = match ask {
+            // Without all that it had it is no witness of what the longest history is.
+            Ask::Promise if self.has_damage(slot) && record.may_follow(&claim).is_ok() => {
+                return self.answer(&from, slot, claim, Answer::NotNow);
+            }
             Ask::Promise => {
                 if self.config.broken == Broken::NoPromiseCheck {
                     record.promised = None;

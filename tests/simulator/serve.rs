@@ -21,7 +21,9 @@ impl Node {
                 return self.queue.push(Queued { client, request, append });
             }
             Request::Attach { context, kept } => {
-                if self.serves(self.config.contexts.slot(context)) {
+                if self.is_damaged(context) {
+                    self.not_owner(context)
+                } else if self.serves(self.config.contexts.slot(context)) {
                     let missing: Vec<u64> =
                         kept.into_iter().filter(|id| !self.ids[context].contains_key(id)).collect();
                     self.trace(|_| {
@@ -32,6 +34,7 @@ impl Node {
                     self.not_owner(context)
                 }
             }
+            Request::Read { context } if self.is_damaged(context) => Response::NotReadable,
             Request::Read { context } => match self.shown(context) {
                 Some(size) => {
                     let root = self.disk.now.histories[context].root_at(size).unwrap();
@@ -39,6 +42,7 @@ impl Node {
                 }
                 None => Response::NotReadable,
             },
+            Request::Watch { context, .. } if self.is_damaged(context) => Response::NotReadable,
             Request::Watch { context, after, root } => self.watched(context, after, root),
         };
         self.out.push(Out::Respond { client, request, response });

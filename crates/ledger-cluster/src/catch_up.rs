@@ -4,7 +4,7 @@
 //! lanes, entry by entry and by the root at the end of each range.
 
 use std::{
-    collections::{BTreeMap, HashSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashSet, VecDeque},
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -12,14 +12,15 @@ use std::{
 use ledger_core::{
     ContextId, Epoch, Size,
     compare::{
-        Answer, Ask, CompareError, DrillDown, Effect, Event, Finding, MAX_COMPARED, Prefixes, Verdict,
+        Answer, Ask, CompareError, DrillDown, Effect, Event, Finding, Holding, MAX_COMPARED, Prefixes, Side,
+        Verdict,
     },
     node::Member,
     ownership::Claim,
     slot::Slot,
 };
 use ledger_proto::ledger::v1::{FetchContext, FetchRequest, replica_service_client::ReplicaServiceClient};
-use ledger_store::{Evidence, Following, LeftHistory, StoreError, Tip, replica::Taken};
+use ledger_store::{Evidence, Following, LeftHistory, StoreError, Tip, limited, replica::Taken};
 use prost::Message as _;
 use tokio::{
     task::spawn_blocking,
@@ -28,7 +29,8 @@ use tokio::{
 use tonic::Status;
 
 use crate::{
-    door::calling::Proven, pace::Pace, sending::MAX_MESSAGE, service::MAX_FETCH, shared::Shared, wire,
+    door::calling::Proven, healing, pace::Pace, sending::MAX_MESSAGE, service::MAX_FETCH, shared::Shared,
+    wire,
 };
 
 /// How long a question of a comparison, or the next range, may take.
@@ -48,10 +50,22 @@ const ROUNDS: usize = 64;
 /// What to make of a longer history on this side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mode {
+    /// The other side owns the slots: its history is the one. What this side has beyond it goes to the forks, and what
+    /// this side cannot read is restored from it.
+    Follow,
     /// The other side's is the one: what this side has beyond it goes to the forks.
     Adopt,
     /// The longest of both is the one.
     Longest,
+}
+
+/// What came of catching up with a node.
+#[derive(Debug, Default)]
+pub(crate) struct Caught {
+    /// Slots that were promised to higher claims meanwhile, each with its claim, and left as they are.
+    pub(crate) refused: BTreeMap<Slot, Claim>,
+    /// Slots of which one of the two sides cannot read something: what is here is not known to be all there is.
+    pub(crate) unreadable: BTreeSet<Slot>,
 }
 
 /// Why catching up ended early.
@@ -90,8 +104,7 @@ struct CatchUp<'a> {
     client: ReplicaServiceClient<Proven>,
     /// What is brought in step, each slot in a claim.
     claims: BTreeMap<Slot, Claim>,
-    /// What was among them until it was promised to a higher claim.
-    refused: BTreeMap<Slot, Claim>,
+    caught: Caught,
     mode: Mode,
     /// Entries fetched in this round.
     fetched: u64,
@@ -100,14 +113,13 @@ struct CatchUp<'a> {
     pace: Pace,
 }
 
-/// Brings slots in step with what a node holds, as far as it stands still. Gives those that were promised to higher
-/// claims meanwhile, each with its claim, and left as they are.
+/// Brings slots in step with what a node holds, as far as it stands still and can be read.
 pub(crate) async fn run(
     shared: &Arc<Shared>,
     source: &Member,
     claims: &BTreeMap<Slot, Claim>,
     mode: Mode,
-) -> Result<BTreeMap<Slot, Claim>, CatchUpError> {
+) -> Result<Caught, CatchUpError> {
     let peer = shared.peers.get(source).ok_or_else(|| CatchUpError::Peer("it is not known".to_owned()))?;
     let channel = shared.peers.channel(&peer).map_err(CatchUpError::Peer)?;
     let client = ReplicaServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
@@ -116,7 +128,7 @@ pub(crate) async fn run(
         source,
         client,
         claims: claims.clone(),
-        refused: BTreeMap::new(),
+        caught: Caught::default(),
         mode,
         fetched: 0,
         is_unsettled: false,
@@ -124,12 +136,13 @@ pub(crate) async fn run(
     };
     for _ in 0..ROUNDS {
         if catch_up.claims.is_empty() {
-            return Ok(catch_up.refused);
+            return Ok(catch_up.caught);
         }
         (catch_up.fetched, catch_up.is_unsettled) = (0, false);
+        catch_up.caught.unreadable.clear();
         let found = catch_up.round().await?;
         if found == 0 || (catch_up.fetched < LITTLE && !catch_up.is_unsettled) {
-            return Ok(catch_up.refused);
+            return Ok(catch_up.caught);
         }
     }
     Err(CatchUpError::TooFast)
@@ -158,7 +171,7 @@ impl CatchUp<'_> {
                         todo.extend(drill.step(Event::Ours(answer))?);
                     }
                     Effect::NotKept(slots) => {
-                        tracing::warn!(source = %self.source, slots = slots.len(), "the other node does not keep slots it should");
+                        limited!(warn, source = %self.source, slots = slots.len(), "the other node does not keep slots it should");
                     }
                     Effect::Found(finding) => found.push(finding),
                     Effect::Done => is_done = true,
@@ -208,7 +221,7 @@ impl CatchUp<'_> {
                 continue;
             }
             let Finding { context, theirs, verdict, .. } = &finding;
-            let their_size = theirs.as_ref().map_or(Size(0), |theirs| theirs.size);
+            let their_size = theirs.size().unwrap_or(Size(0));
             match *verdict {
                 Verdict::InStep => {}
                 Verdict::Behind { from } => missing.push((context.clone(), from, their_size)),
@@ -226,9 +239,10 @@ impl CatchUp<'_> {
                     }
                 }
                 Verdict::Changed => self.is_unsettled = true,
+                Verdict::Unreadable(side) => self.unreadable(&finding, side).await,
                 Verdict::Damaged { different, equal } => {
-                    tracing::error!(
-                        %context, source = %self.source, different = different.0, equal = equal.0,
+                    limited!(
+                        error, %context, source = %self.source, different = different.0, equal = equal.0,
                         "the stored trees of two nodes contradict each other: one of them is damaged, this one is checked"
                     );
                     let (ledger, context) = (self.shared.ledger.clone(), context.clone());
@@ -242,6 +256,28 @@ impl CatchUp<'_> {
         Ok(())
     }
 
+    /// One side cannot read what it has of a context. Nothing is given up for that, nor taken for the best there is.
+    async fn unreadable(&mut self, finding: &Finding, side: Side) {
+        let Finding { context, theirs, .. } = finding;
+        let slot = Slot::of(context);
+        if let (Side::Ours, Mode::Follow, Holding::Held(theirs)) = (side, self.mode, theirs)
+            && let Some(claim) = self.claims.get(&slot)
+        {
+            match healing::in_claim(self.shared, context, self.source, claim, theirs.extent()).await {
+                Ok(()) => return self.is_unsettled = true,
+                Err(error) => {
+                    limited!(warn, %context, source = %self.source, %error, "a damaged context cannot be restored from the owner yet");
+                }
+            }
+        } else {
+            limited!(
+                warn, %context, source = %self.source, unreadable = %side,
+                "a context cannot be read: its slot cannot be brought in step before it is restored"
+            );
+        }
+        self.caught.unreadable.insert(slot);
+    }
+
     /// The contexts whose history here goes on beyond theirs, asked now that ours is known: theirs only grows. Of a slot
     /// that is written to many may only have looked like it.
     async fn ahead(&mut self, found: &[Finding]) -> Result<HashSet<ContextId>, CatchUpError> {
@@ -251,13 +287,14 @@ impl CatchUp<'_> {
         }
         let looks_ahead = found.iter().filter(|finding| matches!(finding.verdict, Verdict::Ahead { .. }));
         let ours: Vec<_> =
-            looks_ahead.filter_map(|finding| Some((&finding.context, finding.ours.as_ref()?.size))).collect();
+            looks_ahead.filter_map(|finding| Some((&finding.context, finding.ours.held()?.size))).collect();
         for some in ours.chunks(MAX_COMPARED) {
             let prefixes = some
                 .iter()
                 .map(|(context, size)| Prefixes { context: (*context).clone(), sizes: vec![*size] });
             let Answer::Roots(roots) = self.ask(&Ask::Roots(prefixes.collect())).await? else { continue };
-            let shorter = some.iter().zip(roots).filter(|(_, roots)| roots.is_empty());
+            // Only what they could read is evidence: a history of theirs that ends earlier, or none.
+            let shorter = some.iter().zip(roots).filter(|(_, roots)| roots.is_shorter_than(1));
             ahead.extend(shorter.map(|((context, _), _)| (*context).clone()));
         }
         Ok(ahead)
@@ -266,16 +303,19 @@ impl CatchUp<'_> {
     /// A slot was promised to a higher claim: it is no longer for this node to change.
     fn refused(&mut self, slot: Slot, by: Claim) {
         self.claims.remove(&slot);
-        self.refused.insert(slot, by);
+        self.caught.refused.insert(slot, by);
     }
 
     /// Moves what a context has after `common` to the forks; whether it did.
     async fn leave(&mut self, finding: &Finding, common: Size) -> Result<bool, CatchUpError> {
-        let Finding { context, ours: Some(ours), theirs, .. } = finding else { return Ok(false) };
+        let Finding { context, ours: Holding::Held(ours), theirs, .. } = finding else { return Ok(false) };
         let Some(claim) = self.claims.get(&Slot::of(context)) else { return Ok(false) };
-        let empty = Tip { size: Size(0), root: ours.root, epoch: Epoch::default() };
-        let theirs =
-            theirs.as_ref().map_or(empty, |at| Tip { size: at.size, root: at.root, epoch: at.epoch });
+        let theirs = match theirs {
+            Holding::Absent => Tip { size: Size(0), root: ours.root, epoch: Epoch::default() },
+            Holding::Held(at) => Tip { size: at.size, root: at.root, epoch: at.epoch },
+            // That is no evidence of another history.
+            Holding::Unreadable => return Ok(false),
+        };
         let reason = format!(
             "node {} holds another history, and owns the slot or is its source (epoch {})",
             self.source.node, claim.epoch
@@ -283,7 +323,16 @@ impl CatchUp<'_> {
         let evidence = Evidence { theirs, reason };
         let left =
             self.shared.ledger.leave_history(context.clone(), claim.clone(), common, ours.extent(), evidence);
-        let is_left = match left.await? {
+        let is_left = match left.await {
+            // What would be left cannot be read: it stays as it is.
+            Err(error @ StoreError::Damaged { .. }) => {
+                limited!(warn, %context, %error, "a damaged context is not left for another history");
+                self.caught.unreadable.insert(Slot::of(context));
+                return Ok(false);
+            }
+            left => left?,
+        };
+        let is_left = match is_left {
             LeftHistory::At(size) => size == common,
             LeftHistory::Refused(by) => {
                 self.refused(Slot::of(context), by);
@@ -345,7 +394,7 @@ impl CatchUp<'_> {
                 .map_err(|error| CatchUpError::Invalid(error.to_string()))?;
             let slot = Slot::of(&context);
             let Some(claim) = self.claims.get(&slot) else {
-                if self.refused.contains_key(&slot) {
+                if self.caught.refused.contains_key(&slot) {
                     continue;
                 }
                 return Err(CatchUpError::Invalid(format!("context {context} was not asked for")));

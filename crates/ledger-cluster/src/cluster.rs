@@ -35,7 +35,7 @@ use crate::{
     seal::{Keyring, Sealer},
     sending::MAX_MESSAGE,
     service::Replicas,
-    set_back::Renewed,
+    set_back::{self, Renewed},
     shared::{Carrier, Counters, Shared},
 };
 
@@ -53,6 +53,23 @@ pub enum JoinError {
     /// The data directory cannot be read.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The data directory was made another one: start the node again.
+    #[error(transparent)]
+    Renewed(#[from] Renewed),
+}
+
+/// Makes a directory another one that has lost what it promised.
+async fn forgotten(ledger: &Ledger) -> Renewed {
+    let of = ledger.clone();
+    let slots =
+        move || (0..SLOTS).filter_map(Slot::new).filter(|slot| of.slot_record(*slot).is_err()).count();
+    let count = tokio::task::spawn_blocking(slots).await.unwrap_or_default();
+    let ledger = ledger.clone();
+    let renewed = tokio::task::spawn_blocking(move || set_back::forget(&ledger, count)).await;
+    renewed.unwrap_or_else(|error| Renewed::Forgetful {
+        slots: count,
+        reason: StoreError::Io(error.to_string()),
+    })
 }
 
 /// A node's part in a cluster. Dropping it falls silent at once, as a crash would.
@@ -71,7 +88,11 @@ impl Cluster {
             let ledger = ledger.clone();
             tokio::task::spawn_blocking(move || ledger.slot_records()).await
         };
-        let records = records.map_err(|error| StoreError::Io(error.to_string()))??;
+        let records = match records.map_err(|error| StoreError::Io(error.to_string()))? {
+            // What was promised is lost: only as a new member may it take part.
+            Err(StoreError::SlotDamaged { .. }) => return Err(forgotten(&ledger).await.into()),
+            records => records?,
+        };
         let (events, told) = mpsc::channel(EVENTS);
         let (from_lanes, lanes) = mpsc::unbounded_channel();
         let (follows, followed) = mpsc::channel(FOLLOWS);
@@ -133,6 +154,7 @@ impl Cluster {
             AbortOnDropHandle::new(tokio::spawn(following::run(Arc::clone(&shared), followed))),
             AbortOnDropHandle::new(tokio::spawn(compare(Arc::clone(&shared)))),
             AbortOnDropHandle::new(tokio::spawn(healing::run(Arc::clone(&shared)))),
+            AbortOnDropHandle::new(tokio::spawn(set_back::watch_records(Arc::clone(&shared)))),
         ];
         membership.set_readiness(Readiness::Ready);
         Ok(Self { shared, membership, tasks: Mutex::new(tasks) })
@@ -221,7 +243,7 @@ impl Cluster {
 
     /// Whether the node cannot go on: see [`Cluster::renewed`].
     pub fn is_renewed(&self) -> bool {
-        self.shared.found.get().is_some()
+        self.shared.found.get().is_some() || self.shared.renewed.borrow().is_some()
     }
 
     /// Says goodbye and stops. Drain first: what is owned until then has no owner for a moment.

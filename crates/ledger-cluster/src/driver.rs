@@ -20,7 +20,10 @@ use ledger_proto::ledger::v1::{
     SlotAsk, SlotAsks, SlotNothing, replica_service_client::ReplicaServiceClient, slot_answer::Answer as To,
     slot_ask::Ask as Asks,
 };
-use ledger_store::replica::{Change, ChangeOutcome, Lead};
+use ledger_store::{
+    limited,
+    replica::{Change, ChangeOutcome, Lead},
+};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{MissedTickBehavior, interval, timeout},
@@ -28,7 +31,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
-    catch_up::{self, Mode},
+    catch_up::{self, Caught, Mode},
     membership::{Membership, View, facts::Readiness},
     routes::Routes,
     sending, set_back,
@@ -487,21 +490,22 @@ async fn try_ask(
 /// Fetches the best history of slots that this node claims.
 async fn catch_up_for_claims(shared: Arc<Shared>, from: Vec<Member>, slots: BTreeMap<Slot, Claim>) {
     let is_source = from.contains(&shared.me);
-    let (mut is_complete, mut refused) = (true, BTreeMap::new());
+    let (mut is_complete, mut lacking) = (true, BTreeSet::new());
     let others = from.iter().filter(|member| **member != shared.me).enumerate();
     for (nth, source) in others {
         let mode = if nth == 0 && !is_source { Mode::Adopt } else { Mode::Longest };
         match catch_up::run(&shared, source, &slots, mode).await {
-            Ok(more) => refused.extend(more),
+            // Whatever cannot be read may be the longest there is: nobody owns the slot before that is known.
+            Ok(Caught { refused, unreadable }) => lacking.extend(refused.into_keys().chain(unreadable)),
             Err(error) => {
-                tracing::warn!(%source, slots = slots.len(), %error, "catching up for a takeover failed");
+                limited!(warn, %source, slots = slots.len(), %error, "catching up for a takeover failed");
                 is_complete = false;
                 break;
             }
         }
     }
     let events = slots.into_iter().map(|(slot, claim)| {
-        let is_complete = is_complete && !refused.contains_key(&slot);
+        let is_complete = is_complete && !lacking.contains(&slot);
         Event::CaughtUp { slot, claim, is_complete }
     });
     shared.tell(events.collect()).await;

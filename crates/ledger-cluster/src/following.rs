@@ -13,13 +13,15 @@ use ledger_core::{node::Member, ownership::Claim, slot::Slot};
 use ledger_proto::ledger::v1::{
     SlotAsk, SlotAsks, SlotNothing, replica_service_client::ReplicaServiceClient, slot_ask::Ask,
 };
+use ledger_store::limited;
 use tokio::{
     sync::mpsc,
-    time::{sleep, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 
 use crate::{
-    catch_up::{self, Mode},
+    backoff::Backoff,
+    catch_up::{self, Caught, Mode},
     shared::{Follow, Shared},
     wire,
 };
@@ -28,8 +30,9 @@ use crate::{
 const WAITING: usize = 64;
 /// How long to wait for more slots of the same owner.
 const GATHER: Duration = Duration::from_millis(20);
-/// The pause after catching up failed.
+/// The pause after catching up failed, at first and at most.
 const PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// How long asking for an offer may take.
 const ASKED: Duration = Duration::from_secs(3);
 
@@ -51,42 +54,75 @@ pub(crate) async fn run(shared: Arc<Shared>, mut follows: mpsc::Receiver<Follow>
 }
 
 async fn of_owner(shared: Arc<Shared>, owner: Member, mut slots: mpsc::Receiver<BTreeMap<Slot, Claim>>) {
-    while let Some(mut todo) = slots.recv().await {
-        sleep(GATHER).await;
+    // Those that damage holds up, here or there, are tried again from time to time; the others do not wait for them.
+    let (mut held_up, mut backoff) = (BTreeMap::new(), Backoff::new(PAUSE, LONGEST_PAUSE));
+    let mut due = Instant::now();
+    loop {
+        let mut todo = tokio::select! {
+            more = slots.recv() => match more {
+                Some(more) => more,
+                None => return,
+            },
+            () = sleep_until(due), if !held_up.is_empty() => BTreeMap::new(),
+        };
+        if todo.is_empty() {
+            todo = std::mem::take(&mut held_up);
+        } else {
+            sleep(GATHER).await;
+        }
+        held_up.append(&mut bring_in_step(&shared, &owner, todo, &mut slots).await);
+        if held_up.is_empty() {
+            backoff.reset();
+        } else {
+            due = Instant::now() + backoff.pause();
+        }
+    }
+}
+
+/// Brings slots in step with their owner, and asks it for offers; gives those that damage holds up.
+async fn bring_in_step(
+    shared: &Arc<Shared>,
+    owner: &Member,
+    mut todo: BTreeMap<Slot, Claim>,
+    slots: &mut mpsc::Receiver<BTreeMap<Slot, Claim>>,
+) -> BTreeMap<Slot, Claim> {
+    let mut held_up = BTreeMap::new();
+    let mut backoff = Backoff::new(PAUSE, LONGEST_PAUSE);
+    let mut counted = Counted::new(&shared.counters.catching_up);
+    limited!(info, %owner, slots = todo.len(), "catching up");
+    while !todo.is_empty() {
+        // Newer claims of the owner take the place of older ones.
         while let Ok(more) = slots.try_recv() {
             todo.extend(more);
         }
-        tracing::info!(%owner, slots = todo.len(), "catching up");
-        let mut counted = Counted::new(&shared.counters.catching_up);
-        while !todo.is_empty() {
-            // Newer claims of the owner take the place of older ones.
-            while let Ok(more) = slots.try_recv() {
-                todo.extend(more);
-            }
-            counted.set(todo.len());
-            match catch_up::run(&shared, &owner, &todo, Mode::Adopt).await {
-                Ok(refused) => {
-                    // Those are somebody else's: whoever owns them offers them. This owner's offer will be refused
-                    // here, which tells it of the higher claim.
-                    for (slot, by) in refused {
-                        tracing::debug!(slot = slot.number(), %owner, by = %by.claimant, "a slot has another owner by now");
-                    }
-                    match join(&shared, &owner, &todo).await {
-                        Ok(()) => break,
-                        Err(reason) => {
-                            tracing::debug!(%owner, reason, "the owner could not be asked for an offer");
-                        }
+        held_up.retain(|slot, _| !todo.contains_key(slot));
+        counted.set(todo.len() + held_up.len());
+        match catch_up::run(shared, owner, &todo, Mode::Follow).await {
+            Ok(Caught { refused, unreadable }) => {
+                // Those are somebody else's: whoever owns them offers them. This owner's offer will be refused
+                // here, which tells it of the higher claim.
+                for (slot, by) in refused {
+                    tracing::debug!(slot = slot.number(), %owner, by = %by.claimant, "a slot has another owner by now");
+                }
+                let is_held_up =
+                    |slot: &Slot| unreadable.contains(slot) || shared.ledger.is_slot_damaged(*slot);
+                held_up.extend(todo.extract_if(.., |slot, _| is_held_up(slot)));
+                match join(shared, owner, &todo).await {
+                    Ok(()) => break,
+                    Err(reason) => {
+                        tracing::debug!(%owner, reason, "the owner could not be asked for an offer");
                     }
                 }
-                Err(error) => tracing::info!(%owner, %error, "catching up failed: trying again"),
             }
-            // Without a stream from it nothing is in step anyway, and it offers all slots with the next.
-            if !shared.is_served(&owner.node) || shared.ledger.writable().is_err() {
-                break;
-            }
-            sleep(PAUSE).await;
+            Err(error) => limited!(info, %owner, %error, "catching up failed: trying again"),
         }
+        // Without a stream from it nothing is in step anyway, and it offers all slots with the next.
+        if !shared.is_served(&owner.node) || shared.ledger.writable().is_err() {
+            return BTreeMap::new();
+        }
+        sleep(backoff.pause()).await;
     }
+    held_up
 }
 
 /// A share of a number that several add to; gone when this is dropped.
@@ -115,6 +151,9 @@ impl Drop for Counted<'_> {
 
 /// Asks the owner for offers.
 async fn join(shared: &Arc<Shared>, owner: &Member, slots: &BTreeMap<Slot, Claim>) -> Result<(), String> {
+    if slots.is_empty() {
+        return Ok(());
+    }
     let peer = shared.peers.get(owner).ok_or("it is not known")?;
     let channel = shared.peers.channel(&peer)?;
     let asks = slots.iter().map(|(slot, claim)| SlotAsk {

@@ -9,7 +9,7 @@ use std::{
 use bytes::Bytes;
 use ledger_core::{
     ContextId, Epoch, Hash, HashSuite, Lineage, Size,
-    compare::{Answer, Ask, Page, Prefixes},
+    compare::{Answer, Ask, Listed, Page, Prefixes, Roots},
     digest::{Bucket, ContextSummary, Digest, Extent, NodeDigest},
     node::{Incarnation, Member, NodeId, ReplicaSet, StorageId},
     ownership::{Claim, Placement, Promise},
@@ -282,13 +282,22 @@ fn some_messages() -> Option<Vec<(usize, Vec<u8>)>> {
     ] {
         messages.push((3, CompareAsk::encode_to_vec(&wire::to_ask(&other, &ask))));
     }
-    let summary = ContextSummary { context, size: Size(4), root: Hash([5; 32]), epoch: Epoch(6) };
+    let summary =
+        ContextSummary { context: context.clone(), size: Size(4), root: Hash([5; 32]), epoch: Epoch(6) };
     for answer in [
         Answer::InStep,
         Answer::Slots([(slot, digest)].into_iter().collect()),
         Answer::Buckets([(slot, buckets.into_iter().map(|bucket| (bucket, digest)).collect())].into()),
-        Answer::Contexts(Page { contexts: vec![summary], more: true }),
-        Answer::Roots(vec![vec![Hash([6; 32]), Hash([7; 32])], Vec::new()]),
+        Answer::Contexts(Page {
+            contexts: vec![Listed::Held(summary), Listed::Unreadable(context.clone())],
+            more: true,
+        }),
+        Answer::Roots(vec![
+            Roots::At(vec![Hash([6; 32]), Hash([7; 32])]),
+            Roots::At(Vec::new()),
+            Roots::Absent,
+            Roots::Unreadable,
+        ]),
     ] {
         messages.push((4, CompareAnswer::encode_to_vec(&wire::to_answer(answer))));
     }

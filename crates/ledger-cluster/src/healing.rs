@@ -1,20 +1,29 @@
 //! Damaged contexts are restored from other nodes that keep them.
 //!
 //! A read or the scrub finds that what is stored is not what was written ([`Ledger::damage`](ledger_store::Ledger::damage)).
-//! Another member of the slot is asked for the whole history, which is taken if it has the root that this node has.
+//! Another member of the slot is asked for the whole history, which is taken if it is known to be the one that this node
+//! had ([`Healing`]), or is that of the slot's owner.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeMap, HashMap, HashSet},
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
-use ledger_core::{ContextId, Size, node::Member, slot::Slot};
+use ledger_core::{
+    ContextId, Size,
+    compare::{Answer, Ask, Listed},
+    digest::{Bucket, Extent},
+    node::Member,
+    ownership::Claim,
+    slot::Slot,
+};
 use ledger_proto::ledger::v1::{FetchContext, FetchRequest, replica_service_client::ReplicaServiceClient};
-use ledger_store::{Healing, StoreError};
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use ledger_store::{Healing, StoreError, limited};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use crate::{
+    backoff::Backoff,
     catch_up::{CatchUpError, PATIENCE, blocking},
     door::calling::Proven,
     pace::Pace,
@@ -27,36 +36,70 @@ use crate::{
 /// Most times that a context may grow by more than can be added at once.
 const ROUNDS: usize = 64;
 
-/// Heals whatever is found to be damaged, from when it is found; what cannot be healed is tried again from time to time.
+/// A pause before a context is tried again, at first and at most.
+const PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_mins(1);
+/// A context that was well for so long after it was restored is as any other.
+const WELL_AFTER: Duration = Duration::from_mins(10);
+/// Contexts that are looked at together.
+const AT_ONCE: usize = 1024;
+/// After so many times that a context was restored and is damaged again, its node's disk is not to be trusted.
+const TIMES: u32 = 3;
+
+/// A context that is damaged, or was.
+struct Patient {
+    /// When it is to be tried next.
+    due: Instant,
+    backoff: Backoff,
+    restored: u32,
+}
+
+/// Heals whatever is found to be damaged, from when it is found; what cannot be healed is tried again, less and less often.
 pub(crate) async fn run(shared: Arc<Shared>) {
     let mut damage = shared.ledger.watch_damage();
-    let mut tick = interval(shared.config.anti_entropy_interval.max(Duration::from_millis(100)));
+    let mut tick = interval(PAUSE);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    // Of those it was said that they cannot be healed yet.
-    let mut given_up = HashSet::new();
+    let mut patients: HashMap<ContextId, Patient> = HashMap::new();
     loop {
         tokio::select! {
             _ = tick.tick() => {}
             Ok(()) = damage.changed() => {}
         }
-        let damaged: Vec<ContextId> = shared.ledger.damage().into_iter().map(|found| found.context).collect();
-        given_up.retain(|context| damaged.contains(context));
+        let now = Instant::now();
+        let damaged: HashSet<ContextId> =
+            shared.ledger.damage().into_iter().map(|found| found.context).take(AT_ONCE).collect();
+        patients.retain(|context, patient| damaged.contains(context) || now < patient.due + WELL_AFTER);
         for context in damaged {
+            let patient = patients.entry(context.clone()).or_insert_with(|| Patient {
+                due: now,
+                backoff: Backoff::new(PAUSE, LONGEST_PAUSE),
+                restored: 0,
+            });
+            if now < patient.due {
+                continue;
+            }
             match heal(&shared, &context).await {
                 Ok(None) => {}
                 Ok(Some((source, entries))) => {
                     shared.counters.healed.fetch_add(1, Ordering::Relaxed);
-                    tracing::warn!(%context, %source, entries, "a damaged context was restored from another node");
-                }
-                Err(error) => {
-                    if given_up.insert(context.clone()) {
-                        tracing::error!(
-                            %context, %error,
-                            "a damaged context cannot be restored from another node yet: this is tried again"
+                    patient.restored += 1;
+                    limited!(warn, %context, %source, entries, "a damaged context was restored from another node");
+                    if patient.restored >= TIMES {
+                        limited!(
+                            error, %context, times = patient.restored,
+                            "a context that was restored is damaged again and again: replace this node's disk and its data directory"
                         );
                     }
                 }
+                Err(error) => {
+                    limited!(
+                        error, %context, %error,
+                        "a damaged context cannot be restored from another node yet: this is tried again"
+                    );
+                }
             }
+            // Whatever came of it: one that is damaged again at once does not keep the node busy.
+            patient.due = Instant::now() + patient.backoff.pause();
         }
     }
 }
@@ -68,10 +111,6 @@ async fn heal(shared: &Arc<Shared>, context: &ContextId) -> Result<Option<(Membe
     for source in sources(shared, Slot::of(context)) {
         match heal_from(shared, context, &source).await {
             Ok(healed) => return Ok(healed.map(|entries| (source, entries))),
-            // Without this node's own head, or disk, nobody helps.
-            Err(error @ CatchUpError::Store(StoreError::Damaged { sequence, .. })) if sequence.0 == 0 => {
-                return Err(error);
-            }
             Err(error) => failure = error,
         }
     }
@@ -95,12 +134,87 @@ async fn heal_from(
     context: &ContextId,
     source: &Member,
 ) -> Result<Option<u64>, CatchUpError> {
+    let (ledger, of) = (shared.ledger.clone(), context.clone());
+    let healing = match blocking(move || ledger.heal(&of)).await {
+        // This node's own head is lost: what it said of the context when it could be read tells whether theirs is the same.
+        Err(CatchUpError::Store(StoreError::Damaged { sequence, .. })) if sequence.0 == 0 => {
+            let theirs = held_by(shared, context, source).await?;
+            let (ledger, of) = (shared.ledger.clone(), context.clone());
+            blocking(move || ledger.heal_by_digest(&of, theirs)).await?
+        }
+        healing => healing?,
+    };
+    match healing {
+        Some(healing) => finish(shared, context, source, healing).await.map(Some),
+        None => Ok(None),
+    }
+}
+
+/// Restores a context as the owner of its slot has it.
+pub(crate) async fn in_claim(
+    shared: &Arc<Shared>,
+    context: &ContextId,
+    owner: &Member,
+    claim: &Claim,
+    theirs: Extent,
+) -> Result<(), CatchUpError> {
+    let (ledger, of, claim) = (shared.ledger.clone(), context.clone(), claim.clone());
+    let Some(healing) = blocking(move || ledger.heal_in_claim(&of, claim, theirs)).await? else {
+        return Ok(());
+    };
+    let entries = finish(shared, context, owner, healing).await?;
+    shared.counters.healed.fetch_add(1, Ordering::Relaxed);
+    limited!(warn, %context, source = %owner, entries, "a damaged context was restored from the owner of its slot");
+    Ok(())
+}
+
+/// How far a context goes at another node.
+async fn held_by(shared: &Arc<Shared>, context: &ContextId, source: &Member) -> Result<Extent, CatchUpError> {
+    let mut client = client(shared, source)?;
+    let buckets = BTreeMap::from([(Slot::of(context), [Bucket::of(context)].into())]);
+    let mut after = None;
+    loop {
+        let ask = Ask::Contexts { buckets: buckets.clone(), after };
+        let answer = timeout(PATIENCE, client.compare(wire::to_ask(source, &ask))).await;
+        let answer = answer.map_err(|_| CatchUpError::Peer("no answer in time".to_owned()))??.into_inner();
+        let unread = |error: wire::Unread| {
+            CatchUpError::Invalid(shared.unread(&source.node, &error).message().to_owned())
+        };
+        let answer = wire::answer(answer).map_err(unread)?;
+        let Answer::Contexts(page) = answer else {
+            return Err(CatchUpError::Peer("it answered another question".to_owned()));
+        };
+        match page.contexts.iter().find(|listed| listed.context() == context) {
+            Some(Listed::Held(summary)) => return Ok(summary.extent()),
+            Some(Listed::Unreadable(_)) => {
+                return Err(CatchUpError::Peer("it cannot read the context either".to_owned()));
+            }
+            None => {}
+        }
+        // A listing that does not move on ends the search.
+        let last = page.contexts.last().map(|listed| listed.context().clone());
+        match last.filter(|last| page.more && last < context) {
+            Some(last) => after = Some(last),
+            None => return Err(CatchUpError::Peer("it does not have the context".to_owned())),
+        }
+    }
+}
+
+fn client(shared: &Arc<Shared>, source: &Member) -> Result<ReplicaServiceClient<Proven>, CatchUpError> {
     let peer = shared.peers.get(source).ok_or_else(|| CatchUpError::Peer("it is not known".to_owned()))?;
     let channel = shared.peers.channel(&peer).map_err(CatchUpError::Peer)?;
-    let mut client = ReplicaServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
+    Ok(ReplicaServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE))
+}
+
+/// Fetches the history, and puts it in place; gives how many entries it has.
+async fn finish(
+    shared: &Arc<Shared>,
+    context: &ContextId,
+    source: &Member,
+    mut healing: Healing,
+) -> Result<u64, CatchUpError> {
+    let mut client = client(shared, source)?;
     let mut pace = Pace::new(shared.config.catch_up_rate);
-    let (ledger, of) = (shared.ledger.clone(), context.clone());
-    let Some(mut healing) = blocking(move || ledger.heal(&of)).await? else { return Ok(None) };
     for _ in 0..ROUNDS {
         let Some((after, to)) = healing.missing() else { return Err(CatchUpError::TooFast) };
         healing = fetch(shared, source, &mut client, &mut pace, context, healing, after, to).await?;
@@ -111,7 +225,7 @@ async fn heal_from(
         })
         .await?;
         if is_done {
-            return Ok(Some(to.0));
+            return Ok(to.0);
         }
     }
     Err(CatchUpError::TooFast)

@@ -17,6 +17,7 @@
 //! | [`seal`] | the cluster keys, and sealing and opening a datagram |
 //! | [`seeds`] | where a node looks for the others |
 
+mod backoff;
 mod catch_up;
 pub mod cluster;
 pub mod config;

@@ -15,7 +15,7 @@ use ledger_proto::ledger::v1::{
     replica_reply::Body as Reply, replicated::Body,
 };
 use ledger_store::{
-    Following,
+    Following, limited,
     replica::{Change, ChangeOutcome, Held, Offer, Taken},
 };
 use tokio::sync::mpsc;
@@ -167,7 +167,7 @@ async fn receive(
                 shared.counters.add_mark(is_different);
                 if is_different {
                     // The owner counts on this replica. With a new stream it does not, until every slot is in step.
-                    tracing::warn!(owner = %from, slots = ours.len(), "this replica does not hold what the owner holds: comparing");
+                    limited!(warn, owner = %from, slots = ours.len(), "this replica does not hold what the owner holds: comparing");
                     return Err(Status::aborted("a slot differs from what its owner holds"));
                 }
             }
@@ -273,7 +273,7 @@ async fn answer(
         let taken = match following.durable().await {
             Ok(taken) => taken,
             Err(error) => {
-                tracing::warn!(%error, "what an owner sent could not be written");
+                limited!(warn, %error, "what an owner sent could not be written");
                 return broken.cancel();
             }
         };
@@ -282,7 +282,7 @@ async fn answer(
             match taken {
                 Taken::Reaches(_) | Taken::Missing | Taken::Differs => {}
                 Taken::Invalid(reason) => {
-                    tracing::warn!(reason, "what an owner sent does not fit: the stream is begun anew");
+                    limited!(warn, reason, "what an owner sent does not fit: the stream is begun anew");
                     return broken.cancel();
                 }
                 Taken::Refused { slot, claim, by } => refusals.push(refused(slot, &claim, &by)),

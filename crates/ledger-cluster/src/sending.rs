@@ -13,13 +13,17 @@ use ledger_proto::ledger::v1::{
     ReplicaReply, ReplicateHello, Replicated, replica_accepted::Outcome as Accepted,
     replica_reply::Body as Reply, replica_service_client::ReplicaServiceClient, replicated::Body,
 };
-use ledger_store::replica::Outgoing;
-use tokio::{sync::mpsc, time::sleep};
+use ledger_store::{limited, replica::Outgoing};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep},
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
 use crate::{
+    backoff::Backoff,
     peers::{Outgoings, PeerState},
     set_back,
     shared::Shared,
@@ -30,36 +34,41 @@ use crate::{
 const MESSAGES: usize = 32;
 /// The pause after a stream was lost, at first and at most.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// A stream that lasts so long is well: one that breaks sooner may break again for the same reason.
+const WELL_AFTER: Duration = Duration::from_secs(5);
 /// Most bytes of a message.
 pub(crate) const MAX_MESSAGE: usize = 96 << 20;
 
 /// Keeps a stream to a peer until told to stop.
 pub(crate) async fn keep(shared: Arc<Shared>, peer: Arc<PeerState>, stop: CancellationToken) {
-    let mut pause = FIRST_PAUSE;
+    let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
     while !stop.is_cancelled() {
-        let ended = stop.run_until_cancelled(stream(&shared, &peer, &mut pause)).await;
+        let begun = Instant::now();
+        let ended = stop.run_until_cancelled(stream(&shared, &peer)).await;
         peer.close();
         shared.tell_lost(&peer.member).await;
         if let Some(status) = ended {
             set_back::heed(&shared, &status);
             shared.counters.streams_lost.fetch_add(1, Ordering::Relaxed);
             tracing::debug!(peer = %peer.member, reason = %status, "the stream to a peer is lost");
-            stop.run_until_cancelled(sleep(pause)).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            if begun.elapsed() >= WELL_AFTER {
+                backoff.reset();
+            }
+            stop.run_until_cancelled(sleep(backoff.pause())).await;
         }
     }
 }
 
 /// One stream, until it breaks; gives the reason.
-async fn stream(shared: &Arc<Shared>, peer: &Arc<PeerState>, pause: &mut Duration) -> Status {
-    match try_stream(shared, peer, pause).await {
+async fn stream(shared: &Arc<Shared>, peer: &Arc<PeerState>) -> Status {
+    match try_stream(shared, peer).await {
         Ok(()) => Status::unavailable("the stream ended"),
         Err(status) => status,
     }
 }
 
-async fn try_stream(shared: &Arc<Shared>, peer: &Arc<PeerState>, pause: &mut Duration) -> Result<(), Status> {
+async fn try_stream(shared: &Arc<Shared>, peer: &Arc<PeerState>) -> Result<(), Status> {
     let channel = shared.peers.channel(peer).map_err(Status::unavailable)?;
     let mut client = ReplicaServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
     let (sender, messages) = mpsc::channel(MESSAGES);
@@ -69,7 +78,6 @@ async fn try_stream(shared: &Arc<Shared>, peer: &Arc<PeerState>, pause: &mut Dur
     let mut replies = client.replicate(ReceiverStream::new(messages)).await?.into_inner();
     let outgoings = peer.open();
     let lost = outgoings.lost.clone();
-    *pause = FIRST_PAUSE;
     tracing::debug!(peer = %peer.member, "the stream to a peer is up");
     shared.tell(vec![Event::Connected(peer.member.clone())]).await;
     tokio::select! {
@@ -125,7 +133,7 @@ async fn listen(
                     }
                     Some(Accepted::Differs(_)) => Outcome::Differs,
                     Some(Accepted::Failed(reason)) => {
-                        tracing::warn!(peer = %peer.member, reason, "a replica could not accept a slot");
+                        limited!(warn, peer = %peer.member, reason, "a replica could not accept a slot");
                         Outcome::NotNow
                     }
                     None => Outcome::NotNow,

@@ -79,11 +79,18 @@ impl ReplicaService for Replicas {
         let caller = self.0.caller(request.metadata())?;
         let ask = request.into_inner();
         self.0.is_me(&wire::member(ask.to.as_ref()).map_err(malformed)?)?;
+        let knows_unreadable = ask.knows_unreadable;
         let ask = wire::ask(ask).map_err(|error| self.0.unread(&caller, &error))?;
         let ledger = self.0.ledger.clone();
         let answer = tokio::task::spawn_blocking(move || ledger.compare(&ask, |_| true));
         let answer = answer.await.map_err(|error| Status::internal(error.to_string()))?;
-        Ok(Response::new(wire::to_answer(answer.map_err(failed)?)))
+        let answer = answer.map_err(failed)?;
+        if !knows_unreadable && wire::has_unreadable(&answer) {
+            return Err(Status::data_loss(
+                "some of it cannot be read here, which your build would take for absent: update it, or wait until it is restored",
+            ));
+        }
+        Ok(Response::new(wire::to_answer(answer)))
     }
 
     type FetchStream = Replies<FetchedRange>;

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use ledger_core::node::{Member, StorageId};
-use ledger_store::StoreError;
+use ledger_store::{Ledger, StoreError};
 use tonic::{
     Status,
     metadata::{BinaryMetadataKey, MetadataValue},
@@ -32,6 +32,28 @@ pub enum Renewed {
         found: SetBack,
         /// Its id from now on.
         storage: StorageId,
+    },
+    /// Records of what was promised of slots were damaged, and it is another one now.
+    #[error(
+        "the data directory has lost what it promised of {slots} slots, by damage of its disk: it was given a new identity, \
+         {storage}, and keeps its entries; start the node again to join as a new member, and look at the disk"
+    )]
+    Forgot {
+        /// Of how many slots.
+        slots: usize,
+        /// Its id from now on.
+        storage: StorageId,
+    },
+    /// The same, and it could not be changed.
+    #[error(
+        "the data directory has lost what it promised of {slots} slots, by damage of its disk, and could not be given a new \
+         identity ({reason}): start the node with an empty directory"
+    )]
+    Forgetful {
+        /// Of how many slots.
+        slots: usize,
+        /// Why.
+        reason: StoreError,
     },
     /// It could not be changed.
     #[error(
@@ -104,4 +126,28 @@ pub(crate) async fn renew(shared: &Arc<Shared>, found: SetBack) {
     };
     tracing::error!("{renewed}");
     shared.renewed.send_replace(Some(renewed));
+}
+
+/// What a directory promised of slots is lost: it is given a new identity, so that nobody counts on what it forgot. Blocks.
+pub(crate) fn forget(ledger: &Ledger, slots: usize) -> Renewed {
+    let renewed = match ledger.renew() {
+        Ok(storage) => Renewed::Forgot { slots, storage },
+        Err(reason) => Renewed::Forgetful { slots, reason },
+    };
+    tracing::error!("{renewed}");
+    renewed
+}
+
+/// Waits until a record turns out to be lost while the node runs, and ends its part in the cluster then.
+pub(crate) async fn watch_records(shared: Arc<Shared>) {
+    let mut lost = shared.ledger.watch_lost_slots();
+    let Ok(slots) = lost.wait_for(|slots| !slots.is_empty()).await.map(|slots| slots.len()) else { return };
+    shared.cancel.cancel();
+    let ledger = shared.ledger.clone();
+    let renewed = tokio::task::spawn_blocking(move || forget(&ledger, slots)).await;
+    let failed = |error: tokio::task::JoinError| Renewed::Forgetful {
+        slots,
+        reason: StoreError::Io(error.to_string()),
+    };
+    shared.renewed.send_replace(Some(renewed.unwrap_or_else(failed)));
 }

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use ledger_core::{
     ContextId, Epoch, Hash, HashSuite, Lineage,
-    compare::{Answer, Ask, MAX_COMPARED, MAX_PAGE, MAX_SIZES, Page, Prefixes},
+    compare::{Answer, Ask, Listed, MAX_COMPARED, MAX_PAGE, MAX_SIZES, Page, Prefixes, Roots},
     digest::{Bucket, ContextSummary, Digest, Extent, NodeDigest},
     node::{Member, NodeId, ReplicaSet, StorageId},
     ownership::{Claim, Placement, Promise},
@@ -333,11 +333,12 @@ pub(crate) fn to_ask(to: &Member, ask: &Ask) -> proto::CompareAsk {
                 .collect(),
         }),
     };
-    proto::CompareAsk { to: Some(to_member(to)), ask: Some(ask) }
+    proto::CompareAsk { to: Some(to_member(to)), ask: Some(ask), knows_unreadable: true }
 }
 
 pub(crate) fn answer(from: proto::CompareAnswer) -> Read<Answer> {
     use proto::compare_answer::Answer as From;
+    let names_unreadable = from.names_unreadable;
     Ok(match from.answer.ok_or(Malformed("answer"))? {
         From::InStep(_) => Answer::InStep,
         From::Slots(of) => {
@@ -354,23 +355,29 @@ pub(crate) fn answer(from: proto::CompareAnswer) -> Read<Answer> {
         }
         From::Contexts(page) => {
             let contexts = page.contexts.into_iter().take(MAX_PAGE + 1).map(|of| {
-                Ok(ContextSummary {
-                    context: context(&of.context_id)?,
-                    size: plausible::size(of.size)?,
-                    root: hash(&of.root, "root")?,
-                    epoch: Epoch(of.epoch),
-                })
+                let context = context(&of.context_id)?;
+                if of.is_unreadable {
+                    return Ok(Listed::Unreadable(context));
+                }
+                let (size, root) = (plausible::size(of.size)?, hash(&of.root, "root")?);
+                Ok(Listed::Held(ContextSummary { context, size, root, epoch: Epoch(of.epoch) }))
             });
             Answer::Contexts(Page { contexts: contexts.collect::<Read<_>>()?, more: page.more })
         }
         From::Roots(of) => {
             let roots = of.contexts.into_iter().take(MAX_COMPARED + 1).map(|of| {
                 let (chunks, rest) = of.roots.as_chunks::<32>();
-                if rest.is_empty() {
-                    Ok(chunks.iter().map(|root| Hash(*root)).collect())
-                } else {
-                    Err(Malformed("roots").into())
+                if !rest.is_empty() {
+                    return Err(Malformed("roots").into());
                 }
+                // An older build says the same of what is absent, shorter, and unreadable.
+                if of.is_unreadable || (!names_unreadable && chunks.is_empty()) {
+                    return Ok(Roots::Unreadable);
+                }
+                if of.is_absent {
+                    return Ok(Roots::Absent);
+                }
+                Ok(Roots::At(chunks.iter().map(|root| Hash(*root)).collect()))
             });
             Answer::Roots(roots.collect::<Read<_>>()?)
         }
@@ -399,11 +406,19 @@ pub(crate) fn to_answer(answer: Answer) -> proto::CompareAnswer {
             contexts: page
                 .contexts
                 .iter()
-                .map(|of| proto::ContextExtent {
-                    context_id: of.context.as_str().to_owned(),
-                    size: of.size.0,
-                    root: Bytes::copy_from_slice(&of.root.0),
-                    epoch: of.epoch.0,
+                .map(|listed| match listed {
+                    Listed::Held(of) => proto::ContextExtent {
+                        context_id: of.context.as_str().to_owned(),
+                        size: of.size.0,
+                        root: Bytes::copy_from_slice(&of.root.0),
+                        epoch: of.epoch.0,
+                        is_unreadable: false,
+                    },
+                    Listed::Unreadable(context) => proto::ContextExtent {
+                        context_id: context.as_str().to_owned(),
+                        is_unreadable: true,
+                        ..proto::ContextExtent::default()
+                    },
                 })
                 .collect(),
             more: page.more,
@@ -411,13 +426,31 @@ pub(crate) fn to_answer(answer: Answer) -> proto::CompareAnswer {
         Answer::Roots(contexts) => To::Roots(proto::ContextRoots {
             contexts: contexts
                 .iter()
-                .map(|roots| proto::ContextRootList {
-                    roots: roots.iter().flat_map(|root| root.0).collect::<Vec<_>>().into(),
+                .map(|roots| match roots {
+                    Roots::At(roots) => proto::ContextRootList {
+                        roots: roots.iter().flat_map(|root| root.0).collect::<Vec<_>>().into(),
+                        ..proto::ContextRootList::default()
+                    },
+                    Roots::Absent => {
+                        proto::ContextRootList { is_absent: true, ..proto::ContextRootList::default() }
+                    }
+                    Roots::Unreadable => {
+                        proto::ContextRootList { is_unreadable: true, ..proto::ContextRootList::default() }
+                    }
                 })
                 .collect(),
         }),
     };
-    proto::CompareAnswer { answer: Some(answer) }
+    proto::CompareAnswer { answer: Some(answer), names_unreadable: true }
+}
+
+/// Whether an answer says of something that it cannot be read.
+pub(crate) fn has_unreadable(answer: &Answer) -> bool {
+    match answer {
+        Answer::Contexts(page) => page.contexts.iter().any(|listed| matches!(listed, Listed::Unreadable(_))),
+        Answer::Roots(roots) => roots.contains(&Roots::Unreadable),
+        Answer::InStep | Answer::Slots(_) | Answer::Buckets(_) => false,
+    }
 }
 
 fn to_digests<'a>(digests: impl Iterator<Item = &'a Digest>) -> Bytes {

@@ -23,6 +23,7 @@
 //!   never a fact about entries: whoever acts on it checks it against the present head, and checks what it
 //!   fetches against roots.
 //! - What changed while it was looked at is left alone. The next round compares it again.
+//! - What a side cannot read is unreadable, never absent or shorter ([`Holding`]): no verdict is made of it.
 
 mod drill_down;
 mod error;
@@ -35,6 +36,7 @@ mod tests;
 pub use drill_down::{DrillDown, Effect, Event, Finding, MAX_ROUNDS};
 pub use error::{AskError, CompareError, Side};
 pub use message::{
-    Answer, Ask, MAX_BUCKET_SLOTS, MAX_COMPARED, MAX_PAGE, MAX_PIVOTS, MAX_SIZES, Page, Prefixes,
+    Answer, Ask, Holding, Listed, MAX_BUCKET_SLOTS, MAX_COMPARED, MAX_PAGE, MAX_PIVOTS, MAX_SIZES, Page,
+    Prefixes, Roots,
 };
 pub use search::{Compare, MAX_COMPARE_ROUNDS, Verdict};

@@ -193,6 +193,14 @@ impl SlotDigest {
         self.bucket_mut(Bucket::of(context)).add_all(&change);
     }
 
+    /// Replaces the digest of a bucket by one that was counted anew.
+    pub fn set_bucket(&mut self, bucket: Bucket, digest: Digest) {
+        let known = *self.bucket_mut(bucket);
+        self.whole.remove_all(&known);
+        self.whole.add_all(&digest);
+        *self.bucket_mut(bucket) = digest;
+    }
+
     /// The digest of the whole slot.
     pub const fn whole(&self) -> Digest {
         self.whole

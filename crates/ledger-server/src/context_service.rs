@@ -50,10 +50,13 @@ impl ContextService for Contexts {
         let max = self.0.config.max_response.get() - limits::RESPONSE_SLACK;
         let work = async {
             let get = Get::check(request.clone())?;
-            match self.0.reads(get.context(), get.at_owner(), is_forwarded)? {
-                Place::Here(_) => get.answer(&self.0, max).await,
-                Place::There(channel) => route::answer(reader(channel).get(route::forwarded(request))).await,
-            }
+            let (context, at_owner) = (get.context().clone(), get.at_owner());
+            let here = || get.answer(&self.0, max);
+            let there = |channel| {
+                let request = route::forwarded(request.clone());
+                async move { route::answer(reader(channel).get(request)).await }
+            };
+            self.0.read_anywhere(&context, at_owner, is_forwarded, here, there).await
         };
         self.0.answer(Rpc::Get, span, work).await
     }
@@ -66,12 +69,13 @@ impl ContextService for Contexts {
         let request = request.into_inner();
         let span = debug_span!("snapshot", context = request.context_id);
         let work = async {
-            match self.0.reads(&ContextId::new(&request.context_id)?, false, is_forwarded)? {
-                Place::Here(_) => snapshot(&self.0, request).await,
-                Place::There(channel) => {
-                    route::answer(reader(channel).snapshot(route::forwarded(request))).await
-                }
-            }
+            let context = ContextId::new(&request.context_id)?;
+            let here = || snapshot(&self.0, request.clone());
+            let there = |channel| {
+                let request = route::forwarded(request.clone());
+                async move { route::answer(reader(channel).snapshot(request)).await }
+            };
+            self.0.read_anywhere(&context, false, is_forwarded, here, there).await
         };
         self.0.answer(Rpc::Snapshot, span, work).await
     }

@@ -14,13 +14,7 @@ use ledger_store::{Filter, ForkCursor};
 use tonic::{Request, Response, Status};
 use tracing::debug_span;
 
-use crate::{
-    convert, limits,
-    metrics::Rpc,
-    node::Node,
-    route::{self, Place},
-    status::Refusal,
-};
+use crate::{convert, limits, metrics::Rpc, node::Node, route, status::Refusal};
 
 /// The service.
 #[derive(Debug, Clone)]
@@ -37,13 +31,13 @@ impl IntegrityService for Integrity {
         let span = debug_span!("checkpoint", context = request.context_id, size = request.size);
         let work = async {
             let at_owner = convert::at_owner(request.consistency)?;
-            match self.0.reads(&ContextId::new(&request.context_id)?, at_owner, is_forwarded)? {
-                Place::Here(_) => checkpoint(&self.0, request).await,
-                Place::There(channel) => {
-                    let mut there = IntegrityServiceClient::new(channel);
-                    route::answer(there.checkpoint(route::forwarded(request))).await
-                }
-            }
+            let context = ContextId::new(&request.context_id)?;
+            let here = || checkpoint(&self.0, request.clone());
+            let there = |channel| {
+                let request = route::forwarded(request.clone());
+                async move { route::answer(IntegrityServiceClient::new(channel).checkpoint(request)).await }
+            };
+            self.0.read_anywhere(&context, at_owner, is_forwarded, here, there).await
         };
         self.0.answer(Rpc::Checkpoint, span, work).await
     }
@@ -56,13 +50,13 @@ impl IntegrityService for Integrity {
         let request = request.into_inner();
         let span = debug_span!("inclusion proof", context = request.context_id, sequence = request.sequence);
         let work = async {
-            match self.0.reads(&ContextId::new(&request.context_id)?, false, is_forwarded)? {
-                Place::Here(_) => inclusion(&self.0, request).await,
-                Place::There(channel) => {
-                    let mut there = IntegrityServiceClient::new(channel);
-                    route::answer(there.inclusion_proof(route::forwarded(request))).await
-                }
-            }
+            let context = ContextId::new(&request.context_id)?;
+            let here = || inclusion(&self.0, request.clone());
+            let there = |channel| {
+                let request = route::forwarded(request.clone());
+                async move { route::answer(IntegrityServiceClient::new(channel).inclusion_proof(request)).await }
+            };
+            self.0.read_anywhere(&context, false, is_forwarded, here, there).await
         };
         self.0.answer(Rpc::InclusionProof, span, work).await
     }
@@ -75,13 +69,13 @@ impl IntegrityService for Integrity {
         let request = request.into_inner();
         let span = debug_span!("consistency proof", context = request.context_id, old = request.old_size);
         let work = async {
-            match self.0.reads(&ContextId::new(&request.context_id)?, false, is_forwarded)? {
-                Place::Here(_) => consistency(&self.0, request).await,
-                Place::There(channel) => {
-                    let mut there = IntegrityServiceClient::new(channel);
-                    route::answer(there.consistency_proof(route::forwarded(request))).await
-                }
-            }
+            let context = ContextId::new(&request.context_id)?;
+            let here = || consistency(&self.0, request.clone());
+            let there = |channel| {
+                let request = route::forwarded(request.clone());
+                async move { route::answer(IntegrityServiceClient::new(channel).consistency_proof(request)).await }
+            };
+            self.0.read_anywhere(&context, false, is_forwarded, here, there).await
         };
         self.0.answer(Rpc::ConsistencyProof, span, work).await
     }

@@ -106,7 +106,7 @@ async fn get(
 ) -> Result<BoxStream<'static, Result<Page, Status>>, Refusal> {
     let get = Get::check(request.clone())?;
     match node.reads(get.context(), get.at_owner(), is_forwarded)? {
-        Place::Here(_) => Ok(get.stream(Arc::clone(node)).boxed()),
+        Place::Here(_) => Ok(get.stream(Arc::clone(node), is_forwarded).boxed()),
         Place::There(channel) => {
             let pages = route::answer(reader(channel).get(route::forwarded(request))).await?;
             let encoded = |page: ledger_proto::ledger::v1::Page| Page {

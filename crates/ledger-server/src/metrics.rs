@@ -223,6 +223,8 @@ impl Metrics {
         }
         let gauges = [
             ("ledger_store_quarantined_contexts", stats.quarantined),
+            ("ledger_store_damaged_families", stats.damaged_families),
+            ("ledger_store_damaged_slots", stats.damaged_slots),
             ("ledger_store_compacts", stats.compacts.into()),
             ("ledger_store_contexts_estimate", stats.contexts),
             ("ledger_store_disk_bytes", stats.disk_bytes),
@@ -293,6 +295,14 @@ fn describe(recorder: &PrometheusRecorder) {
         ("ledger_append_streams", "Append streams open."),
         ("ledger_observers", "Observers of contexts whose streams are here."),
         ("ledger_store_quarantined_contexts", "Contexts found damaged."),
+        (
+            "ledger_store_damaged_families",
+            "Families of the database with damage that is of no single context: replace the data directory.",
+        ),
+        (
+            "ledger_store_damaged_slots",
+            "Slots whose record of what was promised is damaged and lost: the directory joins as a new one.",
+        ),
         ("ledger_store_compacts", "0 after RocksDB met a damaged table file: replace the data directory."),
         ("ledger_store_contexts_estimate", "Number of contexts; estimated on a lone node."),
         ("ledger_store_disk_bytes", "Bytes of table files."),

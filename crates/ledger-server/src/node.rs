@@ -3,7 +3,7 @@
 use std::{future::Future, sync::Arc, time::Instant};
 
 use ledger_core::checkpoint::Signer;
-use ledger_store::{Ledger, StoreError};
+use ledger_store::{Ledger, StoreError, limited};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tonic::{Response, Status};
@@ -107,7 +107,7 @@ impl Node {
     pub fn refuse(&self, rpc: Rpc, refusal: Refusal) -> Status {
         self.metrics.refused(rpc, refusal.code);
         if matches!(refusal.code, tonic::Code::Internal | tonic::Code::DataLoss) {
-            tracing::error!(rpc = rpc.name(), code = ?refusal.code, reason = refusal.message, "request failed");
+            limited!(error, rpc = rpc.name(), code = ?refusal.code, reason = refusal.message, "request failed");
         } else {
             tracing::debug!(rpc = rpc.name(), code = ?refusal.code, reason = refusal.message, "request refused");
         }

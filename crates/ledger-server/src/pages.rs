@@ -3,18 +3,19 @@
 use std::sync::Arc;
 
 use futures::Stream;
-use ledger_core::{ContextId, Key, Sequence};
+use ledger_core::{ContextId, Key, Sequence, slot::Slot};
 use ledger_proto::{
     context::v1::{GetRequest, GetResponse},
+    ledger::v1::ledger_service_client::LedgerServiceClient,
     wire::ledger::v1::Page,
 };
 use ledger_store::{Covered, Filter};
 use prost::Message as _;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Status;
+use tonic::{Code, Status};
 
-use crate::{convert, encode, limits, metrics::Rpc, node::Node, status::Refusal};
+use crate::{convert, encode, limits, metrics::Rpc, node::Node, route, status::Refusal};
 
 /// A checked Get.
 #[derive(Debug)]
@@ -66,15 +67,25 @@ impl Get {
     }
 
     /// All answers, in pages, read while the client takes those before.
-    pub fn stream(self, node: Arc<Node>) -> impl Stream<Item = Result<Page, Status>> + Send {
+    /// Those that damage keeps from being read here are another replica's, unless the request was sent on to this one.
+    pub fn stream(
+        self,
+        node: Arc<Node>,
+        is_forwarded: bool,
+    ) -> impl Stream<Item = Result<Page, Status>> + Send {
         let (pages, ahead) = mpsc::channel(limits::PAGES_AHEAD);
-        tokio::spawn(read_ahead(self, node, pages));
+        tokio::spawn(read_ahead(self, node, pages, is_forwarded));
         ReceiverStream::new(ahead)
     }
 }
 
 /// Reads page after page while there is room. No thread waits for the client.
-async fn read_ahead(mut get: Get, node: Arc<Node>, pages: mpsc::Sender<Result<Page, Status>>) {
+async fn read_ahead(
+    mut get: Get,
+    node: Arc<Node>,
+    pages: mpsc::Sender<Result<Page, Status>>,
+    is_forwarded: bool,
+) {
     node.metrics.started(Rpc::GetStream);
     while let Ok(room) = pages.reserve().await {
         let (context, filter) = (get.context.clone(), get.filter(limits::PAGE_ENTRIES, limits::PAGE_BYTES));
@@ -97,9 +108,50 @@ async fn read_ahead(mut get: Get, node: Arc<Node>, pages: mpsc::Sender<Result<Pa
                     return;
                 }
             }
-            Err(refusal) => return room.send(Err(node.refuse(Rpc::GetStream, refusal))),
+            Err(refusal) => {
+                let is_damaged = refusal.code == Code::DataLoss && !is_forwarded && !get.at_owner;
+                drop(room);
+                if !(is_damaged && elsewhere(&mut get, &node, &pages).await) {
+                    // Whoever asked may have gone.
+                    let _ = pages.send(Err(node.refuse(Rpc::GetStream, refusal))).await;
+                }
+                return;
+            }
         }
     }
+}
+
+/// Hands out the rest of what another replica can read; false: none can.
+async fn elsewhere(get: &mut Get, node: &Node, pages: &mpsc::Sender<Result<Page, Status>>) -> bool {
+    for channel in node.other_replicas(Slot::of(&get.context)) {
+        let request = route::forwarded(GetRequest {
+            context_id: get.context.as_str().to_owned(),
+            key: get.key.as_ref().map_or_else(String::new, |key| key.as_str().to_owned()),
+            after_sequence: get.after.0,
+            limit: u32::try_from(get.limit).unwrap_or_default(),
+            ..GetRequest::default()
+        });
+        let mut reader = LedgerServiceClient::new(channel).max_decoding_message_size(usize::MAX);
+        let Ok(answer) = reader.get(request).await else { continue };
+        let mut theirs = answer.into_inner();
+        loop {
+            match theirs.message().await {
+                Ok(Some(page)) => {
+                    get.after = page.entries.last().map_or(get.after, |entry| Sequence(entry.sequence));
+                    get.limit -= page.entries.len().min(get.limit);
+                    let entries = page.entries.iter().map(|entry| entry.encode_to_vec().into()).collect();
+                    let page = Page { entries, latest_sequence: page.latest_sequence };
+                    if pages.send(Ok(page)).await.is_err() {
+                        return true;
+                    }
+                }
+                Ok(None) => return true,
+                // The next one goes on where this one ended.
+                Err(_) => break,
+            }
+        }
+    }
+    false
 }
 
 /// Cuts a page to a message. Always at least one entry, whatever its size.

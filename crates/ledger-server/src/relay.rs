@@ -126,7 +126,9 @@ impl<F: Shape<Bytes>> Relay<F> {
             };
             self.node.serving().map_err(Status::from)?;
             // Another node may do what this one cannot; what is wrong with the request is wrong everywhere.
-            if self.is_forwarded || ended.code() != Code::Unavailable || !self.node.news(deadline).await {
+            // One that is damaged here is read elsewhere from now on.
+            let may_differ = matches!(ended.code(), Code::Unavailable | Code::DataLoss);
+            if self.is_forwarded || !may_differ || !self.node.news(deadline).await {
                 return Err(ended);
             }
             if !matches!(self.source, Source::Choosing) {

@@ -100,6 +100,52 @@ impl Node {
         }
     }
 
+    /// Reads a context where it can be read: `here`, or `there` at another node. Where damage is met the other replicas are
+    /// asked, unless only the owner's answer will do.
+    pub async fn read_anywhere<T, H, F>(
+        &self,
+        context: &ContextId,
+        at_owner: bool,
+        is_forwarded: bool,
+        here: impl FnOnce() -> H,
+        there: impl Fn(Channel) -> F,
+    ) -> Result<T, Refusal>
+    where
+        H: Future<Output = Result<T, Refusal>>,
+        F: Future<Output = Result<T, Refusal>>,
+    {
+        let place = self.reads(context, at_owner, is_forwarded)?;
+        let (read, unused) = match place {
+            Place::Here(_) => (here().await, None),
+            Place::There(channel) => (there(channel).await, Some(here)),
+        };
+        let refusal = match read {
+            Err(refusal) if refusal.code == Code::DataLoss && !at_owner && !is_forwarded => refusal,
+            read => return read,
+        };
+        if let Some(here) = unused.filter(|_| self.may_read(context))
+            && let Ok(answer) = here().await
+        {
+            return Ok(answer);
+        }
+        for channel in self.other_replicas(Slot::of(context)) {
+            if let Ok(answer) = there(channel).await {
+                return Ok(answer);
+            }
+        }
+        Err(refusal)
+    }
+
+    /// Whether a context is shown here, and not known to be damaged.
+    fn may_read(&self, context: &ContextId) -> bool {
+        self.ledger.shows(Slot::of(context)) && !self.ledger.is_damaged(context)
+    }
+
+    /// The connections to the other living replicas of a slot.
+    pub fn other_replicas(&self, slot: Slot) -> Vec<Channel> {
+        self.standing.cluster().map(|cluster| other_replicas(cluster, slot).collect()).unwrap_or_default()
+    }
+
     /// Who may have a copy of a context that is damaged here.
     fn undamaged(&self, cluster: &Cluster, context: &ContextId) -> Option<Place> {
         match self.writes(context, false) {
@@ -161,12 +207,17 @@ impl Node {
 
 /// A replica that may show a slot though it has no owner.
 fn another_replica(cluster: &Cluster, slot: Slot) -> Option<Channel> {
+    other_replicas(cluster, slot).next()
+}
+
+/// The connections to the other living replicas of a slot.
+fn other_replicas(cluster: &Cluster, slot: Slot) -> impl Iterator<Item = Channel> {
     let routes = cluster.routes();
-    let members = routes.borrow().get(slot)?.members.clone();
+    let members = routes.borrow().get(slot).map(|route| route.members.clone()).unwrap_or_default();
     let view = cluster.view();
     let others = members.into_iter().filter(|member| member != cluster.me());
-    let mut alive = others.filter(|member| view.borrow().get(&member.node).is_some_and(|node| node.alive));
-    alive.find_map(|member| cluster.channel(&member.node))
+    let alive = others.filter(move |member| view.borrow().get(&member.node).is_some_and(|node| node.alive));
+    alive.filter_map(|member| cluster.channel(&member.node))
 }
 
 /// The refusal of a context that no node owns.

@@ -325,7 +325,8 @@ fn exit_code(error: &anyhow::Error) -> u8 {
             | StartError::ReadyFile { .. }
             | StartError::Join(JoinError::Gossip(_)),
         ) => args::EXIT_LISTEN,
-        Some(StartError::Runtime(_) | StartError::Services(_)) | None => args::EXIT_FAILED,
+        Some(StartError::Runtime(_) | StartError::Services(_) | StartError::Join(JoinError::Renewed(_)))
+        | None => args::EXIT_FAILED,
     }
 }
 

@@ -166,9 +166,10 @@ impl From<StoreError> for Refusal {
             StoreError::Ask(_) => (Code::InvalidArgument, None),
             StoreError::DiskFull => (Code::Unavailable, Some(RETRY_DISK_FULL)),
             StoreError::Closed => (Code::Unavailable, Some(RETRY_SHUTDOWN)),
-            StoreError::Open { .. } | StoreError::FileDamaged(_) | StoreError::Io(_) => {
-                (Code::Internal, None)
-            }
+            StoreError::Open { .. }
+            | StoreError::FileDamaged(_)
+            | StoreError::SlotDamaged { .. }
+            | StoreError::Io(_) => (Code::Internal, None),
         };
         Self { code, message: error.to_string(), field: None, retry, owner: None }
     }

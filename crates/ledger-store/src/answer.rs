@@ -1,13 +1,13 @@
 //! Answers what nodes that compare ask each other: see [`ledger_core::compare`].
 //!
 //! Digests are answered from memory. Contexts and roots are read at one moment each, from heads as they are: what
-//! is not stable yet is compared as well.
+//! is not stable yet is compared as well. What cannot be read, or is in quarantine, is said to be unreadable.
 
 use std::collections::BTreeSet;
 
 use ledger_core::{
-    ContextId, Hash,
-    compare::{Answer, Ask, MAX_PAGE, Page, Prefixes},
+    ContextId, Sequence,
+    compare::{Answer, Ask, Listed, MAX_PAGE, Page, Prefixes, Roots},
     digest::{Bucket, ContextSummary},
     slot::Slot,
 };
@@ -16,14 +16,18 @@ use crate::{
     StoreError,
     db::Db,
     digests::Digests,
-    index, prove,
+    families, index, limited, prove,
+    quarantine::Quarantine,
+    read::damaged,
     rows::{self, Rows, Snapshot},
+    stable::Row,
 };
 
 /// Answers a question about the slots that this node `keeps`.
 pub(crate) fn answer(
     db: &Db,
     digests: &Digests,
+    quarantine: &Quarantine,
     ask: &Ask,
     keeps: impl Fn(Slot) -> bool,
 ) -> Result<Answer, StoreError> {
@@ -39,14 +43,18 @@ pub(crate) fn answer(
         }
         Ask::Contexts { buckets, after } => {
             let kept = buckets.iter().filter(|(slot, _)| keeps(**slot));
-            contexts(&db.snapshot(), kept, after.as_ref()).map(Answer::Contexts)
+            contexts(&db.snapshot(), quarantine, kept, after.as_ref()).map(Answer::Contexts)
         }
         Ask::Roots(asked) => {
             let rows = db.snapshot();
-            let kept = |prefixes: &Prefixes| keeps(Slot::of(&prefixes.context));
-            let roots =
-                asked.iter().map(|asked| if kept(asked) { roots(&rows, asked) } else { Ok(Vec::new()) });
-            roots.collect::<Result<_, _>>().map(Answer::Roots)
+            let of = |asked: &Prefixes| {
+                if keeps(Slot::of(&asked.context)) {
+                    roots(&rows, quarantine, asked)
+                } else {
+                    Ok(Roots::Absent)
+                }
+            };
+            asked.iter().map(of).collect::<Result<_, _>>().map(Answer::Roots)
         }
     }
 }
@@ -54,6 +62,7 @@ pub(crate) fn answer(
 /// A page of the contexts in buckets, by slot and then id.
 fn contexts<'a>(
     rows: &Snapshot<'_>,
+    quarantine: &Quarantine,
     buckets: impl Iterator<Item = (&'a Slot, &'a BTreeSet<Bucket>)>,
     after: Option<&ContextId>,
 ) -> Result<Page, StoreError> {
@@ -62,15 +71,15 @@ fn contexts<'a>(
     for (slot, buckets) in buckets.filter(|(slot, _)| from.is_none_or(|from| **slot >= from)) {
         let mut after = after.filter(|_| from == Some(*slot)).cloned();
         loop {
-            let names = next_names(rows, *slot, buckets, after.as_ref())?;
+            let names = next_names(rows, quarantine, *slot, buckets, after.as_ref())?;
             let Some(last) = names.last().cloned() else { break };
             for context in names {
-                let Some(summary) = summary(rows, context)? else { continue };
+                let Some(listed) = listed(rows, quarantine, context)? else { continue };
                 if page.contexts.len() == MAX_PAGE {
                     page.more = true;
                     return Ok(page);
                 }
-                page.contexts.push(summary);
+                page.contexts.push(listed);
             }
             after = Some(last);
         }
@@ -84,57 +93,96 @@ fn contexts<'a>(
 /// whatever the buckets hold, and hardly more is read than is returned: ids are spread evenly over buckets.
 fn next_names(
     rows: &Snapshot<'_>,
+    quarantine: &Quarantine,
     slot: Slot,
     buckets: &BTreeSet<Bucket>,
     after: Option<&ContextId>,
 ) -> Result<Vec<ContextId>, StoreError> {
-    const MOST: usize = MAX_PAGE + 1;
-    let mut best = BTreeSet::new();
-    index::scan(rows, slot, buckets, after, |name| {
-        if best.len() == MOST {
-            if best.last().is_some_and(|last: &ContextId| last.as_str() <= name) {
+    let mut best = Best::default();
+    let read = index::scan(rows, slot, buckets, after, |name| best.take(name));
+    if let Err(StoreError::FileDamaged(reason)) = read {
+        // The heads have the same names, and take longer to read.
+        quarantine.note_family(families::SLOTS, &reason);
+        best = Best::default();
+        index::scan_heads(rows, slot, buckets, after, |name| best.take(name))?;
+    } else {
+        read?;
+    }
+    Ok(best.0.into_iter().collect())
+}
+
+/// The first names of those taken.
+#[derive(Default)]
+struct Best(BTreeSet<ContextId>);
+
+impl Best {
+    /// Takes a name if it is one of the first; whether later ones in order may be, too.
+    fn take(&mut self, name: &str) -> bool {
+        const MOST: usize = MAX_PAGE + 1;
+        if self.0.len() == MOST {
+            if self.0.last().is_some_and(|last: &ContextId| last.as_str() <= name) {
                 return false;
             }
-            best.pop_last();
+            self.0.pop_last();
         }
         match ContextId::new(name) {
-            Ok(context) => _ = best.insert(context),
-            Err(error) => tracing::error!(name, %error, "the slot index has a malformed name"),
+            Ok(context) => _ = self.0.insert(context),
+            Err(error) => limited!(error, name, %error, "the slot index has a malformed name"),
         }
         true
-    })?;
-    Ok(best.into_iter().collect())
+    }
 }
 
-/// A context as it is compared; `None` if there is none, or nothing in it.
-fn summary(rows: &impl Rows, context: ContextId) -> Result<Option<ContextSummary>, StoreError> {
-    let row = known(&context, rows::head(rows, &context))?.flatten();
-    let found = row.filter(|(_, head)| head.size().0 > 0);
-    Ok(found.map(|(_, head)| ContextSummary {
-        context,
-        size: head.size(),
-        root: head.root(),
-        epoch: head.epoch,
-    }))
+/// A context of the index as it is compared; `None` if there is nothing in it.
+fn listed(
+    rows: &impl Rows,
+    quarantine: &Quarantine,
+    context: ContextId,
+) -> Result<Option<Listed>, StoreError> {
+    let missing = || damaged(&context, Sequence(0), "its head is missing");
+    let head = rows::head(rows, &context).and_then(|row| row.ok_or_else(missing));
+    Ok(match readable(quarantine, &context, head)? {
+        None => Some(Listed::Unreadable(context)),
+        Some((_, head)) if head.size().0 == 0 => None,
+        Some((_, head)) => Some(Listed::Held(ContextSummary {
+            context,
+            size: head.size(),
+            root: head.root(),
+            epoch: head.epoch,
+        })),
+    })
 }
 
-/// The roots of a context at the sizes asked for; fewer if it is shorter, or what they are made of is damaged.
-fn roots(rows: &impl Rows, asked: &Prefixes) -> Result<Vec<Hash>, StoreError> {
+/// What is known of the roots of a context at the sizes asked for.
+fn roots(rows: &impl Rows, quarantine: &Quarantine, asked: &Prefixes) -> Result<Roots, StoreError> {
     let Prefixes { context, sizes } = asked;
-    let Some(Some((place, head))) = known(context, rows::head(rows, context))? else {
-        return Ok(Vec::new());
+    let read = || {
+        let Some((place, head)) = known_head(rows, context)? else { return Ok(Roots::Absent) };
+        prove::roots_at(rows, context, place, &head, sizes).map(Roots::At)
     };
-    let roots = prove::roots_at(rows, context, place, &head, sizes);
-    Ok(known(context, roots)?.unwrap_or_default())
+    Ok(readable(quarantine, context, read())?.unwrap_or(Roots::Unreadable))
 }
 
-/// `None` of a context that is damaged: it must not keep others from being compared. The scrub reports it, and
-/// whoever reads it.
-fn known<T>(context: &ContextId, read: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
+/// A context's head. One that is missing though the index has the context is lost, and no proof that there is none.
+fn known_head(rows: &impl Rows, context: &ContextId) -> Result<Row, StoreError> {
+    let row = rows::head(rows, context)?;
+    if row.is_none() && index::has(rows, context)? {
+        return Err(damaged(context, Sequence(0), "its head is missing"));
+    }
+    Ok(row)
+}
+
+/// `None` of a context that cannot be read, now or as it was found before: it goes into quarantine, and does not keep
+/// others from being compared.
+fn readable<T>(
+    quarantine: &Quarantine,
+    context: &ContextId,
+    read: Result<T, StoreError>,
+) -> Result<Option<T>, StoreError> {
     match read {
-        Ok(read) => Ok(Some(read)),
+        Ok(read) => Ok(quarantine.check(context).is_ok().then_some(read)),
         Err(error @ StoreError::Damaged { .. }) => {
-            tracing::warn!(%context, %error, "a damaged context is left out of a comparison");
+            quarantine.note(&error);
             Ok(None)
         }
         Err(error) => Err(error),

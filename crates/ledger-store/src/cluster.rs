@@ -107,6 +107,12 @@ impl Ledger {
         Ok(records)
     }
 
+    /// The slots whose records cannot be read, nor are known from memory, from now on: what was promised of them is
+    /// forgotten, so this directory must join as a new one ([`Ledger::renew`]).
+    pub fn watch_lost_slots(&self) -> tokio::sync::watch::Receiver<std::collections::BTreeSet<Slot>> {
+        self.inner().shared.watch_lost_slots()
+    }
+
     /// Changes the records of slots; what is answered is on disk.
     pub async fn change_slots(
         &self,
@@ -203,7 +209,7 @@ impl Ledger {
         let shared = &self.inner().shared;
         let db = self.inner().database.get()?;
         let digests = shared.digests.as_ref().ok_or(StoreError::Closed)?;
-        answer::answer(&db, digests, ask, keeps)
+        answer::answer(&db, digests, &shared.quarantine, ask, keeps)
     }
 
     /// Entries of a context as they are stored, to be sent in a claim: after a size, up to another, at most so many

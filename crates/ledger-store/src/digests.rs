@@ -1,9 +1,9 @@
 //! What every slot holds, as digests, kept up to date with every commit.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ledger_core::{
-    ContextId,
+    ContextId, Head, Sequence,
     digest::{Bucket, Digest, Extent, SlotDigest},
     slot::{SLOTS, Slot},
 };
@@ -12,7 +12,10 @@ use parking_lot::Mutex;
 use crate::{
     StoreError,
     db::{Db, io_error},
-    families, scrub,
+    families, index, limited,
+    quarantine::Quarantine,
+    read::damaged,
+    record, rows,
 };
 
 /// The digest of every slot. A context without entries does not count: it is as good as none.
@@ -20,34 +23,57 @@ use crate::{
 pub(crate) struct Digests(Box<[Mutex<SlotDigest>]>);
 
 impl Digests {
-    /// Reads the heads of all contexts: some two seconds for a million.
-    pub(crate) fn scan(db: &Db) -> Result<Self, StoreError> {
+    /// Reads the heads of all contexts: some two seconds for a million. What cannot be read is quarantined.
+    pub(crate) fn scan(db: &Db, quarantine: &Quarantine) -> Result<Self, StoreError> {
         let digests = Self((0..SLOTS).map(|_| Mutex::default()).collect());
-        digests.rescan(db, |_| true)?;
+        digests.rescan(db, quarantine, |_| true)?;
         Ok(digests)
     }
 
     /// Reads the heads of slots anew. Nothing may be written to these slots meanwhile.
-    pub(crate) fn rescan(&self, db: &Db, slots: impl Fn(Slot) -> bool) -> Result<(), StoreError> {
-        let mut fresh: Vec<SlotDigest> = (0..SLOTS).map(|_| SlotDigest::default()).collect();
-        db.scan(families::HEADS, &[], &[0xff], false, |key, value| {
-            if let Some((context, place, head)) = scrub::decode_row(key, value) {
-                if slots(place.slot) {
-                    let extent = counted(head.extent());
-                    fresh[usize::from(place.slot.number())].replace(&context, None, extent);
-                }
-            } else {
-                // It is missing here, as far as peers can tell.
-                tracing::error!(?key, bytes = value.len(), "a head cannot be decoded: it is in no digest");
+    ///
+    /// A head that cannot be read is in no digest, and in quarantine: peers see that something differs, and are told that
+    /// it is unreadable.
+    pub(crate) fn rescan(
+        &self,
+        db: &Db,
+        quarantine: &Quarantine,
+        slots: impl Fn(Slot) -> bool,
+    ) -> Result<(), StoreError> {
+        let fresh = match read_all(db, quarantine, &slots) {
+            // The index has the names of those whose heads are in the damaged block.
+            Err(StoreError::FileDamaged(reason)) => {
+                quarantine.note_family(families::HEADS, &reason);
+                read_by_index(db, quarantine, &slots)?
             }
-            true
-        })
-        .map_err(|error| io_error(&error))?;
+            read => read?,
+        };
         for (number, fresh) in (0..SLOTS).zip(fresh) {
             if Slot::new(number).is_some_and(&slots) {
                 *self.0[usize::from(number)].lock() = fresh;
             }
         }
+        Ok(())
+    }
+
+    /// Whether a context whose head cannot be read went exactly so far: then the digest that was kept of its bucket is
+    /// that of all others, as they are, and of it. Nothing may be written to the slot meanwhile.
+    pub(crate) fn proves(&self, db: &Db, context: &ContextId, extent: Extent) -> Result<bool, StoreError> {
+        let (slot, bucket) = (Slot::of(context), Bucket::of(context));
+        let (mut digest, is_whole) = read_bucket(db, context)?;
+        digest.add(context, extent);
+        let kept = self.of_slot(slot).lock().buckets().find(|(known, _)| *known == bucket);
+        Ok(is_whole && kept.is_some_and(|(_, kept)| kept == digest))
+    }
+
+    /// Counts a context that is at `now` for one of which it is not known how far it went. Nothing may be written to the
+    /// slot meanwhile.
+    pub(crate) fn recount(&self, db: &Db, context: &ContextId, now: Extent) -> Result<(), StoreError> {
+        let (mut digest, _) = read_bucket(db, context)?;
+        if let Some(now) = counted(now) {
+            digest.add(context, now);
+        }
+        self.of_slot(Slot::of(context)).lock().set_bucket(Bucket::of(context), digest);
         Ok(())
     }
 
@@ -77,6 +103,85 @@ impl Digests {
     }
 }
 
+/// The digests of slots, from the heads in their order.
+fn read_all(
+    db: &Db,
+    quarantine: &Quarantine,
+    slots: impl Fn(Slot) -> bool,
+) -> Result<Vec<SlotDigest>, StoreError> {
+    let mut fresh: Vec<SlotDigest> = (0..SLOTS).map(|_| SlotDigest::default()).collect();
+    db.scan(families::HEADS, &[], &[0xff], false, |key, value| {
+        let name = std::str::from_utf8(key).ok().and_then(|name| ContextId::new(name).ok());
+        let Some(context) = name else {
+            limited!(error, ?key, bytes = value.len(), "a head has a malformed name");
+            return true;
+        };
+        let slot = Slot::of(&context);
+        if !slots(slot) {
+            return true;
+        }
+        match record::decode_head(value) {
+            Ok((_, head)) => {
+                fresh[usize::from(slot.number())].replace(&context, None, counted(head.extent()));
+            }
+            Err(error) => quarantine.note(&damaged(&context, Sequence(0), &error.to_string())),
+        }
+        true
+    })
+    .map_err(|error| io_error(&error))?;
+    Ok(fresh)
+}
+
+/// The same, from the names in the slot index: one look-up for each.
+fn read_by_index(
+    db: &Db,
+    quarantine: &Quarantine,
+    slots: impl Fn(Slot) -> bool,
+) -> Result<Vec<SlotDigest>, StoreError> {
+    let mut fresh: Vec<SlotDigest> = (0..SLOTS).map(|_| SlotDigest::default()).collect();
+    let all = (0..=u8::MAX).map(Bucket).collect();
+    for slot in (0..SLOTS).filter_map(Slot::new).filter(|slot| slots(*slot)) {
+        each_head(db, slot, &all, |context, head| match head {
+            Ok(head) => fresh[usize::from(slot.number())].replace(context, None, counted(head.extent())),
+            Err(error) => quarantine.note(&error),
+        })?;
+    }
+    Ok(fresh)
+}
+
+/// The digest of the other contexts in a context's bucket, and whether all of them can be read.
+fn read_bucket(db: &Db, context: &ContextId) -> Result<(Digest, bool), StoreError> {
+    let (mut digest, mut is_whole) = (Digest::default(), true);
+    each_head(db, Slot::of(context), &[Bucket::of(context)].into(), |other, head| match head {
+        _ if other == context => {}
+        Ok(head) => {
+            if let Some(extent) = counted(head.extent()) {
+                digest.add(other, extent);
+            }
+        }
+        Err(_) => is_whole = false,
+    })?;
+    Ok((digest, is_whole))
+}
+
+/// Visits the heads of contexts in buckets of a slot, by the index. One that is lost is an error.
+fn each_head(
+    db: &Db,
+    slot: Slot,
+    buckets: &BTreeSet<Bucket>,
+    mut visit: impl FnMut(&ContextId, Result<Head, StoreError>),
+) -> Result<(), StoreError> {
+    let rows = db.snapshot();
+    index::scan(&rows, slot, buckets, None, |name| {
+        if let Ok(context) = ContextId::new(name) {
+            let missing = || damaged(&context, Sequence(0), "its head is missing");
+            let head = rows::head(&rows, &context).and_then(|row| row.ok_or_else(missing));
+            visit(&context, head.map(|(_, head)| head));
+        }
+        true
+    })
+}
+
 fn counted(extent: Extent) -> Option<Extent> {
     (extent.size.0 > 0).then_some(extent)
 }
@@ -97,7 +202,7 @@ mod tests {
     fn digests_kept_up_to_date_are_those_read_from_the_heads() {
         let dir = tempfile::tempdir().unwrap();
         let db = testing::open(dir.path());
-        let kept = Digests::scan(&db).unwrap();
+        let kept = Digests::scan(&db, &Quarantine::default()).unwrap();
         for number in 0..2000 {
             let mut writer = Writer::new(&db, &format!("c-{number}"), 1);
             for count in [1 + number % 3, 2] {
@@ -106,7 +211,7 @@ mod tests {
                 kept.replace(&writer.context, before, Some(writer.extent()));
             }
         }
-        assert_eq!(everything(&kept), everything(&Digests::scan(&db).unwrap()));
+        assert_eq!(everything(&kept), everything(&Digests::scan(&db, &Quarantine::default()).unwrap()));
         assert_eq!(kept.contexts(), 2000);
     }
 
@@ -114,14 +219,51 @@ mod tests {
     fn slots_that_are_not_read_anew_stay_as_they_are() {
         let dir = tempfile::tempdir().unwrap();
         let db = testing::open(dir.path());
-        let digests = Digests::scan(&db).unwrap();
+        let digests = Digests::scan(&db, &Quarantine::default()).unwrap();
         let mut writer = Writer::new(&db, "c", 1);
         writer.append(3);
         let slot = Slot::of(&writer.context);
-        digests.rescan(&db, |other| other != slot).unwrap();
+        digests.rescan(&db, &Quarantine::default(), |other| other != slot).unwrap();
         assert_eq!(digests.whole(slot).count(), 0);
-        digests.rescan(&db, |this| this == slot).unwrap();
+        digests.rescan(&db, &Quarantine::default(), |this| this == slot).unwrap();
         assert_eq!(digests.whole(slot).count(), 1);
+    }
+
+    #[test]
+    fn a_head_that_cannot_be_read_is_quarantined_and_the_digest_says_what_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = testing::open(dir.path());
+        let mut lost = Writer::new(&db, "lost", 1);
+        lost.append(3);
+        let bucket = |context: &ContextId| (Slot::of(context), Bucket::of(context));
+        let names = (0..).map(|number| format!("c-{number}"));
+        let mut names = names.filter(|name| bucket(&ContextId::new(name).unwrap()) == bucket(&lost.context));
+        let neighbour = Writer::new(&db, &names.next().unwrap(), 2).append(1).context.clone();
+        index::ensure(&db).unwrap();
+        let kept = Digests::scan(&db, &Quarantine::default()).unwrap();
+        let before = everything(&kept);
+        let damage = |context: &ContextId| {
+            let mut batch = rocksdb::WriteBatch::default();
+            batch.put_cf(db.family(families::HEADS).unwrap(), context.as_str(), b"not a head");
+            db.write(batch).unwrap();
+        };
+        damage(&lost.context);
+
+        let (right, shorter) = (lost.extent(), Extent { size: Size(2), root: Hash([1; 32]) });
+        assert!(kept.proves(&db, &lost.context, right).unwrap());
+        assert!(!kept.proves(&db, &lost.context, shorter).unwrap());
+
+        // A start does not know what it was, and says so.
+        let quarantine = Quarantine::default();
+        let fresh = Digests::scan(&db, &quarantine).unwrap();
+        assert!(quarantine.check(&lost.context).is_err() && quarantine.list().len() == 1);
+        assert!(!fresh.proves(&db, &lost.context, right).unwrap());
+        fresh.recount(&db, &lost.context, right).unwrap();
+        assert_eq!(everything(&fresh), before);
+
+        // Of two that are damaged in one bucket nothing can be told.
+        damage(&neighbour);
+        assert!(!kept.proves(&db, &lost.context, right).unwrap());
     }
 
     #[test]
@@ -130,7 +272,7 @@ mod tests {
         let db = testing::open(dir.path());
         let mut empty = Writer::new(&db, "empty", 1);
         empty.append(0);
-        let digests = Digests::scan(&db).unwrap();
+        let digests = Digests::scan(&db, &Quarantine::default()).unwrap();
         let slot = Slot::of(&empty.context);
         assert_eq!(digests.whole(slot), Digest::default());
         let nothing = Extent { size: Size(0), root: Hash([1; 32]) };

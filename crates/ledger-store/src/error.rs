@@ -109,6 +109,18 @@ pub enum StoreError {
         /// What does not match.
         reason: String,
     },
+    /// The record of what was promised of a slot does not match its checksum.
+    #[error(
+        "the record of slot {} is damaged ({reason}): if it is not known from memory the directory has to join as a new \
+         replica, for it has forgotten what it promised",
+        .slot.number()
+    )]
+    SlotDamaged {
+        /// The slot.
+        slot: Slot,
+        /// What does not match.
+        reason: String,
+    },
     /// In a cluster: another node owns the slot, or none does.
     #[error("this node does not own slot {}: append at its owner", .slot.number())]
     NotOwner {

@@ -13,6 +13,10 @@
 //!
 //! Integers are big-endian, which keeps keys in order. A context has a node-local *number* from the
 //! moment it is first seen, so that its rows are short and installing another history is one switch.
+//!
+//! A number with its highest bit set is *apart*: in `entries` and `tiles` its rows have 0xffff in the place of the
+//! slot, so that they come after those of all slots, where no damaged block of a table file can be in the way of
+//! whoever reads them. What is restored because of damage is put there.
 
 use ledger_core::{EntryId, Sequence, slot::Slot, tree::TileId};
 
@@ -37,6 +41,11 @@ pub(crate) const ALL: [&str; 7] = [HEADS, ENTRIES, TILES, IDS, FORKS, SLOTS, MET
 /// The level under which the keys of a level-0 tile's entries are summarised.
 pub(crate) const KEYS_LEVEL: u8 = 0xff;
 
+/// Set in numbers that are apart.
+pub(crate) const APART: u64 = 1 << 63;
+/// In the place of the slot of what is apart: no slot has this number.
+const APART_SLOT: u16 = u16::MAX;
+
 /// Where a context's rows are: the prefix of its keys in `entries` and `tiles`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Place {
@@ -46,8 +55,13 @@ pub(crate) struct Place {
 
 impl Place {
     fn prefix(self) -> [u8; 10] {
+        let slot = if self.number & APART == 0 { self.slot.number() } else { APART_SLOT };
+        self.prefix_of(slot)
+    }
+
+    fn prefix_of(self, slot: u16) -> [u8; 10] {
         let mut key = [0; 10];
-        key[..2].copy_from_slice(&self.slot.number().to_be_bytes());
+        key[..2].copy_from_slice(&slot.to_be_bytes());
         key[2..].copy_from_slice(&self.number.to_be_bytes());
         key
     }
@@ -82,7 +96,7 @@ impl Place {
     /// The key of an entry of a fork; sequence 0: of its evidence.
     pub(crate) fn fork(self, fork: u64, sequence: Sequence) -> [u8; 26] {
         let mut key = [0; 26];
-        key[..10].copy_from_slice(&self.prefix());
+        key[..10].copy_from_slice(&self.prefix_of(self.slot.number()));
         key[10..18].copy_from_slice(&fork.to_be_bytes());
         key[18..].copy_from_slice(&sequence.0.to_be_bytes());
         key
@@ -133,6 +147,17 @@ mod tests {
         assert_eq!(hex::encode(fork), "0123000000000000040500000000000000080000000000000009");
         assert_eq!(fork_of(&fork), Some((place, 8, Sequence(9))));
         assert_eq!(fork_of(&fork[..25]), None);
+    }
+
+    #[test]
+    fn rows_that_are_apart_come_after_those_of_all_slots() {
+        let last = Place { slot: Slot::new(ledger_core::slot::SLOTS - 1).unwrap(), number: APART - 1 };
+        let apart = Place { slot: Slot::new(3).unwrap(), number: APART | 9 };
+        assert_eq!(hex::encode(apart.entry(Sequence(2))), "ffff80000000000000090000000000000002");
+        assert!(last.range().1.as_slice() < apart.range().0.as_slice());
+        assert!(last.id_range().0 < apart.id_range().0);
+        // Forks are listed by slot, wherever the context's rows are.
+        assert_eq!(fork_of(&apart.fork(1, Sequence(4))), Some((apart, 1, Sequence(4))));
     }
 
     #[test]

@@ -1,19 +1,26 @@
 //! Restoring a damaged context from what another node holds of it.
 //!
-//! The whole history is staged beside the rows that are there, each entry checked against its hash, until it has the
-//! root that this node's head has. Then the context's lane adds what was appended meanwhile, and puts it in place: what
-//! is damaged is not read again, and nothing is taken over that this node did not have.
+//! The whole history is staged apart from the rows that are there, each entry checked against its hash, until it has the
+//! root that is known to be right. Then the context's lane adds what was appended meanwhile, and puts it in place: what
+//! is damaged is not read again, and nothing is taken over that is not known to be right.
+//!
+//! | what says which history is right | when |
+//! | --- | --- |
+//! | this node's head | it can be read |
+//! | the digest that this node kept of the context's bucket | the head cannot be read, but was counted before |
+//! | the slot's owner, in a claim that is promised here | neither; or this node's copy is to be that of the owner |
 
 use std::sync::Arc;
 
-use ledger_core::{ContextId, Head, Size, digest::Extent, slot::Slot};
+use ledger_core::{ContextId, Head, Size, digest::Extent, ownership::Claim, slot::Slot};
 use rocksdb::WriteBatch;
 use tokio::sync::oneshot;
 
 use crate::{
     Ledger, Range, StoreError,
+    db::Db,
     families::Place,
-    lane::{Command, Heal, Healed},
+    lane::{Command, Heal, Healed, Proof},
     ledger::Inner,
     staging,
     state::{ContextState, read_head},
@@ -27,11 +34,13 @@ const BATCH_BYTES: usize = 1 << 20;
 pub struct Healing {
     inner: Arc<Inner>,
     context: ContextId,
-    /// The rows that are damaged.
-    from: Place,
+    /// What says which history is right.
+    proof: Proof,
     /// What the staged history is to reach.
     goal: Extent,
-    state: ContextState,
+    place: Place,
+    /// What is staged; `None` until it is known which history it is.
+    state: Option<ContextState>,
     batch: WriteBatch,
     is_in_place: bool,
     /// The database it is staged in.
@@ -63,20 +72,46 @@ impl Ledger {
         let Some((from, head)) = db.stable().of(context, row).filter(|(_, head)| head.size().0 > 0) else {
             return Ok(None);
         };
-        let place = Place { slot: Slot::of(context), number: inner.shared.numbers.next(&db)? };
-        staging::begin(&db, place)?;
-        let state = ContextState::new(place, Head::new(head.suite, head.lineage, head.created_at_ns));
-        let (context, goal) = (context.clone(), head.extent());
-        Ok(Some(Healing {
-            inner,
-            context,
-            from,
-            goal,
-            state,
-            batch: WriteBatch::default(),
-            is_in_place: false,
-            generation: db.generation(),
-        }))
+        let mut healing = Healing::begin(inner, &db, context, Proof::Head(from), head.extent())?;
+        let empty = Head::new(head.suite, head.lineage, head.created_at_ns);
+        healing.state = Some(ContextState::new(healing.place, empty));
+        Ok(Some(healing))
+    }
+
+    /// As [`Ledger::heal`], of a context whose head cannot be read, given how far another node says that it goes: it is
+    /// put in place if the digest that this node kept shows that it had gone exactly so far here.
+    pub fn heal_by_digest(&self, context: &ContextId, theirs: Extent) -> Result<Option<Healing>, StoreError> {
+        self.heal_as(context, Proof::Digest, theirs)
+    }
+
+    /// As [`Ledger::heal`], of a context that the slot's owner holds: its history takes the place of what cannot be read
+    /// here, as long as no higher claim is promised.
+    pub fn heal_in_claim(
+        &self,
+        context: &ContextId,
+        claim: Claim,
+        theirs: Extent,
+    ) -> Result<Option<Healing>, StoreError> {
+        self.heal_as(context, Proof::Claim(claim), theirs)
+    }
+
+    fn heal_as(
+        &self,
+        context: &ContextId,
+        proof: Proof,
+        theirs: Extent,
+    ) -> Result<Option<Healing>, StoreError> {
+        let inner = Arc::clone(self.inner());
+        if inner.shared.quarantine.check(context).is_ok() || theirs.size.0 == 0 {
+            return Ok(None);
+        }
+        let db = inner.database.get()?;
+        Healing::begin(inner, &db, context, proof, theirs).map(Some)
+    }
+
+    /// Whether a context of a slot is known to be damaged: what this node has of the slot is not all that it had.
+    pub fn is_slot_damaged(&self, slot: Slot) -> bool {
+        self.inner().shared.quarantine.has(slot)
     }
 
     /// The number of damaged contexts, from now on.
@@ -86,9 +121,32 @@ impl Ledger {
 }
 
 impl Healing {
+    fn begin(
+        inner: Arc<Inner>,
+        db: &Db,
+        context: &ContextId,
+        proof: Proof,
+        goal: Extent,
+    ) -> Result<Self, StoreError> {
+        // Where no damaged block can be in the way: beside the old rows it would be hidden by what hides them.
+        let place = inner.shared.numbers.place(db, Slot::of(context), true)?;
+        staging::begin(db, place)?;
+        Ok(Self {
+            inner,
+            context: context.clone(),
+            proof,
+            goal,
+            place,
+            state: None,
+            batch: WriteBatch::default(),
+            is_in_place: false,
+            generation: db.generation(),
+        })
+    }
+
     /// What is to be fetched next: the entries after the first size, up to the second. `None` if all is staged.
     pub fn missing(&self) -> Option<(Size, Size)> {
-        let after = self.state.head.size();
+        let after = self.state.as_ref().map_or(Size(0), |state| state.head.size());
         (after < self.goal.size).then_some((after, self.goal.size))
     }
 
@@ -98,17 +156,21 @@ impl Healing {
     pub fn take(&mut self, range: &Range) -> Result<(), StoreError> {
         let context = &self.context;
         let other = || StoreError::Io(format!("the other node holds another history of context {context}"));
-        if range.after != self.state.extent() || range.end() > self.goal.size {
+        let state = self.state.get_or_insert_with(|| {
+            let empty = Head::new(range.suite, range.lineage, range.created_at_ns);
+            ContextState::new(self.place, empty)
+        });
+        if range.after != state.extent() || range.end() > self.goal.size {
             return Err(other());
         }
-        let Checked::Good(verified) = check(context, &self.state.head, range, 0)? else {
+        let Checked::Good(verified) = check(context, &state.head, range, 0)? else {
             return Err(other());
         };
         if range.end() == self.goal.size && range.root != self.goal.root {
             return Err(other());
         }
         let db = self.inner.database.get()?;
-        self.state.accept_verified(&db, &mut self.batch, verified, |_| ())?;
+        state.accept_verified(&db, &mut self.batch, verified, |_| ())?;
         if self.batch.size_in_bytes() >= BATCH_BYTES {
             db.write_unsynced(std::mem::take(&mut self.batch))?;
         }
@@ -119,12 +181,9 @@ impl Healing {
     /// can be read here: that is [`Healing::missing`] now.
     pub fn finish(&mut self) -> Result<bool, StoreError> {
         self.inner.database.get()?.write_unsynced(std::mem::take(&mut self.batch))?;
-        let heal = Heal {
-            context: self.context.clone(),
-            from: self.from,
-            state: self.state.clone(),
-            generation: self.generation,
-        };
+        let Some(state) = self.state.clone() else { return Ok(false) };
+        let (context, proof) = (self.context.clone(), self.proof.clone());
+        let heal = Heal { context, proof, state, generation: self.generation };
         let (reply, healed) = oneshot::channel();
         let queue = self.inner.queue(&self.context)?;
         queue.blocking_send(Command::Heal(Box::new(heal), reply)).map_err(|_| StoreError::Closed)?;
@@ -139,8 +198,7 @@ impl Healing {
 impl Drop for Healing {
     fn drop(&mut self) {
         if !self.is_in_place
-            && let Err(error) =
-                self.inner.database.get().and_then(|db| staging::abandon(&db, self.state.place))
+            && let Err(error) = self.inner.database.get().and_then(|db| staging::abandon(&db, self.place))
         {
             // It is removed when the ledger is opened again.
             tracing::warn!(context = %self.context, %error, "what was staged to heal a context stays until restart");

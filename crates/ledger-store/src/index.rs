@@ -11,7 +11,7 @@ use crate::{
     StoreError,
     db::{Db, io_error},
     families, meta,
-    rows::Snapshot,
+    rows::{Rows, Snapshot},
 };
 
 /// In `meta`: the index is whole. Directories from before there was one do not have it.
@@ -40,6 +40,12 @@ pub(crate) fn put(db: &Db, batch: &mut WriteBatch, context: &ContextId) -> Resul
 pub(crate) fn remove(db: &Db, batch: &mut WriteBatch, context: &ContextId) -> Result<(), StoreError> {
     batch.delete_cf(db.family(families::SLOTS)?, key(context));
     Ok(())
+}
+
+/// Whether there is a row of a context: it has a head then, or had one that is lost.
+pub(crate) fn has(rows: &impl Rows, context: &ContextId) -> Result<bool, StoreError> {
+    let row = rows.get(families::SLOTS, &key(context), |_| ());
+    row.map(|row| row.is_some()).map_err(|error| io_error(&error))
 }
 
 /// Calls `visit` with the contexts of each bucket in order, those after `after` only, until it returns false: then it
@@ -73,6 +79,25 @@ pub(crate) fn scan(
         cursor.status().map_err(|error| io_error(&error))?;
     }
     Ok(())
+}
+
+/// As [`scan`], from the names of the heads: for an index that is damaged. Within a slot the names come in their order.
+pub(crate) fn scan_heads(
+    rows: &impl Rows,
+    slot: Slot,
+    buckets: &BTreeSet<Bucket>,
+    after: Option<&ContextId>,
+    mut visit: impl FnMut(&str) -> bool,
+) -> Result<(), StoreError> {
+    let first = after.map_or_else(Vec::new, |after| [after.as_str().as_bytes(), &[0]].concat());
+    rows.scan(families::HEADS, &first, &[0xff], false, |name, _| {
+        let name = std::str::from_utf8(name).ok().and_then(|name| ContextId::new(name).ok());
+        match name.filter(|name| Slot::of(name) == slot && buckets.contains(&Bucket::of(name))) {
+            Some(name) => visit(name.as_str()),
+            None => true,
+        }
+    })
+    .map_err(|error| io_error(&error))
 }
 
 /// Makes the index of a directory from before there was one. What a crash leaves of it is written again.

@@ -46,7 +46,7 @@ mod heal;
 mod install;
 
 use follow::Parked;
-pub(crate) use heal::{Heal, Healed};
+pub(crate) use heal::{Heal, Healed, Proof};
 
 /// Most commands that wait in a lane's queue: beyond it, those who append wait.
 pub(crate) const QUEUE: usize = 1024;
@@ -97,6 +97,8 @@ pub(crate) enum Command {
     Mark(Peer, Vec<Slot>),
     /// Leave a history for that of a claim's owner.
     Fork(Box<Fork>, oneshot::Sender<Result<LeftHistory, StoreError>>),
+    /// Write the record of a slot anew as it is known here: it cannot be read any more.
+    Restore(Slot),
     /// Put a damaged context's history, staged anew, in place of its rows.
     Heal(Box<Heal>, oneshot::Sender<Result<Healed, StoreError>>),
 }
@@ -130,6 +132,7 @@ impl Command {
             | Self::Stable(_)
             | Self::Digests(..)
             | Self::Held(..)
+            | Self::Restore(_)
             | Self::Mark(..) => {}
             Self::Batch(appends, reply) => {
                 let failed = |(tag, _)| BatchResult { tag, result: Err(error.clone()) };
@@ -327,6 +330,7 @@ impl Lane {
     pub(crate) fn run(mut self, mut queue: mpsc::Receiver<Command>) {
         let mut commands = Vec::with_capacity(QUEUE);
         let mut gathered = 0;
+        self.remember();
         while queue.blocking_recv_many(&mut commands, ROUND) > 0 {
             let rest = queue.len() / 4;
             while commands.len() < rest
@@ -389,6 +393,7 @@ impl Lane {
                 Command::Digests(slots, reply) => _ = reply.send(self.digests(&slots)),
                 Command::Held(owner, slots, reply) => _ = reply.send(self.held(db, &owner, slots)),
                 Command::Mark(peer, slots) => self.mark(peer, &slots),
+                Command::Restore(slot) => self.restore(db, slot),
                 Command::Fork(fork, reply) => {
                     self.syncer.drain();
                     let _ = reply.send(self.fork(db, *fork));
@@ -578,6 +583,12 @@ impl Lane {
             Some((_, state)) => state,
             None => match ContextState::load(db, context) {
                 Ok(Some(state)) => state,
+                Ok(None) if index::has(db, context)? => {
+                    // It was there: a new one would begin at 1 again.
+                    let error = damaged(context, Sequence(0), "its head is missing");
+                    self.shared.quarantine.note(&error);
+                    return Err(error);
+                }
                 Ok(None) => self.create(db, context)?,
                 Err(error) => {
                     self.shared.quarantine.note(&error);
@@ -589,8 +600,13 @@ impl Lane {
         Ok(Touched::new(state, is_watched, origin))
     }
 
+    /// A place for the rows of a new context.
+    fn place(&self, db: &Db, slot: Slot) -> Result<Place, StoreError> {
+        self.shared.numbers.place(db, slot, self.shared.quarantine.is_scarred(slot))
+    }
+
     fn create(&self, db: &Db, context: &ContextId) -> Result<ContextState, StoreError> {
-        let place = Place { slot: Slot::of(context), number: self.shared.numbers.next(db)? };
+        let place = self.place(db, Slot::of(context))?;
         let lineage = Lineage(Shared::new_id());
         Ok(ContextState::new(place, Head::new(self.shared.options.suite, lineage, Shared::now_ns())))
     }

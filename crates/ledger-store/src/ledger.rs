@@ -18,15 +18,17 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
     Append, Appended, BatchResults, Checkpointed, ContextInfo, Covered, Damage, Durability, EntryView,
-    Filter, ForkCursor, ForkList, Load, Loaded, Options, Page, ProvenConsistency, ProvenInclusion,
-    SnapshotStream, Stats, StoreError, Watch,
+    FamilyDamage, Filter, ForkCursor, ForkList, Load, Loaded, Options, Page, ProvenConsistency,
+    ProvenInclusion, SnapshotStream, Stats, StoreError, Watch,
     database::{self, Database},
     db::{Db, io_error},
     digests::Digests,
     families, forks, incarnation, index,
     lane::{Command, Install, Lane, MAX_COMMAND, QUEUE, lane_of},
     meta::{Meta, Numbers},
-    prove, read,
+    prove,
+    quarantine::Quarantine,
+    read,
     readable::Readable,
     scrub,
     shared::Shared,
@@ -79,8 +81,10 @@ impl Ledger {
         forks::clean_up(&db);
         index::ensure(&db)?;
         let numbers = Numbers::open(&db)?;
-        let digests = options.clustered.then(|| Digests::scan(&db)).transpose()?;
-        let shared = Shared::new(options, meta, numbers, Arc::clone(&database), readable, digests);
+        let quarantine = Quarantine::default();
+        let digests = options.clustered.then(|| Digests::scan(&db, &quarantine)).transpose()?;
+        let shared =
+            Shared::new(options, meta, numbers, Arc::clone(&database), readable, digests, quarantine);
         let shared = Arc::new(shared);
         let ledger = Self {
             inner: Arc::new(Inner {
@@ -328,6 +332,8 @@ impl Ledger {
             failed_commits,
             scrubbed: shared.scrubbed.load(Ordering::Relaxed),
             quarantined: shared.quarantine.list().len() as u64,
+            damaged_families: shared.quarantine.families().len() as u64,
+            damaged_slots: shared.damaged_slots() as u64,
             compacts: self.inner.database.compacts(),
             contexts: shared.digests.as_ref().map_or_else(
                 || db.family_property(families::HEADS, "rocksdb.estimate-num-keys"),
@@ -362,6 +368,11 @@ impl Ledger {
     /// Damage found so far, by reads and by the scrub.
     pub fn damage(&self) -> Vec<Damage> {
         self.inner.shared.quarantine.list()
+    }
+
+    /// Damage found so far of what is not of one context.
+    pub fn damaged_families(&self) -> Vec<FamilyDamage> {
+        self.inner.shared.quarantine.families()
     }
 
     /// Whether a context is known to be damaged.
@@ -458,8 +469,9 @@ impl Inner {
         if options.scrub_rate > 0 {
             let (database, shared, stopped) =
                 (Arc::clone(&self.database), Arc::clone(&self.shared), stopped.clone());
+            let lanes = self.lanes.read().iter().map(mpsc::Sender::downgrade).collect();
             let thread = std::thread::Builder::new().name("scrub".into());
-            threads.push(thread.spawn(move || scrub::run(&database, &shared, &stopped))?);
+            threads.push(thread.spawn(move || scrub::run(&database, &shared, lanes, &stopped))?);
         }
         if let Durability::Interval(interval) = options.durability {
             let database = Arc::clone(&self.database);

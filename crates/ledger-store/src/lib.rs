@@ -54,6 +54,7 @@ mod keys;
 mod lane;
 mod ledger;
 mod load;
+mod log_limit;
 mod marks;
 mod meta;
 mod options;
@@ -96,6 +97,7 @@ pub use ledger_core::{
     tree::proof::{ConsistencyProof, InclusionProof},
 };
 pub use load::Load;
+pub use log_limit::LogLimit;
 pub use meta::FORMAT;
 pub use options::{Durability, Options};
 pub use ranges::Range;

@@ -263,7 +263,8 @@ impl Staging {
         let base = read_head(&db, &context)?;
         // What it builds on, or finds to be there already, must not be taken back.
         db.sync()?;
-        let place = Place { slot, number: inner.shared.numbers.next(&db)? };
+        let is_apart = inner.shared.quarantine.is_scarred(slot);
+        let place = inner.shared.numbers.place(&db, slot, is_apart)?;
         staging::begin(&db, place)?;
         let shared = &inner.shared;
         let head = match &base {

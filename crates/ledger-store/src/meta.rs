@@ -2,14 +2,27 @@
 
 use std::{path::Path, sync::atomic::AtomicU64};
 
-use ledger_core::slot::SLOTS;
+use ledger_core::slot::{SLOTS, Slot};
 use parking_lot::Mutex;
 use rocksdb::WriteBatch;
 
-use crate::{StoreError, db::Db, families};
+use crate::{
+    StoreError,
+    db::Db,
+    families::{self, APART, Place},
+};
 
 /// Version of the layout of the directory: a build of one version opens those up to it.
-pub const FORMAT: u32 = 1;
+///
+/// | version | since |
+/// | --- | --- |
+/// | 1 | the first; what new directories have |
+/// | 2 | rows may be apart ([`families`]): from the first context on that was put there because of damage |
+pub const FORMAT: u32 = 2;
+/// The version that a new directory has.
+const FIRST_FORMAT: u32 = 1;
+/// The version that has rows apart.
+const APART_FORMAT: u32 = 2;
 /// Context numbers are taken in blocks of this many, so that one write serves many contexts.
 const NUMBER_BLOCK: u64 = 4096;
 
@@ -63,7 +76,7 @@ impl Meta {
         let meta = Self { storage_id: random()?, signing_seed: random()? };
         let family = db.family(families::META)?;
         let mut batch = WriteBatch::default();
-        batch.put_cf(family, FORMAT_KEY, FORMAT.to_be_bytes());
+        batch.put_cf(family, FORMAT_KEY, FIRST_FORMAT.to_be_bytes());
         batch.put_cf(family, SLOTS_KEY, SLOTS.to_be_bytes());
         batch.put_cf(family, STORAGE_ID_KEY, meta.storage_id);
         batch.put_cf(family, SIGNING_SEED_KEY, meta.signing_seed);
@@ -101,6 +114,22 @@ impl Numbers {
             *reserved = (limit, db.generation());
         }
         Ok(number)
+    }
+
+    /// A place for a context's rows: apart, if there is damage in its slot that could be in the way of them.
+    pub(crate) fn place(&self, db: &Db, slot: Slot, is_apart: bool) -> Result<Place, StoreError> {
+        let number = self.next(db)?;
+        if !is_apart {
+            return Ok(Place { slot, number });
+        }
+        let format = read::<4>(db, FORMAT_KEY)?.map_or(FIRST_FORMAT, u32::from_be_bytes);
+        if format < APART_FORMAT {
+            // Before any such row in the same log: an older build would not find them.
+            let mut batch = WriteBatch::default();
+            batch.put_cf(db.family(families::META)?, FORMAT_KEY, APART_FORMAT.to_be_bytes());
+            db.write_unsynced(batch)?;
+        }
+        Ok(Place { slot, number: number | APART })
     }
 }
 

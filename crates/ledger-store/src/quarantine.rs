@@ -1,22 +1,45 @@
-//! Contexts whose stored rows do not match their hashes. Their reads fail; nothing is deleted.
+//! What of the directory cannot be read, or does not match its hashes. Reads of it fail; nothing is deleted, and nobody
+//! takes it for absent.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::atomic::{AtomicUsize, Ordering},
 };
 
-use ledger_core::ContextId;
+use ledger_core::{
+    ContextId,
+    slot::{SLOTS, Slot},
+};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use crate::{Damage, StoreError};
+use crate::{Damage, FamilyDamage, StoreError, limited};
 
-/// The damage known, one item for each context.
-#[derive(Debug, Default)]
+/// The damage known: one item for each context, and one for each family in which there is some that is no context's.
+#[derive(Debug)]
 pub(crate) struct Quarantine {
     contexts: Mutex<HashMap<ContextId, Damage>>,
     count: AtomicUsize,
+    /// Damaged contexts of each slot.
+    slots: Box<[AtomicUsize]>,
+    /// Those of which there ever were some: a damaged block is still there after they were restored.
+    scarred: Box<[AtomicUsize]>,
+    families: Mutex<BTreeMap<&'static str, String>>,
     changed: watch::Sender<usize>,
+}
+
+impl Default for Quarantine {
+    fn default() -> Self {
+        let zeroes = || (0..SLOTS).map(|_| AtomicUsize::new(0)).collect();
+        Self {
+            contexts: Mutex::default(),
+            count: AtomicUsize::new(0),
+            slots: zeroes(),
+            scarred: zeroes(),
+            families: Mutex::default(),
+            changed: watch::Sender::default(),
+        }
+    }
 }
 
 impl Quarantine {
@@ -33,23 +56,65 @@ impl Quarantine {
         }
     }
 
+    /// Whether a context of the slot is damaged: what this node has of it is not all that it had.
+    pub(crate) fn has(&self, slot: Slot) -> bool {
+        of(&self.slots, slot).load(Ordering::Acquire) > 0
+    }
+
+    /// A damaged context of a slot.
+    pub(crate) fn any(&self, slot: Slot) -> Option<Damage> {
+        if !self.has(slot) {
+            return None;
+        }
+        self.contexts.lock().values().find(|damage| Slot::of(&damage.context) == slot).cloned()
+    }
+
+    /// Whether rows of the slot may lie where a damaged block is in the way of reading them.
+    pub(crate) fn is_scarred(&self, slot: Slot) -> bool {
+        of(&self.scarred, slot).load(Ordering::Relaxed) > 0
+    }
+
     /// Remembers an error's damage, if it is about damage.
     pub(crate) fn note(&self, error: &StoreError) {
         let StoreError::Damaged { context, sequence, reason } = error else { return };
         let mut contexts = self.contexts.lock();
         if !contexts.contains_key(context) {
-            tracing::error!(%context, %sequence, %reason, "a context is damaged and quarantined");
+            limited!(error, %context, %sequence, %reason, "a context is damaged and quarantined");
             let damage = Damage { context: context.clone(), sequence: *sequence, reason: reason.clone() };
             contexts.insert(context.clone(), damage);
+            of(&self.slots, Slot::of(context)).fetch_add(1, Ordering::AcqRel);
+            of(&self.scarred, Slot::of(context)).store(1, Ordering::Relaxed);
             self.counted(contexts.len());
         }
+    }
+
+    /// Remembers damage of a family that is not of one context.
+    pub(crate) fn note_family(&self, family: &'static str, reason: &str) {
+        let known = self.families.lock().insert(family, reason.to_owned());
+        if known.is_none() {
+            tracing::error!(family, reason, "a family of the database is damaged");
+        }
+    }
+
+    /// A family was read to its end without meeting damage.
+    pub(crate) fn lift_family(&self, family: &'static str) {
+        if self.families.lock().remove(family).is_some() {
+            tracing::info!(family, "a family of the database is whole again");
+        }
+    }
+
+    /// The families that are damaged.
+    pub(crate) fn families(&self) -> Vec<FamilyDamage> {
+        let families = self.families.lock();
+        families.iter().map(|(family, reason)| FamilyDamage { family, reason: reason.clone() }).collect()
     }
 
     /// The context was restored.
     pub(crate) fn lift(&self, context: &ContextId) {
         let mut contexts = self.contexts.lock();
         if contexts.remove(context).is_some() {
-            tracing::info!(%context, "a damaged context was restored");
+            limited!(info, %context, "a damaged context was restored");
+            of(&self.slots, Slot::of(context)).fetch_sub(1, Ordering::AcqRel);
             self.counted(contexts.len());
         }
     }
@@ -68,4 +133,8 @@ impl Quarantine {
         self.count.store(count, Ordering::Release);
         self.changed.send_replace(count);
     }
+}
+
+fn of(slots: &[AtomicUsize], slot: Slot) -> &AtomicUsize {
+    &slots[usize::from(slot.number())]
 }

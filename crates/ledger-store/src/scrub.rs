@@ -1,6 +1,12 @@
 //! The scrub: re-reads everything at a bounded rate and compares entries with tiles and heads.
 //!
-//! What it finds is quarantined and reported with context and sequence; nothing is deleted.
+//! What it finds is quarantined and reported with context and sequence; nothing is deleted. One pass:
+//!
+//! | what | how | damage is |
+//! | --- | --- | --- |
+//! | contexts | heads, entries, tiles, ids: each entry against its hashes, the whole against the head | the context's |
+//! | records of slots | decoded | written anew by the lane, from memory; else the directory's |
+//! | the slot index, forks, `meta`, heads and ids of what is no longer used | the checksums of their blocks | the family's |
 
 use std::{
     sync::atomic::Ordering,
@@ -10,35 +16,49 @@ use std::{
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use ledger_core::{
     ContextId, Hash, Head, Sequence,
+    digest::Bucket,
     hash::Hasher,
-    slot::Slot,
+    slot::{SLOTS, Slot},
     tree::{Frontier, TileId, tile::TILE_WIDTH},
     with_suite,
 };
+use tokio::sync::mpsc::WeakSender;
 
 use crate::{
     Filter, StoreError,
     database::Database,
     db::{Db, read_error},
     families::{self, Place},
+    index,
+    lane::{Command, lane_of},
+    limited,
     read::{self, damaged, moved, weight},
     record,
     shared::Shared,
+    slots,
     state::read_head,
 };
 
 /// Contexts are listed so many at once.
 const CONTEXTS: usize = 256;
-/// Entries are read so many bytes at once.
+/// Entries, and rows of families, are read so many bytes at once.
 const PAGE_BYTES: usize = 256 << 10;
+/// Families of which every block is read, beside what contexts are read by.
+const WHOLE: [&str; 5] = [families::HEADS, families::IDS, families::FORKS, families::SLOTS, families::META];
 
 /// The thread: scrubs until told to stop. It begins after one pause of a second, so that opening a ledger is not
 /// slowed down.
-pub(crate) fn run(database: &Database, shared: &Shared, stop: &Receiver<()>) {
+pub(crate) fn run(
+    database: &Database,
+    shared: &Shared,
+    lanes: Vec<WeakSender<Command>>,
+    stop: &Receiver<()>,
+) {
     let options = &shared.options;
     let mut pause = Duration::from_secs(1).min(options.scrub_pause);
     while stop.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
-        let mut scrub = Scrub { database, shared, stop, budget: Budget::new(options.scrub_rate) };
+        let budget = Budget::new(options.scrub_rate);
+        let mut scrub = Scrub { database, shared, lanes: &lanes, stop, budget };
         match scrub.everything() {
             Ok(Pass::Stopped) => return,
             Ok(Pass::Done { contexts, entries }) => {
@@ -46,10 +66,11 @@ pub(crate) fn run(database: &Database, shared: &Shared, stop: &Receiver<()>) {
                     contexts,
                     entries,
                     damaged = shared.quarantine.list().len(),
+                    damaged_families = ?shared.quarantine.families(),
                     "scrub pass done"
                 );
             }
-            Err(error) => tracing::error!(%error, "the scrub could not read the store"),
+            Err(error) => limited!(error, %error, "the scrub could not read the store"),
         }
         pause = options.scrub_pause;
     }
@@ -58,7 +79,7 @@ pub(crate) fn run(database: &Database, shared: &Shared, stop: &Receiver<()>) {
 /// Checks one context at once.
 pub(crate) fn check(database: &Database, shared: &Shared, context: &ContextId) -> Result<(), StoreError> {
     let (_keep, stop) = crossbeam_channel::bounded(0);
-    let mut scrub = Scrub { database, shared, stop: &stop, budget: Budget::new(u64::MAX) };
+    let mut scrub = Scrub { database, shared, lanes: &[], stop: &stop, budget: Budget::new(u64::MAX) };
     match scrub.context(context) {
         Ok(_) => Ok(()),
         Err(error @ StoreError::Damaged { .. }) => {
@@ -77,24 +98,83 @@ enum Pass {
 struct Scrub<'a> {
     database: &'a Database,
     shared: &'a Shared,
+    lanes: &'a [WeakSender<Command>],
     stop: &'a Receiver<()>,
     budget: Budget,
 }
 
 impl Scrub<'_> {
     fn everything(&mut self) -> Result<Pass, StoreError> {
-        let (mut after, mut contexts, mut entries) = (String::new(), 0, 0);
-        loop {
-            let names = context_ids(&*self.database.get()?, &after, CONTEXTS)?;
-            let Some(last) = names.last() else { return Ok(Pass::Done { contexts, entries }) };
-            last.as_str().clone_into(&mut after);
-            for context in names {
-                contexts += 1;
-                match self.context(&context) {
-                    Ok(Some(checked)) => entries += checked,
-                    Ok(None) => return Ok(Pass::Stopped),
-                    Err(error) => self.shared.quarantine.note(&error),
+        let (mut contexts, mut entries) = (0, 0);
+        // By the index: the names of those whose heads are in a damaged block are in no listing of heads.
+        for slot in (0..SLOTS).filter_map(Slot::new) {
+            let mut after = None;
+            loop {
+                let names = context_ids(&*self.database.get()?, self.shared, slot, after.as_ref())?;
+                let Some(last) = names.last() else { break };
+                after = Some(last.clone());
+                for context in names {
+                    contexts += 1;
+                    match self.context(&context) {
+                        Ok(Some(checked)) => entries += checked,
+                        Ok(None) => return Ok(Pass::Stopped),
+                        Err(error @ StoreError::Damaged { .. }) => self.shared.quarantine.note(&error),
+                        Err(error) => limited!(error, %context, %error, "a context could not be scrubbed"),
+                    }
                 }
+            }
+            self.record(slot)?;
+        }
+        for family in WHOLE {
+            if self.family(family)?.is_none() {
+                return Ok(Pass::Stopped);
+            }
+        }
+        Ok(Pass::Done { contexts, entries })
+    }
+
+    /// Checks the record of what was promised of a slot.
+    fn record(&mut self, slot: Slot) -> Result<(), StoreError> {
+        let read = slots::read(&*self.database.get()?, slot);
+        let Err(StoreError::SlotDamaged { .. }) = read else { return read.map(|_| ()) };
+        if let Some(lane) =
+            self.lanes.get(lane_of(slot, self.lanes.len().max(1))).and_then(WeakSender::upgrade)
+        {
+            // The ledger closes if it is not taken.
+            let _ = lane.blocking_send(Command::Restore(slot));
+        }
+        Ok(())
+    }
+
+    /// Reads every block of a family, to its end or its first damage; `None` when told to stop.
+    fn family(&mut self, family: &'static str) -> Result<Option<()>, StoreError> {
+        let mut after: Vec<u8> = Vec::new();
+        loop {
+            let (mut bytes, mut is_end) = (0, true);
+            let first = std::mem::take(&mut after);
+            let read = self.database.get()?.scan(family, &first, &[0xff; 32], false, |key, value| {
+                if bytes >= PAGE_BYTES {
+                    // Where the next piece begins.
+                    key.clone_into(&mut after);
+                    is_end = false;
+                    return false;
+                }
+                bytes += key.len() + value.len() + 32;
+                true
+            });
+            if let Err(error) = read {
+                if error.kind() != rocksdb::ErrorKind::Corruption {
+                    return Err(crate::db::io_error(&error));
+                }
+                self.shared.quarantine.note_family(family, error.as_ref());
+                return Ok(Some(()));
+            }
+            if self.budget.spend(bytes, self.stop) {
+                return Ok(None);
+            }
+            if is_end {
+                self.shared.quarantine.lift_family(family);
+                return Ok(Some(()));
             }
         }
     }
@@ -148,7 +228,18 @@ impl Scrub<'_> {
         if frontier != head.frontier {
             return Err(damaged(context, done, "its entries do not give the root in its head"));
         }
+        self.rest(context, place)?;
         Ok(Some(done.0))
+    }
+
+    /// Reads the rows of a context that nothing was compared with: tiles of higher levels, key summaries, ids.
+    fn rest(&self, context: &ContextId, place: Place) -> Result<(), StoreError> {
+        let db = self.database.get()?;
+        let failed = |error: rocksdb::Error| read_error(context, Sequence(0), &error);
+        let (first, beyond) = place.range();
+        db.scan(families::TILES, &first, &beyond, false, |_, _| true).map_err(failed)?;
+        let (first, beyond) = place.id_range();
+        db.scan(families::IDS, &first, &beyond, false, |_, _| true).map_err(failed)
     }
 
     /// Compares 256 leaves with the stored tile that ends with entry `last`.
@@ -183,20 +274,34 @@ impl Scrub<'_> {
     }
 }
 
-/// The next contexts in order of their ids.
-fn context_ids(db: &Db, after: &str, limit: usize) -> Result<Vec<ContextId>, StoreError> {
-    let mut names = Vec::new();
-    let first = [after.as_bytes(), &[0]].concat();
-    db.scan(families::HEADS, if after.is_empty() { &[] } else { &first }, &[0xff], false, |key, value| {
-        if let Some(context) = std::str::from_utf8(key).ok().and_then(|text| ContextId::new(text).ok()) {
-            names.push(context);
-        } else {
-            tracing::error!(?key, bytes = value.len(), "a head has a malformed name");
+/// The next contexts of a slot.
+fn context_ids(
+    db: &Db,
+    shared: &Shared,
+    slot: Slot,
+    after: Option<&ContextId>,
+) -> Result<Vec<ContextId>, StoreError> {
+    let rows = db.snapshot();
+    let buckets = (0..=u8::MAX).map(Bucket).collect();
+    let mut names = std::collections::BTreeSet::new();
+    let mut take = |name: &str| {
+        if names.len() == CONTEXTS {
+            if names.last().is_some_and(|last: &ContextId| last.as_str() <= name) {
+                return false;
+            }
+            names.pop_last();
         }
-        names.len() < limit
-    })
-    .map_err(|error| crate::db::io_error(&error))?;
-    Ok(names)
+        names.extend(ContextId::new(name));
+        true
+    };
+    match index::scan(&rows, slot, &buckets, after, &mut take) {
+        Err(StoreError::FileDamaged(reason)) => {
+            shared.quarantine.note_family(families::SLOTS, &reason);
+            index::scan_heads(&rows, slot, &buckets, after, &mut take)?;
+        }
+        read => read?,
+    }
+    Ok(names.into_iter().collect())
 }
 
 /// Keeps the scrub at its rate.

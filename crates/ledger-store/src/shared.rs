@@ -1,6 +1,7 @@
 //! What lanes and readers share.
 
 use std::{
+    collections::BTreeSet,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
@@ -18,6 +19,7 @@ use crate::{
     database::Database,
     digests::Digests,
     lane::lane_of,
+    limited,
     meta::{Meta, Numbers},
     quarantine::Quarantine,
     readable::Readable,
@@ -48,6 +50,8 @@ pub(crate) struct Shared {
     failure: Mutex<Option<StoreError>>,
     /// Whether there is none.
     writable: watch::Sender<bool>,
+    /// Slots whose records cannot be read, and are not known from memory.
+    damaged_slots: watch::Sender<BTreeSet<Slot>>,
 }
 
 impl Shared {
@@ -58,6 +62,7 @@ impl Shared {
         database: Arc<Database>,
         readable: Arc<Readable>,
         digests: Option<Digests>,
+        quarantine: Quarantine,
     ) -> Self {
         Self {
             database,
@@ -69,7 +74,8 @@ impl Shared {
             meta,
             numbers,
             tails: Tails::new(),
-            quarantine: Quarantine::default(),
+            quarantine,
+            damaged_slots: watch::Sender::default(),
             scrubbed: AtomicU64::new(0),
             appended: AtomicU64::new(0),
             commits: AtomicU64::new(0),
@@ -152,6 +158,27 @@ impl Shared {
     /// Whether commits can be written, from now on.
     pub(crate) fn watch_writable(&self) -> watch::Receiver<bool> {
         self.writable.subscribe()
+    }
+
+    /// A slot's record cannot be read, and is not known from memory: what was promised of it is forgotten.
+    pub(crate) fn lost_slot(&self, slot: Slot) {
+        if self.damaged_slots.send_if_modified(|slots| slots.insert(slot)) {
+            limited!(
+                error,
+                slot = slot.number(),
+                "the record of what was promised of a slot is damaged and lost"
+            );
+        }
+    }
+
+    /// Slots whose records are lost, from now on.
+    pub(crate) fn watch_lost_slots(&self) -> watch::Receiver<BTreeSet<Slot>> {
+        self.damaged_slots.subscribe()
+    }
+
+    /// How many they are.
+    pub(crate) fn damaged_slots(&self) -> usize {
+        self.damaged_slots.borrow().len()
     }
 
     /// Entries appended, commits, commits that failed.

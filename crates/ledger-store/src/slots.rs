@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use ledger_core::{ownership::SlotRecord, slot::Slot};
-use rocksdb::WriteBatch;
+use rocksdb::{ErrorKind, WriteBatch};
 
 use crate::{
     StoreError,
@@ -13,12 +13,15 @@ use crate::{
 
 /// Reads a slot's record; a slot that nobody claimed has the empty one.
 pub(crate) fn read(db: &Db, slot: Slot) -> Result<SlotRecord, StoreError> {
+    // Without it the replica does not know what it promised: it must not answer for the slot.
+    let damaged = |reason: String| StoreError::SlotDamaged { slot, reason };
     let row = db.get(families::SLOTS, &slot.number().to_be_bytes(), record::decode_slot);
-    match row.map_err(|error| io_error(&error))? {
-        None => Ok(SlotRecord::default()),
-        Some(Ok(record)) => Ok(record),
-        // Without it the replica does not know what it promised: it must not answer for the slot.
-        Some(Err(error)) => Err(damaged(slot, &error)),
+    match row {
+        Ok(None) => Ok(SlotRecord::default()),
+        Ok(Some(Ok(record))) => Ok(record),
+        Ok(Some(Err(error))) => Err(damaged(error.to_string())),
+        Err(error) if error.kind() == ErrorKind::Corruption => Err(damaged(error.as_ref().to_owned())),
+        Err(error) => Err(io_error(&error)),
     }
 }
 
@@ -32,11 +35,4 @@ pub(crate) fn write(db: &Db, records: &BTreeMap<Slot, SlotRecord>) -> Result<(),
     }
     db.write_unsynced(batch)?;
     db.sync()
-}
-
-fn damaged(slot: Slot, error: &record::RecordError) -> StoreError {
-    StoreError::Io(format!(
-        "the record of slot {} is damaged ({error}): format the directory anew, so that the node joins as a new replica",
-        slot.number()
-    ))
 }

@@ -84,6 +84,15 @@ impl StableHeads {
         held.moved.push((from, to));
     }
 
+    /// As [`StableHeads::relocate`], of rows whose place is known from nowhere else.
+    pub(crate) fn relocate_all(&self, context: &ContextId, to: Place) {
+        let from =
+            self.shard(context).lock().get(context).and_then(|held| held.stable.as_ref().map(|row| row.0));
+        if let Some(from) = from {
+            self.relocate(context, from, to);
+        }
+    }
+
     /// What of a context is durable, given its row as it was read *before* this call.
     pub(crate) fn of(&self, context: &ContextId, row: Row) -> Row {
         if self.held.load(Ordering::SeqCst) == 0 {

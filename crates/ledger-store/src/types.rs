@@ -189,6 +189,10 @@ pub struct Stats {
     pub scrubbed: u64,
     /// Contexts in quarantine: damaged, as found by reads or the scrub.
     pub quarantined: u64,
+    /// Families of the database in which there is damage that is not of one context.
+    pub damaged_families: u64,
+    /// Slots of which the record of what was promised cannot be read, and is not known from elsewhere.
+    pub damaged_slots: u64,
     /// Whether table files are compacted: not any more after RocksDB met a damaged one.
     pub compacts: bool,
     /// Number of contexts with entries; on a lone node estimated, and too high for contexts that were just written to.
@@ -197,6 +201,16 @@ pub struct Stats {
     pub disk_bytes: u64,
     /// Bytes of memory used by RocksDB: block cache, write buffers, table readers.
     pub memory_bytes: u64,
+}
+
+/// Damage of a family of the database that is not of one context: nothing that was acknowledged is lost with it alone,
+/// and only a directory that is copied anew is without it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FamilyDamage {
+    /// The family.
+    pub family: &'static str,
+    /// What was met.
+    pub reason: String,
 }
 
 /// Where damage was found.

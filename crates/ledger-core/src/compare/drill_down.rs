@@ -15,15 +15,15 @@ use std::{
 };
 
 use crate::{
-    ContextId, Hash, Size,
+    ContextId, Size,
     digest::{Bucket, ContextSummary, Digest, NodeDigest},
     limits::MAX_SEQUENCE,
     slot::Slot,
 };
 
 use super::{
-    Answer, Ask, Compare, CompareError, MAX_BUCKET_SLOTS, MAX_COMPARED, MAX_PAGE, Page, Prefixes, Side,
-    Verdict,
+    Answer, Ask, Compare, CompareError, Holding, Listed, MAX_BUCKET_SLOTS, MAX_COMPARED, MAX_PAGE, Page,
+    Prefixes, Roots, Side, Verdict,
 };
 
 /// Most rounds (a question, and both answers) of one drill-down. At 512 contexts a page that is enough for some
@@ -59,11 +59,12 @@ pub enum Effect {
 pub struct Finding {
     /// The context.
     pub context: ContextId,
-    /// What this node listed; `None` if it doesn't have the context.
-    pub ours: Option<ContextSummary>,
-    /// What the peer listed; `None` if it doesn't have the context.
-    pub theirs: Option<ContextSummary>,
-    /// How they relate. Never [`Verdict::InStep`]. One that has the context alone is ahead from size 0.
+    /// What this node listed.
+    pub ours: Holding,
+    /// What the peer listed.
+    pub theirs: Holding,
+    /// How they relate. Never [`Verdict::InStep`]. One that has the context alone is ahead from size 0, if the other
+    /// could read that it has not.
     pub verdict: Verdict,
 }
 
@@ -246,16 +247,16 @@ impl DrillDown {
         let end = [ours_to, theirs_to].into_iter().flatten().min_by(|a, b| place(a).cmp(&place(b)));
 
         let up_to_end =
-            |context: &ContextSummary| end.as_ref().is_none_or(|end| place(&context.context) <= place(end));
+            |listed: &Listed| end.as_ref().is_none_or(|end| place(listed.context()) <= place(end));
         let ours = ours.contexts.into_iter().filter(&up_to_end);
         let theirs = theirs.contexts.into_iter().filter(&up_to_end);
         for (ours, theirs) in merge(ours, theirs) {
             match (ours, theirs) {
-                (Some(ours), Some(theirs)) => {
+                (Some(Listed::Held(ours)), Some(Listed::Held(theirs))) => {
                     let compare = Compare::new(ours.extent(), theirs.extent());
                     self.comparing.push(Pair { ours, theirs, compare });
                 }
-                (ours, theirs) => effects.extend(found_on_one_side(ours, theirs).map(Effect::Found)),
+                (ours, theirs) => effects.extend(found_at_once(ours, theirs).map(Effect::Found)),
             }
         }
         self.settle(effects);
@@ -266,8 +267,8 @@ impl DrillDown {
     fn take_roots(
         &mut self,
         asked: usize,
-        ours: &[Vec<Hash>],
-        theirs: &[Vec<Hash>],
+        ours: &[Roots],
+        theirs: &[Roots],
         effects: &mut Vec<Effect>,
     ) -> Result<(), CompareError> {
         for (side, roots) in [(Side::Ours, ours), (Side::Theirs, theirs)] {
@@ -288,7 +289,8 @@ impl DrillDown {
         effects.extend(settled.filter_map(|Pair { ours, theirs, compare }| {
             let verdict = compare.verdict().filter(|verdict| *verdict != Verdict::InStep)?;
             let context = ours.context.clone();
-            Some(Effect::Found(Finding { context, ours: Some(ours), theirs: Some(theirs), verdict }))
+            let (ours, theirs) = (Holding::Held(ours), Holding::Held(theirs));
+            Some(Effect::Found(Finding { context, ours, theirs, verdict }))
         }));
     }
 
@@ -328,7 +330,8 @@ impl Listing {
             return Err(CompareError::LongPage { side, contexts: contexts.len() });
         }
         let mut last = self.after.as_ref();
-        for ContextSummary { context, size, .. } in contexts {
+        for listed in contexts {
+            let context = listed.context();
             let misplaced = |reason| Err(CompareError::Misplaced { side, context: context.clone(), reason });
             let asked = self.buckets.get(&Slot::of(context));
             if !asked.is_some_and(|buckets| buckets.contains(&Bucket::of(context))) {
@@ -337,14 +340,14 @@ impl Listing {
             if last.is_some_and(|last| place(context) <= place(last)) {
                 return misplaced("it is not after the one before it");
             }
-            if *size > Size(MAX_SEQUENCE) {
+            if matches!(listed, Listed::Held(summary) if summary.size > Size(MAX_SEQUENCE)) {
                 return misplaced("it has more entries than a context can have");
             }
             last = Some(context);
         }
         match contexts.last() {
             _ if !more => Ok(None),
-            Some(last) => Ok(Some(last.context.clone())),
+            Some(last) => Ok(Some(last.context().clone())),
             None => Err(CompareError::EmptyPage { side }),
         }
     }
@@ -361,18 +364,25 @@ fn only_asked<T>(
     }
 }
 
-fn found_on_one_side(ours: Option<ContextSummary>, theirs: Option<ContextSummary>) -> Option<Finding> {
-    let context = ours.as_ref().or(theirs.as_ref())?.context.clone();
+/// What needs no look at roots: one side does not have the context, or cannot read it.
+fn found_at_once(ours: Option<Listed>, theirs: Option<Listed>) -> Option<Finding> {
+    let context = ours.as_ref().or(theirs.as_ref())?.context().clone();
     let from = Size(0);
-    let verdict = if ours.is_some() { Verdict::Ahead { from } } else { Verdict::Behind { from } };
-    Some(Finding { context, ours, theirs, verdict })
+    let verdict = match (&ours, &theirs) {
+        (_, Some(Listed::Unreadable(_))) => Verdict::Unreadable(Side::Theirs),
+        (Some(Listed::Unreadable(_)), _) => Verdict::Unreadable(Side::Ours),
+        (Some(_), _) => Verdict::Ahead { from },
+        (None, _) => Verdict::Behind { from },
+    };
+    let holding = |listed: Option<Listed>| listed.map_or(Holding::Absent, Holding::from);
+    Some(Finding { context, ours: holding(ours), theirs: holding(theirs), verdict })
 }
 
 /// Pairs up two listings in the same order; what is in one only stands alone.
 fn merge(
-    ours: impl Iterator<Item = ContextSummary>,
-    theirs: impl Iterator<Item = ContextSummary>,
-) -> impl Iterator<Item = (Option<ContextSummary>, Option<ContextSummary>)> {
+    ours: impl Iterator<Item = Listed>,
+    theirs: impl Iterator<Item = Listed>,
+) -> impl Iterator<Item = (Option<Listed>, Option<Listed>)> {
     let (mut ours, mut theirs) = (ours.peekable(), theirs.peekable());
     std::iter::from_fn(move || match compare_next(&mut ours, &mut theirs)? {
         Ordering::Less => Some((ours.next(), None)),
@@ -383,11 +393,11 @@ fn merge(
 
 /// Which of the next two comes first; one that is there comes before none.
 fn compare_next(
-    ours: &mut Peekable<impl Iterator<Item = ContextSummary>>,
-    theirs: &mut Peekable<impl Iterator<Item = ContextSummary>>,
+    ours: &mut Peekable<impl Iterator<Item = Listed>>,
+    theirs: &mut Peekable<impl Iterator<Item = Listed>>,
 ) -> Option<Ordering> {
     match (ours.peek(), theirs.peek()) {
-        (Some(ours), Some(theirs)) => Some(place(&ours.context).cmp(&place(&theirs.context))),
+        (Some(ours), Some(theirs)) => Some(place(ours.context()).cmp(&place(theirs.context()))),
         (Some(_), None) => Some(Ordering::Less),
         (None, Some(_)) => Some(Ordering::Greater),
         (None, None) => None,

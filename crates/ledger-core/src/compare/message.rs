@@ -75,16 +75,94 @@ pub enum Answer {
     Buckets(BTreeMap<Slot, BTreeMap<Bucket, Digest>>),
     /// Contexts.
     Contexts(Page),
-    /// For each context, in the order of the question, the roots at the sizes asked for, in their order. The
-    /// list ends early where the history is shorter; it is empty if there is no such context.
-    Roots(Vec<Vec<Hash>>),
+    /// What is known of the roots of each context, in the order of the question.
+    Roots(Vec<Roots>),
+}
+
+/// What a node has of a context. What cannot be read is not absent: nobody may conclude from it that there is less.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Holding {
+    /// It has no such context, or nothing in it, and could read that.
+    Absent,
+    /// It has something of the context, and cannot read what: its disk is damaged.
+    Unreadable,
+    /// It has a history that goes so far.
+    Held(ContextSummary),
+}
+
+impl Holding {
+    /// What is held, if something is and can be read.
+    pub const fn held(&self) -> Option<&ContextSummary> {
+        match self {
+            Self::Held(summary) => Some(summary),
+            Self::Absent | Self::Unreadable => None,
+        }
+    }
+
+    /// How far the history goes, if that can be read: 0 of none.
+    pub fn size(&self) -> Option<Size> {
+        match self {
+            Self::Absent => Some(Size(0)),
+            Self::Held(summary) => Some(summary.size),
+            Self::Unreadable => None,
+        }
+    }
+}
+
+/// A context in a listing: never absent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Listed {
+    /// It can be read.
+    Held(ContextSummary),
+    /// It cannot.
+    Unreadable(ContextId),
+}
+
+impl Listed {
+    /// The context.
+    pub const fn context(&self) -> &ContextId {
+        match self {
+            Self::Held(ContextSummary { context, .. }) | Self::Unreadable(context) => context,
+        }
+    }
+}
+
+impl From<Listed> for Holding {
+    fn from(listed: Listed) -> Self {
+        match listed {
+            Listed::Held(summary) => Self::Held(summary),
+            Listed::Unreadable(_) => Self::Unreadable,
+        }
+    }
+}
+
+/// What a node knows of a context's roots.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Roots {
+    /// There is no such context, and the node could read that.
+    Absent,
+    /// The context, or what the roots are made of, cannot be read.
+    Unreadable,
+    /// The roots at the sizes asked for, in their order. The list ends early where the history is shorter.
+    At(Vec<Hash>),
+}
+
+impl Roots {
+    /// Whether this is of a history that was read, and has no entry at the largest of so many sizes.
+    pub const fn is_shorter_than(&self, asked: usize) -> bool {
+        match self {
+            Self::Absent => true,
+            Self::Unreadable => false,
+            Self::At(roots) => roots.len() < asked,
+        }
+    }
 }
 
 /// A part of a listing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Page {
-    /// The next contexts, at most [`MAX_PAGE`], by slot and then id.
-    pub contexts: Vec<ContextSummary>,
+    /// The next contexts, at most [`MAX_PAGE`], by slot and then id: what is left out is not there.
+    pub contexts: Vec<Listed>,
     /// Whether there are more after the last of these.
     pub more: bool,
 }

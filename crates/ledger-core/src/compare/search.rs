@@ -10,6 +10,8 @@
 //! | `Between` | both ends, and 15 sizes that cut what lies between in 16 | moves the lower end up | moves the upper end down |
 //! | `Ended` | nothing | | |
 //!
+//! If a side cannot read its roots, the search ends with that.
+//!
 //! Ends are asked for again with every cut, so that the last answer shows by itself where histories part, and
 //! a history that was replaced meanwhile is noticed. 10 million entries take at most 7 round trips, the
 //! largest context there can be at most [`MAX_COMPARE_ROUNDS`].
@@ -18,7 +20,7 @@ use std::cmp::Ordering;
 
 use crate::{Hash, Size, digest::Extent};
 
-use super::{CompareError, MAX_PIVOTS, Side};
+use super::{CompareError, MAX_PIVOTS, Roots, Side};
 
 /// Most round trips that comparing a context takes: 1 for the shorter size, then 16 because each divides the
 /// 2^64 sizes there could be by 16.
@@ -54,6 +56,8 @@ pub enum Verdict {
     },
     /// A history was replaced or became shorter while it was compared. Compare it again.
     Changed,
+    /// A side cannot read what it has (theirs, if both cannot): nothing is known of how the histories relate.
+    Unreadable(Side),
 }
 
 /// The search for the length of the common prefix of two histories. See the table above.
@@ -110,10 +114,15 @@ impl Compare {
         }
     }
 
-    /// Takes the roots at [`Compare::sizes`] of both sides. A list that ends early is of a history that is
+    /// Takes what is known of the roots at [`Compare::sizes`] on both sides. A list that ends early is of a history that is
     /// shorter than it was; one that is too long is an error, and changes nothing.
-    pub fn answered(&mut self, ours: &[Hash], theirs: &[Hash]) -> Result<(), CompareError> {
+    pub fn answered(&mut self, ours: &Roots, theirs: &Roots) -> Result<(), CompareError> {
         let sizes = self.sizes();
+        let (ours, theirs) = match (ours, theirs) {
+            (_, Roots::Unreadable) => return self.unreadable(Side::Theirs),
+            (Roots::Unreadable, _) => return self.unreadable(Side::Ours),
+            (ours, theirs) => (at(ours), at(theirs)),
+        };
         for (side, roots) in [(Side::Ours, ours), (Side::Theirs, theirs)] {
             if roots.len() > sizes.len() {
                 return Err(CompareError::TooManyRoots { side, asked: sizes.len(), actual: roots.len() });
@@ -129,6 +138,11 @@ impl Compare {
             State::Shorter => self.shorter_is(equal == [true]),
             State::Between { common, .. } => self.narrow(common, &sizes, &equal),
         }
+        Ok(())
+    }
+
+    fn unreadable(&mut self, side: Side) -> Result<(), CompareError> {
+        self.state = State::Ended(Verdict::Unreadable(side));
         Ok(())
     }
 
@@ -172,6 +186,14 @@ impl Compare {
             None if common > 0 => self.state = State::Ended(Verdict::Changed),
             None => self.between(0, sizes[first_different].0),
         }
+    }
+}
+
+/// The roots; none if the context is no more.
+fn at(roots: &Roots) -> &[Hash] {
+    match roots {
+        Roots::At(roots) => roots,
+        Roots::Absent | Roots::Unreadable => &[],
     }
 }
 

@@ -52,6 +52,8 @@ struct Node {
     slots: BTreeMap<Slot, BTreeMap<ContextId, History>>,
     digests: BTreeMap<Slot, SlotDigest>,
     not_kept: BTreeSet<Slot>,
+    /// What it has and cannot read.
+    unreadable: BTreeSet<ContextId>,
 }
 
 fn context(number: u32) -> ContextId {
@@ -106,7 +108,10 @@ impl Node {
             Ask::Contexts { buckets, after } => Answer::Contexts(self.page(buckets, after.as_ref())),
             Ask::Roots(asked) => {
                 let roots = |Prefixes { context, sizes }: &Prefixes| {
-                    self.get(context).map(|history| history.roots(sizes)).unwrap_or_default()
+                    if self.unreadable.contains(context) {
+                        return Roots::Unreadable;
+                    }
+                    self.get(context).map_or(Roots::Absent, |history| Roots::At(history.roots(sizes)))
                 };
                 Answer::Roots(asked.iter().map(roots).collect())
             }
@@ -124,8 +129,11 @@ impl Node {
             let contexts = contexts.map(|(from, contexts)| contexts.range((from, Bound::Unbounded)));
             contexts.into_iter().flatten().filter(|(context, _)| buckets.contains(&Bucket::of(context)))
         });
-        let contexts =
-            rest.by_ref().take(MAX_PAGE).map(|(context, history)| summary(context, history)).collect();
+        let listed = |(context, history): (&ContextId, &History)| match self.unreadable.contains(context) {
+            true => Listed::Unreadable(context.clone()),
+            false => Listed::Held(summary(context, history)),
+        };
+        let contexts = rest.by_ref().take(MAX_PAGE).map(listed).collect();
         Page { contexts, more: rest.next().is_some() }
     }
 }
@@ -205,8 +213,10 @@ fn answer_bytes(answer: &Answer) -> usize {
         Answer::Slots(slots) => slots.len() * 42,
         Answer::Buckets(slots) => slots.values().map(|buckets| 2 + buckets.len() * 41).sum(),
         Answer::Contexts(Page { contexts, .. }) => {
-            contexts.iter().map(|summary| summary.context.as_str().len() + 2 + 8 + 32 + 8).sum()
+            contexts.iter().map(|listed| listed.context().as_str().len() + 2 + 8 + 32 + 8).sum()
         }
-        Answer::Roots(roots) => roots.iter().map(|roots| roots.len() * 32).sum(),
+        Answer::Roots(roots) => {
+            roots.iter().map(|roots| if let Roots::At(roots) = roots { roots.len() * 32 } else { 1 }).sum()
+        }
     }
 }

@@ -10,7 +10,9 @@ use rocksdb::WriteBatch;
 
 use super::*;
 use crate::{
-    Options, families,
+    Options,
+    families::{self, Place},
+    read,
     testing::{self, Writer},
 };
 
@@ -23,6 +25,7 @@ struct Node {
     _dir: tempfile::TempDir,
     db: Db,
     digests: Digests,
+    quarantine: Quarantine,
 }
 
 impl Node {
@@ -35,12 +38,13 @@ impl Node {
         let db = testing::open_with(dir.path(), options);
         fill(&db);
         index::ensure(&db).unwrap();
-        let digests = Digests::scan(&db).unwrap();
-        Self { _dir: dir, db, digests }
+        let quarantine = Quarantine::default();
+        let digests = Digests::scan(&db, &quarantine).unwrap();
+        Self { _dir: dir, db, digests, quarantine }
     }
 
     fn ask(&self, ask: &Ask) -> Answer {
-        answer(&self.db, &self.digests, ask, |_| true).unwrap()
+        answer(&self.db, &self.digests, &self.quarantine, ask, |_| true).unwrap()
     }
 
     fn page(&self, buckets: &BTreeMap<Slot, BTreeSet<Bucket>>, after: Option<&ContextId>) -> Page {
@@ -50,14 +54,14 @@ impl Node {
         }
     }
 
-    /// All pages of a listing.
+    /// All pages of a listing; nothing of it is unreadable.
     fn list(&self, buckets: &BTreeMap<Slot, BTreeSet<Bucket>>) -> Vec<ContextSummary> {
         let mut all: Vec<ContextSummary> = Vec::new();
         loop {
             let after = all.last().map(|last| last.context.clone());
             let page = self.page(buckets, after.as_ref());
             assert!(page.contexts.len() == MAX_PAGE || !page.more);
-            all.extend(page.contexts);
+            all.extend(held(&page));
             if !page.more {
                 return all;
             }
@@ -84,6 +88,15 @@ impl Node {
         }
         (found, drill.rounds())
     }
+}
+
+/// What a page lists, all of it readable.
+fn held(page: &Page) -> Vec<ContextSummary> {
+    let summary = |listed: &Listed| match listed {
+        Listed::Held(summary) => summary.clone(),
+        Listed::Unreadable(context) => panic!("{context} cannot be read"),
+    };
+    page.contexts.iter().map(summary).collect()
 }
 
 /// All buckets of these slots.
@@ -133,7 +146,7 @@ fn a_slot_of_many_contexts_is_listed_in_pages_that_follow_each_other() {
     // A page may end exactly where the listing does.
     let last = &all[all.len() - MAX_PAGE - 1].context;
     let page = node.page(&whole([slot]), Some(last));
-    assert!(page.contexts == all[all.len() - MAX_PAGE..] && !page.more);
+    assert!(held(&page) == all[all.len() - MAX_PAGE..] && !page.more);
 
     // Some buckets of it, and a start between two of them.
     let some: BTreeSet<Bucket> = (0..=u8::MAX).step_by(3).map(Bucket).collect();
@@ -144,7 +157,7 @@ fn a_slot_of_many_contexts_is_listed_in_pages_that_follow_each_other() {
     let outside = all.iter().skip(700).find(|summary| !in_some(summary)).unwrap();
     let page = node.page(&buckets, Some(&outside.context));
     assert!(
-        page.contexts.iter().eq(all
+        held(&page).iter().eq(all
             .iter()
             .filter(in_some)
             .filter(|s| s.context > outside.context)
@@ -160,7 +173,7 @@ fn a_listing_goes_on_in_the_slot_of_the_context_it_is_to_follow() {
     let listed = node.list(&asked);
     for at in [0, 1, listed.len() / 2, listed.len() - 1] {
         let page = node.page(&asked, Some(&listed[at].context));
-        assert_eq!(page.contexts, listed[at + 1..], "after {}", listed[at].context);
+        assert_eq!(held(&page), listed[at + 1..], "after {}", listed[at].context);
     }
     // After a context of a slot that is not asked for, and after the last of all.
     let (first, last) = (&all[0].context, &all[all.len() - 1].context);
@@ -171,31 +184,50 @@ fn a_listing_goes_on_in_the_slot_of_the_context_it_is_to_follow() {
 }
 
 #[test]
-fn what_is_empty_damaged_or_gone_is_not_listed() {
+fn what_is_empty_is_not_listed_and_what_cannot_be_read_is_listed_as_that() {
     let slot = Slot::of(&ContextId::new("good").unwrap());
     let same_slot = |name: &String| Slot::of(&ContextId::new(name).unwrap()) == slot;
     let mut names = (0..).map(name).filter(same_slot);
-    let (empty, damaged, gone) = (names.next().unwrap(), names.next().unwrap(), names.next().unwrap());
+    let [empty, damaged, lost, found_before, tileless] = std::array::from_fn(|_| names.next().unwrap());
     let node = Node::new(|db| {
         Writer::new(db, "good", 1).append(2);
         Writer::new(db, &empty, 2).append(0);
-        Writer::new(db, &gone, 3).append(1);
+        Writer::new(db, &lost, 3).append(1);
         Writer::new(db, &damaged, 4).append(1);
+        Writer::new(db, &found_before, 5).append(1);
+        Writer::new(db, &tileless, 6).append(300);
     });
     let mut batch = WriteBatch::default();
     let heads = node.db.family(families::HEADS).unwrap();
-    batch.delete_cf(heads, &gone);
+    batch.delete_cf(heads, &lost);
     batch.put_cf(heads, &damaged, b"not a head");
+    let place = Place { slot, number: 6 };
+    let tile = ledger_core::tree::TileId { level: 0, index: 0 };
+    batch.delete_cf(node.db.family(families::TILES).unwrap(), place.tile(tile));
     node.db.write(batch).unwrap();
-    let listed = node.list(&whole([slot]));
-    assert_eq!(listed.iter().map(|found| found.context.as_str()).collect::<Vec<_>>(), ["good"]);
-    let prefixes = |name: &str| Prefixes {
-        context: ContextId::new(name).unwrap(),
-        sizes: vec![Size(1), Size(2), Size(3)],
+    let reason = "an entry of it was found damaged";
+    let of = |name: &str| ContextId::new(name).unwrap();
+    node.quarantine.note(&read::damaged(&of(&found_before), Sequence(1), reason));
+
+    let page = node.page(&whole([slot]), None);
+    let listed = |readable: bool| -> BTreeSet<&str> {
+        let is_readable = |listed: &&Listed| matches!(listed, Listed::Held(_)) == readable;
+        page.contexts.iter().filter(is_readable).map(|listed| listed.context().as_str()).collect()
     };
-    let asked = [&empty, &damaged, &gone].map(|name| prefixes(name)).into_iter().chain([prefixes("good")]);
-    let Answer::Roots(roots) = node.ask(&Ask::Roots(asked.collect())) else { panic!() };
-    assert_eq!(roots.iter().map(Vec::len).collect::<Vec<_>>(), [0, 0, 0, 2]);
+    assert_eq!(listed(true), ["good", &tileless].into());
+    assert_eq!(listed(false), [damaged.as_str(), &lost, &found_before].into());
+
+    let prefixes = |name: &str| Prefixes { context: of(name), sizes: vec![Size(1), Size(2), Size(3)] };
+    let asked = [&empty, &damaged, &lost, &found_before, &tileless, "never", "good"].map(prefixes);
+    let Answer::Roots(roots) = node.ask(&Ask::Roots(asked.to_vec())) else { panic!() };
+    let [empty, unreadable @ .., never, good] = roots.as_slice() else { panic!("{roots:?}") };
+    assert_eq!(*empty, Roots::At(vec![]));
+    assert!(unreadable.iter().all(|roots| *roots == Roots::Unreadable), "{unreadable:?}");
+    assert_eq!(*never, Roots::Absent);
+    assert!(matches!(good, Roots::At(roots) if roots.len() == 2), "{good:?}");
+    // All of it is known from now on.
+    assert_eq!(node.quarantine.list().len(), 4);
+    assert!(node.quarantine.has(slot) && node.quarantine.is_scarred(slot));
 }
 
 #[test]
@@ -213,13 +245,15 @@ fn roots_are_those_that_the_context_had_whether_stable_or_not() {
     // Readers are shown nothing of it yet.
     db.stable().hold(&context, None);
     assert_eq!(db.head(&context).unwrap(), None);
-    let digests = Digests::scan(&db).unwrap();
+    let quarantine = Quarantine::default();
+    let digests = Digests::scan(&db, &quarantine).unwrap();
     let (mut sizes, roots): (Vec<_>, Vec<_>) = expected.into_iter().unzip();
     sizes.push(Size(1 << 40));
     let unknown = Prefixes { context: ContextId::new("unknown").unwrap(), sizes: vec![Size(1)] };
     let ask = Ask::Roots(vec![unknown, Prefixes { context, sizes }]);
-    assert_eq!(answer(&db, &digests, &ask, |_| true).unwrap(), Answer::Roots(vec![vec![], roots]));
-    assert_eq!(answer(&db, &digests, &ask, |_| false).unwrap(), Answer::Roots(vec![vec![], vec![]]));
+    let answered = |keeps| answer(&db, &digests, &quarantine, &ask, |_| keeps).unwrap();
+    assert_eq!(answered(true), Answer::Roots(vec![Roots::Absent, Roots::At(roots)]));
+    assert_eq!(answered(false), Answer::Roots(vec![Roots::Absent, Roots::Absent]));
 }
 
 #[test]
@@ -229,7 +263,7 @@ fn only_slots_that_are_kept_are_answered_for() {
     let keeps = |slot: Slot| slot.number().is_multiple_of(2);
     let kept: BTreeMap<_, _> =
         all.iter().filter(|slot| keeps(**slot)).map(|slot| (*slot, node.digests.whole(*slot))).collect();
-    let ask = |ask: Ask| answer(&node.db, &node.digests, &ask, keeps).unwrap();
+    let ask = |ask: Ask| answer(&node.db, &node.digests, &node.quarantine, &ask, keeps).unwrap();
 
     let digest = NodeDigest::of(&kept);
     assert_eq!(ask(Ask::Node { slots: all.clone(), digest }), Answer::InStep);
@@ -245,14 +279,15 @@ fn only_slots_that_are_kept_are_answered_for() {
         assert_eq!(sum, kept[&slot]);
     }
     let Answer::Contexts(page) = ask(Ask::Contexts { buckets: whole(all), after: None }) else { panic!() };
-    assert!(!page.contexts.is_empty() && page.contexts.iter().all(|found| keeps(Slot::of(&found.context))));
+    assert!(!page.contexts.is_empty() && held(&page).iter().all(|found| keeps(Slot::of(&found.context))));
 }
 
 #[test]
 fn a_question_over_its_bounds_is_not_answered() {
     let node = Node::new(|_| ());
     let slots = slots().take(MAX_BUCKET_SLOTS + 1).collect();
-    let refused = answer(&node.db, &node.digests, &Ask::Buckets { slots }, |_| true).unwrap_err();
+    let Node { db, digests, quarantine, .. } = &node;
+    let refused = answer(db, digests, quarantine, &Ask::Buckets { slots }, |_| true).unwrap_err();
     assert!(matches!(refused, StoreError::Ask(AskError::TooManySlots { slots: 65 })), "{refused}");
 }
 
@@ -306,7 +341,7 @@ fn two_nodes_find_what_differs_between_them() {
     let [finding] = found.as_slice() else { panic!("{found:?}") };
     assert_eq!(finding.context.as_str(), longer);
     assert_eq!(finding.verdict, Verdict::Behind { from: Size(303) });
-    assert_eq!(finding.theirs.as_ref().unwrap().extent(), now);
+    assert_eq!(finding.theirs.held().unwrap().extent(), now);
     assert!(rounds <= 5, "{rounds} rounds");
 
     // Ours goes on elsewhere: the histories part after 803 entries.
@@ -334,7 +369,7 @@ fn one_of_a_million_contexts_is_found_in_well_under_a_second() {
         }
     });
     let begun = Instant::now();
-    let digests = Digests::scan(&ours.db).unwrap();
+    let digests = Digests::scan(&ours.db, &ours.quarantine).unwrap();
     println!("digests of {CONTEXTS} contexts from their heads: {:?}", begun.elapsed());
     // The peer is the same database, as it was: its digest is of before.
     let context = ContextId::new(name(CONTEXTS / 3)).unwrap();

@@ -9,10 +9,12 @@ use super::{
 };
 use std::collections::BTreeMap;
 
-use ledger_core::ownership::NotTaken;
+use ledger_core::{ownership::NotTaken, slot::SLOTS};
 
 use crate::{
+    Damage,
     cluster::LeftHistory,
+    limited,
     replica::{ChangeOutcome, Held, Mark, Offer},
     slots,
 };
@@ -81,6 +83,13 @@ impl Lane {
         accepted: &mut Vec<(Slot, Claim, u64)>,
     ) -> (ChangeOutcome, Option<SlotRecord>) {
         match change {
+            Change::Promise(claim)
+                if self.shared.quarantine.has(slot) && record.may_follow(&claim).is_ok() =>
+            {
+                // A promise says that what is here counts as a replica's history: what cannot be read could be the
+                // longest there is.
+                (ChangeOutcome::Failed(self.unreadable(slot)), None)
+            }
             Change::Promise(claim) => match record.promise(&claim) {
                 Ok((next, promise)) => (ChangeOutcome::Promised(promise), Some(next)),
                 Err(refused) => (ChangeOutcome::Refused(refused.promised), None),
@@ -97,7 +106,7 @@ impl Lane {
                 };
                 if let Some((digest, number)) = offer {
                     let ours = self.shared.digests.as_ref().map(|digests| digests.whole(slot));
-                    if ours != Some(digest) {
+                    if ours != Some(digest) || self.shared.quarantine.has(slot) {
                         self.in_step.remove(&slot);
                         if let Some(copies) = &self.copies {
                             copies.differs(&self.shared, slot);
@@ -118,9 +127,45 @@ impl Lane {
         if let Some(record) = self.records.get(&slot) {
             return Ok(record.clone());
         }
-        let record = slots::read(db, slot)?;
+        let record = slots::read(db, slot).inspect_err(|error| {
+            if let StoreError::SlotDamaged { slot, .. } = error {
+                self.shared.lost_slot(*slot);
+            }
+        })?;
         self.records.insert(slot, record.clone());
         Ok(record)
+    }
+
+    /// Reads the records of all slots of this lane: what is remembered can be written anew.
+    pub(super) fn remember(&mut self) {
+        let lanes = self.shared.copies().len();
+        let Some(db) = self.database.get().ok().filter(|_| self.copies.is_some()) else { return };
+        for slot in (0..SLOTS).filter_map(Slot::new) {
+            if lane_of(slot, lanes) == usize::from(self.number) {
+                // One that is lost is noted.
+                let _ = self.record(&db, slot);
+            }
+        }
+    }
+
+    /// Writes a slot's record anew, that was found to be damaged on the disk.
+    pub(super) fn restore(&mut self, db: &Db, slot: Slot) {
+        let Some(record) = self.records.get(&slot).cloned() else { return self.shared.lost_slot(slot) };
+        match slots::write(db, &[(slot, record)].into()) {
+            Ok(()) => {
+                limited!(warn, slot = slot.number(), "the damaged record of a slot was written anew");
+            }
+            Err(error) => self.shared.commit_failed(&error),
+        }
+    }
+
+    /// Why nothing is promised of a slot.
+    fn unreadable(&self, slot: Slot) -> StoreError {
+        match self.shared.quarantine.any(slot) {
+            Some(Damage { context, sequence, reason }) => StoreError::Damaged { context, sequence, reason },
+            // It was restored a moment ago: whoever asks asks again.
+            None => StoreError::Moving,
+        }
     }
 
     /// Leads slots, or no more.
@@ -240,8 +285,9 @@ impl Lane {
     /// The database was opened anew, and shows nothing: what of the last commits is in it has to be read, and nothing is
     /// led.
     pub(super) fn opened_anew(&mut self, db: &Arc<Db>) -> Result<(), StoreError> {
-        let Some(copies) = &self.copies else { return Ok(()) };
+        let Some(copies) = self.copies.clone() else { return Ok(()) };
         self.records.clear();
+        self.remember();
         self.in_step.clear();
         self.parked = super::Parked::default();
         let led = copies.reset(&StoreError::NotAcknowledged);
@@ -250,7 +296,10 @@ impl Lane {
         if let Some(outbox) = self.shared.carrier.get() {
             outbox.gave_up(led);
         }
-        self.shared.digests.as_ref().map_or(Ok(()), |digests| digests.rescan(db, mine))
+        self.shared
+            .digests
+            .as_ref()
+            .map_or(Ok(()), |digests| digests.rescan(db, &self.shared.quarantine, mine))
     }
 }
 

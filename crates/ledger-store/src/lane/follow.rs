@@ -12,7 +12,7 @@ use ledger_core::{
     slot::Slot,
 };
 
-use super::{Db, Lane, Origin, Part, Place, Staged, StoreError, Taken};
+use super::{Db, Lane, Origin, Part, Staged, StoreError, Taken};
 use crate::{
     commit::Touched,
     state::ContextState,
@@ -79,7 +79,11 @@ impl Lane {
             Ok(taken) => taken,
             Err(error) => {
                 self.shared.quarantine.note(&error);
-                Taken::Invalid(error.to_string())
+                match error {
+                    // It is restored before the slot comes in step; until then what comes is missing here.
+                    StoreError::Damaged { .. } if !is_strict => Taken::Missing,
+                    error => Taken::Invalid(error.to_string()),
+                }
             }
         }
     }
@@ -168,7 +172,7 @@ impl Lane {
         let state = if let Some(state) = known {
             state
         } else {
-            let place = Place { slot: part.slot, number: self.shared.numbers.next(db)? };
+            let place = self.place(db, part.slot)?;
             ContextState::new(
                 place,
                 Head::new(part.range.suite, part.range.lineage, part.range.created_at_ns),

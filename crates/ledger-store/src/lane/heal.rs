@@ -1,6 +1,8 @@
 //! A lane puts what was staged of a damaged context in place of its rows.
 
-use super::{Arc, ContextId, Db, Extent, Lane, Place, StoreError, WriteBatch, read_head, staging};
+use super::{
+    Arc, Claim, ContextId, Db, Extent, Lane, Place, Slot, StoreError, WriteBatch, index, read_head, staging,
+};
 use crate::{
     ranges,
     read::damaged,
@@ -15,11 +17,21 @@ const READ_BYTES: usize = 4 << 20;
 #[derive(Debug)]
 pub(crate) struct Heal {
     pub(crate) context: ContextId,
-    /// The rows that are damaged.
-    pub(crate) from: Place,
+    pub(crate) proof: Proof,
     pub(crate) state: ContextState,
     /// The database it was staged in: of another one it may not be there.
     pub(crate) generation: u64,
+}
+
+/// What says that a staged history is the right one.
+#[derive(Debug, Clone)]
+pub(crate) enum Proof {
+    /// The head that is here, of the rows that are there.
+    Head(Place),
+    /// The digest that was kept of it.
+    Digest,
+    /// It is the history of the claim's owner.
+    Claim(Claim),
 }
 
 /// What became of it.
@@ -32,10 +44,25 @@ pub(crate) enum Healed {
 }
 
 impl Lane {
-    /// Puts a staged history in place of rows that are damaged: the same history, whatever was appended since included.
+    /// Puts a staged history in place of rows that are damaged.
     pub(super) fn heal(&mut self, db: &Arc<Db>, heal: Heal) -> Result<Healed, StoreError> {
-        let Heal { context, from, mut state, generation } = heal;
+        let Heal { context, proof, state, generation } = heal;
         staging::check(db, generation, &context)?;
+        match proof {
+            Proof::Head(from) => self.heal_by_head(db, context, from, state),
+            Proof::Digest => self.heal_by_digest(db, context, state),
+            Proof::Claim(claim) => self.heal_in_claim(db, context, &claim, state),
+        }
+    }
+
+    /// The same history, whatever was appended since included.
+    fn heal_by_head(
+        &mut self,
+        db: &Arc<Db>,
+        context: ContextId,
+        from: Place,
+        mut state: ContextState,
+    ) -> Result<Healed, StoreError> {
         let row = read_head(db, &context)?;
         let Some((_, head)) = row.filter(|(place, head)| *place == from && head.size() >= state.head.size())
         else {
@@ -57,12 +84,90 @@ impl Lane {
             ));
         }
         state.head = head;
-        let mut batch = WriteBatch::default();
-        state.put_head(db, &mut batch, &context, &mut self.buffer)?;
-        staging::remove_rows(db, &mut batch, from)?;
-        staging::forget(db, &mut batch, state.place)?;
         // Readers that are held back at an earlier size find the same rows at the new place from now on.
         db.stable().relocate(&context, from, state.place);
+        self.put_healed(db, context, Some(from), state)
+    }
+
+    /// The history whose extent the digest proves. The head is lost, and nothing was appended since: that would have
+    /// needed it, or have written it anew.
+    fn heal_by_digest(
+        &mut self,
+        db: &Arc<Db>,
+        context: ContextId,
+        mut state: ContextState,
+    ) -> Result<Healed, StoreError> {
+        if read_head(db, &context).is_ok_and(|row| row.is_some()) {
+            // An append wrote it anew, out of the cache: its entries are healed as any others.
+            staging::abandon(db, state.place)?;
+            self.shared.quarantine.lift(&context);
+            return Ok(Healed::InPlace);
+        }
+        let is_proven = match &self.shared.digests {
+            Some(digests) => digests.proves(db, &context, state.extent())?,
+            None => false,
+        };
+        if !is_proven {
+            let reason =
+                "its head cannot be read, and nothing kept here shows that another node has all of it";
+            return Err(StoreError::Io(format!("context {context} is not restored: {reason}")));
+        }
+        db.stable().relocate_all(&context, state.place);
+        self.put_healed(db, context, None, state)
+    }
+
+    /// The owner's history, as long as the claim holds. What is here goes no further than that, or cannot be read.
+    fn heal_in_claim(
+        &mut self,
+        db: &Arc<Db>,
+        context: ContextId,
+        claim: &Claim,
+        mut state: ContextState,
+    ) -> Result<Healed, StoreError> {
+        let slot = Slot::of(&context);
+        if let Err(refused) = self.record(db, slot)?.may_follow(claim) {
+            return Err(StoreError::Io(format!("context {context} is not restored: {refused}")));
+        }
+        let row = read_head(db, &context);
+        let goes_further = matches!(&row, Ok(Some((_, head))) if head.size() > state.head.size());
+        if self.in_step.get(&slot) == Some(claim) || goes_further {
+            let reason = "this node's copy goes further than the owner's, or is in step with it";
+            return Err(StoreError::Io(format!("context {context} is not restored in a claim: {reason}")));
+        }
+        let known = row.ok().flatten();
+        // Nobody is shown a history that is being left.
+        if let Some(copies) = &self.copies {
+            copies.differs(&self.shared, slot);
+            self.in_step.remove(&slot);
+        }
+        self.parked.forget(&context);
+        let now = state.extent();
+        let (from, before) = known.map(|(place, head)| (place, head.extent())).unzip();
+        self.put_healed(db, context.clone(), from, state)?;
+        if let Some(digests) = &self.shared.digests {
+            match before {
+                Some(before) => digests.replace(&context, Some(before), Some(now)),
+                None => digests.recount(db, &context, now)?,
+            }
+        }
+        Ok(Healed::InPlace)
+    }
+
+    /// Makes a staged history the context's. If it is not known where its rows were they stay, and are never read.
+    fn put_healed(
+        &mut self,
+        db: &Arc<Db>,
+        context: ContextId,
+        from: Option<Place>,
+        state: ContextState,
+    ) -> Result<Healed, StoreError> {
+        let mut batch = WriteBatch::default();
+        state.put_head(db, &mut batch, &context, &mut self.buffer)?;
+        index::put(db, &mut batch, &context)?;
+        if let Some(from) = from {
+            staging::remove_rows(db, &mut batch, from)?;
+        }
+        staging::forget(db, &mut batch, state.place)?;
         db.write(batch).and_then(|()| db.sync()).inspect_err(|error| self.shared.commit_failed(error))?;
         self.shared.quarantine.lift(&context);
         self.cache.remove(&context);

@@ -184,6 +184,33 @@ fn run_with_liar(ours: &Node, mut lie: impl FnMut(&Ask, Answer) -> Answer) -> Re
     }
 }
 
+#[test]
+fn what_a_side_cannot_read_is_neither_absent_nor_shorter() {
+    // In one bucket, so that all are listed once one of them differs.
+    let bucket = Bucket::of(&context(0));
+    let slot = Slot::of(&context(0));
+    let same = |context: &ContextId| Slot::of(context) == slot && Bucket::of(context) == bucket;
+    let names: Vec<_> = (0..8_000_000).map(context).filter(same).take(6).collect();
+    assert_eq!(names.len(), 6);
+    let both = Node::of(names.iter().map(|name| (name.clone(), History::plain(9))));
+    let (mut ours, mut theirs) = (both.clone(), both);
+    theirs.set(&names[0], Some(History::plain(10)));
+    // Of each: read by us only, by them only, by nobody; and there on one side only, unreadable.
+    theirs.unreadable.extend([names[1].clone(), names[3].clone(), names[4].clone()]);
+    ours.unreadable.extend([names[2].clone(), names[3].clone(), names[5].clone()]);
+    ours.set(&names[4], None);
+    theirs.set(&names[5], None);
+    let expected = BTreeMap::from([
+        (names[0].clone(), Verdict::Behind { from: Size(9) }),
+        (names[1].clone(), Verdict::Unreadable(Side::Theirs)),
+        (names[2].clone(), Verdict::Unreadable(Side::Ours)),
+        (names[3].clone(), Verdict::Unreadable(Side::Theirs)),
+        (names[4].clone(), Verdict::Unreadable(Side::Theirs)),
+        (names[5].clone(), Verdict::Unreadable(Side::Ours)),
+    ]);
+    assert_eq!(run_quietly(&ours, &theirs).found, expected);
+}
+
 fn ours() -> Node {
     Node::of((0..5_000).map(|number| (context(number), forked(100, 40, 1))))
 }
@@ -231,15 +258,19 @@ fn hostile_answers_end_in_an_error_that_says_what_is_wrong() {
     assert!(order.contains("not after the one before it"), "{order}");
     let twice = message(&mut page(|page| page.contexts[1] = page.contexts[0].clone()));
     assert!(twice.contains("not after the one before it"), "{twice}");
-    let large = message(&mut page(|page| page.contexts[0].size = Size(u64::MAX)));
+    let large = message(&mut page(|page| {
+        if let Listed::Held(summary) = &mut page.contexts[0] {
+            summary.size = Size(u64::MAX);
+        }
+    }));
     assert!(large.contains("more entries than a context can have"), "{large}");
     let misplaced = message(&mut page(|page| {
         let last_slot = (0..100_000).map(context).find(|context| Slot::of(context).number() == 1023).unwrap();
-        page.contexts[0].context = last_slot;
+        page.contexts[0] = Listed::Unreadable(last_slot);
     }));
     assert!(misplaced.contains("was not asked for"), "{misplaced}");
 
-    let roots = |change: fn(&mut Vec<Vec<Hash>>)| {
+    let roots = |change: fn(&mut Vec<Roots>)| {
         move |_: &Ask, mut answer| {
             if let Answer::Roots(roots) = &mut answer {
                 change(roots);
@@ -249,7 +280,11 @@ fn hostile_answers_end_in_an_error_that_says_what_is_wrong() {
     };
     let fewer = message(&mut roots(|roots| _ = roots.pop()));
     assert!(fewer.contains("answered about 127 contexts when asked about 128"), "{fewer}");
-    let unasked_size = message(&mut roots(|roots| roots[5].push(Hash([0; 32]))));
+    let unasked_size = message(&mut roots(|roots| {
+        if let Roots::At(roots) = &mut roots[5] {
+            roots.push(Hash([0; 32]))
+        }
+    }));
     assert!(unasked_size.contains("gave 2 roots of a context when asked for 1"), "{unasked_size}");
 }
 
@@ -293,7 +328,7 @@ fn a_peer_that_lists_for_ever_comes_to_an_end() {
     // To make up a name for this bucket takes a quarter of a million hashes: the limit is brought near instead.
     drill.set_rounds(MAX_ROUNDS);
     drill.step(Event::Ours(Answer::Contexts(Page::default()))).unwrap();
-    let page = Page { contexts: vec![summary(&first, &History::plain(1))], more: true };
+    let page = Page { contexts: vec![Listed::Held(summary(&first, &History::plain(1)))], more: true };
     assert_eq!(drill.step(Event::Theirs(Answer::Contexts(page))), Err(CompareError::TooManyRounds));
 }
 

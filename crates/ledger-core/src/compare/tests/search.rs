@@ -26,7 +26,7 @@ fn search(
         assert_eq!(ask.check(), Ok(()));
         round_trips += 1;
         assert!(round_trips <= MAX_COMPARE_ROUNDS);
-        compare.answered(&our_roots(&sizes), &their_roots(&sizes)).unwrap();
+        compare.answered(&Roots::At(our_roots(&sizes)), &Roots::At(their_roots(&sizes))).unwrap();
     }
 }
 
@@ -97,7 +97,8 @@ fn the_largest_sizes_stay_within_the_limit_and_nothing_overflows() {
     while compare.verdict().is_none() {
         let sizes = compare.sizes();
         assert!(sizes.len() <= MAX_SIZES && sizes.is_sorted_by(|a, b| a < b));
-        compare.answered(&vec![Hash([1; 32]); sizes.len()], &vec![Hash([2; 32]); sizes.len()]).unwrap();
+        let all = |root| Roots::At(vec![Hash([root; 32]); sizes.len()]);
+        compare.answered(&all(1), &all(2)).unwrap();
     }
     assert_eq!(compare.verdict(), Some(Verdict::Diverged { common: Size(0) }));
 }
@@ -171,11 +172,38 @@ fn more_roots_than_asked_for_are_an_error() {
     let history = |branch| History { size: 100, common: 50, branch };
     let mut compare = Compare::new(history(1).extent(), history(2).extent());
     let asked = compare.sizes().len();
-    let (right, long) = (vec![Hash([1; 32]); asked], vec![Hash([1; 32]); asked + 1]);
+    let roots = |count| Roots::At(vec![Hash([1; 32]); count]);
+    let (right, long) = (roots(asked), roots(asked + 1));
     let error = |side| Err(CompareError::TooManyRoots { side, asked, actual: asked + 1 });
     assert_eq!(compare.answered(&long, &right), error(Side::Ours));
     assert_eq!(compare.answered(&right, &long), error(Side::Theirs));
     assert_eq!(compare.verdict(), None);
+}
+
+#[test]
+fn roots_that_a_side_cannot_read_end_the_search_without_a_verdict_on_the_histories() {
+    let history = |branch| History { size: 100, common: 50, branch };
+    let roots = Roots::At(history(1).roots(&[Size(100)]));
+    for (ours, theirs, side) in [
+        (&roots, Roots::Unreadable, Side::Theirs),
+        (&Roots::Absent, Roots::Unreadable, Side::Theirs),
+        (&Roots::Unreadable, Roots::Unreadable, Side::Theirs),
+        (&Roots::Unreadable, Roots::Absent, Side::Ours),
+        (&Roots::Unreadable, roots.clone(), Side::Ours),
+    ] {
+        let mut compare = Compare::new(history(1).extent(), history(2).extent());
+        compare.answered(ours, &theirs).unwrap();
+        assert_eq!(compare.verdict(), Some(Verdict::Unreadable(side)));
+        assert_eq!(compare.sizes(), []);
+    }
+}
+
+#[test]
+fn only_a_history_that_was_read_is_shorter() {
+    assert!(Roots::Absent.is_shorter_than(1));
+    assert!(Roots::At(vec![]).is_shorter_than(1));
+    assert!(!Roots::At(vec![Hash([1; 32])]).is_shorter_than(1));
+    assert!(!Roots::Unreadable.is_shorter_than(1));
 }
 
 proptest! {
@@ -226,14 +254,17 @@ proptest! {
         for list in &lists {
             let asked = compare.sizes().len();
             let made_up: Vec<_> = list.iter().map(|byte| Hash([*byte; 32])).collect();
-            if compare.answered(&vec![Hash([0; 32]); asked], &made_up).is_err() {
-                prop_assert!(made_up.len() > asked);
+            let count = made_up.len();
+            let ours = Roots::At(vec![Hash([0; 32]); asked]);
+            if compare.answered(&ours, &Roots::At(made_up)).is_err() {
+                prop_assert!(count > asked);
             }
         }
         let mut rounds = 0;
         while compare.verdict().is_none() {
             let asked = compare.sizes().len();
-            compare.answered(&vec![Hash([0; 32]); asked], &vec![Hash([1; 32]); asked]).unwrap();
+            let all = |root| Roots::At(vec![Hash([root; 32]); asked]);
+            compare.answered(&all(0), &all(1)).unwrap();
             rounds += 1;
             prop_assert!(rounds <= MAX_COMPARE_ROUNDS);
         }

@@ -1,0 +1,54 @@
+//! Pauses between retries.
+
+use std::time::Duration;
+
+/// How long to wait before the next try: twice as long each time, up to a bound, and never exactly as long as others
+/// wait who failed at the same moment.
+#[derive(Debug, Clone)]
+pub(crate) struct Backoff {
+    first: Duration,
+    longest: Duration,
+    next: Duration,
+}
+
+impl Backoff {
+    pub(crate) const fn new(first: Duration, longest: Duration) -> Self {
+        Self { first, longest, next: first }
+    }
+
+    /// The pause before the next try: between half of what it is at most, and that.
+    pub(crate) fn pause(&mut self) -> Duration {
+        let whole = self.next;
+        self.next = whole.saturating_mul(2).min(self.longest);
+        let mut random = [0; 4];
+        // Without randomness the pauses are the longest there are.
+        let share = getrandom::fill(&mut random)
+            .map_or(1.0, |()| f64::from(u32::from_le_bytes(random)) / f64::from(u32::MAX));
+        whole.mul_f64(0.5 + share / 2.0)
+    }
+
+    /// It went well for long enough.
+    pub(crate) const fn reset(&mut self) {
+        self.next = self.first;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_up_to_the_longest_and_are_spread() {
+        let (first, longest) = (Duration::from_millis(100), Duration::from_secs(1));
+        let mut backoff = Backoff::new(first, longest);
+        for whole in [100, 200, 400, 800, 1000, 1000].map(Duration::from_millis) {
+            let pause = backoff.pause();
+            assert!(whole / 2 <= pause && pause <= whole, "{pause:?} of {whole:?}");
+        }
+        backoff.reset();
+        assert!(backoff.pause() <= first);
+        let mut others = Backoff::new(longest, longest);
+        let pauses: std::collections::BTreeSet<_> = (0..32).map(|_| others.pause()).collect();
+        assert!(pauses.len() > 16, "{pauses:?}");
+    }
+}

@@ -1,0 +1,379 @@
+//! A flipped byte in a table file of a running member of a cluster: it is said, healed and holds, and nobody takes what
+//! cannot be read for absent.
+
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test that cannot go on should stop"
+)]
+
+use std::{
+    fs,
+    io::{Read as _, Seek as _, SeekFrom, Write as _},
+    net::UdpSocket,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use ledger_core::{ContextId, digest::Bucket, slot::Slot};
+use ledger_proto::{
+    context::v1::AppendRequest,
+    ledger::v1::{
+        ForksRequest, LocateRequest, Location, cluster_service_client::ClusterServiceClient,
+        integrity_service_client::IntegrityServiceClient,
+    },
+};
+use ledger_tests::{Node, Rpc, load::payload, node::ledgerd, until_async};
+use tempfile::TempDir;
+use tonic::transport::Channel;
+
+const NAMES: [&str; 3] = ["a", "b", "c"];
+/// Entries of the context that is damaged.
+const ENTRIES: u64 = 30;
+
+/// Three nodes, each a process.
+struct Trio {
+    dir: TempDir,
+    gossip: Vec<String>,
+    flags: Vec<String>,
+    nodes: Vec<Option<Node>>,
+}
+
+impl Trio {
+    fn start(flags: &[&str]) -> Self {
+        // Taken one after the other, so that they differ.
+        let sockets: Vec<_> = NAMES.iter().map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
+        let gossip = sockets.iter().map(|socket| socket.local_addr().unwrap().to_string()).collect();
+        drop(sockets);
+        let flags = flags.iter().map(ToString::to_string).collect();
+        let mut trio = Self { dir: TempDir::new().unwrap(), gossip, flags, nodes: Vec::new() };
+        for index in 0..NAMES.len() {
+            trio.nodes.push(None);
+            trio.begin(index);
+        }
+        trio
+    }
+
+    fn data(&self, index: usize) -> PathBuf {
+        self.dir.path().join(NAMES[index])
+    }
+
+    fn try_begin(&mut self, index: usize) -> Result<(), String> {
+        let mut command = ledgerd();
+        command.arg("--data-dir").arg(self.data(index));
+        command.args(["--grpc-listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0", "--lanes", "1"]);
+        command.args(["--insecure-gossip", "--node-id", NAMES[index], "--first-nodes", "a,b,c"]);
+        command.args(["--gossip-listen", &self.gossip[index], "--seeds", &self.gossip.join(",")]);
+        command.args(["--gossip-interval", "100ms", "--anti-entropy-interval", "500ms"]);
+        command.args(["--placement-grace", "3s", "--block-cache", "1MiB", "--write-buffer", "8MiB"]);
+        command.args(&self.flags);
+        match Node::try_run(command) {
+            Ok(node) => {
+                self.nodes[index] = Some(node);
+                Ok(())
+            }
+            Err(refused) => Err(refused.log),
+        }
+    }
+
+    fn begin(&mut self, index: usize) {
+        self.try_begin(index).unwrap_or_else(|log| panic!("node {} did not start:\n{log}", NAMES[index]));
+    }
+
+    fn node(&self, index: usize) -> &Node {
+        self.nodes[index].as_ref().unwrap()
+    }
+
+    fn kill(&mut self, index: usize) {
+        self.nodes[index].take().unwrap().kill();
+    }
+
+    /// Each node is started again after it was closed well: what it holds is in table files, and in no cache.
+    async fn forget(&mut self, contexts: &[&str]) {
+        for index in 0..NAMES.len() {
+            self.nodes[index].take().unwrap().stop_cleanly();
+            self.begin(index);
+            self.in_step(contexts).await;
+        }
+    }
+
+    async fn located(&self, at: usize, context: &str) -> Option<Location> {
+        let channel = Channel::from_shared(self.node(at).endpoint()).unwrap().connect().await.ok()?;
+        let request = LocateRequest { context_ids: vec![context.to_owned()], ..LocateRequest::default() };
+        let answer = ClusterServiceClient::new(channel).locate(request).await.ok()?;
+        answer.into_inner().locations.pop()
+    }
+
+    /// The owner of a context, whom all nodes that run agree on; with all members in step if they must be.
+    async fn owner(&self, context: &str, all_in_step: bool) -> usize {
+        until_async(&format!("an owner of {context}"), async || {
+            let mut owner = None;
+            for at in (0..NAMES.len()).filter(|at| self.nodes[*at].is_some()) {
+                let location = self.located(at, context).await?;
+                let named = NAMES.iter().position(|name| *name == location.owner)?;
+                if owner.is_some_and(|owner| owner != named) {
+                    return None;
+                }
+                owner = Some(named);
+            }
+            let owner = owner?;
+            let location = self.located(owner, context).await?;
+            let in_step = location.replicas.iter().filter(|replica| replica.in_step).count();
+            (!all_in_step || in_step == NAMES.len()).then_some(owner)
+        })
+        .await
+    }
+
+    async fn in_step(&self, contexts: &[&str]) {
+        for context in contexts {
+            self.owner(context, true).await;
+        }
+    }
+
+    async fn rpc(&self, index: usize) -> Rpc {
+        self.node(index).rpc().await
+    }
+
+    /// Appends an entry with an id of its own through a node, whatever owner there is by then; gives its sequence.
+    async fn append(&self, at: usize, context: &str, number: u64) -> u64 {
+        let rpc = self.rpc(at).await;
+        until_async(&format!("entry {number} of {context}"), async || {
+            Some(rpc.append(request(context, number)).await.ok()?.entry?.sequence)
+        })
+        .await
+    }
+
+    /// What each node has left of any context.
+    async fn forks(&self) -> usize {
+        let mut forks = 0;
+        for at in 0..NAMES.len() {
+            let channel = Channel::from_shared(self.node(at).endpoint()).unwrap().connect().await.unwrap();
+            let answer = IntegrityServiceClient::new(channel).forks(ForksRequest::default()).await.unwrap();
+            forks += answer.into_inner().forks.len();
+        }
+        forks
+    }
+
+    fn damaged(&self, index: usize) -> Option<f64> {
+        self.node(index).metric("ledger_store_quarantined_contexts")
+    }
+
+    /// Everything acknowledged is readable through every node, and at every node by itself.
+    async fn all_have(&self, context: &str, entries: u64) {
+        for index in 0..NAMES.len() {
+            let rpc = self.rpc(index).await;
+            for rpc in [rpc.clone(), rpc.from_itself()] {
+                until_async(&format!("{context} at {}", NAMES[index]), async || {
+                    let read = rpc.entries(context, 0).await.ok()?;
+                    let is_right = |(entry, number): (&ledger_proto::context::v1::Entry, u64)| {
+                        entry.sequence == number && entry.payload == payload(number)
+                    };
+                    let is_whole = read.len() as u64 == entries && read.iter().zip(1..).all(is_right);
+                    assert!(
+                        read.iter().zip(1..).all(is_right),
+                        "{context} at {} has other entries than were acknowledged",
+                        NAMES[index]
+                    );
+                    is_whole.then_some(())
+                })
+                .await;
+            }
+        }
+    }
+}
+
+fn request(context: &str, number: u64) -> AppendRequest {
+    AppendRequest {
+        context_id: context.to_owned(),
+        key: "facts".to_owned(),
+        payload: payload(number),
+        entry_id: format!("entry-{number}"),
+        ..AppendRequest::default()
+    }
+}
+
+/// Two contexts of one bucket: where one grows, the other is compared.
+fn neighbours() -> (String, String) {
+    let place = |name: &str| {
+        let context = ContextId::new(name).unwrap();
+        (Slot::of(&context), Bucket::of(&context))
+    };
+    let damaged = "damaged".to_owned();
+    let other = (0..).map(|number| format!("other-{number}")).find(|name| place(name) == place(&damaged));
+    (damaged, other.unwrap())
+}
+
+/// Flips a bit in the first data block of each table file of a family, in place, as a running node has it open. Gives how
+/// many files there were.
+fn flip(data: &Path, family: &str) -> usize {
+    let mark = format!("name{family}");
+    let mut flipped = 0;
+    for file in fs::read_dir(data.join("db")).unwrap().flatten() {
+        let path = file.path();
+        let is_table = path.extension().is_some_and(|extension| extension == "sst");
+        if !is_table {
+            continue;
+        }
+        let bytes = fs::read(&path).unwrap();
+        // In the properties, where keys that begin alike are stored from where they differ.
+        if !bytes.windows(mark.len()).any(|window| window == mark.as_bytes()) {
+            continue;
+        }
+        let mut table = fs::File::options().read(true).write(true).open(&path).unwrap();
+        let mut byte = [0];
+        table.seek(SeekFrom::Start(40)).unwrap();
+        table.read_exact(&mut byte).unwrap();
+        byte[0] ^= 0x10;
+        table.seek(SeekFrom::Start(40)).unwrap();
+        table.write_all(&byte).unwrap();
+        flipped += 1;
+    }
+    flipped
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum At {
+    Owner,
+    Replica,
+}
+
+/// One byte of a family flips at a member while it runs; then each other member is started anew while another context of
+/// the bucket grows. Nothing is lost, nothing is forked, and the next entry is the next.
+async fn survives(family: &str, at: At, flags: &[&str]) {
+    let (damaged, other) = neighbours();
+    let mut trio = Trio::start(flags);
+    trio.owner(&damaged, true).await;
+    for number in 1..=ENTRIES {
+        assert_eq!(trio.append(0, &damaged, number).await, number);
+    }
+    let mut others = 0;
+    for number in 1..=5 {
+        others = trio.append(0, &other, number).await;
+    }
+    trio.forget(&[&damaged, &other]).await;
+    let owner = trio.owner(&damaged, true).await;
+    let hurt = if at == At::Owner { owner } else { (owner + 1) % NAMES.len() };
+    assert!(flip(&trio.data(hurt), family) > 0, "no table file holds {family}");
+
+    for index in (0..NAMES.len()).filter(|index| *index != hurt) {
+        trio.kill(index);
+        // Another context of the bucket grows while it is away, so that it has to compare.
+        others += 1;
+        assert_eq!(trio.append(hurt, &other, others).await, others);
+        trio.begin(index);
+        trio.owner(&other, false).await;
+    }
+    trio.all_have(&damaged, ENTRIES).await;
+    trio.all_have(&other, others).await;
+    trio.in_step(&[&damaged, &other]).await;
+    assert_eq!(trio.append(0, &damaged, ENTRIES + 1).await, ENTRIES + 1, "the next entry is the next");
+    // An entry that was acknowledged long ago is found by its id.
+    assert_eq!(trio.append(1, &damaged, 3).await, 3);
+    assert_eq!(trio.forks().await, 0, "nothing is left because of what a disk cannot read");
+
+    // And nothing of this depends on what the damaged node remembers.
+    trio.kill(hurt);
+    let started = trio.try_begin(hurt);
+    if let Err(log) = started {
+        // A directory may be refused. It is then as any disk that is replaced.
+        assert!(log.contains("damaged"), "{log}");
+        fs::remove_dir_all(trio.data(hurt)).unwrap();
+        trio.begin(hurt);
+    }
+    let reader = (hurt + 1) % NAMES.len();
+    assert_eq!(trio.append(reader, &damaged, ENTRIES + 2).await, ENTRIES + 2);
+    trio.all_have(&damaged, ENTRIES + 2).await;
+    assert_eq!(trio.forks().await, 0);
+}
+
+macro_rules! survived {
+    ($($name:ident: $family:literal, $at:expr;)+) => {$(
+        #[tokio::test(flavor = "multi_thread")]
+        async fn $name() {
+            survives($family, $at, &["--scrub-rate", "0"]).await;
+        }
+    )+};
+}
+
+survived! {
+    a_head_that_its_owner_cannot_read_is_neither_forked_nor_begun_again: "heads", At::Owner;
+    a_head_that_a_replica_cannot_read_is_restored: "heads", At::Replica;
+    entries_that_their_owner_cannot_read_are_restored_by_a_replica: "entries", At::Owner;
+    entries_that_a_replica_cannot_read_are_restored_by_their_owner: "entries", At::Replica;
+    entry_ids_that_their_owner_cannot_read_are_restored: "ids", At::Owner;
+}
+
+/// Reads that meet damage go to a member that can answer, and what was healed stays healed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_healed_context_stays_healed_and_its_readers_never_notice() {
+    let (damaged, other) = neighbours();
+    let scrub = ["--scrub-rate", "1GiB", "--scrub-pause", "200ms"];
+    let mut trio = Trio::start(&scrub);
+    trio.owner(&damaged, true).await;
+    for number in 1..=ENTRIES {
+        trio.append(0, &damaged, number).await;
+    }
+    trio.append(0, &other, 1).await;
+    trio.forget(&[&damaged, &other]).await;
+    let owner = trio.owner(&damaged, true).await;
+    let hurt = (owner + 1) % NAMES.len();
+    let rpc = trio.rpc(hurt).await;
+    assert!(flip(&trio.data(hurt), "entries") > 0);
+    let healed = || trio.node(hurt).metric("ledger_cluster_healed_contexts_total").unwrap_or_default();
+    let passes = || trio.node(hurt).log().matches("scrub pass done").count();
+    // Every read through the node from the moment of the damage on, until it has been well for ten passes of the scrub.
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let mut since = None;
+    while since.is_none_or(|begun| passes() < begun + 10) {
+        assert!(Instant::now() < deadline, "it is not healed for good:\n{}", trio.node(hurt).log());
+        let read = rpc.entries(&damaged, 0).await;
+        let read = read.unwrap_or_else(|status| panic!("a read met the damage: {status}"));
+        assert_eq!(read.len() as u64, ENTRIES);
+        match (healed() > 0.0 && trio.damaged(hurt) == Some(0.0), since) {
+            (true, None) => since = Some(passes()),
+            (true, Some(_)) => {}
+            (false, _) => since = None,
+        }
+    }
+    let times = healed();
+    assert!(times < 4.0, "it was healed {times} times: it does not hold");
+    trio.all_have(&damaged, ENTRIES).await;
+}
+
+/// The records of what was promised are read by the scrub too, said, and written anew from memory: the node goes on
+/// promising, so that slots find owners when another node is replaced.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_slot_record_is_said_and_no_promise_is_forgotten() {
+    let scrub = ["--scrub-rate", "1GiB", "--scrub-pause", "200ms"];
+    let mut trio = Trio::start(&scrub);
+    let contexts: Vec<String> = (0..60).map(|number| format!("context-{number}")).collect();
+    for context in &contexts {
+        trio.append(0, context, 1).await;
+    }
+    let some: Vec<&str> = contexts.iter().take(5).map(String::as_str).collect();
+    trio.forget(&some).await;
+    assert!(flip(&trio.data(0), "slots") > 0);
+    until_async("the damage is said", async || {
+        (trio.node(0).metric("ledger_store_damaged_families")? > 0.0).then_some(())
+    })
+    .await;
+    assert_eq!(trio.node(0).metric("ledger_store_damaged_slots"), Some(0.0), "records are known from memory");
+
+    // Another node is replaced, as documented: an empty directory under the same name.
+    trio.kill(1);
+    fs::remove_dir_all(trio.data(1)).unwrap();
+    trio.begin(1);
+    for context in &contexts {
+        assert_eq!(trio.append(2, context, 2).await, 2);
+    }
+    for context in &contexts {
+        trio.owner(context, true).await;
+        trio.all_have(context, 2).await;
+    }
+    for index in 0..NAMES.len() {
+        let lines = trio.node(index).log().lines().count();
+        assert!(lines < 3_000, "node {} wrote {lines} lines:\n{}", NAMES[index], trio.node(index).log());
+    }
+    assert_eq!(trio.append(0, &contexts[0], 2).await, 2);
+}

@@ -1,0 +1,109 @@
+//! What cannot be read: found, said, and restored from others, as in `ledger_store::{quarantine, heal}` and
+//! `ledger_cluster::healing`.
+
+use ledger_core::{digest::Extent, node::Member, slot::Slot};
+
+use super::{
+    broken::Broken,
+    disk::Write,
+    history::{Context, Entry},
+    message::{Message, Question, Range},
+    node::{Node, index_of},
+    wants::Out,
+};
+
+impl Node {
+    /// The disk damages what it holds of a context. Nobody knows yet.
+    pub fn damage(&mut self, context: Context) {
+        if self.config.broken == Broken::DamageIsAbsence {
+            self.visible[context] = 0;
+            self.ids[context].clear();
+        } else if let Some(extent) = self.disk.now.histories[context].extent() {
+            self.counted.insert(context, extent);
+        }
+        self.disk.damage(context);
+    }
+
+    /// Whether appends to a slot wait for copies.
+    pub fn waits(&self, context: Context) -> bool {
+        self.waiting.is_waiting(self.config.contexts.slot(context))
+    }
+
+    /// Whether a context cannot be read: whoever tries knows it from then on.
+    pub(super) fn is_damaged(&mut self, context: Context) -> bool {
+        let is_damaged = self.is_unreadable(context);
+        if is_damaged {
+            self.quarantine.insert(context);
+        }
+        is_damaged
+    }
+
+    /// The same, of one who only looks.
+    pub fn is_unreadable(&self, context: Context) -> bool {
+        self.disk.now.damaged.contains(&context) && self.config.broken != Broken::DamageIsAbsence
+    }
+
+    /// Whether something of a slot is known to be damaged.
+    pub(super) fn has_damage(&self, slot: Slot) -> bool {
+        self.quarantine.iter().any(|context| self.config.contexts.slot(*context) == slot)
+    }
+
+    /// How far a context goes, as far as this node knows.
+    pub(super) fn size_here(&self, context: Context) -> u64 {
+        match self.counted.get(&context) {
+            Some(extent) => extent.size.0,
+            None => self.disk.now.histories[context].size(),
+        }
+    }
+
+    /// Finds damage that nobody met, and asks for what is to be restored.
+    pub(super) fn scrub(&mut self) {
+        let damaged: Vec<Context> = self.disk.now.damaged.iter().copied().collect();
+        for context in damaged {
+            if self.random.chance(30) {
+                self.is_damaged(context);
+            }
+        }
+        for context in self.quarantine.clone() {
+            // Without it nothing here says which history is right: the owner's is, in its claim.
+            let Some(extent) = self.counted.get(&context).copied() else { continue };
+            if !self.random.chance(100) {
+                continue;
+            }
+            let placement = self.record(self.config.contexts.slot(context)).placement;
+            let members = placement.map_or_else(Vec::new, |placement| placement.set.members().to_vec());
+            let others: Vec<Member> = members.into_iter().filter(|member| *member != self.member).collect();
+            let Some(to) = self.random.pick(&others) else { continue };
+            let number = self.number();
+            self.restoring.insert(number, context);
+            let question = Question::Fetch { context, after: 0, to: extent.size.0 };
+            let index = index_of(&to.node);
+            self.out.push(Out::Message { to: index, message: Message::Question { number, to, question } });
+        }
+    }
+
+    /// Another node's history of a damaged context: restored if it is exactly what was counted here.
+    pub(super) fn fetched_for_restoring(&mut self, context: Context, range: Option<&Range>) {
+        let Some(counted) = self.counted.get(&context).copied() else { return };
+        let Some(range) = range.filter(|range| {
+            let size = ledger_core::Size(range.entries.len() as u64);
+            range.after == 0 && Extent { size, root: range.root } == counted
+        }) else {
+            return;
+        };
+        if self.quarantine.contains(&context) && self.can_write() {
+            self.restore(context, &range.entries);
+        }
+    }
+
+    /// Puts a history in the place of one that cannot be read.
+    pub(super) fn restore(&mut self, context: Context, entries: &[Entry]) {
+        let before = self.counted.remove(&context);
+        self.disk.write(Write::Restore(context, entries.to_vec()));
+        self.ids[context] = entries.iter().map(|entry| (entry.id, entry.sequence)).collect();
+        self.quarantine.remove(&context);
+        self.changed(context, before);
+        self.want_sync();
+        self.trace(|_| format!("restores context {context}"));
+    }
+}
