@@ -36,6 +36,8 @@ use crate::{
 /// Most times that a context may grow by more than can be added at once.
 const ROUNDS: usize = 64;
 
+/// Most pages of a bucket that are asked for: it has some four contexts for each million there are.
+const PAGES: usize = 16;
 /// A pause before a context is tried again, at first and at most.
 const PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_mins(1);
@@ -138,9 +140,11 @@ async fn heal_from(
     let healing = match blocking(move || ledger.heal(&of)).await {
         // This node's own head is lost: what it said of the context when it could be read tells whether theirs is the same.
         Err(CatchUpError::Store(StoreError::Damaged { sequence, .. })) if sequence.0 == 0 => {
-            let theirs = held_by(shared, context, source).await?;
+            let bucket = bucket_of(shared, context, source).await?;
+            let missing = || CatchUpError::Peer("it does not have the context, or cannot read it".to_owned());
+            let theirs = *bucket.get(context).ok_or_else(missing)?;
             let (ledger, of) = (shared.ledger.clone(), context.clone());
-            blocking(move || ledger.heal_by_digest(&of, theirs)).await?
+            blocking(move || ledger.heal_by_digest(&of, theirs, bucket)).await?
         }
         healing => healing?,
     };
@@ -168,36 +172,36 @@ pub(crate) async fn in_claim(
     Ok(())
 }
 
-/// How far a context goes at another node.
-async fn held_by(shared: &Arc<Shared>, context: &ContextId, source: &Member) -> Result<Extent, CatchUpError> {
+/// How far the contexts in a context's bucket go at another node, those that it can read.
+async fn bucket_of(
+    shared: &Arc<Shared>,
+    context: &ContextId,
+    source: &Member,
+) -> Result<BTreeMap<ContextId, Extent>, CatchUpError> {
     let mut client = client(shared, source)?;
     let buckets = BTreeMap::from([(Slot::of(context), [Bucket::of(context)].into())]);
-    let mut after = None;
-    loop {
-        let ask = Ask::Contexts { buckets: buckets.clone(), after };
+    let (mut after, mut found) = (None, BTreeMap::new());
+    for _ in 0..PAGES {
+        let ask = Ask::Contexts { buckets: buckets.clone(), after: after.take() };
         let answer = timeout(PATIENCE, client.compare(wire::to_ask(source, &ask))).await;
         let answer = answer.map_err(|_| CatchUpError::Peer("no answer in time".to_owned()))??.into_inner();
         let unread = |error: wire::Unread| {
             CatchUpError::Invalid(shared.unread(&source.node, &error).message().to_owned())
         };
-        let answer = wire::answer(answer).map_err(unread)?;
-        let Answer::Contexts(page) = answer else {
+        let Answer::Contexts(page) = wire::answer(answer).map_err(unread)? else {
             return Err(CatchUpError::Peer("it answered another question".to_owned()));
         };
-        match page.contexts.iter().find(|listed| listed.context() == context) {
-            Some(Listed::Held(summary)) => return Ok(summary.extent()),
-            Some(Listed::Unreadable(_)) => {
-                return Err(CatchUpError::Peer("it cannot read the context either".to_owned()));
+        after = page.contexts.last().map(|listed| listed.context().clone()).filter(|_| page.more);
+        for listed in page.contexts {
+            if let Listed::Held(summary) = listed {
+                found.insert(summary.context.clone(), summary.extent());
             }
-            None => {}
         }
-        // A listing that does not move on ends the search.
-        let last = page.contexts.last().map(|listed| listed.context().clone());
-        match last.filter(|last| page.more && last < context) {
-            Some(last) => after = Some(last),
-            None => return Err(CatchUpError::Peer("it does not have the context".to_owned())),
+        if after.is_none() {
+            break;
         }
     }
+    Ok(found)
 }
 
 fn client(shared: &Arc<Shared>, source: &Member) -> Result<ReplicaServiceClient<Proven>, CatchUpError> {

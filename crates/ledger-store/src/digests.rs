@@ -57,10 +57,17 @@ impl Digests {
     }
 
     /// Whether a context whose head cannot be read went exactly so far: then the digest that was kept of its bucket is
-    /// that of all others, as they are, and of it. Nothing may be written to the slot meanwhile.
-    pub(crate) fn proves(&self, db: &Db, context: &ContextId, extent: Extent) -> Result<bool, StoreError> {
+    /// that of all others, and of it. Of others that cannot be read either it is what `theirs` says, which is proven with
+    /// it. Nothing may be written to the slot meanwhile.
+    pub(crate) fn proves(
+        &self,
+        db: &Db,
+        context: &ContextId,
+        extent: Extent,
+        theirs: &BTreeMap<ContextId, Extent>,
+    ) -> Result<bool, StoreError> {
         let (slot, bucket) = (Slot::of(context), Bucket::of(context));
-        let (mut digest, is_whole) = read_bucket(db, context)?;
+        let (mut digest, is_whole) = read_bucket(db, context, theirs)?;
         digest.add(context, extent);
         let kept = self.of_slot(slot).lock().buckets().find(|(known, _)| *known == bucket);
         Ok(is_whole && kept.is_some_and(|(_, kept)| kept == digest))
@@ -69,7 +76,7 @@ impl Digests {
     /// Counts a context that is at `now` for one of which it is not known how far it went. Nothing may be written to the
     /// slot meanwhile.
     pub(crate) fn recount(&self, db: &Db, context: &ContextId, now: Extent) -> Result<(), StoreError> {
-        let (mut digest, _) = read_bucket(db, context)?;
+        let (mut digest, _) = read_bucket(db, context, &BTreeMap::new())?;
         if let Some(now) = counted(now) {
             digest.add(context, now);
         }
@@ -149,8 +156,13 @@ fn read_by_index(
     Ok(fresh)
 }
 
-/// The digest of the other contexts in a context's bucket, and whether all of them can be read.
-fn read_bucket(db: &Db, context: &ContextId) -> Result<(Digest, bool), StoreError> {
+/// The digest of the other contexts in a context's bucket, and whether it is of all of them: each can be read, or is in
+/// `unless`.
+fn read_bucket(
+    db: &Db,
+    context: &ContextId,
+    unless: &BTreeMap<ContextId, Extent>,
+) -> Result<(Digest, bool), StoreError> {
     let (mut digest, mut is_whole) = (Digest::default(), true);
     each_head(db, Slot::of(context), &[Bucket::of(context)].into(), |other, head| match head {
         _ if other == context => {}
@@ -159,7 +171,10 @@ fn read_bucket(db: &Db, context: &ContextId) -> Result<(Digest, bool), StoreErro
                 digest.add(other, extent);
             }
         }
-        Err(_) => is_whole = false,
+        Err(_) => match unless.get(other) {
+            Some(extent) => digest.add(other, *extent),
+            None => is_whole = false,
+        },
     })?;
     Ok((digest, is_whole))
 }
@@ -238,7 +253,9 @@ mod tests {
         let bucket = |context: &ContextId| (Slot::of(context), Bucket::of(context));
         let names = (0..).map(|number| format!("c-{number}"));
         let mut names = names.filter(|name| bucket(&ContextId::new(name).unwrap()) == bucket(&lost.context));
-        let neighbour = Writer::new(&db, &names.next().unwrap(), 2).append(1).context.clone();
+        let mut neighbour = Writer::new(&db, &names.next().unwrap(), 2);
+        let was = neighbour.append(1).extent();
+        let neighbour = neighbour.context.clone();
         index::ensure(&db).unwrap();
         let kept = Digests::scan(&db, &Quarantine::default()).unwrap();
         let before = everything(&kept);
@@ -250,20 +267,27 @@ mod tests {
         damage(&lost.context);
 
         let (right, shorter) = (lost.extent(), Extent { size: Size(2), root: Hash([1; 32]) });
-        assert!(kept.proves(&db, &lost.context, right).unwrap());
-        assert!(!kept.proves(&db, &lost.context, shorter).unwrap());
+        let proves = |digests: &Digests, extent, theirs: &BTreeMap<_, _>| {
+            digests.proves(&db, &lost.context, extent, theirs).unwrap()
+        };
+        let nothing = BTreeMap::new();
+        assert!(proves(&kept, right, &nothing));
+        assert!(!proves(&kept, shorter, &nothing));
 
         // A start does not know what it was, and says so.
         let quarantine = Quarantine::default();
         let fresh = Digests::scan(&db, &quarantine).unwrap();
         assert!(quarantine.check(&lost.context).is_err() && quarantine.list().len() == 1);
-        assert!(!fresh.proves(&db, &lost.context, right).unwrap());
+        assert!(!proves(&fresh, right, &nothing));
         fresh.recount(&db, &lost.context, right).unwrap();
         assert_eq!(everything(&fresh), before);
 
-        // Of two that are damaged in one bucket nothing can be told.
+        // Two that are damaged in one bucket are proven together.
         damage(&neighbour);
-        assert!(!kept.proves(&db, &lost.context, right).unwrap());
+        assert!(!proves(&kept, right, &nothing));
+        assert!(proves(&kept, right, &[(neighbour.clone(), was)].into()));
+        assert!(!proves(&kept, right, &[(neighbour.clone(), shorter)].into()));
+        assert!(!proves(&kept, shorter, &[(neighbour, was)].into()));
     }
 
     #[test]

@@ -10,7 +10,7 @@
 //! | the digest that this node kept of the context's bucket | the head cannot be read, but was counted before |
 //! | the slot's owner, in a claim that is promised here | neither; or this node's copy is to be that of the owner |
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use ledger_core::{ContextId, Head, Size, digest::Extent, ownership::Claim, slot::Slot};
 use rocksdb::WriteBatch;
@@ -80,8 +80,14 @@ impl Ledger {
 
     /// As [`Ledger::heal`], of a context whose head cannot be read, given how far another node says that it goes: it is
     /// put in place if the digest that this node kept shows that it had gone exactly so far here.
-    pub fn heal_by_digest(&self, context: &ContextId, theirs: Extent) -> Result<Option<Healing>, StoreError> {
-        self.heal_as(context, Proof::Digest, theirs)
+    /// Of other contexts of its bucket that cannot be read either `bucket` says the same.
+    pub fn heal_by_digest(
+        &self,
+        context: &ContextId,
+        theirs: Extent,
+        bucket: BTreeMap<ContextId, Extent>,
+    ) -> Result<Option<Healing>, StoreError> {
+        self.heal_as(context, Proof::Digest(bucket), theirs)
     }
 
     /// As [`Ledger::heal`], of a context that the slot's owner holds: its history takes the place of what cannot be read

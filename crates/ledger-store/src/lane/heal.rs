@@ -1,5 +1,7 @@
 //! A lane puts what was staged of a damaged context in place of its rows.
 
+use std::collections::BTreeMap;
+
 use super::{
     Arc, Claim, ContextId, Db, Extent, Lane, Place, Slot, StoreError, WriteBatch, index, read_head, staging,
 };
@@ -28,8 +30,8 @@ pub(crate) struct Heal {
 pub(crate) enum Proof {
     /// The head that is here, of the rows that are there.
     Head(Place),
-    /// The digest that was kept of it.
-    Digest,
+    /// The digest that was kept of it, and what another node says of the other contexts in its bucket.
+    Digest(BTreeMap<ContextId, Extent>),
     /// It is the history of the claim's owner.
     Claim(Claim),
 }
@@ -50,7 +52,7 @@ impl Lane {
         staging::check(db, generation, &context)?;
         match proof {
             Proof::Head(from) => self.heal_by_head(db, context, from, state),
-            Proof::Digest => self.heal_by_digest(db, context, state),
+            Proof::Digest(bucket) => self.heal_by_digest(db, context, &bucket, state),
             Proof::Claim(claim) => self.heal_in_claim(db, context, &claim, state),
         }
     }
@@ -95,6 +97,7 @@ impl Lane {
         &mut self,
         db: &Arc<Db>,
         context: ContextId,
+        bucket: &BTreeMap<ContextId, Extent>,
         mut state: ContextState,
     ) -> Result<Healed, StoreError> {
         if read_head(db, &context).is_ok_and(|row| row.is_some()) {
@@ -104,7 +107,7 @@ impl Lane {
             return Ok(Healed::InPlace);
         }
         let is_proven = match &self.shared.digests {
-            Some(digests) => digests.proves(db, &context, state.extent())?,
+            Some(digests) => digests.proves(db, &context, state.extent(), bucket)?,
             None => false,
         };
         if !is_proven {
