@@ -9,7 +9,7 @@ use ledger_core::{ContextId, Sequence, slot::Slot};
 use parking_lot::{Mutex, MutexGuard};
 use rocksdb::{
     BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB,
-    DBCompressionType, DBRecoveryMode, ErrorKind, ReadOptions, WriteBatch, WriteOptions,
+    DBCompressionType, DBRawIterator, DBRecoveryMode, ErrorKind, ReadOptions, WriteBatch, WriteOptions,
 };
 
 use crate::{
@@ -195,6 +195,13 @@ impl Db {
         options.set_iterate_upper_bound(beyond);
         options.fill_cache(fill_cache);
         rows::walk(self.inner.raw_iterator_cf_opt(handle, options), first, visit)
+    }
+
+    /// The rows of a family before `beyond`, for looking here and there.
+    pub(crate) fn cursor(&self, family: &'static str, beyond: &[u8]) -> Option<DBRawIterator<'_>> {
+        let mut options = ReadOptions::default();
+        options.set_iterate_upper_bound(beyond);
+        self.inner.cf_handle(family).map(|handle| self.inner.raw_iterator_cf_opt(handle, options))
     }
 
     /// A property of RocksDB summed over all families.

@@ -186,11 +186,10 @@ fn each_head(
     buckets: &BTreeSet<Bucket>,
     mut visit: impl FnMut(&ContextId, Result<Head, StoreError>),
 ) -> Result<(), StoreError> {
-    let rows = db.snapshot();
-    index::scan(&rows, slot, buckets, None, |name| {
+    index::scan(db, slot, buckets, None, |name| {
         if let Ok(context) = ContextId::new(name) {
             let missing = || damaged(&context, Sequence(0), "its head is missing");
-            let head = rows::head(&rows, &context).and_then(|row| row.ok_or_else(missing));
+            let head = rows::head(db, &context).and_then(|row| row.ok_or_else(missing));
             visit(&context, head.map(|(_, head)| head));
         }
         true

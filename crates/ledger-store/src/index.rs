@@ -11,7 +11,7 @@ use crate::{
     StoreError,
     db::{Db, io_error},
     families, meta,
-    rows::{Rows, Snapshot},
+    rows::Rows,
 };
 
 /// In `meta`: the index is whole. Directories from before there was one do not have it.
@@ -51,7 +51,7 @@ pub(crate) fn has(rows: &impl Rows, context: &ContextId) -> Result<bool, StoreEr
 /// Calls `visit` with the contexts of each bucket in order, those after `after` only, until it returns false: then it
 /// goes on with the next bucket.
 pub(crate) fn scan(
-    rows: &Snapshot<'_>,
+    rows: &impl Rows,
     slot: Slot,
     buckets: &BTreeSet<Bucket>,
     after: Option<&ContextId>,

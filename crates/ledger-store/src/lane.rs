@@ -424,7 +424,8 @@ impl Lane {
         appends.sort_by_key(|append| append.context_hash);
         let mut staged = Staged::new();
         for Queued { reply, tag, append, .. } in appends {
-            let result = self.stage(db, &mut staged, append);
+            let result =
+                self.stage(db, &mut staged, append).inspect_err(|error| self.shared.quarantine.note(error));
             match &mut replies[reply] {
                 Reply::One(slot, ..) => *slot = Some(result.and_then(|stored| stored.appended(db, &staged))),
                 Reply::Many(results, ..) => {

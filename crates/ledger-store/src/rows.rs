@@ -34,6 +34,9 @@ pub(crate) trait Rows {
         fill_cache: bool,
         visit: impl FnMut(&[u8], &[u8]) -> bool,
     ) -> Result<(), rocksdb::Error>;
+
+    /// The rows of a family before `beyond`, for looking here and there: it costs more to make one than to move it.
+    fn cursor(&self, family: &'static str, beyond: &[u8]) -> Option<DBRawIteratorWithThreadMode<'_, DB>>;
 }
 
 impl Rows for Db {
@@ -55,6 +58,10 @@ impl Rows for Db {
         visit: impl FnMut(&[u8], &[u8]) -> bool,
     ) -> Result<(), rocksdb::Error> {
         self.scan(family, first, beyond, fill_cache, visit)
+    }
+
+    fn cursor(&self, family: &'static str, beyond: &[u8]) -> Option<DBRawIteratorWithThreadMode<'_, DB>> {
+        self.cursor(family, beyond)
     }
 }
 
@@ -83,17 +90,6 @@ impl<'a> Snapshot<'a> {
         options.fill_cache(false);
         options.set_readahead_size(READAHEAD);
         self.scan_with(options, family, first, beyond, visit)
-    }
-
-    /// The rows of a family before `beyond`, for looking here and there: it costs more to make one than to move it.
-    pub(crate) fn cursor(
-        &self,
-        family: &'static str,
-        beyond: &[u8],
-    ) -> Option<DBRawIteratorWithThreadMode<'_, DB>> {
-        let mut options = ReadOptions::default();
-        options.set_iterate_upper_bound(beyond);
-        self.db.cf_handle(family).map(|handle| self.moment.raw_iterator_cf_opt(handle, options))
     }
 
     fn scan_with(
@@ -150,6 +146,12 @@ impl Rows for Snapshot<'_> {
         let mut options = ReadOptions::default();
         options.fill_cache(fill_cache);
         self.scan_with(options, family, first, beyond, visit)
+    }
+
+    fn cursor(&self, family: &'static str, beyond: &[u8]) -> Option<DBRawIteratorWithThreadMode<'_, DB>> {
+        let mut options = ReadOptions::default();
+        options.set_iterate_upper_bound(beyond);
+        self.db.cf_handle(family).map(|handle| self.moment.raw_iterator_cf_opt(handle, options))
     }
 }
 

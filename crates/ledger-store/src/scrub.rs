@@ -281,7 +281,7 @@ fn context_ids(
     slot: Slot,
     after: Option<&ContextId>,
 ) -> Result<Vec<ContextId>, StoreError> {
-    let rows = db.snapshot();
+    // Not at one moment: each snapshot that is let go of has RocksDB compact what was written before it.
     let buckets = (0..=u8::MAX).map(Bucket).collect();
     let mut names = std::collections::BTreeSet::new();
     let mut take = |name: &str| {
@@ -294,10 +294,10 @@ fn context_ids(
         names.extend(ContextId::new(name));
         true
     };
-    match index::scan(&rows, slot, &buckets, after, &mut take) {
+    match index::scan(db, slot, &buckets, after, &mut take) {
         Err(StoreError::FileDamaged(reason)) => {
             shared.quarantine.note_family(families::SLOTS, &reason);
-            index::scan_heads(&rows, slot, &buckets, after, &mut take)?;
+            index::scan_heads(db, slot, &buckets, after, &mut take)?;
         }
         read => read?,
     }
