@@ -469,9 +469,9 @@ impl Inner {
         if options.scrub_rate > 0 {
             let (database, shared, stopped) =
                 (Arc::clone(&self.database), Arc::clone(&self.shared), stopped.clone());
-            let lanes = self.lanes.read().iter().map(mpsc::Sender::downgrade).collect();
+            let lanes: Vec<_> = self.lanes.read().iter().map(mpsc::Sender::downgrade).collect();
             let thread = std::thread::Builder::new().name("scrub".into());
-            threads.push(thread.spawn(move || scrub::run(&database, &shared, lanes, &stopped))?);
+            threads.push(thread.spawn(move || scrub::run(&database, &shared, &lanes, &stopped))?);
         }
         if let Durability::Interval(interval) = options.durability {
             let database = Arc::clone(&self.database);

@@ -48,17 +48,12 @@ const WHOLE: [&str; 5] = [families::HEADS, families::IDS, families::FORKS, famil
 
 /// The thread: scrubs until told to stop. It begins after one pause of a second, so that opening a ledger is not
 /// slowed down.
-pub(crate) fn run(
-    database: &Database,
-    shared: &Shared,
-    lanes: Vec<WeakSender<Command>>,
-    stop: &Receiver<()>,
-) {
+pub(crate) fn run(database: &Database, shared: &Shared, lanes: &[WeakSender<Command>], stop: &Receiver<()>) {
     let options = &shared.options;
     let mut pause = Duration::from_secs(1).min(options.scrub_pause);
     while stop.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
         let budget = Budget::new(options.scrub_rate);
-        let mut scrub = Scrub { database, shared, lanes: &lanes, stop, budget };
+        let mut scrub = Scrub { database, shared, lanes, stop, budget };
         match scrub.everything() {
             Ok(Pass::Stopped) => return,
             Ok(Pass::Done { contexts, entries }) => {

@@ -119,8 +119,14 @@ impl Compare {
     pub fn answered(&mut self, ours: &Roots, theirs: &Roots) -> Result<(), CompareError> {
         let sizes = self.sizes();
         let (ours, theirs) = match (ours, theirs) {
-            (_, Roots::Unreadable) => return self.unreadable(Side::Theirs),
-            (Roots::Unreadable, _) => return self.unreadable(Side::Ours),
+            (_, Roots::Unreadable) => {
+                self.unreadable(Side::Theirs);
+                return Ok(());
+            }
+            (Roots::Unreadable, _) => {
+                self.unreadable(Side::Ours);
+                return Ok(());
+            }
             (ours, theirs) => (at(ours), at(theirs)),
         };
         for (side, roots) in [(Side::Ours, ours), (Side::Theirs, theirs)] {
@@ -141,9 +147,8 @@ impl Compare {
         Ok(())
     }
 
-    fn unreadable(&mut self, side: Side) -> Result<(), CompareError> {
+    fn unreadable(&mut self, side: Side) {
         self.state = State::Ended(Verdict::Unreadable(side));
-        Ok(())
     }
 
     /// The roots at the smaller of both sizes are equal or not.

@@ -129,9 +129,12 @@ impl Node {
             let contexts = contexts.map(|(from, contexts)| contexts.range((from, Bound::Unbounded)));
             contexts.into_iter().flatten().filter(|(context, _)| buckets.contains(&Bucket::of(context)))
         });
-        let listed = |(context, history): (&ContextId, &History)| match self.unreadable.contains(context) {
-            true => Listed::Unreadable(context.clone()),
-            false => Listed::Held(summary(context, history)),
+        let listed = |(context, history): (&ContextId, &History)| {
+            if self.unreadable.contains(context) {
+                Listed::Unreadable(context.clone())
+            } else {
+                Listed::Held(summary(context, history))
+            }
         };
         let contexts = rest.by_ref().take(MAX_PAGE).map(listed).collect();
         Page { contexts, more: rest.next().is_some() }

@@ -53,7 +53,7 @@ impl Lane {
         match proof {
             Proof::Head(from) => self.heal_by_head(db, context, from, state),
             Proof::Digest(bucket) => self.heal_by_digest(db, context, &bucket, state),
-            Proof::Claim(claim) => self.heal_in_claim(db, context, &claim, state),
+            Proof::Claim(claim) => self.heal_in_claim(db, &context, &claim, state),
         }
     }
 
@@ -123,15 +123,15 @@ impl Lane {
     fn heal_in_claim(
         &mut self,
         db: &Arc<Db>,
-        context: ContextId,
+        context: &ContextId,
         claim: &Claim,
         mut state: ContextState,
     ) -> Result<Healed, StoreError> {
-        let slot = Slot::of(&context);
+        let slot = Slot::of(context);
         if let Err(refused) = self.record(db, slot)?.may_follow(claim) {
             return Err(StoreError::Io(format!("context {context} is not restored: {refused}")));
         }
-        let row = read_head(db, &context);
+        let row = read_head(db, context);
         let goes_further = matches!(&row, Ok(Some((_, head))) if head.size() > state.head.size());
         if self.in_step.get(&slot) == Some(claim) || goes_further {
             let reason = "this node's copy goes further than the owner's, or is in step with it";
@@ -143,14 +143,14 @@ impl Lane {
             copies.differs(&self.shared, slot);
             self.in_step.remove(&slot);
         }
-        self.parked.forget(&context);
+        self.parked.forget(context);
         let now = state.extent();
         let (from, before) = known.map(|(place, head)| (place, head.extent())).unzip();
         self.put_healed(db, context.clone(), from, state)?;
         if let Some(digests) = &self.shared.digests {
             match before {
-                Some(before) => digests.replace(&context, Some(before), Some(now)),
-                None => digests.recount(db, &context, now)?,
+                Some(before) => digests.replace(context, Some(before), Some(now)),
+                None => digests.recount(db, context, now)?,
             }
         }
         Ok(Healed::InPlace)

@@ -282,7 +282,7 @@ fn hostile_answers_end_in_an_error_that_says_what_is_wrong() {
     assert!(fewer.contains("answered about 127 contexts when asked about 128"), "{fewer}");
     let unasked_size = message(&mut roots(|roots| {
         if let Roots::At(roots) = &mut roots[5] {
-            roots.push(Hash([0; 32]))
+            roots.push(Hash([0; 32]));
         }
     }));
     assert!(unasked_size.contains("gave 2 roots of a context when asked for 1"), "{unasked_size}");
