@@ -20,11 +20,13 @@ pub enum Broken {
     UnstableShown,
     /// What cannot be read counts as not being there.
     DamageIsAbsence,
+    /// What another cluster's nodes say is heard like that of one's own.
+    ClustersMerge,
 }
 
 impl Broken {
     /// Every rule that can be left out.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::NoPromiseCheck,
         Self::NoSync,
         Self::MembersOffGossip,
@@ -32,6 +34,7 @@ impl Broken {
         Self::StaleOwner,
         Self::UnstableShown,
         Self::DamageIsAbsence,
+        Self::ClustersMerge,
     ];
 
     /// As it is named in the environment.
@@ -45,6 +48,7 @@ impl Broken {
             Self::StaleOwner => "stale-owner",
             Self::UnstableShown => "unstable-shown",
             Self::DamageIsAbsence => "damage-is-absence",
+            Self::ClustersMerge => "clusters-merge",
         }
     }
 

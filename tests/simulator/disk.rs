@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use ledger_core::{Hash, ownership::SlotRecord, slot::Slot};
+use ledger_core::{Hash, node::ClusterId, ownership::SlotRecord, slot::Slot};
 
 use super::{
     history::{Context, Entry, History},
@@ -13,6 +13,8 @@ use super::{
 /// What a disk holds.
 #[derive(Debug, Clone, Default)]
 pub struct Store {
+    /// The cluster that it belongs to.
+    pub cluster: Option<ClusterId>,
     pub records: BTreeMap<Slot, SlotRecord>,
     pub histories: Vec<History>,
     /// Contexts whose histories are there and cannot be read: what stands here of them is empty.
@@ -34,6 +36,7 @@ pub struct Fork {
 /// A write.
 #[derive(Debug, Clone)]
 pub enum Write {
+    Cluster(ClusterId),
     Record(Slot, SlotRecord),
     Append(Context, Vec<Entry>),
     /// A history in the place of one that cannot be read.
@@ -49,6 +52,7 @@ pub enum Write {
 impl Store {
     fn apply(&mut self, write: &Write) {
         match write {
+            Write::Cluster(id) => self.cluster = Some(*id),
             Write::Record(slot, record) => _ = self.records.insert(*slot, record.clone()),
             Write::Append(context, entries) => self.histories[*context].0.extend_from_slice(entries),
             Write::Restore(context, entries) => {

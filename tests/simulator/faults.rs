@@ -24,10 +24,11 @@ pub enum Fault {
     RemoveNode,
     /// What a disk holds of a context cannot be read any more.
     Damage,
+    OtherCluster,
 }
 
 impl Fault {
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Crash,
         Self::CrashAll,
         Self::Wipe,
@@ -44,6 +45,7 @@ impl Fault {
         Self::AddNode,
         Self::RemoveNode,
         Self::Damage,
+        Self::OtherCluster,
     ];
 
     pub fn name(self) -> &'static str {
@@ -64,6 +66,7 @@ impl Fault {
             Self::AddNode => "nodes added",
             Self::RemoveNode => "nodes removed for good",
             Self::Damage => "damaged contexts",
+            Self::OtherCluster => "meetings with another cluster",
         }
     }
 }

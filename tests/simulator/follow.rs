@@ -181,6 +181,7 @@ impl Node {
             record.promised = None;
         }
         let outcome = match record.accept(&claim, &set, is_confirmed, before.as_ref()) {
+            _ if !self.may_form(slot, &set, is_confirmed) => Outcome::NotNow,
             Err(NotTaken::Refused(refused)) => Outcome::Refused(refused.promised),
             Err(NotTaken::OtherMembers(placement)) => Outcome::OtherMembers(placement),
             Ok(_) | Err(NotTaken::NotAccepted { .. })

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use ledger_core::{
     Epoch, Hash, compare,
     digest::Digest,
-    node::{Member, ReplicaSet},
+    node::{ClusterId, Member, ReplicaSet, StorageId},
     ownership::{Claim, slots},
     replication::Needed,
     slot::Slot,
@@ -22,7 +22,12 @@ pub type Index = usize;
 /// A message that may be lost, late, doubled and overtaken.
 #[derive(Debug, Clone)]
 pub enum Message {
-    Gossip(Vec<Rc<Published>>),
+    Gossip {
+        /// The sender's cluster and data directory.
+        cluster: Option<ClusterId>,
+        said_by: StorageId,
+        all: Vec<Rc<Published>>,
+    },
     /// Opens a stream.
     Hello {
         stream: u64,

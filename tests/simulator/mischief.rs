@@ -1,21 +1,30 @@
 //! Having things go wrong, and right again.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    rc::Rc,
+};
 
 use ledger_core::{
-    node::{Member, ReplicaSet},
+    Epoch,
+    node::{ClusterId, Member, NodeId, ReplicaSet, StorageId},
     rendezvous,
+    slot::Slot,
 };
 
 use super::{
     counts::Counted,
     disk::{Disk, Store},
     faults::Fault,
-    message::Index,
+    gossip::Published,
+    message::{Index, Message},
     network::MAX_NODES,
     node::index_of,
     run::{Happening, Host, Stage, World},
 };
+
+/// Where another cluster's nodes are numbered from.
+const ELSEWHERE: Index = 1000;
 
 /// What ends a fault.
 #[derive(Debug, Clone, Copy)]
@@ -134,6 +143,43 @@ impl World {
                 self.with(node, |node| node.drain(true));
                 self.after(a_while + 2_000_000, Happening::Undo(Undo::Gone(node)));
             }
+            Fault::OtherCluster => return self.meet(node),
+        }
+        true
+    }
+
+    /// A node of another cluster, of the same name and key, tells a node what it knows: who there is, and that they own all
+    /// slots in epochs above all others. One that belongs nowhere yet would join it, as it may.
+    fn meet(&mut self, node: Index) -> bool {
+        let names = |at: usize| NodeId::new(format!("n{}", ELSEWHERE + at)).unwrap();
+        let member = |at: usize| Member { node: names(at), storage: StorageId([0xee; 16]) };
+        let epoch = Epoch::new(1 << 19, 0xeee);
+        let owned: BTreeMap<Slot, Epoch> =
+            self.config.contexts.slots.iter().map(|slot| (*slot, epoch)).collect();
+        let said = |at: usize| {
+            Rc::new(Published {
+                index: ELSEWHERE + at,
+                member: member(at),
+                version: (1, self.now),
+                is_draining: false,
+                is_writable: true,
+                owned: owned.clone(),
+            })
+        };
+        let all: Vec<Rc<Published>> = (0..3).map(said).collect();
+        let cluster = ReplicaSet::new((0..3).map(member)).ok().map(|first| ClusterId::of(&first));
+        let belongs = self.hosts[node].node.as_ref().is_some_and(|node| {
+            node.disk.now.cluster.is_some()
+                || node.disk.now.records.values().any(|record| record.placement.is_some())
+        });
+        if !belongs {
+            return false;
+        }
+        let message = Message::Gossip { cluster, said_by: StorageId([0xee; 16]), all };
+        self.with(node, |node| node.message(ELSEWHERE, message));
+        let merged = self.hosts[node].node.as_ref().is_some_and(|node| node.hears_from(ELSEWHERE));
+        if merged {
+            self.violate(format!("node {node} takes in what another cluster says"));
         }
         true
     }

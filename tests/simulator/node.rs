@@ -9,9 +9,9 @@ use std::{
 use ledger_core::{
     Epoch,
     digest::{Extent, SlotDigest},
-    node::{Member, NodeId},
+    node::{ClusterId, Member, NodeId, ReplicaSet, StorageId},
     ownership::{
-        Claim, Placement, Slots,
+        Claim, Placement, SlotRecord, Slots,
         slots::{Answer, Event, Millis, Outcome as Offered},
     },
     replication::{Peer, Unstable, Waiting},
@@ -98,7 +98,10 @@ impl Node {
     ) -> Self {
         let slots = config.contexts.slots.clone();
         let records = disk.now.records.clone();
-        let brain = Slots::of(slots, member.clone(), config.settings.clone(), records, now);
+        let mut brain = Slots::of(slots, member.clone(), config.settings.clone(), records, now);
+        if disk.now.cluster.is_some() {
+            brain.identified();
+        }
         let contexts = config.contexts.len();
         let mut node = Self {
             index,
@@ -221,7 +224,8 @@ impl Node {
         others.retain(|other| *other != self.index);
         for _ in 0..2 {
             if let Some(to) = self.random.pick(&others) {
-                let message = Message::Gossip(self.gossip.all());
+                let (cluster, said_by) = (self.disk.now.cluster, self.member.storage);
+                let message = Message::Gossip { cluster, said_by, all: self.gossip.all() };
                 self.out.push(Out::Message { to, message });
             }
         }
@@ -249,10 +253,51 @@ impl Node {
 
     /// Writes a record. From here on it holds for what this node does; others hear of it once it is durable.
     pub(super) fn write_record(&mut self, slot: Slot, record: ledger_core::ownership::SlotRecord) {
-        if self.record(slot) == record {
+        let before = self.record(slot);
+        if before == record {
             return;
         }
+        if self.brain.first() == Some(slot)
+            && self.disk.now.cluster.is_none()
+            && let Some(id) = before.forms(&record)
+        {
+            self.belongs(id);
+        }
         self.disk.write(Write::Record(slot, record));
+    }
+
+    /// It belongs to a cluster, from now on.
+    fn belongs(&mut self, id: ClusterId) {
+        self.disk.write(Write::Cluster(id));
+        self.brain.identified();
+    }
+
+    /// Whether it has heard of nodes that are numbered from there.
+    pub fn hears_from(&self, first: Index) -> bool {
+        self.gossip.known().any(|index| index >= first)
+    }
+
+    /// Whether what was sent in a cluster is to be heard here, as in `ledger_cluster::membership::identity`.
+    pub(super) fn is_ours(&mut self, theirs: Option<ClusterId>, said_by: StorageId) -> bool {
+        let Some(theirs) = theirs else { return true };
+        if let Some(ours) = self.disk.now.cluster {
+            return ours == theirs || self.config.broken == Broken::ClustersMerge;
+        }
+        let records = self.disk.now.records.values();
+        let sets = records.filter_map(|record| record.placement.as_ref()).map(|placement| &placement.set);
+        let mut known = sets.flat_map(ReplicaSet::members).peekable();
+        let is_believed = known.peek().is_none() || known.any(|member| member.storage == said_by);
+        let may_join = self.brain.first().is_none_or(|slot| self.record(slot).may_join(theirs, &said_by));
+        if is_believed && may_join && self.can_write() {
+            self.belongs(theirs);
+        }
+        // It is said again.
+        false
+    }
+
+    /// Whether first members may be accepted here.
+    pub(super) fn may_form(&self, slot: Slot, set: &ReplicaSet, is_confirmed: bool) -> bool {
+        self.brain.first() != Some(slot) || SlotRecord::may_form(self.disk.now.cluster, set, is_confirmed)
     }
 
     pub(super) fn record(&self, slot: Slot) -> ledger_core::ownership::SlotRecord {

@@ -81,7 +81,8 @@ impl Node {
                 }
             }
             Effect::Offer { to, slot, claim, set, is_confirmed, before } => {
-                if to == self.member && !self.can_write() {
+                let may_form = self.may_form(slot, &set, is_confirmed);
+                if to == self.member && !(may_form && self.can_write()) {
                     self.events.push_back(Event::Offered { from: to, slot, claim, outcome: Offered::NotNow });
                 } else if to == self.member {
                     match self.record(slot).accept(&claim, &set, is_confirmed, before.as_ref()) {

@@ -55,7 +55,11 @@ impl Node {
 
     pub fn message(&mut self, from: Index, message: Message) {
         match message {
-            Message::Gossip(all) => self.gossip.hear(self.now, &all),
+            Message::Gossip { cluster, said_by, all } => {
+                if self.is_ours(cluster, said_by) {
+                    self.gossip.hear(self.now, &all);
+                }
+            }
             Message::Hello { stream, from: member, to } => {
                 if to == self.member && self.incoming.get(&from).is_none_or(|(known, _)| *known < stream) {
                     // Nothing led by that node is in step until it says so on this stream.

@@ -1,14 +1,18 @@
 //! A node's part in a cluster, as its server holds it.
 
 use std::{
-    sync::{Arc, OnceLock, atomic::AtomicU64},
+    collections::BTreeSet,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicU64},
+    },
     time::{Duration, Instant},
 };
 
 use ledger_core::{
-    node::Member,
+    node::{Member, NodeId, ReplicaSet, StorageId},
     ownership::{
-        Slots,
+        SlotRecord, Slots,
         slots::{Event, Settings},
     },
     slot::{SLOTS, Slot},
@@ -23,12 +27,13 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
+    belonging::{self, Fence},
     config::ClusterConfig,
     door::{Credentials, Door},
     driver::Driver,
-    following, healing,
+    following, healing, known,
     load::Load,
-    membership::{Membership, StartError, View, facts::Readiness},
+    membership::{Found, Membership, Replaced, StartError, View, facts::Readiness},
     pace::Seldom,
     peers::{Peers, Use},
     routes::Routes,
@@ -56,6 +61,17 @@ pub enum JoinError {
     /// The data directory was made another one: start the node again.
     #[error(transparent)]
     Renewed(#[from] Renewed),
+    /// Another process runs under the node's name, and is well.
+    #[error(
+        "another process runs as node {node}: it gossips at {}, its gRPC services are at {}, its data directory is {}; stop that one first, or \
+         give this one a node_id of its own", .found.gossip, .found.grpc, .found.storage
+    )]
+    Taken {
+        /// The name.
+        node: NodeId,
+        /// Who has it.
+        found: Found,
+    },
 }
 
 /// Makes a directory another one that has lost what it promised.
@@ -109,6 +125,20 @@ impl Cluster {
         };
         config.facts.opened = Some(ledger.opening_mark());
         config.facts.durable = Some(ledger.durable_mark());
+        let directory = ledger.directory().to_owned();
+        let addresses = {
+            let directory = directory.clone();
+            tokio::task::spawn_blocking(move || known::read(&directory)).await.unwrap_or_default()
+        };
+        config.membership.known = addresses.values().map(|(gossip, _)| *gossip).collect();
+        let belongs = *ledger.cluster_id().borrow();
+        if let Some(id) = belongs {
+            config.membership.identity.belongs(id);
+        }
+        config.membership.identity.knows(members_of(&records));
+        if let Some(found) = Membership::taken(&config.membership, me.storage).await {
+            return Err(JoinError::Taken { node: me.node, found });
+        }
         let membership = Membership::start(config.membership.clone(), config.facts.clone()).await?;
         let membership = Arc::new(membership);
         let credentials = Arc::new(Credentials::new(me.clone(), incarnation, sealer));
@@ -119,6 +149,8 @@ impl Cluster {
             ledger: ledger.clone(),
             config,
             credentials,
+            fence: Fence::default(),
+            is_forming: AtomicBool::new(false),
             highest: AtomicU64::new(highest.0),
             implausible: Seldom::default(),
             events,
@@ -137,7 +169,8 @@ impl Cluster {
         let driver = Driver {
             shared: Arc::clone(&shared),
             membership: Arc::clone(&membership),
-            slots: Slots::new(me, settings, records, 0),
+            slots: Slots::new(me.clone(), settings, records, 0),
+            is_identified: false,
             events: told,
             from_lanes: lanes,
             started: Instant::now(),
@@ -155,6 +188,16 @@ impl Cluster {
             AbortOnDropHandle::new(tokio::spawn(compare(Arc::clone(&shared)))),
             AbortOnDropHandle::new(tokio::spawn(healing::run(Arc::clone(&shared)))),
             AbortOnDropHandle::new(tokio::spawn(set_back::watch_records(Arc::clone(&shared)))),
+            AbortOnDropHandle::new(tokio::spawn(belonging::keep(
+                Arc::clone(&shared),
+                Arc::clone(&membership),
+            ))),
+            AbortOnDropHandle::new(tokio::spawn(known::keep(
+                directory,
+                addresses,
+                me.node,
+                membership.view(),
+            ))),
         ];
         membership.set_readiness(Readiness::Ready);
         Ok(Self { shared, membership, tasks: Mutex::new(tasks) })
@@ -241,6 +284,27 @@ impl Cluster {
         }
     }
 
+    /// Waits until this process is not the node any more, because a later start of it is there: heard in gossip, or told by
+    /// another node.
+    pub fn replaced(&self) -> impl Future<Output = Replaced> + use<> {
+        let (heard, mut told) = (self.membership.replaced(), self.shared.credentials.replaced.subscribe());
+        async move {
+            tokio::select! {
+                replaced = heard => replaced,
+                Ok(told) = told.wait_for(Option::is_some) => match &*told {
+                    Some(replaced) => replaced.clone(),
+                    None => std::future::pending().await,
+                },
+                else => std::future::pending().await,
+            }
+        }
+    }
+
+    /// Whether this process is not the node any more: see [`Cluster::replaced`].
+    pub fn is_replaced(&self) -> bool {
+        self.membership.is_replaced() || self.shared.credentials.replaced.borrow().is_some()
+    }
+
     /// Whether the node cannot go on: see [`Cluster::renewed`].
     pub fn is_renewed(&self) -> bool {
         self.shared.found.get().is_some() || self.shared.renewed.borrow().is_some()
@@ -262,6 +326,13 @@ impl Drop for Cluster {
     fn drop(&mut self) {
         self.shared.cancel.cancel();
     }
+}
+
+/// The data directories that records of slots name.
+pub(crate) fn members_of(records: &[(Slot, SlotRecord)]) -> BTreeSet<StorageId> {
+    let placements = records.iter().filter_map(|(_, record)| record.placement.as_ref());
+    let sets = placements.flat_map(|placement| std::iter::once(&placement.set).chain(&placement.before));
+    sets.flat_map(ReplicaSet::members).map(|member| member.storage).collect()
 }
 
 /// Compares with the replicas from time to time.

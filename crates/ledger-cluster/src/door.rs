@@ -20,15 +20,16 @@ use http_body_util::{BodyExt as _, Full, Limited};
 use ledger_core::node::{Incarnation, Member, NodeId};
 use ledger_proto::ledger::v1::{GreetRequest, GreetResponse};
 use parking_lot::RwLock;
+use tokio::sync::watch;
 use tonic::{
     Status,
     body::Body,
-    metadata::{AsciiMetadataValue, MetadataMap},
+    metadata::{AsciiMetadataValue, BinaryMetadataKey, MetadataMap, MetadataValue},
     server::NamedService,
 };
 use tower::Service;
 
-use crate::{seal::Sealer, shared::Shared, wire};
+use crate::{membership::Replaced, seal::Sealer, shared::Shared, wire};
 
 pub(crate) mod calling;
 pub(crate) mod proof;
@@ -45,6 +46,10 @@ const OLD_PROOF: HeaderName = HeaderName::from_static("converge-peer-bin");
 const CALLER: &str = "converge-caller";
 /// With a refusal: greet again.
 const GREET_AGAIN: &str = "converge-greet";
+/// With a refusal: that a later start of the caller is known.
+const REPLACED: &str = "converge-replaced-bin";
+/// The first word of what is sealed in it: no other text has it.
+const LATER: &str = "later";
 /// The method that needs no proof.
 const GREET: &str = "Greet";
 /// Methods whose requests are streams: their messages are not part of the proof, which holds for the stream as a whole.
@@ -58,12 +63,46 @@ pub(crate) struct Credentials {
     pub(crate) me: Member,
     pub(crate) incarnation: Incarnation,
     pub(crate) sealer: RwLock<Sealer>,
+    /// A later start of this node, of which another node told.
+    pub(crate) replaced: watch::Sender<Option<Replaced>>,
     sessions: Sessions,
 }
 
 impl Credentials {
     pub(crate) fn new(me: Member, incarnation: Incarnation, sealer: Sealer) -> Self {
-        Self { me, incarnation, sealer: RwLock::new(sealer), sessions: Sessions::default() }
+        let (sealer, sessions) = (RwLock::new(sealer), Sessions::default());
+        Self { me, incarnation, sealer, replaced: watch::Sender::default(), sessions }
+    }
+
+    /// Refuses a caller of which a later start is known, and tells it so: sealed, as what one node says of another. It may be heard
+    /// again at any time, because it stays true.
+    fn replaced(&self, node: &NodeId, later: &crate::membership::Member) -> Status {
+        let mut status = Status::failed_precondition("another process runs under the caller's name by now");
+        let text = format!("{LATER}/{node}/{}/{}", later.incarnation, later.grpc_address);
+        if let Ok(sealed) = self.sealer.read().seal(text.as_bytes()) {
+            let key = BinaryMetadataKey::from_static(REPLACED);
+            status.metadata_mut().insert_bin(key, MetadataValue::from_bytes(&sealed));
+        }
+        status
+    }
+
+    /// Takes in that a later start of this node is there.
+    fn heed(&self, headers: &HeaderMap) {
+        let Some(sealed) = headers.get(REPLACED).and_then(decoded) else { return };
+        let Some(text) = self.sealer.read().open(&sealed).ok().and_then(|text| String::from_utf8(text).ok())
+        else {
+            return;
+        };
+        let mut words = text.splitn(4, '/');
+        let is_mine = words.next() == Some(LATER) && words.next() == Some(self.me.node.as_str());
+        let later = words.next().and_then(|number| number.parse().ok()).map(Incarnation);
+        if let Some(incarnation) = later.filter(|later| is_mine && *later > self.incarnation) {
+            let grpc_address = words.next().unwrap_or_default().to_owned();
+            let replaced =
+                Replaced { node: self.me.node.clone(), incarnation, ours: self.incarnation, grpc_address };
+            tracing::error!("{replaced}");
+            self.replaced.send_replace(Some(replaced));
+        }
     }
 
     /// Answers a greeting. Anybody may greet: the answer proves only that this node is who it is.
@@ -197,7 +236,14 @@ async fn pass(shared: &Shared, mut request: Request<Body>) -> Result<Request<Bod
         return Ok(request);
     }
     let (caller, body) = match shared.credentials.admit(request.headers(), &method) {
-        Ok(proof) => (proof.from.node, proof.body),
+        Ok(proof) => {
+            let view = shared.view.borrow();
+            let later = view.get(&proof.from.node).filter(|known| known.incarnation > proof.incarnation);
+            if let Some(later) = later {
+                return Err(shared.credentials.replaced(&proof.from.node, later));
+            }
+            (proof.from.node, proof.body)
+        }
         Err(_) if !request.headers().contains_key(PROOF) => (old_caller(shared, request.headers())?, None),
         Err(status) => {
             let count = &shared.counters.calls_refused;

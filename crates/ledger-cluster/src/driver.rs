@@ -11,10 +11,10 @@ use ledger_core::{
     Epoch,
     node::Member,
     ownership::{
-        Claim, Slots,
+        Claim, SlotRecord, Slots,
         slots::{Answer, Ask, Effect, Event, Outcome, Seen},
     },
-    slot::Slot,
+    slot::{SLOTS, Slot},
 };
 use ledger_proto::ledger::v1::{
     SlotAsk, SlotAsks, SlotNothing, replica_service_client::ReplicaServiceClient, slot_answer::Answer as To,
@@ -32,6 +32,7 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
     catch_up::{self, Caught, Mode},
+    cluster::members_of,
     membership::{Membership, View, facts::Readiness},
     routes::Routes,
     sending, set_back,
@@ -62,6 +63,8 @@ pub(crate) struct Driver {
     pub(crate) shared: Arc<Shared>,
     pub(crate) membership: Arc<Membership>,
     pub(crate) slots: Slots,
+    /// The cluster has an identity.
+    pub(crate) is_identified: bool,
     pub(crate) events: mpsc::Receiver<Told>,
     pub(crate) from_lanes: mpsc::UnboundedReceiver<Vec<Event>>,
     pub(crate) started: Instant,
@@ -349,6 +352,29 @@ impl Driver {
         declined
     }
 
+    /// Until the cluster has an identity: notes of which members this node would take one.
+    fn note_belonging(&mut self) {
+        if self.is_identified {
+            return;
+        }
+        let records = (0..SLOTS).filter_map(Slot::new).map(|slot| (slot, self.slots.record(slot).clone()));
+        let records: Vec<_> = records.collect();
+        let is_forming = |(slot, record): &(Slot, SlotRecord)| {
+            *slot == Slot::FIRST && record.placement.as_ref().is_some_and(|placement| !placement.is_confirmed)
+        };
+        self.shared.is_forming.store(records.iter().any(is_forming), Ordering::Relaxed);
+        let mut known = members_of(&records);
+        if !known.is_empty() {
+            // Of a cluster that has no identity yet: whoever is heard belongs to it, for those of another are not.
+            known.extend(self.shared.view.borrow().members.iter().map(|member| member.storage_id));
+        }
+        self.membership.identity().knows(known);
+        if self.shared.ledger.cluster_id().borrow().is_some() {
+            self.is_identified = true;
+            self.slots.identified();
+        }
+    }
+
     /// Publishes what this node owns, and where slots are.
     fn publish(&mut self) {
         self.published = Instant::now();
@@ -357,6 +383,7 @@ impl Driver {
             self.membership.set_durable(self.shared.ledger.durable_mark());
         }
         self.shared.knows(self.slots.highest());
+        self.note_belonging();
         let owned = self.slots.owned();
         if owned != self.owned {
             self.membership.set_owned(owned.clone());
@@ -390,7 +417,7 @@ async fn change(shared: &Arc<Shared>, changes: Vec<(Slot, Change)>) {
         asked.entry(*slot).or_default().push_back(match change {
             Change::Accept { claim, .. } => Asked::Offer(claim.clone()),
             Change::Promise(claim) | Change::Confirm(claim) => Asked::Question(claim.clone()),
-            Change::Formed => Asked::Nothing,
+            Change::Formed | Change::Join(..) => Asked::Nothing,
         });
     }
     let Ok(changed) = shared.ledger.change_slots(changes).await else { return };

@@ -14,7 +14,7 @@ use std::{
     io,
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -24,16 +24,27 @@ use chitchat::{
     ChitchatMessage, Deserializable, Serializable,
     transport::{Socket, Transport},
 };
+use ledger_core::node::{ClusterId, NodeId, StorageId};
 use parking_lot::{Mutex, RwLock};
-use tokio::net::UdpSocket;
+use tokio::{net::UdpSocket, sync::watch};
 
-use crate::seal::{Keyring, OpenError, Sealer};
+use crate::{
+    membership::{
+        View,
+        identity::{Identity, Judged},
+    },
+    seal::{Keyring, OpenError, SealError, Sealer},
+};
 
 pub mod parts;
 #[cfg(test)]
 mod tests;
+pub(crate) mod word;
 
 use parts::{Assembled, Assembler};
+use word::Word;
+
+pub use word::Found;
 
 /// Largest datagram sent or accepted, in bytes: what fits unfragmented into the smallest MTU of IPv6 (1280,
 /// RFC 8200 §5) after its header and that of UDP.
@@ -50,6 +61,8 @@ pub struct GossipCounts {
     pub dropped_unsealed: u64,
     /// Dropped: of another cluster, or sealed with a key this node doesn't have.
     pub dropped_foreign: u64,
+    /// Dropped: of a cluster of the same name and key that has another identity.
+    pub dropped_other: u64,
     /// Dropped: too long, or not gossip after opening.
     pub dropped_malformed: u64,
     /// Messages given up because parts of them never came.
@@ -64,6 +77,7 @@ struct Counters {
     sent: AtomicU64,
     dropped_unsealed: AtomicU64,
     dropped_foreign: AtomicU64,
+    dropped_other: AtomicU64,
     dropped_malformed: AtomicU64,
     incomplete: AtomicU64,
     send_failed: AtomicU64,
@@ -78,12 +92,61 @@ fn add(counter: &AtomicU64, n: u64) {
 pub struct GossipControl {
     sealer: Arc<RwLock<Sealer>>,
     counters: Arc<Counters>,
+    identity: Arc<Identity>,
+    storage: StorageId,
+    /// The nodes as this one sees them, once it does: for those who ask who runs under a name.
+    view: Arc<OnceLock<watch::Receiver<Arc<View>>>>,
 }
 
 impl GossipControl {
     /// Control of a socket that seals with this.
-    pub fn new(sealer: Sealer) -> Self {
-        Self { sealer: Arc::new(RwLock::new(sealer)), counters: Arc::default() }
+    pub fn new(sealer: &Sealer) -> Self {
+        Self::of(sealer, Arc::default(), StorageId([0; 16]))
+    }
+
+    /// The same, of a node that belongs to a cluster, or will; with its data directory.
+    pub(crate) fn of(sealer: &Sealer, identity: Arc<Identity>, storage: StorageId) -> Self {
+        let sealer = Arc::new(RwLock::new(sealer.with_identity(identity.ours())));
+        Self { sealer, counters: Arc::default(), identity, storage, view: Arc::default() }
+    }
+
+    /// The node belongs to a cluster, from the next datagram on.
+    pub(crate) fn belongs(&self, id: ClusterId) {
+        self.identity.belongs(id);
+        let mut sealer = self.sealer.write();
+        *sealer = sealer.with_identity(Some(id));
+    }
+
+    /// The nodes as this one sees them, from now on.
+    pub(crate) fn sees(&self, view: watch::Receiver<Arc<View>>) {
+        // There is one membership for each socket.
+        let _ = self.view.set(view);
+    }
+
+    /// A datagram that carries a part, or a word.
+    fn seal(&self, payload: &[u8]) -> Result<Vec<u8>, SealError> {
+        let sealer = self.sealer.read();
+        if sealer.has_identity() {
+            sealer.seal(&[&self.storage.0, payload].concat())
+        } else {
+            sealer.seal(payload)
+        }
+    }
+
+    /// Who runs under a name.
+    fn who(&self, node: &NodeId) -> Option<Found> {
+        let view = self.view.get()?.borrow();
+        let is_itself = view.is_me(node);
+        // Of one that was replaced there is nothing to say, and one that leaves keeps nobody out.
+        let member = if is_itself { view.me() } else { view.get(node) };
+        let member = member.filter(|member| member.alive)?;
+        Some(Found {
+            storage: member.storage_id,
+            incarnation: member.incarnation,
+            gossip: member.gossip_address,
+            grpc: member.grpc_address.clone(),
+            is_itself,
+        })
     }
 
     /// Exchanges the keys from the next datagram on.
@@ -101,6 +164,7 @@ impl GossipControl {
             sent: read(&counters.sent),
             dropped_unsealed: read(&counters.dropped_unsealed),
             dropped_foreign: read(&counters.dropped_foreign),
+            dropped_other: read(&counters.dropped_other),
             dropped_malformed: read(&counters.dropped_malformed),
             incomplete: read(&counters.incomplete),
             send_failed: read(&counters.send_failed),
@@ -152,16 +216,17 @@ impl SealedSocket {
 
     /// Takes one datagram in; a message, if it completes one.
     fn take_in(&mut self, len: usize, from: SocketAddr) -> Option<ChitchatMessage> {
-        let counters = &self.control.counters;
+        let control = self.control.clone();
+        let counters = &control.counters;
         add(&counters.received, 1);
         // The buffer is one byte longer than the limit, so a datagram that was cut off shows.
         let Some(datagram) = self.buffer.get(..len).filter(|_| len <= MAX_DATAGRAM) else {
             add(&counters.dropped_malformed, 1);
             return None;
         };
-        let opened = self.control.sealer.read().open(datagram);
-        let payload = match opened {
-            Ok(payload) => payload,
+        let opened = control.sealer.read().open_of(datagram);
+        let (theirs, payload) = match opened {
+            Ok(opened) => opened,
             Err(error) => {
                 tracing::debug!(%from, %error, "dropped a gossip datagram");
                 add(
@@ -175,7 +240,46 @@ impl SealedSocket {
                 return None;
             }
         };
-        let message = match self.assembler.take(from, &payload) {
+        let (said_by, payload) = match payload.split_first_chunk() {
+            Some((storage, rest)) if theirs.is_some() => (StorageId(*storage), rest),
+            None if theirs.is_some() => {
+                add(&counters.dropped_malformed, 1);
+                return None;
+            }
+            _ => (StorageId([0; 16]), &payload[..]),
+        };
+        let word = Word::decode(payload);
+        match control.identity.judge(theirs, said_by, from) {
+            Judged::Ours => {}
+            Judged::Early => return None,
+            Judged::Another { say } => {
+                add(&counters.dropped_other, 1);
+                if say {
+                    let (ours, theirs) = (control.identity.ours(), theirs);
+                    let known = |id: Option<ClusterId>| id.map_or("none yet".to_owned(), |id| id.to_string());
+                    tracing::error!(
+                        ours = known(ours), theirs = known(theirs), at = ?self.socket.local_addr().ok(), %from,
+                        "a node of another cluster, which has the same name and keys as this one, is heard: nothing is taken from it. Look at \
+                         the seeds of both; a node that is to change over needs an empty data directory"
+                    );
+                }
+                // It is to know, too. What tells it is not answered.
+                if word != Some(Word::Refused) && control.identity.ours().is_some() {
+                    self.say(&Word::Refused, from);
+                }
+                return None;
+            }
+        }
+        match word {
+            Some(Word::Ask { number, node }) => {
+                let found = control.who(&node);
+                self.say(&Word::Answer { number, found }, from);
+                return None;
+            }
+            Some(Word::Answer { .. } | Word::Refused) => return None,
+            None => {}
+        }
+        let message = match self.assembler.take(from, payload) {
             Assembled::Message(message) => message,
             Assembled::Waiting { given_up } => {
                 add(&counters.incomplete, given_up);
@@ -195,6 +299,15 @@ impl SealedSocket {
             }
         }
     }
+
+    /// Says a word, if the socket has room for it: whoever waits for it asks again.
+    fn say(&self, word: &Word, to: SocketAddr) {
+        if let Ok(datagram) = self.control.seal(&word.encode())
+            && self.socket.try_send_to(&datagram, to).is_ok()
+        {
+            add(&self.control.counters.sent, 1);
+        }
+    }
 }
 
 #[async_trait]
@@ -209,10 +322,7 @@ impl Socket for SealedSocket {
             add(&counters.send_failed, 1);
             return Ok(());
         };
-        let sealed: Result<Vec<_>, _> = {
-            let sealer = self.control.sealer.read();
-            parts.iter().map(|part| sealer.seal(part)).collect()
-        };
+        let sealed: Result<Vec<_>, _> = parts.iter().map(|part| self.control.seal(part)).collect();
         for datagram in sealed? {
             if let Err(error) = self.socket.send_to(&datagram, to).await {
                 tracing::debug!(%to, %error, "a gossip datagram could not be sent");

@@ -9,6 +9,8 @@
 //! | `healing` | restoring what a disk damaged |
 //! | `service` | what other nodes ask |
 //! | `door` | who may call the service for nodes, and the proof that comes with a call |
+//! | `belonging` | how a node comes to belong to its cluster |
+//! | `known` | other nodes' last addresses, on disk |
 //! | `set_back` | a node that came back with an older disk |
 //! | [`routes`] | where slots are |
 //! | [`config`] | the settings of a node that takes part |
@@ -18,6 +20,7 @@
 //! | [`seeds`] | where a node looks for the others |
 
 mod backoff;
+mod belonging;
 mod catch_up;
 pub mod cluster;
 pub mod config;
@@ -28,6 +31,7 @@ mod following;
 pub mod fuzzing;
 pub mod gossip;
 mod healing;
+mod known;
 mod load;
 pub mod membership;
 mod pace;

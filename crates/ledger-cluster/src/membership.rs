@@ -31,14 +31,18 @@ use crate::{
 
 mod config;
 pub mod facts;
+pub mod identity;
 mod keeper;
 pub mod marks;
 pub mod owned;
+mod probe;
 pub mod view;
 
+pub use crate::gossip::Found;
 pub use config::{Detector, MembershipConfig, StartError};
 pub use facts::{BadText, Facts, Load, Readiness};
-pub use ledger_core::node::{Incarnation, NodeId, StorageId};
+pub use identity::{Identity, OtherCluster};
+pub use ledger_core::node::{ClusterId, Incarnation, NodeId, StorageId};
 pub use marks::SetBack;
 pub use view::{Member, View};
 
@@ -55,6 +59,27 @@ pub struct GossipEnded {
     pub reason: String,
 }
 
+/// A later start of this node is there: this process is not the node any more.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "another process runs as this node, {node}, since this one was started (start {incarnation}, this one is {ours}{}): this one ends, and what \
+     it knows may be old; started again it takes part if the other one is gone", at(.grpc_address)
+)]
+pub struct Replaced {
+    /// The node's name.
+    pub node: NodeId,
+    /// The later start.
+    pub incarnation: Incarnation,
+    /// This one.
+    pub ours: Incarnation,
+    /// Where the later one's gRPC services are; empty if that is not known.
+    pub grpc_address: String,
+}
+
+fn at(address: &str) -> String {
+    if address.is_empty() { String::new() } else { format!(", at {address}") }
+}
+
 /// This node's part in the cluster. Dropping it falls silent at once, as a crash would; [`Self::shutdown`] says
 /// goodbye.
 #[derive(Debug)]
@@ -69,6 +94,8 @@ pub struct Membership {
     bad_values: Arc<AtomicU64>,
     most_keys: Arc<AtomicU64>,
     ended: watch::Receiver<Option<GossipEnded>>,
+    replaced: watch::Receiver<Option<Replaced>>,
+    identity: Arc<Identity>,
     chitchat: Gossip,
     cancel: CancellationToken,
     tasks: Mutex<Vec<AbortOnDropHandle<()>>>,
@@ -85,7 +112,9 @@ impl Membership {
         let gossip_address = advertised(socket.local_addr().map_err(bind)?, config.gossip_advertise)?;
 
         let ready = Mutex::new((facts.readiness, true));
-        let control = GossipControl::new(Sealer::new(&config.cluster_id, config.keyring.clone()));
+        let sealer = Sealer::new(&config.cluster_id, config.keyring.clone());
+        let identity = Arc::clone(&config.identity);
+        let control = GossipControl::of(&sealer, Arc::clone(&identity), facts.storage_id);
         let transport = SealedTransport::new(socket, control.clone());
         let values = facts.to_values();
         let chitchat =
@@ -97,24 +126,28 @@ impl Membership {
         let (bad_values, most_keys) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
         let (facts, facts_rx) = watch::channel(facts);
         let (view_tx, view) = watch::channel(Arc::new(View::empty(me.clone())));
+        control.sees(view.clone());
         let (ended_tx, ended) = watch::channel(None);
+        let (replaced_tx, replaced) = watch::channel(None);
         let cancel = CancellationToken::new();
         let mut keeper = Keeper {
             chitchat: chitchat.clone(),
             facts: facts_rx,
             view: view_tx,
-            roster: Roster::new(me, config.detector.min_silence),
+            roster: Roster::new(me, config.detector.min_silence, Arc::clone(&identity)),
+            identity: Arc::clone(&identity),
             bad_values: Arc::clone(&bad_values),
             most_keys: Arc::clone(&most_keys),
-            superseded: false,
+            replaced: replaced_tx,
             refreshed: 0,
         };
         keeper.refresh(&[]).await;
         let run = keeper.run(config.gossip_interval, ended_tx, cancel.clone());
         let mut tasks = vec![AbortOnDropHandle::new(tokio::spawn(run))];
-        if seeds.has_names() {
+        if seeds.has_names() || !config.known.is_empty() {
             let greeter = Greeter {
                 chitchat: chitchat.clone(),
+                known: config.known.clone(),
                 resolver: Resolver::new(&seeds, config.gossip_listen),
                 refresh: config.seed_refresh,
                 alone: config.seed_refresh.min(config.gossip_interval.max(Duration::from_millis(500))),
@@ -133,6 +166,8 @@ impl Membership {
             bad_values,
             most_keys,
             ended,
+            replaced,
+            identity,
             chitchat,
             cancel,
             tasks: Mutex::new(tasks),
@@ -147,6 +182,22 @@ impl Membership {
     /// The UDP address others reach this node at.
     pub fn gossip_address(&self) -> SocketAddr {
         self.gossip_address
+    }
+
+    /// Who runs under this node's name already, from another directory or another machine, if it answers: to be asked before
+    /// the name is taken.
+    pub async fn taken(config: &MembershipConfig, storage: StorageId) -> Option<Found> {
+        probe::taken(config, storage, config.identity.ours()).await
+    }
+
+    /// To which cluster this node belongs, and which others are heard.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// This node belongs to a cluster, and says so.
+    pub(crate) fn belongs(&self, id: ClusterId) {
+        self.control.belongs(id);
     }
 
     /// What became of the datagrams so far.
@@ -213,6 +264,25 @@ impl Membership {
     /// Exchanges the cluster's keys, from the next datagram on. See [`Keyring`] for the steps of a rotation.
     pub fn set_keyring(&self, keyring: Keyring) {
         self.control.set_keyring(keyring);
+    }
+
+    /// Waits until a later start of this node is heard.
+    pub fn replaced(&self) -> impl Future<Output = Replaced> + use<> {
+        let mut replaced = self.replaced.clone();
+        async move {
+            if let Ok(found) = replaced.wait_for(Option::is_some).await
+                && let Some(replaced) = &*found
+            {
+                return replaced.clone();
+            }
+            // The membership is gone.
+            std::future::pending().await
+        }
+    }
+
+    /// Whether a later start of this node was heard.
+    pub fn is_replaced(&self) -> bool {
+        self.replaced.borrow().is_some()
     }
 
     /// Waits for gossip to end by itself, which it shouldn't.

@@ -2,8 +2,9 @@
 //!
 //! | bytes | sealed | plain |
 //! | --- | --- | --- |
-//! | 1 | [`SEALED`] | [`PLAIN`] |
+//! | 1 | [`SEALED`] or [`SEALED_OF`] | [`PLAIN`] or [`PLAIN_OF`] |
 //! | 8 | cluster tag | cluster tag |
+//! | 16 | identity of the cluster, of those `…_OF` one | the same |
 //! | 24 | nonce, random | |
 //! | rest | XChaCha20-Poly1305 of the payload, with its 16-byte tag | the payload |
 //!
@@ -11,6 +12,8 @@
 //! every datagram. Associated data are the version byte and the cluster's id, so that a datagram of another
 //! cluster doesn't open even under the same key. The cluster tag is a hash of the id in clear: it tells
 //! "another cluster" from "a key we don't have", and it is all that keeps clusters without keys apart.
+//!
+//! A node whose cluster has an identity says it in every datagram. Nodes of builds that know of none drop these.
 //!
 //! A replayed datagram opens. That is harmless to gossip, whose values carry versions and only move forward.
 
@@ -26,6 +29,8 @@ use chacha20poly1305::{
     aead::{Aead, Payload},
 };
 
+use ledger_core::node::ClusterId;
+
 #[cfg(test)]
 mod tests;
 
@@ -33,12 +38,17 @@ mod tests;
 pub const SEALED: u8 = 0xc1;
 /// First byte of a datagram of a cluster without keys: format 1.
 pub const PLAIN: u8 = 0xc0;
-/// Bytes that sealing adds to a payload.
-pub const OVERHEAD: usize = 1 + TAG + NONCE + MAC;
+/// First byte of a sealed datagram of a cluster that has an identity.
+pub const SEALED_OF: u8 = 0xc3;
+/// First byte of a datagram of a cluster without keys that has an identity.
+pub const PLAIN_OF: u8 = 0xc2;
+/// Most bytes that sealing adds to a payload.
+pub const OVERHEAD: usize = 1 + TAG + IDENTITY + NONCE + MAC;
 /// Most keys that a keyring holds. Two are enough for a rotation; each costs a trial on foreign datagrams.
 pub const MAX_KEYS: usize = 8;
 
 const TAG: usize = 8;
+const IDENTITY: usize = 16;
 const NONCE: usize = 24;
 const MAC: usize = 16;
 
@@ -179,7 +189,9 @@ pub struct SealError;
 pub struct Sealer {
     keyring: Keyring,
     tag: [u8; TAG],
-    associated: Arc<[u8]>,
+    /// What the cluster is called: part of what is authenticated.
+    name: Arc<str>,
+    identity: Option<ClusterId>,
 }
 
 impl Sealer {
@@ -188,8 +200,26 @@ impl Sealer {
         let hash = blake3::derive_key("converge-ledger gossip cluster tag v1", cluster_id.as_bytes());
         let mut tag = [0; TAG];
         tag.copy_from_slice(&hash[..TAG]);
-        let associated = [&[SEALED], cluster_id.as_bytes()].concat().into();
-        Self { keyring, tag, associated }
+        Self { keyring, tag, name: cluster_id.into(), identity: None }
+    }
+
+    /// The same sealer, which says that the cluster has this identity.
+    #[must_use]
+    pub fn with_identity(&self, identity: Option<ClusterId>) -> Self {
+        Self { identity, ..self.clone() }
+    }
+
+    /// Whether it says which identity the cluster has.
+    pub(crate) fn has_identity(&self) -> bool {
+        self.identity.is_some()
+    }
+
+    /// What a datagram of a cluster with or without an identity is authenticated with beside its payload.
+    fn associated(&self, identity: Option<ClusterId>) -> Vec<u8> {
+        match identity {
+            None => [&[SEALED], self.name.as_bytes()].concat(),
+            Some(id) => [&[SEALED_OF], &id.0[..], self.name.as_bytes()].concat(),
+        }
     }
 
     /// The same cluster's sealer with other keys.
@@ -209,16 +239,19 @@ impl Sealer {
 
     fn seal_with(&self, nonce: [u8; NONCE], payload: &[u8]) -> Result<Vec<u8>, SealError> {
         let mut datagram = Vec::with_capacity(OVERHEAD + payload.len());
+        let identity = self.identity.map_or_else(Vec::new, |id| id.0.to_vec());
         let Some(Key { cipher, .. }) = self.keyring.0.first() else {
-            datagram.push(PLAIN);
+            datagram.push(if identity.is_empty() { PLAIN } else { PLAIN_OF });
             datagram.extend(self.tag);
+            datagram.extend(identity);
             datagram.extend(payload);
             return Ok(datagram);
         };
-        let payload = Payload { msg: payload, aad: &self.associated };
+        let payload = Payload { msg: payload, aad: &self.associated(self.identity) };
         let sealed = cipher.encrypt(&XNonce::from(nonce), payload).map_err(|_| SealError)?;
-        datagram.push(SEALED);
+        datagram.push(if identity.is_empty() { SEALED } else { SEALED_OF });
         datagram.extend(self.tag);
+        datagram.extend(identity);
         datagram.extend(nonce);
         datagram.extend(sealed);
         Ok(datagram)
@@ -226,32 +259,45 @@ impl Sealer {
 
     /// The payload of a datagram. Any bytes may come in.
     pub fn open(&self, datagram: &[u8]) -> Result<Vec<u8>, OpenError> {
+        self.open_of(datagram).map(|(_, payload)| payload)
+    }
+
+    /// The payload of a datagram, and the identity of the cluster that it was sent in, if it has one: whether that is this
+    /// one is not looked at.
+    pub fn open_of(&self, datagram: &[u8]) -> Result<(Option<ClusterId>, Vec<u8>), OpenError> {
         let (&version, rest) = datagram.split_first().ok_or(OpenError::Malformed)?;
-        if version != SEALED && version != PLAIN {
+        if !matches!(version, SEALED | PLAIN | SEALED_OF | PLAIN_OF) {
             return Err(OpenError::Malformed);
         }
-        let (tag, rest) = rest.split_first_chunk::<TAG>().ok_or(OpenError::Malformed)?;
+        let (tag, mut rest) = rest.split_first_chunk::<TAG>().ok_or(OpenError::Malformed)?;
         if *tag != self.tag {
             return Err(OpenError::AnotherCluster);
         }
-        if version == PLAIN {
-            return if self.keyring.is_empty() { Ok(rest.to_vec()) } else { Err(OpenError::NotSealed) };
+        let mut identity = None;
+        if matches!(version, SEALED_OF | PLAIN_OF) {
+            let (id, after) = rest.split_first_chunk::<IDENTITY>().ok_or(OpenError::Malformed)?;
+            (identity, rest) = (Some(ClusterId(*id)), after);
+        }
+        if matches!(version, PLAIN | PLAIN_OF) {
+            let is_open = self.keyring.is_empty();
+            return if is_open { Ok((identity, rest.to_vec())) } else { Err(OpenError::NotSealed) };
         }
         let (nonce, sealed) = rest.split_first_chunk::<NONCE>().ok_or(OpenError::Malformed)?;
         if sealed.len() < MAC {
             return Err(OpenError::Malformed);
         }
         let nonce = XNonce::from(*nonce);
-        self.keyring
-            .0
-            .iter()
-            .find_map(|key| key.cipher.decrypt(&nonce, Payload { msg: sealed, aad: &self.associated }).ok())
+        let aad = self.associated(identity);
+        let mut opened = self.keyring.0.iter();
+        opened
+            .find_map(|key| key.cipher.decrypt(&nonce, Payload { msg: sealed, aad: &aad }).ok())
+            .map(|payload| (identity, payload))
             .ok_or(OpenError::UnknownKey)
     }
 
     /// A keyed hash of a text: whoever has no key of the cluster cannot make it. Without keys anybody can who knows its name.
     pub(crate) fn prove(&self, text: &[u8]) -> blake3::Hash {
-        let open = || blake3::derive_key(PROVES, &self.associated);
+        let open = || blake3::derive_key(PROVES, self.name.as_bytes());
         blake3::keyed_hash(&self.keyring.0.first().map_or_else(open, |key| key.proves), text)
     }
 

@@ -13,9 +13,9 @@ use ledger_core::{
     ownership::slots::Event,
 };
 use ledger_proto::ledger::v1::{
-    CompareAnswer, CompareAsk, FetchRequest, FetchedRange, GreetRequest, GreetResponse, ReplicaReply,
-    Replicated, SlotAnswer, SlotAnswers, SlotAsks, SlotNothing, replica_service_server::ReplicaService,
-    replicated::Body, slot_answer::Answer, slot_ask::Ask,
+    BelongsRequest, BelongsResponse, CompareAnswer, CompareAsk, FetchRequest, FetchedRange, GreetRequest,
+    GreetResponse, ReplicaReply, Replicated, SlotAnswer, SlotAnswers, SlotAsks, SlotNothing,
+    replica_service_server::ReplicaService, replicated::Body, slot_answer::Answer, slot_ask::Ask,
 };
 use ledger_store::{
     StoreError,
@@ -25,7 +25,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::{pace::Pace, receiving, set_back, shared::Shared, wire};
+use crate::{belonging, pace::Pace, receiving, set_back, shared::Shared, wire};
 
 /// Bytes of a fetched range.
 const RANGE: usize = 1 << 20;
@@ -44,6 +44,16 @@ type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 impl ReplicaService for Replicas {
     async fn greet(&self, request: Request<GreetRequest>) -> Result<Response<GreetResponse>, Status> {
         self.0.credentials.greeted(request.get_ref()).map(Response::new)
+    }
+
+    async fn belongs(&self, request: Request<BelongsRequest>) -> Result<Response<BelongsResponse>, Status> {
+        let caller = self.0.caller(request.metadata())?;
+        let request = request.into_inner();
+        let from = wire::member(request.from.as_ref()).map_err(malformed)?;
+        meant(&self.0, &caller, &from, request.to.as_ref())?;
+        let claim = wire::claim(request.claim.as_ref(), self.0.bounds());
+        let claim = claim.map_err(|error| self.0.unread(&caller, &error))?;
+        belonging::answer(&self.0, &claim).map(Response::new)
     }
 
     async fn slots(&self, request: Request<SlotAsks>) -> Result<Response<SlotAnswers>, Status> {

@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
         Arc, OnceLock, Weak,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Status, metadata::MetadataMap};
 
 use crate::{
+    belonging::Fence,
     config::ClusterConfig,
     door::{self, Credentials},
     load::Load,
@@ -44,6 +45,9 @@ pub(crate) struct Shared {
     pub(crate) ledger: Ledger,
     pub(crate) config: ClusterConfig,
     pub(crate) credentials: Arc<Credentials>,
+    /// Until the cluster has an identity: who asked this node whether it belongs to one, and whether it is about to form one.
+    pub(crate) fence: Fence,
+    pub(crate) is_forming: AtomicBool,
     /// The highest epoch known of any slot: what others send is compared with it.
     pub(crate) highest: AtomicU64,
     /// When it was last said that a number was not plausible.

@@ -23,9 +23,9 @@ use ledger_core::{
     slot::SLOTS,
 };
 use ledger_proto::ledger::v1::{
-    CompareAnswer, CompareAsk, FetchRequest, FetchedRange, GreetRequest, GreetResponse, ReplicaReply,
-    ReplicateHello, Replicated, SlotAnswer, SlotAnswers, SlotAsk, SlotAsks, SlotClaim, SlotMember,
-    SlotNothing,
+    BelongsRequest, BelongsResponse, CompareAnswer, CompareAsk, FetchRequest, FetchedRange, GreetRequest,
+    GreetResponse, ReplicaReply, ReplicateHello, Replicated, SlotAnswer, SlotAnswers, SlotAsk, SlotAsks,
+    SlotClaim, SlotMember, SlotNothing,
     replica_service_client::ReplicaServiceClient,
     replica_service_server::{ReplicaService, ReplicaServiceServer},
     replicated::Body,
@@ -84,6 +84,10 @@ impl ReplicaService for Listener {
 
     async fn greet(&self, request: Request<GreetRequest>) -> Result<Response<GreetResponse>, Status> {
         self.node().await?.greet(request).await
+    }
+
+    async fn belongs(&self, request: Request<BelongsRequest>) -> Result<Response<BelongsResponse>, Status> {
+        self.node().await?.belongs(request).await
     }
 
     async fn slots(&self, request: Request<SlotAsks>) -> Result<Response<SlotAnswers>, Status> {

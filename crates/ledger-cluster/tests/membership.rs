@@ -130,6 +130,8 @@ async fn three_nodes_find_each_other_through_one_seed() {
                 owned,
                 alive: true,
                 greets: true,
+                gossip_address: member.gossip_address,
+                cluster: None,
                 set_back: None,
                 since,
             };
@@ -358,7 +360,7 @@ async fn what_a_peer_says_badly_is_left_out_and_counted_once() {
     // A member by its key, but not one that speaks as we do.
     let socket = tokio::net::UdpSocket::bind(address()).await.unwrap();
     let listen_addr = socket.local_addr().unwrap();
-    let control = GossipControl::new(Sealer::new("prod", Keyring::of(&[OLD])));
+    let control = GossipControl::new(&Sealer::new("prod", Keyring::of(&[OLD])));
     let config = ChitchatConfig {
         chitchat_id: ChitchatId::new("odd", 7, listen_addr),
         cluster_id: "prod".into(),

@@ -71,6 +71,32 @@ impl StorageId {
     }
 }
 
+/// Identity of a cluster that has formed, whatever it is called: no two have the same. Shown as 32 lower-case hex digits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ClusterId(pub [u8; 16]);
+
+impl ClusterId {
+    /// The identity of the cluster whose first slot these members formed. All of them accepted each other, and none accepted
+    /// others before, so it is one for all who know that the slot was formed; and as storage ids are random, so is it.
+    pub fn of(first: &ReplicaSet) -> Self {
+        let mut hasher = blake3::Hasher::new_derive_key("converge-ledger cluster id v1");
+        for Member { node, storage } in first.members() {
+            hasher.update(&(node.as_str().len() as u64).to_be_bytes());
+            hasher.update(node.as_str().as_bytes());
+            hasher.update(&storage.0);
+        }
+        let mut id = [0; 16];
+        hasher.finalize_xof().fill(&mut id);
+        Self(id)
+    }
+
+    /// Reads 32 hex digits.
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut id = [0; 16];
+        hex::decode_to_slice(text, &mut id).ok().map(|()| Self(id))
+    }
+}
+
 /// Counts the starts of a node. It is kept on disk, and a node never starts twice with the same.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Incarnation(pub u64);
@@ -202,6 +228,18 @@ impl fmt::Debug for StorageId {
     }
 }
 
+impl fmt::Display for ClusterId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex::encode(self.0))
+    }
+}
+
+impl fmt::Debug for ClusterId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ClusterId({self})")
+    }
+}
+
 impl fmt::Display for Incarnation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
@@ -247,6 +285,21 @@ mod tests {
         for text in ["", "a7", &"g".repeat(32), &"a".repeat(34)] {
             assert_eq!(StorageId::parse(text), None);
         }
+    }
+
+    #[test]
+    fn a_cluster_has_the_identity_of_its_first_members_and_no_other() {
+        let id = ClusterId::of(&set_of(3));
+        assert_eq!(ClusterId::parse(&id.to_string()), Some(id));
+        let others = [
+            set_of(2),
+            set_of(4),
+            ReplicaSet::new([member("n0", 0), member("n1", 0), member("n2", 1)]).unwrap(),
+            ReplicaSet::new([member("n0", 0), member("n1", 0), member("n3", 0)]).unwrap(),
+        ];
+        assert!(others.iter().all(|other| ClusterId::of(other) != id));
+        let again = ReplicaSet::new([member("n2", 0), member("n0", 0), member("n1", 0)]).unwrap();
+        assert_eq!(ClusterId::of(&again), id);
     }
 
     #[test]

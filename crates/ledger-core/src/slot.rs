@@ -10,6 +10,9 @@ pub const SLOTS: u16 = 1024;
 pub struct Slot(u16);
 
 impl Slot {
+    /// The slot that a cluster forms first: with it the cluster gets its identity.
+    pub const FIRST: Self = Self(0);
+
     /// The slot of a context: the first two bytes of BLAKE3 of its id, big-endian, modulo [`SLOTS`].
     pub fn of(context: &ContextId) -> Self {
         let hash = blake3::hash(context.as_str().as_bytes());

@@ -20,6 +20,10 @@ pub const EXIT_DATA_DIR: u8 = 3;
 pub const EXIT_LISTEN: u8 = 4;
 /// Exit code: the node failed while it was serving, or could not close its store.
 pub const EXIT_FAILED: u8 = 5;
+/// Exit code: a later start of the node is there, so that this process is not the node any more.
+pub const EXIT_REPLACED: u8 = 6;
+/// Exit code: another process runs under the node's name, and is well.
+pub const EXIT_TAKEN: u8 = 7;
 /// Exit code: a second signal ended a shutdown at once.
 pub const EXIT_FORCED: u8 = 130;
 
@@ -33,7 +37,9 @@ Sizes are bytes or as 64MiB; times are as 250ms, 10s, 5m.
 
 Exit codes: 0 shut down cleanly, 2 wrong configuration, 3 the data directory cannot be opened,
 4 an address cannot be listened on, the ready file cannot be written or TLS files cannot be used,
-5 failed while serving, or the data directory was an older copy of itself (start again), 130 second signal.";
+5 failed while serving, or the data directory was an older copy of itself (start again), 6 another process runs
+as this node since (start again once it has ended), 7 not started because another process runs as this node,
+130 second signal.";
 
 /// One durable node of Converge Ledger: append-only, provable contexts over gRPC.
 #[derive(Debug, Parser)]

@@ -13,7 +13,7 @@ use ledger_core::{
 
 use crate::metrics::Metrics;
 
-const COUNTERS: [(&str, &str); 23] = [
+const COUNTERS: [(&str, &str); 24] = [
     ("ledger_cluster_takeovers_total", "Slots that this node came to own."),
     ("ledger_cluster_handovers_total", "Slots that their owner asked this node to take over."),
     ("ledger_cluster_streams_lost_total", "Replication streams to other nodes that were lost."),
@@ -47,11 +47,15 @@ const COUNTERS: [(&str, &str); 23] = [
     ),
     ("ledger_gossip_unsealed_total", "Those of them that were in plain, though this node has keys."),
     ("ledger_gossip_foreign_total", "Those of them that were of another cluster or key."),
+    (
+        "ledger_gossip_other_cluster_total",
+        "Gossip datagrams dropped because they are of another cluster, which has the same name and keys.",
+    ),
     ("ledger_gossip_send_failed_total", "Gossip datagrams that could not be sent."),
     ("ledger_gossip_bad_values_total", "Values in gossip that could not be read."),
 ];
 
-const GAUGES: [(&str, &str); 7] = [
+const GAUGES: [(&str, &str); 8] = [
     ("ledger_cluster_members_alive", "Nodes that are heard, this one included."),
     ("ledger_cluster_slots_owned", "Slots that this node owns."),
     ("ledger_cluster_slots_without_owner", "Slots that no node owns, as this one sees it."),
@@ -64,6 +68,7 @@ const GAUGES: [(&str, &str); 7] = [
         "Copies on other nodes of slots owned here: those away, or that lack something.",
     ),
     ("ledger_cluster_slots_catching_up", "Slots that this node is bringing in step with their owners."),
+    ("ledger_cluster_others", "Other clusters that are heard, of the same name and keys: look at the seeds."),
     ("ledger_gossip_keys", "Keys that gossip carries for a node, of the node with most of them."),
 ];
 
@@ -92,9 +97,10 @@ pub fn take(metrics: &Metrics, cluster: &Cluster) {
         read(&counted.implausible),
         gossip.received,
         gossip.sent,
-        gossip.dropped_unsealed + gossip.dropped_foreign + gossip.dropped_malformed,
+        gossip.dropped_unsealed + gossip.dropped_foreign + gossip.dropped_malformed + gossip.dropped_other,
         gossip.dropped_unsealed,
         gossip.dropped_foreign,
+        gossip.dropped_other,
         gossip.send_failed,
         membership.bad_values(),
     ];
@@ -113,6 +119,7 @@ pub fn take(metrics: &Metrics, cluster: &Cluster) {
         in_step,
         behind,
         read(&counted.catching_up),
+        membership.identity().others().len() as u64,
         membership.most_keys(),
     ];
     for ((name, _), value) in GAUGES.into_iter().zip(values) {

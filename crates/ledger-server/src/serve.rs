@@ -22,7 +22,7 @@ use ed25519_dalek::SigningKey;
 use futures::StreamExt as _;
 use ledger_cluster::{
     Cluster, JoinError, Renewed,
-    membership::{GossipEnded, Member, Readiness},
+    membership::{GossipEnded, Member, Readiness, Replaced},
     routes::Routes,
 };
 use ledger_core::checkpoint::Signer;
@@ -130,6 +130,9 @@ pub enum EndError {
     /// The node came back with an older data directory, and is to be started again.
     #[error(transparent)]
     Renewed(#[from] Renewed),
+    /// A later start of the node is there.
+    #[error(transparent)]
+    Replaced(#[from] Replaced),
     /// The store failed to close.
     #[error("the store did not close cleanly: {0}")]
     Close(StoreError),
@@ -212,6 +215,7 @@ impl Server {
                 Some(cluster) => tokio::select! {
                     ended = cluster.membership().ended() => ended.into(),
                     renewed = cluster.renewed() => renewed.into(),
+                    replaced = cluster.replaced() => replaced.into(),
                 },
                 None => std::future::pending().await,
             }
@@ -230,7 +234,8 @@ impl Server {
             self.health.set_service_status(service, ServingStatus::NotServing).await;
         }
         let started = Instant::now();
-        if let Some(cluster) = self.node.standing.cluster().filter(|cluster| !cluster.is_renewed()) {
+        let is_node = |cluster: &&Arc<Cluster>| !cluster.is_renewed() && !cluster.is_replaced();
+        if let Some(cluster) = self.node.standing.cluster().filter(is_node) {
             hand_over(cluster, grace / 2).await;
         }
         self.node.draining.cancel();
@@ -316,6 +321,9 @@ fn worker_threads(lanes: usize) -> usize {
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {
+    if let Some(EndError::Replaced(_)) = error.downcast_ref() {
+        return args::EXIT_REPLACED;
+    }
     match error.downcast_ref() {
         Some(StartError::Config(_)) => args::EXIT_CONFIG,
         Some(StartError::Store(_) | StartError::Join(JoinError::Store(_))) => args::EXIT_DATA_DIR,
@@ -325,6 +333,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
             | StartError::ReadyFile { .. }
             | StartError::Join(JoinError::Gossip(_)),
         ) => args::EXIT_LISTEN,
+        Some(StartError::Join(JoinError::Taken { .. })) => args::EXIT_TAKEN,
         Some(StartError::Runtime(_) | StartError::Services(_) | StartError::Join(JoinError::Renewed(_)))
         | None => args::EXIT_FAILED,
     }

@@ -15,7 +15,9 @@ use ledger_core::{
     ContextId,
     slot::{SLOTS, Slot},
 };
-use ledger_proto::ledger::v1::{ClusterChange, DrainProgress, Location, Member, MembersResponse, Replica};
+use ledger_proto::ledger::v1::{
+    ClusterChange, DrainProgress, Location, Member, MembersResponse, OtherCluster, Replica,
+};
 use tokio::{sync::watch, time::timeout};
 use tonic::Code;
 
@@ -107,16 +109,25 @@ impl Standing {
                     cluster_id: node.config.cluster.clone(),
                     copies: 1,
                     min_copies: 1,
+                    identity: String::new(),
+                    others: Vec::new(),
                 }
             }
             Self::Joined(cluster) => {
                 let (view, config) = (Arc::clone(&cluster.view().borrow()), cluster.config());
+                let identity = cluster.membership().identity();
+                let others = identity.others().into_iter().map(|other| OtherCluster {
+                    identity: other.id.to_string(),
+                    heard_at: other.from.to_string(),
+                });
                 MembersResponse {
                     members: cluster_view::members(&view),
                     node_id: cluster.me().node.to_string(),
                     cluster_id: config.membership.cluster_id.clone(),
                     copies: u32::try_from(config.copies).unwrap_or(u32::MAX),
                     min_copies: u32::try_from(config.min_copies).unwrap_or(u32::MAX),
+                    identity: identity.ours().map_or_else(String::new, |id| id.to_string()),
+                    others: others.collect(),
                 }
             }
         }

@@ -6,12 +6,12 @@ use ledger_core::{
     ContextId, Size,
     compare::{Answer, Ask},
     digest::{Digest, Extent},
-    node::{NodeId, StorageId},
+    node::{ClusterId, NodeId, StorageId},
     ownership::{Claim, SlotRecord},
     replication::Peer,
     slot::{SLOTS, Slot},
 };
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use crate::{
     Ledger, StoreError, answer, forks,
@@ -64,6 +64,11 @@ impl Ledger {
     /// The data directory's identity.
     pub fn storage(&self) -> StorageId {
         StorageId(self.inner().shared.meta.storage_id)
+    }
+
+    /// The cluster that the directory belongs to, from now on; `None`: to none yet. It changes once.
+    pub fn cluster_id(&self) -> watch::Receiver<Option<ClusterId>> {
+        self.inner().shared.cluster.subscribe()
     }
 
     /// How far the directory is durable: a number that grows as long as the directory lives, whatever is written. A

@@ -5,7 +5,7 @@
 //! be taken away, closed and replaced while the process goes on.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -54,6 +54,11 @@ impl Database {
         let (reopened, generation, compacts) = (Condvar::new(), AtomicU64::new(0), AtomicBool::new(true));
         let is_given_up = AtomicBool::new(false);
         Ok(Self { path, options, readable, marks, current, reopened, generation, compacts, is_given_up })
+    }
+
+    /// The directory that it lies in.
+    pub(crate) fn directory(&self) -> &Path {
+        self.path.parent().unwrap_or(&self.path)
     }
 
     /// How far the directory goes.

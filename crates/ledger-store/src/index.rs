@@ -200,7 +200,7 @@ mod tests {
         let claim = Claim { epoch: Epoch::new(3, 1), claimant: NodeId::new("a").unwrap() };
         let record = SlotRecord { promised: Some(claim), ..SlotRecord::default() };
         let records: BTreeMap<_, _> = slots.iter().map(|slot| (*slot, record.clone())).collect();
-        slots::write(&db, &records).unwrap();
+        slots::write(&db, &records, None).unwrap();
         let mut batch = WriteBatch::default();
         let family = db.family(families::SLOTS).unwrap();
         for slot in &slots {

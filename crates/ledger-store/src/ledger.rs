@@ -10,8 +10,12 @@ use std::{
 
 use crossbeam_channel::Sender as StopSender;
 use ledger_core::{
-    ContextId, Head, Key, Position, Sequence, Size, clock::LamportClock, entry::Draft, node::Incarnation,
-    ownership::SlotRecord, slot::Slot,
+    ContextId, Head, Key, Position, Sequence, Size,
+    clock::LamportClock,
+    entry::Draft,
+    node::{ClusterId, Incarnation},
+    ownership::SlotRecord,
+    slot::Slot,
 };
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -25,7 +29,7 @@ use crate::{
     digests::Digests,
     families, forks, incarnation, index,
     lane::{Command, Install, Lane, MAX_COMMAND, QUEUE, lane_of},
-    meta::{Meta, Numbers},
+    meta::{self, Meta, Numbers},
     prove,
     quarantine::Quarantine,
     read,
@@ -85,6 +89,7 @@ impl Ledger {
         let digests = options.clustered.then(|| Digests::scan(&db, &quarantine)).transpose()?;
         let shared =
             Shared::new(options, meta, numbers, Arc::clone(&database), readable, digests, quarantine);
+        shared.cluster.send_replace(meta::read(&db, meta::CLUSTER_ID_KEY)?.map(ClusterId));
         let shared = Arc::new(shared);
         let ledger = Self {
             inner: Arc::new(Inner {
@@ -405,6 +410,11 @@ impl Ledger {
         Shared::new_entry_id()
     }
 
+    /// The data directory.
+    pub fn directory(&self) -> &Path {
+        self.inner.database.directory()
+    }
+
     /// Seed of the node's Ed25519 key: made when the directory was formatted, and kept in it.
     pub fn signing_seed(&self) -> [u8; 32] {
         self.inner.shared.meta.signing_seed
@@ -430,7 +440,7 @@ impl Ledger {
 
     /// Keeps what this replica promised and accepted of slots, all or none; returns when it is on disk.
     pub fn keep_slot_records(&self, records: &BTreeMap<Slot, SlotRecord>) -> Result<(), StoreError> {
-        slots::write(&*self.inner.database.get()?, records)
+        slots::write(&*self.inner.database.get()?, records, None)
             .inspect_err(|error| self.inner.shared.commit_failed(error))
     }
 

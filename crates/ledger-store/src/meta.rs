@@ -31,6 +31,8 @@ const SLOTS_KEY: &[u8] = b"slots";
 pub(crate) const STORAGE_ID_KEY: &[u8] = b"storage_id";
 const SIGNING_SEED_KEY: &[u8] = b"signing_seed";
 const NUMBERS_KEY: &[u8] = b"numbers";
+/// The cluster that the directory belongs to, 16 bytes; none before it does.
+pub(crate) const CLUSTER_ID_KEY: &[u8] = b"cluster_id";
 
 /// The directory's identity.
 #[derive(Clone)]

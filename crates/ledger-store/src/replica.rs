@@ -8,7 +8,7 @@ use std::{fmt, sync::Arc};
 use ledger_core::{
     ContextId, Epoch, Size,
     digest::Digest,
-    node::ReplicaSet,
+    node::{ClusterId, ReplicaSet, StorageId},
     ownership::{Claim, Placement, Promise, SlotRecord},
     replication::Peer,
     slot::Slot,
@@ -149,6 +149,8 @@ pub enum Change {
     Confirm(Claim),
     /// Note that the slot has members, which this node does not know.
     Formed,
+    /// Of the first slot: belong to a cluster, as the member with this storage says that it is called.
+    Join(ClusterId, StorageId),
 }
 
 /// What became of a change. What it was is on disk.

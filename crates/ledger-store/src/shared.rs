@@ -9,7 +9,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use ledger_core::{EntryId, Epoch, slot::Slot};
+use ledger_core::{EntryId, Epoch, node::ClusterId, slot::Slot};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -41,6 +41,8 @@ pub(crate) struct Shared {
     pub(crate) digests: Option<Digests>,
     /// In a cluster: carries what lanes send.
     pub(crate) carrier: Carrier,
+    /// The cluster that the directory belongs to, once it does.
+    pub(crate) cluster: watch::Sender<Option<ClusterId>>,
     /// In a cluster: what waits of each lane.
     copies: OnceLock<Vec<Arc<Copies>>>,
     appended: AtomicU64,
@@ -69,6 +71,7 @@ impl Shared {
             readable,
             digests,
             carrier: Carrier::new(),
+            cluster: watch::Sender::default(),
             copies: OnceLock::new(),
             options,
             meta,

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use ledger_core::{ownership::SlotRecord, slot::Slot};
+use ledger_core::{node::ClusterId, ownership::SlotRecord, slot::Slot};
 use rocksdb::{ErrorKind, WriteBatch};
 
 use crate::{
     StoreError,
     db::{Db, io_error},
-    families, record,
+    families, meta, record,
 };
 
 /// Reads a slot's record; a slot that nobody claimed has the empty one.
@@ -25,13 +25,21 @@ pub(crate) fn read(db: &Db, slot: Slot) -> Result<SlotRecord, StoreError> {
     }
 }
 
-/// Writes records, all or none, and returns when they are on disk, whatever durability entries have.
-pub(crate) fn write(db: &Db, records: &BTreeMap<Slot, SlotRecord>) -> Result<(), StoreError> {
+/// Writes records, and to which cluster the directory belongs if that is new: all or nothing. Returns when it is on disk,
+/// whatever durability entries have.
+pub(crate) fn write(
+    db: &Db,
+    records: &BTreeMap<Slot, SlotRecord>,
+    cluster: Option<ClusterId>,
+) -> Result<(), StoreError> {
     let family = db.family(families::SLOTS)?;
     let (mut batch, mut buffer) = (WriteBatch::default(), Vec::new());
     for (slot, record) in records {
         record::encode_slot(record, &mut buffer).map_err(|error| StoreError::Io(error.to_string()))?;
         batch.put_cf(family, slot.number().to_be_bytes(), &buffer);
+    }
+    if let Some(cluster) = cluster {
+        batch.put_cf(db.family(families::META)?, meta::CLUSTER_ID_KEY, cluster.0);
     }
     db.write_unsynced(batch)?;
     db.sync()

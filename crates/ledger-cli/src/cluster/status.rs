@@ -86,12 +86,19 @@ async fn look(connection: &Connection, client: &Client) -> anyhow::Result<Pictur
 
 impl Picture {
     fn object(&self) -> Value {
-        let MembersResponse { members, node_id, cluster_id, copies, min_copies } = &self.members;
+        let MembersResponse { members, node_id, cluster_id, copies, min_copies, identity, others } =
+            &self.members;
         let slots = &self.slots;
+        let others: Vec<_> = others
+            .iter()
+            .map(|other| json!({ "identity": other.identity, "heard_at": other.heard_at }))
+            .collect();
         let reasons: Vec<_> =
             slots.reasons.iter().map(|(reason, count)| json!({ "reason": reason, "slots": count })).collect();
         json!({
             "cluster_id": cluster_id,
+            "identity": identity,
+            "other_clusters": others,
             "node_id": node_id,
             "copies": copies,
             "min_copies": min_copies,
@@ -108,7 +115,7 @@ impl Picture {
     }
 
     fn text(&self) -> String {
-        let MembersResponse { members, node_id, cluster_id, copies, min_copies } = &self.members;
+        let MembersResponse { members, node_id, cluster_id, copies, min_copies, others, .. } = &self.members;
         let alive = members.iter().filter(|member| member.alive).count();
         let (cluster_id, node_id) = (visible(cluster_id), visible(node_id));
         let mut text =
@@ -117,6 +124,13 @@ impl Picture {
             text,
             "nodes alive; {copies} copies of each entry, acknowledged when {min_copies} are on disk\n"
         );
+        for other in others {
+            let (identity, heard_at) = (visible(&other.identity), visible(&other.heard_at));
+            let _ = writeln!(
+                text,
+                "another cluster of this name and with these keys ({identity}) is heard at {heard_at}, and refused: look at the seeds of both\n"
+            );
+        }
         let mut table = Table::new();
         table.load_style(NOTHING);
         table.set_header(HEADER);

@@ -205,6 +205,7 @@ impl Caller {
 
     /// Whether the other side knows nothing of the session any more: it started anew.
     fn is_over(&self, response: &Response<Body>) -> bool {
+        self.credentials.heed(response.headers());
         let is_over = response.headers().contains_key(GREET_AGAIN);
         if is_over {
             *self.session.lock() = None;

@@ -11,8 +11,10 @@ use std::{collections::VecDeque, net::SocketAddr};
 
 use crate::{gossip::MAX_DATAGRAM, seal};
 
-/// Most bytes of a message that one part carries.
-pub const PART: usize = MAX_DATAGRAM - seal::OVERHEAD - HEADER;
+/// Most bytes of a message that one part carries; before it the sender's storage id, see [`super::word`].
+pub const PART: usize = MAX_DATAGRAM - seal::OVERHEAD - HEADER - 16;
+/// Most that one of a cluster without an identity carries: neither that nor the storage id is in it.
+const LONGEST: usize = PART + 32;
 /// Most parts of a message.
 pub const MAX_PARTS: usize = 64;
 /// Messages that may be waiting for parts at once; beyond, the oldest is given up.
@@ -65,7 +67,7 @@ impl Assembler {
             return Assembled::Malformed;
         };
         let (id, at, count) = (u32::from_be_bytes([a, b, c, d]), usize::from(at), usize::from(count));
-        if at >= count || count > MAX_PARTS || part.is_empty() || part.len() > PART {
+        if at >= count || count > MAX_PARTS || part.is_empty() || part.len() > LONGEST {
             return Assembled::Malformed;
         }
         if count == 1 {

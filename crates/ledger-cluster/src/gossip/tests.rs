@@ -9,7 +9,7 @@ const SOON: Duration = Duration::from_secs(10);
 async fn socket(cluster_id: &str, keys: &[[u8; 32]]) -> (SealedSocket, GossipControl, SocketAddr) {
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let address = socket.local_addr().unwrap();
-    let control = GossipControl::new(Sealer::new(cluster_id, Keyring::of(keys)));
+    let control = GossipControl::new(&Sealer::new(cluster_id, Keyring::of(keys)));
     (SealedSocket::new(socket, control.clone()).unwrap(), control, address)
 }
 

@@ -1,11 +1,14 @@
 //! How a node takes part in gossip, and why it may be refused.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use chitchat::{ChitchatConfig, ChitchatId, FailureDetectorConfig};
 use ledger_core::node::{Incarnation, NodeId};
 
-use super::facts::{BadText, check};
+use super::{
+    facts::{BadText, check},
+    identity::Identity,
+};
 use crate::{
     seal::Keyring,
     seeds::{SeedError, Seeds},
@@ -63,6 +66,10 @@ pub struct MembershipConfig {
     pub detector: Detector,
     /// How long a dead node stays in the view, and its incarnation is remembered.
     pub dead_node_grace: Duration,
+    /// Where other nodes gossiped last: asked like seeds, and greeted as long as they are not heard.
+    pub known: Vec<SocketAddr>,
+    /// To which cluster the node belongs.
+    pub identity: Arc<Identity>,
     /// How often DNS names among the seeds are looked up while other nodes are alive; more often otherwise.
     pub seed_refresh: Duration,
 }
@@ -88,6 +95,8 @@ impl MembershipConfig {
             gossip_interval,
             detector: Detector::for_interval(gossip_interval),
             dead_node_grace: Duration::from_hours(1),
+            known: Vec::new(),
+            identity: Arc::default(),
             seed_refresh: Duration::from_secs(30),
         }
     }

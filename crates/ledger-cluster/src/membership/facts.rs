@@ -9,6 +9,7 @@
 //! | `format` | version of its storage format, decimal |
 //! | `load` | entries per second and contexts, decimal, with a comma between |
 //! | `pulse` | a number that changes every second or so, see [`PULSE`] |
+//! | `cluster` | the identity of the cluster that it belongs to, 32 hex digits; empty: to none yet |
 //! | `greets` | `1`: it takes part in sessions between nodes, see `door` |
 //! | `opened` | how far its data directory went when it was opened for this start, decimal, see [`super::marks`] |
 //! | `durable` | how far it is durable, decimal |
@@ -19,7 +20,12 @@
 
 use std::fmt;
 
-use ledger_core::{Epoch, node::StorageId, plausible::MAX_MARK, slot::Slot};
+use ledger_core::{
+    Epoch,
+    node::{ClusterId, StorageId},
+    plausible::MAX_MARK,
+    slot::Slot,
+};
 
 use super::owned;
 
@@ -138,6 +144,9 @@ const GREETS: &str = "greets";
 const OPENED: &str = "opened";
 const DURABLE: &str = "durable";
 
+/// The key of the cluster that the node belongs to: said by whoever keeps the view, for it comes to be while the node runs.
+pub(super) const CLUSTER: &str = "cluster";
+
 /// The key of the number that always changes. A node that hears nobody is still heard: its heartbeat comes with its
 /// questions, but what it says of itself would come with its answers, and nobody gets to ask it. So one whose pulse
 /// stands still is cut off, whatever its heartbeat does.
@@ -154,6 +163,7 @@ pub(super) struct Heard {
     load: Load,
     pulse: Option<u64>,
     greets: bool,
+    cluster: Option<ClusterId>,
     opened: Option<u64>,
     durable: Option<u64>,
     owned: [Vec<(Slot, Epoch)>; owned::GROUPS as usize],
@@ -185,6 +195,10 @@ impl Heard {
             }
             "load" => Load::parse(value).map(|load| self.load = load),
             PULSE => decimal(value).map(|pulse| self.pulse = Some(pulse)),
+            CLUSTER => {
+                let id = ClusterId::parse(value);
+                (id.is_some() || value.is_empty()).then(|| self.cluster = id)
+            }
             GREETS => (value == "1").then(|| self.greets = true),
             OPENED => mark(value).map(|mark| self.opened = Some(mark)),
             DURABLE => mark(value).map(|mark| self.durable = Some(mark)),
@@ -206,6 +220,11 @@ impl Heard {
     /// The pulse, if the node has one.
     pub(super) const fn pulse(&self) -> Option<u64> {
         self.pulse
+    }
+
+    /// The cluster that the node belongs to.
+    pub(super) const fn cluster(&self) -> Option<ClusterId> {
+        self.cluster
     }
 
     /// Whether the node takes part in sessions.
@@ -327,6 +346,8 @@ mod tests {
             ("durable", "72057594037927936"),
             ("opened", "18446744073709551615"),
             ("greets", "yes"),
+            ("cluster", "none"),
+            ("cluster", &long),
             ("slots.0", &unfollowed),
             ("slots.0", "?"),
             ("slots.15", "A"),

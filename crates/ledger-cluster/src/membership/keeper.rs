@@ -18,8 +18,9 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    GossipEnded,
-    facts::{Facts, PULSE},
+    GossipEnded, Replaced,
+    facts::{CLUSTER, Facts, PULSE},
+    identity::Identity,
     view::{Roster, View},
 };
 use crate::seeds::Resolver;
@@ -58,7 +59,8 @@ pub(super) struct Keeper {
     pub(super) roster: Roster,
     pub(super) bad_values: Arc<AtomicU64>,
     pub(super) most_keys: Arc<AtomicU64>,
-    pub(super) superseded: bool,
+    pub(super) identity: Arc<Identity>,
+    pub(super) replaced: watch::Sender<Option<Replaced>>,
     /// How often it was refreshed.
     pub(super) refreshed: u64,
 }
@@ -113,19 +115,20 @@ impl Keeper {
             }
             if !values.is_empty() {
                 self.refreshed += 1;
+                let cluster = self.identity.ours().map_or_else(String::new, |id| id.to_string());
+                state.set(CLUSTER, cluster);
                 state.set(PULSE, (self.refreshed / PULSE_EVERY).to_string());
             }
             self.roster.observe(&chitchat, Instant::now())
         };
         self.bad_values.store(self.roster.bad_values, Ordering::Relaxed);
         self.most_keys.store(self.roster.most_keys as u64, Ordering::Relaxed);
-        let superseded = view.me().is_none();
-        if superseded && !self.superseded {
-            tracing::error!(
-                "another node runs under this node's id with a higher incarnation: this one must stop"
-            );
+        if let Some(replaced) = view.replaced()
+            && self.replaced.borrow().is_none()
+        {
+            tracing::error!("{replaced}");
+            self.replaced.send_replace(Some(replaced));
         }
-        self.superseded = superseded;
         self.view.send_if_modified(|known| {
             let changed = **known != view;
             if changed {
@@ -139,6 +142,8 @@ impl Keeper {
 /// Looks names among the seeds up, and greets whom it finds there and doesn't know.
 pub(super) struct Greeter {
     pub(super) chitchat: Gossip,
+    /// Where others were last.
+    pub(super) known: Vec<SocketAddr>,
     pub(super) resolver: Resolver,
     pub(super) refresh: Duration,
     pub(super) alone: Duration,
@@ -147,7 +152,9 @@ pub(super) struct Greeter {
 impl Greeter {
     pub(super) async fn run(mut self) {
         loop {
-            let found = self.resolver.resolve().await;
+            let mut found = self.resolver.resolve().await;
+            // Whoever was there last is where it was, or knows who is: also when names are not answered any more.
+            found.extend(&self.known);
             let peers = self.chitchat.peers().await;
             let me = self.chitchat.0.chitchat_id().gossip_advertise_addr;
             // Also when others are alive: two halves of a cluster that lost sight of each other meet here.

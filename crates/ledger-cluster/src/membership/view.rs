@@ -2,18 +2,22 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    net::SocketAddr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use chitchat::{Chitchat, ChitchatId, NodeState, Version};
 use ledger_core::{
     Epoch,
-    node::{Incarnation, NodeId, StorageId},
+    node::{ClusterId, Incarnation, NodeId, StorageId},
     slot::Slot,
 };
 
 use super::{
+    Replaced,
     facts::{Heard, Load, Readiness, Reading},
+    identity::Identity,
     marks::{Marks, SetBack},
 };
 
@@ -34,6 +38,10 @@ pub struct Member {
     pub storage_id: StorageId,
     /// Where its gRPC service listens, `host:port`.
     pub grpc_address: String,
+    /// Where it gossips.
+    pub gossip_address: SocketAddr,
+    /// The cluster that it belongs to; `None`: it has not come to belong to one yet.
+    pub cluster: Option<ClusterId>,
     /// What it says it is ready for.
     pub readiness: Readiness,
     /// Where it stands; may be empty.
@@ -85,6 +93,23 @@ impl View {
         self.get(&self.me.0).filter(|member| member.incarnation == self.me.1)
     }
 
+    /// Whether a name is this node's.
+    pub(crate) fn is_me(&self, node_id: &NodeId) -> bool {
+        self.me.0 == *node_id
+    }
+
+    /// The later start of this node, if one was heard.
+    pub(super) fn replaced(&self) -> Option<Replaced> {
+        let (node, ours) = &self.me;
+        let later = self.get(node).filter(|member| member.incarnation > *ours)?;
+        Some(Replaced {
+            node: node.clone(),
+            incarnation: later.incarnation,
+            ours: *ours,
+            grpc_address: later.grpc_address.clone(),
+        })
+    }
+
     /// The members that are alive.
     pub fn alive(&self) -> impl Iterator<Item = &Member> {
         self.members.iter().filter(|member| member.alive)
@@ -119,6 +144,7 @@ struct Seen {
 #[derive(Debug)]
 pub(super) struct Roster {
     me: (NodeId, Incarnation),
+    identity: Arc<Identity>,
     min_silence: Duration,
     /// A pulse that stood still for so long is of a node that is cut off.
     max_pause: Duration,
@@ -132,10 +158,11 @@ pub(super) struct Roster {
 }
 
 impl Roster {
-    pub(super) fn new(me: (NodeId, Incarnation), min_silence: Duration) -> Self {
+    pub(super) fn new(me: (NodeId, Incarnation), min_silence: Duration, identity: Arc<Identity>) -> Self {
         let max_pause = min_silence.saturating_mul(2).max(MIN_PAUSE);
         Self {
             me,
+            identity,
             min_silence,
             max_pause,
             seen: HashMap::new(),
@@ -153,6 +180,7 @@ impl Roster {
         self.most_keys = states.values().map(NodeState::num_key_values).max().unwrap_or_default();
         self.seen.retain(|id, _| states.contains_key(id));
         self.marks.begin();
+        let ours = self.identity.ours();
         let mut members = BTreeMap::<NodeId, Member>::new();
         for (id, state) in states {
             if self.seen.len() >= MAX_NODES
@@ -163,6 +191,10 @@ impl Roster {
             }
             let is_me = id == chitchat.self_chitchat_id();
             let Some(member) = self.member(id, state, live.contains(id), is_me, now) else { continue };
+            // What somebody else brought along, who belonged to none.
+            if !is_me && ours.is_some() && member.cluster.is_some_and(|theirs| Some(theirs) != ours) {
+                continue;
+            }
             let rank = |member: &Member| (member.incarnation, member.alive);
             match members.get(&member.node_id) {
                 Some(other) if rank(other) >= rank(&member) => {}
@@ -226,7 +258,7 @@ impl Roster {
             (seen.pulse, seen.pulsed_at) = (pulse, now);
         }
         let heard = heard && now.saturating_duration_since(seen.pulsed_at) < self.max_pause;
-        let (facts, greets) = (seen.heard.facts(), seen.heard.greets());
+        let (facts, greets, cluster) = (seen.heard.facts(), seen.heard.greets(), seen.heard.cluster());
         let node_id = NodeId::new(&id.node_id).ok();
         let alive = heard && facts.as_ref().is_some_and(|facts| facts.readiness != Readiness::Leaving);
         if alive != seen.alive {
@@ -241,6 +273,8 @@ impl Roster {
             incarnation: Incarnation(id.generation_id),
             storage_id: facts.storage_id,
             grpc_address: facts.grpc_address,
+            gossip_address: id.gossip_advertise_addr,
+            cluster,
             readiness: facts.readiness,
             zone: facts.zone,
             format: facts.format,

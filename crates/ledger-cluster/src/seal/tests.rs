@@ -54,8 +54,26 @@ fn the_bytes_of_a_datagram_do_not_change() {
 }
 
 #[test]
+fn a_datagram_says_which_cluster_it_is_of_and_that_cannot_be_changed() {
+    let (ours, theirs) = (ClusterId([1; 16]), ClusterId([2; 16]));
+    for keys in [&[OLD][..], &[]] {
+        let sealer = sealer(keys);
+        let of = |id| sealer.with_identity(id).seal(b"x").unwrap();
+        assert_eq!(sealer.open_of(&of(None)), Ok((None, b"x".to_vec())));
+        assert_eq!(sealer.open_of(&of(Some(ours))), Ok((Some(ours), b"x".to_vec())));
+        assert_eq!(sealer.with_identity(Some(theirs)).open(&of(Some(ours))), Ok(b"x".to_vec()));
+        assert_eq!(sealer.open(&of(Some(ours))[..20]), Err(OpenError::Malformed));
+    }
+    let mut datagram = sealer(&[OLD]).with_identity(Some(ours)).seal(b"x").unwrap();
+    datagram[1 + TAG..][..IDENTITY].copy_from_slice(&theirs.0);
+    assert_eq!(sealer(&[OLD]).open_of(&datagram), Err(OpenError::UnknownKey));
+}
+
+#[test]
 fn sealing_adds_the_stated_overhead() {
-    assert_eq!(sealer(&[OLD]).seal(&[0; 100]).unwrap().len(), 100 + OVERHEAD);
+    let of = sealer(&[OLD]).with_identity(Some(ClusterId([1; 16])));
+    assert_eq!(of.seal(&[0; 100]).unwrap().len(), 100 + OVERHEAD);
+    assert_eq!(sealer(&[OLD]).seal(&[0; 100]).unwrap().len(), 100 + OVERHEAD - IDENTITY);
     assert!(sealer(&[]).seal(&[0; 100]).unwrap().len() <= 100 + OVERHEAD);
 }
 
@@ -90,7 +108,7 @@ fn what_does_not_open_says_why() {
     }
     assert_eq!(sealer(&[OLD]).open(b""), Err(OpenError::Malformed));
     assert_eq!(sealer(&[OLD]).open(&sealed[..20]), Err(OpenError::Malformed));
-    assert_eq!(sealer(&[OLD]).open(&[0xc2; 200]), Err(OpenError::Malformed));
+    assert_eq!(sealer(&[OLD]).open(&[0xc4; 200]), Err(OpenError::Malformed));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use crate::{
     Epoch,
-    node::{Member, NodeId, ReplicaSet},
+    node::{ClusterId, Member, NodeId, ReplicaSet, StorageId},
 };
 
 /// A claim to a slot: an epoch, and who claims it. Claims are totally ordered, by epoch first.
@@ -166,6 +166,30 @@ impl SlotRecord {
             ..placement
         });
         Ok(Self { placement, ..self.clone() })
+    }
+
+    /// The identity that the cluster has from a change of its first slot's record on: the change that shows that the slot's
+    /// first members are its members.
+    pub fn forms(&self, next: &Self) -> Option<ClusterId> {
+        let (before, after) = (self.placement.as_ref()?, next.placement.as_ref()?);
+        let is_now = !before.is_confirmed && after.is_confirmed && before.set == after.set;
+        is_now.then(|| ClusterId::of(&after.set))
+    }
+
+    /// Whether a node that belongs to a cluster, or to none yet, may accept a set of first members of the first slot.
+    pub fn may_form(of: Option<ClusterId>, set: &ReplicaSet, is_confirmed: bool) -> bool {
+        is_confirmed || of.is_none_or(|id| id == ClusterId::of(set))
+    }
+
+    /// Whether a node with this record of the first slot may come to belong to a cluster: not while it is about to form another,
+    /// unless one of those who are to form that with it belongs to this one.
+    pub fn may_join(&self, id: ClusterId, said_by: &StorageId) -> bool {
+        match &self.placement {
+            Some(Placement { set, is_confirmed: false, .. }) => {
+                id == ClusterId::of(set) || set.members().iter().any(|member| member.storage == *said_by)
+            }
+            _ => true,
+        }
     }
 
     /// Notes that another node was seen to own the slot.

@@ -381,6 +381,8 @@ pub struct Slots {
     connected: BTreeSet<Member>,
     is_draining: bool,
     is_writable: bool,
+    /// The cluster has an identity.
+    is_identified: bool,
     /// When to see whether slots should be handed over or moved.
     looks_at: Millis,
     /// The slots that it looks after: all, but in tests.
@@ -422,11 +424,26 @@ impl Slots {
             nodes: BTreeMap::new(),
             is_draining: false,
             is_writable: true,
+            is_identified: false,
             looks_at: now,
             all: all.into_iter().collect(),
             states: slots,
             owners: vec![None; usize::from(SLOTS)],
         }
+    }
+
+    /// The cluster has an identity, which it gets as its first slot is formed: from now on the others may be, too. Before, two
+    /// clusters that are about to form could each form some.
+    pub fn identified(&mut self) {
+        if !std::mem::replace(&mut self.is_identified, true) {
+            // Turns are counted from now.
+            self.states.iter_mut().for_each(|state| state.unowned_since = None);
+        }
+    }
+
+    /// The slot with which a cluster forms.
+    pub fn first(&self) -> Option<Slot> {
+        self.all.first().copied()
     }
 
     /// Takes an event; gives what to do. Events that come late or twice are harmless.

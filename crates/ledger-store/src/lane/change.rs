@@ -9,7 +9,7 @@ use super::{
 };
 use std::collections::BTreeMap;
 
-use ledger_core::{ownership::NotTaken, slot::SLOTS};
+use ledger_core::{node::ClusterId, ownership::NotTaken, slot::SLOTS};
 
 use crate::{
     Damage,
@@ -26,6 +26,8 @@ impl Lane {
         let mut records = BTreeMap::new();
         // Places of offers that are accepted with these changes.
         let mut accepted = Vec::new();
+        let known = *self.shared.cluster.borrow();
+        let mut cluster = known;
         for (slot, change) in changes {
             let record = match records
                 .get(&slot)
@@ -38,14 +40,21 @@ impl Lane {
                     continue;
                 }
             };
-            let (outcome, next) = self.changed(slot, &record, change, &mut accepted);
+            let (outcome, next) = match first_slot(slot, &record, &change, &mut cluster) {
+                Ok(()) => self.changed(slot, &record, change, &mut accepted),
+                Err(refused) => (ChangeOutcome::Failed(refused), None),
+            };
+            if slot == Slot::FIRST && cluster.is_none() {
+                cluster = next.as_ref().and_then(|next| record.forms(next));
+            }
             let record = next.inspect(|next| _ = records.insert(slot, next.clone())).unwrap_or(record);
             changed.push((slot, Changed { outcome, record }));
         }
         if records.is_empty() {
             return changed;
         }
-        if let Err(error) = slots::write(db, &records) {
+        let joined = cluster.filter(|_| known.is_none());
+        if let Err(error) = slots::write(db, &records, joined) {
             self.shared.commit_failed(&error);
             for (slot, changed) in &mut changed {
                 if records.contains_key(slot) {
@@ -55,6 +64,9 @@ impl Lane {
                 }
             }
             return changed;
+        }
+        if joined.is_some() {
+            self.shared.cluster.send_replace(joined);
         }
         if let Some(copies) = &self.copies {
             for (slot, record) in &records {
@@ -99,6 +111,7 @@ impl Lane {
                 Err(refused) => (not_taken(refused), None),
             },
             Change::Formed => (ChangeOutcome::Done, Some(record.formed())),
+            Change::Join(..) => (ChangeOutcome::Done, Some(record.clone())),
             Change::Accept { claim, set, is_confirmed, before, offer } => {
                 let next = match record.accept(&claim, &set, is_confirmed, before.as_ref()) {
                     Ok(next) => next,
@@ -151,7 +164,7 @@ impl Lane {
     /// Writes a slot's record anew, that was found to be damaged on the disk.
     pub(super) fn restore(&mut self, db: &Db, slot: Slot) {
         let Some(record) = self.records.get(&slot).cloned() else { return self.shared.lost_slot(slot) };
-        match slots::write(db, &[(slot, record)].into()) {
+        match slots::write(db, &[(slot, record)].into(), None) {
             Ok(()) => {
                 limited!(warn, slot = slot.number(), "the damaged record of a slot was written anew");
             }
@@ -300,6 +313,35 @@ impl Lane {
             .digests
             .as_ref()
             .map_or(Ok(()), |digests| digests.rescan(db, &self.shared.quarantine, mine))
+    }
+}
+
+/// Whether a change of the first slot fits the cluster that the directory belongs to, or comes to belong to with it.
+fn first_slot(
+    slot: Slot,
+    record: &SlotRecord,
+    change: &Change,
+    cluster: &mut Option<ClusterId>,
+) -> Result<(), StoreError> {
+    let belongs = |cluster: Option<ClusterId>| match cluster {
+        Some(id) => StoreError::Io(format!("the data directory belongs to the cluster {id}")),
+        None => StoreError::Io("the node is about to form another cluster".to_owned()),
+    };
+    match change {
+        Change::Join(id, _) if cluster.is_some_and(|known| known == *id) => Ok(()),
+        Change::Join(id, said_by) => {
+            if slot != Slot::FIRST || cluster.is_some() || !record.may_join(*id, said_by) {
+                return Err(belongs(*cluster));
+            }
+            *cluster = Some(*id);
+            Ok(())
+        }
+        Change::Accept { set, is_confirmed, .. }
+            if slot == Slot::FIRST && !SlotRecord::may_form(*cluster, set, *is_confirmed) =>
+        {
+            Err(belongs(*cluster))
+        }
+        _ => Ok(()),
     }
 }
 

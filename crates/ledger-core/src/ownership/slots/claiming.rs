@@ -46,7 +46,9 @@ impl Slots {
         }
         let since = *state.unowned_since.get_or_insert(now);
         let not_before = state.not_before;
-        let may = state.record.placement.is_some() || (is_forming && !state.is_formed);
+        let is_its_time = self.is_identified || self.first() == Some(slot);
+        let state = self.state(slot);
+        let may = state.record.placement.is_some() || (is_forming && is_its_time && !state.is_formed);
         if !may || !self.is_writable || now < not_before || now < self.started + self.settings.settle {
             return;
         }

@@ -583,6 +583,40 @@ fn an_attempt_that_fails_is_repeated_ever_more_rarely() {
     assert_eq!(cluster.owners(), [second]);
 }
 
+#[test]
+fn other_slots_are_formed_once_the_cluster_has_an_identity() {
+    let cluster = Cluster::new(3);
+    let others = [Slot::FIRST, Slot::new(7).unwrap()];
+    let seen = |host: &Host| Seen {
+        member: host.member.clone(),
+        zone: String::new(),
+        is_alive: true,
+        is_draining: false,
+        is_writable: true,
+        owned: BTreeMap::new(),
+    };
+    let seen: Vec<Seen> = cluster.hosts.iter().map(seen).collect();
+    let asked = |is_identified: bool| {
+        let mut asked = BTreeSet::new();
+        for host in &cluster.hosts {
+            let mut brain = Slots::of(others, host.member.clone(), Settings::default(), [], 0);
+            if is_identified {
+                brain.identified();
+            }
+            brain.step(0, Event::Nodes(seen.clone()));
+            for now in [60_000, 120_000] {
+                asked.extend(brain.step(now, Event::Tick).into_iter().filter_map(|effect| match effect {
+                    Effect::Ask { slot, .. } => Some(slot),
+                    _ => None,
+                }));
+            }
+        }
+        Vec::from_iter(asked)
+    };
+    assert_eq!(asked(false), [Slot::FIRST]);
+    assert_eq!(asked(true), others);
+}
+
 /// How long a tick takes: `cargo test --release -p ledger-core -- --ignored --nocapture a_tick`.
 #[test]
 #[ignore = "measures"]
@@ -592,6 +626,7 @@ fn a_tick_over_all_slots_when_nothing_is_to_be_done() {
     for index in 0..3 {
         let (member, settings) = (cluster.hosts[index].member.clone(), cluster.settings.clone());
         cluster.hosts[index].brain = Slots::new(member, settings, [], cluster.now);
+        cluster.hosts[index].brain.identified();
         cluster.writable(index, index == 0);
     }
     cluster.pass(5_000);
