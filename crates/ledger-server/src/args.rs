@@ -194,6 +194,9 @@ struct Settings {
     /// Clients must show a certificate of this authority, PEM
     #[arg(long, env = "LEDGER_TLS_CLIENT_CA", value_name = "FILE", global = true)]
     tls_client_ca: Option<PathBuf>,
+    /// Start with a write-ahead log that was cut short, up to the number that the refusal to start names
+    #[arg(long, env = "LEDGER_ACCEPT_LOST_WRITES", value_name = "NUMBER", global = true)]
+    accept_lost_writes: Option<u64>,
     /// Shut down when standard input ends: for who starts nodes as its children
     #[arg(
         long,
@@ -294,6 +297,7 @@ mod tests {
             tls_cert: path.clone(),
             tls_key: path.clone(),
             tls_client_ca: path,
+            accept_lost_writes: Some(1),
             exit_when_stdin_closes: true,
             test_panic: Some(TestPanic::Watch),
             ..Config::default()

@@ -110,6 +110,8 @@ pub struct Config {
     pub tls_key: Option<PathBuf>,
     /// TLS: clients must show a certificate of this authority, PEM.
     pub tls_client_ca: Option<PathBuf>,
+    /// If the write-ahead log was cut short: start all the same with what is left, up to the number that the refusal names.
+    pub accept_lost_writes: Option<u64>,
     /// Shuts down when standard input ends: for who starts nodes as its children, and may be killed.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub exit_when_stdin_closes: bool,
@@ -205,6 +207,7 @@ impl Default for Config {
             tls_cert: None,
             tls_key: None,
             tls_client_ca: None,
+            accept_lost_writes: None,
             exit_when_stdin_closes: false,
             test_panic: None,
         }
@@ -377,6 +380,14 @@ impl Effective {
             let reason = "checking clients needs TLS: set tls_cert and tls_key too".to_owned();
             return Err(wrong("tls_client_ca", format!("{:?}", config.tls_client_ca), reason));
         }
+        if let Some(number) = config.accept_lost_writes
+            && config.node_id.is_some()
+            && config.copies > 1
+        {
+            let reason = "a member of a cluster must not go on with less than it promised: remove its data directory, so that it \
+                          joins as a new member and copies what the others hold";
+            return Err(wrong("accept_lost_writes", number.to_string(), reason.to_owned()));
+        }
         cluster::check(config, wrong)?;
         if let Err(error) = config.log.parse::<tracing_subscriber::EnvFilter>() {
             return Err(wrong("log", format!("`{}`", config.log), error.to_string()));
@@ -386,7 +397,8 @@ impl Effective {
 }
 
 /// Settings without a default, and how they are written.
-const NOT_SET: [(&str, &str); 12] = [
+const NOT_SET: [(&str, &str); 13] = [
+    ("accept_lost_writes", "…"),
     ("ready_file", "\"…\""),
     ("node_id", "\"…\""),
     ("gossip_advertise", "\"…\""),
@@ -440,6 +452,7 @@ impl Config {
             max_open_files: limits::MAX_OPEN_FILES,
             scrub_rate: self.scrub_rate.0,
             scrub_pause: self.scrub_pause.0,
+            accept_lost_writes: self.accept_lost_writes,
             clustered: self.node_id.is_some(),
         }
     }

@@ -46,6 +46,7 @@ pub mod newest;
 pub mod node;
 pub mod observe;
 pub mod pages;
+pub mod permissions;
 pub mod relay;
 pub mod route;
 pub mod serve;

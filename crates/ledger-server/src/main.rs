@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use ledger_server::{args, serve, telemetry};
+use ledger_server::{args, permissions, serve, telemetry};
 
 /// Many small allocations on several threads: what an RPC server does all day.
 #[global_allocator]
@@ -13,6 +13,7 @@ fn main() -> ExitCode {
         Ok(config) => config,
         Err(code) => return code,
     };
+    permissions::keep_private();
     telemetry::start(&config);
     serve::main(config)
 }

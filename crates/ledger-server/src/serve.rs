@@ -58,6 +58,7 @@ use crate::{
     limits,
     metrics::Metrics,
     node::Node,
+    permissions,
     standing::{Lone, Standing},
     supervise::{Need, Outcome, Supervisor},
     tls,
@@ -154,6 +155,7 @@ pub struct Server {
 impl Server {
     /// Opens the store, binds the addresses and serves. On return, requests are answered.
     pub async fn start(config: Config) -> Result<Self, StartError> {
+        permissions::warn_of_open(&config);
         let tls = tls::acceptor(&config)?;
         let descriptors = Descriptors::share(raise_limit(), config.max_connections);
         let (dir, mut options) = (config.data_dir.clone(), config.store_options());

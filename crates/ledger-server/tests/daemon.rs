@@ -182,6 +182,7 @@ fn the_example_file_holds_the_defaults() {
         "tls_cert",
         "tls_key",
         "tls_client_ca",
+        "accept_lost_writes",
     ] {
         assert!(keys.remove(key).is_some(), "{key} is not in the example");
     }

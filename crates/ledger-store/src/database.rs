@@ -16,7 +16,16 @@ use std::{
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use parking_lot::{Condvar, Mutex};
 
-use crate::{Options, StoreError, db::Db, marks::Marks, readable::Readable, shared::Shared};
+use crate::{
+    Options, StoreError,
+    db::{Db, How, Recovery},
+    home::Opening,
+    marks::Marks,
+    meta,
+    readable::Readable,
+    shared::Shared,
+    watermark,
+};
 
 /// How long an operation waits for a database that is being opened anew.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -46,10 +55,16 @@ pub(crate) struct Database {
 }
 
 impl Database {
-    /// Opens or creates the database.
-    pub(crate) fn open(path: PathBuf, options: Options, readable: Arc<Readable>) -> Result<Self, StoreError> {
-        let marks = Arc::new(Marks::default());
-        let db = Db::open(&path, &options, Arc::clone(&readable), Arc::clone(&marks), 0, true)?;
+    /// Opens or creates the database, and holds how far it goes against how far it was durable.
+    pub(crate) fn open(
+        path: PathBuf,
+        options: Options,
+        readable: Arc<Readable>,
+        marks: Marks,
+        opening: Opening,
+    ) -> Result<Self, StoreError> {
+        let marks = Arc::new(marks);
+        let db = open_checked(&path, &options, &readable, &marks, opening)?;
         let current = Mutex::new(Some(Arc::new(db)));
         let (reopened, generation, compacts) = (Condvar::new(), AtomicU64::new(0), AtomicBool::new(true));
         let is_given_up = AtomicBool::new(false);
@@ -95,7 +110,13 @@ impl Database {
             self.readable.darken_all();
         }
         let (readable, marks) = (Arc::clone(&self.readable), Arc::clone(&self.marks));
-        let opened = Db::open(&self.path, &self.options, readable, marks, generation, self.compacts());
+        let how = How {
+            opening: Opening::Existing,
+            recovery: Recovery::Whole,
+            generation,
+            compacts: self.compacts(),
+        };
+        let opened = Db::open(&self.path, &self.options, readable, marks, how);
         if let Ok(db) = opened {
             *self.current.lock() = Some(Arc::new(db));
             self.reopened.notify_all();
@@ -145,6 +166,77 @@ impl Database {
             Ok(volume) => volume.f_bavail * volume.f_frsize > in_memory + HEADROOM,
             Err(_) => false,
         }
+    }
+}
+
+/// Opens the database for the first time in this process.
+fn open_checked(
+    path: &Path,
+    options: &Options,
+    readable: &Arc<Readable>,
+    marks: &Arc<Marks>,
+    opening: Opening,
+) -> Result<Db, StoreError> {
+    let open = |recovery| {
+        let how = How { opening, recovery, generation: 0, compacts: true };
+        Db::open(path, options, Arc::clone(readable), Arc::clone(marks), how)
+    };
+    let expected = marks.expected();
+    let db = match open(Recovery::Whole) {
+        Ok(db) => db,
+        Err(error) => match Db::readable_up_to(path, options) {
+            // A power cut may leave half of the last record, or what was there before: nobody was told of it.
+            Some(number) if expected > 0 && number >= expected => {
+                let db = open(Recovery::ToLastWhole).map_err(|_| error)?;
+                tracing::warn!(
+                    expected,
+                    number,
+                    "the write-ahead log ends with a record that is not whole: it was never acknowledged, and is left out"
+                );
+                db
+            }
+            Some(number) if expected > 0 => return Err(with_numbers(error, number, expected)),
+            _ => return Err(error),
+        },
+    };
+    let number = marks.opening();
+    if number >= expected {
+        return Ok(db);
+    }
+    let missing = expected - number;
+    if options.accept_lost_writes == Some(number) {
+        let refused = |reason: std::io::Error| StoreError::Io(format!("{}: {reason}", watermark::FILE));
+        meta::record_lost_writes(&db, number, expected)?;
+        marks.give_up_after(number).map_err(refused)?;
+        tracing::error!(
+            number,
+            expected,
+            missing,
+            "the write-ahead log was cut short, and what is missing is given up as accept_lost_writes says"
+        );
+        return Ok(db);
+    }
+    Err(StoreError::Open {
+        path: path.display().to_string(),
+        reason: format!(
+            "its write-ahead log was cut short: changes up to number {expected} were durable, and it goes up to {number}, so \
+             the last {missing} are missing, and with them entries that were acknowledged; restore the directory from a copy, \
+             or remove it if this is a member of a cluster and the others have all; to go on without what is missing, for good, \
+             start with accept_lost_writes = {number}"
+        ),
+    })
+}
+
+/// The error of a log that is damaged before its end, with what would be lost.
+fn with_numbers(error: StoreError, number: u64, expected: u64) -> StoreError {
+    match error {
+        StoreError::Open { path, reason } => StoreError::Open {
+            path,
+            reason: format!(
+                "{reason} (changes up to number {expected} were durable, and can be read up to {number})"
+            ),
+        },
+        other => other,
     }
 }
 
@@ -207,7 +299,8 @@ mod tests {
         let (path, away) = (dir.path().join("db"), dir.path().join("away"));
         let options = Options { clustered: true, ..testing::options() };
         let readable = Arc::new(Readable::new(true));
-        let database = Database::open(path.clone(), options, Arc::clone(&readable)).unwrap();
+        let (marks, opening) = (Marks::default(), Opening::Create);
+        let database = Database::open(path.clone(), options, Arc::clone(&readable), marks, opening).unwrap();
         let slot = Slot::new(7).unwrap();
         readable.show(slot);
         let first = database.get().unwrap().generation();

@@ -14,6 +14,7 @@ use rocksdb::{
 
 use crate::{
     Durability, Options, StoreError, families, forks,
+    home::Opening,
     marks::Marks,
     readable::Readable,
     rows::{self, Snapshot},
@@ -44,22 +45,22 @@ impl std::fmt::Debug for Db {
 }
 
 impl Db {
-    /// Opens or creates the database with all families, of which table files are compacted or not.
+    /// Opens or creates the database with all families.
     pub(crate) fn open(
         path: &Path,
         options: &Options,
         readable: Arc<Readable>,
         marks: Arc<Marks>,
-        generation: u64,
-        compacts: bool,
+        how: How,
     ) -> Result<Self, StoreError> {
+        let How { opening, recovery, generation, compacts } = how;
         let cache = Cache::new_lru_cache(options.block_cache);
         let families = families::ALL.map(|name| {
             let mut family = family(name, &cache, options);
             family.set_disable_auto_compactions(!compacts);
             ColumnFamilyDescriptor::new(name, family)
         });
-        let inner = DB::open_cf_descriptors(&database(options), path, families)
+        let inner = DB::open_cf_descriptors(&database(options, opening, recovery), path, families)
             .map_err(|error| open_error(path, &error))?;
         let is_synced = options.durability == Durability::Always;
         let mut write = WriteOptions::default();
@@ -83,6 +84,18 @@ impl Db {
             forks::clean_up(&db);
         }
         Ok(db)
+    }
+
+    /// How far a database goes whose log has an end that cannot be read: looked at without changing anything. `None` if
+    /// it cannot be opened so, either.
+    pub(crate) fn readable_up_to(path: &Path, options: &Options) -> Option<u64> {
+        let cache = Cache::new_lru_cache(options.block_cache);
+        let families =
+            families::ALL.map(|name| ColumnFamilyDescriptor::new(name, family(name, &cache, options)));
+        let mut database = database(options, Opening::Existing, Recovery::ToLastWhole);
+        database.create_missing_column_families(false);
+        let db = DB::open_cf_descriptors_read_only(&database, path, families, false).ok()?;
+        Some(db.latest_sequence_number())
     }
 
     /// How often the database was opened anew before: what was read of an earlier one may be outdated.
@@ -233,17 +246,43 @@ impl Db {
             self.inner.flush_cf(self.family(name)?).map_err(|error| io_error(&error))?;
         }
         self.inner.cancel_all_background_work(true);
+        self.marks.close();
         Ok(())
     }
 }
 
+/// How a database is opened.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct How {
+    /// Whether there is one.
+    pub(crate) opening: Opening,
+    /// What the log is held to.
+    pub(crate) recovery: Recovery,
+    /// How often it was opened before by this process.
+    pub(crate) generation: u64,
+    /// Whether table files are compacted.
+    pub(crate) compacts: bool,
+}
+
+/// What the write-ahead log is held to when it is replayed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Recovery {
+    /// A last record that ends too soon is a crash; anything else wrong in the log is damage and must be reported.
+    Whole,
+    /// Replayed up to the last whole record: for an end of which is known that nothing of it was acknowledged.
+    ToLastWhole,
+}
+
 /// Options of the whole database.
-fn database(options: &Options) -> rocksdb::Options {
+fn database(options: &Options, opening: Opening, recovery: Recovery) -> rocksdb::Options {
     let mut db = rocksdb::Options::default();
-    db.create_if_missing(true);
+    // Over remains that have no CURRENT it would remove them all.
+    db.create_if_missing(opening == Opening::Create);
     db.create_missing_column_families(true);
-    // A torn last record is a crash; anything else wrong in the log is damage and must be reported.
-    db.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
+    db.set_wal_recovery_mode(match recovery {
+        Recovery::Whole => DBRecoveryMode::TolerateCorruptedTailRecords,
+        Recovery::ToLastWhole => DBRecoveryMode::PointInTime,
+    });
     db.set_db_write_buffer_size(options.write_buffer);
     db.set_max_total_wal_size(2 * options.write_buffer as u64);
     db.set_max_background_jobs(2);

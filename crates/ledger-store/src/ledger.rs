@@ -27,8 +27,11 @@ use crate::{
     database::{self, Database},
     db::{Db, io_error},
     digests::Digests,
-    families, forks, incarnation, index,
+    families, forks,
+    home::Home,
+    incarnation, index,
     lane::{Command, Install, Lane, MAX_COMMAND, QUEUE, lane_of},
+    marks::Marks,
     meta::{self, Meta, Numbers},
     prove,
     quarantine::Quarantine,
@@ -37,10 +40,9 @@ use crate::{
     scrub,
     shared::Shared,
     slots, staging, syncer,
+    watermark::{self, Watermark},
 };
 
-/// The database, below the data directory: beside it a volume's own files do no harm.
-const DATABASE: &str = "db";
 /// How long a load waits for its copies.
 const COPIED_WITHIN: Duration = Duration::from_mins(10);
 
@@ -75,12 +77,17 @@ impl Ledger {
     pub fn open_with(dir: impl AsRef<Path>, options: Options) -> Result<Self, StoreError> {
         let dir = dir.as_ref();
         let open = |reason: String| StoreError::Open { path: dir.display().to_string(), reason };
-        std::fs::create_dir_all(dir).map_err(|error| open(format!("it cannot be created: {error}")))?;
+        let home = Home::new(dir)?;
+        let opening = home.prepare()?;
+        let watermark = Watermark::open(dir)
+            .map_err(|error| open(format!("its file {} cannot be used: {error}", watermark::FILE)))?;
         let readable = Arc::new(Readable::new(options.clustered));
-        let database = Database::open(dir.join(DATABASE), options.clone(), Arc::clone(&readable))?;
+        let (path, marks) = (home.database(), Marks::new(watermark));
+        let database = Database::open(path, options.clone(), Arc::clone(&readable), marks, opening)?;
         let database = Arc::new(database);
         let db = database.get()?;
         let meta = Meta::open(&db, dir)?;
+        home.is_in_use()?;
         staging::clean_up(&db)?;
         forks::clean_up(&db);
         index::ensure(&db)?;

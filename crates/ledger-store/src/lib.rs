@@ -48,6 +48,7 @@ mod error;
 mod families;
 mod forks;
 mod heal;
+mod home;
 mod incarnation;
 mod index;
 mod keys;
@@ -83,6 +84,7 @@ mod types;
 mod verify;
 mod view;
 mod watch;
+mod watermark;
 
 pub use cluster::{Following, LeftHistory};
 pub use error::StoreError;

@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
+use crate::watermark::Watermark;
+
 /// How far the directory goes.
 #[derive(Debug, Default)]
 pub(crate) struct Marks {
@@ -16,9 +18,36 @@ pub(crate) struct Marks {
     durable: AtomicU64,
     /// When the present start began; `None` before the first.
     started: Mutex<Option<u64>>,
+    /// Keeps what is on disk known from a second place.
+    watermark: Option<Watermark>,
 }
 
 impl Marks {
+    /// Nothing is known yet but what the watermark says.
+    pub(crate) fn new(watermark: Watermark) -> Self {
+        Self { watermark: Some(watermark), ..Self::default() }
+    }
+
+    /// How far the directory was durable, by the second place; 0 if that is not known.
+    pub(crate) fn expected(&self) -> u64 {
+        self.watermark.as_ref().map_or(0, Watermark::number)
+    }
+
+    /// Takes a lower number for how far the directory was durable: what came after it is given up.
+    ///
+    /// # Errors
+    /// If the second place cannot be written.
+    pub(crate) fn give_up_after(&self, number: u64) -> std::io::Result<()> {
+        self.watermark.as_ref().map_or(Ok(()), |watermark| watermark.reset(number))
+    }
+
+    /// The directory is being closed.
+    pub(crate) fn close(&self) {
+        if let Some(watermark) = &self.watermark {
+            watermark.sync();
+        }
+    }
+
     /// The directory was opened, and goes so far.
     pub(crate) fn opened(&self, number: u64) {
         self.opened.store(number, Ordering::SeqCst);
@@ -26,6 +55,10 @@ impl Marks {
 
     /// Everything up to a number that was taken before the sync is on disk.
     pub(crate) fn synced(&self, number: u64) {
+        // Before anything of it is acknowledged.
+        if let Some(watermark) = &self.watermark {
+            watermark.advance(number);
+        }
         self.durable.fetch_max(number, Ordering::SeqCst);
     }
 

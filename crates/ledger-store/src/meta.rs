@@ -33,6 +33,8 @@ const SIGNING_SEED_KEY: &[u8] = b"signing_seed";
 const NUMBERS_KEY: &[u8] = b"numbers";
 /// The cluster that the directory belongs to, 16 bytes; none before it does.
 pub(crate) const CLUSTER_ID_KEY: &[u8] = b"cluster_id";
+/// And the number after which writes were given up: how far they went, and when that was.
+const LOST_WRITES_KEY: &[u8] = b"lost_writes/";
 
 /// The directory's identity.
 #[derive(Clone)]
@@ -86,6 +88,17 @@ impl Meta {
         db.sync()?;
         Ok(meta)
     }
+}
+
+/// Records for good that an operator gave up what was durable after a number.
+pub(crate) fn record_lost_writes(db: &Db, number: u64, expected: u64) -> Result<(), StoreError> {
+    let now_ns = std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_nanos());
+    let key = [LOST_WRITES_KEY, &number.to_be_bytes()].concat();
+    let mut batch = WriteBatch::default();
+    let value = [&expected.to_be_bytes()[..], &now_ns.to_be_bytes()].concat();
+    batch.put_cf(db.family(families::META)?, key, value);
+    db.write_unsynced(batch)?;
+    db.sync()
 }
 
 /// Hands out context numbers, each once.

@@ -44,6 +44,9 @@ pub struct Options {
     pub scrub_rate: u64,
     /// Pause between two passes of the scrub over everything.
     pub scrub_pause: Duration,
+    /// If the write-ahead log was cut short: start all the same with what is left up to this number, which the refusal
+    /// names. Without effect otherwise.
+    pub accept_lost_writes: Option<u64>,
     /// The ledger is part of a cluster: it takes appends only to slots it owns, and shows only what is stable.
     pub clustered: bool,
 }
@@ -70,6 +73,7 @@ impl Default for Options {
             max_open_files: 1024,
             scrub_rate: 8 << 20,
             scrub_pause: Duration::from_hours(1),
+            accept_lost_writes: None,
             clustered: false,
         }
     }

@@ -151,7 +151,9 @@ mod tests {
     fn readers_see_a_commit_when_it_is_durable_and_not_before() {
         let dir = tempfile::tempdir().unwrap();
         let readable = Arc::new(Readable::new(false));
-        let db = Db::open(dir.path(), &Options::default(), readable, Arc::default(), 0, true).unwrap();
+        let db =
+            Db::open(dir.path(), &Options::default(), readable, Arc::default(), crate::testing::created())
+                .unwrap();
         let place = Place { slot: Slot::of(&context()), number: 1 };
         let head = Head::new(HashSuite::Blake3, Lineage([7; 16]), 1);
         let mut state = ContextState::new(place, head);

@@ -11,7 +11,15 @@ use ledger_core::{
 };
 use rocksdb::WriteBatch;
 
-use crate::{Options, db::Db, families::Place, readable::Readable, shared::Shared, state::ContextState};
+use crate::{
+    Options,
+    db::{Db, How, Recovery},
+    families::Place,
+    home::Opening,
+    readable::Readable,
+    shared::Shared,
+    state::ContextState,
+};
 
 /// Small caches: much happens early.
 pub(crate) fn options() -> Options {
@@ -24,7 +32,7 @@ pub(crate) fn open(dir: &Path) -> Db {
 }
 
 pub(crate) fn open_with(dir: &Path, options: &Options) -> Db {
-    Db::open(dir, options, Readable::new(false).into(), Arc::default(), 0, true).unwrap()
+    Db::open(dir, options, Readable::new(false).into(), Arc::default(), created()).unwrap()
 }
 
 /// The writer of a context.
@@ -107,4 +115,9 @@ impl<'a> Writer<'a> {
         let Position { size, root, epoch, .. } = self.position();
         ContextSummary { context: self.context.clone(), size, root, epoch }
     }
+}
+
+/// How a database is opened where there was none.
+pub(crate) fn created() -> How {
+    How { opening: Opening::Create, recovery: Recovery::Whole, generation: 0, compacts: true }
 }

@@ -208,8 +208,7 @@ fn crash(db: Db, dir: &std::path::Path) -> Db {
         &testing::options(),
         crate::readable::Readable::new(false).into(),
         std::sync::Arc::default(),
-        1,
-        true,
+        crate::db::How { generation: 1, ..testing::created() },
     )
     .unwrap()
 }
