@@ -216,8 +216,8 @@ struct Settings {
 /// Reads arguments, environment and file. `Err` is the code to exit with: help was asked for, the
 /// configuration was printed, or it is wrong.
 pub fn parse() -> Result<Config, ExitCode> {
-    let command = environment::without_empty(Cli::command());
-    let matches = command.clone().try_get_matches().map_err(|error| {
+    let command = Cli::command();
+    let matches = environment::without_empty(command.clone()).try_get_matches().map_err(|error| {
         let _ = error.print();
         ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(EXIT_CONFIG))
     })?;
