@@ -79,8 +79,12 @@ impl Ledger {
         let open = |reason: String| StoreError::Open { path: dir.display().to_string(), reason };
         let home = Home::new(dir)?;
         let opening = home.prepare()?;
-        let watermark = Watermark::open(dir)
-            .map_err(|error| open(format!("its file {} cannot be used: {error}", watermark::FILE)))?;
+        let watermark = Watermark::open(dir).map_err(|error| {
+            open(format!(
+                "its file {} cannot be written ({error}); give this user the right to write there",
+                watermark::FILE
+            ))
+        })?;
         let readable = Arc::new(Readable::new(options.clustered));
         let (path, marks) = (home.database(), Marks::new(watermark));
         let database = Database::open(path, options.clone(), Arc::clone(&readable), marks, opening)?;

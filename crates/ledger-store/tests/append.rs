@@ -75,7 +75,7 @@ fn received_time_moves_the_clock() {
     assert_eq!(append(41).unwrap().entry.lamport, LamportClock(42));
     assert_eq!(append(7).unwrap().entry.lamport, LamportClock(43));
     assert_eq!(ledger.lamport(&context).unwrap(), LamportClock(43));
-    assert!(matches!(append(u64::MAX), Err(StoreError::Log(_))));
+    assert!(matches!(append(u64::MAX), Err(StoreError::Lamport(_))));
     assert_eq!(append(0).unwrap().entry.sequence, Sequence(3), "a refused append leaves no gap");
 }
 
