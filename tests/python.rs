@@ -7,61 +7,13 @@
     reason = "a test that cannot go on should stop"
 )]
 
-use std::{
-    env, fs,
-    path::{Path, PathBuf},
-    process::{Command, Output},
+use std::process::Command;
+
+use ledger_tests::{
+    Node, repository, skip,
+    tools::{python, run},
 };
-
-use ledger_tests::{Node, repository, skip};
 use tempfile::TempDir;
-
-/// A Python with grpcio-tools, in the user's cache; made on first use. An error says why there is none.
-fn python() -> Result<PathBuf, String> {
-    let cache = env::var_os("XDG_CACHE_HOME")
-        .map(PathBuf::from)
-        .or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cache")))
-        .ok_or("neither XDG_CACHE_HOME nor HOME is set")?;
-    let venv = cache.join("converge-ledger/python");
-    let python = venv.join("bin/python");
-    if has_grpc(&python) {
-        return Ok(python);
-    }
-    fs::create_dir_all(&venv).map_err(|error| format!("{}: {error}", venv.display()))?;
-    run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&venv))?;
-    run(Command::new(&python).args([
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--retries=1",
-        "--timeout=30",
-        "--only-binary=:all:",
-        "grpcio-tools",
-    ]))?;
-    if has_grpc(&python) {
-        Ok(python)
-    } else {
-        Err("grpcio-tools was installed but does not load".to_owned())
-    }
-}
-
-fn has_grpc(python: &Path) -> bool {
-    Command::new(python)
-        .args(["-c", "import grpc, grpc_tools"])
-        .output()
-        .is_ok_and(|run| run.status.success())
-}
-
-fn run(command: &mut Command) -> Result<Output, String> {
-    let output = command.output().map_err(|error| format!("{command:?}: {error}"))?;
-    if output.status.success() {
-        return Ok(output);
-    }
-    let said = String::from_utf8_lossy(&output.stderr);
-    let last = said.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("it printed nothing").to_owned();
-    Err(format!("{command:?} ended with {}: {last}", output.status))
-}
 
 #[test]
 fn a_python_client_does_the_five_operations() {

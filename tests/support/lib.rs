@@ -10,6 +10,7 @@ pub mod check;
 pub mod load;
 pub mod node;
 pub mod rpc;
+pub mod tools;
 
 use std::{
     io::Write as _,
