@@ -217,7 +217,7 @@ async fn proofs_listings_and_snapshots_come_from_any_node() {
         let inclusion = client.prove_inclusion(&context, Sequence(7), None).await.unwrap();
         assert_eq!(inclusion.proof.size, 20);
         client.prove_consistency(&context, Size(5), None).await.unwrap();
-        assert_eq!(client.contexts("any", "", 10).await.unwrap().0.len(), 1);
+        assert_eq!(client.contexts("any", "", 10).await.unwrap().contexts.len(), 1);
         let mut snapshot = Vec::new();
         let taken = client.snapshot(&context, &mut snapshot, |_| {}).await.unwrap();
         assert_eq!((taken.count, taken.root), (Size(20), inclusion.root));

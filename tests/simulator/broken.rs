@@ -22,11 +22,13 @@ pub enum Broken {
     DamageIsAbsence,
     /// What another cluster's nodes say is heard like that of one's own.
     ClustersMerge,
+    /// Readers are shown what a node has, however long ago it heard that it is a member.
+    NoLease,
 }
 
 impl Broken {
     /// Every rule that can be left out.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::NoPromiseCheck,
         Self::NoSync,
         Self::MembersOffGossip,
@@ -35,6 +37,7 @@ impl Broken {
         Self::UnstableShown,
         Self::DamageIsAbsence,
         Self::ClustersMerge,
+        Self::NoLease,
     ];
 
     /// As it is named in the environment.
@@ -49,6 +52,7 @@ impl Broken {
             Self::UnstableShown => "unstable-shown",
             Self::DamageIsAbsence => "damage-is-absence",
             Self::ClustersMerge => "clusters-merge",
+            Self::NoLease => "no-lease",
         }
     }
 

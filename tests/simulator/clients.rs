@@ -1,11 +1,16 @@
 //! Between clients and nodes.
 
 use super::{
+    broken::Broken,
     client::{self, Client},
     counts::Counted,
-    message::{Request, Response},
+    message::{Index, Request, Response},
+    node::Node,
     run::{Happening, World},
 };
+
+/// Clocks count whole milliseconds.
+const CLOCK_ERROR: u64 = 5;
 
 impl World {
     pub(super) fn wake(&mut self, number: usize) {
@@ -35,6 +40,30 @@ impl World {
                 let delay = self.random.between(200, 3000);
                 self.after(delay, Happening::Request { to, client, request, body });
             }
+        }
+    }
+
+    /// A node answers a reader: it must not be old.
+    pub(super) fn answered(&mut self, index: Index, response: &Response) {
+        let &Response::Read { context, size, .. } = response else {
+            let is_refused = matches!(response, Response::NotReadable);
+            return self.counts.add(Counted::NotRead, is_refused.into());
+        };
+        let Some(bound) = self.config.settings.max_staleness else { return };
+        let clock = self.clock(index);
+        let slot = self.config.contexts.slot(context);
+        let is_current = |node: &Node| node.brain.current_until(clock, slot) > clock;
+        // Without an owner nobody says what was committed last; and by a clock that stands still every lease lasts.
+        let is_current = self.hosts[index].node.as_ref().is_some_and(is_current);
+        let stands_still = self.hosts.iter().any(|host| !host.clock_runs);
+        let stood_still = self.clock_stood_still.is_some_and(|at| self.now < at + 3000 * bound);
+        let is_unleased = self.config.broken == Broken::NoLease;
+        if !self.invariants.is_strict || stands_still || stood_still || !(is_current || is_unleased) {
+            return;
+        }
+        let since = (self.now / 1000).saturating_sub(bound + CLOCK_ERROR);
+        if let Err(violation) = self.invariants.read(index, context, size, since) {
+            self.violate(violation);
         }
     }
 

@@ -32,11 +32,12 @@ pub enum Counted {
     PutBack,
     Attached,
     Read,
+    NotRead,
     Watched,
 }
 
 impl Counted {
-    const ALL: [(Self, &'static str); 21] = [
+    const ALL: [(Self, &'static str); 22] = [
         (Self::Runs, "seeds"),
         (Self::Steps, "steps"),
         (Self::Milliseconds, "milliseconds simulated"),
@@ -57,6 +58,7 @@ impl Counted {
         (Self::PutBack, "put back by their writers"),
         (Self::Attached, "times a writer attached to a node"),
         (Self::Read, "reads"),
+        (Self::NotRead, "reads that a node sent elsewhere"),
         (Self::Watched, "entries seen by watchers"),
     ];
 }

@@ -24,6 +24,7 @@ impl World {
             }
             Out::Break { stream } => self.break_stream(stream, 20_000),
             Out::Respond { client, request, response } => {
+                self.answered(index, &response);
                 if !self.random.chance(self.network.loss / 4) {
                     let delay = self.random.between(200, 3000);
                     self.after(delay, Happening::Response { client, request, response });

@@ -124,6 +124,7 @@ impl Plan {
             short_within: random.between(1000, 5000),
             placement_grace: random.between(2500, 8000),
             moves: random.between(1, 8) as usize,
+            max_staleness: Some(random.between(1500, 5000)),
         };
         // Each seed has faults of some kinds only: those that are always there hide those that need quiet.
         let mut faults = Vec::new();

@@ -5,7 +5,10 @@ use std::rc::Rc;
 use ledger_core::{
     Hash, Size,
     digest::Extent,
-    ownership::{Claim, NotTaken, slots::Outcome},
+    ownership::{
+        Claim, NotTaken,
+        slots::{Event, Outcome, Renewal},
+    },
     replication::{Fit, fit},
     slot::Slot,
 };
@@ -50,6 +53,7 @@ impl Node {
                 self.after_sync(AfterSync::Up { to: from, stream, body: Up::Durable(number) });
             }
             Down::Offer(offer) => self.offered(from, stream, *offer),
+            Down::Renewal(slots) => self.renewal(from, stream, &slots),
             Down::Stable { slot, epoch, number } => {
                 for (context, size) in self.unstable.stable(slot, epoch, number) {
                     self.show(context, size);
@@ -63,6 +67,25 @@ impl Node {
                 }
             }
         }
+    }
+
+    /// The owner renews leases, after all that it sent before.
+    fn renewal(&mut self, from: Index, stream: u64, slots: &[Renewal]) {
+        let Some((_, owner)) = self.incoming.get(&from) else { return };
+        let owner = owner.clone();
+        let refused = slots.iter().filter_map(|of| {
+            let refused = self.record(of.slot).may_follow(&of.claim).err()?;
+            Some((of.slot, Some(refused.promised)))
+        });
+        let refused = refused.collect();
+        let is_in_step = |of: &Renewal| {
+            self.in_step.get(&of.slot) == Some(&of.claim) && self.record(of.slot).takes(&of.claim).is_ok()
+        };
+        let in_step = slots.iter().filter(|of| is_in_step(of)).filter_map(|of| Some((of.slot, of.age?)));
+        let slots = in_step.collect();
+        let after = self.renewed.insert(from, self.now).unwrap_or_default();
+        self.out.push(Out::Up { stream, body: Up::Renewed(refused) });
+        self.events.push_back(Event::Renewed { from: owner, after, slots });
     }
 
     /// False: the stream must break.

@@ -32,6 +32,9 @@ impl World {
             let host = &mut self.hosts[index];
             // Who pauses wakes by itself: what it was sent meanwhile must not be overtaken.
             host.slow_until = 0;
+            if !host.clock_runs {
+                self.clock_stood_still = Some(self.now);
+            }
             (host.clock, host.clock_runs) = ((clock, self.now), true);
             if !host.is_gone {
                 self.start(index);
@@ -166,6 +169,17 @@ impl World {
     fn unequal(&self, slot: Slot) -> Option<String> {
         let owner = self.owner(slot).ok()?;
         let owners = self.hosts[owner].node.as_ref()?;
+        for (index, host) in self.hosts.iter().enumerate() {
+            for context in self.config.contexts.of(slot) {
+                let size = owners.disk.now.histories[context].size();
+                let shown = host.node.as_ref().and_then(|node| node.shown(context));
+                if shown.is_some_and(|shown| shown != size) {
+                    return Some(format!(
+                        "node {index} shows {shown:?} of the {size} entries of context {context}"
+                    ));
+                }
+            }
+        }
         for member in self.members(slot, owner) {
             let Some(node) = self.hosts.iter().find(|host| host.member == member)?.node.as_ref() else {
                 continue;

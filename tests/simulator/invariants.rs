@@ -6,6 +6,7 @@
 //! | one owner for each epoch of a slot, and nobody else acknowledges in it | checked when somebody owns, and at each acknowledgement |
 //! | a new owner holds all that was acknowledged or shown in epochs before (m > R / 2) | checked when somebody owns |
 //! | what is acknowledged or shown has its copies on disks, and continues what was acknowledged or shown (m > R / 2) | checked at each acknowledgement, and whenever a reader could see more |
+//! | a reader at any node sees all that was acknowledged or shown anywhere longer ago than `max_staleness` (m > R / 2, while the slot has an owner) | checked at each answer |
 //! | a watcher sees each entry once, in order | checked by the watcher |
 //! | after healing: replicas are equal, readers see everything, what was acknowledged is there, or in a fork if it had too few copies | checked at the end |
 
@@ -36,6 +37,8 @@ pub struct Invariants {
     acknowledgers: BTreeMap<(Slot, Epoch), Index>,
     /// Of each context, all that was shown or acknowledged.
     pub stable: Vec<History>,
+    /// When each of these grew to which size: milliseconds.
+    grown: Vec<Vec<(u64, u64)>>,
     sequences: BTreeMap<(Context, u64), u64>,
     kept: Vec<Kept>,
 }
@@ -54,7 +57,8 @@ pub type Checked = Result<(), String>;
 
 impl Invariants {
     pub fn new(is_strict: bool, contexts: usize) -> Self {
-        Self { is_strict, stable: vec![History::default(); contexts], ..Self::default() }
+        let (stable, grown) = (vec![History::default(); contexts], vec![Vec::new(); contexts]);
+        Self { is_strict, stable, grown, ..Self::default() }
     }
 
     pub fn created(&mut self, context: Context, sequence: u64, epoch: Epoch, id: u64) -> Checked {
@@ -108,7 +112,13 @@ impl Invariants {
     }
 
     /// Clients learn of something that must be on so many disks. `copies` tells how many disks hold it.
-    pub fn seen(&mut self, seen: &Seen<'_>, needed: usize, copies: impl FnOnce() -> usize) -> Checked {
+    pub fn seen(
+        &mut self,
+        now: u64,
+        seen: &Seen<'_>,
+        needed: usize,
+        copies: impl FnOnce() -> usize,
+    ) -> Checked {
         if !self.is_strict {
             return Ok(());
         }
@@ -129,6 +139,20 @@ impl Invariants {
                 ));
             }
             stable.0.extend_from_slice(&history.0[stable.size() as usize..size as usize]);
+            self.grown[context].push((now, size));
+        }
+        Ok(())
+    }
+
+    /// A reader is shown a context up to a size, which must be what was committed by a moment.
+    pub fn read(&self, node: Index, context: Context, size: u64, since: u64) -> Checked {
+        let grown = &self.grown[context];
+        let known = grown.partition_point(|(at, _)| *at <= since);
+        let least = known.checked_sub(1).map_or(0, |last| grown[last].1);
+        if size < least {
+            return Err(format!(
+                "a reader at node {node} sees {size} entries of context {context}: {least} were committed {since} ms into the run"
+            ));
         }
         Ok(())
     }

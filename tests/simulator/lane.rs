@@ -322,6 +322,13 @@ impl Node {
         self.tell_all(slot);
     }
 
+    /// A node is no member any more: it is sent nothing further of the slot.
+    pub(super) fn release(&mut self, slot: Slot, claim: &Claim, member: &Member) {
+        if let Some(led) = self.led.get_mut(&slot).filter(|led| led.claim == *claim) {
+            led.sending.remove(peer_of(index_of(&member.node)));
+        }
+    }
+
     pub(super) fn stop(&mut self, slot: Slot, claim: &Claim) {
         if let Some(led) = self.led.get_mut(&slot).filter(|led| led.claim == *claim) {
             (led.is_serving, led.is_stopping) = (false, true);
@@ -367,6 +374,13 @@ impl Node {
 
     /// How much readers see of a context, if its slot is shown.
     pub(super) fn shown(&self, context: Context) -> Option<u64> {
+        let slot = self.config.contexts.slot(context);
+        let is_leased = self.now < self.brain.shown_until(self.now, slot);
+        self.known_committed(context).filter(|_| is_leased || self.config.broken == Broken::NoLease)
+    }
+
+    /// How much of a context is known to be committed, whether readers are shown it or not.
+    fn known_committed(&self, context: Context) -> Option<u64> {
         let readable = self.readable.get(&self.config.contexts.slot(context)).copied().unwrap_or_default();
         (readable == Readable::Shown).then(|| self.visible[context])
     }
@@ -375,7 +389,7 @@ impl Node {
     pub(super) fn show(&mut self, context: Context, size: u64) {
         let size = size.min(self.size_here(context));
         self.visible[context] = self.visible[context].max(size);
-        if let Some(size) = self.shown(context).filter(|_| !self.is_unreadable(context)) {
+        if let Some(size) = self.known_committed(context).filter(|_| !self.is_unreadable(context)) {
             self.out.push(Out::Note(Note::Shown { context, size }));
         }
     }

@@ -1,6 +1,6 @@
 //! What nodes say to each other, and clients to nodes.
 
-use std::rc::Rc;
+use std::{collections::BTreeMap, rc::Rc};
 
 use ledger_core::{
     Epoch, Hash, compare,
@@ -118,6 +118,7 @@ pub enum Down {
     Commit { number: u64, parts: Vec<Part> },
     Offer(Box<Offer>),
     Stable { slot: Slot, epoch: Epoch, number: u64 },
+    Renewal(Vec<slots::Renewal>),
 }
 
 #[derive(Debug, Clone)]
@@ -135,7 +136,13 @@ pub struct Offer {
 #[derive(Debug, Clone)]
 pub enum Up {
     Durable(u64),
-    Offered { slot: Slot, claim: Claim, outcome: slots::Outcome },
+    Offered {
+        slot: Slot,
+        claim: Claim,
+        outcome: slots::Outcome,
+    },
+    /// To a renewal: slots that were promised to a higher claim.
+    Renewed(BTreeMap<Slot, Option<Claim>>),
 }
 
 /// What a client asks of a node.

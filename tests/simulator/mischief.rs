@@ -115,6 +115,7 @@ impl World {
             Fault::ClockStop => {
                 self.hosts[node].clock = (self.clock(node), self.now);
                 self.hosts[node].clock_runs = false;
+                self.clock_stood_still = Some(self.now);
                 self.after(a_while, Happening::Undo(Undo::ClockRuns(node)));
             }
             Fault::Damage => return self.damage(node),
@@ -224,6 +225,7 @@ impl World {
                 let host = &mut self.hosts[node];
                 if !host.clock_runs {
                     (host.clock.1, host.clock_runs) = (self.now, true);
+                    self.clock_stood_still = Some(self.now);
                 }
             }
             Undo::Space(node) => self.fill(node, false),

@@ -51,6 +51,8 @@ pub struct Node {
     // Streams.
     pub(super) outgoing: BTreeMap<Index, Outgoing>,
     pub(super) incoming: BTreeMap<Index, (u64, Member)>,
+    /// When a renewal of each node was answered last, or its stream was taken.
+    pub(super) renewed: BTreeMap<Index, Millis>,
     // The lane.
     pub(super) number: u64,
     pub(super) waiting: Waiting<Item, Asked>,
@@ -121,6 +123,7 @@ impl Node {
             next_number: incarnation << 32,
             outgoing: BTreeMap::new(),
             incoming: BTreeMap::new(),
+            renewed: BTreeMap::new(),
             number: 0,
             waiting: Waiting::default(),
             led: BTreeMap::new(),
@@ -153,7 +156,10 @@ impl Node {
     pub fn run(&mut self) -> Vec<Out> {
         while let Some(event) = self.events.pop_front() {
             let event = self.seen(event);
-            if !matches!(event, Event::Tick | Event::Nodes(_)) {
+            if !matches!(
+                event,
+                Event::Tick | Event::Nodes(_) | Event::Renewed { .. } | Event::RenewalAnswered { .. }
+            ) {
                 self.trace(|_| format!("{event:?}"));
             }
             for effect in self.brain.step(self.now, event) {

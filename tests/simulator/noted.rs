@@ -95,6 +95,6 @@ impl World {
             self.hosts.iter().filter(on_host).count()
         };
         let seen = Seen { what, node: index, context, size, history };
-        self.invariants.seen(&seen, needed, copies)
+        self.invariants.seen(self.now / 1000, &seen, needed, copies)
     }
 }

@@ -11,7 +11,7 @@ use ledger_core::{
 
 use super::{
     broken::Broken,
-    message::{Message, Offer},
+    message::{Down, Message, Offer},
     node::{Node, index_of},
     wants::{AfterSync, Note, Out},
 };
@@ -19,6 +19,10 @@ use super::{
 impl Node {
     /// A question to this node's replica, from itself or another.
     pub(super) fn asked(&mut self, from: Member, slot: Slot, claim: Claim, ask: Ask) {
+        if let Ask::Inquire { asked } = ask {
+            let known = self.brain.knows(self.now, slot);
+            return self.answer(&from, slot, claim, Answer::Known { asked, known });
+        }
         if ask != Ask::TakeOver && !self.can_write() {
             return self.answer(&from, slot, claim, Answer::NotNow);
         }
@@ -44,6 +48,7 @@ impl Node {
                 self.events.push_back(Event::HandedOver(slot, claim.clone()));
                 return self.answer(&from, slot, claim, Answer::Done);
             }
+            Ask::Inquire { .. } => return,
         };
         match answer {
             Err(refused) => self.answer(&from, slot, claim, Answer::Refused(refused.promised)),
@@ -66,7 +71,7 @@ impl Node {
     }
 
     pub(super) fn perform(&mut self, effect: Effect) {
-        if !matches!(effect, Effect::Count { .. }) {
+        if !matches!(effect, Effect::Count { .. } | Effect::Renew { .. }) {
             self.out.push(Out::Note(Note::Moment));
         }
         match effect {
@@ -120,6 +125,14 @@ impl Node {
                 self.own(slot, &claim, needed, was_handed_over);
             }
             Effect::Count { slot, claim, member } => self.count(slot, &claim, &member),
+            Effect::Release { slot, claim, member } => self.release(slot, &claim, &member),
+            Effect::Renew { to, slots } => {
+                let stream =
+                    self.outgoing.get(&index_of(&to.node)).filter(|out| out.is_up && out.member == to);
+                if let Some(stream) = stream.map(|out| out.stream) {
+                    self.out.push(Out::Down { stream, body: Down::Renewal(slots) });
+                }
+            }
             Effect::Stop { slot, claim } => self.stop(slot, &claim),
             Effect::Decline { slot, claim } => {
                 let (from, to) = (self.member.clone(), index_of(&claim.claimant));

@@ -131,6 +131,8 @@ pub(super) struct World {
     pub next_request: u64,
     next_storage: u64,
     pub last_loss: u64,
+    /// When a clock stood still last.
+    pub clock_stood_still: Option<u64>,
     pub stage: Stage,
     /// Who owned which slot when all members were equal last.
     pub settled: Vec<(Index, Slot, Epoch)>,
@@ -196,6 +198,7 @@ impl World {
             next_request: 0,
             next_storage: 0,
             last_loss: 0,
+            clock_stood_still: None,
             stage: Stage::Faults,
             settled: Vec::new(),
             settled_times: 0,

@@ -65,6 +65,7 @@ impl Node {
                     // Nothing led by that node is in step until it says so on this stream.
                     self.in_step.retain(|_, claim| claim.claimant != member.node);
                     self.incoming.insert(from, (stream, member));
+                    self.renewed.insert(from, self.now);
                     self.tasks.retain(|_, task| !task.follows(from));
                     self.out.push(Out::Message { to: from, message: Message::Welcome { stream } });
                 }
@@ -111,6 +112,10 @@ impl Node {
             Up::Offered { slot, claim, outcome } => {
                 let from = member.member.clone();
                 self.events.push_back(Event::Offered { from, slot, claim, outcome });
+            }
+            Up::Renewed(refused) => {
+                let from = member.member.clone();
+                self.events.push_back(Event::RenewalAnswered { from, refused });
             }
         }
     }

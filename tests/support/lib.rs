@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on should stop")]
 
 pub mod check;
+pub mod cluster;
 pub mod load;
 pub mod node;
 pub mod rpc;
@@ -19,6 +20,7 @@ use std::{
 };
 
 pub use check::History;
+pub use cluster::Cluster;
 pub use node::{Node, Refused, Stopped};
 pub use rpc::Rpc;
 

@@ -14,7 +14,8 @@ const EXIT_CODES: &str = "Exit codes:
   3  the node cannot be reached, or cannot serve now (a full disk too)
   4  verification failed, or stored data is damaged
   5  it exists already, or the history is another one
-  6  over a limit: payload or message";
+  6  over a limit: payload or message
+  8  not all of it: some nodes did not answer";
 
 /// Append to, read, watch and prove the contexts of a Converge Ledger.
 #[derive(Debug, Parser)]

@@ -1,12 +1,15 @@
 //! `ledgerctl contexts`.
 
+use std::collections::BTreeSet;
+
 use comfy_table::{Table, presets::NOTHING};
-use ledger_client::Client;
+use ledger_client::{Client, Unlisted};
 use serde_json::json;
 
 use crate::{
     args,
-    output::{Output, time},
+    exit::Partial,
+    output::{Output, time, visible},
 };
 
 /// Contexts asked for at once.
@@ -16,8 +19,11 @@ pub(crate) async fn run(client: &Client, command: args::Contexts, output: &Outpu
     let mut left = if command.limit == 0 { u64::MAX } else { command.limit };
     let mut after = String::new();
     let mut header = true;
+    let mut missing = BTreeSet::new();
     while left > 0 {
-        let (contexts, more) = client.contexts(&command.prefix, &after, left.min(PAGE) as u32).await?;
+        let page = client.contexts(&command.prefix, &after, left.min(PAGE) as u32).await?;
+        let contexts = page.contexts;
+        missing.extend(page.unlisted.iter().map(missed));
         let mut table = Table::new();
         table.load_style(NOTHING);
         if std::mem::take(&mut header) {
@@ -41,14 +47,26 @@ pub(crate) async fn run(client: &Client, command: args::Contexts, output: &Outpu
                 ]);
             }
         }
-        if !output.is_json() {
+        let is_between = contexts.is_empty() && page.next.is_some();
+        if !output.is_json() && !is_between {
             output.result(&json!(null), || table.trim_fmt())?;
         }
         left -= (contexts.len() as u64).min(left);
-        match contexts.last() {
-            Some(last) if more => last.context.as_str().clone_into(&mut after),
-            _ => break,
+        match page.next {
+            Some(next) => after = next,
+            None => break,
         }
     }
-    Ok(())
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let missing = Vec::from_iter(missing).join("; ");
+    Err(Partial(format!("the listing is not whole: the contexts of {missing}: see ledgerctl cluster status"))
+        .into())
+}
+
+/// What is missing from a listing, for people.
+fn missed(of: &Unlisted) -> String {
+    let node = of.node.as_ref().map_or_else(|| "any node".to_owned(), |node| visible(node));
+    format!("{} of 1024 slots were not listed by {node} ({})", of.slots, visible(&of.reason))
 }

@@ -9,6 +9,11 @@ use ledger_client::ClientError;
 #[error("{0}")]
 pub(crate) struct NotVerified(pub String);
 
+/// Something was answered, but not all of it: some nodes did not answer.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Partial(pub String);
+
 /// Reports an error, and gives the exit code that `--help` documents.
 pub(crate) fn code(ran: anyhow::Result<()>, json: bool, endpoint: &str) -> ExitCode {
     let Err(mut error) = ran else { return ExitCode::SUCCESS };
@@ -33,6 +38,9 @@ pub(crate) fn code(ran: anyhow::Result<()>, json: bool, endpoint: &str) -> ExitC
 fn classify(error: &anyhow::Error) -> (u8, &'static str) {
     if error.chain().any(<dyn std::error::Error>::is::<NotVerified>) {
         return (4, "not_verified");
+    }
+    if error.chain().any(<dyn std::error::Error>::is::<Partial>) {
+        return (8, "partial");
     }
     match error.chain().find_map(|cause| cause.downcast_ref::<ClientError>()) {
         Some(ClientError::Endpoint { .. } | ClientError::Id(_) | ClientError::Invalid(_)) => (2, "invalid"),
@@ -73,5 +81,6 @@ mod tests {
         assert_eq!(of(ClientError::Exhausted("no".into())), 6);
         assert_eq!(classify(&anyhow::anyhow!("else")).0, 1);
         assert_eq!(classify(&NotVerified("no".into()).into()).0, 4);
+        assert_eq!(classify(&Partial("no".into()).into()), (8, "partial"));
     }
 }

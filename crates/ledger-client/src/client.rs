@@ -145,6 +145,28 @@ impl Appended {
     }
 }
 
+/// A page of a listing.
+#[derive(Debug, Clone)]
+pub struct ContextPage {
+    /// The contexts, in order of their ids. There may be none though more follow.
+    pub contexts: Vec<ContextInfo>,
+    /// Where the next page begins: after this id; `None`: this is the last one.
+    pub next: Option<String>,
+    /// What is missing from the page, because no node that keeps it answered. Empty: the page is whole.
+    pub unlisted: Vec<Unlisted>,
+}
+
+/// Slots whose contexts are missing from a listing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unlisted {
+    /// The node that should have listed them; `None`: none that could be asked shows them.
+    pub node: Option<String>,
+    /// How many, of 1024.
+    pub slots: u32,
+    /// Why.
+    pub reason: String,
+}
+
 /// A context as a listing shows it.
 #[derive(Debug, Clone)]
 pub struct ContextInfo {
@@ -251,15 +273,12 @@ impl Client {
         Watch::new(self.clone(), context.clone(), selection)
     }
 
-    /// The contexts whose ids begin with a prefix, in order: at most `limit` after the id `after`, and
-    /// whether there are more.
-    pub async fn contexts(
-        &self,
-        prefix: &str,
-        after: &str,
-        limit: u32,
-    ) -> Result<(Vec<ContextInfo>, bool), ClientError> {
-        let request = ContextsRequest { prefix: prefix.to_owned(), after: after.to_owned(), limit };
+    /// A page of the contexts of the cluster whose ids begin with a prefix, in order: at most `limit` after the id `after`.
+    /// Any node gathers them from those that keep them. If some of these do not answer, the page says so
+    /// ([`ContextPage::unlisted`]): then it is not whole.
+    pub async fn contexts(&self, prefix: &str, after: &str, limit: u32) -> Result<ContextPage, ClientError> {
+        let (prefix, after) = (prefix.to_owned(), after.to_owned());
+        let request = ContextsRequest { prefix, after, limit, ..ContextsRequest::default() };
         let answer = self.call(Aim::Any, |channel| {
             let (mut service, request) = (self.cluster_service_on(channel), request.clone());
             async move { service.contexts(request).await }
@@ -275,7 +294,17 @@ impl Client {
                 suite: convert::suite(&info.hash_suite)?,
             })
         });
-        Ok((contexts.collect::<Result<_, _>>()?, answer.more))
+        let contexts: Vec<ContextInfo> = contexts.collect::<Result<_, _>>()?;
+        // A ledger of before lists what one node keeps, and goes on after the last of it.
+        let last = || contexts.last().map(|info| info.context.as_str().to_owned());
+        let next =
+            answer.more.then(|| Some(answer.next).filter(|next| !next.is_empty()).or_else(last)).flatten();
+        let unlisted = answer.unlisted.into_iter().map(|of| Unlisted {
+            node: Some(of.node_id).filter(|node| !node.is_empty()),
+            slots: of.count,
+            reason: of.reason,
+        });
+        Ok(ContextPage { next, unlisted: unlisted.collect(), contexts })
     }
 
     /// The generated client of `converge.context.v1` of the node in use, for what this SDK does not cover. Like

@@ -54,7 +54,7 @@ pub mod watch;
 
 pub use appender::{Appender, Receipt, Receipts, Stored};
 pub use attachment::{AttachOptions, Attachment, Reattached};
-pub use client::{Append, Appended, Client, ContextInfo, Durability};
+pub use client::{Append, Appended, Client, ContextInfo, ContextPage, Durability, Unlisted};
 pub use error::ClientError;
 pub use forks::{Fork, ForkCursor, ForkPages, Tip};
 pub use interest::{Interest, InterestEvent, Observer};

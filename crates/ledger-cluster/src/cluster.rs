@@ -32,6 +32,7 @@ use crate::{
     door::{Credentials, Door},
     driver::Driver,
     following, healing, known,
+    leases::Leases,
     load::Load,
     membership::{Found, Membership, Replaced, StartError, View, facts::Readiness},
     pace::Seldom,
@@ -120,6 +121,7 @@ impl Cluster {
             min_copies: config.min_copies,
             first_nodes: config.first_nodes.clone(),
             placement_grace: millis(config.placement_grace),
+            max_staleness: config.max_staleness.map(millis),
             settle: millis(config.membership.gossip_interval.saturating_mul(4)),
             ..Settings::default()
         };
@@ -157,6 +159,8 @@ impl Cluster {
             from_lanes,
             follows,
             routes: watch::Sender::default(),
+            hidden: watch::Sender::default(),
+            started: Instant::now(),
             incoming: Mutex::default(),
             load: Arc::new(Load::new(Instant::now())),
             counters: Counters::default(),
@@ -165,6 +169,10 @@ impl Cluster {
             renewed: watch::Sender::default(),
             cancel: CancellationToken::new(),
         });
+        // Nothing is shown before this node knows that it is a member.
+        for slot in (0..SLOTS).filter_map(Slot::new) {
+            ledger.lease(slot, Some(shared.started), true);
+        }
         ledger.carry(Arc::new(Carrier(Arc::downgrade(&shared))));
         let driver = Driver {
             shared: Arc::clone(&shared),
@@ -173,7 +181,7 @@ impl Cluster {
             is_identified: false,
             events: told,
             from_lanes: lanes,
-            started: Instant::now(),
+            leases: Leases::default(),
             published: Instant::now(),
             marked: Instant::now(),
             alive: std::collections::BTreeSet::new(),
@@ -229,6 +237,11 @@ impl Cluster {
     /// Where slots are, from now on.
     pub fn routes(&self) -> watch::Receiver<Arc<Routes>> {
         self.shared.routes.subscribe()
+    }
+
+    /// How often a slot was no longer shown here though it was, from now on: whoever reads it looks elsewhere.
+    pub fn hidden(&self) -> watch::Receiver<u64> {
+        self.shared.hidden.subscribe()
     }
 
     /// The membership, for what it counts.

@@ -22,6 +22,8 @@ pub struct ClusterConfig {
     pub first_nodes: Vec<NodeId>,
     /// How long a node may be away before its place is given to another.
     pub placement_grace: Duration,
+    /// How old what readers are shown may be, when a node cannot tell; `None`: as old as it is.
+    pub max_staleness: Option<Duration>,
     /// How often a node compares what it keeps with the others.
     pub anti_entropy_interval: Duration,
     /// Bytes a second that catching up may take; 0: as many as there are.

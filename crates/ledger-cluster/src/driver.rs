@@ -22,7 +22,7 @@ use ledger_proto::ledger::v1::{
 };
 use ledger_store::{
     limited,
-    replica::{Change, ChangeOutcome, Lead},
+    replica::{Change, ChangeOutcome, Lead, Outgoing},
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -33,6 +33,7 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use crate::{
     catch_up::{self, Caught, Mode},
     cluster::members_of,
+    leases::Leases,
     membership::{Membership, View, facts::Readiness},
     routes::Routes,
     sending, set_back,
@@ -67,7 +68,7 @@ pub(crate) struct Driver {
     pub(crate) is_identified: bool,
     pub(crate) events: mpsc::Receiver<Told>,
     pub(crate) from_lanes: mpsc::UnboundedReceiver<Vec<Event>>,
-    pub(crate) started: Instant,
+    pub(crate) leases: Leases,
     /// The peers that gossip shows alive, and the streams to them.
     pub(crate) alive: BTreeSet<Member>,
     pub(crate) streams: HashMap<Member, (CancellationToken, AbortOnDropHandle<()>)>,
@@ -169,6 +170,13 @@ impl Driver {
                     // Whoever asked may have gone.
                     let _ = declined.send(self.step(handed.collect()).await);
                 }
+                Told::Inquired(slots, answer) => {
+                    self.step(std::mem::take(&mut events)).await;
+                    let now = self.shared.now();
+                    let known = slots.into_iter().map(|slot| (slot, self.slots.knows(now, slot)));
+                    // Whoever asked may have gone.
+                    let _ = answer.send(known.collect());
+                }
                 Told::Lost(member, done) => {
                     self.step(std::mem::take(&mut events)).await;
                     self.lost(member, done).await;
@@ -192,15 +200,22 @@ impl Driver {
     /// Feeds events, and does what is to be done about all of them. Gives the slots that were handed over and are not
     /// taken.
     async fn step(&mut self, events: Vec<Event>) -> BTreeSet<Slot> {
-        let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let is_quiet = events.iter().all(|event| matches!(event, Event::Tick));
+        let now = self.shared.now();
+        let is_renewal = |event: &Event| {
+            matches!(event, Event::Tick | Event::Renewed { .. } | Event::RenewalAnswered { .. })
+        };
+        let is_quiet = events.iter().all(is_renewal);
         let mut effects = Vec::new();
         for event in events {
             effects.extend(self.slots.step(now, event));
         }
         // Only time passed: what nobody decided did not change, but for reasons, which are not urgent.
-        let is_quiet = is_quiet && effects.is_empty() && self.published.elapsed() < PUBLISHED_EVERY;
+        let is_renewal = |effect: &Effect| matches!(effect, Effect::Renew { .. });
+        let is_quiet =
+            is_quiet && effects.iter().all(is_renewal) && self.published.elapsed() < PUBLISHED_EVERY;
         let declined = self.perform(effects).await;
+        // Before anybody is sent here.
+        self.leases.publish(&self.shared, &self.slots, now);
         if !is_quiet {
             self.publish();
         }
@@ -292,7 +307,7 @@ impl Driver {
                 Effect::Ask { to, slot, claim, ask } if to == me => match ask {
                     Ask::Promise => changes.push((slot, Change::Promise(claim))),
                     Ask::Confirm => changes.push((slot, Change::Confirm(claim))),
-                    Ask::TakeOver => {}
+                    Ask::TakeOver | Ask::Inquire { .. } => {}
                 },
                 Effect::Ask { to, slot, claim, ask } => asks.entry(to).or_default().push((slot, claim, ask)),
                 Effect::Offer { to, slot, claim, set, is_confirmed, before } if to == me => {
@@ -319,6 +334,16 @@ impl Driver {
                     // This node's own copy counts by itself.
                     if let Some(peer) = self.shared.peers.get(&member) {
                         leads.push((slot, Lead::Count { claim, peer: peer.number }));
+                    }
+                }
+                Effect::Release { slot, claim, member } => {
+                    if let Some(peer) = self.shared.peers.get(&member) {
+                        leads.push((slot, Lead::Release { claim, peer: peer.number }));
+                    }
+                }
+                Effect::Renew { to, slots } => {
+                    if let Some(peer) = self.shared.peers.get(&to) {
+                        peer.send(Outgoing::Renewal(slots));
                     }
                 }
                 Effect::Stop { slot, claim } => leads.push((slot, Lead::Stop { claim })),
@@ -462,8 +487,12 @@ async fn ask(shared: &Arc<Shared>, to: &Member, asks: Vec<(Slot, Claim, Ask)>) {
         tracing::debug!(%to, asks = asks.len(), reason, "questions were not answered");
         HashMap::new()
     });
-    let events = asks.into_iter().map(|(slot, claim, _)| {
-        let answer = answers.get(&slot).cloned().unwrap_or(Answer::NotNow);
+    let events = asks.into_iter().map(|(slot, claim, ask)| {
+        let answer = match (answers.get(&slot).cloned(), ask) {
+            (Some(Answer::Known { known, .. }), Ask::Inquire { asked }) => Answer::Known { asked, known },
+            (None | Some(Answer::Known { .. }), _) => Answer::NotNow,
+            (Some(answer), _) => answer,
+        };
         Event::Answered { from: to.clone(), slot, claim, answer }
     });
     shared.tell(events.collect()).await;
@@ -487,6 +516,7 @@ async fn try_ask(
             Ask::Promise => Asks::Promise(SlotNothing {}),
             Ask::Confirm => Asks::Confirm(SlotNothing {}),
             Ask::TakeOver => Asks::TakeOver(SlotNothing {}),
+            Ask::Inquire { .. } => Asks::Inquire(SlotNothing {}),
         }),
     });
     let asks = SlotAsks {
@@ -506,6 +536,10 @@ async fn try_ask(
             Some(To::Done(_)) => Answer::Done,
             Some(To::Refused(claim)) => {
                 wire::claim(Some(&claim), bounds).map(Answer::Refused).map_err(unread)?
+            }
+            Some(To::Known(known)) => {
+                let known = wire::known(&known, bounds).map_err(unread)?;
+                Answer::Known { asked: 0, known }
             }
             Some(To::NotNow(_)) | None => Answer::NotNow,
         };

@@ -12,7 +12,10 @@ use ledger_core::{
     compare::{Answer, Ask, Listed, Page, Prefixes, Roots},
     digest::{Bucket, ContextSummary, Digest, Extent, NodeDigest},
     node::{Incarnation, Member, NodeId, ReplicaSet, StorageId},
-    ownership::{Claim, Placement, Promise},
+    ownership::{
+        Claim, Placement, Promise,
+        slots::{Known, Renewal},
+    },
     plausible::Bounds,
     slot::Slot,
 };
@@ -105,6 +108,12 @@ fn replicated(bytes: &[u8]) -> Result<String, String> {
             let (slots, _) = said(wire::mark(&mark))?;
             Ok(format!("mark {}", "slot ".repeat(slots.len().min(9))))
         }
+        Some(Body::Renewal(renewal)) => {
+            let owner = claim(1).ok_or("no owner")?.claimant;
+            let slots = said(wire::renewal(&renewal, &owner, KNOWN))?;
+            same(&slots, &wire::renewal(&wire::to_renewal(&slots), &owner, KNOWN));
+            Ok(format!("renewal {}", "slot ".repeat(slots.len().min(9))))
+        }
         None => Ok("nothing".to_owned()),
     }
 }
@@ -146,6 +155,11 @@ fn slot_answers(bytes: &[u8]) -> Result<String, String> {
             Some(SlotAnswered::Refused(claim)) => {
                 said(wire::claim(Some(claim), KNOWN))?;
                 "refused"
+            }
+            Some(SlotAnswered::Known(known)) => {
+                let known = said(wire::known(known, KNOWN))?;
+                same(&known, &wire::known(&wire::to_known(&known), KNOWN));
+                "known"
             }
             Some(SlotAnswered::Done(_)) => "done",
             Some(SlotAnswered::NotNow(_)) => "not now",
@@ -235,6 +249,7 @@ fn some_messages() -> Option<Vec<(usize, Vec<u8>)>> {
     let digest = Digest::default();
     let offer =
         Offer { lane: 1, number: 8, slot, claim: claim(2)?, set, is_confirmed: false, before: None, digest };
+    let renewal = Renewal { slot, claim: claim(2)?, age: Some(70) };
     let mark = Mark { lane: 0, number: 4, digests: vec![(slot, digest)] };
     let stable = [StableUpTo { slot, epoch: Epoch(4), number: 6 }];
     let commit = Arc::new(Commit { lane: 1, number: 3, parts: vec![part.clone(), part.clone()] });
@@ -246,13 +261,18 @@ fn some_messages() -> Option<Vec<(usize, Vec<u8>)>> {
         Body::Accept(wire::to_offer(&Offer { before: placement.before.clone(), ..offer })),
         Body::Stable(wire::to_stable(&stable)),
         Body::Mark(wire::to_mark(&mark)),
+        Body::Renewal(wire::to_renewal(&[renewal])),
     ]
     .into_iter()
     .map(|body| (0, Replicated { body: Some(body) }.encode_to_vec()))
     .collect();
 
     let nothing = proto::SlotNothing {};
-    let asks = [proto::slot_ask::Ask::Promise(nothing), proto::slot_ask::Ask::Join(nothing)];
+    let asks = [
+        proto::slot_ask::Ask::Promise(nothing),
+        proto::slot_ask::Ask::Join(nothing),
+        proto::slot_ask::Ask::Inquire(nothing),
+    ];
     let asks = asks.into_iter().map(|ask| proto::SlotAsk {
         slot: 5,
         claim: claim(3).as_ref().map(wire::to_claim),
@@ -261,10 +281,12 @@ fn some_messages() -> Option<Vec<(usize, Vec<u8>)>> {
     let (from, to) = (Some(wire::to_member(&me)), Some(wire::to_member(&other)));
     messages.push((1, SlotAsks { from, to, asks: asks.collect() }.encode_to_vec()));
 
+    let known = Known { accepted: Epoch(3), placement: Some(placement.clone()), is_owned: true };
     let promise = Promise { accepted: Epoch(3), placement: Some(placement) };
     for answer in [
         SlotAnswered::Promised(wire::to_promise(&promise)),
         SlotAnswered::Done(nothing),
+        SlotAnswered::Known(wire::to_known(&known)),
         SlotAnswered::Refused(wire::to_claim(&claim(4)?)),
         SlotAnswered::NotNow("later".to_owned()),
     ] {

@@ -6,6 +6,7 @@
 //! | `driver` | the one task that decides, with [`ledger_core::ownership::Slots`] |
 //! | `sending`, `receiving` | the stream from an owner to a replica, seen from both ends |
 //! | `following`, `catch_up` | bringing a replica in step |
+//! | `leases` | until when readers are shown what this node has |
 //! | `healing` | restoring what a disk damaged |
 //! | `service` | what other nodes ask |
 //! | `door` | who may call the service for nodes, and the proof that comes with a call |
@@ -32,6 +33,7 @@ pub mod fuzzing;
 pub mod gossip;
 mod healing;
 mod known;
+mod leases;
 mod load;
 pub mod membership;
 mod pace;

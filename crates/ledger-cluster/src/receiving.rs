@@ -1,12 +1,22 @@
 //! The stream from a peer: takes what its lanes wrote, in order, and says what is durable.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use futures::FutureExt as _;
 use ledger_core::{
     digest::{Digest, NodeDigest},
     node::Member,
-    ownership::Claim,
+    ownership::{
+        Claim,
+        slots::{Event, Millis, Renewal},
+    },
     plausible::Implausible,
     slot::Slot,
 };
@@ -15,8 +25,8 @@ use ledger_proto::ledger::v1::{
     replica_reply::Body as Reply, replicated::Body,
 };
 use ledger_store::{
-    Following, limited,
-    replica::{Change, ChangeOutcome, Held, Offer, Taken},
+    Following, SyncStates, limited,
+    replica::{Change, ChangeOutcome, Held, Offer, SyncState, Taken},
 };
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -63,6 +73,8 @@ pub(crate) async fn begin(
     shared.ledger.follows(&from.node).await.map_err(stopped)?;
 
     let (replies, out) = mpsc::channel(REPLIES);
+    // What the peer sends it sends after this.
+    let renewals = Renewals::taken_at(shared.now());
     let shared = Arc::clone(shared);
     tokio::spawn(async move {
         let _guard = guard;
@@ -70,7 +82,7 @@ pub(crate) async fn begin(
         let broken = CancellationToken::new();
         let answers = tokio::spawn(answer(written, replies.clone(), broken.clone()));
         let ended = tokio::select! {
-            ended = receive(&shared, &from, messages, writing, &replies) => ended,
+            ended = receive(&shared, &from, messages, writing, &replies, renewals) => ended,
             () = ends.cancelled() => Err(Status::aborted("another stream took the place of this one")),
             () = broken.cancelled() => Err(Status::aborted("what was sent does not fit what is here")),
             // Whoever holds it goes on with this node as soon as it begins a stream that is taken.
@@ -95,6 +107,7 @@ async fn receive(
     mut messages: Streaming<Replicated>,
     writing: mpsc::Sender<(u16, u64, Following)>,
     replies: &Replies,
+    renewals: Renewals,
 ) -> Result<(), Status> {
     let mut next = None;
     let unread = |error| shared.unread(&from.node, &error);
@@ -171,6 +184,14 @@ async fn receive(
                     return Err(Status::aborted("a slot differs from what its owner holds"));
                 }
             }
+            Some(Body::Renewal(renewal)) => {
+                let slots = wire::renewal(&renewal, &from.node, bounds).map_err(unread)?;
+                let claims = slots.iter().map(|of| (of.slot, of.claim.clone())).collect();
+                // What was sent before is before it in the lanes' queues; nobody waits for them here.
+                let states = shared.ledger.sync_states(claims).await.map_err(stopping)?;
+                let (shared, from) = (Arc::clone(shared), from.clone());
+                tokio::spawn(renewals.clone().renew(shared, from, slots, states, replies.clone()));
+            }
             Some(Body::Hello(_)) | None => {}
         }
     }
@@ -184,6 +205,45 @@ fn rises(lanes: &mut BTreeMap<u16, u64>, lane: u16, number: u64) -> Result<(), w
     }
     *known = number;
     Ok(())
+}
+
+/// The renewals of one stream: the owner sends each after it had the answer to the one before, or after the stream was taken.
+#[derive(Debug, Clone)]
+struct Renewals {
+    /// When that was.
+    answered: Arc<AtomicU64>,
+}
+
+impl Renewals {
+    fn taken_at(now: Millis) -> Self {
+        Self { answered: Arc::new(AtomicU64::new(now)) }
+    }
+
+    /// Renews leases once the lanes have taken what was sent before, and answers.
+    async fn renew(
+        self,
+        shared: Arc<Shared>,
+        from: Member,
+        slots: Vec<Renewal>,
+        states: SyncStates,
+        replies: Replies,
+    ) {
+        // Without an answer the node stops, and the lease ends.
+        let Ok(states) = states.all().await else { return };
+        let in_sync = slots.iter().filter(|of| states.get(&of.slot) == Some(&SyncState::InSync));
+        let slots: Vec<(Slot, Millis)> = in_sync.filter_map(|of| Some((of.slot, of.age?))).collect();
+        // Before the answer leaves: what is sent after it is sent after this moment.
+        let after = self.answered.swap(shared.now(), Ordering::SeqCst);
+        let refused = states.iter().filter_map(|(slot, state)| match state {
+            SyncState::Refused(by) => Some((*slot, Some(by.clone()))),
+            SyncState::Unknown => Some((*slot, None)),
+            SyncState::InSync | SyncState::Behind => None,
+        });
+        let renewed = Reply::Renewed(wire::to_refused(&refused.collect()));
+        // If the peer has gone the stream ends.
+        let _ = replies.send(Ok(ReplicaReply { body: Some(renewed) })).await;
+        shared.tell(vec![Event::Renewed { from, after, slots }]).await;
+    }
 }
 
 /// The digests of slots, if all are in step. If not they moved meanwhile, and the next mark is without them; or they were

@@ -95,6 +95,7 @@ async fn pump(mut outgoings: Outgoings, sender: mpsc::Sender<Replicated>) {
             Outgoing::Offer(offer) => Body::Accept(wire::to_offer(&offer)),
             Outgoing::Stable(slots) => Body::Stable(wire::to_stable(&slots)),
             Outgoing::Mark(mark) => Body::Mark(wire::to_mark(&mark)),
+            Outgoing::Renewal(slots) => Body::Renewal(wire::to_renewal(&slots)),
         };
         if sender.send(Replicated { body: Some(body) }).await.is_err() {
             return;
@@ -140,6 +141,10 @@ async fn listen(
                 };
                 let from = peer.member.clone();
                 shared.tell(vec![Event::Offered { from, slot, claim, outcome }]).await;
+            }
+            Some(Reply::Renewed(renewed)) => {
+                let (from, refused) = (peer.member.clone(), wire::refused(&renewed, bounds).map_err(unread)?);
+                shared.tell(vec![Event::RenewalAnswered { from, refused }]).await;
             }
             None => {}
         }

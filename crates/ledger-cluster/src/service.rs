@@ -152,7 +152,7 @@ impl ReplicaService for Replicas {
 impl Replicas {
     async fn answer(&self, from: Member, asks: SlotAsks) -> Result<SlotAnswers, Status> {
         let mut changes = Vec::new();
-        let (mut events, mut handed_over) = (Vec::new(), Vec::new());
+        let (mut events, mut handed_over, mut inquired) = (Vec::new(), Vec::new(), Vec::new());
         let mut order = Vec::with_capacity(asks.asks.len());
         let (bounds, unread) = (self.0.bounds(), |error| self.0.unread(&from.node, &error));
         for ask in asks.asks {
@@ -167,6 +167,7 @@ impl Replicas {
                     handed_over.push((slot, claim));
                 }
                 Ask::Join(_) => events.push(Event::Joins(from.clone(), slot)),
+                Ask::Inquire(_) => inquired.push(slot),
             }
         }
         let mut answers = std::collections::HashMap::new();
@@ -195,6 +196,10 @@ impl Replicas {
         if !handed_over.is_empty() {
             let not_taken = || Answer::NotNow("this node gives its slots away itself".to_owned());
             answers.extend(self.0.hand_over(handed_over).await.into_iter().map(|slot| (slot, not_taken())));
+        }
+        if !inquired.is_empty() {
+            let known = self.0.inquire(inquired).await.into_iter();
+            answers.extend(known.map(|(slot, known)| (slot, Answer::Known(wire::to_known(&known)))));
         }
         let answers = order.into_iter().map(|slot| SlotAnswer {
             slot: u32::from(slot.number()),

@@ -6,12 +6,16 @@ use std::{
         Arc, OnceLock, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    time::Instant,
 };
 
 use ledger_core::{
     Epoch,
     node::{Member, NodeId},
-    ownership::{Claim, slots::Event},
+    ownership::{
+        Claim,
+        slots::{Event, Known, Millis},
+    },
     plausible::Bounds,
     replication::Peer,
     slot::Slot,
@@ -60,6 +64,10 @@ pub(crate) struct Shared {
     /// To the followers: slots to bring in step with an owner.
     pub(crate) follows: mpsc::Sender<Follow>,
     pub(crate) routes: watch::Sender<Arc<Routes>>,
+    /// How often a slot was no longer shown, because its lease ended or the node left it.
+    pub(crate) hidden: watch::Sender<u64>,
+    /// What the driver's time is counted from.
+    pub(crate) started: Instant,
     /// Streams from other nodes, so that a new one ends the old one first.
     pub(crate) incoming: Mutex<BTreeMap<NodeId, Incoming>>,
     /// What others that catch up may be given.
@@ -90,6 +98,8 @@ pub(crate) enum Told {
     Events(Vec<Event>),
     /// Owners hand slots over to this node. The answer names those that it does not take.
     HandedOver(Vec<(Slot, Claim)>, oneshot::Sender<BTreeSet<Slot>>),
+    /// Another node asks what is known of slots.
+    Inquired(Vec<Slot>, oneshot::Sender<Vec<(Slot, Known)>>),
     /// The stream to a peer is lost. The answer comes when the lanes know: before that no other may be begun.
     Lost(Member, oneshot::Sender<()>),
 }
@@ -160,6 +170,19 @@ impl Shared {
         let _ = self.events.send(Told::HandedOver(slots, declined)).await;
         // Without an answer the node stops.
         known.await.unwrap_or_default()
+    }
+
+    /// What this node knows of slots, by all that it was told before.
+    pub(crate) async fn inquire(&self, slots: Vec<Slot>) -> Vec<(Slot, Known)> {
+        let (answer, known) = oneshot::channel();
+        let _ = self.events.send(Told::Inquired(slots, answer)).await;
+        // Without an answer the node stops.
+        known.await.unwrap_or_default()
+    }
+
+    /// The time by the driver's clock.
+    pub(crate) fn now(&self) -> Millis {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
     /// Changes this node's records because another node asks, and tells the driver. Both are done even if the other one does

@@ -9,7 +9,10 @@ use ledger_core::{
     compare::{Answer, Ask, Listed, MAX_COMPARED, MAX_PAGE, MAX_SIZES, Page, Prefixes, Roots},
     digest::{Bucket, ContextSummary, Digest, Extent, NodeDigest},
     node::{Member, NodeId, ReplicaSet, StorageId},
-    ownership::{Claim, Placement, Promise},
+    ownership::{
+        Claim, Placement, Promise,
+        slots::{Known, Renewal},
+    },
     plausible::{self, Bounds, Implausible},
     slot::{SLOTS, Slot},
 };
@@ -256,6 +259,60 @@ pub(crate) fn to_stable(slots: &[StableUpTo]) -> proto::ReplicatedStable {
         number: of.number,
     });
     proto::ReplicatedStable { slots: slots.collect() }
+}
+
+/// What the owner says of slots, with the claims: all of them are its own.
+pub(crate) fn renewal(from: &proto::ReplicatedRenewal, owner: &NodeId, bounds: Bounds) -> Read<Vec<Renewal>> {
+    if from.slots.len() > usize::from(SLOTS) {
+        return Err(Malformed("slots").into());
+    }
+    let renewal = |of: &proto::SlotRenewal| {
+        let claimed = proto::SlotClaim { epoch: of.epoch, claimant: owner.as_str().to_owned() };
+        let claim = claim(Some(&claimed), bounds)?;
+        Ok(Renewal { slot: slot(of.slot)?, claim, age: of.age_ms })
+    };
+    from.slots.iter().map(renewal).collect()
+}
+
+pub(crate) fn to_renewal(slots: &[Renewal]) -> proto::ReplicatedRenewal {
+    let slots = slots.iter().map(|of| proto::SlotRenewal {
+        slot: u32::from(of.slot.number()),
+        epoch: of.claim.epoch.0,
+        age_ms: of.age,
+    });
+    proto::ReplicatedRenewal { slots: slots.collect() }
+}
+
+pub(crate) fn refused(from: &proto::ReplicaRenewed, bounds: Bounds) -> Read<BTreeMap<Slot, Option<Claim>>> {
+    if from.refused.len() > usize::from(SLOTS) {
+        return Err(Malformed("refused").into());
+    }
+    let refused = |of: &proto::RenewalRefused| {
+        let by = of.by.as_ref().map(|by| claim(Some(by), bounds)).transpose()?;
+        Ok((slot(of.slot)?, by))
+    };
+    from.refused.iter().map(refused).collect()
+}
+
+pub(crate) fn to_refused(refused: &BTreeMap<Slot, Option<Claim>>) -> proto::ReplicaRenewed {
+    let refused = refused.iter().map(|(slot, by)| proto::RenewalRefused {
+        slot: u32::from(slot.number()),
+        by: by.as_ref().map(to_claim),
+    });
+    proto::ReplicaRenewed { refused: refused.collect() }
+}
+
+pub(crate) fn known(from: &proto::SlotKnown, bounds: Bounds) -> Read<Known> {
+    let placement = placement(from.placement.as_ref(), bounds)?;
+    Ok(Known { accepted: bounds.epoch(from.accepted)?, placement, is_owned: from.is_owned })
+}
+
+pub(crate) fn to_known(known: &Known) -> proto::SlotKnown {
+    proto::SlotKnown {
+        accepted: known.accepted.0,
+        placement: known.placement.as_ref().map(to_placement),
+        is_owned: known.is_owned,
+    }
 }
 
 /// The slots that a mark is of, and their digest.

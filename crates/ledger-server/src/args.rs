@@ -125,6 +125,9 @@ struct Settings {
     /// How long a node may be away before its place is given to another [default: 10m]
     #[arg(long, env = "LEDGER_PLACEMENT_GRACE", value_name = "TIME", global = true)]
     placement_grace: Option<Span>,
+    /// How old what readers are shown may be, when a node hears too few others to tell; 0s: as old as it is [default: 10s]
+    #[arg(long, env = "LEDGER_MAX_STALENESS", value_name = "TIME", global = true)]
+    max_staleness: Option<Span>,
     /// How often nodes compare what they keep [default: 10s]
     #[arg(long, env = "LEDGER_ANTI_ENTROPY_INTERVAL", value_name = "TIME", global = true)]
     anti_entropy_interval: Option<Span>,

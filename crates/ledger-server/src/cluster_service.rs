@@ -8,7 +8,6 @@ use futures::{
 };
 use ledger_core::{
     ContextId,
-    limits::MAX_CONTEXT_ID,
     slot::{SLOTS, Slot},
 };
 use ledger_proto::ledger::v1::{
@@ -16,11 +15,10 @@ use ledger_proto::ledger::v1::{
     DrainRequest, InterestEvent, JoinRequest, LeaveRequest, LeaveResponse, LocateRequest, LocateResponse,
     MembersRequest, MembersResponse, WatchClusterRequest, cluster_service_server::ClusterService,
 };
-use prost::Message as _;
 use tonic::{Request, Response, Status};
 use tracing::debug_span;
 
-use crate::{convert, limits, metrics::Rpc, node::Node, observe, route, status::Refusal};
+use crate::{limits, listing, metrics::Rpc, node::Node, observe, route, status::Refusal};
 
 /// The service.
 #[derive(Debug, Clone)]
@@ -34,7 +32,7 @@ impl ClusterService for Members {
     ) -> Result<Response<ContextsResponse>, Status> {
         let request = request.into_inner();
         let span = debug_span!("contexts", prefix = request.prefix, after = request.after);
-        self.0.answer(Rpc::Contexts, span, contexts(&self.0, request)).await
+        self.0.answer(Rpc::Contexts, span, listing::contexts(&self.0, request)).await
     }
 
     async fn members(&self, _: Request<MembersRequest>) -> Result<Response<MembersResponse>, Status> {
@@ -147,30 +145,4 @@ fn locate(node: &Node, request: &LocateRequest) -> Result<LocateResponse, Refusa
         locations.extend((0..SLOTS).filter_map(Slot::new).map(|slot| node.standing.location(slot, None)));
     }
     Ok(LocateResponse { locations })
-}
-
-/// A page of the listing, cut at a whole context to fit a message.
-pub(crate) async fn contexts(node: &Node, request: ContextsRequest) -> Result<ContextsResponse, Refusal> {
-    for (field, text) in [("prefix", &request.prefix), ("after", &request.after)] {
-        if text.len() > MAX_CONTEXT_ID {
-            let message = format!("{field} has {} bytes: at most {MAX_CONTEXT_ID} are allowed", text.len());
-            return Err(Refusal::field(field, message));
-        }
-    }
-    let (usual, most) = limits::LISTING;
-    let limit = if request.limit == 0 { usual } else { (request.limit as usize).min(most) };
-    // One more than asked for tells whether there are more.
-    let found = node.read(move |ledger| ledger.contexts(&request.prefix, &request.after, limit + 1)).await?;
-    let max_bytes = node.config.max_response.get() - limits::RESPONSE_SLACK;
-    let (total, mut bytes) = (found.len(), 0);
-    let contexts: Vec<_> = found
-        .iter()
-        .take(limit)
-        .map(convert::context_info)
-        .take_while(|info| {
-            bytes += info.encoded_len() + 4;
-            bytes <= max_bytes
-        })
-        .collect();
-    Ok(ContextsResponse { more: contexts.len() < total, contexts })
 }

@@ -64,6 +64,8 @@ pub struct Config {
     pub gossip_interval: Span,
     /// How long a node may be away before its place is given to another.
     pub placement_grace: Span,
+    /// How old what readers are shown may be when a node cannot tell; 0: as old as it is.
+    pub max_staleness: Span,
     /// How often nodes compare what they keep.
     pub anti_entropy_interval: Span,
     /// Bytes per second that catching up may take; 0: no limit.
@@ -184,6 +186,7 @@ impl Default for Config {
             first_nodes: Vec::new(),
             gossip_interval: Span(Duration::from_millis(250)),
             placement_grace: Span::seconds(600),
+            max_staleness: Span::seconds(10),
             anti_entropy_interval: Span::seconds(10),
             catch_up_rate: ByteSize(0),
             durability: DurabilityMode::Always,

@@ -28,20 +28,33 @@ use axum::{
     routing::get,
 };
 use base64::{Engine as _, prelude::BASE64_STANDARD};
-use futures::{Stream, StreamExt as _, stream};
+use bytes::Bytes;
+use futures::{Stream, StreamExt as _, stream, stream::BoxStream};
 use ledger_core::{
-    ContextId, Sequence,
-    checkpoint::Checkpoint,
+    ContextId, Key, Sequence,
     hash::{Hasher as _, Sha256},
-    slot::Slot,
+    slot::{SLOTS, Slot},
 };
-use ledger_proto::ledger::v1::ContextsRequest;
+use ledger_proto::{
+    context::v1::{Entry, GetRequest, context_service_client::ContextServiceClient},
+    ledger::v1::{CheckpointRequest, ContextsRequest},
+};
 use ledger_store::{Covered, EntryView, Filter, IdView};
+use prost::Message as _;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
-use tonic::Code;
+use tonic::{Code, Status, transport::Channel};
 
-use crate::{cluster_service, convert, limits, metrics::Rpc, node::Node, status::Refusal, tail::Tail};
+use crate::{
+    convert, encode, integrity_service, limits, listing,
+    metrics::Rpc,
+    node::Node,
+    relay,
+    route::{self, Place},
+    standing::Standing,
+    status::Refusal,
+    tail::{Batch, Tail},
+};
 
 const PAGE: &str = include_str!("console.html");
 
@@ -158,18 +171,22 @@ struct Listed {
 }
 
 #[derive(Debug, Serialize)]
-struct Contexts {
+struct Listing {
     contexts: Vec<Listed>,
     more: bool,
+    next: String,
+    /// Slots whose contexts are missing, and why; empty: the listing is whole.
+    missing: Vec<String>,
 }
 
 async fn contexts(
     State(node): State<Arc<Node>>,
     Query(asked): Query<Asked>,
-) -> Result<Json<Contexts>, Failed> {
+) -> Result<Json<Listing>, Failed> {
     let limit = asked.limit.clamp(1, limits::CONSOLE_ENTRIES as u32);
-    let request = ContextsRequest { prefix: asked.prefix, after: asked.after, limit };
-    let page = cluster_service::contexts(&node, request).await?;
+    let request =
+        ContextsRequest { prefix: asked.prefix, after: asked.after, limit, ..ContextsRequest::default() };
+    let page = listing::contexts(&node, request).await?;
     let listed = |info: ledger_proto::ledger::v1::ContextInfo| Listed {
         id: info.context_id,
         size: info.size,
@@ -177,7 +194,16 @@ async fn contexts(
         epoch: info.epoch,
         suite: info.hash_suite,
     };
-    Ok(Json(Contexts { contexts: page.contexts.into_iter().map(listed).collect(), more: page.more }))
+    let missing = page.unlisted.iter().map(|of| {
+        let name = if of.node_id.is_empty() { "no node" } else { &of.node_id };
+        format!("{} of {SLOTS} slots: {name}: {}", of.count, of.reason)
+    });
+    Ok(Json(Listing {
+        missing: missing.collect(),
+        contexts: page.contexts.into_iter().map(listed).collect(),
+        more: page.more,
+        next: page.next,
+    }))
 }
 
 #[derive(Debug, Serialize)]
@@ -207,11 +233,10 @@ struct Copy {
 
 async fn context(State(node): State<Arc<Node>>, Query(asked): Query<Asked>) -> Result<Json<Stands>, Failed> {
     let context = ContextId::new(&asked.id).map_err(Refusal::from)?;
-    let named = context.clone();
-    let made = node.read(move |ledger| ledger.checkpoint(&named, None)).await?;
-    let (position, cluster) = (made.position, &node.config.cluster);
-    let statement = Checkpoint::of_context(cluster, &context, position.size, position.root)
-        .map_err(|error| Refusal::internal(error.to_string()))?;
+    let request = CheckpointRequest { context_id: asked.id.clone(), ..CheckpointRequest::default() };
+    // By a node that keeps it, which signs it with its own key.
+    let made = integrity_service::checkpoint(&node, request, false).await?;
+    let checkpoint = made.checkpoint.unwrap_or_default();
     let location = node.standing.location(Slot::of(&context), Some(&context));
     let copy = |kept: ledger_proto::ledger::v1::Replica| Copy {
         node: kept.node_id,
@@ -220,14 +245,14 @@ async fn context(State(node): State<Arc<Node>>, Query(asked): Query<Asked>) -> R
     };
     Ok(Json(Stands {
         id: asked.id,
-        size: position.size.0,
-        lamport: made.lamport.0,
-        epoch: position.epoch.0,
-        suite: made.suite.to_string(),
-        root: position.root.to_string(),
-        lineage: position.lineage.to_string(),
-        signed_note: node.signer.sign(&statement),
-        verifier_key: node.signer.verifier_key().to_string(),
+        size: checkpoint.size,
+        lamport: checkpoint.lamport_clock,
+        epoch: checkpoint.epoch,
+        suite: checkpoint.hash_suite,
+        root: hex::encode(checkpoint.root),
+        lineage: hex::encode(checkpoint.lineage),
+        signed_note: made.signed_note,
+        verifier_key: made.verifier_key,
         owner: location.owner,
         copies: location.replicas.into_iter().map(copy).collect(),
     }))
@@ -243,18 +268,58 @@ struct Shown {
     at_ms: u64,
     lamport: u64,
     hash: String,
+    metadata: ledger_core::entry::Metadata,
+    #[serde(flatten)]
+    preview: Preview,
+}
+
+/// A payload's beginning: as text, if it is text, else in hex.
+#[derive(Debug, Serialize)]
+struct Preview {
     size: usize,
-    /// The payload's beginning as text, if it is text, else in hex.
     text: Option<String>,
     hex: Option<String>,
     cut: bool,
-    metadata: ledger_core::entry::Metadata,
 }
 
 impl Shown {
     fn of(entry: &EntryView<'_>) -> Self {
-        let size = entry.payload.len();
-        let start = &entry.payload[..size.min(limits::PREVIEW)];
+        let id = match entry.id {
+            IdView::Bits(bits) => hex::encode(bits),
+            IdView::Text(text) => text.to_owned(),
+        };
+        let metadata = entry.metadata.iter().map(|&(key, value)| (key.to_owned(), value.to_owned()));
+        Self {
+            sequence: entry.sequence.0,
+            id,
+            key: entry.key.to_owned(),
+            at_ms: entry.appended_at_ns / 1_000_000,
+            lamport: entry.lamport.0,
+            hash: entry.content_hash.to_string(),
+            metadata: metadata.collect(),
+            preview: Preview::of(entry.payload),
+        }
+    }
+
+    /// An entry that came from another node.
+    fn of_message(entry: Entry) -> Self {
+        Self {
+            sequence: entry.sequence,
+            id: entry.id,
+            key: entry.key,
+            at_ms: entry.appended_at_ns / 1_000_000,
+            lamport: entry.lamport_clock,
+            hash: hex::encode(&entry.content_hash),
+            metadata: entry.metadata,
+            preview: Preview::of(&entry.payload),
+        }
+    }
+}
+
+impl Preview {
+    fn of(payload: &[u8]) -> Self {
+        let size = payload.len();
+        let start = &payload[..size.min(limits::PREVIEW)];
         let cut = start.len() < size;
         let text = match std::str::from_utf8(start) {
             Ok(text) => Some(text),
@@ -265,22 +330,8 @@ impl Shown {
             Err(_) => None,
         };
         let hex = text.is_none().then(|| hex::encode(&start[..start.len().min(limits::PREVIEW / 8)]));
-        Self {
-            sequence: entry.sequence.0,
-            id: match entry.id {
-                IdView::Bits(bits) => hex::encode(bits),
-                IdView::Text(text) => text.to_owned(),
-            },
-            key: entry.key.to_owned(),
-            at_ms: entry.appended_at_ns / 1_000_000,
-            lamport: entry.lamport.0,
-            hash: entry.content_hash.to_string(),
-            size,
-            cut: cut || hex.as_ref().is_some_and(|hex| hex.len() < 2 * size),
-            text: text.map(str::to_owned),
-            hex,
-            metadata: entry.metadata.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect(),
-        }
+        let cut = cut || hex.as_ref().is_some_and(|hex| hex.len() < 2 * size);
+        Self { size, text: text.map(str::to_owned), hex, cut }
     }
 }
 
@@ -298,12 +349,12 @@ async fn entries(
 ) -> Result<Json<EntriesPage>, Failed> {
     let after = asked.sequence()?;
     let context = ContextId::new(&asked.id).map_err(Refusal::from)?;
-    let filter = Filter {
-        key: convert::key_filter(asked.key)?,
-        after,
-        limit: (asked.limit as usize).clamp(1, limits::CONSOLE_ENTRIES),
-        max_bytes: limits::PAGE_BYTES,
-    };
+    let limit = (asked.limit as usize).clamp(1, limits::CONSOLE_ENTRIES);
+    if let Place::There(channel) = node.reads(&context, false, false)? {
+        return entries_there(channel, asked, after, limit).await.map(Json);
+    }
+    let key = convert::key_filter(asked.key)?;
+    let filter = Filter { key, after, limit, max_bytes: limits::PAGE_BYTES };
     let read = node.read(move |ledger| {
         let mut entries = Vec::new();
         let covered = ledger.visit(&context, &filter, |view| entries.push(Shown::of(&view)))?;
@@ -311,6 +362,54 @@ async fn entries(
     });
     let (entries, Covered { latest, covered, more }) = read.await?;
     Ok(Json(EntriesPage { entries, latest: latest.0, covered: covered.0, more }))
+}
+
+/// The entries, from a node that shows the context.
+async fn entries_there(
+    channel: Channel,
+    asked: Asked,
+    after: Sequence,
+    limit: usize,
+) -> Result<EntriesPage, Failed> {
+    let request = GetRequest {
+        context_id: asked.id,
+        key: asked.key,
+        after_sequence: after.0,
+        limit: u32::try_from(limit).unwrap_or(u32::MAX),
+        ..GetRequest::default()
+    };
+    let mut there = ContextServiceClient::new(channel).max_decoding_message_size(usize::MAX);
+    let page = route::answer(there.get(route::forwarded(request))).await?;
+    let latest = page.latest_sequence;
+    // A page of as many entries as were asked for is not called truncated.
+    let covered = match page.entries.last() {
+        _ if page.truncated => page.next_after_sequence,
+        Some(last) if page.entries.len() >= limit => last.sequence,
+        _ => latest.max(after.0),
+    };
+    let entries = page.entries.into_iter().map(Shown::of_message).collect();
+    Ok(EntriesPage { entries, latest, covered, more: covered < latest })
+}
+
+/// Entries as they come, from this node or, in a cluster, from whichever shows the context.
+fn follow(
+    node: &Arc<Node>,
+    context: ContextId,
+    key: Option<Key>,
+    after: Sequence,
+) -> BoxStream<'static, Result<Vec<Shown>, Status>> {
+    if matches!(node.standing, Standing::Lone(_)) {
+        let batches = Tail::new(node, Rpc::Watch, context, key, after, Shown::of).into_stream();
+        return batches.map(|batch| batch.map(|batch| batch.entries)).boxed();
+    }
+    let start = relay::Start { context, key, after, position: None, bookmark_ms: None, is_named: false };
+    let batches = relay::watch(node, Rpc::Watch, start, encode::entry, false);
+    let decode = |batch: Batch<Bytes>| {
+        let decode = |entry| Entry::decode(entry).map(Shown::of_message);
+        let entries: Result<Vec<Shown>, _> = batch.entries.into_iter().map(decode).collect();
+        entries.map_err(|error| Status::internal(error.to_string()))
+    };
+    batches.map(move |batch| batch.and_then(decode)).boxed()
 }
 
 async fn tail(
@@ -325,11 +424,11 @@ async fn tail(
         Refusal::new(Code::ResourceExhausted, message)
     })?;
     node.serving()?;
-    let batches = Tail::new(&node, Rpc::Watch, context, key, after, Shown::of).into_stream();
+    let batches = follow(&node, context, key, after);
     let events = batches.flat_map(move |batch| {
         let _ = &permit;
         let events: Vec<_> = match batch {
-            Ok(batch) => batch.entries.into_iter().map(|entry| Ok(event(&entry))).collect(),
+            Ok(entries) => entries.into_iter().map(|entry| Ok(event(&entry))).collect(),
             Err(status) => {
                 vec![Ok(Event::default().event("end").data(status.message().replace(['\r', '\n'], " ")))]
             }

@@ -29,17 +29,7 @@ impl IntegrityService for Integrity {
         let is_forwarded = route::is_forwarded(request.metadata());
         let request = request.into_inner();
         let span = debug_span!("checkpoint", context = request.context_id, size = request.size);
-        let work = async {
-            let at_owner = convert::at_owner(request.consistency)?;
-            let context = ContextId::new(&request.context_id)?;
-            let here = || checkpoint(&self.0, request.clone());
-            let there = |channel| {
-                let request = route::forwarded(request.clone());
-                async move { route::answer(IntegrityServiceClient::new(channel).checkpoint(request)).await }
-            };
-            self.0.read_anywhere(&context, at_owner, is_forwarded, here, there).await
-        };
-        self.0.answer(Rpc::Checkpoint, span, work).await
+        self.0.answer(Rpc::Checkpoint, span, checkpoint(&self.0, request, is_forwarded)).await
     }
 
     async fn inclusion_proof(
@@ -109,7 +99,23 @@ fn size_or_newest(size: u64) -> Option<Size> {
     (size != 0).then_some(Size(size))
 }
 
-async fn checkpoint(node: &Node, request: CheckpointRequest) -> Result<CheckpointResponse, Refusal> {
+/// A checkpoint by a node that shows the context.
+pub(crate) async fn checkpoint(
+    node: &Node,
+    request: CheckpointRequest,
+    is_forwarded: bool,
+) -> Result<CheckpointResponse, Refusal> {
+    let at_owner = convert::at_owner(request.consistency)?;
+    let context = ContextId::new(&request.context_id)?;
+    let here = || checkpoint_here(node, request.clone());
+    let there = |channel| {
+        let request = route::forwarded(request.clone());
+        async move { route::answer(IntegrityServiceClient::new(channel).checkpoint(request)).await }
+    };
+    node.read_anywhere(&context, at_owner, is_forwarded, here, there).await
+}
+
+async fn checkpoint_here(node: &Node, request: CheckpointRequest) -> Result<CheckpointResponse, Refusal> {
     let context = ContextId::new(&request.context_id)?;
     let named = context.clone();
     let made = node.read(move |ledger| ledger.checkpoint(&named, size_or_newest(request.size))).await?;

@@ -40,6 +40,7 @@ pub mod interest;
 pub mod keys;
 pub mod ledger_service;
 pub mod limits;
+pub mod listing;
 pub mod load;
 pub mod metrics;
 pub mod newest;

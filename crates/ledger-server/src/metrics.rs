@@ -304,7 +304,10 @@ fn describe(recorder: &PrometheusRecorder) {
             "Slots whose record of what was promised is damaged and lost: the directory joins as a new one.",
         ),
         ("ledger_store_compacts", "0 after RocksDB met a damaged table file: replace the data directory."),
-        ("ledger_store_contexts_estimate", "Number of contexts; estimated on a lone node."),
+        (
+            "ledger_store_contexts_estimate",
+            "Number of contexts: in a cluster of those in slots that this node keeps; estimated on a lone node.",
+        ),
         ("ledger_store_disk_bytes", "Bytes of table files."),
         ("ledger_store_memory_bytes", "Bytes of memory that RocksDB uses."),
         ("ledger_store_writable", "1 if appends can be acknowledged."),

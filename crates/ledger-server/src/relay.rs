@@ -4,7 +4,7 @@
 //! | state | leaves it when |
 //! | --- | --- |
 //! | choosing | a node shows the slot → here, or there; none does → waits for news |
-//! | here | the slot is no longer shown, or stands still, or the store fails → choosing, or ended |
+//! | here | the slot is no longer shown, because this node left it or cannot tell whether it is current, or stands still, or the store fails → choosing, or ended |
 //! | there | the stream breaks → choosing; its history changed → ended |
 
 use std::{sync::Arc, time::Duration};
@@ -100,7 +100,7 @@ impl<F: Shape<Bytes>> Relay<F> {
                     let batch = tokio::select! {
                         biased;
                         batch = batches.next() => batch,
-                        () = self.node.standing_still(slot), if !self.is_forwarded => None,
+                        () = self.node.read_elsewhere(slot, self.is_forwarded) => None,
                     };
                     match batch {
                         Some(Ok(batch)) => return Ok(self.delivered(batch)),

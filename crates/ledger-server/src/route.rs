@@ -92,11 +92,29 @@ impl Node {
             return Ok(Place::Here(None));
         }
         match self.writes(context, is_forwarded) {
+            // The owner hears too few members: somebody else may own it by now.
+            Ok(Place::Here(_)) if !self.ledger.shows(slot) => {
+                Err(self.may_be_old("too few of its members answer the owner, which this node is"))
+            }
             Ok(place) => Ok(place),
             Err(_) if is_shown => Ok(Place::Here(None)),
             // Nobody owns it, or its owner cannot be asked again: another replica may show it.
             Err(refusal) if at_owner || is_forwarded => Err(refusal),
-            Err(refusal) => another_replica(cluster, slot).map(Place::There).ok_or(refusal),
+            Err(refusal) => another_replica(cluster, slot)
+                .map(Place::There)
+                .ok_or_else(|| self.may_be_old(&refusal.message)),
+        }
+    }
+
+    /// The refusal of a read of what may be older than is allowed.
+    fn may_be_old(&self, why: &str) -> Refusal {
+        let bound = self.config.max_staleness;
+        Refusal {
+            message: format!(
+                "what this node has of the context may be more than {bound} old (max_staleness): {why}; read at another \
+                 node, or try again when more nodes of the cluster can be reached"
+            ),
+            ..Refusal::not_owner("", "")
         }
     }
 
@@ -165,13 +183,16 @@ impl Node {
         self.ledger.writable().is_err() && is_others()
     }
 
-    /// Completes when [`Node::stands_still`].
-    pub async fn standing_still(&self, slot: Slot) {
+    /// Completes when whoever reads a slot here has to go on elsewhere: the slot is not shown here any more, or
+    /// [`Node::stands_still`]. Whoever was sent here by another node goes on reading what stands still.
+    pub async fn read_elsewhere(&self, slot: Slot, is_forwarded: bool) {
         let Standing::Joined(cluster) = &self.standing else { return std::future::pending().await };
         let (mut routes, mut writable) = (cluster.routes(), self.ledger.watch_writable());
-        while !self.stands_still(slot) {
-            let is_writable = *writable.borrow_and_update();
+        let mut hidden = cluster.hidden();
+        while self.ledger.shows(slot) && (is_forwarded || !self.stands_still(slot)) {
+            let is_writable = *writable.borrow_and_update() || is_forwarded;
             tokio::select! {
+                Ok(()) = hidden.changed() => {}
                 Ok(()) = writable.changed() => {}
                 // There is little news of the disk, and much of owners.
                 Ok(()) = routes.changed(), if !is_writable => {}

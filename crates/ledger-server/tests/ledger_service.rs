@@ -322,8 +322,12 @@ async fn contexts_are_listed_in_pages() {
     }
     let mut client = node.cluster().await;
     let mut list = async |prefix: &str, after: &str, limit| {
-        let request =
-            ledger_proto::ledger::v1::ContextsRequest { prefix: prefix.into(), after: after.into(), limit };
+        let request = ledger_proto::ledger::v1::ContextsRequest {
+            prefix: prefix.into(),
+            after: after.into(),
+            limit,
+            ..Default::default()
+        };
         let page = client.contexts(request).await.unwrap().into_inner();
         (page.contexts.into_iter().map(|info| info.context_id).collect::<Vec<_>>(), page.more)
     };

@@ -1,6 +1,6 @@
 //! What a node of a cluster asks of its ledger, beside what everybody does.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 use ledger_core::{
     ContextId, Size,
@@ -17,7 +17,7 @@ use crate::{
     Ledger, StoreError, answer, forks,
     lane::{Command, Fork, lane_of},
     ranges, renew,
-    replica::{Change, Changed, Held, Lead, Outbox, Part, StableUpTo, Taken},
+    replica::{Change, Changed, Held, Lead, Outbox, Part, StableUpTo, SyncState, Taken},
     slots,
 };
 
@@ -33,6 +33,17 @@ impl Following {
             all.extend(lane.await.map_err(|_| StoreError::Closed)??);
         }
         Ok(all)
+    }
+}
+
+/// How claims stand with this replica.
+#[derive(Debug)]
+pub struct SyncStates(Vec<oneshot::Receiver<Vec<(Slot, SyncState)>>>);
+
+impl SyncStates {
+    /// Waits for all lanes.
+    pub async fn all(self) -> Result<BTreeMap<Slot, SyncState>, StoreError> {
+        all_of(self.0).await
     }
 }
 
@@ -229,6 +240,20 @@ impl Ledger {
         let db = self.inner().database.get()?;
         let read = ranges::read(&db, context, after, to, max_bytes);
         read.inspect_err(|error| self.inner().shared.quarantine.note(error))
+    }
+
+    /// Readers may see a slot until a moment; `None`: without end, as before it was ever said. `is_kept`: this node is a member
+    /// of the slot, and what it has of it counts.
+    pub fn lease(&self, slot: Slot, until: Option<Instant>, is_kept: bool) {
+        let readable = &self.inner().shared.readable;
+        readable.lease(slot, until);
+        readable.keep(slot, is_kept);
+    }
+
+    /// How claims stand with this replica, when everything sent to the lanes before is written: answered in no particular
+    /// order. What is sent to the lanes afterwards is not waited for.
+    pub async fn sync_states(&self, claims: Vec<(Slot, Claim)>) -> Result<SyncStates, StoreError> {
+        Ok(SyncStates(self.ask_lanes(claims, |(slot, _)| *slot, Command::SyncStates).await?))
     }
 
     /// Whether readers may see a slot here.

@@ -122,6 +122,13 @@ impl Copies {
         state.tell_all(shared, slot);
     }
 
+    /// A peer is no member any more: it is sent nothing further of the slot.
+    pub(crate) fn release(&self, slot: Slot, claim: &Claim, peer: Peer) {
+        if let Some(led) = self.state.lock().led.get_mut(&slot).filter(|led| led.claim == *claim) {
+            led.sending.remove(peer);
+        }
+    }
+
     /// The slot takes no more appends. Says so when nothing waits.
     pub(crate) fn stop(&self, shared: &Shared, slot: Slot, claim: &Claim) {
         let mut state = self.state.lock();

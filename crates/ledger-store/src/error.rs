@@ -135,8 +135,10 @@ pub enum StoreError {
         "the append was not acknowledged before this node lost the slot: repeat it with the same entry_id at the new owner"
     )]
     NotAcknowledged,
-    /// In a cluster: this replica does not know yet what of the context is stable.
-    #[error("this replica of context {context} is not in step yet: read it at the owner")]
+    /// In a cluster: this replica does not know what of the context is stable, or heard nothing of it for too long.
+    #[error(
+        "this replica cannot tell whether what it has of context {context} is the newest: read it at the owner"
+    )]
     NotInStep {
         /// The context.
         context: ContextId,

@@ -33,7 +33,9 @@ use crate::{
     families::{self, Place},
     forks, index, prove,
     read::{self, damaged},
-    replica::{Change, Changed, Commit, Held, Lead, Outgoing, Part, StableUpTo, Taken, push_record},
+    replica::{
+        Change, Changed, Commit, Held, Lead, Outgoing, Part, StableUpTo, SyncState, Taken, push_record,
+    },
     shared::Shared,
     staging,
     state::{ContextState, read_head},
@@ -93,6 +95,8 @@ pub(crate) enum Command {
     Digests(Vec<Slot>, oneshot::Sender<Vec<(Slot, Digest)>>),
     /// What is held here of an owner's slots.
     Held(NodeId, Vec<Slot>, oneshot::Sender<Vec<(Slot, Held)>>),
+    /// How claims stand with this replica.
+    SyncStates(Vec<(Slot, Claim)>, oneshot::Sender<Vec<(Slot, SyncState)>>),
     /// Send a peer the digests of slots at this place.
     Mark(Peer, Vec<Slot>),
     /// Leave a history for that of a claim's owner.
@@ -133,6 +137,7 @@ impl Command {
             | Self::Digests(..)
             | Self::Held(..)
             | Self::Restore(_)
+            | Self::SyncStates(..)
             | Self::Mark(..) => {}
             Self::Batch(appends, reply) => {
                 let failed = |(tag, _)| BatchResult { tag, result: Err(error.clone()) };
@@ -392,6 +397,7 @@ impl Lane {
                 }
                 Command::Digests(slots, reply) => _ = reply.send(self.digests(&slots)),
                 Command::Held(owner, slots, reply) => _ = reply.send(self.held(db, &owner, slots)),
+                Command::SyncStates(claims, reply) => _ = reply.send(self.sync_states(db, claims)),
                 Command::Mark(peer, slots) => self.mark(peer, &slots),
                 Command::Restore(slot) => self.restore(db, slot),
                 Command::Fork(fork, reply) => {

@@ -21,8 +21,8 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
-    Append, Appended, BatchResults, Checkpointed, ContextInfo, Covered, Damage, Durability, EntryView,
-    FamilyDamage, Filter, ForkCursor, ForkList, Load, Loaded, Options, Page, ProvenConsistency,
+    Append, Appended, BatchResults, Checkpointed, ContextInfo, ContextList, Covered, Damage, Durability,
+    EntryView, FamilyDamage, Filter, ForkCursor, ForkList, Load, Loaded, Options, Page, ProvenConsistency,
     ProvenInclusion, SnapshotStream, Stats, StoreError, Watch,
     database::{self, Database},
     db::{Db, io_error},
@@ -43,6 +43,10 @@ use crate::{
     watermark::{self, Watermark},
 };
 
+/// A page of a listing reads so many heads for each context that it may have, …
+const HEADS_PER_CONTEXT: usize = 32;
+/// … and so many in any case.
+const LEAST_HEADS: usize = 10_000;
 /// How long a load waits for its copies.
 const COPIED_WITHIN: Duration = Duration::from_mins(10);
 
@@ -298,17 +302,45 @@ impl Ledger {
     /// Contexts in order of their ids: those that begin with `prefix`, after `after`, at most `limit`.
     pub fn contexts(&self, prefix: &str, after: &str, limit: usize) -> Result<Vec<ContextInfo>, StoreError> {
         let mut contexts = Vec::new();
-        if limit == 0 {
-            return Ok(contexts);
+        let mut after = after.to_owned();
+        while contexts.len() < limit {
+            let page = self.list(prefix, &after, limit - contexts.len(), |_| true)?;
+            contexts.extend(page.contexts);
+            match page.next {
+                Some(next) => after = next,
+                None => break,
+            }
         }
+        Ok(contexts)
+    }
+
+    /// A page of the contexts of some slots, in order of their ids: those that begin with `prefix`, after `after`, at most
+    /// `limit` (at least 1). Reads a bounded number of heads, so there may be few or none though more follow.
+    pub fn list(
+        &self,
+        prefix: &str,
+        after: &str,
+        limit: usize,
+        slots: impl Fn(Slot) -> bool,
+    ) -> Result<ContextList, StoreError> {
+        let (mut contexts, mut read) = (Vec::new(), 0);
+        let most = limit.saturating_mul(HEADS_PER_CONTEXT).max(LEAST_HEADS);
         let after_key = [after.as_bytes(), &[0]].concat();
         let first = if after.is_empty() { prefix.as_bytes() } else { prefix.as_bytes().max(&after_key) };
         let db = self.inner.database.get()?;
+        let (mut newest, mut is_whole) = (Vec::new(), true);
         db.scan(families::HEADS, first, &[0xff], true, |key, value| {
             if !key.starts_with(prefix.as_bytes()) {
                 return false;
             }
+            if contexts.len() >= limit.max(1) || read >= most {
+                is_whole = false;
+                return false;
+            }
+            read += 1;
+            key.clone_into(&mut newest);
             if let Some((context, place, head)) = scrub::decode_row(key, value)
+                && slots(place.slot)
                 && let Some((_, head)) = db.stable().of(&context, Some((place, head)))
             {
                 contexts.push(ContextInfo {
@@ -321,10 +353,11 @@ impl Ledger {
                     created_at_ns: head.created_at_ns,
                 });
             }
-            contexts.len() < limit
+            true
         })
         .map_err(|error| io_error(&error))?;
-        Ok(contexts)
+        let next = (!is_whole).then(|| String::from_utf8_lossy(&newest).into_owned());
+        Ok(ContextList { contexts, next })
     }
 
     /// Commands that wait for the writer threads: none if these keep up easily.
@@ -353,7 +386,7 @@ impl Ledger {
             compacts: self.inner.database.compacts(),
             contexts: shared.digests.as_ref().map_or_else(
                 || db.family_property(families::HEADS, "rocksdb.estimate-num-keys"),
-                Digests::contexts,
+                |digests| digests.contexts(|slot| shared.readable.is_kept(slot)),
             ),
             disk_bytes: db.property("rocksdb.total-sst-files-size"),
             memory_bytes: db.cache_usage()

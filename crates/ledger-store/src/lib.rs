@@ -86,7 +86,7 @@ mod view;
 mod watch;
 mod watermark;
 
-pub use cluster::{Following, LeftHistory};
+pub use cluster::{Following, LeftHistory, SyncStates};
 pub use error::StoreError;
 pub use forks::{Evidence, ForkCursor, ForkInfo, ForkList, Tip};
 pub use heal::Healing;

@@ -4,9 +4,15 @@
 //! | --- | --- | --- |
 //! | `DARK` | are refused: the node does not know what of the slot is stable | need not be held back |
 //! | `HOLDING` | are refused, until the owner says that what was accepted is stable | are held back |
-//! | `SHOWN` | see what is stable | are held back until they are |
+//! | `SHOWN` | see what is stable, as long as the lease lasts | are held back until they are |
+//!
+//! The lease is the cluster's: see `ledger_core::ownership::slots`. Time is looked at when something is read, so that a node
+//! that stood still shows nothing old when it goes on.
 
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::{
+    sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
+    time::Instant,
+};
 
 use ledger_core::slot::{SLOTS, Slot};
 
@@ -14,24 +20,75 @@ const DARK: u8 = 0;
 const HOLDING: u8 = 1;
 const SHOWN: u8 = 2;
 
+/// A lease that never ends: no time is looked at.
+const ENDLESS: u64 = u64::MAX;
+
 /// Which slots this node shows. A lone node shows all.
 #[derive(Debug)]
-pub(crate) struct Readable(Box<[AtomicU8]>);
+pub(crate) struct Readable {
+    slots: Box<[OfSlot]>,
+    /// What leases are counted from.
+    base: Instant,
+}
+
+#[derive(Debug)]
+struct OfSlot {
+    state: AtomicU8,
+    /// Milliseconds since the base.
+    until: AtomicU64,
+    /// This node is a member of the slot: what it has of others does not count.
+    is_kept: AtomicBool,
+}
 
 impl Readable {
     /// Of a lone node, or of one in a cluster, which shows nothing yet.
     pub(crate) fn new(is_clustered: bool) -> Self {
         let state = if is_clustered { DARK } else { SHOWN };
-        Self((0..SLOTS).map(|_| AtomicU8::new(state)).collect())
+        let of_slot = |_| OfSlot {
+            state: AtomicU8::new(state),
+            until: AtomicU64::new(ENDLESS),
+            is_kept: AtomicBool::new(true),
+        };
+        Self { slots: (0..SLOTS).map(of_slot).collect(), base: Instant::now() }
+    }
+
+    fn of_slot(&self, slot: Slot) -> &OfSlot {
+        &self.slots[usize::from(slot.number())]
     }
 
     fn of(&self, slot: Slot) -> &AtomicU8 {
-        &self.0[usize::from(slot.number())]
+        &self.of_slot(slot).state
     }
 
     /// Whether readers may see the slot.
     pub(crate) fn is_shown(&self, slot: Slot) -> bool {
-        self.of(slot).load(Ordering::SeqCst) == SHOWN
+        self.of(slot).load(Ordering::SeqCst) == SHOWN && self.is_leased(slot)
+    }
+
+    fn is_leased(&self, slot: Slot) -> bool {
+        match self.of_slot(slot).until.load(Ordering::SeqCst) {
+            ENDLESS => true,
+            until => self.base.elapsed().as_millis() < u128::from(until),
+        }
+    }
+
+    /// Readers may see the slot until then, if it is shown; `None`: without end.
+    pub(crate) fn lease(&self, slot: Slot, until: Option<Instant>) {
+        let millis = |until: Instant| {
+            let since = until.saturating_duration_since(self.base).as_millis();
+            u64::try_from(since).unwrap_or(ENDLESS)
+        };
+        self.of_slot(slot).until.store(until.map_or(ENDLESS, millis), Ordering::SeqCst);
+    }
+
+    /// Whether this node is a member of the slot.
+    pub(crate) fn is_kept(&self, slot: Slot) -> bool {
+        self.of_slot(slot).is_kept.load(Ordering::Relaxed)
+    }
+
+    /// This node is a member of the slot, or not.
+    pub(crate) fn keep(&self, slot: Slot, is_kept: bool) {
+        self.of_slot(slot).is_kept.store(is_kept, Ordering::Relaxed);
     }
 
     /// Whether commits to the slot have to be held back until they are stable.
@@ -51,11 +108,35 @@ impl Readable {
 
     /// Shows nothing more.
     pub(crate) fn darken_all(&self) {
-        self.0.iter().for_each(|slot| slot.store(DARK, Ordering::SeqCst));
+        self.slots.iter().for_each(|slot| slot.state.store(DARK, Ordering::SeqCst));
     }
 
     /// Shows the slot no more.
     pub(crate) fn darken(&self, slot: Slot) {
         self.of(slot).store(DARK, Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_slot_is_shown_while_its_lease_lasts() {
+        let readable = Readable::new(true);
+        let slot = Slot::new(5).unwrap();
+        readable.show(slot);
+        assert!(readable.is_shown(slot), "without a lease it is shown without end");
+        readable.lease(slot, Some(Instant::now()));
+        assert!(!readable.is_shown(slot) && readable.is_held(slot), "commits are held back all the same");
+        readable.lease(slot, Some(Instant::now() + Duration::from_hours(1)));
+        assert!(readable.is_shown(slot));
+        readable.darken(slot);
+        assert!(!readable.is_shown(slot), "a lease alone shows nothing");
+        readable.show(slot);
+        readable.lease(slot, None);
+        assert!(readable.is_shown(slot));
     }
 }

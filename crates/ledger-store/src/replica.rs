@@ -9,7 +9,7 @@ use ledger_core::{
     ContextId, Epoch, Size,
     digest::Digest,
     node::{ClusterId, ReplicaSet, StorageId},
-    ownership::{Claim, Placement, Promise, SlotRecord},
+    ownership::{Claim, Placement, Promise, SlotRecord, slots::Renewal},
     replication::Peer,
     slot::Slot,
 };
@@ -46,6 +46,8 @@ pub enum Outgoing {
     Stable(Vec<StableUpTo>),
     /// Digests of slots as they are at this place of the stream.
     Mark(Mark),
+    /// Leases of slots, after all that was committed before. Not from a lane.
+    Renewal(Vec<Renewal>),
 }
 
 /// What a group commit of a lane wrote.
@@ -126,6 +128,19 @@ pub enum Held {
     Otherwise,
 }
 
+/// How a claim stands with this replica.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SyncState {
+    /// It accepted the claim and holds what its owner holds.
+    InSync,
+    /// It follows the claim, and lacks something.
+    Behind,
+    /// It promised this higher claim.
+    Refused(Claim),
+    /// What it promised cannot be read.
+    Unknown,
+}
+
 /// A change to a slot's record.
 #[derive(Debug, Clone)]
 pub enum Change {
@@ -204,6 +219,13 @@ pub enum Lead {
     },
     /// Count a peer's copies.
     Count {
+        /// The claim.
+        claim: Claim,
+        /// The peer.
+        peer: Peer,
+    },
+    /// Send a peer nothing more of the slot.
+    Release {
         /// The claim.
         claim: Claim,
         /// The peer.

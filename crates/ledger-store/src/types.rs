@@ -130,6 +130,15 @@ pub struct ContextInfo {
     pub created_at_ns: u64,
 }
 
+/// A page of a listing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContextList {
+    /// The contexts, in order of their ids.
+    pub contexts: Vec<ContextInfo>,
+    /// There may be more, after this id.
+    pub next: Option<String>,
+}
+
 /// What a load did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Loaded {

@@ -63,6 +63,7 @@ pub(crate) fn config(
         min_copies: 2,
         first_nodes: Vec::new(),
         placement_grace: Duration::from_secs(5),
+        max_staleness: Some(Duration::from_secs(2)),
         anti_entropy_interval: Duration::from_millis(300),
         catch_up_rate: 0,
         tls: None,

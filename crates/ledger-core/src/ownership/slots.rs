@@ -26,6 +26,7 @@ use crate::{
 
 mod claiming;
 mod leading;
+mod lease;
 #[cfg(test)]
 mod tests;
 
@@ -62,6 +63,8 @@ pub struct Settings {
     pub placement_grace: Millis,
     /// Slots that are handed over or moved at a time.
     pub moves: usize,
+    /// The oldest that readers are shown: see [`Slots::shown_until`]. `None`: as old as it may be.
+    pub max_staleness: Option<Millis>,
 }
 
 impl Default for Settings {
@@ -78,6 +81,7 @@ impl Default for Settings {
             short_within: 10_000,
             placement_grace: 600_000,
             moves: 128,
+            max_staleness: Some(10_000),
         }
     }
 }
@@ -149,6 +153,22 @@ pub enum Event {
     HandedOver(Slot, Claim),
     /// A replica of a slot asks for an offer.
     Joins(Member, Slot),
+    /// The owner of slots renews this replica's leases, on its stream.
+    Renewed {
+        /// The owner.
+        from: Member,
+        /// The owner sent the renewal after this moment: this node had answered the one before, or taken the stream.
+        after: Millis,
+        /// Those of the slots that this replica is in sync with, and how old the owner's own lease was.
+        slots: Vec<(Slot, Millis)>,
+    },
+    /// A replica answered [`Effect::Renew`].
+    RenewalAnswered {
+        /// The replica.
+        from: Member,
+        /// Slots that it promised to a higher claim; `None`: it does not know what it promised.
+        refused: BTreeMap<Slot, Option<Claim>>,
+    },
     /// Own nothing (`true`), or what is this node's again.
     Drain(bool),
     /// This node's disk takes no writes (`false`), or takes them again. Gossip is to say so too.
@@ -166,6 +186,11 @@ pub enum Ask {
     Confirm,
     /// The slot is handed over to you.
     TakeOver,
+    /// Say what you know of the slot. `asked`: when, by the clock of whoever asks.
+    Inquire {
+        /// Comes back with the answer.
+        asked: Millis,
+    },
 }
 
 /// The answer.
@@ -173,6 +198,13 @@ pub enum Ask {
 pub enum Answer {
     /// To [`Ask::Promise`].
     Promised(Promise),
+    /// To [`Ask::Inquire`].
+    Known {
+        /// When it was asked.
+        asked: Millis,
+        /// What is known.
+        known: Known,
+    },
     /// To the others.
     Done,
     /// A higher claim was promised.
@@ -253,6 +285,22 @@ pub enum Effect {
         /// The member.
         member: Member,
     },
+    /// Send a node that is no member any more nothing further of the slot.
+    Release {
+        /// The slot.
+        slot: Slot,
+        /// The claim.
+        claim: Claim,
+        /// The node.
+        member: Member,
+    },
+    /// Renew a replica's leases: put this on its stream, after all that was committed.
+    Renew {
+        /// The replica.
+        to: Member,
+        /// Slots of this node, each with its claim.
+        slots: Vec<Renewal>,
+    },
     /// Take no more appends, and say when those taken have their copies.
     Stop {
         /// The slot.
@@ -277,6 +325,28 @@ pub enum Effect {
         /// The slot.
         slot: Slot,
     },
+}
+
+/// An owner's word to a replica that it is a member of a slot, with all that was committed before it on the stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Renewal {
+    /// The slot.
+    pub slot: Slot,
+    /// The owner's claim.
+    pub claim: Claim,
+    /// How old the owner's own lease is; `None`: it has none.
+    pub age: Option<Millis>,
+}
+
+/// What a node knows of a slot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Known {
+    /// The epoch whose history it holds; 0: none.
+    pub accepted: Epoch,
+    /// The members, as it knows them.
+    pub placement: Option<Placement>,
+    /// It owns the slot or heard its owner, a moment ago.
+    pub is_owned: bool,
 }
 
 /// Who owns a slot, as this node knows.
@@ -307,6 +377,7 @@ struct State {
     /// has to be promised more.
     heard: Epoch,
     why: Option<GaveUp>,
+    lease: lease::Lease,
 }
 
 #[derive(Debug, Default)]
@@ -331,6 +402,8 @@ struct Taking {
     deadline: Millis,
     /// The epoch in which this node owned it until now, if it takes it from itself.
     led: Option<Epoch>,
+    /// When it began.
+    since: Millis,
 }
 
 /// This node owns the slot.
@@ -353,6 +426,8 @@ struct Leading {
     ending: Option<Ending>,
     /// Whoever is due was offered the slot, or is not connected.
     is_offered: bool,
+    /// When this node asked last what members answered since: that they promised nobody a higher claim.
+    asked: BTreeMap<Member, Millis>,
 }
 
 /// Why an owner takes no more appends.
@@ -365,7 +440,7 @@ enum Ending {
 }
 
 #[derive(Debug)]
-struct Known {
+struct KnownNode {
     seen: Seen,
     /// When it became alive or able to own, or no longer was.
     since: Millis,
@@ -377,7 +452,7 @@ pub struct Slots {
     me: Member,
     settings: Settings,
     started: Millis,
-    nodes: BTreeMap<NodeId, Known>,
+    nodes: BTreeMap<NodeId, KnownNode>,
     connected: BTreeSet<Member>,
     is_draining: bool,
     is_writable: bool,
@@ -390,6 +465,8 @@ pub struct Slots {
     states: Vec<State>,
     /// Who is seen to own each slot.
     owners: Vec<Option<(NodeId, Epoch)>>,
+    /// The newest renewal that each replica was sent.
+    renewals: BTreeMap<Member, lease::Sent>,
 }
 
 impl Slots {
@@ -429,6 +506,7 @@ impl Slots {
             all: all.into_iter().collect(),
             states: slots,
             owners: vec![None; usize::from(SLOTS)],
+            renewals: BTreeMap::new(),
         }
     }
 
@@ -450,7 +528,10 @@ impl Slots {
     pub fn step(&mut self, now: Millis, event: Event) -> Vec<Effect> {
         let mut effects = Vec::new();
         match event {
-            Event::Tick => self.tick(now, &mut effects),
+            Event::Tick => {
+                self.tick(now, &mut effects);
+                self.keep_leases(now, &mut effects);
+            }
             Event::Nodes(nodes) => self.saw(now, nodes, &mut effects),
             Event::Recorded(slot, record) => self.recorded(now, slot, record, &mut effects),
             Event::Connected(member) => {
@@ -474,6 +555,10 @@ impl Slots {
             Event::Stopped(slot, claim) => self.stopped(now, slot, &claim, &mut effects),
             Event::HandedOver(slot, claim) => self.handed_over(now, slot, &claim, &mut effects),
             Event::Joins(member, slot) => self.joins(&member, slot, &mut effects),
+            Event::Renewed { after, slots, .. } => self.renewed(after, &slots),
+            Event::RenewalAnswered { from, refused } => {
+                self.renewal_answered(now, &from, refused, &mut effects);
+            }
             Event::Drain(is_draining) => self.is_draining = is_draining,
             Event::Writable(is_writable) => self.writable(now, is_writable, &mut effects),
             Event::GaveUp(slot) => {
@@ -564,7 +649,7 @@ impl Slots {
         let mut before = std::mem::take(&mut self.nodes);
         for seen in nodes {
             let since = match before.remove(&seen.member.node) {
-                Some(Known { seen: known, since })
+                Some(KnownNode { seen: known, since })
                     if known.member == seen.member
                         && (known.is_alive, known.is_writable) == (seen.is_alive, seen.is_writable) =>
                 {
@@ -572,14 +657,14 @@ impl Slots {
                 }
                 _ => now,
             };
-            self.nodes.insert(seen.member.node.clone(), Known { seen, since });
+            self.nodes.insert(seen.member.node.clone(), KnownNode { seen, since });
         }
         // A node that gossip forgot is away all the same.
         for (node, known) in before {
             let since = if known.seen.is_alive { now } else { known.since };
             if now.saturating_sub(since) < self.settings.placement_grace {
                 let seen = Seen { is_alive: false, owned: BTreeMap::new(), ..known.seen };
-                self.nodes.insert(node, Known { seen, since });
+                self.nodes.insert(node, KnownNode { seen, since });
             }
         }
         self.owners.fill(None);
@@ -621,7 +706,9 @@ impl Slots {
 
     fn recorded(&mut self, now: Millis, slot: Slot, record: SlotRecord, effects: &mut Vec<Effect>) {
         let promised = record.promised.clone();
-        self.state_mut(slot).record = record;
+        let state = self.state_mut(slot);
+        state.record = record;
+        state.forget_superseded();
         if let Some(promised) = promised
             && promised.claimant != self.me.node
         {
@@ -672,7 +759,8 @@ impl Slots {
                 self.claimed(now, slot, promised.clone(), effects);
                 takeover::Event::Refused { promised }
             }
-            Answer::NotNow => return self.not_now(now, slot, claim, effects),
+            Answer::NotNow => return self.not_now(now, &from, slot, claim, effects),
+            Answer::Known { asked, known } => return self.known(from, slot, asked, known),
         };
         self.step_takeover(now, slot, claim, event, effects);
     }
@@ -780,7 +868,7 @@ impl Slots {
     }
 
     /// Nodes that are alive, as candidates for the members of a slot.
-    fn candidates(&self, is_candidate: impl Fn(&Known) -> bool) -> Vec<Candidate> {
+    fn candidates(&self, is_candidate: impl Fn(&KnownNode) -> bool) -> Vec<Candidate> {
         let known = self.nodes.values().filter(|known| is_candidate(known));
         known
             .map(|known| Candidate { node: known.seen.member.node.clone(), zone: known.seen.zone.clone() })

@@ -48,6 +48,11 @@ pub(super) fn check(
             return Err(wrong(key, value.to_string(), reason));
         }
     }
+    let staleness = config.max_staleness;
+    if !staleness.0.is_zero() && !(second..=hour).contains(&staleness.0) {
+        let reason = format!("it must be {} to {}, or 0s: as old as it is", Span(second), Span(hour));
+        return Err(wrong("max_staleness", staleness.to_string(), reason));
+    }
     if let Some(zone) = &config.zone
         && !((1..=MAX_TEXT).contains(&zone.len())
             && zone.chars().all(|c| !c.is_control() && !c.is_whitespace()))
@@ -174,6 +179,7 @@ impl Config {
             min_copies: self.min_copies(),
             first_nodes: first_nodes(self).map_err(|reason| merge(&reason))?,
             placement_grace: self.placement_grace.0,
+            max_staleness: Some(self.max_staleness.0).filter(|bound| !bound.is_zero()),
             anti_entropy_interval: self.anti_entropy_interval.0,
             catch_up_rate: self.catch_up_rate.0,
             tls: self.peer_tls()?,

@@ -15,7 +15,7 @@ use crate::{
     Damage,
     cluster::LeftHistory,
     limited,
-    replica::{ChangeOutcome, Held, Mark, Offer},
+    replica::{ChangeOutcome, Held, Mark, Offer, SyncState},
     slots,
 };
 
@@ -210,6 +210,7 @@ impl Lane {
                     self.in_step.remove(&slot);
                 }
                 Lead::Count { claim, peer } => copies.count(&self.shared, slot, &claim, peer),
+                Lead::Release { claim, peer } => copies.release(slot, &claim, peer),
                 Lead::Stop { claim } => copies.stop(&self.shared, slot, &claim),
                 Lead::StepDown => copies.step_down(&self.shared, slot),
             }
@@ -247,6 +248,24 @@ impl Lane {
             (slot, promised.map_or(Held::Otherwise, Held::Promised))
         };
         slots.into_iter().map(held).collect()
+    }
+
+    /// How claims stand with this replica.
+    pub(super) fn sync_states(&mut self, db: &Db, claims: Vec<(Slot, Claim)>) -> Vec<(Slot, SyncState)> {
+        let state = |(slot, claim): (Slot, Claim)| {
+            let state = match self.record(db, slot).map(|record| (record.may_follow(&claim), record)) {
+                Err(_) => SyncState::Unknown,
+                Ok((Err(refused), _)) => SyncState::Refused(refused.promised),
+                Ok((Ok(()), record))
+                    if record.takes(&claim).is_ok() && self.in_step.get(&slot) == Some(&claim) =>
+                {
+                    SyncState::InSync
+                }
+                Ok(_) => SyncState::Behind,
+            };
+            (slot, state)
+        };
+        claims.into_iter().map(state).collect()
     }
 
     pub(super) fn mark(&self, peer: Peer, slots: &[Slot]) {

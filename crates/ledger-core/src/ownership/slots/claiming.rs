@@ -147,7 +147,7 @@ impl Slots {
         let deadline = now + self.settings.answer_within;
         let phase = Phase::Asking;
         let (in_step, offered) = (BTreeSet::new(), BTreeSet::new());
-        let taking = Taking { takeover, in_step, offered, phase, deadline, led: None };
+        let taking = Taking { takeover, in_step, offered, phase, deadline, led: None, since: now };
         self.state_mut(slot).role = Role::Taking(Box::new(taking));
         self.do_takeover(now, slot, &claim, todo, effects);
         let alive = self.alive_members();

@@ -1,6 +1,6 @@
 //! What an owner does beside taking appends: bring members in step, hand over, move.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     Ask, Claim, Effect, Ending, GaveUp, Leading, Member, Millis, Phase, Placement, ReplicaSet, Role,
@@ -11,7 +11,7 @@ impl Slots {
     /// The takeover is done.
     pub(super) fn own(&mut self, now: Millis, slot: Slot, effects: &mut Vec<Effect>) {
         let Role::Taking(taking) = std::mem::take(&mut self.state_mut(slot).role) else { return };
-        let Taking { takeover, in_step, offered, led, .. } = *taking;
+        let Taking { takeover, mut in_step, mut offered, led, since: began, .. } = *taking;
         let since = if led.is_some() { 0 } else { now };
         let (claim, set) = (takeover.claim().clone(), takeover.members().clone());
         let needed = self.settings.min_copies.clamp(1, set.len());
@@ -22,8 +22,14 @@ impl Slots {
             claim: claim.clone(),
             member: member.clone(),
         }));
+        // Whoever was a member until now is told, and sent nothing more.
+        for former in offered.iter().filter(|member| !set.contains(member)) {
+            effects.push(Effect::Ask { to: former.clone(), slot, claim: claim.clone(), ask: Ask::Confirm });
+            effects.push(Effect::Release { slot, claim: claim.clone(), member: former.clone() });
+        }
+        in_step.retain(|member| set.contains(member));
         // Offers are under way to the others whose streams are up.
-        let offered = offered.difference(&in_step).cloned().collect();
+        offered.retain(|member| set.contains(member) && !in_step.contains(member));
         let leading = Leading {
             claim,
             since,
@@ -35,9 +41,12 @@ impl Slots {
             learner: None,
             ending: None,
             is_offered: false,
+            asked: BTreeMap::new(),
         };
         let state = self.state_mut(slot);
         (state.attempts, state.why) = (0, None);
+        // Nobody else can have come to own it since the takeover began, and what was committed before is here.
+        state.lease.extend(began);
         state.role = Role::Leading(Box::new(leading));
     }
 
@@ -107,6 +116,7 @@ impl Slots {
 
     pub(super) fn lost(&mut self, member: &Member) {
         self.connected.remove(member);
+        self.renewals.remove(member);
         for state in &mut self.states {
             match &mut state.role {
                 Role::Replica => {}
@@ -346,10 +356,17 @@ impl Slots {
     }
 
     /// A question could not be answered.
-    pub(super) fn not_now(&mut self, now: Millis, slot: Slot, claim: &Claim, effects: &mut Vec<Effect>) {
+    pub(super) fn not_now(
+        &mut self,
+        now: Millis,
+        from: &Member,
+        slot: Slot,
+        claim: &Claim,
+        effects: &mut Vec<Effect>,
+    ) {
         let Role::Leading(leading) = &self.state(slot).role else { return };
-        // Only a handover asks while a slot is owned.
-        if leading.claim == *claim && matches!(leading.ending, Some(Ending::HandOver { .. })) {
+        let is_successor = matches!(&leading.ending, Some(Ending::HandOver { to, .. }) if to == from);
+        if leading.claim == *claim && is_successor {
             self.go_on(now, slot, effects);
         }
     }

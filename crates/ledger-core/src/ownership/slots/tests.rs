@@ -19,6 +19,8 @@ struct Host {
     is_writable: bool,
     /// Offers are answered so, instead of being accepted.
     offers: Option<Outcome>,
+    /// When it answered a renewal last.
+    renewed: Millis,
 }
 
 struct Cluster {
@@ -75,6 +77,7 @@ impl Cluster {
             is_draining: false,
             is_writable: true,
             offers: None,
+            renewed: self.now,
         });
     }
 
@@ -126,7 +129,11 @@ impl Cluster {
         let mut events = VecDeque::from([(index, event)]);
         while let Some((index, event)) = events.pop_front() {
             for effect in self.hosts[index].brain.step(self.now, event) {
-                self.done.push((name(index), effect.clone()));
+                let is_lease =
+                    matches!(effect, Effect::Renew { .. } | Effect::Ask { ask: Ask::Inquire { .. }, .. });
+                if !is_lease {
+                    self.done.push((name(index), effect.clone()));
+                }
                 self.perform(index, effect, &mut events);
             }
         }
@@ -147,6 +154,13 @@ impl Cluster {
         match effect {
             Effect::Ask { slot, claim, ask: Ask::TakeOver, .. } => {
                 events.push_back((at, Event::HandedOver(slot, claim)));
+            }
+            Effect::Ask { slot, claim, ask: Ask::Inquire { asked }, .. } => {
+                let known = host.brain.knows(self.now, slot);
+                events.push_back((
+                    index,
+                    Event::Answered { from, slot, claim, answer: Answer::Known { asked, known } },
+                ));
             }
             Effect::Ask { slot, claim, ask, .. } => {
                 let record = host.records.get(&slot).cloned().unwrap_or_default();
@@ -199,7 +213,23 @@ impl Cluster {
                 let owner = self.hosts.iter().position(|host| host.member.node == claim.claimant).unwrap();
                 events.push_back((owner, Event::Answered { from, slot, claim, answer: Answer::NotNow }));
             }
-            Effect::Own { .. } | Effect::Count { .. } | Effect::StepDown { .. } => {}
+            Effect::Renew { to, slots } => {
+                let Some(at) = self.hosts.iter().position(|host| host.member == to && host.is_alive) else {
+                    return;
+                };
+                let records = &self.hosts[at].records;
+                let takes = |renewal: &Renewal| records[&renewal.slot].takes(&renewal.claim).is_ok();
+                let (taken, refused): (Vec<_>, Vec<_>) = slots.iter().partition(|renewal| takes(renewal));
+                let slots = taken.iter().filter_map(|renewal| Some((renewal.slot, renewal.age?))).collect();
+                let refused =
+                    refused.iter().map(|of| (of.slot, records[&of.slot].promised.clone())).collect();
+                let owner = self.hosts[index].member.clone();
+                let after = self.hosts[at].renewed;
+                self.hosts[at].renewed = self.now;
+                events.push_back((at, Event::Renewed { from: owner, after, slots }));
+                events.push_back((index, Event::RenewalAnswered { from: to, refused }));
+            }
+            Effect::Own { .. } | Effect::Count { .. } | Effect::Release { .. } | Effect::StepDown { .. } => {}
         }
     }
 
@@ -640,4 +670,121 @@ fn a_tick_over_all_slots_when_nothing_is_to_be_done() {
         }
         println!("a tick {what}: {:?}", begin.elapsed() / 1000);
     }
+}
+
+/// Whether readers may be shown the slot at a node.
+fn is_shown(cluster: &Cluster, index: usize) -> bool {
+    cluster.hosts[index].brain.shown_until(cluster.now, slot()) > cluster.now
+}
+
+/// Nodes at which readers may be shown the slot.
+fn shown_at(cluster: &Cluster) -> Vec<usize> {
+    (0..cluster.hosts.len())
+        .filter(|index| cluster.hosts[*index].is_alive && is_shown(cluster, *index))
+        .collect()
+}
+
+#[test]
+fn members_show_a_slot_for_as_long_as_they_hear_its_owner() {
+    let (mut cluster, _) = three(5_000);
+    for _ in 0..100 {
+        cluster.pass(500);
+        assert_eq!(shown_at(&cluster), [0, 1, 2]);
+    }
+}
+
+#[test]
+fn a_former_member_shows_nothing_and_counts_nothing() {
+    let mut cluster = Cluster::new(3);
+    cluster.pass(5_000);
+    let before: Vec<NodeId> = cluster.members();
+    while cluster.members() == before {
+        cluster.add();
+        cluster.pass(20_000);
+    }
+    let members = cluster.members();
+    for index in 0..cluster.hosts.len() {
+        let is_member = members.contains(&name(index));
+        assert_eq!(
+            (is_shown(&cluster, index), cluster.hosts[index].brain.keeps(slot())),
+            (is_member, is_member)
+        );
+    }
+}
+
+#[test]
+fn a_former_member_that_was_not_told_finds_out_from_the_owner() {
+    let mut cluster = Cluster::new(3);
+    cluster.pass(5_000);
+    let before = cluster.members();
+    let leaves = order(8).into_iter().rev().find(|index| *index < 3).unwrap();
+    // It hears of nothing while the slot moves: neither of the move nor that its lease is not renewed.
+    cluster.hosts[leaves].is_alive = false;
+    while cluster.members() == before {
+        cluster.add();
+        cluster.pass(20_000);
+        assert!(cluster.hosts.len() < 9, "the slot has to move");
+    }
+    assert!(!cluster.members().contains(&name(leaves)), "it is the one that is replaced: it is away");
+    assert!(cluster.hosts[leaves].brain.keeps(slot()), "it does not know");
+    cluster.hosts[leaves].is_alive = true;
+    let clock = cluster.now;
+    cluster.pass(3_000);
+    assert!(!cluster.hosts[leaves].brain.keeps(slot()), "it asked within {} ms", cluster.now - clock);
+    assert!(!is_shown(&cluster, leaves));
+}
+
+#[test]
+fn a_replica_and_an_owner_that_are_cut_off_show_nothing_after_a_while() {
+    let (mut cluster, [first, second, third]) = three(5_000);
+    let bound = cluster.settings.max_staleness.unwrap();
+    for alone in [first, second] {
+        for index in [first, second, third] {
+            cluster.hosts[index].is_alive = index == alone;
+        }
+        cluster.pass(bound / 2);
+        assert_eq!(shown_at(&cluster), [alone], "what it has is not too old yet");
+        cluster.pass(bound);
+        assert_eq!(shown_at(&cluster), [], "an owner in particular cannot know that it still is one");
+        for index in [first, second, third] {
+            cluster.hosts[index].is_alive = true;
+        }
+        cluster.pass(30_000);
+        assert_eq!(shown_at(&cluster), [0, 1, 2]);
+    }
+}
+
+#[test]
+fn members_without_an_owner_go_on_while_a_majority_knows_of_none() {
+    let (mut cluster, [first, second, third]) = three(5_000);
+    for index in [first, second, third] {
+        cluster.writable(index, false);
+    }
+    cluster.pass(60_000);
+    assert_eq!(cluster.owners(), []);
+    assert_eq!(shown_at(&cluster), [0, 1, 2], "full disks can be read");
+    cluster.hosts[first].is_alive = false;
+    cluster.pass(60_000);
+    assert_eq!(shown_at(&cluster).len(), 2);
+    cluster.hosts[second].is_alive = false;
+    cluster.pass(60_000);
+    assert_eq!(shown_at(&cluster), [], "one of three may have missed anything");
+}
+
+#[test]
+fn without_a_bound_a_member_shows_what_it_has_however_old_it_is() {
+    let mut cluster = Cluster::new(0);
+    cluster.settings = Settings {
+        first_nodes: (0..3).map(name).collect(),
+        settle: 0,
+        max_staleness: None,
+        ..Settings::default()
+    };
+    (0..3).for_each(|_| cluster.add());
+    cluster.pass(5_000);
+    let [first, second, third] = order(3).try_into().unwrap();
+    cluster.hosts[first].is_alive = false;
+    cluster.hosts[second].is_alive = false;
+    cluster.pass(600_000);
+    assert!(is_shown(&cluster, third));
 }

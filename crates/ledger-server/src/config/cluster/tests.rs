@@ -50,7 +50,7 @@ fn a_cluster_is_what_the_settings_say() {
         "cluster = \"prod\"\nnode_id = \"ledger-0\"\ngossip_advertise = \"10.0.0.5:0\"\nzone = \"eu-1a\"\n\
          seeds = [\"ledger:50052\", \"10.0.0.6:50052\"]\ncluster_key_file = {keys:?}\ncopies = 5\n\
          first_nodes = [\"ledger-0\", \"ledger-1\"]\ngossip_interval = \"100ms\"\nplacement_grace = \"2h\"\n\
-         anti_entropy_interval = \"5s\"\ncatch_up_rate = \"8MiB\"\ngrpc_advertise = \"ledger-0.ledger:50051\"\n"
+         max_staleness = \"3s\"\nanti_entropy_interval = \"5s\"\ncatch_up_rate = \"8MiB\"\ngrpc_advertise = \"ledger-0.ledger:50051\"\n"
     );
     let config = cluster(&text).unwrap().unwrap();
     let MembershipConfig { cluster_id, node_id, incarnation, gossip_listen, seeds, keyring, .. } =
@@ -67,6 +67,7 @@ fn a_cluster_is_what_the_settings_say() {
     assert_eq!((config.facts.zone.as_str(), config.facts.storage_id), ("eu-1a", STORAGE));
     assert_eq!((config.copies, config.min_copies, config.catch_up_rate), (5, 2, 8 << 20));
     assert_eq!(config.first_nodes.iter().map(NodeId::as_str).collect::<Vec<_>>(), ["ledger-0", "ledger-1"]);
+    assert_eq!(config.max_staleness, Some(Duration::from_secs(3)));
     assert_eq!(config.anti_entropy_interval, Duration::from_secs(5));
     assert!(config.tls.is_none());
 }
@@ -129,6 +130,8 @@ fn a_wrong_value_names_its_key() {
         ("gossip_interval = \"1ms\"", "gossip_interval is 1ms"),
         ("placement_grace = \"0s\"", "placement_grace"),
         ("anti_entropy_interval = \"2h\"", "anti_entropy_interval"),
+        ("max_staleness = \"500ms\"", "max_staleness"),
+        ("max_staleness = \"2h\"", "max_staleness"),
     ] {
         let mut settings: toml::Table = toml::from_str(node).unwrap();
         settings.extend(toml::from_str::<toml::Table>(text).unwrap());

@@ -1,0 +1,54 @@
+//! Until when readers are shown what this node has of each slot, as the store is told.
+
+use std::time::Duration;
+
+use ledger_core::{
+    ownership::{Slots, slots::Millis},
+    slot::{SLOTS, Slot},
+};
+
+use crate::shared::Shared;
+
+/// What the store was told, by slot.
+#[derive(Debug)]
+pub(crate) struct Leases(Vec<Told>);
+
+#[derive(Debug, Clone, Copy)]
+struct Told {
+    until: Millis,
+    is_kept: bool,
+    /// Readers could be shown it when this was looked at last.
+    is_current: bool,
+}
+
+impl Default for Leases {
+    fn default() -> Self {
+        Self(vec![Told { until: 0, is_kept: true, is_current: false }; usize::from(SLOTS)])
+    }
+}
+
+impl Leases {
+    /// Tells the store what changed, and whoever reads here if slots are not to be read here any more.
+    pub(crate) fn publish(&mut self, shared: &Shared, slots: &Slots, now: Millis) {
+        let mut hidden = 0;
+        for (slot, told) in (0..SLOTS).filter_map(Slot::new).zip(&mut self.0) {
+            let (until, is_kept) = (slots.shown_until(now, slot), slots.keeps(slot));
+            if (told.until, told.is_kept) != (until, is_kept) {
+                // What lasts longer than any process has no end.
+                let ends = shared.started.checked_add(Duration::from_millis(until));
+                shared.ledger.lease(slot, ends.filter(|_| until < Millis::MAX), is_kept);
+                (told.until, told.is_kept) = (until, is_kept);
+            }
+            let is_current = until > now;
+            hidden += u64::from(told.is_current && !is_current);
+            told.is_current = is_current;
+        }
+        if hidden > 0 {
+            tracing::info!(
+                slots = hidden,
+                "slots are not shown here any more: this node left them, or hears too few of their members"
+            );
+            shared.hidden.send_modify(|count| *count += hidden);
+        }
+    }
+}
