@@ -49,8 +49,7 @@ use crate::{
     convert, encode, integrity_service, limits, listing,
     metrics::Rpc,
     node::Node,
-    relay,
-    route::{self, Place},
+    relay, route,
     standing::Standing,
     status::Refusal,
     tail::{Batch, Tail},
@@ -97,7 +96,7 @@ async fn page() -> impl IntoResponse {
 }
 
 /// What a request asks for; each path uses some of it.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
 struct Asked {
     id: String,
@@ -350,18 +349,20 @@ async fn entries(
     let after = asked.sequence()?;
     let context = ContextId::new(&asked.id).map_err(Refusal::from)?;
     let limit = (asked.limit as usize).clamp(1, limits::CONSOLE_ENTRIES);
-    if let Place::There(channel) = node.reads(&context, false, false)? {
-        return entries_there(channel, asked, after, limit).await.map(Json);
-    }
-    let key = convert::key_filter(asked.key)?;
-    let filter = Filter { key, after, limit, max_bytes: limits::PAGE_BYTES };
-    let read = node.read(move |ledger| {
-        let mut entries = Vec::new();
-        let covered = ledger.visit(&context, &filter, |view| entries.push(Shown::of(&view)))?;
-        Ok((entries, covered))
-    });
-    let (entries, Covered { latest, covered, more }) = read.await?;
-    Ok(Json(EntriesPage { entries, latest: latest.0, covered: covered.0, more }))
+    let key = convert::key_filter(asked.key.clone())?;
+    let here = || async {
+        let (context, filter) =
+            (context.clone(), Filter { key: key.clone(), after, limit, max_bytes: limits::PAGE_BYTES });
+        let read = node.read(move |ledger| {
+            let mut entries = Vec::new();
+            let covered = ledger.visit(&context, &filter, |view| entries.push(Shown::of(&view)))?;
+            Ok((entries, covered))
+        });
+        let (entries, Covered { latest, covered, more }) = read.await?;
+        Ok(EntriesPage { entries, latest: latest.0, covered: covered.0, more })
+    };
+    let there = |channel| entries_there(channel, asked.clone(), after, limit);
+    Ok(Json(node.read_anywhere(&context, false, false, here, there).await?))
 }
 
 /// The entries, from a node that shows the context.
@@ -370,7 +371,7 @@ async fn entries_there(
     asked: Asked,
     after: Sequence,
     limit: usize,
-) -> Result<EntriesPage, Failed> {
+) -> Result<EntriesPage, Refusal> {
     let request = GetRequest {
         context_id: asked.id,
         key: asked.key,

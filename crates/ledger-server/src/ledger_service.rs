@@ -105,21 +105,24 @@ async fn get(
     is_forwarded: bool,
 ) -> Result<BoxStream<'static, Result<Page, Status>>, Refusal> {
     let get = Get::check(request.clone())?;
-    match node.reads(get.context(), get.at_owner(), is_forwarded)? {
-        Place::Here(_) => Ok(get.stream(Arc::clone(node), is_forwarded).boxed()),
-        Place::There(channel) => {
-            let pages = route::answer(reader(channel).get(route::forwarded(request))).await?;
+    let (context, at_owner) = (get.context().clone(), get.at_owner());
+    let here = || async { Ok(get.stream(Arc::clone(node), is_forwarded).boxed()) };
+    let there = |channel| {
+        let request = route::forwarded(request.clone());
+        async move {
+            let pages = route::answer(reader(channel).get(request)).await?;
             let encoded = |page: ledger_proto::ledger::v1::Page| Page {
                 entries: page.entries.iter().map(|entry| entry.encode_to_vec().into()).collect(),
                 latest_sequence: page.latest_sequence,
             };
-            Ok(pages.map(move |page| page.map(encoded).map_err(there)).boxed())
+            Ok(pages.map(move |page| page.map(encoded).map_err(ended_there)).boxed())
         }
-    }
+    };
+    node.read_anywhere(&context, at_owner, is_forwarded, here, there).await
 }
 
 /// What ended a stream from another node, for the client: a connection that broke is no fault of the request.
-fn there(status: Status) -> Status {
+fn ended_there(status: Status) -> Status {
     route::refusal(status).0.into()
 }
 
@@ -128,13 +131,16 @@ async fn snapshot_anywhere(
     request: SnapshotRequest,
     is_forwarded: bool,
 ) -> Result<BoxStream<'static, Result<SnapshotChunk, Status>>, Refusal> {
-    match node.reads(&ContextId::new(&request.context_id)?, false, is_forwarded)? {
-        Place::Here(_) => Ok(snapshot(Arc::clone(node), request).await?.boxed()),
-        Place::There(channel) => {
-            let chunks = route::answer(reader(channel).snapshot(route::forwarded(request))).await?;
-            Ok(chunks.map(|chunk| chunk.map_err(there)).boxed())
+    let context = ContextId::new(&request.context_id)?;
+    let here = || async { Ok(snapshot(Arc::clone(node), request.clone()).await?.boxed()) };
+    let there = |channel| {
+        let request = route::forwarded(request.clone());
+        async move {
+            let chunks = route::answer(reader(channel).snapshot(request)).await?;
+            Ok(chunks.map(|chunk| chunk.map_err(ended_there)).boxed())
         }
-    }
+    };
+    node.read_anywhere(&context, false, is_forwarded, here, there).await
 }
 
 async fn snapshot(

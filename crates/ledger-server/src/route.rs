@@ -118,8 +118,8 @@ impl Node {
         }
     }
 
-    /// Reads a context where it can be read: `here`, or `there` at another node. Where damage is met the other replicas are
-    /// asked, unless only the owner's answer will do.
+    /// Reads a context where it can be read: `here`, or `there` at another node. Where damage is met, or nobody answers, the
+    /// other replicas are asked, unless only the owner's answer will do.
     pub async fn read_anywhere<T, H, F>(
         &self,
         context: &ContextId,
@@ -137,8 +137,10 @@ impl Node {
             Place::Here(_) => (here().await, None),
             Place::There(channel) => (there(channel).await, Some(here)),
         };
+        let was_sent_on = unused.is_some();
+        let is_elsewhere = |refusal: &Refusal| matches!(refusal.code, Code::DataLoss | Code::Unavailable);
         let refusal = match read {
-            Err(refusal) if refusal.code == Code::DataLoss && !at_owner && !is_forwarded => refusal,
+            Err(refusal) if is_elsewhere(&refusal) && !at_owner && !is_forwarded => refusal,
             read => return read,
         };
         if let Some(here) = unused.filter(|_| self.may_read(context))
@@ -150,6 +152,10 @@ impl Node {
             if let Ok(answer) = there(channel).await {
                 return Ok(answer);
             }
+        }
+        // The owner does not answer, and nobody noticed yet that it is gone.
+        if was_sent_on && refusal.code == Code::Unavailable && !self.ledger.shows(Slot::of(context)) {
+            return Err(self.may_be_old(&format!("its owner does not answer: {}", refusal.message)));
         }
         Err(refusal)
     }
