@@ -45,7 +45,7 @@ pub(crate) async fn run(
         return Ok(());
     }
     let message = format!("{} did not answer: what they left is not listed", silent.join(", "));
-    Err(ClientError::Unavailable(message).into())
+    Err(ClientError::Unavailable(message.into()).into())
 }
 
 /// The nodes to ask, and those that cannot be: all that are known, or the one of that name.
@@ -172,7 +172,7 @@ async fn find<'a>(
     }
     let missing = || match silent.as_slice() {
         [] => ClientError::Invalid(format!("context {context} has no fork {number}: see ledgerctl forks")),
-        silent => ClientError::Unavailable(format!("{} did not answer", silent.join(", "))),
+        silent => ClientError::Unavailable(format!("{} did not answer", silent.join(", ")).into()),
     };
     Ok(found.ok_or_else(missing)?)
 }

@@ -108,7 +108,7 @@ impl Appender {
     ///
     /// Fails when nobody holds the receipts any more.
     pub async fn send(&mut self, append: Append) -> Result<u64, ClientError> {
-        let ended = || ClientError::Unavailable("the stream of appends has ended".to_owned());
+        let ended = || ClientError::Unavailable("the stream of appends has ended".into());
         let permit = self.window.acquire().await.map_err(|_| ended())?;
         let tag = self.next_tag;
         self.queue.send(Sent { tag, append }).await.map_err(|_| ended())?;
@@ -146,7 +146,7 @@ impl Receipts {
                 Some(News::Finished) => self.finished = true,
                 None => {
                     return Err(ClientError::Unavailable(
-                        "the task of the stream of appends has ended".to_owned(),
+                        "the task of the stream of appends has ended".into(),
                     ));
                 }
             }

@@ -162,7 +162,7 @@ impl Attachment {
             return done;
         }
         self.sure = None;
-        Err(ClientError::TimedOut(format!("within {timeout:?}; what was not acknowledged is kept")))
+        Err(ClientError::TimedOut(format!("within {timeout:?}; what was not acknowledged is kept").into()))
     }
 
     /// Writes everything that waits, the newest append last.

@@ -1,7 +1,9 @@
 //! What can go wrong, as a caller can act on it.
 
+use std::fmt;
+
 use ledger_core::{
-    ContextId, EntryId, Sequence, Size, checkpoint::NoteError, id::IdError, tree::proof::ProofError,
+    ContextId, EntryId, Hash, Sequence, Size, checkpoint::NoteError, id::IdError, tree::proof::ProofError,
 };
 use tonic::{Code, Status};
 
@@ -23,10 +25,10 @@ pub enum ClientError {
     Id(#[from] IdError),
     /// No node could be reached, or none could serve: worth trying again later.
     #[error("the ledger is not available: {0}")]
-    Unavailable(String),
+    Unavailable(Interruption),
     /// The call took longer than allowed. An append may have been stored: repeat it with its entry id.
     #[error("no answer in time: {0}")]
-    TimedOut(String),
+    TimedOut(Interruption),
     /// The request was refused: repeating it changes nothing.
     #[error("{0}")]
     Invalid(String),
@@ -62,6 +64,10 @@ pub enum ClientError {
     /// The ledger's answer contradicts itself or what it proves: do not believe it.
     #[error("the answer does not verify: {0}")]
     NotVerified(String),
+    /// The ledger's history does not continue the one that is trusted: it was cut or replaced, by a liar or because
+    /// entries were lost. What was read before is not proven to be there any more.
+    #[error(transparent)]
+    NotExtended(#[from] Box<NotExtended>),
     /// Reading or writing on this side failed.
     #[error(transparent)]
     Io(#[from] std::io::Error),
@@ -75,7 +81,69 @@ pub enum ClientError {
     },
 }
 
+/// Why a call came to no end, and what it was about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Interruption {
+    /// What happened.
+    pub message: String,
+    /// Of an append, which may have been stored: the id with which repeating it is safe.
+    pub entry_id: Option<EntryId>,
+}
+
+/// Two states of a context of which the later one does not continue the earlier one.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the history of context {context} does not continue the one that is trusted, of size {} with root {}: {reason}. \
+     Entries were lost or replaced, or a node lies: compare the nodes (ledgerctl forks), and trust the context anew \
+     only when you know why", trusted.size, trusted.root
+)]
+pub struct NotExtended {
+    /// The context.
+    pub context: ContextId,
+    /// The state that was trusted before.
+    pub trusted: TreeHead,
+    /// The state that the ledger shows now.
+    pub shown: TreeHead,
+    /// What does not fit.
+    pub reason: String,
+    /// The signed note with the state that the ledger shows now: evidence against its signer. Empty if there is none.
+    pub evidence: String,
+}
+
+/// How many entries a context has, and the Merkle root over them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TreeHead {
+    /// Number of entries.
+    pub size: Size,
+    /// The root over them.
+    pub root: Hash,
+}
+
+impl<T: Into<String>> From<T> for Interruption {
+    fn from(message: T) -> Self {
+        Self { message: message.into(), entry_id: None }
+    }
+}
+
+impl fmt::Display for Interruption {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)?;
+        match &self.entry_id {
+            Some(id) => write!(f, "; it may have been stored: repeat it with entry_id {id}"),
+            None => Ok(()),
+        }
+    }
+}
+
 impl ClientError {
+    /// The id of the append that failed, if it may have been stored: repeating it with this id is safe.
+    pub const fn entry_id(&self) -> Option<&EntryId> {
+        match self {
+            Self::Unavailable(why) | Self::TimedOut(why) => why.entry_id.as_ref(),
+            _ => None,
+        }
+    }
+
     /// Whether trying again later may help.
     pub fn is_retryable(&self) -> bool {
         matches!(self, Self::Unavailable(_))
@@ -87,10 +155,10 @@ impl ClientError {
 
     /// Of an append that may have been stored: names the id with which to repeat it.
     pub(crate) fn of_entry(self, id: &EntryId) -> Self {
-        let named = |text| format!("{text}; it may have been stored: repeat it with entry_id {id}");
+        let named = |why: Interruption| Interruption { entry_id: Some(id.clone()), ..why };
         match self {
-            Self::Unavailable(text) => Self::Unavailable(named(text)),
-            Self::TimedOut(text) => Self::TimedOut(named(text)),
+            Self::Unavailable(why) => Self::Unavailable(named(why)),
+            Self::TimedOut(why) => Self::TimedOut(named(why)),
             error => error,
         }
     }
@@ -99,8 +167,8 @@ impl ClientError {
     pub(crate) fn of(code: Code, message: &str) -> Self {
         let message = message.to_owned();
         match code {
-            Code::Unavailable => Self::Unavailable(message),
-            Code::DeadlineExceeded | Code::Cancelled => Self::TimedOut(message),
+            Code::Unavailable => Self::Unavailable(message.into()),
+            Code::DeadlineExceeded | Code::Cancelled => Self::TimedOut(message.into()),
             Code::InvalidArgument | Code::OutOfRange | Code::NotFound | Code::Unimplemented => {
                 Self::Invalid(message)
             }
@@ -126,7 +194,7 @@ impl From<Status> for ClientError {
             source = cause.source();
         }
         if Failure::of(&status) != Failure::Final {
-            return Self::Unavailable(message);
+            return Self::Unavailable(message.into());
         }
         match Self::of(status.code(), &message) {
             Self::HistoryChanged { message, .. } => {

@@ -1,6 +1,7 @@
 //! Interest in a context: who else looks at it now, and what they tell each other. Nothing of it is stored.
 
 use bytes::Bytes;
+use futures::{Stream, stream};
 use ledger_core::{ContextId, entry::Metadata};
 use ledger_proto::ledger::v1::{
     self as proto, BroadcastRequest, JoinRequest, LeaveRequest, interest_event::Event,
@@ -116,6 +117,13 @@ impl Interest {
                 }
             }
         }
+    }
+
+    /// The events as a stream, which ends after an error.
+    pub fn into_stream(self) -> impl Stream<Item = Result<InterestEvent, ClientError>> + Send + Unpin {
+        Box::pin(stream::try_unfold(self, async |mut interest| {
+            Ok(interest.next().await?.map(|event| (event, interest)))
+        }))
     }
 
     async fn receive(&mut self) -> Result<Result<Option<proto::InterestEvent>, Status>, ClientError> {

@@ -24,7 +24,9 @@
 //! | [`attachment`] | a writer's hold on a context, which puts back what a ledger lost |
 //! | [`pages`], [`watch`] | reading a context, and watching it |
 //! | [`transfer`] | snapshots and loads of any size |
-//! | [`proof`] | checkpoints and proofs, verified here before they are believed |
+//! | [`trust`] | what a caller trusts, and checkpoints that were held against it |
+//! | [`verified`] | entries that are proven to be those of a trusted checkpoint |
+//! | [`proof`] | checkpoints as nodes state them, and proofs between trusted ones |
 //! | [`interest`] | who else looks at a context now, and what they tell each other |
 //! | [`forks`] | histories that a node left for another one |
 //! | `address`, `nodes`, `owners`, `route` | where a call goes |
@@ -50,19 +52,28 @@ mod refusal;
 mod retry;
 mod route;
 pub mod transfer;
+pub mod trust;
+pub mod verified;
 pub mod watch;
 
 pub use appender::{Appender, Receipt, Receipts, Stored};
 pub use attachment::{AttachOptions, Attachment, Reattached};
+pub use bytes::Bytes;
 pub use client::{Append, Appended, Client, ContextInfo, ContextPage, Durability, Unlisted};
-pub use error::ClientError;
+pub use error::{ClientError, Interruption, NotExtended, TreeHead};
 pub use forks::{Fork, ForkCursor, ForkPages, Tip};
 pub use interest::{Interest, InterestEvent, Observer};
 pub use ledger_core::{
     ContextId, Entry, EntryId, Epoch, Hash, HashSuite, Key, Lineage, Position, Sequence, Size,
+    checkpoint::VerifierKey, clock::LamportClock, entry::Metadata, id::IdError,
+    tree::{ConsistencyProof, InclusionProof},
 };
+pub use ledger_proto as proto;
 pub use options::{Options, Tls};
 pub use pages::{Pages, ReadFrom, Selection};
-pub use proof::{Checkpoint, Consistency, Inclusion};
+pub use proof::{Checkpoint, Consistency};
 pub use transfer::{Loaded, SnapshotInfo};
+pub use tonic::Code;
+pub use trust::{Basis, KnownCheckpoints, Trust, TrustedCheckpoint};
+pub use verified::{Inclusion, VerifiedEntry, VerifiedPages, VerifiedWatch};
 pub use watch::Watch;

@@ -146,7 +146,7 @@ impl Pages {
             });
             self.stream = Some(stream.await?.into_inner());
         }
-        self.stream.as_mut().ok_or_else(|| ClientError::Unavailable("there is no stream".to_owned()))
+        self.stream.as_mut().ok_or_else(|| ClientError::Unavailable("there is no stream".into()))
     }
 
     fn take(&mut self, page: Page) -> Result<Vec<Entry>, ClientError> {

@@ -1,19 +1,17 @@
-//! Checkpoints and proofs, verified here before they are handed out.
+//! Checkpoints as nodes state them, and proofs between those that are trusted.
 
 use ledger_core::{
-    ContextId, Epoch, Hash, HashSuite, Lineage, Position, Sequence, Size,
+    ContextId, Epoch, HashSuite, Lineage, Position, Size,
     checkpoint::{self, VerifierKey},
     clock::LamportClock,
-    tree::proof::{ConsistencyProof, InclusionProof},
+    tree::proof::ConsistencyProof,
 };
-use ledger_proto::{
-    context::v1 as proto,
-    ledger::v1::{CheckpointRequest, ConsistencyProofRequest, InclusionProofRequest},
-};
+use ledger_proto::{context::v1 as proto, ledger::v1::CheckpointRequest};
 
-use crate::{Client, ClientError, convert, route::Aim};
+use crate::{Client, ClientError, TrustedCheckpoint, convert, error::TreeHead, route::Aim};
 
-/// A context's size and root, signed by the node.
+/// A context's size and root as a node states them, signed by the node: whoever answers in its place can sign too, with
+/// another key. [`crate::TrustedCheckpoint`] is one that was held against what the caller trusts.
 #[derive(Debug, Clone)]
 pub struct Checkpoint {
     /// The context.
@@ -24,42 +22,52 @@ pub struct Checkpoint {
     pub lamport: LamportClock,
     /// Hash suite.
     pub suite: HashSuite,
-    /// The C2SP signed note; its signature was verified with `verifier_key`.
+    /// The C2SP signed note; `verifier_key` has signed it.
     pub signed_note: String,
     /// The key the node says it signs with: compare it with one you trust.
     pub verifier_key: String,
 }
 
-/// An entry's inclusion in the tree of a size, verified.
-#[derive(Debug, Clone)]
-pub struct Inclusion {
-    /// The entry.
-    pub sequence: Sequence,
-    /// Its content hash.
-    pub content_hash: Hash,
-    /// The root of the tree.
-    pub root: Hash,
-    /// The proof.
-    pub proof: InclusionProof,
-    /// Hash suite.
-    pub suite: HashSuite,
-}
-
-/// That one tree is a prefix of another, verified.
+/// That the tree of one trusted checkpoint is the beginning of that of another: only verifying the proof makes one.
 #[derive(Debug, Clone)]
 pub struct Consistency {
-    /// The root at the old size.
-    pub old_root: Hash,
-    /// The root at the new size.
-    pub new_root: Hash,
+    old: TreeHead,
+    new: TreeHead,
+    proof: ConsistencyProof,
+    suite: HashSuite,
+}
+
+impl Consistency {
+    /// The earlier tree.
+    pub const fn old(&self) -> TreeHead {
+        self.old
+    }
+
+    /// The later tree.
+    pub const fn new_head(&self) -> TreeHead {
+        self.new
+    }
+
     /// The proof.
-    pub proof: ConsistencyProof,
+    pub const fn proof(&self) -> &ConsistencyProof {
+        &self.proof
+    }
+
     /// Hash suite.
-    pub suite: HashSuite,
+    pub const fn suite(&self) -> HashSuite {
+        self.suite
+    }
+}
+
+impl Checkpoint {
+    /// What the node states: to be believed as far as the node is.
+    pub(crate) const fn head(&self) -> TreeHead {
+        TreeHead { size: self.position.size, root: self.position.root }
+    }
 }
 
 impl Client {
-    /// A checkpoint of a context at a size; `None`: the newest.
+    /// What a node states of a context at a size; `None`: the newest. See [`Client::trusted_checkpoint`] for more.
     pub async fn checkpoint(
         &self,
         context: &ContextId,
@@ -116,69 +124,18 @@ impl Client {
         })
     }
 
-    /// Proof that an entry is in the tree of a size; `None`: the newest.
-    pub async fn prove_inclusion(
-        &self,
-        context: &ContextId,
-        sequence: Sequence,
-        size: Option<Size>,
-    ) -> Result<Inclusion, ClientError> {
-        self.inclusion_at(Aim::near(context), context, sequence, size).await
-    }
-
-    pub(crate) async fn inclusion_at(
-        &self,
-        aim: Aim,
-        context: &ContextId,
-        sequence: Sequence,
-        size: Option<Size>,
-    ) -> Result<Inclusion, ClientError> {
-        let request = InclusionProofRequest {
-            context_id: context.as_str().to_owned(),
-            sequence: sequence.0,
-            size: size.map_or(0, |size| size.0),
-        };
-        let answer = self.call(aim, |channel| {
-            let (mut service, request) = (self.integrity_service_on(channel), request.clone());
-            async move { service.inclusion_proof(request).await }
-        });
-        let answer = answer.await?.into_inner();
-        let index =
-            sequence.leaf_index().ok_or_else(|| ClientError::Invalid("entries count from 1".to_owned()))?;
-        let proof = InclusionProof { index, size: answer.size, hashes: convert::hashes(&answer.hashes)? };
-        let suite = convert::suite(&answer.hash_suite)?;
-        let content_hash = convert::hash(&answer.content_hash, "content_hash")?;
-        let root = convert::hash(&answer.root, "root")?;
-        proof.verify_in(suite, &content_hash, &root)?;
-        Ok(Inclusion { sequence, content_hash, root, proof, suite })
-    }
-
-    /// Proof that the tree of one size is a prefix of the tree of another; `None`: the newest.
+    /// Proves that the tree of one trusted checkpoint is the beginning of that of another.
     pub async fn prove_consistency(
         &self,
-        context: &ContextId,
-        old: Size,
-        new: Option<Size>,
+        old: &TrustedCheckpoint,
+        new: &TrustedCheckpoint,
     ) -> Result<Consistency, ClientError> {
-        let request = ConsistencyProofRequest {
-            context_id: context.as_str().to_owned(),
-            old_size: old.0,
-            new_size: new.map_or(0, |size| size.0),
-        };
-        let answer = self.call(Aim::near(context), |channel| {
-            let (mut service, request) = (self.integrity_service_on(channel), request.clone());
-            async move { service.consistency_proof(request).await }
-        });
-        let answer = answer.await?.into_inner();
-        let proof = ConsistencyProof {
-            old_size: old.0,
-            new_size: answer.new_size,
-            hashes: convert::hashes(&answer.hashes)?,
-        };
-        let suite = convert::suite(&answer.hash_suite)?;
-        let old_root = convert::hash(&answer.old_root, "old_root")?;
-        let new_root = convert::hash(&answer.new_root, "new_root")?;
-        proof.verify_in(suite, &old_root, &new_root)?;
-        Ok(Consistency { old_root, new_root, proof, suite })
+        if (old.context(), old.suite()) != (new.context(), new.suite()) {
+            let message = format!("one checkpoint is of {}, the other of {}", old.context(), new.context());
+            return Err(ClientError::Invalid(message));
+        }
+        let (old_head, new_head) = (old.head(), new.head());
+        let proof = self.prove_prefix(old.context(), old.suite(), old_head, new_head).await??;
+        Ok(Consistency { old: old_head, new: new_head, proof, suite: old.suite() })
     }
 }

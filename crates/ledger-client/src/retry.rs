@@ -107,10 +107,11 @@ impl Attempts {
 
     fn timed_out(&self) -> ClientError {
         let timeout = self.timeout;
-        ClientError::TimedOut(match &self.last {
+        let text = match &self.last {
             Some(last) => format!("within {timeout:?}; the last try failed: {last}"),
             None => format!("within {timeout:?}"),
-        })
+        };
+        ClientError::TimedOut(text.into())
     }
 }
 
@@ -177,7 +178,7 @@ mod tests {
         let mut attempts = hasty(Duration::from_millis(200));
         attempts.after(failed(Status::unavailable("gone"))).await.unwrap();
         let never = attempts.within(std::future::pending::<()>()).await.unwrap_err();
-        assert!(matches!(&never, ClientError::TimedOut(text) if text.contains("gone")), "{never}");
+        assert!(matches!(&never, ClientError::TimedOut(why) if why.message.contains("gone")), "{never}");
     }
 
     #[tokio::test]

@@ -163,7 +163,7 @@ impl Client {
             progress(sent);
         }
         drop(chunks);
-        let answer = answer.await.map_err(|error| ClientError::Unavailable(error.to_string()))?;
+        let answer = answer.await.map_err(|error| ClientError::Unavailable(error.to_string().into()))?;
         Ok(answer.map(Response::into_inner))
     }
 }

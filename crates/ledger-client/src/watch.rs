@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use futures::{Stream, stream};
 use ledger_core::{ContextId, Entry, Position, Sequence};
 use ledger_proto::{
     context::v1 as proto,
@@ -58,10 +59,7 @@ impl Watch {
     /// [`ClientError::HistoryChanged`] if it is not the same history there.
     pub async fn next(&mut self) -> Result<Option<Entry>, ClientError> {
         loop {
-            if let Some(entry) = self.ready.pop_front() {
-                self.selection.after = entry.sequence;
-                self.seam.delivered(&entry);
-                self.pass_bookmark();
+            if let Some(entry) = self.next_ready() {
                 return Ok(Some(entry));
             }
             match self.receive().await? {
@@ -72,6 +70,22 @@ impl Watch {
                 }
             }
         }
+    }
+
+    /// The next entry, if it is here already.
+    pub(crate) fn next_ready(&mut self) -> Option<Entry> {
+        let entry = self.ready.pop_front()?;
+        self.selection.after = entry.sequence;
+        self.seam.delivered(&entry);
+        self.pass_bookmark();
+        Some(entry)
+    }
+
+    /// The entries as a stream, which ends after an error. See [`Watch::next`], which tells the position too.
+    pub fn into_stream(self) -> impl Stream<Item = Result<Entry, ClientError>> + Send + Unpin {
+        Box::pin(stream::try_unfold(self, async |mut watch| {
+            Ok(watch.next().await?.map(|entry| (entry, watch)))
+        }))
     }
 
     /// The newest position the ledger gave of which everything was handed out or filtered out: where another watch

@@ -18,7 +18,7 @@ pub(crate) async fn within<T>(
     call: impl Future<Output = T>,
 ) -> Result<T, ClientError> {
     let within = Duration::try_from_secs_f64(connection.timeout).unwrap_or(Duration::MAX);
-    let late = |_| ClientError::TimedOut(format!("within {within:?}"));
+    let late = |_| ClientError::TimedOut(format!("within {within:?}").into());
     tokio::time::timeout(within, call).await.map_err(late)
 }
 

@@ -204,7 +204,7 @@ async fn follow(connection: &Connection, screen: &mut Screen<'_>) -> anyhow::Res
         tokio::select! {
             change = changes.message() => {
                 if change.map_err(ClientError::from)?.is_none() {
-                    return Err(ClientError::Unavailable("the node ended the watch".to_owned()).into());
+                    return Err(ClientError::Unavailable("the node ended the watch".into()).into());
                 }
                 // If the watch ends meanwhile, the next round finds out.
                 let more = async { while let Ok(Some(_)) = changes.message().await {} };

@@ -1,5 +1,6 @@
 //! The frontier: all of a tree that appending needs.
 
+use super::InclusionProof;
 use crate::{Hash, hash::Hasher};
 
 /// The roots of the full subtrees on the tree's right edge, largest first: one for each one-bit of the
@@ -14,6 +15,22 @@ impl Frontier {
     /// The frontier of a size, from its peaks; `None` if their number does not fit the size.
     pub fn from_peaks(size: u64, peaks: Vec<Hash>) -> Option<Self> {
         (size.count_ones() as usize == peaks.len()).then_some(Self { size, peaks })
+    }
+
+    /// The frontier of a tree, from the inclusion proof of its last leaf: the hashes beside the way of the last leaf
+    /// to the root are all peaks but the last one, and what the last one is made of. `None` if the proof is of another
+    /// leaf, or does not have as many hashes.
+    ///
+    /// Made from a claim, it is a claim. Once leaves were appended and the root is a trusted one, all of it is
+    /// proven: no other peaks and leaves give that root at that size.
+    pub fn of_last_leaf<H: Hasher>(proof: &InclusionProof, data: &Hash) -> Option<Self> {
+        if proof.index.checked_add(1)? != proof.size {
+            return None;
+        }
+        let (own, others) = proof.hashes.split_at_checked(proof.size.trailing_zeros() as usize)?;
+        let last = own.iter().fold(H::leaf(data), |right, left| H::node(left, &right));
+        let peaks = others.iter().rev().copied().chain([last]).collect();
+        Self::from_peaks(proof.size, peaks)
     }
 
     /// Number of leaves.
