@@ -11,7 +11,9 @@
 mod appender;
 mod attachment;
 mod double;
+mod liar;
 mod owner;
 mod reading;
 mod restart;
 mod support;
+mod verified;

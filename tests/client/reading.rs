@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use ledger_client::{
-    Append, Client, ClientError, ContextId, Key, Options, Position, ReadFrom, Selection, Sequence, Size,
+    Append, Client, ClientError, ContextId, Key, KnownCheckpoints, Options, Position, ReadFrom, Selection, Sequence, Size,
+    Trust,
 };
 use tempfile::TempDir;
 
@@ -198,7 +199,9 @@ async fn a_node_that_is_behind_is_not_taken_for_another_history() {
     let fresh = Client::connect(&[cluster.url(1), cluster.url(2)].join(","), &Options::default()).unwrap();
     let checkpoint = fresh.checkpoint(&context, Some(Size(25))).await.unwrap();
     assert_eq!(checkpoint.position.size, Size(25));
-    fresh.prove_inclusion(&context, Sequence(31), None).await.unwrap();
+    let trust = Trust::on_first_use(KnownCheckpoints::in_memory());
+    let newest = fresh.get_verified(&context, Selection::default().after(Sequence(30)), &trust);
+    assert_eq!(newest.collect().await.unwrap().len(), 1, "what a replica lacks the owner shows");
     let error = fresh.checkpoint(&context, Some(Size(1000))).await.unwrap_err();
     assert!(matches!(error, ClientError::Invalid(_)), "{error}");
     let from_owner = Selection { read_from: ReadFrom::Owner, ..Selection::default() };
@@ -214,13 +217,17 @@ async fn proofs_listings_and_snapshots_come_from_any_node() {
     fill(&client, &context, 0..20).await;
     for index in [0, 1] {
         cluster.kill(index);
-        let inclusion = client.prove_inclusion(&context, Sequence(7), None).await.unwrap();
-        assert_eq!(inclusion.proof.size, 20);
-        client.prove_consistency(&context, Size(5), None).await.unwrap();
+        let trust = Trust::on_first_use(KnownCheckpoints::in_memory());
+        let all = client.trusted_checkpoint(&context, &trust).await.unwrap();
+        let entries = client.get(&context, Selection::default()).collect().await.unwrap();
+        let inclusion = client.prove_inclusion(&entries[6], &all).await.unwrap();
+        assert_eq!(inclusion.proof().size, 20);
+        let five = client.trusted_checkpoint_at(&context, Size(5), &trust).await.unwrap();
+        client.prove_consistency(&five, &all).await.unwrap();
         assert_eq!(client.contexts("any", "", 10).await.unwrap().contexts.len(), 1);
         let mut snapshot = Vec::new();
         let taken = client.snapshot(&context, &mut snapshot, |_| {}).await.unwrap();
-        assert_eq!((taken.count, taken.root), (Size(20), inclusion.root));
+        assert_eq!((taken.count, taken.root), (Size(20), all.head().root));
         let name = ContextId::new(format!("loaded-{index}")).unwrap();
         let loaded = client.load(&name, true, &mut snapshot.as_slice(), |_| {}).await.unwrap();
         assert_eq!((loaded.restored, loaded.latest), (20, Size(20)));

@@ -15,7 +15,9 @@ const EXIT_CODES: &str = "Exit codes:
   4  verification failed, or stored data is damaged
   5  it exists already, or the history is another one
   6  over a limit: payload or message
-  8  not all of it: some nodes did not answer";
+  7  the context is not there: it has no entries (see --allow-empty)
+  8  not all of it: some nodes did not answer
+  130  interrupted";
 
 /// Append to, read, watch and prove the contexts of a Converge Ledger.
 #[derive(Debug, Parser)]
@@ -24,7 +26,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     pub connection: Connection,
     /// One JSON object per line instead of text for people; errors too
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = "Options of every command")]
     pub json: bool,
     #[command(subcommand)]
     pub command: Command,
@@ -32,6 +34,7 @@ pub(crate) struct Args {
 
 /// Where the node is.
 #[derive(Debug, Clone, ClapArgs)]
+#[command(next_help_heading = "Options of every command")]
 pub(crate) struct Connection {
     /// The node to talk to; several with commas between, except where one node is meant
     #[arg(
@@ -129,6 +132,9 @@ pub(crate) struct Append {
     /// Append one entry for each line of standard input, pipelined
     #[arg(long)]
     pub stdin_lines: bool,
+    /// The name of a run that stored some of these lines: those are found, and not stored again
+    #[arg(long, value_name = "RUN", requires = "stdin_lines")]
+    pub run: Option<String>,
     /// A pair of metadata; may be repeated
     #[arg(long = "meta", value_name = "KEY=VALUE")]
     pub metadata: Vec<String>,
@@ -180,6 +186,21 @@ pub(crate) enum PayloadFormat {
     Base64,
     /// Not at all
     None,
+    /// As they are, each with a newline after it, and nothing else: for programs, never to a terminal
+    Raw,
+}
+
+/// Whether entries are proven, and by what.
+#[derive(Debug, Clone, Default, ClapArgs)]
+pub(crate) struct Verified {
+    /// Show only entries that are proven to be those of a checkpoint that is trusted: signed by a key of --trust, or
+    /// continuing what was seen before. Without --trust the first that is seen of a context is trusted, and kept
+    #[arg(long)]
+    pub verify: bool,
+    /// Trust this verifier key of a node, the keys in a file (a line each), or what is kept in a file, which is made if it
+    /// is not there; may be repeated
+    #[arg(long, value_name = "KEY|FILE", requires = "verify")]
+    pub trust: Vec<String>,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -198,6 +219,14 @@ pub(crate) struct Get {
     /// How to show payloads
     #[arg(long, value_enum, default_value_t)]
     pub payload: PayloadFormat,
+    /// Payloads as they are, each with a newline after it, and nothing else; never to a terminal
+    #[arg(long, conflicts_with_all = ["payload", "json"])]
+    pub raw: bool,
+    #[command(flatten)]
+    pub verified: Verified,
+    /// A context without entries is no error
+    #[arg(long)]
+    pub allow_empty: bool,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -216,6 +245,8 @@ pub(crate) struct Watch {
     /// How to show payloads
     #[arg(long, value_enum, default_value_t)]
     pub payload: PayloadFormat,
+    #[command(flatten)]
+    pub verified: Verified,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -225,6 +256,9 @@ pub(crate) struct Snapshot {
     /// Where to; without it, standard output
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
+    /// A context without entries is no error: its snapshot is an empty one
+    #[arg(long)]
+    pub allow_empty: bool,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -248,6 +282,11 @@ pub(crate) struct Checkpoint {
     /// Write the signed note to a file
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
+    #[command(flatten)]
+    pub verified: Verified,
+    /// A context without entries is no error
+    #[arg(long)]
+    pub allow_empty: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -264,6 +303,8 @@ pub(crate) enum Prove {
         /// Write the proof to a file
         #[arg(short, long, value_name = "FILE")]
         output: Option<PathBuf>,
+        #[command(flatten)]
+        verified: Verified,
     },
     /// That an earlier state of a context is a prefix of a later one
     Consistency {
@@ -277,6 +318,8 @@ pub(crate) enum Prove {
         /// Write the proof to a file
         #[arg(short, long, value_name = "FILE")]
         output: Option<PathBuf>,
+        #[command(flatten)]
+        verified: Verified,
     },
 }
 
@@ -358,6 +401,9 @@ pub(crate) struct Shape {
     /// For so long
     #[arg(long, default_value_t = 5.0)]
     pub seconds: f64,
+    /// Measure a ledger that holds other data too: what is written, under ledgerctl-bench/, cannot be removed
+    #[arg(long)]
+    pub yes: bool,
 }
 
 #[derive(Debug, Subcommand)]

@@ -4,6 +4,8 @@ use std::{io, process::ExitCode};
 
 use ledger_client::ClientError;
 
+use crate::{escape, output};
+
 /// Nothing was wrong with the request, but what it is about does not verify.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -13,6 +15,16 @@ pub(crate) struct NotVerified(pub String);
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct Partial(pub String);
+
+/// What was asked for is not there.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Absent(pub String);
+
+/// The user ended it.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Interrupted(pub String);
 
 /// Reports an error, and gives the exit code that `--help` documents.
 pub(crate) fn code(ran: anyhow::Result<()>, json: bool, endpoint: &str) -> ExitCode {
@@ -24,28 +36,57 @@ pub(crate) fn code(ran: anyhow::Result<()>, json: bool, endpoint: &str) -> ExitC
     if kind == "unavailable" {
         error = error.context(format!("{endpoint} (choose the node with --endpoint or LEDGER_ENDPOINT)"));
     }
-    if json {
-        eprintln!(
-            "{}",
-            serde_json::json!({ "error": format!("{error:#}"), "kind": kind, "exit_code": number })
-        );
-    } else {
-        eprintln!("ledgerctl: {error:#}");
-    }
+    report(&format!("{error:#}"), kind, number, json);
     ExitCode::from(number)
 }
 
+/// The command line makes no sense, or asks for help.
+pub(crate) fn usage(error: &clap::Error, json: bool) -> ExitCode {
+    if !error.use_stderr() {
+        // Whoever read the help has seen enough.
+        let _ = error.print();
+        return ExitCode::SUCCESS;
+    }
+    let text = error.render().to_string();
+    if json {
+        let text = text.strip_prefix("error: ").unwrap_or(&text).trim_end();
+        report(text, "usage", 2, true);
+    } else if text.chars().any(|c| c != '\n' && escape::is_unsafe(c)) {
+        output::complain(text.trim_end());
+    } else {
+        let _ = error.print();
+    }
+    ExitCode::from(2)
+}
+
+fn report(text: &str, kind: &str, number: u8, json: bool) {
+    if json {
+        let object = serde_json::json!({ "error": text, "kind": kind, "exit_code": number });
+        output::complain(&output::json_line(object));
+    } else {
+        output::complain(&format!("ledgerctl: {text}"));
+    }
+}
+
 fn classify(error: &anyhow::Error) -> (u8, &'static str) {
-    if error.chain().any(<dyn std::error::Error>::is::<NotVerified>) {
+    let is = |test: fn(&(dyn std::error::Error + 'static)) -> bool| error.chain().any(test);
+    if is(<dyn std::error::Error>::is::<Interrupted>) {
+        return (130, "interrupted");
+    }
+    if is(<dyn std::error::Error>::is::<NotVerified>) {
         return (4, "not_verified");
     }
     if error.chain().any(<dyn std::error::Error>::is::<Partial>) {
         return (8, "partial");
     }
+    if is(<dyn std::error::Error>::is::<Absent>) {
+        return (7, "absent");
+    }
     match error.chain().find_map(|cause| cause.downcast_ref::<ClientError>()) {
         Some(ClientError::Endpoint { .. } | ClientError::Id(_) | ClientError::Invalid(_)) => (2, "invalid"),
         Some(ClientError::Unavailable(_) | ClientError::TimedOut(_)) => (3, "unavailable"),
         Some(ClientError::NotVerified(_)) => (4, "not_verified"),
+        Some(ClientError::NotExtended(_)) => (4, "not_extended"),
         Some(ClientError::DataLoss(_)) => (4, "data_loss"),
         Some(ClientError::AlreadyExists(_)) => (5, "already_exists"),
         Some(ClientError::HistoryChanged { .. } | ClientError::Missing { .. }) => (5, "failed_precondition"),
@@ -82,5 +123,7 @@ mod tests {
         assert_eq!(classify(&anyhow::anyhow!("else")).0, 1);
         assert_eq!(classify(&NotVerified("no".into()).into()).0, 4);
         assert_eq!(classify(&Partial("no".into()).into()), (8, "partial"));
+        assert_eq!(classify(&Absent("no".into()).into()).0, 7);
+        assert_eq!(classify(&Interrupted("no".into()).into()).0, 130);
     }
 }

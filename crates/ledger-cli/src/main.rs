@@ -5,6 +5,7 @@ mod args;
 mod bench;
 mod cluster;
 mod contexts;
+mod escape;
 mod exit;
 mod forks;
 mod interest;
@@ -13,6 +14,7 @@ mod progress;
 mod prove;
 mod read;
 mod transfer;
+mod trust;
 mod verify;
 
 use std::process::ExitCode;
@@ -24,7 +26,10 @@ use clap::Parser as _;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    let args = args::Args::parse();
+    let args = match args::Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => return exit::usage(&error, std::env::args_os().any(|arg| arg == "--json")),
+    };
     let json = args.json;
     let endpoint = args.connection.endpoint.clone();
     // One thread drives hundreds of thousands of requests a second, and leaves the rest to a node beside it.
@@ -42,12 +47,12 @@ async fn run(args: args::Args) -> anyhow::Result<()> {
     let output = output::Output::new(args.json);
     match args.command {
         Command::Append(command) => append::run(&args.connection.client()?, command, &output).await,
-        Command::Get(command) => read::get(&args.connection.client()?, command, &output).await,
-        Command::Watch(command) => read::watch(&args.connection.client()?, command, &output).await,
+        Command::Get(command) => read::get(&args.connection, command, &output).await,
+        Command::Watch(command) => read::watch(&args.connection, command, &output).await,
         Command::Snapshot(command) => transfer::snapshot(&args.connection.client()?, command, &output).await,
         Command::Load(command) => transfer::load(&args.connection.client()?, command, &output).await,
-        Command::Checkpoint(command) => prove::checkpoint(&args.connection.client()?, command, &output).await,
-        Command::Prove(command) => prove::run(&args.connection.client()?, command, &output).await,
+        Command::Checkpoint(command) => prove::checkpoint(&args.connection, command, &output).await,
+        Command::Prove(command) => prove::run(&args.connection, command, &output).await,
         Command::Verify(command) => verify::run(command, &output),
         Command::Contexts(command) => contexts::run(&args.connection.client()?, command, &output).await,
         Command::Forks(command) => forks::run(&args.connection, command, &output).await,
@@ -56,8 +61,9 @@ async fn run(args: args::Args) -> anyhow::Result<()> {
         Command::Bench(command) => bench::run(&args.connection, command, &output).await,
         Command::Completions { shell } => {
             let mut command = <args::Args as clap::CommandFactory>::command();
-            clap_complete::generate(shell, &mut command, "ledgerctl", &mut std::io::stdout());
-            Ok(())
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut command, "ledgerctl", &mut script);
+            Ok(output::print(&script)?)
         }
     }
 }

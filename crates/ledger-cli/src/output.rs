@@ -1,15 +1,22 @@
 //! What is printed: text for people, or one JSON object per line.
+//!
+//! In JSON, what may pass 2^53, where JavaScript and jq round, is a string of digits, as in the JSON mapping of Protocol
+//! Buffers: times in nanoseconds (with a twin in RFC 3339), Lamport times, epochs. Counts and sequences are numbers: no
+//! context has as many entries.
 
-use std::io::{self, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use ledger_client::Entry;
 use serde_json::{Value, json};
 
-use crate::args::PayloadFormat;
+pub(crate) use crate::escape::{cell, visible};
+use crate::{args::PayloadFormat, escape};
 
 /// How many bytes of a binary payload people are shown.
 const PREVIEW: usize = 32;
+/// Fields that may pass 2^53, besides those that end with `_ns`.
+const LARGE: [&str; 4] = ["lamport_clock", "received_lamport", "epoch", "incarnation"];
 
 /// Where results go.
 #[derive(Debug)]
@@ -27,25 +34,76 @@ impl Output {
         self.json
     }
 
-    /// One result: the object, or the text.
+    /// One result: the object, or the text, which has nothing in it that steers a terminal.
     pub(crate) fn result(&self, object: &Value, text: impl FnOnce() -> String) -> io::Result<()> {
-        let mut out = io::stdout().lock();
-        if self.json {
-            writeln!(out, "{object}")?;
-        } else {
-            writeln!(out, "{}", text())?;
-        }
-        out.flush()
+        let line = if self.json { json_line(object.clone()) } else { escape::visible_lines(&text()) };
+        print(format!("{line}\n").as_bytes())
     }
 
     /// One entry, on one line.
     pub(crate) fn entry(&self, entry: &Entry, payload: PayloadFormat) -> io::Result<()> {
+        if let PayloadFormat::Raw = payload {
+            return print(&[&entry.payload[..], b"\n"].concat());
+        }
         self.result(&entry_json(entry, payload), || entry_line(entry, payload))
+    }
+
+    /// Says something that is no result, to people: not where programs read.
+    pub(crate) fn note(&self, text: &str) {
+        if !self.json {
+            complain(&format!("ledgerctl: {text}"));
+        }
     }
 }
 
-/// An entry as an object: every field; the payload as text if it is UTF-8, and in base64 always, unless
-/// another format was asked for.
+/// Writes to standard output at once.
+pub(crate) fn print(bytes: &[u8]) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(bytes)?;
+    out.flush()
+}
+
+/// Writes a line to standard error, which may be closed.
+pub(crate) fn complain(line: &str) {
+    let _ = writeln!(io::stderr(), "{}", escape::visible_lines(line));
+}
+
+/// Whether standard output is a terminal.
+pub(crate) fn is_terminal() -> bool {
+    io::stdout().is_terminal()
+}
+
+/// An object as it is printed.
+pub(crate) fn json_line(mut object: Value) -> String {
+    widen(&mut object);
+    escape::json(&object.to_string())
+}
+
+/// Large numbers as strings, and times twice.
+fn widen(value: &mut Value) {
+    match value {
+        Value::Array(values) => values.iter_mut().for_each(widen),
+        Value::Object(fields) => {
+            let mut times = Vec::new();
+            for (name, value) in fields.iter_mut() {
+                let stem = name.strip_suffix("_ns");
+                let Some(number) = value.as_u64().filter(|_| stem.is_some() || LARGE.contains(&name.as_str()))
+                else {
+                    widen(value);
+                    continue;
+                };
+                *value = number.to_string().into();
+                times.extend(stem.map(|stem| (stem.to_owned(), exact_time(number))));
+            }
+            for (name, time) in times {
+                fields.entry(name).or_insert(time.into());
+            }
+        }
+        _ => {}
+    }
+}
+
+/// An entry as an object: every field; the payload once, in the format that was asked for. As text if it is none: in base64.
 pub(crate) fn entry_json(entry: &Entry, payload: PayloadFormat) -> Value {
     let mut object = json!({
         "context_id": entry.context_id.as_str(),
@@ -59,18 +117,20 @@ pub(crate) fn entry_json(entry: &Entry, payload: PayloadFormat) -> Value {
         "content_hash": entry.content_hash.to_string(),
         "payload_bytes": entry.payload.len(),
     });
-    match payload {
-        PayloadFormat::Text => {
-            if let Ok(text) = std::str::from_utf8(&entry.payload) {
-                object["payload"] = text.into();
-            }
-            object["payload_base64"] = BASE64_STANDARD.encode(&entry.payload).into();
-        }
-        PayloadFormat::Hex => object["payload_hex"] = hex::encode(&entry.payload).into(),
-        PayloadFormat::Base64 => object["payload_base64"] = BASE64_STANDARD.encode(&entry.payload).into(),
-        PayloadFormat::None => {}
-    }
+    put_payload(&mut object, &entry.payload, payload);
     object
+}
+
+/// Puts a payload into an object, once.
+pub(crate) fn put_payload(object: &mut Value, bytes: &[u8], format: PayloadFormat) {
+    match (format, std::str::from_utf8(bytes)) {
+        (PayloadFormat::Text, Ok(text)) => object["payload"] = text.into(),
+        (PayloadFormat::Text, Err(_)) | (PayloadFormat::Base64, _) => {
+            object["payload_base64"] = BASE64_STANDARD.encode(bytes).into();
+        }
+        (PayloadFormat::Hex, _) => object["payload_hex"] = hex::encode(bytes).into(),
+        (PayloadFormat::None | PayloadFormat::Raw, _) => {}
+    }
 }
 
 fn entry_line(entry: &Entry, payload: PayloadFormat) -> String {
@@ -80,7 +140,7 @@ fn entry_line(entry: &Entry, payload: PayloadFormat) -> String {
         PayloadFormat::Text => text(&entry.payload),
         PayloadFormat::Hex => hex::encode(&entry.payload),
         PayloadFormat::Base64 => BASE64_STANDARD.encode(&entry.payload),
-        PayloadFormat::None => String::new(),
+        PayloadFormat::None | PayloadFormat::Raw => String::new(),
     };
     if !shown.is_empty() {
         line = format!("{line}  {shown}");
@@ -91,12 +151,10 @@ fn entry_line(entry: &Entry, payload: PayloadFormat) -> String {
     line
 }
 
-/// A payload for people: as it is if it is printable, else the first bytes in hex digits.
+/// A payload for people: as it is if it is text, else the first bytes in hex digits.
 pub(crate) fn text(payload: &[u8]) -> String {
     match std::str::from_utf8(payload) {
-        Ok(text) if text.chars().all(|c| !c.is_control() || matches!(c, '\n' | '\t')) => {
-            text.replace('\n', "\\n")
-        }
+        Ok(text) if text.chars().all(|c| !c.is_control() || matches!(c, '\n' | '\r' | '\t')) => visible(text),
         _ if payload.len() > PREVIEW => {
             format!("0x{}… ({} bytes)", hex::encode(&payload[..PREVIEW]), payload.len())
         }
@@ -104,9 +162,10 @@ pub(crate) fn text(payload: &[u8]) -> String {
     }
 }
 
-/// Text without what could steer a terminal.
-pub(crate) fn visible(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+/// A time to the nanosecond, RFC 3339.
+fn exact_time(ns: u64) -> String {
+    let whole = time(ns);
+    format!("{}.{:09}Z", whole.trim_end_matches('Z'), ns % 1_000_000_000)
 }
 
 /// A time for people: UTC, to the second (days to civil date as Hinnant's `civil_from_days`).
@@ -135,6 +194,32 @@ mod tests {
         assert_eq!(text(b"two\nlines"), "two\\nlines");
         assert_eq!(text(b"\x1b[2J"), "0x1b5b324a");
         assert_eq!(text(&[0xff; 40]), format!("0x{}… (40 bytes)", "ff".repeat(32)));
+    }
+
+    #[test]
+    fn what_javascript_would_round_is_a_string_and_times_are_given_twice() {
+        let max = u64::MAX;
+        let object = json!({ "sequence": 7, "appended_at_ns": 1_795_213_514_528_943_038_u64, "ours": [{ "epoch": max }] });
+        let read: Value = serde_json::from_str(&json_line(object)).unwrap();
+        let expected = json!({
+            "sequence": 7, "appended_at_ns": "1795213514528943038", "appended_at": "2026-11-20T22:25:14.528943038Z",
+            "ours": [{ "epoch": "18446744073709551615" }],
+        });
+        assert_eq!(read, expected);
+    }
+
+    #[test]
+    fn a_payload_is_there_once() {
+        for (format, bytes, field) in [
+            (PayloadFormat::Text, &b"text"[..], "payload"),
+            (PayloadFormat::Text, b"\xff", "payload_base64"),
+            (PayloadFormat::Base64, b"text", "payload_base64"),
+            (PayloadFormat::Hex, b"text", "payload_hex"),
+        ] {
+            let mut object = json!({});
+            put_payload(&mut object, bytes, format);
+            assert_eq!(object.as_object().unwrap().keys().collect::<Vec<_>>(), [field]);
+        }
     }
 
     #[test]

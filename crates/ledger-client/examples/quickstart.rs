@@ -1,7 +1,7 @@
 //! Appends to a node, reads, and watches. Start one with `./dev run`, then
 //! `cargo run --release --example quickstart`.
 
-use ledger_client::{Append, Client, ContextId, Options, Selection};
+use ledger_client::{Append, Client, ContextId, KnownCheckpoints, Options, Selection, Trust};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -31,8 +31,10 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
     }
 
-    // Proven, and the proof verified, without trusting the node.
-    let proven = client.prove_inclusion(&context, appended.entry.sequence, None).await?;
-    println!("entry {} is under root {}", proven.sequence, proven.root);
+    // What is read, proven: from now on this client believes only what continues the first that it saw.
+    let trust = Trust::on_first_use(KnownCheckpoints::in_memory());
+    let checkpoint = client.trusted_checkpoint(&context, &trust).await?;
+    let proven = client.prove_inclusion(&appended.entry, &checkpoint).await?;
+    println!("entry {} is one of {}", proven.entry().sequence, proven.checkpoint());
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! The nodes, and what takes one request and one answer.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use ledger_core::{
@@ -33,11 +33,13 @@ const WRITER: &str = "converge-writer";
 /// connections, which are made when first needed and again whenever they break. A name in an address is
 /// resolved each time.
 #[derive(Debug, Clone)]
-pub struct Client(Arc<Shared>);
+pub struct Client {
+    shared: Arc<Shared>,
+    options: Arc<Options>,
+}
 
 #[derive(Debug)]
 struct Shared {
-    options: Options,
     nodes: Nodes,
     owners: Owners,
     writer: MetadataValue<Ascii>,
@@ -92,6 +94,31 @@ impl Append {
             entry_id: None,
             durability: Durability::Configured,
         })
+    }
+
+    /// With a pair of metadata.
+    #[must_use]
+    pub fn with_metadata(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        self.metadata.insert(key.into(), value.into());
+        self
+    }
+
+    /// With an id of the caller's, which makes repeating it safe even for another process.
+    #[must_use]
+    pub fn with_entry_id(self, id: EntryId) -> Self {
+        Self { entry_id: Some(id), ..self }
+    }
+
+    /// With Lamport time seen elsewhere: the entry's will be later.
+    #[must_use]
+    pub fn with_received_lamport(self, received_lamport: u64) -> Self {
+        Self { received_lamport, ..self }
+    }
+
+    /// Acknowledged with other copies than the ledger is configured for.
+    #[must_use]
+    pub fn with_durability(self, durability: Durability) -> Self {
+        Self { durability, ..self }
     }
 
     /// Gives it an id, if it has none: time-ordered, and different each time.
@@ -202,33 +229,42 @@ impl Client {
         let nodes = Nodes::new(Address::list(addresses)?, options.clone())?;
         let (high, low) = uuid::Uuid::new_v4().as_u64_pair();
         let writer = MetadataValue::from(high ^ low);
-        Ok(Self(Arc::new(Shared { options: options.clone(), nodes, owners: Owners::default(), writer })))
+        let shared = Arc::new(Shared { nodes, owners: Owners::default(), writer });
+        Ok(Self { shared, options: Arc::new(options.clone()) })
+    }
+
+    /// The same client, the same connections, with another time that a call may take: for calls that need less, or more,
+    /// than [`Options::timeout`].
+    #[must_use]
+    pub fn with_timeout(&self, timeout: Duration) -> Self {
+        let options = Options { timeout, ..(*self.options).clone() };
+        Self { shared: Arc::clone(&self.shared), options: Arc::new(options) }
     }
 
     /// The name under which this client, and every clone of it, appends: made at random with it. Nodes count, and
     /// name in their logs, writers that take turns on a context, where one engine is to write: an engine that logs
     /// its name can be found, and one that appends with several clients looks like several engines.
     pub fn writer(&self) -> &str {
-        self.0.writer.to_str().unwrap_or_default()
+        self.shared.writer.to_str().unwrap_or_default()
     }
 
     /// A request to append, or to begin to, that says who does.
     pub(crate) fn written<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
-        request.metadata_mut().insert(WRITER, self.0.writer.clone());
+        request.metadata_mut().insert(WRITER, self.shared.writer.clone());
         request
     }
 
     pub(crate) fn options(&self) -> &Options {
-        &self.0.options
+        &self.options
     }
 
     pub(crate) fn nodes(&self) -> &Nodes {
-        &self.0.nodes
+        &self.shared.nodes
     }
 
     pub(crate) fn owners(&self) -> &Owners {
-        &self.0.owners
+        &self.shared.owners
     }
 
     /// Appends an entry; returns when it is durable. Tried again while no node can take it, wherever the owner

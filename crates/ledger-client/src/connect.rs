@@ -4,10 +4,7 @@ use std::{
     future::Future,
     io::{self, IoSlice},
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -21,34 +18,26 @@ use tokio::{
 use tonic::transport::Uri;
 use tower::Service;
 
+use crate::pulse::{Line, Pulse};
+
 /// How often a silent connection is probed.
 const TCP_KEEP_ALIVE: Duration = Duration::from_secs(15);
-
-/// How many connections to a node have ended.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Ends(Arc<AtomicU64>);
-
-impl Ends {
-    pub(crate) fn count(&self) -> u64 {
-        self.0.load(Ordering::Acquire)
-    }
-}
 
 /// Connects over TCP. TLS, where it is configured, comes on top of it.
 #[derive(Debug, Clone)]
 pub(crate) struct Connector {
     http: HttpConnector,
-    ends: Ends,
+    pulse: Pulse,
 }
 
 impl Connector {
-    pub(crate) fn new(timeout: Duration, ends: Ends) -> Self {
+    pub(crate) fn new(timeout: Duration, pulse: Pulse) -> Self {
         let mut http = HttpConnector::new();
         http.enforce_http(false);
         http.set_nodelay(true);
         http.set_keepalive(Some(TCP_KEEP_ALIVE));
         http.set_connect_timeout(Some(timeout));
-        Self { http, ends }
+        Self { http, pulse }
     }
 }
 
@@ -62,10 +51,10 @@ impl Service<Uri> for Connector {
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        let (connected, ends) = (self.http.call(uri), self.ends.clone());
+        let (connected, pulse) = (self.http.call(uri), self.pulse.clone());
         Box::pin(async move {
             let inner = Corked::new(connected.await?.into_inner());
-            Ok(TokioIo::new(Connection { inner, ends }))
+            Ok(TokioIo::new(Connection { inner, line: pulse.connected(), pulse }))
         })
     }
 }
@@ -75,12 +64,13 @@ impl Service<Uri> for Connector {
 #[derive(Debug)]
 pub(crate) struct Connection {
     inner: Corked<TcpStream>,
-    ends: Ends,
+    line: Arc<Line>,
+    pulse: Pulse,
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.ends.0.fetch_add(1, Ordering::Release);
+        self.pulse.ended();
     }
 }
 
@@ -90,13 +80,24 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_read(cx, buffer)
+        if self.line.is_cut(cx.waker()) {
+            let error = "the node says nothing any more though it was asked";
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, error)));
+        }
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.inner).poll_read(cx, buffer);
+        if buffer.filled().len() > before {
+            self.line.hear();
+        }
+        read
     }
 }
 
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write(cx, bytes)
+        let wrote = Pin::new(&mut self.inner).poll_write(cx, bytes);
+        self.line.write(&wrote);
+        wrote
     }
 
     fn poll_write_vectored(
@@ -104,7 +105,9 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         parts: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write_vectored(cx, parts)
+        let wrote = Pin::new(&mut self.inner).poll_write_vectored(cx, parts);
+        self.line.write(&wrote);
+        wrote
     }
 
     fn is_write_vectored(&self) -> bool {

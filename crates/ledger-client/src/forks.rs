@@ -10,7 +10,7 @@ use ledger_proto::ledger::v1::{self as proto, ForkEntriesRequest, ForkPage, Fork
 use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 use tonic::Streaming;
 
-use crate::{Client, ClientError, Selection, SnapshotInfo, convert, route::Aim};
+use crate::{Client, ClientError, Selection, SnapshotInfo, convert, pulse::UnderWay, route::Aim};
 
 /// A history that was left, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,6 +56,7 @@ pub struct ForkPages {
     context: ContextId,
     pages: Streaming<ForkPage>,
     after: Sequence,
+    _under_way: Option<UnderWay>,
 }
 
 impl Client {
@@ -144,11 +145,12 @@ impl Client {
             fork: fork.number,
             after_sequence: after.0,
         };
-        let pages = self.call(Aim::Any, |channel| {
+        let pages = self.open(Aim::Any, |channel| {
             let (mut service, request) = (self.integrity_service_on(channel), request.clone());
             async move { service.fork_entries(request).await }
         });
-        Ok(ForkPages { context, pages: pages.await?.into_inner(), after })
+        let (under_way, pages) = pages.await?;
+        Ok(ForkPages { context, pages: pages.into_inner(), after, _under_way: under_way })
     }
 }
 

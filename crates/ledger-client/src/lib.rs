@@ -31,6 +31,7 @@
 //! | [`forks`] | histories that a node left for another one |
 //! | `address`, `nodes`, `owners`, `route` | where a call goes |
 //! | `reading` | a stream of answers that goes on elsewhere |
+//! | `pulse` | whether a node is there that calls wait for |
 //! | `refusal`, `retry` | what is tried again, and when |
 
 mod address;
@@ -47,6 +48,7 @@ pub mod options;
 mod owners;
 pub mod pages;
 pub mod proof;
+mod pulse;
 mod reading;
 mod refusal;
 mod retry;

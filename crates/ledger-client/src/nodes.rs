@@ -18,7 +18,8 @@ use tonic::transport::Channel;
 use crate::{
     ClientError, Options,
     address::Address,
-    connect::{Connector, Ends},
+    connect::Connector,
+    pulse::{Pulse, UnderWay},
 };
 
 /// Channels kept beside those to the addresses that were given.
@@ -50,7 +51,7 @@ struct Known {
 #[derive(Debug)]
 struct Node {
     channel: Channel,
-    ends: Ends,
+    pulse: Pulse,
     used: u64,
     /// Failures in a row.
     failures: u32,
@@ -117,12 +118,12 @@ impl Nodes {
             node.used = used;
             return Ok(node.channel.clone());
         }
-        let ends = Ends::default();
-        let connector = Connector::new(self.options.connect_timeout, ends.clone());
+        let pulse = Pulse::default();
+        let connector = Connector::new(self.options.connect_timeout, pulse.clone());
         let channel = self.options.endpoint(address.as_str())?.connect_with_connector_lazy(connector);
         let node = Node {
             channel: channel.clone(),
-            ends,
+            pulse,
             used,
             failures: 0,
             has_answered: false,
@@ -176,7 +177,15 @@ impl Nodes {
 
     /// How many connections to a node have ended: unchanged, it is the node it was.
     pub(crate) fn ends(&self, address: &Address) -> u64 {
-        self.lock().nodes.get(address).map_or(0, |node| node.ends.count())
+        self.lock().nodes.get(address).map_or(0, |node| node.pulse.ends())
+    }
+
+    /// A call to a node begins, and is under way until what this gives is dropped: then the connection is watched. `None`
+    /// if the node is not known any more.
+    pub(crate) fn under_way(&self, address: &Address) -> Option<UnderWay> {
+        let known = self.lock();
+        let node = known.nodes.get(address)?;
+        Some(node.pulse.under_way(&node.channel, &self.options))
     }
 
     /// A node answered.

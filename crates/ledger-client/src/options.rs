@@ -14,9 +14,11 @@ pub struct Options {
     /// How long a call with one answer may take, all its tries together, and how long a stream may be without
     /// a node that serves it.
     pub timeout: Duration,
-    /// How often a silent connection is probed with an HTTP/2 ping.
+    /// How long a connection may be silent while calls are under way on it before the node is asked whether it is there:
+    /// by a small call, which servers and proxies allow where they do not allow as many HTTP/2 pings. A server that finds
+    /// it too often is asked half as often, each time that it says so. Nothing is asked while no call is under way.
     pub keep_alive: Duration,
-    /// How long the answer to a probe may take before the connection is given up.
+    /// How long it may be silent after that before the connection is given up.
     pub keep_alive_timeout: Duration,
     /// Tries of a call in all, the first included; 1: none is repeated; 0: as many as the time allows, with
     /// pauses that grow to half a second, which outlasts the loss of an owner.
@@ -43,7 +45,7 @@ impl Default for Options {
         Self {
             connect_timeout: Duration::from_secs(3),
             timeout: Duration::from_secs(30),
-            keep_alive: Duration::from_secs(1),
+            keep_alive: Duration::from_secs(2),
             keep_alive_timeout: Duration::from_secs(2),
             tries: 0,
             tls: Tls::default(),
@@ -52,6 +54,30 @@ impl Default for Options {
     }
 }
 
+impl Options {
+    /// With another time that a call may take; see also [`crate::Client::with_timeout`].
+    #[must_use]
+    pub fn with_timeout(self, timeout: Duration) -> Self {
+        Self { timeout, ..self }
+    }
+
+    /// With so many tries of a call; 0: as many as the time allows.
+    #[must_use]
+    pub fn with_tries(self, tries: u32) -> Self {
+        Self { tries, ..self }
+    }
+
+    /// With TLS as it is not by default.
+    #[must_use]
+    pub fn with_tls(self, tls: Tls) -> Self {
+        Self { tls, ..self }
+    }
+}
+
+/// How often an HTTP/2 ping goes over a connection with calls under way: servers with gRPC's default policy end
+/// connections with more than one in five minutes. Whether a node is there is found out otherwise, see `pulse`.
+const PING: Duration = Duration::from_secs(310);
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// An HTTP/2 window, bytes: what may be under way unread.
 const STREAM_WINDOW: u32 = 4 << 20;
 const CONNECTION_WINDOW: u32 = 16 << 20;
@@ -63,9 +89,9 @@ impl Options {
             .map_err(|error| invalid(error.to_string()))?
             .connect_timeout(self.connect_timeout)
             .tcp_nodelay(true)
-            .http2_keep_alive_interval(self.keep_alive)
-            .keep_alive_timeout(self.keep_alive_timeout)
-            .keep_alive_while_idle(true)
+            .http2_keep_alive_interval(PING)
+            .keep_alive_timeout(PING_TIMEOUT)
+            .keep_alive_while_idle(false)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW);
         match endpoint.uri().scheme_str() {

@@ -37,6 +37,29 @@ pub enum ReadFrom {
 }
 
 impl Selection {
+    /// Only entries of a key.
+    pub fn of_key(key: impl Into<String>) -> Result<Self, ClientError> {
+        Ok(Self { key: Some(Key::new(key)?), ..Self::default() })
+    }
+
+    /// Only entries with a higher sequence.
+    #[must_use]
+    pub fn after(self, after: Sequence) -> Self {
+        Self { after, ..self }
+    }
+
+    /// At most so many; 0: no limit.
+    #[must_use]
+    pub fn at_most(self, limit: u32) -> Self {
+        Self { limit, ..self }
+    }
+
+    /// From the owner: everything acknowledged so far.
+    #[must_use]
+    pub fn from_owner(self) -> Self {
+        Self { read_from: ReadFrom::Owner, ..self }
+    }
+
     pub(crate) fn key_text(&self) -> String {
         self.key.as_ref().map(|key| key.as_str().to_owned()).unwrap_or_default()
     }

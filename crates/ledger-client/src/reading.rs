@@ -10,6 +10,7 @@ use crate::{
     Client, ClientError,
     address::Address,
     convert,
+    pulse::UnderWay,
     retry::{Attempts, Failed},
     route::Aim,
 };
@@ -24,12 +25,13 @@ pub(crate) struct Reading {
     is_well: bool,
     /// The node that answers.
     at: Option<Address>,
+    under_way: Option<UnderWay>,
 }
 
 impl Reading {
     pub(crate) fn new(client: Client, aim: Aim) -> Self {
         let attempts = Attempts::new(client.options());
-        Self { client, aim, attempts, is_well: true, at: None }
+        Self { client, aim, attempts, is_well: true, at: None, under_way: None }
     }
 
     /// Something came.
@@ -46,6 +48,7 @@ impl Reading {
         loop {
             match self.client.call_once(self.aim, &self.attempts, &mut call).await {
                 Ok(Ok((address, answer))) => {
+                    self.under_way = self.client.nodes().under_way(&address);
                     self.at = Some(address);
                     return Ok(answer);
                 }
@@ -61,6 +64,7 @@ impl Reading {
     /// The stream broke off: pauses, after which it is to be opened again.
     pub(crate) async fn broke(&mut self, status: Status) -> Result<(), ClientError> {
         self.count_anew_if_well();
+        self.under_way = None;
         let at = self.at.take().unwrap_or_else(|| self.client.nodes().given()[0].clone());
         let failed = Failed::new(at, status);
         self.client.note(self.aim, &failed);

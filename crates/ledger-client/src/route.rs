@@ -16,6 +16,7 @@ use crate::{
     Client, ClientError,
     address::Address,
     nodes::LeftAlone,
+    pulse::UnderWay,
     refusal::Failure,
     retry::{Attempts, Failed},
 };
@@ -77,18 +78,38 @@ pub(crate) struct Target {
 impl Client {
     /// Makes a call, again after a pause while it fails for a reason that may pass, at the node that is then the
     /// right one, within the tries and the time allowed.
-    pub(crate) async fn call<T, F>(
+    pub(crate) async fn call<T, F>(&self, aim: Aim, call: impl FnMut(Channel) -> F) -> Result<T, ClientError>
+    where
+        F: Future<Output = Result<T, Status>>,
+    {
+        self.call_at(aim, call).await.map(|(_, answer)| answer)
+    }
+
+    /// The same for an answer that is a stream: it is under way until the first that is given is dropped.
+    pub(crate) async fn open<T, F>(
+        &self,
+        aim: Aim,
+        call: impl FnMut(Channel) -> F,
+    ) -> Result<(Option<UnderWay>, T), ClientError>
+    where
+        F: Future<Output = Result<T, Status>>,
+    {
+        let (address, stream) = self.call_at(aim, call).await?;
+        Ok((self.nodes().under_way(&address), stream))
+    }
+
+    async fn call_at<T, F>(
         &self,
         mut aim: Aim,
         mut call: impl FnMut(Channel) -> F,
-    ) -> Result<T, ClientError>
+    ) -> Result<(Address, T), ClientError>
     where
         F: Future<Output = Result<T, Status>>,
     {
         let mut attempts = Attempts::new(self.options());
         loop {
             match self.call_once(aim, &attempts, &mut call).await? {
-                Ok((_, answer)) => return Ok(answer),
+                Ok(answered) => return Ok(answered),
                 // A replica may be behind: what it lacks the owner may have.
                 Err(failed) if failed.status.code() == Code::OutOfRange && self.may_ask_owner(aim) => {
                     aim = aim.owner();
@@ -119,6 +140,7 @@ impl Client {
         let tried = attempts.within(async {
             let Target { address, channel } = self.target(aim, &attempts.left_alone).await?;
             attempts.keep_from(&address).await;
+            let _under_way = self.nodes().under_way(&address);
             match call(channel).await {
                 Ok(answer) => {
                     self.nodes().answered(&address);

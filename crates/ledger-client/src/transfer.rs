@@ -60,7 +60,7 @@ impl Client {
     ) -> Result<SnapshotInfo, ClientError> {
         let request = SnapshotRequest { context_id: context.as_str().to_owned() };
         // Opened when its first chunk is there: until then any node will do.
-        let opened = self.call(Aim::near(context), |channel| {
+        let opened = self.open(Aim::near(context), |channel| {
             let (mut service, request) = (self.ledger_service_on(channel), request.clone());
             async move {
                 let mut stream = service.snapshot(request).await?.into_inner();
@@ -68,7 +68,7 @@ impl Client {
                 Ok((first, stream))
             }
         });
-        let (mut next, mut stream) = opened.await?;
+        let (_under_way, (mut next, mut stream)) = opened.await?;
         let (mut info, mut bytes) = (None, 0);
         while let Some(chunk) = next {
             if let Some(metadata) = chunk.metadata {
@@ -113,6 +113,7 @@ impl Client {
                 }
             };
             attempts.keep_from(&target.address).await;
+            let _under_way = self.nodes().under_way(&target.address);
             let first =
                 LoadChunk { context_id: context.as_str().to_owned(), fail_if_exists, data: Bytes::new() };
             let status = match self.load_at(target.channel, first, &mut source, &mut progress).await? {

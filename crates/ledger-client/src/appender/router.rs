@@ -48,6 +48,7 @@ use crate::{
     Client, ClientError,
     address::Address,
     nodes::LeftAlone,
+    pulse::UnderWay,
     refusal::Failure,
     retry::{Attempts, Failed, pause},
     route::Target,
@@ -124,6 +125,7 @@ struct OwnerStream {
     has_answered: bool,
     /// When it last answered, or began to have something to answer.
     alive: Instant,
+    _under_way: Option<UnderWay>,
     /// Ends the answers when it is dropped.
     _gone: oneshot::Sender<()>,
 }
@@ -542,8 +544,10 @@ impl Router {
         let heard = answers.map(Some).chain(stream::iter([None])).map(move |heard| (id, heard));
         self.heard.push(heard.take_until(is_gone).boxed());
         let alive = Instant::now();
+        let under_way = self.client.nodes().under_way(&address);
         self.streams.push(OwnerStream {
             id,
+            _under_way: under_way,
             address,
             sender,
             in_flight: 0,
