@@ -13,7 +13,7 @@ default:
 
 # Build, and start one node on RocksDB in ./data, with the console; takes ledgerd's flags
 run *flags: build
-    @.ci/next-steps
+    @.ci/next-steps "{{bin}}/ledgerd" "$@"
     @exec "{{bin}}/ledgerd" "$@"
 
 # Run ledgerctl against that node: `./dev ctl watch demo`

@@ -9,88 +9,18 @@
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader, Write as _},
-    path::PathBuf,
-    process::{Command, Stdio},
+    io::{BufRead as _, BufReader},
+    process::Stdio,
 };
 
 use ledger_proto::ledger::v1::CheckpointRequest;
-use ledger_tests::{Node, node::ledgerctl, repository};
+use ledger_tests::{
+    desk::{Desk, lines, run},
+    node::ledgerctl,
+    repository,
+};
 use serde_json::Value;
 use tempfile::TempDir;
-
-/// A node and a user with an empty directory.
-struct Desk {
-    node: Node,
-    _data: TempDir,
-    files: TempDir,
-}
-
-/// What a command printed and how it ended.
-#[derive(Debug)]
-struct Ran {
-    code: i32,
-    out: String,
-    err: String,
-}
-
-impl Desk {
-    fn new() -> Self {
-        let data = TempDir::new().unwrap();
-        Self { node: Node::start(data.path()), _data: data, files: TempDir::new().unwrap() }
-    }
-
-    fn file(&self, name: &str) -> PathBuf {
-        self.files.path().join(name)
-    }
-
-    fn command(&self, args: &[&str]) -> Command {
-        let mut command = ledgerctl();
-        command.args(args).env("LEDGER_ENDPOINT", self.node.endpoint()).current_dir(self.files.path());
-        command
-    }
-
-    fn run(&self, args: &[&str]) -> Ran {
-        run(self.command(args), b"")
-    }
-
-    /// Runs a command that must succeed; what it printed.
-    fn ok(&self, args: &[&str]) -> String {
-        self.ok_with(args, b"")
-    }
-
-    fn ok_with(&self, args: &[&str], input: &[u8]) -> String {
-        let ran = run(self.command(args), input);
-        assert_eq!(ran.code, 0, "{args:?}: {ran:#?}");
-        ran.out
-    }
-
-    /// The objects that a command with `--json` printed, one a line.
-    fn json(&self, args: &[&str]) -> Vec<Value> {
-        let out = self.ok(&[args, &["--json"]].concat());
-        out.lines()
-            .map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("not JSON: {line}")))
-            .collect()
-    }
-}
-
-fn run(mut command: Command, input: &[u8]) -> Ran {
-    let mut child =
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    // A command that reads no input may have ended.
-    let _ = child.stdin.take().unwrap().write_all(input);
-    let output = child.wait_with_output().unwrap();
-    Ran {
-        code: output.status.code().expect("it was not killed"),
-        out: String::from_utf8_lossy(&output.stdout).into_owned(),
-        err: String::from_utf8_lossy(&output.stderr).into_owned(),
-    }
-}
-
-/// "line 1", "line 2", …
-fn lines(count: usize) -> String {
-    (1..=count).map(|n| format!("line {n}")).collect::<Vec<_>>().join("\n")
-}
 
 #[test]
 fn what_is_appended_is_what_is_read() {
@@ -116,8 +46,6 @@ fn what_is_appended_is_what_is_read() {
     let shown = desk.ok(&["get", "demo"]);
     assert_eq!(shown.lines().count(), 5, "{shown}");
     assert!(shown.contains("market_size: 2.4B") && shown.contains("agent_id=analyst"), "{shown}");
-    // A context that was never written is empty, which is no error.
-    assert_eq!(desk.ok(&["get", "never-written"]), "");
     assert_eq!(desk.json(&["contexts"])[0]["context_id"], "demo");
     desk.node.stop_cleanly();
 }
@@ -192,7 +120,7 @@ fn a_snapshot_moves_a_context_to_another_node() {
         assert_eq!(refused.code, 4, "{args:?}: {refused:?}");
         assert!(!refused.err.is_empty());
     }
-    assert_eq!(from.ok(&["get", "bad"]), "", "nothing of it was written");
+    assert_eq!(from.run(&["get", "bad"]).code, 7, "nothing of it was written");
     from.node.stop_cleanly();
     to.node.stop_cleanly();
 }
@@ -214,7 +142,7 @@ async fn proofs_verify_without_a_node_and_wrong_ones_do_not() {
     fs::write(desk.file("payload"), "line 7").unwrap();
     fs::write(desk.file("other-payload"), "line 8").unwrap();
 
-    let Desk { node, _data, files } = desk;
+    let Desk { node, data: _data, files } = desk;
     node.stop_cleanly();
     let offline = |args: &[&str]| {
         let mut command = ledgerctl();
@@ -290,7 +218,7 @@ fn exit_codes_say_what_kind_of_thing_went_wrong() {
     assert_eq!(error["exit_code"], 2);
     // Each code is documented where a user looks.
     let help = desk.ok(&["--help"]);
-    for code in 0..=6 {
+    for code in (0..=7).chain([130]) {
         assert!(
             help.lines().any(|line| line.trim_start().starts_with(&format!("{code}  "))),
             "{code}: {help}"

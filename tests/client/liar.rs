@@ -19,7 +19,8 @@ use ledger_core::{
 use ledger_proto::{
     context::v1 as context,
     ledger::v1::{
-        self as ledger, integrity_service_client::IntegrityServiceClient,
+        self as ledger,
+        integrity_service_client::IntegrityServiceClient,
         integrity_service_server::{IntegrityService, IntegrityServiceServer},
         ledger_service_client::LedgerServiceClient,
         ledger_service_server::{LedgerService, LedgerServiceServer},
@@ -104,7 +105,9 @@ impl Liar {
             .collect();
         for entry in &mut shown {
             match lie {
-                Lie::Payload(sequence) if entry.sequence == sequence => entry.payload = Bytes::from_static(b"made up"),
+                Lie::Payload(sequence) if entry.sequence == sequence => {
+                    entry.payload = Bytes::from_static(b"made up")
+                }
                 Lie::PayloadAndHash(sequence) if entry.sequence == sequence => {
                     entry.payload = Bytes::from_static(b"made up");
                     rehash(context_id, entry);

@@ -4,9 +4,10 @@ use std::time::{Duration, Instant};
 
 use crate::{
     double::{Cluster, Manner},
-    support::{Ledger, append, context, hasty, in_time, numbers, payloads, until},
+    support::{Ledger, PATIENCE, append, context, hasty, in_time, numbers, payloads, until},
 };
-use ledger_client::{Client, ClientError, Options};
+use ledger_client::{Client, ClientError, Options, Selection};
+use rustix::process::Signal;
 use tonic::Code;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -178,4 +179,35 @@ async fn without_any_node_an_append_fails_when_its_time_is_up() {
         let error = in_time("opening", client.appender(8)).await.unwrap_err();
         assert!(matches!(error, ClientError::Unavailable(_) | ClientError::TimedOut(_)), "{error}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_says_nothing_any_more_is_given_up_while_a_call_waits_for_it() {
+    let ledger = Ledger::start();
+    let options = Options {
+        keep_alive: Duration::from_millis(200),
+        keep_alive_timeout: Duration::from_millis(300),
+        timeout: PATIENCE,
+        tries: 1,
+        ..Options::default()
+    };
+    let (client, context) = (Client::connect(&ledger.url(), &options).unwrap(), context("paused"));
+    client.append(append(&context, 0)).await.unwrap();
+    // Its kernel goes on to acknowledge what comes: only the process says nothing.
+    ledger.node.signal(Signal::STOP);
+    let error = client.append(append(&context, 1)).await.unwrap_err();
+    assert!(
+        matches!(&error, ClientError::Unavailable(why) if why.message.contains("says nothing")),
+        "{error}"
+    );
+    assert!(error.entry_id().is_some(), "it may have been stored");
+    let mut watch = client.watch(&context, Selection::default());
+    ledger.node.signal(Signal::CONT);
+    in_time("the first entry", watch.next()).await.unwrap();
+    let error = client.with_timeout(Duration::from_millis(1)).append(append(&context, 2)).await;
+    // So soon it may be either; what it may not be is late.
+    assert!(
+        matches!(error, Ok(_) | Err(ClientError::TimedOut(_) | ClientError::Unavailable(_))),
+        "{error:?}"
+    );
 }

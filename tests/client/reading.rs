@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use ledger_client::{
-    Append, Client, ClientError, ContextId, Key, KnownCheckpoints, Options, Position, ReadFrom, Selection, Sequence, Size,
-    Trust,
+    Append, Client, ClientError, ContextId, Key, KnownCheckpoints, Options, Position, ReadFrom, Selection,
+    Sequence, Size, Trust,
 };
 use tempfile::TempDir;
 

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use ledger_client::{
-    Append, Basis, Client, ClientError, ContextId, Entry, KnownCheckpoints, NotExtended, Selection,
-    Sequence, Size, Trust, VerifierKey,
+    Append, Basis, Client, ClientError, ContextId, Entry, KnownCheckpoints, NotExtended, Selection, Sequence,
+    Size, Trust, VerifierKey,
 };
 use ledger_core::checkpoint::Signer;
 
@@ -114,7 +114,10 @@ async fn made_up_entries_are_caught_whatever_is_made_up() {
     fill(&honest, &context, 0..20).await;
     for trust in [first_use(), Trust::in_keys([key(&honest, &context).await]).unwrap()] {
         liar.lie(Lie::None);
-        assert_eq!(client.get_verified(&context, Selection::default(), &trust).collect().await.unwrap().len(), 20);
+        assert_eq!(
+            client.get_verified(&context, Selection::default(), &trust).collect().await.unwrap().len(),
+            20
+        );
         let lies = [
             Lie::Payload(5),
             Lie::PayloadAndHash(5),
@@ -147,7 +150,10 @@ async fn made_up_entries_are_caught_whatever_is_made_up() {
                 }
             };
             let error = in_time("the lie is caught", seen).await;
-            assert!(matches!(error, ClientError::NotVerified(_) | ClientError::NotExtended(_)), "{lie:?}: {error}");
+            assert!(
+                matches!(error, ClientError::NotVerified(_) | ClientError::NotExtended(_)),
+                "{lie:?}: {error}"
+            );
         }
     }
 }
@@ -241,8 +247,11 @@ async fn a_history_that_was_cut_or_replaced_is_noticed_though_the_right_key_sign
     let dir = ledger.stop();
     let (shorter, forked) = (copy(dir.path()), copy(dir.path()));
     let local = || "127.0.0.1:0".parse().unwrap();
-    let (ledger, shorter, forked) =
-        (Ledger::start_at(dir, local()), Ledger::start_at(shorter, local()), Ledger::start_at(forked, local()));
+    let (ledger, shorter, forked) = (
+        Ledger::start_at(dir, local()),
+        Ledger::start_at(shorter, local()),
+        Ledger::start_at(forked, local()),
+    );
     fill(&client(&ledger.url()), &context, 10..15).await;
     fill(&client(&forked.url()), &context, 100..120).await;
 

@@ -8,6 +8,7 @@
 
 pub mod check;
 pub mod cluster;
+pub mod desk;
 pub mod load;
 pub mod node;
 pub mod rpc;

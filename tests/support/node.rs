@@ -151,8 +151,13 @@ impl Node {
 
     /// Sends SIGTERM.
     pub fn signal_to_stop(&self) {
+        self.signal(Signal::TERM);
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) {
         let pid = Pid::from_child(&self.child);
-        kill_process(pid, Signal::TERM).unwrap();
+        kill_process(pid, signal).unwrap();
     }
 
     /// Sends SIGTERM and waits for the end.

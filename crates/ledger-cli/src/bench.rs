@@ -5,6 +5,7 @@
 
 mod append;
 mod fill;
+mod ledger;
 mod proof;
 mod replay;
 mod unary;
@@ -22,6 +23,13 @@ use crate::{
 };
 
 pub(crate) async fn run(connection: &Connection, command: Bench, output: &Output) -> anyhow::Result<()> {
+    let (Bench::Append { load, .. }
+    | Bench::Unary { load }
+    | Bench::Replay { load, .. }
+    | Bench::Watch { load, .. }
+    | Bench::Proof { load, .. }) = &command;
+    checked(load.clone())?;
+    ledger::allow(&connection.client()?, load.yes, output).await?;
     let (name, result) = match command {
         Bench::Append { load, streams } => {
             ("append", append::run(connection, &checked(load)?, streams).await?)

@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::{
     args,
     exit::Partial,
-    output::{Output, time, visible},
+    output::{Output, cell, time},
 };
 
 /// Contexts asked for at once.
@@ -39,7 +39,7 @@ pub(crate) async fn run(client: &Client, command: args::Contexts, output: &Outpu
                 output.result(&object, String::new)?;
             } else {
                 table.add_row([
-                    info.context.to_string(),
+                    cell(info.context.as_str()),
                     info.size.to_string(),
                     info.lamport.0.to_string(),
                     created,

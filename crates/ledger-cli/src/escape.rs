@@ -98,7 +98,10 @@ mod tests {
     fn long_names_keep_both_ends() {
         let name = format!("begin{}end", "x".repeat(500));
         let short = cell(&name);
-        assert!(short.starts_with("begin") && short.ends_with("end") && short.chars().count() <= CELL, "{short}");
+        assert!(
+            short.starts_with("begin") && short.ends_with("end") && short.chars().count() <= CELL,
+            "{short}"
+        );
         assert_eq!(cell("short"), "short");
     }
 }

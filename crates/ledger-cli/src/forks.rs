@@ -11,7 +11,7 @@ use tokio::fs::File;
 use crate::{
     args::{self, Connection},
     cluster::reach,
-    output::{Output, time, visible},
+    output::{Output, cell, time, visible},
     progress, transfer,
 };
 
@@ -219,14 +219,14 @@ const HEADER: [&str; 8] = ["node", "context", "fork", "entries", "epoch", "inste
 /// A fork for people.
 fn row(node: &str, fork: &Fork) -> [String; 8] {
     [
-        node.to_owned(),
-        fork.context.to_string(),
+        cell(node),
+        cell(fork.context.as_str()),
         fork.number.to_string(),
         format!("{} after {}", fork.entries(), fork.common),
         fork.ours.epoch.to_string(),
         format!("{} of epoch {}", fork.theirs.size, fork.theirs.epoch),
         time(fork.left_at_ns),
-        visible(&fork.reason),
+        cell(&fork.reason),
     ]
 }
 

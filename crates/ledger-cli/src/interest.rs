@@ -1,13 +1,13 @@
 //! `ledgerctl interest`: who looks at a context now, and what they tell each other.
 
-use base64::{Engine as _, prelude::BASE64_STANDARD};
 use clap::Subcommand;
 use ledger_client::{Client, ClientError, ContextId, InterestEvent, Observer};
 use serde_json::{Value, json};
 
 use crate::{
     append,
-    output::{Output, text, visible},
+    args::PayloadFormat,
+    output::{Output, put_payload, text, visible},
 };
 
 #[derive(Debug, Subcommand)]
@@ -117,11 +117,8 @@ fn object(event: &InterestEvent, me: &str) -> Value {
                 "event": "broadcast",
                 "from": from,
                 "metadata": metadata,
-                "payload_base64": BASE64_STANDARD.encode(payload),
             });
-            if let Ok(text) = std::str::from_utf8(payload) {
-                object["payload"] = text.into();
-            }
+            put_payload(&mut object, payload, PayloadFormat::Text);
             object
         }
         InterestEvent::Missed(count) => json!({ "event": "missed", "count": count }),

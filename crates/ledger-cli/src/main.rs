@@ -33,12 +33,13 @@ fn main() -> ExitCode {
     let json = args.json;
     let endpoint = args.connection.endpoint.clone();
     // One thread drives hundreds of thousands of requests a second, and leaves the rest to a node beside it.
-    let ran = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .map_err(anyhow::Error::from)
-        .and_then(|runtime| runtime.block_on(run(args)));
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    let ran = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
+        let ran = runtime.block_on(run(args));
+        // A thread may wait for standard input for ever.
+        runtime.shutdown_background();
+        ran
+    });
     exit::code(ran, json, &endpoint)
 }
 

@@ -87,7 +87,8 @@ fn widen(value: &mut Value) {
             let mut times = Vec::new();
             for (name, value) in fields.iter_mut() {
                 let stem = name.strip_suffix("_ns");
-                let Some(number) = value.as_u64().filter(|_| stem.is_some() || LARGE.contains(&name.as_str()))
+                let Some(number) =
+                    value.as_u64().filter(|_| stem.is_some() || LARGE.contains(&name.as_str()))
                 else {
                     widen(value);
                     continue;

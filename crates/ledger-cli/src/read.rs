@@ -20,7 +20,8 @@ fn selection(key: Option<String>, after: u64, limit: u32) -> Result<Selection, C
 
 /// The error of a context without entries.
 pub(crate) fn absent(context: &ContextId) -> anyhow::Error {
-    Absent(format!("there is no context {context}: nothing was ever appended to it (see ledgerctl contexts)")).into()
+    Absent(format!("there is no context {context}: nothing was ever appended to it (see ledgerctl contexts)"))
+        .into()
 }
 
 /// Whether a context has entries: what a replica does not show yet, the owner does.
@@ -35,11 +36,7 @@ pub(crate) async fn exists(client: &Client, context: &ContextId) -> Result<bool,
     Ok(false)
 }
 
-pub(crate) async fn get(
-    connection: &Connection,
-    command: args::Get,
-    output: &Output,
-) -> anyhow::Result<()> {
+pub(crate) async fn get(connection: &Connection, command: args::Get, output: &Output) -> anyhow::Result<()> {
     let client = connection.client()?;
     let context = ContextId::new(&command.context).map_err(ClientError::from)?;
     let payload = if command.raw { PayloadFormat::Raw } else { command.payload };

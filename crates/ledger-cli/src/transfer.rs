@@ -7,7 +7,11 @@ use ledger_client::{Client, ClientError, ContextId, SnapshotInfo};
 use serde_json::{Value, json};
 use tokio::fs::File;
 
-use crate::{args, output::Output, progress};
+use crate::{
+    args,
+    output::{self, Output},
+    progress, read,
+};
 
 pub(crate) async fn snapshot(
     client: &Client,
@@ -15,6 +19,10 @@ pub(crate) async fn snapshot(
     output: &Output,
 ) -> anyhow::Result<()> {
     let context = ContextId::new(&command.context).map_err(ClientError::from)?;
+    // Before anything is written: an empty backup looks like one.
+    if !command.allow_empty && !read::exists(client, &context).await? {
+        return Err(read::absent(&context));
+    }
     let bar = progress::bytes(None);
     let info = match &command.output {
         Some(path) => {
@@ -34,8 +42,8 @@ pub(crate) async fn snapshot(
     match &command.output {
         Some(_) => output.result(&object, || text)?,
         // Standard output holds the snapshot.
-        None if output.is_json() => eprintln!("{object}"),
-        None => eprintln!("{text}"),
+        None if output.is_json() => output::complain(&output::json_line(object)),
+        None => output::complain(&text),
     }
     Ok(())
 }

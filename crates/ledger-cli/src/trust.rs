@@ -45,7 +45,9 @@ fn keys_in(path: &Path) -> anyhow::Result<Option<Vec<VerifierKey>>> {
     match std::fs::File::open(path) {
         Ok(file) => file.take(MAX_KEYS).read_to_string(&mut text).with_context(named)?,
         // A key with a slip of the pen is no name of a file.
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound && !path.to_string_lossy().contains('+') => {
+        Err(error)
+            if error.kind() == std::io::ErrorKind::NotFound && !path.to_string_lossy().contains('+') =>
+        {
             return Ok(None);
         }
         Err(error) => return Err(error).with_context(named),

@@ -39,7 +39,7 @@ pub(crate) fn run(command: args::Verify, output: &Output) -> anyhow::Result<()> 
         }
         args::Verify::Snapshot { file } => snapshot_file(&file)?,
         args::Verify::Checkpoint { file, verifier_key } => {
-            let signed = signed_checkpoint(&file, &verifier_key)?;
+            let (signed, _) = signed_checkpoint(&file, &verifier_key)?;
             let (origin, size, root) = (signed.origin(), signed.size(), signed.root());
             (
                 json!({ "verified": true, "origin": origin, "size": size.0, "root": root.to_string() }),
@@ -63,12 +63,15 @@ fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn signed_checkpoint(path: &Path, key: &str) -> anyhow::Result<Checkpoint> {
+/// A checkpoint and the cluster that its signer is of.
+fn signed_checkpoint(path: &Path, key: &str) -> anyhow::Result<(Checkpoint, String)> {
     let key: VerifierKey =
         key.parse().map_err(|error| ClientError::Invalid(format!("--verifier-key: {error}")))?;
     let note = String::from_utf8(read(path)?).map_err(|_| not_verified("the note is not UTF-8 text"))?;
-    checkpoint::verify(&note, &key)
-        .map_err(|error| not_verified(format!("{}: {error}", path.display())).into())
+    let signed = checkpoint::verify(&note, &key);
+    let signed = signed.map_err(|error| not_verified(format!("{}: {error}", path.display())))?;
+    let cluster = key.name().rsplit_once('/').map_or("", |(cluster, _)| cluster);
+    Ok((signed, cluster.to_owned()))
 }
 
 fn not_verified(reason: impl Into<String>) -> NotVerified {
@@ -78,7 +81,7 @@ fn not_verified(reason: impl Into<String>) -> NotVerified {
 fn proof(
     path: &Path,
     payload: Option<&Path>,
-    signed: Option<&Checkpoint>,
+    signed: Option<&(Checkpoint, String)>,
 ) -> anyhow::Result<(Value, String)> {
     let malformed =
         |reason: String| ClientError::Invalid(format!("{} is not a proof file: {reason}", path.display()));
@@ -122,25 +125,32 @@ fn proof(
             )
         }
     };
-    if let Some(signed) = signed {
+    if let Some((signed, cluster)) = signed {
         if (signed.size().0, signed.root()) != (size, root) {
             let stated = format!("the checkpoint states size {} and root {}", signed.size(), signed.root());
             return Err(
                 not_verified(format!("{stated}, the proof leads to size {size} and root {root}")).into()
             );
         }
-        if !signed.origin().ends_with(&format!("/{context}")) {
+        if signed.origin() != format!("{cluster}/{context}") {
             return Err(
                 not_verified(format!("the checkpoint is of {}, not of {context}", signed.origin())).into()
             );
         }
     }
     let object = json!({
-        "verified": true, "context_id": context.as_str(), "size": size, "root": root.to_string(),
-        "signed": signed.is_some(), "payload_checked": payload.is_some(),
+        "verified": signed.is_some(), "follows_from_root": true, "context_id": context.as_str(), "size": size,
+        "root": root.to_string(), "signed": signed.is_some(), "payload_checked": payload.is_some(),
     });
-    let signature = if signed.is_some() { ", which that key signed" } else { "" };
-    Ok((object, format!("verified: {what}{signature}")))
+    let text = if signed.is_some() {
+        format!("verified: {what}, which that key signed")
+    } else {
+        format!(
+            "it follows from the root in the file that {what}; nothing vouches for that root: verify it too with \
+             --checkpoint FILE --verifier-key KEY"
+        )
+    };
+    Ok((object, text))
 }
 
 /// Recomputes the content hash from the entry's fields.

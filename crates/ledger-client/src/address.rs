@@ -27,6 +27,9 @@ impl Address {
                 reason: format!("it has {} bytes, at most {LONGEST} are allowed", text.len()),
             });
         }
+        if !text.contains("://") && !text.is_empty() {
+            return Err(invalid(&format!("it must begin with http:// or https://: write http://{text}")));
+        }
         let uri: Uri = text.parse().map_err(|error| invalid(&format!("{error}")))?;
         if !matches!(uri.scheme_str(), Some("http" | "https")) {
             return Err(invalid("it must begin with http:// or https://"));

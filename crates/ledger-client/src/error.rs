@@ -183,15 +183,9 @@ impl ClientError {
 
 impl From<Status> for ClientError {
     fn from(status: Status) -> Self {
-        // A transport error hides its cause behind its sources.
-        let mut message = status.message().to_owned();
-        let mut source = std::error::Error::source(&status);
-        while let Some(cause) = source {
-            let text = cause.to_string();
-            if !message.contains(&text) {
-                message = format!("{message}: {text}");
-            }
-            source = cause.source();
+        let message = refusal::whole_message(&status);
+        if let Some(mistake) = refusal::mistake(&message) {
+            return Self::Invalid(mistake.to_owned());
         }
         if Failure::of(&status) != Failure::Final {
             return Self::Unavailable(message.into());

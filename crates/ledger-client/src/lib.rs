@@ -67,15 +67,18 @@ pub use forks::{Fork, ForkCursor, ForkPages, Tip};
 pub use interest::{Interest, InterestEvent, Observer};
 pub use ledger_core::{
     ContextId, Entry, EntryId, Epoch, Hash, HashSuite, Key, Lineage, Position, Sequence, Size,
-    checkpoint::VerifierKey, clock::LamportClock, entry::Metadata, id::IdError,
+    checkpoint::VerifierKey,
+    clock::LamportClock,
+    entry::Metadata,
+    id::IdError,
     tree::{ConsistencyProof, InclusionProof},
 };
 pub use ledger_proto as proto;
 pub use options::{Options, Tls};
 pub use pages::{Pages, ReadFrom, Selection};
 pub use proof::{Checkpoint, Consistency};
-pub use transfer::{Loaded, SnapshotInfo};
 pub use tonic::Code;
+pub use transfer::{Loaded, SnapshotInfo};
 pub use trust::{Basis, KnownCheckpoints, Trust, TrustedCheckpoint};
 pub use verified::{Inclusion, VerifiedEntry, VerifiedPages, VerifiedWatch};
 pub use watch::Watch;

@@ -128,12 +128,7 @@ async fn ask(channel: Channel) -> Result<(), Status> {
 
 /// Whether a server finds that it is asked too often.
 fn is_too_often(status: &Status) -> bool {
-    let mut text = status.message().to_owned();
-    let mut source = std::error::Error::source(status);
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
+    let text = crate::refusal::whole_message(status);
     // h2 has a text for ENHANCE_YOUR_CALM, and shows the debug data of a GOAWAY.
     status.code() == Code::ResourceExhausted
         || ["too_many_pings", "ENHANCE_YOUR_CALM", "excessive load"].iter().any(|sign| text.contains(sign))
@@ -198,7 +193,9 @@ mod tests {
     fn a_server_that_is_asked_too_often_is_understood() {
         for status in [
             Status::resource_exhausted("calm down"),
-            Status::from_error(Box::new(std::io::Error::other("GoAway(b\"too_many_pings\", ENHANCE_YOUR_CALM)"))),
+            Status::from_error(Box::new(std::io::Error::other(
+                "GoAway(b\"too_many_pings\", ENHANCE_YOUR_CALM)",
+            ))),
         ] {
             assert!(is_too_often(&status), "{status}");
         }

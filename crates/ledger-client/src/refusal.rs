@@ -38,6 +38,9 @@ pub(crate) enum Failure {
 
 impl Failure {
     pub(crate) fn of(status: &Status) -> Self {
+        if mistake(&whole_message(status)).is_some() {
+            return Self::Final;
+        }
         // What the other side sent has no source; what tonic, hyper and h2 report of the connection has.
         if std::error::Error::source(status).is_some() {
             return Self::Broken;
@@ -71,6 +74,38 @@ impl Failure {
             Self::Broken | Self::Final => Duration::ZERO,
         }
     }
+}
+
+/// What the caller got wrong, where it is the address: no later try will do.
+pub(crate) fn mistake(message: &str) -> Option<&'static str> {
+    // Of tonic, rustls and h2: what they meet when the other side speaks something else.
+    if message.contains("grpc-status header missing") {
+        return Some(
+            "what answers at this address speaks HTTP, but no gRPC: is this the port of the ledger's console and \
+             metrics (50080 by default)? Give the gRPC port (50051 by default)",
+        );
+    }
+    if message.contains("InvalidContentType") {
+        return Some(
+            "what answers at this address speaks no TLS: the address begins with https://, and the node serves \
+             plaintext. Write http://, or configure tls_cert and tls_key of the node",
+        );
+    }
+    None
+}
+
+/// A message with its causes, which a transport error hides.
+pub(crate) fn whole_message(status: &Status) -> String {
+    let mut message = status.message().to_owned();
+    let mut source = std::error::Error::source(status);
+    while let Some(cause) = source {
+        let text = cause.to_string();
+        if !message.contains(&text) {
+            message = format!("{message}: {text}");
+        }
+        source = cause.source();
+    }
+    message
 }
 
 /// Up to where the history is the one the caller knows, if the ledger says it.

@@ -84,7 +84,8 @@ impl Client {
     ) -> Result<Inclusion, ClientError> {
         let (context, head, suite) = (checkpoint.context(), checkpoint.head(), checkpoint.suite());
         if entry.context_id != *context {
-            let message = format!("the entry is of context {}, the checkpoint of {context}", entry.context_id);
+            let message =
+                format!("the entry is of context {}, the checkpoint of {context}", entry.context_id);
             return Err(ClientError::Invalid(message));
         }
         let index = entry.sequence.leaf_index();

@@ -1,6 +1,6 @@
 //! The command line of `ledgerd`, and the layers of its configuration.
 
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
+use std::{io::Write as _, net::SocketAddr, path::PathBuf, process::ExitCode};
 
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, parser::ValueSource};
 use serde::Serialize;
@@ -225,7 +225,7 @@ pub fn parse() -> Result<Config, ExitCode> {
         ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(EXIT_CONFIG))
     })?;
     let wrong = |error: &dyn std::fmt::Display| {
-        eprintln!("ledgerd: {error}");
+        let _ = writeln!(std::io::stderr(), "ledgerd: {error}");
         ExitCode::from(EXIT_CONFIG)
     };
     let cli = Cli::from_arg_matches(&matches).map_err(|error| wrong(&error))?;
@@ -236,7 +236,9 @@ pub fn parse() -> Result<Config, ExitCode> {
     match cli.command {
         None => Ok(effective.config),
         Some(Command::Config) => {
-            print!("{}", effective.to_toml().map_err(|error| wrong(&error))?);
+            let text = effective.to_toml().map_err(|error| wrong(&error))?;
+            // Whoever reads it may have seen enough.
+            let _ = std::io::stdout().lock().write_all(text.as_bytes());
             Err(ExitCode::SUCCESS)
         }
     }
@@ -247,7 +249,9 @@ fn load(cli: &Cli, matches: &ArgMatches) -> Result<Effective, ConfigError> {
     if let Some(path) = &cli.config {
         layers.push(read_file(path)?);
     }
-    let given = Table::try_from(&cli.settings).map_err(|error| ConfigError::Merge(error.to_string()))?;
+    let mut given = Table::try_from(&cli.settings).map_err(|error| ConfigError::Merge(error.to_string()))?;
+    // No setting: it is in no list of keys, and no file has it.
+    given.remove("test_panic");
     let (flags, mut environment): (Table, Table) =
         given.into_iter().partition(|(key, _)| matches.value_source(key) == Some(ValueSource::CommandLine));
     if let Some(address) = predecessor_port(layers.last())? {
@@ -255,7 +259,9 @@ fn load(cli: &Cli, matches: &ArgMatches) -> Result<Effective, ConfigError> {
     }
     layers.push(Layer { name: "environment".to_owned(), values: environment });
     layers.push(Layer { name: "flag".to_owned(), values: flags });
-    Effective::merge(layers)
+    let mut effective = Effective::merge(layers)?;
+    effective.config.test_panic = cli.settings.test_panic;
+    Ok(effective)
 }
 
 /// `GRPC_PORT`, as the predecessor read it: the port alone; the interface stays as configured.

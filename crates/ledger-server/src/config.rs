@@ -118,7 +118,7 @@ pub struct Config {
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub exit_when_stdin_closes: bool,
     /// For tests of the supervision only: makes a part of the node panic once.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_deserializing, skip_serializing_if = "Option::is_none")]
     pub test_panic: Option<TestPanic>,
 }
 

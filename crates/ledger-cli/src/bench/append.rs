@@ -1,46 +1,37 @@
-//! Streaming append: the load is spread over streams, each on a connection of its own.
+//! Streaming append: the load is spread over streams, each of a client of its own.
 //!
-//! Lean, because it shares the machine with the node: messages are built from parts that are cheap to
-//! clone, and a latency is measured for one entry of each message.
+//! A latency is measured for one entry of many: it shares the machine with the node.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use hdrhistogram::Histogram;
-use ledger_client::ClientError;
-use ledger_proto::{
-    context::v1::AppendRequest,
-    ledger::v1::{AppendBatch, AppendItem},
-};
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
+use ledger_client::{Append, ClientError, ContextId};
 
-use super::{Measured, histogram};
+use super::{Measured, histogram, ledger};
 use crate::args::{Connection, Shape};
 
-/// Most entries of one message.
-const MAX_BATCH: u64 = 256;
-/// Most bytes of payload of one message.
-const MAX_BYTES: u64 = 1 << 20;
 /// Not counted, at the beginning.
 const WARM_UP: Duration = Duration::from_millis(500);
+/// One entry of so many has its latency measured.
+const SAMPLE: u64 = 16;
 
 pub(crate) async fn run(connection: &Connection, shape: &Shape, streams: u64) -> anyhow::Result<Measured> {
     let streams = streams.clamp(1, shape.inflight.min(shape.contexts));
-    let run = format!("bench-append-{}", uuid::Uuid::now_v7().simple());
+    let run = ledger::run("append");
     let begin = Instant::now() + WARM_UP;
     let end = begin + Duration::from_secs_f64(shape.seconds);
     let mut tasks = Vec::new();
     for stream in 0..streams {
-        let contexts =
-            (stream..shape.contexts).step_by(streams as usize).map(|c| format!("{run}-{c}")).collect();
-        let window = shape.inflight / streams;
-        let payload = payload(shape.payload);
+        let contexts = (stream..shape.contexts).step_by(streams as usize);
         let load = Load {
-            contexts,
-            payload,
-            window,
-            batch: (window / 4).clamp(1, MAX_BATCH).min((MAX_BYTES / shape.payload.max(1) as u64).max(1)),
+            contexts: contexts.map(|c| ContextId::new(format!("{run}/{c}"))).collect::<Result<_, _>>()?,
+            payload: payload(shape.payload),
+            window: (shape.inflight / streams) as usize,
             begin,
             end,
         };
@@ -65,70 +56,54 @@ pub(crate) fn payload(len: usize) -> Bytes {
 
 /// One stream's share.
 struct Load {
-    contexts: Vec<String>,
+    contexts: Vec<ContextId>,
     payload: Bytes,
-    window: u64,
-    batch: u64,
+    window: usize,
     begin: Instant,
     end: Instant,
 }
 
-impl Load {
-    fn message(&self, first: u64) -> AppendBatch {
-        let items = (first..first + self.batch).map(|tag| AppendItem {
-            tag,
-            request: Some(AppendRequest {
-                context_id: self.contexts[tag as usize % self.contexts.len()].clone(),
-                key: "facts".to_owned(),
-                payload: self.payload.clone(),
-                ..AppendRequest::default()
-            }),
-        });
-        AppendBatch { items: items.collect() }
-    }
-}
-
 async fn one_stream(client: ledger_client::Client, load: Load) -> anyhow::Result<(u64, Histogram<u64>)> {
-    let (messages, outgoing) = mpsc::channel(64);
-    let mut messages = Some(messages);
-    let mut results = client.ledger_service().append(ReceiverStream::new(outgoing)).await?.into_inner();
-    // When each message was sent: its first tag is its place times the batch.
-    let mut sent_at: Vec<Instant> = Vec::new();
-    let (mut sent, mut done, mut counted) = (0, 0, 0);
-    let mut latency = histogram()?;
-    loop {
-        if Instant::now() >= load.end {
-            messages = None;
-        }
-        while let Some(messages) =
-            messages.as_ref().filter(|_| sent - done + load.batch <= load.window.max(load.batch))
-        {
-            sent_at.push(Instant::now());
-            let message = load.message(sent);
-            sent += load.batch;
-            if messages.send(message).await.is_err() {
+    let (mut appender, mut receipts) = client.appender(load.window).await?;
+    let Load { contexts, payload, begin, end, .. } = load;
+    let sent_at: Arc<Mutex<HashMap<u64, Instant>>> = Arc::default();
+    let sampled = Arc::clone(&sent_at);
+    let sending = tokio::spawn(async move {
+        let templates: Vec<_> = contexts
+            .iter()
+            .map(|context| Append::new(context, "facts", payload.clone()))
+            .collect::<Result<_, _>>()?;
+        let mut next = 0;
+        for append in templates.iter().cycle() {
+            let now = Instant::now();
+            if now >= end {
                 break;
             }
-        }
-        let Some(message) = results.message().await? else { break };
-        let now = Instant::now();
-        done += message.results.len() as u64;
-        if now >= load.begin && now < load.end {
-            counted += message.results.len() as u64;
-        }
-        for result in &message.results {
-            if let Some(error) = &result.error {
-                return Err(ClientError::Unavailable(format!("an append failed: {}", error.message)).into());
+            if next % SAMPLE == 0 {
+                sampled.lock().unwrap_or_else(PoisonError::into_inner).insert(next, now);
             }
-            if result.tag % load.batch == 0 && now >= load.begin {
-                let at = sent_at[(result.tag / load.batch) as usize];
+            // The receipts say why it has ended.
+            if appender.send(append.clone()).await.is_err() {
+                break;
+            }
+            next += 1;
+        }
+        appender.finish();
+        Ok::<_, ClientError>(())
+    });
+    let mut counted = 0;
+    let mut latency = histogram()?;
+    while let Some(receipt) = receipts.next().await? {
+        receipt.result?;
+        let now = Instant::now();
+        counted += u64::from(now >= begin && now < end);
+        if receipt.tag % SAMPLE == 0 {
+            let at = sent_at.lock().unwrap_or_else(PoisonError::into_inner).remove(&receipt.tag);
+            if let Some(at) = at.filter(|_| now >= begin) {
                 latency.saturating_record(now.duration_since(at).as_nanos() as u64);
             }
         }
     }
-    if done < sent {
-        let message = format!("the stream ended with {} appends unanswered", sent - done);
-        return Err(ClientError::Unavailable(message).into());
-    }
+    sending.await??;
     Ok((counted, latency))
 }

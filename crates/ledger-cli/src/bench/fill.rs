@@ -2,7 +2,7 @@
 
 use ledger_client::{Append, Client, ContextId, Selection};
 
-use super::append::payload;
+use super::{append::payload, ledger::PREFIX};
 use crate::progress;
 
 /// Appends under way while filling.
@@ -10,7 +10,7 @@ const WINDOW: usize = 8192;
 
 /// A context with at least so many entries of that payload: the one of an earlier run, or a new one.
 pub(crate) async fn context(client: &Client, entries: u64, payload_len: usize) -> anyhow::Result<ContextId> {
-    let context = ContextId::new(format!("bench-fill-{entries}-{payload_len}"))?;
+    let context = ContextId::new(format!("{PREFIX}fill/{entries}/{payload_len}"))?;
     let mut probe = client.get(&context, Selection { limit: 1, ..Selection::default() });
     probe.next().await?;
     let there = probe.latest().0;

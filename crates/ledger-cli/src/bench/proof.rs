@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use ledger_client::Sequence;
+use ledger_client::{ClientError, KnownCheckpoints, Selection, Sequence, Size, Trust};
 use ledger_proto::ledger::v1::InclusionProofRequest;
 use rand::RngExt as _;
 
@@ -27,10 +27,16 @@ pub(crate) async fn run(connection: &Connection, shape: &Shape, entries: u64) ->
         operations += 1;
     }
     let elapsed = begin.elapsed();
-    let proven = client.prove_inclusion(&context, Sequence(entries / 2 + 1), None).await?;
+    let trust = Trust::on_first_use(KnownCheckpoints::in_memory());
+    let checkpoint = client.trusted_checkpoint_at(&context, Size(entries), &trust).await?;
+    let middle = Selection::default().after(Sequence(entries / 2)).at_most(1);
+    let middle = client.get(&context, middle).collect().await?;
+    let missing = || ClientError::NotVerified("the ledger does not show the entry in the middle".to_owned());
+    let proven = client.prove_inclusion(middle.first().ok_or_else(missing)?, &checkpoint).await?;
+    let (content_hash, root) = (proven.entry().content_hash, checkpoint.head().root);
     for _ in 0..10_000 {
         let since = Instant::now();
-        proven.proof.verify_in(proven.suite, &proven.content_hash, &proven.root)?;
+        proven.proof().verify_in(checkpoint.suite(), &content_hash, &root)?;
         record(&mut verified, since);
     }
     Ok(Measured::new(operations, elapsed, made.clone())

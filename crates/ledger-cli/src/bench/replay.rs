@@ -2,8 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use ledger_client::ClientError;
-use ledger_proto::{context::v1::GetRequest, ledger::v1::WatchRequest};
+use ledger_client::{ClientError, Selection};
 
 use super::{Measured, fill, histogram, record};
 use crate::args::{Connection, Shape};
@@ -24,8 +23,6 @@ pub(crate) async fn run(
     while passes == 0 || elapsed.as_secs_f64() < shape.seconds {
         let mut last = Instant::now();
         let mut seen = 0;
-        let mut service = client.ledger_service();
-        let context_id = context.as_str().to_owned();
         let mut count = |len: usize, first: Option<u64>| {
             if first.is_some_and(|first| first != seen + 1) {
                 let message = format!("entry {} came after entry {seen}", first.unwrap_or_default());
@@ -37,18 +34,16 @@ pub(crate) async fn run(
             Ok(seen)
         };
         if watch {
-            let request = WatchRequest { context_id, ..WatchRequest::default() };
-            let mut stream = service.watch(request).await?.into_inner();
-            while let Some(batch) = stream.message().await? {
-                if count(batch.entries.len(), batch.entries.first().map(|entry| entry.sequence))? >= entries {
+            let mut watch = client.watch(&context, Selection::default());
+            while let Some(entry) = watch.next().await? {
+                if count(1, Some(entry.sequence.0))? >= entries {
                     break;
                 }
             }
         } else {
-            let request = GetRequest { context_id, ..GetRequest::default() };
-            let mut stream = service.get(request).await?.into_inner();
-            while let Some(page) = stream.message().await? {
-                count(page.entries.len(), page.entries.first().map(|entry| entry.sequence))?;
+            let mut pages = client.get(&context, Selection::default());
+            while let Some(page) = pages.next().await? {
+                count(page.len(), page.first().map(|entry| entry.sequence.0))?;
             }
         }
         if seen < entries {

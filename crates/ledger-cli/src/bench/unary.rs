@@ -2,29 +2,25 @@
 
 use std::time::{Duration, Instant};
 
-use ledger_proto::context::v1::AppendRequest;
+use ledger_client::{Append, ContextId};
 
-use super::{Measured, append::payload, histogram, record};
+use super::{Measured, append::payload, histogram, ledger, record};
 use crate::args::{Connection, Shape};
 
 /// Not counted, at the beginning.
 const WARM_UP: Duration = Duration::from_millis(500);
 
 pub(crate) async fn run(connection: &Connection, shape: &Shape) -> anyhow::Result<Measured> {
-    let run = format!("bench-unary-{}", uuid::Uuid::now_v7().simple());
+    let run = ledger::run("unary");
     let begin = Instant::now() + WARM_UP;
     let end = begin + Duration::from_secs_f64(shape.seconds);
     let payload = payload(shape.payload);
     let mut tasks = Vec::new();
     let client = connection.client()?;
     for number in 0..shape.inflight {
-        let mut service = client.context_service();
-        let request = AppendRequest {
-            context_id: format!("{run}-{}", number % shape.contexts),
-            key: "facts".to_owned(),
-            payload: payload.clone(),
-            ..AppendRequest::default()
-        };
+        let client = client.clone();
+        let context = ContextId::new(format!("{run}/{}", number % shape.contexts))?;
+        let append = Append::new(&context, "facts", payload.clone())?;
         tasks.push(tokio::spawn(async move {
             let mut latency = histogram()?;
             let mut counted = 0;
@@ -33,7 +29,7 @@ pub(crate) async fn run(connection: &Connection, shape: &Shape) -> anyhow::Resul
                 if since >= end {
                     return anyhow::Ok((counted, latency));
                 }
-                service.append(request.clone()).await?;
+                client.append(append.clone()).await?;
                 if since >= begin {
                     counted += 1;
                     record(&mut latency, since);

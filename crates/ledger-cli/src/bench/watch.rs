@@ -2,11 +2,10 @@
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use ledger_client::{Append, ClientError, ContextId};
-use ledger_proto::context::v1::WatchRequest;
+use ledger_client::{Append, ClientError, ContextId, Selection};
 use tokio::sync::watch;
 
-use super::{Measured, append::payload, histogram, micros};
+use super::{Measured, append::payload, histogram, ledger, micros};
 use crate::args::{Connection, Shape};
 
 /// Watchers of one connection.
@@ -24,7 +23,7 @@ pub(crate) async fn run(
         let message = "--rate must be 1 to 1000000, --watchers 1 to 100000".to_owned();
         return Err(ClientError::Invalid(message).into());
     }
-    let context = ContextId::new(format!("bench-watch-{}", uuid::Uuid::now_v7().simple()))?;
+    let context = ContextId::new(ledger::run("watch"))?;
     let writer = connection.client()?;
     writer
         .append(Append::new(&context, "facts", "the first entry: every watcher is there when it has it")?)
@@ -38,18 +37,14 @@ pub(crate) async fn run(
         if number > 0 && number % PER_CONNECTION == 0 {
             client = connection.client()?;
         }
-        let mut service = client.context_service();
-        let request = WatchRequest { context_id: context.to_string(), ..WatchRequest::default() };
+        let mut watch = client.watch(&context, Selection::default());
         let ready = ready.clone();
         tasks.push(tokio::spawn(async move {
             let mut latency = histogram()?;
-            let mut stream = service.watch(request).await?.into_inner();
             for expected in 1..=total {
-                let event = stream.message().await?;
-                let entry = event.and_then(|event| event.entry);
-                let entry =
-                    entry.ok_or_else(|| ClientError::NotVerified("an event has no entry".to_owned()))?;
-                if entry.sequence != expected {
+                let ended = || ClientError::Unavailable("the watch has ended".into());
+                let entry = watch.next().await?.ok_or_else(ended)?;
+                if entry.sequence.0 != expected {
                     let message = format!("entry {} came where {expected} was next", entry.sequence);
                     return Err(ClientError::NotVerified(message).into());
                 }
@@ -64,7 +59,7 @@ pub(crate) async fn run(
     }
     tokio::time::timeout(PATIENCE, all_ready.wait_for(|ready| *ready == watchers))
         .await
-        .map_err(|_| ClientError::TimedOut("the watchers are not all connected".to_owned()))??;
+        .map_err(|_| ClientError::TimedOut("the watchers are not all connected".into()))??;
 
     let mut latency = histogram()?;
     let payload = payload(shape.payload);
@@ -87,7 +82,7 @@ pub(crate) async fn run(
     for task in tasks {
         let part = tokio::time::timeout(PATIENCE, task)
             .await
-            .map_err(|_| ClientError::TimedOut("not every watcher got every entry".to_owned()))???;
+            .map_err(|_| ClientError::TimedOut("not every watcher got every entry".into()))???;
         delivery.add(part)?;
     }
     let elapsed = begin.elapsed();

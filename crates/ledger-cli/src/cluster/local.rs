@@ -30,7 +30,10 @@ use tokio::{
 };
 
 use super::args::Local;
-use crate::{output::Output, progress};
+use crate::{
+    output::{Output, complain},
+    progress,
+};
 use nodes::Nodes;
 use plan::Plan;
 
@@ -96,10 +99,9 @@ async fn serve(plan: &Plan, nodes: &mut Nodes, bar: &ProgressBar, output: &Outpu
     bar.finish_and_clear();
     if !settled {
         let text = format!("after {} s some slots have no owner yet; the nodes run on", SETTLE.as_secs());
-        eprintln!("ledgerctl: {text}: look at `cluster status`");
+        complain(&format!("ledgerctl: {text}: look at `cluster status`"));
     }
-    let owner = owner_of(&nodes.endpoints(), guide::CONTEXT).await;
-    output.result(&nodes.object("ready", &plan.dir), || guide::text(plan, nodes, owner.as_deref()))?;
+    output.result(&nodes.object("ready", &plan.dir), || guide::text(plan, nodes))?;
     while nodes.any_runs() {
         let ended = nodes.next_end().await;
         let object = json!({
@@ -126,18 +128,6 @@ async fn settle(endpoints: Vec<String>, bar: &ProgressBar) {
     }
 }
 
-/// The name of the node that owns a context.
-async fn owner_of(endpoints: &[String], context: &str) -> Option<String> {
-    for endpoint in endpoints {
-        let Some(client) = client(endpoint) else { continue };
-        let request = LocateRequest { context_ids: vec![context.to_owned()], slots: Vec::new() };
-        if let Ok(answer) = client.cluster_service().locate(request).await {
-            return answer.into_inner().locations.pop().map(|location| location.owner);
-        }
-    }
-    None
-}
-
 fn client(endpoint: &str) -> Option<Client> {
     Client::connect(endpoint, &Options::default()).ok()
 }
@@ -147,20 +137,20 @@ async fn stop(nodes: &mut Nodes, signals: &mut Signals) {
     if !nodes.any_runs() {
         return;
     }
-    eprintln!("ledgerctl: stopping the nodes");
+    complain("ledgerctl: stopping the nodes");
     nodes.send(Signal::TERM);
     let ended = async {
         while nodes.any_runs() {
             let ended = nodes.next_end().await;
             if ended.code != Some(0) {
-                eprintln!("ledgerctl: {ended}");
+                complain(&format!("ledgerctl: {ended}"));
             }
         }
     };
     tokio::select! {
         () = ended => return,
-        () = sleep(STOP) => eprintln!("ledgerctl: not stopped within {} s: killing them", STOP.as_secs()),
-        () = signals.next() => eprintln!("ledgerctl: asked again: killing the nodes"),
+        () = sleep(STOP) => complain(&format!("ledgerctl: not stopped within {} s: killing them", STOP.as_secs())),
+        () = signals.next() => complain("ledgerctl: asked again: killing the nodes"),
     }
     nodes.send(Signal::KILL);
     while nodes.any_runs() {

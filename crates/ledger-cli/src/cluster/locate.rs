@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::reach::{self, Located};
 use crate::{
     args::Connection,
-    output::{Output, visible},
+    output::{Output, cell, visible},
 };
 
 /// Contexts asked for at once.
@@ -48,13 +48,13 @@ fn row(location: &Location, located: &Located) -> [String; 6] {
     let owner = if location.owner.is_empty() {
         format!("none: {}", visible(&location.reason))
     } else {
-        visible(&location.owner)
+        cell(&location.owner)
     };
     [
-        visible(&location.context_id),
+        cell(&location.context_id),
         location.slot.to_string(),
         owner,
-        visible(&location.owner_address),
+        cell(&location.owner_address),
         Epoch(location.epoch).counter().to_string(),
         copies(location, located.is_known(location)),
     ]
@@ -63,7 +63,7 @@ fn row(location: &Location, located: &Located) -> [String; 6] {
 /// Who keeps it, and who of them lacks something: where that is known.
 fn copies(location: &Location, is_known: bool) -> String {
     let copy = |replica: &ledger_proto::ledger::v1::Replica| {
-        let name = visible(&replica.node_id);
+        let name = cell(&replica.node_id);
         match (replica.alive, is_known && !replica.in_step) {
             (false, _) => format!("{name} (away)"),
             (true, true) => format!("{name} (behind)"),

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::reach;
 use crate::{
     args::Connection,
-    output::{Output, visible},
+    output::{Output, cell},
 };
 
 pub(super) async fn run(connection: &Connection, output: &Output) -> anyhow::Result<()> {
@@ -24,7 +24,7 @@ pub(super) async fn run(connection: &Connection, output: &Output) -> anyhow::Res
     table.set_header(HEADER.into_iter().chain(more));
     for member in &answer.members {
         let start = member.incarnation.to_string();
-        let more = [visible(&member.zone), start, visible(&member.storage_id)];
+        let more = [cell(&member.zone), start, cell(&member.storage_id)];
         table.add_row(row(member, &answer).into_iter().chain(more));
     }
     output.result(&Value::Null, || table.trim_fmt())?;
@@ -38,8 +38,8 @@ pub(super) const HEADER: [&str; 6] = ["node", "address", "state", "slots", "entr
 pub(super) fn row(member: &Member, answer: &MembersResponse) -> [String; 6] {
     let mark = if member.node_id == answer.node_id { " *" } else { "" };
     [
-        format!("{}{mark}", visible(&member.node_id)),
-        visible(&member.address),
+        format!("{}{mark}", cell(&member.node_id)),
+        cell(&member.address),
         state(member).to_owned(),
         member.slots_owned.to_string(),
         member.entries_per_second.to_string(),

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     args::Connection,
-    output::{Output, visible},
+    output::{Output, complain, visible},
 };
 
 /// Changes that come within so long of each other are shown together.
@@ -186,7 +186,7 @@ pub(super) async fn watch(connection: &Connection, output: &Output) -> anyhow::R
         };
         match screen.next_to_ask(&asked) {
             Some(other) => {
-                eprintln!("ledgerctl: {}: {error:#}; asking {}", asked.endpoint, other.endpoint);
+                complain(&format!("ledgerctl: {}: {error:#}; asking {}", asked.endpoint, other.endpoint));
                 asked = other;
             }
             None => return Err(error),

@@ -191,7 +191,9 @@ impl Client {
                 return Ok(checkpoint);
             }
         }
-        Err(ClientError::Unavailable(format!("what is known of context {context} changes all the time").into()))
+        Err(ClientError::Unavailable(
+            format!("what is known of context {context} changes all the time").into(),
+        ))
     }
 
     /// A statement that a reading vouches for: it has hashed its entries from a trusted checkpoint on, and come to this
@@ -206,7 +208,8 @@ impl Client {
         let stated = self.checkpoint_at(Aim::near(context), context, Some(read.size)).await?;
         let signed = trust.signature(&stated)?;
         if (stated.head(), stated.suite) != (read, begun.suite) {
-            let reason = format!("the entries that came lead to root {}, the checkpoint states another", read.root);
+            let reason =
+                format!("the entries that came lead to root {}, the checkpoint states another", read.root);
             return Err(not_extended(begun.head, &stated, reason));
         }
         Ok(TrustedCheckpoint::of(stated, signed.unwrap_or(Basis::Known)))
@@ -283,7 +286,10 @@ impl Client {
         };
         match proven {
             Ok(Ok(_)) => Ok(()),
-            Ok(Err(error)) => Err(refused(format!("the ledger shows size {} with root {}: {error}", shown.size, shown.root))),
+            Ok(Err(error)) => Err(refused(format!(
+                "the ledger shows size {} with root {}: {error}",
+                shown.size, shown.root
+            ))),
             Err(ClientError::Invalid(_)) if shown.size < known.head.size => {
                 Err(refused(format!("the ledger shows {} entries and no more", shown.size)))
             }
@@ -316,7 +322,10 @@ impl Client {
         }
         let empty = with_suite!(suite, H => H::empty_root());
         if (old_size == 0 && old.root != empty) || (new_size == 0 && new.root != empty) {
-            return Ok(Err(ProofError::Root { expected: empty, computed: if old_size == 0 { old.root } else { new.root } }));
+            return Ok(Err(ProofError::Root {
+                expected: empty,
+                computed: if old_size == 0 { old.root } else { new.root },
+            }));
         }
         Ok(proof.verify_in(suite, &old.root, &new.root).map(|()| proof))
     }

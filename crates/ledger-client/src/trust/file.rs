@@ -125,7 +125,10 @@ impl File {
     }
 
     fn failed(&self, what: &str, error: &io::Error) -> ClientError {
-        ClientError::Io(io::Error::new(error.kind(), format!("{} cannot be {what}: {error}", self.0.display())))
+        ClientError::Io(io::Error::new(
+            error.kind(),
+            format!("{} cannot be {what}: {error}", self.0.display()),
+        ))
     }
 
     fn malformed(&self, reason: &str) -> ClientError {
@@ -137,8 +140,9 @@ impl Contents {
     pub(super) fn get(&self, cluster: &str, context: &ContextId) -> Result<Option<Known>, ClientError> {
         self.check_cluster(cluster)?;
         let Some(written) = self.contexts.get(context.as_str()) else { return Ok(None) };
-        let malformed =
-            |what: &str| ClientError::Invalid(format!("the known checkpoint of context {context} has no {what}"));
+        let malformed = |what: &str| {
+            ClientError::Invalid(format!("the known checkpoint of context {context} has no {what}"))
+        };
         Ok(Some(Known {
             head: TreeHead {
                 size: Size(written.size.parse().map_err(|_| malformed("size"))?),

@@ -11,9 +11,7 @@ use ledger_core::{
 use ledger_proto::ledger::v1::InclusionProofRequest;
 
 use super::VerifiedEntry;
-use crate::{
-    Client, ClientError, TrustedCheckpoint, convert, error::TreeHead, route::Aim,
-};
+use crate::{Client, ClientError, TrustedCheckpoint, convert, error::TreeHead, route::Aim};
 
 /// A tree that entries are appended to as they are read.
 #[derive(Debug)]
@@ -53,7 +51,8 @@ impl Chain {
                 let proof = InclusionProof { index, size: after, hashes };
                 // A claim until the first entries after it are proven, or until nothing comes after it at all.
                 let frontier = with_suite!(suite, H => Frontier::of_last_leaf::<H>(&proof, &data));
-                frontier.ok_or_else(|| ClientError::malformed("the proof of the last entry before the reading"))?
+                frontier
+                    .ok_or_else(|| ClientError::malformed("the proof of the last entry before the reading"))?
             }
         };
         Ok(Self { context, suite, frontier, unproven: Vec::new() })
@@ -84,7 +83,8 @@ impl Chain {
         }
         let computed = entry.computed_hash(self.suite);
         if computed != entry.content_hash {
-            let message = format!("entry {next} of context {context} does not have the content that its hash is of");
+            let message =
+                format!("entry {next} of context {context} does not have the content that its hash is of");
             return Err(ClientError::NotVerified(message));
         }
         with_suite!(self.suite, H => self.frontier.push::<H>(H::leaf(&computed), |_, _| ()));

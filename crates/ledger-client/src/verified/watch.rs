@@ -7,10 +7,7 @@ use ledger_core::{ContextId, Sequence};
 use tokio::time::Instant;
 
 use super::{VerifiedEntry, chain::Chain, pages::is_selected};
-use crate::{
-    Client, ClientError, Selection, Trust, TrustedCheckpoint, Watch,
-    error::NotExtended,
-};
+use crate::{Client, ClientError, Selection, Trust, TrustedCheckpoint, Watch, error::NotExtended};
 
 /// Most entries proven at once.
 const AT_ONCE: usize = 1024;
@@ -105,11 +102,8 @@ impl VerifiedWatch {
     async fn begin(&self) -> Result<Begun, ClientError> {
         let mut checkpoint = self.client.trusted_checkpoint(&self.context, &self.trust).await?;
         let after = self.selection.after.0.min(checkpoint.head().size.0);
-        let selection = Selection {
-            after: Sequence(after),
-            read_from: self.selection.read_from,
-            ..Selection::default()
-        };
+        let selection =
+            Selection { after: Sequence(after), read_from: self.selection.read_from, ..Selection::default() };
         let mut watch = self.client.watch(&self.context, selection);
         let mut first = None;
         if checkpoint.head().size.0 == 0 {

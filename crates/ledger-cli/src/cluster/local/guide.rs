@@ -8,10 +8,10 @@ use super::{
 };
 
 /// The context of the examples.
-pub(super) const CONTEXT: &str = "demo";
+const CONTEXT: &str = "demo";
 
-/// The nodes and what to try. `owner` is the name of the node that owns [`CONTEXT`].
-pub(super) fn text(plan: &Plan, nodes: &Nodes, owner: Option<&str>) -> String {
+/// The nodes and what to try.
+pub(super) fn text(plan: &Plan, nodes: &Nodes) -> String {
     let mut text = String::new();
     for node in nodes.iter() {
         let (endpoint, console) = (node.endpoint().unwrap_or_default(), node.console().unwrap_or_default());
@@ -25,25 +25,34 @@ pub(super) fn text(plan: &Plan, nodes: &Nodes, owner: Option<&str>) -> String {
         let endpoint = node.endpoint().unwrap_or_default();
         format!("  {ledgerctl} --endpoint {endpoint} {command}\n")
     };
-    let owner = nodes.iter().find(|node| Some(node.name.as_str()) == owner);
-    let others: Vec<_> =
-        nodes.iter().filter(|node| owner.is_none_or(|owner| owner.pid != node.pid)).collect();
-    let first = others.first().copied().or(owner);
-    let second = others.get(1).copied().or(first);
-    let (Some(first), Some(second)) = (first, second) else { return text };
+    let nodes: Vec<_> = nodes.iter().collect();
+    let (Some(first), Some(last)) = (nodes.first(), nodes.last()) else { return text };
 
     text.push_str("Try, in other terminals:\n");
     text.push_str(&on(first, &format!("watch {CONTEXT}")));
-    text.push_str(&on(second, &format!("append {CONTEXT} facts 'any node takes it'")));
-    text.push_str(&on(second, "cluster status --watch"));
-    if let (Some(owner), true) = (owner, others.len() > 1) {
-        let _ = writeln!(text, "{} owns `{CONTEXT}` now. Kill it, and go on with the others:", owner.name);
-        let _ = writeln!(text, "  kill -9 {}", owner.pid);
-        text.push_str(&on(second, &format!("append {CONTEXT} facts 'nothing was lost'")));
-        text.push_str(&on(second, &format!("cluster locate {CONTEXT}")));
+    text.push_str(&on(last, &format!("append {CONTEXT} facts 'any node takes it'")));
+    text.push_str(&on(last, "cluster status --watch"));
+    if nodes.len() > 2 {
+        // Not who owns it now: that changes while slots find their places, and whenever a node goes.
+        let _ = writeln!(
+            text,
+            "See who owns `{CONTEXT}`, kill that one (its pid is above), and go on with the others:"
+        );
+        let _ = writeln!(text, "  {ledgerctl} --endpoint {} cluster locate {CONTEXT}", all_of(&nodes));
+        text.push_str("  kill -9 PID\n");
+        let _ = writeln!(
+            text,
+            "  {ledgerctl} --endpoint {} append {CONTEXT} facts 'nothing was lost'",
+            all_of(&nodes)
+        );
     }
     text.push_str("Ctrl-C stops the cluster.");
     text
+}
+
+/// The addresses of all nodes, of which any that lives will do.
+fn all_of(nodes: &[&Process]) -> String {
+    nodes.iter().filter_map(|node| node.endpoint()).collect::<Vec<_>>().join(",")
 }
 
 /// The program as the user started it.

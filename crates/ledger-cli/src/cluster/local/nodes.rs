@@ -14,6 +14,7 @@ use tokio::{
 };
 
 use super::plan::{Plan, Planned};
+use crate::output::visible;
 
 /// The processes.
 #[derive(Debug)]
@@ -207,7 +208,8 @@ impl fmt::Display for Ended {
 async fn show(name: String, log: ChildStderr, bar: ProgressBar) {
     let mut lines = BufReader::new(log).split(b'\n');
     while let Ok(Some(line)) = lines.next_segment().await {
-        let line = String::from_utf8_lossy(&line).into_owned();
+        // A node logs what clients and other nodes call things.
+        let line = visible(&String::from_utf8_lossy(&line));
         // Nobody may read it any more.
         bar.suspend(|| writeln!(std::io::stderr(), "{name} | {line}")).unwrap_or_default();
     }
