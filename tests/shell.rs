@@ -383,3 +383,26 @@ fn a_wrong_address_is_told_with_its_remedy() {
     assert!(ran.code == 2 && ran.err.contains("data_dir") && !ran.err.contains("test_panic"), "{ran:?}");
     desk.node.stop_cleanly();
 }
+
+#[test]
+fn what_ledgerctl_reads_in_the_environment_is_no_mistake_to_a_node() {
+    let mut command = ledgerctl();
+    command.args(["append", "--help"]);
+    let help = run(command, b"").out;
+    let variables: Vec<_> = help
+        .split("[env: ")
+        .skip(1)
+        .filter_map(|rest| rest.split(['=', ']']).next())
+        .filter(|name| name.starts_with("LEDGER_"))
+        .collect();
+    assert!(variables.contains(&"LEDGER_ENDPOINT"), "{help}");
+    for name in variables {
+        let mut command = ledgerd();
+        command.arg("config").env(name, "x");
+        let ran = run(command, b"");
+        assert_eq!(ran.code, 0, "{name}: {ran:?}");
+        let mut command = ledgerd();
+        command.arg("config").env(format!("{name}_X"), "x");
+        assert_eq!(run(command, b"").code, 2, "{name}_X");
+    }
+}

@@ -106,7 +106,7 @@ impl Liar {
         for entry in &mut shown {
             match lie {
                 Lie::Payload(sequence) if entry.sequence == sequence => {
-                    entry.payload = Bytes::from_static(b"made up")
+                    entry.payload = Bytes::from_static(b"made up");
                 }
                 Lie::PayloadAndHash(sequence) if entry.sequence == sequence => {
                     entry.payload = Bytes::from_static(b"made up");

@@ -107,9 +107,8 @@ impl Pulse {
                     let more = |doubled| (doubled < DOUBLED).then_some(doubled + 1);
                     let _ = self.0.doubled.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
                 }
-                Ok(_) => {}
                 Err(_) if Some(line.heard()) == heard && line.was_asked(written) => line.cut(),
-                Err(_) => {}
+                Ok(_) | Err(_) => {}
             }
         }
     }

@@ -73,8 +73,7 @@ async fn one_stream(client: ledger_client::Client, load: Load) -> anyhow::Result
             .iter()
             .map(|context| Append::new(context, "facts", payload.clone()))
             .collect::<Result<_, _>>()?;
-        let mut next = 0;
-        for append in templates.iter().cycle() {
+        for (next, append) in (0_u64..).zip(templates.iter().cycle()) {
             let now = Instant::now();
             if now >= end {
                 break;
@@ -86,7 +85,6 @@ async fn one_stream(client: ledger_client::Client, load: Load) -> anyhow::Result
             if appender.send(append.clone()).await.is_err() {
                 break;
             }
-            next += 1;
         }
         appender.finish();
         Ok::<_, ClientError>(())

@@ -49,6 +49,12 @@ struct Written {
     verifier_key: String,
 }
 
+/// What any version has.
+#[derive(Deserialize)]
+struct Versioned {
+    version: u32,
+}
+
 impl File {
     pub(super) fn new(path: PathBuf) -> Self {
         Self(path.into())
@@ -97,10 +103,6 @@ impl File {
         }
         if bytes.len() as u64 > MAX_BYTES {
             return Err(self.malformed(&format!("it has more than {MAX_BYTES} bytes")));
-        }
-        #[derive(Deserialize)]
-        struct Versioned {
-            version: u32,
         }
         let versioned: Versioned =
             serde_json::from_slice(&bytes).map_err(|error| self.malformed(&error.to_string()))?;
