@@ -200,8 +200,12 @@ async fn a_node_that_is_behind_is_not_taken_for_another_history() {
     let checkpoint = fresh.checkpoint(&context, Some(Size(25))).await.unwrap();
     assert_eq!(checkpoint.position.size, Size(25));
     let trust = Trust::on_first_use(KnownCheckpoints::in_memory());
-    let newest = fresh.get_verified(&context, Selection::default().after(Sequence(30)), &trust);
-    assert_eq!(newest.collect().await.unwrap().len(), 1, "what a replica lacks the owner shows");
+    let newest = fresh.get_verified(&context, Selection::default().after(Sequence(30)).from_owner(), &trust);
+    let newest = newest.collect().await.unwrap();
+    assert_eq!(newest.len(), 1);
+    fresh.prove_inclusion(newest[0].entry(), newest[0].checkpoint()).await.unwrap();
+    let all = fresh.get_verified(&context, Selection::default(), &trust);
+    assert_eq!(all.collect().await.unwrap().len(), 31, "what is known to be there the owner shows");
     let error = fresh.checkpoint(&context, Some(Size(1000))).await.unwrap_err();
     assert!(matches!(error, ClientError::Invalid(_)), "{error}");
     let from_owner = Selection { read_from: ReadFrom::Owner, ..Selection::default() };

@@ -141,7 +141,7 @@ impl Client {
         context: &ContextId,
         trust: &Trust,
     ) -> Result<TrustedCheckpoint, ClientError> {
-        self.trusted_at(context, None, trust).await
+        self.trusted_at(Aim::near(context), context, None, trust).await
     }
 
     /// As [`Client::trusted_checkpoint`], at a size.
@@ -151,17 +151,26 @@ impl Client {
         size: Size,
         trust: &Trust,
     ) -> Result<TrustedCheckpoint, ClientError> {
-        self.trusted_at(context, Some(size), trust).await
+        self.trusted_at(Aim::near(context), context, Some(size), trust).await
+    }
+
+    /// As [`Client::trusted_checkpoint`], of everything that the owner has acknowledged so far.
+    pub(crate) async fn trusted_by_owner(
+        &self,
+        context: &ContextId,
+        trust: &Trust,
+    ) -> Result<TrustedCheckpoint, ClientError> {
+        self.trusted_at(Aim::near(context).owner(), context, None, trust).await
     }
 
     async fn trusted_at(
         &self,
+        mut aim: Aim,
         context: &ContextId,
         size: Option<Size>,
         trust: &Trust,
     ) -> Result<TrustedCheckpoint, ClientError> {
-        let mut aim = Aim::near(context);
-        for _ in 0..RACES {
+        loop {
             let stated = self.checkpoint_at(aim, context, size).await?;
             if size.is_some_and(|size| size != stated.position.size) {
                 let message = format!("a checkpoint at size {size:?} was asked for: another one came");
@@ -169,7 +178,7 @@ impl Client {
             }
             let signed = trust.signature(&stated)?;
             let key: VerifierKey = stated.verifier_key.parse()?;
-            let known = trust.known.get(cluster_of(&key), context).await?;
+            let mut known = trust.known.get(cluster_of(&key), context).await?;
             if size.is_none()
                 && aim == Aim::near(context)
                 && known.as_ref().is_some_and(|known| stated.head().size < known.head.size)
@@ -178,22 +187,27 @@ impl Client {
                 aim = aim.owner();
                 continue;
             }
-            if let Some(known) = &known {
-                self.check_known(known, &stated).await?;
+            // What is known may grow meanwhile, through others. It is the same statement that is held against it again: what
+            // is known is soon beyond that.
+            for _ in 0..RACES {
+                if let Some(known) = &known {
+                    self.check_known(known, &stated).await?;
+                }
+                let basis = match (&known, signed) {
+                    (_, Some(signed)) => signed,
+                    (Some(_), None) => Basis::Known,
+                    (None, None) => Basis::FirstUse,
+                };
+                let checkpoint = TrustedCheckpoint::of(stated.clone(), basis);
+                if self.keep(trust, known.as_ref(), &checkpoint).await? {
+                    return Ok(checkpoint);
+                }
+                known = trust.known.get(cluster_of(&key), context).await?;
             }
-            let basis = match (&known, signed) {
-                (_, Some(signed)) => signed,
-                (Some(_), None) => Basis::Known,
-                (None, None) => Basis::FirstUse,
-            };
-            let checkpoint = TrustedCheckpoint::of(stated, basis);
-            if self.keep(trust, known.as_ref(), &checkpoint).await? {
-                return Ok(checkpoint);
-            }
+            return Err(ClientError::Unavailable(
+                format!("what is known of context {context} changes all the time").into(),
+            ));
         }
-        Err(ClientError::Unavailable(
-            format!("what is known of context {context} changes all the time").into(),
-        ))
     }
 
     /// A statement that a reading vouches for: it has hashed its entries from a trusted checkpoint on, and come to this

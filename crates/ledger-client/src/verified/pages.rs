@@ -92,7 +92,10 @@ impl VerifiedPages {
 
     /// Whether there is anything to read.
     async fn begin(&mut self) -> Result<bool, ClientError> {
-        let checkpoint = self.client.trusted_checkpoint(&self.context, &self.trust).await?;
+        let checkpoint = match self.selection.read_from {
+            ReadFrom::Owner => self.client.trusted_by_owner(&self.context, &self.trust).await?,
+            ReadFrom::AnyReplica => self.client.trusted_checkpoint(&self.context, &self.trust).await?,
+        };
         let (after, size) = (self.selection.after.0, checkpoint.head().size.0);
         let chain = Chain::begin(&self.client, after.min(size), &checkpoint).await?;
         let pages = unfiltered(&self.client, &self.context, chain.size(), self.selection.read_from);
