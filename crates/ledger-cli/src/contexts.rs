@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::{
     args,
     exit::Partial,
-    output::{Output, cell, time},
+    output::{Output, cell, time, visible},
 };
 
 /// Contexts asked for at once.

@@ -44,13 +44,28 @@ pub(crate) async fn allow(client: &Client, yes: bool, output: &Output) -> anyhow
     refuse("not confirmed")
 }
 
-/// Whether there is a context that no measurement wrote.
+/// Whether there is a context that no measurement wrote, or may be one, for not all are listed.
 async fn holds_other_data(client: &Client) -> Result<bool, ClientError> {
-    let (first, _) = client.contexts("", "", 1).await?;
-    if first.first().is_none_or(|info| !info.context.as_str().starts_with(PREFIX)) {
-        return Ok(!first.is_empty());
+    let is_other = |name: &String| !name.starts_with(PREFIX);
+    let (first, is_whole) = first_after(client, "").await?;
+    if !is_whole || first.as_ref().is_some_and(is_other) {
+        return Ok(true);
     }
     // After all names that begin with the prefix.
-    let (beyond, _) = client.contexts("", &format!("{PREFIX}\u{10ffff}"), 1).await?;
-    Ok(!beyond.is_empty())
+    let (beyond, is_whole) = first_after(client, &format!("{PREFIX}\u{10ffff}")).await?;
+    Ok(!is_whole || beyond.is_some())
+}
+
+/// The first context after a name, and whether all nodes that may have one before it were heard.
+async fn first_after(client: &Client, name: &str) -> Result<(Option<String>, bool), ClientError> {
+    let mut after = name.to_owned();
+    loop {
+        let page = client.contexts("", &after, 1).await?;
+        let is_whole = page.unlisted.is_empty();
+        match (page.contexts.first(), page.next) {
+            (Some(info), _) => return Ok((Some(info.context.as_str().to_owned()), is_whole)),
+            (None, Some(next)) if is_whole => after = next,
+            (None, _) => return Ok((None, is_whole)),
+        }
+    }
 }
