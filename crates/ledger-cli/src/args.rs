@@ -265,7 +265,7 @@ pub(crate) struct Snapshot {
 pub(crate) struct Load {
     /// The context to load into
     pub context: String,
-    /// The snapshot; - for standard input
+    /// The snapshot; - for standard input. From a file it is loaded again by itself if the owner is lost meanwhile
     pub file: PathBuf,
     /// Fail if the context has entries
     #[arg(long)]

@@ -5,7 +5,7 @@ use std::{io::IsTerminal as _, path::Path};
 use anyhow::Context as _;
 use ledger_client::{Client, ClientError, ContextId, SnapshotInfo};
 use serde_json::{Value, json};
-use tokio::fs::File;
+use tokio::{fs::File, io::AsyncSeekExt as _};
 
 use crate::{
     args,
@@ -94,8 +94,13 @@ pub(crate) async fn load(client: &Client, command: args::Load, output: &Output) 
         let named = || format!("{} cannot be read", command.file.display());
         let mut file = File::open(&command.file).await.with_context(named)?;
         let bar = progress::bytes(Some(file.metadata().await.with_context(named)?.len()));
-        let loaded =
-            client.load(&context, command.fail_if_exists, &mut file, |bytes| bar.set_position(bytes)).await?;
+        let progress = |bytes| bar.set_position(bytes);
+        let loaded = if file.stream_position().await.is_ok() {
+            client.load_again(&context, command.fail_if_exists, &mut file, progress).await?
+        } else {
+            // A pipe.
+            client.load(&context, command.fail_if_exists, &mut file, progress).await?
+        };
         bar.finish_and_clear();
         loaded
     };

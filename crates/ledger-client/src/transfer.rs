@@ -1,5 +1,7 @@
 //! Snapshots and loads of any size, in constant memory.
 
+use std::{io::SeekFrom, time::Duration};
+
 use bytes::Bytes;
 use ledger_core::{ContextId, Hash, Size};
 use ledger_proto::{
@@ -7,8 +9,9 @@ use ledger_proto::{
     ledger::v1::LoadChunk,
 };
 use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncReadExt as _, AsyncSeek, AsyncSeekExt as _, AsyncWrite, AsyncWriteExt as _},
     sync::mpsc,
+    time::Instant,
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Response, Status, transport::Channel};
@@ -26,6 +29,10 @@ const CHUNK: usize = 256 << 10;
 const CHUNKS: usize = 8;
 /// Bytes of a load that are kept to be sent again, to another node if need be.
 pub const KEPT: usize = 4 << 20;
+/// A try of a load that took so long got on …
+const LONG: Duration = Duration::from_secs(1);
+/// … and so often one that breaks off does not count against the time.
+pub const LONG_TRIES: u32 = 16;
 
 /// What a snapshot holds.
 #[derive(Debug, Clone)]
@@ -89,20 +96,48 @@ impl Client {
     }
 
     /// Loads a snapshot from `source`; `progress` is told the bytes so far. Nothing is visible before the
-    /// ledger has verified all of it.
+    /// ledger has verified all of it, and nothing of it is in place before all of it is, whatever becomes of the owner.
     ///
-    /// Goes to the owner, and to another if it moves while no more than [`KEPT`] bytes were sent.
+    /// Goes to the owner, and to another if it moves while no more than [`KEPT`] bytes were sent: what can be read again
+    /// is better loaded with [`Client::load_again`].
     pub async fn load(
         &self,
         context: &ContextId,
         fail_if_exists: bool,
         source: &mut (impl AsyncRead + Unpin),
+        progress: impl FnMut(u64),
+    ) -> Result<Loaded, ClientError> {
+        let source = OnlyOnce { reader: source, kept: Vec::new(), bytes: 0, forgotten: false, ended: false };
+        self.load_chunks(context, fail_if_exists, source, progress).await
+    }
+
+    /// As [`Client::load`], from the beginning again however much was sent: a load of any size outlasts the loss of an
+    /// owner. A load that got on for a while has the whole of [`Options::timeout`] to find the next owner, up to
+    /// [`LONG_TRIES`] times.
+    ///
+    /// [`Options::timeout`]: crate::Options::timeout
+    pub async fn load_again(
+        &self,
+        context: &ContextId,
+        fail_if_exists: bool,
+        source: &mut (impl AsyncRead + AsyncSeek + Unpin),
+        progress: impl FnMut(u64),
+    ) -> Result<Loaded, ClientError> {
+        let begin = source.stream_position().await?;
+        let source = Rewound { reader: source, begin, next: 0, ended: false };
+        self.load_chunks(context, fail_if_exists, source, progress).await
+    }
+
+    async fn load_chunks(
+        &self,
+        context: &ContextId,
+        fail_if_exists: bool,
+        mut source: impl Chunks,
         mut progress: impl FnMut(u64),
     ) -> Result<Loaded, ClientError> {
         let aim = Aim::owner_of(context);
         let mut attempts = Attempts::new(self.options());
-        let mut source =
-            Source { reader: source, kept: Vec::new(), bytes: 0, forgotten: false, ended: false };
+        let mut long_tries = 0;
         loop {
             // Only choosing the node has a deadline: a load may be of any size.
             let target = match attempts.within(self.target(aim, &attempts.left_alone)).await? {
@@ -116,6 +151,7 @@ impl Client {
             let _under_way = self.nodes().under_way(&target.address);
             let first =
                 LoadChunk { context_id: context.as_str().to_owned(), fail_if_exists, data: Bytes::new() };
+            let began = Instant::now();
             let status = match self.load_at(target.channel, first, &mut source, &mut progress).await? {
                 Ok(answer) => {
                     return Ok(Loaded {
@@ -130,8 +166,13 @@ impl Client {
             // After a connection broke the load may have been done, which a repetition would take for somebody
             // else's; what a node refused was not.
             let is_unknown = failed.failure == Failure::Broken && fail_if_exists;
-            if source.forgotten || is_unknown {
+            if source.is_forgotten() || is_unknown {
                 return Err(failed.status.into());
+            }
+            if began.elapsed() > LONG && long_tries < LONG_TRIES && self.options().tries == 0 {
+                // It was served meanwhile.
+                long_tries += 1;
+                attempts = Attempts::new(self.options());
             }
             attempts.after(failed).await?;
         }
@@ -142,7 +183,7 @@ impl Client {
         &self,
         channel: Channel,
         first: LoadChunk,
-        source: &mut Source<'_, impl AsyncRead + Unpin>,
+        source: &mut impl Chunks,
         progress: &mut impl FnMut(u64),
     ) -> Result<Result<LoadResponse, Status>, ClientError> {
         let (chunks, outgoing) = mpsc::channel(CHUNKS);
@@ -169,8 +210,24 @@ impl Client {
     }
 }
 
-/// What is loaded, in chunks. The first ones are kept, to be sent again.
-struct Source<'a, R> {
+/// What is loaded, in chunks.
+trait Chunks {
+    /// The chunk of a number, counted from 0 one by one, or from 0 again; `None` at the end.
+    async fn chunk(&mut self, number: usize) -> Result<Option<Bytes>, ClientError>;
+
+    /// The first chunks are not to be had any more.
+    fn is_forgotten(&self) -> bool;
+}
+
+/// The next chunk: a whole one, however little comes at a time, or the last one.
+async fn read_chunk(reader: &mut (impl AsyncRead + Unpin)) -> Result<Vec<u8>, ClientError> {
+    let mut chunk = Vec::with_capacity(CHUNK);
+    reader.take(CHUNK as u64).read_to_end(&mut chunk).await?;
+    Ok(chunk)
+}
+
+/// From what can be read once. The first chunks are kept, to be sent again.
+struct OnlyOnce<'a, R> {
     reader: &'a mut R,
     kept: Vec<Bytes>,
     bytes: usize,
@@ -179,8 +236,7 @@ struct Source<'a, R> {
     ended: bool,
 }
 
-impl<R: AsyncRead + Unpin> Source<'_, R> {
-    /// The chunk of a number: one that was kept, or the next one; `None` at the end.
+impl<R: AsyncRead + Unpin> Chunks for OnlyOnce<'_, R> {
     async fn chunk(&mut self, number: usize) -> Result<Option<Bytes>, ClientError> {
         if let Some(chunk) = self.kept.get(number).filter(|_| !self.forgotten) {
             return Ok(Some(chunk.clone()));
@@ -188,9 +244,8 @@ impl<R: AsyncRead + Unpin> Source<'_, R> {
         if self.ended {
             return Ok(None);
         }
-        let mut chunk = Vec::with_capacity(CHUNK);
-        // Whole chunks, however little comes at a time: what is kept takes the space of a chunk.
-        (&mut *self.reader).take(CHUNK as u64).read_to_end(&mut chunk).await?;
+        // Whole ones: what is kept takes the space of a chunk.
+        let chunk = read_chunk(self.reader).await?;
         self.ended = chunk.len() < CHUNK;
         if chunk.is_empty() {
             return Ok(None);
@@ -204,5 +259,38 @@ impl<R: AsyncRead + Unpin> Source<'_, R> {
             self.kept.push(chunk.clone());
         }
         Ok(Some(chunk))
+    }
+
+    fn is_forgotten(&self) -> bool {
+        self.forgotten
+    }
+}
+
+/// From what can be read again.
+struct Rewound<'a, R> {
+    reader: &'a mut R,
+    /// Where it begins.
+    begin: u64,
+    next: usize,
+    ended: bool,
+}
+
+impl<R: AsyncRead + AsyncSeek + Unpin> Chunks for Rewound<'_, R> {
+    async fn chunk(&mut self, number: usize) -> Result<Option<Bytes>, ClientError> {
+        if number == 0 && self.next > 0 {
+            self.reader.seek(SeekFrom::Start(self.begin)).await?;
+            self.ended = false;
+        }
+        self.next = number + 1;
+        if self.ended {
+            return Ok(None);
+        }
+        let chunk = read_chunk(self.reader).await?;
+        self.ended = chunk.len() < CHUNK;
+        Ok(Some(Bytes::from(chunk)).filter(|chunk| !chunk.is_empty()))
+    }
+
+    fn is_forgotten(&self) -> bool {
+        false
     }
 }

@@ -19,8 +19,8 @@ use ledger_core::{
     ownership::Claim,
     slot::Slot,
 };
-use ledger_proto::ledger::v1::{FetchContext, FetchRequest, replica_service_client::ReplicaServiceClient};
-use ledger_store::{Evidence, Following, LeftHistory, StoreError, Tip, limited, replica::Taken};
+use ledger_proto::ledger::v1::replica_service_client::ReplicaServiceClient;
+use ledger_store::{Evidence, LeftHistory, StoreError, Tip, limited};
 use prost::Message as _;
 use tokio::{
     task::spawn_blocking,
@@ -33,15 +33,10 @@ use crate::{
     wire,
 };
 
+mod fetching;
+
 /// How long a question of a comparison, or the next range, may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
-/// Writes that are under way.
-const WRITING: usize = 8;
-/// So many ranges are written together, or as many as have so many bytes.
-const TOGETHER: usize = 64;
-const TOGETHER_BYTES: u64 = 256 << 10;
-/// Contexts fetched with one question, and at most so many entries beside the last context.
-const BATCH_ENTRIES: u64 = 65_536;
 /// Less than this in a round is not worth another one: what is left comes with the stream.
 const LITTLE: u64 = 4_096;
 /// Most rounds: somebody writes faster than this node fetches.
@@ -344,93 +339,5 @@ impl CatchUp<'_> {
         }
         self.is_unsettled = true;
         Ok(is_left)
-    }
-
-    /// Fetches contexts, each after a size and up to another.
-    async fn fetch(&mut self, contexts: &[(ContextId, Size, Size)]) -> Result<(), CatchUpError> {
-        let mut rest = contexts;
-        let mut writing = VecDeque::new();
-        while !rest.is_empty() {
-            // Few enough that a broken connection does not cost much.
-            let mut entries = 0;
-            let count = rest
-                .iter()
-                .take_while(|(_, after, to)| {
-                    let is_room = entries < BATCH_ENTRIES;
-                    entries += to.0 - after.0.min(to.0);
-                    is_room
-                })
-                .count();
-            let (batch, others) = rest.split_at(count);
-            rest = others;
-            self.fetch_batch(batch, &mut writing).await?;
-        }
-        for following in writing {
-            self.written(following).await?;
-        }
-        Ok(())
-    }
-
-    /// Fetches contexts with one question; what is still being written at its end is left in `writing`.
-    async fn fetch_batch(
-        &mut self,
-        contexts: &[(ContextId, Size, Size)],
-        writing: &mut VecDeque<Following>,
-    ) -> Result<(), CatchUpError> {
-        let wanted = contexts.iter().map(|(context, after, to)| FetchContext {
-            context_id: context.as_str().to_owned(),
-            after_size: after.0,
-            to_size: to.0,
-        });
-        let request = FetchRequest { to: Some(wire::to_member(self.source)), contexts: wanted.collect() };
-        let mut ranges = self.client.fetch(request).await?.into_inner();
-        // Many contexts may be short: what came is written together.
-        let (mut parts, mut gathered) = (Vec::new(), 0);
-        loop {
-            let range = timeout(PATIENCE, ranges.message()).await;
-            let range = range.map_err(|_| CatchUpError::Peer("no range in time".to_owned()))??;
-            let Some(range) = range.and_then(|range| range.range) else { break };
-            let context = ContextId::new(&range.context_id)
-                .map_err(|error| CatchUpError::Invalid(error.to_string()))?;
-            let slot = Slot::of(&context);
-            let Some(claim) = self.claims.get(&slot) else {
-                if self.caught.refused.contains_key(&slot) {
-                    continue;
-                }
-                return Err(CatchUpError::Invalid(format!("context {context} was not asked for")));
-            };
-            let bytes = range.records.len() as u64;
-            let part = wire::part(slot, claim.clone(), range).map_err(|error| self.unread(&error))?;
-            let counters = &self.shared.counters;
-            counters.fetched_entries.fetch_add(part.range.count, Ordering::Relaxed);
-            counters.fetched_bytes.fetch_add(bytes, Ordering::Relaxed);
-            self.fetched += part.range.count;
-            parts.push(part);
-            gathered += bytes;
-            if gathered >= TOGETHER_BYTES || parts.len() >= TOGETHER {
-                gathered = 0;
-                writing.push_back(self.shared.ledger.follow(std::mem::take(&mut parts), 0).await?);
-            }
-            if writing.len() >= WRITING
-                && let Some(oldest) = writing.pop_front()
-            {
-                self.written(oldest).await?;
-            }
-            self.pace.pay(bytes).await;
-        }
-        writing.push_back(self.shared.ledger.follow(parts, 0).await?);
-        Ok(())
-    }
-
-    async fn written(&mut self, following: Following) -> Result<(), CatchUpError> {
-        for taken in following.durable().await? {
-            match taken {
-                Taken::Reaches(_) => {}
-                Taken::Missing | Taken::Differs => self.is_unsettled = true,
-                Taken::Refused { slot, by, .. } => self.refused(slot, by),
-                Taken::Invalid(reason) => return Err(CatchUpError::Invalid(reason)),
-            }
-        }
-        Ok(())
     }
 }

@@ -173,7 +173,8 @@ impl Cluster {
         for slot in (0..SLOTS).filter_map(Slot::new) {
             ledger.lease(slot, Some(shared.started), true);
         }
-        ledger.carry(Arc::new(Carrier(Arc::downgrade(&shared))));
+        let runtime = tokio::runtime::Handle::current();
+        ledger.carry(Arc::new(Carrier { shared: Arc::downgrade(&shared), runtime }));
         let driver = Driver {
             shared: Arc::clone(&shared),
             membership: Arc::clone(&membership),

@@ -239,6 +239,7 @@ fn some_messages() -> Option<Vec<(usize, Vec<u8>)>> {
             count: 2,
             records: Bytes::from_static(b"\x02\0\0\0ab\x01\0\0\0c"),
         },
+        is_load: false,
     };
     let placement = Placement {
         epoch: Epoch(9),
@@ -323,7 +324,12 @@ fn some_messages() -> Option<Vec<(usize, Vec<u8>)>> {
     ] {
         messages.push((4, CompareAnswer::encode_to_vec(&wire::to_answer(answer))));
     }
-    messages
-        .push((5, FetchedRange { range: Some(wire::to_range(&part.context, &part.range)) }.encode_to_vec()));
+    let range = FetchedRange {
+        range: Some(wire::to_range(&part.context, &part.range)),
+        together_to: 7,
+        more: Vec::new(),
+    };
+    let fetched = FetchedRange { more: vec![range.clone()], ..range };
+    messages.push((5, fetched.encode_to_vec()));
     Some(messages)
 }

@@ -247,8 +247,13 @@ async fn fetch(
     after: Size,
     to: Size,
 ) -> Result<Healing, CatchUpError> {
-    let wanted = FetchContext { context_id: context.as_str().to_owned(), after_size: after.0, to_size: to.0 };
-    let request = FetchRequest { to: Some(wire::to_member(source)), contexts: vec![wanted] };
+    let wanted = FetchContext {
+        context_id: context.as_str().to_owned(),
+        after_size: after.0,
+        to_size: to.0,
+        staged: 0,
+    };
+    let request = FetchRequest { to: Some(wire::to_member(source)), contexts: vec![wanted], packs: false };
     let ranges = timeout(PATIENCE, client.fetch(request)).await;
     let mut ranges = ranges.map_err(|_| CatchUpError::Peer("no answer in time".to_owned()))??.into_inner();
     while healing.missing().is_some() {

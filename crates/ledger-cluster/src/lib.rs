@@ -30,6 +30,7 @@ mod driver;
 mod following;
 #[doc(hidden)]
 pub mod fuzzing;
+mod giving;
 pub mod gossip;
 mod healing;
 mod known;
@@ -46,6 +47,7 @@ mod sending;
 pub mod service;
 mod set_back;
 mod shared;
+mod staging;
 mod wire;
 
 pub use cluster::{Cluster, JoinError};

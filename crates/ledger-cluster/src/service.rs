@@ -3,19 +3,19 @@
 use std::{
     pin::Pin,
     sync::{Arc, atomic::Ordering},
-    time::Instant,
 };
 
 use futures::Stream;
-use ledger_core::{ContextId, Size, plausible};
+use ledger_core::{ContextId, plausible};
 use ledger_core::{
     node::{Member, NodeId},
     ownership::slots::Event,
 };
 use ledger_proto::ledger::v1::{
     BelongsRequest, BelongsResponse, CompareAnswer, CompareAsk, FetchRequest, FetchedRange, GreetRequest,
-    GreetResponse, ReplicaReply, Replicated, SlotAnswer, SlotAnswers, SlotAsks, SlotNothing,
-    replica_service_server::ReplicaService, replicated::Body, slot_answer::Answer, slot_ask::Ask,
+    GreetResponse, ReplicaReply, Replicated, SlotAnswer, SlotAnswers, SlotAsks, SlotNothing, StageProgress,
+    StageRequest, replica_service_server::ReplicaService, replicated::Body, slot_answer::Answer,
+    slot_ask::Ask,
 };
 use ledger_store::{
     StoreError,
@@ -25,10 +25,14 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::{belonging, pace::Pace, receiving, set_back, shared::Shared, wire};
+use crate::{
+    belonging,
+    giving::{Giver, Wanted},
+    receiving, set_back,
+    shared::Shared,
+    staging, wire,
+};
 
-/// Bytes of a fetched range.
-const RANGE: usize = 1 << 20;
 /// Most contexts fetched with one question.
 pub(crate) const MAX_FETCH: usize = 512;
 /// Ranges that wait to be sent.
@@ -117,35 +121,28 @@ impl ReplicaService for Replicas {
             let context =
                 ContextId::new(&of.context_id).map_err(|_| malformed(wire::Malformed("context_id")))?;
             let size = |size| plausible::size(size).map_err(|error| self.0.unread(&caller, &error.into()));
-            wanted.push((context, size(of.after_size)?, size(of.to_size)?));
+            let (after, to) = (size(of.after_size)?, size(of.to_size)?);
+            wanted.push(Wanted { context, after, to, staged: of.staged });
         }
         let (sender, ranges) = mpsc::channel(RANGES);
-        let (ledger, load) = (self.0.ledger.clone(), Arc::clone(&self.0.load));
-        tokio::task::spawn_blocking(move || {
-            let mut pace = Pace::new(0);
-            for (context, mut after, to) in wanted {
-                while after < to {
-                    let range = match ledger.range(&context, after, to, RANGE) {
-                        Ok(range) => range,
-                        Err(error) => {
-                            let _ = sender.blocking_send(Err(failed(error)));
-                            return;
-                        }
-                    };
-                    after = Size(after.0 + range.count);
-                    let fetched = FetchedRange { range: Some(wire::to_range(&context, &range)) };
-                    if sender.blocking_send(Ok(fetched)).is_err() {
-                        return;
-                    }
-                    // Appends come first: whoever catches up has time.
-                    if ledger.waiting() > 0 {
-                        let rate = load.may_give(Instant::now(), ledger.appended());
-                        std::thread::sleep(pace.take(range.count, rate));
-                    }
-                }
-            }
-        });
+        let giver = Giver::new(self.0.ledger.clone(), Arc::clone(&self.0.load), sender, request.packs);
+        tokio::task::spawn_blocking(move || giver.give_all(wanted));
         Ok(Response::new(Box::pin(ReceiverStream::new(ranges))))
+    }
+
+    type StageStream = Replies<StageProgress>;
+
+    async fn stage(&self, request: Request<StageRequest>) -> Result<Response<Self::StageStream>, Status> {
+        let caller = self.0.caller(request.metadata())?;
+        let request = request.into_inner();
+        let from = wire::member(request.from.as_ref()).map_err(malformed)?;
+        meant(&self.0, &caller, &from, request.to.as_ref())?;
+        let wanted = wire::load(request, self.0.bounds()).map_err(|error| self.0.unread(&caller, &error))?;
+        if wanted.claim.claimant != from.node {
+            return Err(Status::invalid_argument("a load in another node's claim"));
+        }
+        let progress = staging::begin(&self.0, from, wanted);
+        Ok(Response::new(Box::pin(ReceiverStream::new(progress))))
     }
 }
 
@@ -229,7 +226,7 @@ pub(crate) fn malformed(error: impl Into<wire::Unread>) -> Status {
     Status::invalid_argument(error.into().to_string())
 }
 
-fn failed(error: StoreError) -> Status {
+pub(crate) fn failed(error: StoreError) -> Status {
     match error {
         StoreError::Closed => Status::unavailable(error.to_string()),
         error => Status::internal(error.to_string()),

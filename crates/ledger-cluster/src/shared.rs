@@ -22,7 +22,7 @@ use ledger_core::{
 };
 use ledger_store::{
     Ledger, StoreError,
-    replica::{Change, Changed, Outbox, Outgoing},
+    replica::{Change, Changed, Outbox, Outgoing, Spread},
 };
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -39,7 +39,7 @@ use crate::{
     peers::Peers,
     routes::Routes,
     set_back::Renewed,
-    wire,
+    staging, wire,
 };
 
 /// What the parts share.
@@ -269,29 +269,39 @@ impl Shared {
 
 /// What the lanes send their messages with.
 #[derive(Debug)]
-pub(crate) struct Carrier(pub(crate) Weak<Shared>);
+pub(crate) struct Carrier {
+    pub(crate) shared: Weak<Shared>,
+    /// Of the node: lanes and loads have threads of their own.
+    pub(crate) runtime: tokio::runtime::Handle,
+}
 
 impl Outbox for Carrier {
     fn send(&self, peer: Peer, what: Outgoing) {
-        if let Some(peer) = self.0.upgrade().and_then(|shared| shared.peers.numbered(peer)) {
+        if let Some(peer) = self.shared.upgrade().and_then(|shared| shared.peers.numbered(peer)) {
             peer.send(what);
         }
     }
 
+    fn spread(&self, peer: Peer, spread: Spread) {
+        if let Some(shared) = self.shared.upgrade() {
+            self.runtime.spawn(staging::ask(shared, peer, spread));
+        }
+    }
+
     fn restart(&self, peer: Peer) {
-        if let Some(peer) = self.0.upgrade().and_then(|shared| shared.peers.numbered(peer)) {
+        if let Some(peer) = self.shared.upgrade().and_then(|shared| shared.peers.numbered(peer)) {
             peer.restart();
         }
     }
 
     fn stopped(&self, slot: Slot, claim: Claim) {
-        if let Some(shared) = self.0.upgrade() {
+        if let Some(shared) = self.shared.upgrade() {
             let _ = shared.from_lanes.send(vec![Event::Stopped(slot, claim)]);
         }
     }
 
     fn gave_up(&self, slots: Vec<Slot>) {
-        if let Some(shared) = self.0.upgrade() {
+        if let Some(shared) = self.shared.upgrade() {
             let _ = shared.from_lanes.send(slots.into_iter().map(Event::GaveUp).collect());
         }
     }

@@ -18,8 +18,8 @@ use ledger_core::{
 };
 use ledger_proto::ledger::v1 as proto;
 use ledger_store::{
-    Range,
-    replica::{Commit, MAX_PART, Mark, Offer, Part, StableUpTo},
+    Announced, Range,
+    replica::{Commit, MAX_PART, Mark, Offer, Part, Spread, StableUpTo},
 };
 
 /// What came in is not what a node of ours would send.
@@ -159,8 +159,64 @@ pub(crate) fn commit(from: proto::ReplicatedCommit, bounds: Bounds) -> Read<(u16
 
 /// One part, in a claim.
 pub(crate) fn part(slot: Slot, claim: Claim, from: proto::ReplicatedContext) -> Read<Part> {
-    let (context, range) = range(from)?;
-    Ok(Part { slot, claim, context, range })
+    let load_count = from.load_count;
+    let (context, mut range) = range(from)?;
+    let is_load = load_count > 0;
+    if is_load && range.records.is_empty() {
+        range.count = load_count;
+        plausible::size(range.after.size.0.saturating_add(load_count))?;
+    } else if is_load && range.count != load_count {
+        return Err(Malformed("load_count").into());
+    }
+    Ok(Part { slot, claim, context, range, is_load })
+}
+
+/// A load that is staged elsewhere.
+#[derive(Debug)]
+pub(crate) struct WantedLoad {
+    pub(crate) claim: Claim,
+    /// The number under which it is fetched.
+    pub(crate) number: u64,
+    pub(crate) context: ContextId,
+    pub(crate) announced: Announced,
+}
+
+pub(crate) fn load(from: proto::StageRequest, bounds: Bounds) -> Read<WantedLoad> {
+    let (context, range) = range(from.load.ok_or(Malformed("load"))?)?;
+    let to = plausible::size(from.to_size)?;
+    if range.after.size >= to {
+        return Err(Malformed("to_size").into());
+    }
+    let announced = Announced {
+        lineage: range.lineage,
+        suite: range.suite,
+        created_at_ns: range.created_at_ns,
+        after: range.after,
+        to,
+        root: Some(range.root),
+    };
+    Ok(WantedLoad { claim: claim(from.claim.as_ref(), bounds)?, number: from.number, context, announced })
+}
+
+pub(crate) fn to_load(from: &Member, to: &Member, spread: &Spread) -> proto::StageRequest {
+    let Announced { lineage, suite, created_at_ns, after, to: end, root } = &spread.announced;
+    let range = Range {
+        lineage: *lineage,
+        suite: *suite,
+        created_at_ns: *created_at_ns,
+        after: *after,
+        count: 0,
+        root: root.unwrap_or(after.root),
+        records: Bytes::new(),
+    };
+    proto::StageRequest {
+        from: Some(to_member(from)),
+        to: Some(to_member(to)),
+        claim: Some(to_claim(&spread.claim)),
+        number: spread.number,
+        load: Some(to_range(&spread.context, &range)),
+        to_size: end.0,
+    }
 }
 
 /// A range of a context.
@@ -196,7 +252,13 @@ pub(crate) fn to_range(context: &ContextId, range: &Range) -> proto::ReplicatedC
         after_root: Bytes::copy_from_slice(&range.after.root.0),
         root: Bytes::copy_from_slice(&range.root.0),
         records: range.records.clone(),
+        load_count: 0,
     }
+}
+
+fn to_part(part: &Part) -> proto::ReplicatedContext {
+    let load_count = if part.is_load { part.range.count } else { 0 };
+    proto::ReplicatedContext { load_count, ..to_range(&part.context, &part.range) }
 }
 
 pub(crate) fn to_commit(commit: &Commit) -> proto::ReplicatedCommit {
@@ -206,12 +268,12 @@ pub(crate) fn to_commit(commit: &Commit) -> proto::ReplicatedCommit {
         let number = u32::from(part.slot.number());
         match slots.last_mut() {
             Some(last) if last.slot == number && claim == Some(&part.claim) => {
-                last.contexts.push(to_range(&part.context, &part.range));
+                last.contexts.push(to_part(part));
             }
             _ => slots.push(proto::ReplicatedSlot {
                 slot: number,
                 claim: Some(to_claim(&part.claim)),
-                contexts: vec![to_range(&part.context, &part.range)],
+                contexts: vec![to_part(part)],
             }),
         }
         claim = Some(&part.claim);

@@ -25,7 +25,7 @@ use ledger_core::{
 use ledger_proto::ledger::v1::{
     BelongsRequest, BelongsResponse, CompareAnswer, CompareAsk, FetchRequest, FetchedRange, GreetRequest,
     GreetResponse, ReplicaReply, ReplicateHello, Replicated, SlotAnswer, SlotAnswers, SlotAsk, SlotAsks,
-    SlotClaim, SlotMember, SlotNothing,
+    SlotClaim, SlotMember, SlotNothing, StageProgress, StageRequest,
     replica_service_client::ReplicaServiceClient,
     replica_service_server::{ReplicaService, ReplicaServiceServer},
     replicated::Body,
@@ -81,6 +81,7 @@ async fn connect(address: SocketAddr) -> Result<ReplicaServiceClient<Channel>, t
 impl ReplicaService for Listener {
     type ReplicateStream = Answers<ReplicaReply>;
     type FetchStream = Answers<FetchedRange>;
+    type StageStream = Answers<StageProgress>;
 
     async fn greet(&self, request: Request<GreetRequest>) -> Result<Response<GreetResponse>, Status> {
         self.node().await?.greet(request).await
@@ -128,6 +129,11 @@ impl ReplicaService for Listener {
 
     async fn fetch(&self, request: Request<FetchRequest>) -> Result<Response<Self::FetchStream>, Status> {
         let answers = self.node().await?.fetch(request).await?.into_inner();
+        Ok(Response::new(Box::pin(answers)))
+    }
+
+    async fn stage(&self, request: Request<StageRequest>) -> Result<Response<Self::StageStream>, Status> {
+        let answers = self.node().await?.stage(request).await?.into_inner();
         Ok(Response::new(Box::pin(answers)))
     }
 }

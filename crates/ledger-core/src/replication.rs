@@ -63,6 +63,17 @@ impl PeerSet {
         self.0 == 0
     }
 
+    /// Those that are not in another set.
+    #[must_use]
+    pub const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
+    /// How many they are.
+    pub const fn len(self) -> usize {
+        self.0.count_ones() as usize
+    }
+
     /// Adds all of another set.
     pub fn extend(&mut self, other: Self) {
         self.0 |= other.0;
@@ -165,6 +176,11 @@ impl<T, A> Waiting<T, A> {
     /// Whether a peer's copies of a slot count.
     pub fn counts(&self, slot: Slot, peer: Peer) -> bool {
         self.led.get(&slot).is_some_and(|led| led.counting.contains(peer))
+    }
+
+    /// Copies that a slot's commits need, this node's included, and the peers whose copies count.
+    pub fn needs(&self, slot: Slot) -> (usize, PeerSet) {
+        self.led.get(&slot).map_or((0, PeerSet::default()), |led| (led.needed, led.counting))
     }
 
     /// A peer's stream is lost: nothing more of it counts until it is counted again.

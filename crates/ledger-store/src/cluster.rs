@@ -256,6 +256,21 @@ impl Ledger {
         Ok(SyncStates(self.ask_lanes(claims, |(slot, _)| *slot, Command::SyncStates).await?))
     }
 
+    /// As [`Ledger::range`], for another node to put in place. With the size up to which what comes must be put in place
+    /// together, if a load that may not be stable brought it.
+    pub fn range_together(
+        &self,
+        context: &ContextId,
+        after: Size,
+        to: Size,
+        max_bytes: usize,
+    ) -> Result<(ranges::Range, Option<Size>), StoreError> {
+        let shared = &self.inner().shared;
+        let db = self.inner().database.get()?;
+        let read = ranges::read_together(&db, &shared.loaded, context, after, to, max_bytes);
+        read.inspect_err(|error| shared.quarantine.note(error))
+    }
+
     /// Whether readers may see a slot here.
     pub fn shows(&self, slot: Slot) -> bool {
         self.inner().shared.readable.is_shown(slot)

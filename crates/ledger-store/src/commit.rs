@@ -29,6 +29,7 @@ use crate::{
     db::Db,
     families::Place,
     index,
+    loaded::Span,
     replica::{Part, Taken},
     shared::Shared,
     stable::Row,
@@ -42,12 +43,12 @@ use crate::{
 pub(crate) enum Waiting {
     One(Result<Appended, StoreError>, oneshot::Sender<Result<Appended, StoreError>>, Needed),
     Many(Vec<BatchResult>, mpsc::UnboundedSender<BatchResults>, Needed),
-    /// A history was put in place.
-    Load(Installed),
+    /// A loaded history was put in place, of this slot.
+    Load(Slot, Installed),
 }
 
-/// To whoever waits for a load, without waiting for them.
-pub(crate) type Installed = std::sync::mpsc::SyncSender<Result<(), StoreError>>;
+/// To whoever waits for a load, without waiting for them: whether it is in place.
+pub(crate) type Installed = std::sync::mpsc::SyncSender<Result<bool, StoreError>>;
 
 /// A replica's answer to what it was sent: one for each part.
 pub(crate) type TakenReply = oneshot::Sender<Result<Vec<Taken>, StoreError>>;
@@ -83,6 +84,10 @@ pub(crate) struct Touched {
     /// The new entries, kept only while the context is watched.
     pub(crate) watched: Option<Vec<Entry>>,
     pub(crate) appended: u64,
+    /// In a cluster: what a load brought.
+    pub(crate) loaded: Option<Span>,
+    /// Where its rows were before a load: they are of no use once this is stable.
+    pub(crate) left: Option<Place>,
 }
 
 /// Whose a context's new entries are.
@@ -107,7 +112,39 @@ impl Touched {
             ids: HashMap::new(),
             watched: is_watched.then(Vec::new),
             appended: 0,
+            loaded: None,
+            left: None,
         }
+    }
+
+    /// A history that was staged takes the place of what there was.
+    pub(crate) fn loaded(before: Row, state: ContextState, origin: Origin) -> Self {
+        let reached = before.as_ref().map(|(_, head)| head.extent());
+        let (after, to) = (reached.map_or(Size(0), |reached| reached.size), state.head.size());
+        Self {
+            left: before.as_ref().map(|(place, _)| *place),
+            before,
+            reached,
+            origin,
+            records: Vec::new(),
+            ids: HashMap::new(),
+            // Whoever watches reads it from the store.
+            watched: None,
+            appended: to.0 - after.0,
+            loaded: Some(Span { after, to }),
+            state,
+        }
+    }
+
+    /// The same, of what another commit's part may have brought before in this one.
+    pub(crate) fn load(&mut self, state: ContextState) {
+        let (after, to) = (self.state.head.size(), state.head.size());
+        if after.0 > 0 {
+            self.left = Some(self.state.place);
+        }
+        (self.loaded, self.watched) = (Some(Span { after, to }), None);
+        self.appended += to.0 - after.0;
+        self.state = state;
     }
 }
 
@@ -141,8 +178,14 @@ impl Staged {
         let mut contexts = Vec::with_capacity(self.states.len());
         let mut states = Vec::with_capacity(self.states.len());
         for (context, touched) in self.states {
-            let Touched { mut state, watched, appended, origin, records, reached: before, .. } = touched;
+            let Touched {
+                mut state, watched, appended, origin, records, reached: before, loaded, left, ..
+            } = touched;
             let (head, place, now) = (state.head.clone(), state.place, state.extent());
+            if loaded.is_some() {
+                // Whatever was damaged is not read any more.
+                shared.quarantine.lift(&context);
+            }
             contexts.push(Reached {
                 context: context.clone(),
                 place,
@@ -153,6 +196,8 @@ impl Staged {
                 origin,
                 records,
                 before,
+                is_load: loaded.is_some(),
+                left,
             });
             // A context that was only looked at may not exist: it is not kept.
             if state.head.frontier.size() > 0 {
@@ -165,7 +210,6 @@ impl Staged {
             waiting: self.waiting,
             entries: self.entries,
             taken: self.taken,
-            left: None,
         };
         Some((written, states))
     }
@@ -186,6 +230,17 @@ impl Staged {
             if touched.before.is_none() {
                 index::put(db, &mut self.batch, context)?;
             }
+            let place = touched.state.place;
+            if let Some(left) = touched.left {
+                // Until this is stable, readers are at the rows of before.
+                staging::mark(db, &mut self.batch, left)?;
+            }
+            if let Some(span) = touched.loaded {
+                staging::forget(db, &mut self.batch, place)?;
+                if shared.options.clustered {
+                    shared.loaded.note(db, &mut self.batch, place, touched.left, span)?;
+                }
+            }
         }
         for (context, touched) in self.states.iter().filter(|(_, touched)| touched.appended > 0) {
             // Of a slot that nobody reads here nothing has to be held back.
@@ -205,8 +260,6 @@ pub(crate) struct Written {
     waiting: Vec<Waiting>,
     entries: usize,
     taken: Vec<(Vec<Taken>, TakenReply)>,
-    /// Rows that nobody reads any more once it is stable.
-    left: Option<Place>,
 }
 
 /// A context as a commit left it.
@@ -222,6 +275,10 @@ pub(crate) struct Reached {
     pub(crate) origin: Origin,
     pub(crate) records: Vec<u8>,
     pub(crate) before: Option<Extent>,
+    /// A load brought the entries.
+    pub(crate) is_load: bool,
+    /// Rows that nobody reads any more once it is stable.
+    pub(crate) left: Option<Place>,
 }
 
 impl Reached {
@@ -238,13 +295,6 @@ impl std::fmt::Debug for Written {
 }
 
 impl Written {
-    /// A load that was put in place, durably, of rows that were elsewhere before.
-    pub(crate) fn installed(db: &Arc<Db>, reached: Reached, left: Option<Place>, done: Installed) -> Self {
-        let entries = usize::try_from(reached.appended).unwrap_or(usize::MAX);
-        let (contexts, waiting, taken) = (vec![reached], vec![Waiting::Load(done)], Vec::new());
-        Self { db: Arc::clone(db), contexts, waiting, entries, taken, left }
-    }
-
     /// The database it was written to.
     pub(crate) fn db(&self) -> &Arc<Db> {
         &self.db
@@ -278,6 +328,7 @@ impl Written {
                     count: reached.appended,
                     records: std::mem::take(&mut reached.records).into(),
                 },
+                is_load: reached.is_load,
             }
         })
     }
@@ -297,8 +348,7 @@ impl Written {
                 return at;
             }
             let (contexts, waiting, taken) = (Vec::new(), Vec::new(), Vec::new());
-            parts
-                .push((slot, Self { db: Arc::clone(&db), contexts, waiting, entries: 0, taken, left: None }));
+            parts.push((slot, Self { db: Arc::clone(&db), contexts, waiting, entries: 0, taken }));
             parts.len() - 1
         };
         let mut placed: Vec<(usize, Reached)> = Vec::new();
@@ -341,15 +391,9 @@ impl Written {
 
     /// It is stable, with so many copies: shows it to readers and watchers, and tells those who wait.
     pub(crate) fn acknowledge(self, shared: &Shared, copies: usize) {
-        let Self { db, mut contexts, waiting, entries, taken, left } = self;
+        let Self { db, mut contexts, waiting, entries, taken } = self;
         for reached in contexts.iter_mut().filter(|reached| reached.appended > 0) {
             shown(&db, shared, reached);
-        }
-        if let Some(place) = left
-            && let Err(error) = staging::abandon(&db, place)
-        {
-            // They are removed when the ledger is opened again.
-            tracing::warn!(%error, "rows that a load replaced stay until restart");
         }
         if entries > 0 {
             shared.committed(entries as u64);
@@ -379,8 +423,9 @@ impl Written {
 /// Holds back no more of contexts of a slot that is not shown. Nobody is told: it may be about to be left.
 pub(crate) fn let_go(shared: &Shared, reached: Vec<Reached>) {
     let Ok(db) = shared.database.get() else { return };
-    for Reached { context, place, head, .. } in reached {
+    for Reached { context, place, head, mut left, .. } in reached {
         db.stable().settle(&context, (place, head));
+        remove_left(&db, &mut left);
     }
 }
 
@@ -393,7 +438,7 @@ pub(crate) fn show(shared: &Shared, reached: Vec<Reached>) {
 }
 
 fn shown(db: &Db, shared: &Shared, reached: &mut Reached) {
-    let Reached { context, place, head, watched, .. } = reached;
+    let Reached { context, place, head, watched, is_load, left, .. } = reached;
     db.stable().settle(context, (*place, head.clone()));
     let size: Size = head.size();
     if let Some(entries) = watched.take() {
@@ -403,6 +448,20 @@ fn shown(db: &Db, shared: &Shared, reached: &mut Reached) {
     {
         // Somebody began to watch after the commit was staged: it reads the store.
         tail.reach(size);
+    }
+    if *is_load {
+        shared.loaded.forget(db, *place);
+    }
+    remove_left(db, left);
+}
+
+/// Removes the rows that a load replaced.
+fn remove_left(db: &Db, left: &mut Option<Place>) {
+    if let Some(place) = left.take()
+        && let Err(error) = staging::abandon(db, place)
+    {
+        // They are removed when the ledger is opened again.
+        tracing::warn!(%error, "rows that a load replaced stay until restart");
     }
 }
 
@@ -430,7 +489,7 @@ impl Waiting {
     fn needed(&self) -> Needed {
         match self {
             Self::One(_, _, needed) | Self::Many(_, _, needed) => *needed,
-            Self::Load(_) => Needed::Configured,
+            Self::Load(..) => Needed::Configured,
         }
     }
 
@@ -444,7 +503,7 @@ impl Waiting {
                 let positions = newest(positions, &results);
                 _ = reply.send(BatchResults { results, positions, copies });
             }
-            Self::Load(done) => _ = done.try_send(Ok(())),
+            Self::Load(_, done) => _ = done.try_send(Ok(true)),
         }
     }
 
@@ -460,11 +519,7 @@ impl Waiting {
                 let slot = Slot::of(&appended.entry.context_id);
                 vec![(slot, Self::One(result, reply, needed))]
             }
-            // It is of one slot, and not made here.
-            Self::Load(done) => {
-                let _ = done.try_send(Err(StoreError::Closed));
-                Vec::new()
-            }
+            Self::Load(slot, done) => vec![(slot, Self::Load(slot, done))],
             Self::Many(results, reply, needed) => {
                 let mut refused = Vec::new();
                 let mut parts: Vec<(Slot, Vec<BatchResult>)> = Vec::new();
@@ -527,7 +582,7 @@ fn fail(waiting: Vec<Waiting>, error: &StoreError) {
         match waiting {
             // An append that was refused for its own sake keeps its own error.
             Waiting::One(result, reply, _) => _ = reply.send(result.and(Err(error.clone()))),
-            Waiting::Load(done) => _ = done.try_send(Err(error.clone())),
+            Waiting::Load(_, done) => _ = done.try_send(Err(error.clone())),
             Waiting::Many(mut results, reply, _) => {
                 for result in &mut results {
                     if result.result.is_ok() {

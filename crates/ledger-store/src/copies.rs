@@ -61,11 +61,6 @@ impl Copies {
         self.state.lock().number
     }
 
-    /// Leaves numbers out: for parts of the commit that is numbered next.
-    pub(crate) fn skip(&self, count: u64) {
-        self.state.lock().number += count;
-    }
-
     /// Puts a peer on a slot's stream; gives the place.
     pub(crate) fn send_to(&self, slot: Slot, claim: &Claim, peer: Peer) -> u64 {
         let mut state = self.state.lock();
@@ -185,6 +180,11 @@ impl Copies {
     /// Whether a peer's copies of a slot count.
     pub(crate) fn counts(&self, slot: Slot, peer: Peer) -> bool {
         self.state.lock().waiting.counts(slot, peer)
+    }
+
+    /// Copies that commits to a slot need, this node's included, and the peers whose copies count.
+    pub(crate) fn needs(&self, slot: Slot) -> (usize, PeerSet) {
+        self.state.lock().waiting.needs(slot)
     }
 
     /// Numbers a commit of this node's own, and keeps what of it waits for copies; gives the number.

@@ -49,6 +49,7 @@ mod install;
 
 use follow::Parked;
 pub(crate) use heal::{Heal, Healed, Proof};
+pub(crate) use install::Install;
 
 /// Most commands that wait in a lane's queue: beyond it, those who append wait.
 pub(crate) const QUEUE: usize = 1024;
@@ -146,19 +147,6 @@ impl Command {
             }
         }
     }
-}
-
-/// A history staged under a number of its own, to take a context's place.
-#[derive(Debug)]
-pub(crate) struct Install {
-    pub(crate) context: ContextId,
-    /// Where the context's rows were, and how many, when staging began; `None`: it did not exist.
-    pub(crate) base: Option<(Place, u64)>,
-    pub(crate) state: ContextState,
-    /// In a cluster: only if the slot is still owned in this epoch.
-    pub(crate) epoch: Option<Epoch>,
-    /// The database it was staged in: of another one it may not be there.
-    pub(crate) generation: u64,
 }
 
 /// A lane's cache weighs states by their bytes.
@@ -408,10 +396,7 @@ impl Lane {
                     self.syncer.drain();
                     let _ = reply.send(self.heal(db, *heal));
                 }
-                Command::Install(install, done) => {
-                    self.syncer.drain();
-                    self.install(db, *install, done);
-                }
+                Command::Install(install, done) => self.install(db, *install, done),
             }
             if round.appends.len() >= MAX_COMMIT_ENTRIES || round.bytes >= MAX_COMMIT_BYTES {
                 self.commit(db, std::mem::take(&mut round), false);
@@ -445,6 +430,11 @@ impl Lane {
             let taken = parts.into_iter().map(|part| self.take_part(db, &mut staged, part, number)).collect();
             staged.taken.push((taken, reply));
         }
+        self.write(db, staged, is_alone);
+    }
+
+    /// Writes what was staged, and has it synced, copied and acknowledged.
+    fn write(&mut self, db: &Arc<Db>, staged: Staged, is_alone: bool) {
         // Nothing would overlap: spare this one the way to another thread.
         let is_alone = is_alone && self.syncer.is_idle();
         let is_durable = is_alone && self.copies.is_none();

@@ -31,6 +31,7 @@ use crate::{
     home::Home,
     incarnation, index,
     lane::{Command, Install, Lane, MAX_COMMAND, QUEUE, lane_of},
+    loaded::LoadedSpans,
     marks::Marks,
     meta::{self, Meta, Numbers},
     prove,
@@ -38,7 +39,7 @@ use crate::{
     read,
     readable::Readable,
     scrub,
-    shared::Shared,
+    shared::{Known, Shared},
     slots, staging, syncer,
     watermark::{self, Watermark},
 };
@@ -102,8 +103,8 @@ impl Ledger {
         let numbers = Numbers::open(&db)?;
         let quarantine = Quarantine::default();
         let digests = options.clustered.then(|| Digests::scan(&db, &quarantine)).transpose()?;
-        let shared =
-            Shared::new(options, meta, numbers, Arc::clone(&database), readable, digests, quarantine);
+        let known = Known { digests, quarantine, loaded: LoadedSpans::open(&db)? };
+        let shared = Shared::new(options, meta, numbers, Arc::clone(&database), readable, known);
         shared.cluster.send_replace(meta::read(&db, meta::CLUSTER_ID_KEY)?.map(ClusterId));
         let shared = Arc::new(shared);
         let ledger = Self {
@@ -562,8 +563,8 @@ impl Inner {
         self.checked(context, |db| read::page(db, context, filter))
     }
 
-    /// Puts a staged history in place. Blocks.
-    pub(crate) fn install(&self, install: Install) -> Result<(), StoreError> {
+    /// Puts a staged history in place; false if a replica that counts by now has not staged it. Blocks.
+    pub(crate) fn install(&self, install: Install) -> Result<bool, StoreError> {
         let (done, result) = std::sync::mpsc::sync_channel(1);
         let queue = self.queue(&install.context)?;
         queue.blocking_send(Command::Install(Box::new(install), done)).map_err(|_| StoreError::Closed)?;

@@ -33,11 +33,14 @@
 //! | `answer` | answers to the questions of a comparison |
 //! | `ranges` | entries as they are stored, for another node to take |
 //! | `verify` | entries from another node, checked before any is staged |
+//! | `arriving`, `loaded` | loads that are staged here for another node, and what of loads must stay together |
 //! | `heal` | restoring a damaged context from another node's copy |
 //! | `forks` | histories that were left, and the evidence why |
 //! | `rows` | reading several rows as they were at one moment |
 
 mod answer;
+mod arriving;
+mod beside;
 mod cluster;
 mod commit;
 mod copies;
@@ -55,6 +58,7 @@ mod keys;
 mod lane;
 mod ledger;
 mod load;
+mod loaded;
 mod log_limit;
 mod marks;
 mod meta;
@@ -86,6 +90,7 @@ mod view;
 mod watch;
 mod watermark;
 
+pub use arriving::{Announced, Arriving};
 pub use cluster::{Following, LeftHistory, SyncStates};
 pub use error::StoreError;
 pub use forks::{Evidence, ForkCursor, ForkInfo, ForkList, Tip};

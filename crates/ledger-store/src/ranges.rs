@@ -1,16 +1,18 @@
 //! Ranges of entries as they are stored, for another node to take: how catching up reads.
 
 use bytes::Bytes;
-use ledger_core::{ContextId, Hash, HashSuite, Lineage, Sequence, Size, digest::Extent};
+use ledger_core::{ContextId, Hash, HashSuite, Head, Lineage, Sequence, Size, digest::Extent};
 
 use crate::{
     StoreError,
     db::{Db, read_error},
-    families, prove,
+    families::{self, Place},
+    loaded::LoadedSpans,
+    prove,
     read::damaged,
     record,
     replica::push_record,
-    rows,
+    rows::{self, Snapshot},
 };
 
 /// Entries that follow each other, and where the history stands before and after them.
@@ -79,17 +81,31 @@ pub(crate) fn read(
     max_bytes: usize,
 ) -> Result<Range, StoreError> {
     let rows = db.snapshot();
-    let found = rows::head(&rows, context)?;
-    let size = found.as_ref().map_or(0, |(_, head)| head.frontier.size());
-    let out_of_range = || StoreError::OutOfRange {
-        context: context.clone(),
-        size,
-        what: format!("the range after {after} up to {to}"),
-    };
-    let Some((place, head)) = found.filter(|_| after < to && to.0 <= size) else {
-        return Err(out_of_range());
-    };
+    match rows::head(&rows, context)? {
+        Some((place, head)) => read_at(&rows, context, place, &head, after, to, max_bytes),
+        None => Err(out_of_range(context, Size(0), after, to)),
+    }
+}
 
+fn out_of_range(context: &ContextId, size: Size, after: Size, to: Size) -> StoreError {
+    let what = format!("the range after {after} up to {to}");
+    StoreError::OutOfRange { context: context.clone(), size: size.0, what }
+}
+
+/// As [`read`], where a context's rows are, and with the head that they end with.
+pub(crate) fn read_at(
+    rows: &Snapshot<'_>,
+    context: &ContextId,
+    place: Place,
+    head: &Head,
+    after: Size,
+    to: Size,
+    max_bytes: usize,
+) -> Result<Range, StoreError> {
+    let out_of_range = || out_of_range(context, head.size(), after, to);
+    if after >= to || to > head.size() {
+        return Err(out_of_range());
+    }
     let (mut records, mut end) = (Vec::new(), after);
     let mut failure = None;
     let (first, beyond) = (place.entry(next(end)), place.entry(Sequence(to.0 + 1)));
@@ -124,7 +140,7 @@ pub(crate) fn read(
     if end == after {
         return Err(damaged(context, next(end), "the entry is missing"));
     }
-    let roots = prove::roots_at(&rows, context, place, &head, &[after, end])?;
+    let roots = prove::roots_at(rows, context, place, head, &[after, end])?;
     let [after_root, root] = roots.as_slice() else { return Err(out_of_range()) };
     Ok(Range {
         lineage: head.lineage,
@@ -135,6 +151,28 @@ pub(crate) fn read(
         root: *root,
         records: records.into(),
     })
+}
+
+/// As [`read`], for another node to put in place. What a load brought comes with the size up to which it belongs together,
+/// and not in one range with what was before it.
+pub(crate) fn read_together(
+    db: &Db,
+    loaded: &LoadedSpans,
+    context: &ContextId,
+    after: Size,
+    to: Size,
+    max_bytes: usize,
+) -> Result<(Range, Option<Size>), StoreError> {
+    let rows = db.snapshot();
+    let Some((place, head)) = rows::head(&rows, context)? else {
+        return Err(out_of_range(context, Size(0), after, to));
+    };
+    let (to, together) = match loaded.of(db, context, place, head.size()) {
+        Some(span) if after < span.after => (to.min(span.after), None),
+        Some(span) if after < span.to && span.after < to => (to.max(span.to), Some(span.to)),
+        _ => (to, None),
+    };
+    Ok((read_at(&rows, context, place, &head, after, to, max_bytes)?, together))
 }
 
 fn next(end: Size) -> Sequence {

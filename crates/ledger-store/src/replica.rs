@@ -3,7 +3,10 @@
 //! An owner's lane numbers its commits and puts each on the streams of the peers that keep its slots. A replica's
 //! lanes check every part of it and write it as their own commits. See [`ledger_core::replication`].
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{Arc, mpsc},
+};
 
 use ledger_core::{
     ContextId, Epoch, Size,
@@ -14,7 +17,9 @@ use ledger_core::{
     slot::Slot,
 };
 
-use crate::{Range, StoreError};
+use tokio::sync::watch;
+
+use crate::{Announced, Range, StoreError};
 
 /// Most bytes of records in one part.
 pub const MAX_PART: usize = 32 << 20;
@@ -24,6 +29,9 @@ pub trait Outbox: Send + Sync + fmt::Debug {
     /// Puts something on the stream to a peer. If that is impossible (the queue is full, or the stream is gone) the
     /// stream is lost, and the lanes are told so with [`crate::Ledger::lose_peer`].
     fn send(&self, peer: Peer, what: Outgoing);
+
+    /// Has a peer stage a load: see [`Spread`]. Must not block either.
+    fn spread(&self, peer: Peer, spread: Spread);
 
     /// Ends the stream to a peer: it begins anew, and the peer catches up with whatever it lacks.
     fn restart(&self, peer: Peer);
@@ -72,6 +80,43 @@ pub struct Part {
     pub context: ContextId,
     /// The entries.
     pub range: Range,
+    /// They are a load, in place together or not at all. Without records they are staged where this goes.
+    pub is_load: bool,
+}
+
+impl Part {
+    /// Whether the entries are not in it, but staged where it goes.
+    pub fn is_staged(&self) -> bool {
+        self.is_load && self.range.records.is_empty()
+    }
+}
+
+/// A load that is staged at its owner, to be staged at replicas as well before any of it is in place.
+#[derive(Debug, Clone)]
+pub struct Spread {
+    /// The number under which its entries are fetched: [`crate::Ledger::staged_range`].
+    pub number: u64,
+    /// The claim in which the slot is owned.
+    pub claim: Claim,
+    /// The context.
+    pub context: ContextId,
+    /// What it is.
+    pub announced: Announced,
+    /// Is told how the peer gets on.
+    pub events: mpsc::Sender<(Peer, Spreading)>,
+    /// Fails when the load is in place, or given up: what is staged then and not put in place is of no use.
+    pub until: watch::Receiver<()>,
+}
+
+/// How a peer gets on with staging a load.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Spreading {
+    /// It has more than before.
+    Goes,
+    /// It has all of it on disk.
+    Staged,
+    /// It does not have it, or no longer.
+    Failed,
 }
 
 /// The offer to accept an epoch.

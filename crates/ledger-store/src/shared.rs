@@ -15,11 +15,13 @@ use tokio::sync::watch;
 
 use crate::{
     Options, StoreError,
+    arriving::{Arrivals, Departures},
     copies::{Carrier, Copies},
     database::Database,
     digests::Digests,
     lane::lane_of,
     limited,
+    loaded::LoadedSpans,
     meta::{Meta, Numbers},
     quarantine::Quarantine,
     readable::Readable,
@@ -39,6 +41,12 @@ pub(crate) struct Shared {
     pub(crate) readable: Arc<Readable>,
     /// In a cluster: what every slot holds.
     pub(crate) digests: Option<Digests>,
+    /// In a cluster: loads of other nodes that are staged here.
+    pub(crate) arrivals: Arrivals,
+    /// In a cluster: loads that other nodes may stage.
+    pub(crate) departures: Departures,
+    /// In a cluster: what loads brought that may not be stable.
+    pub(crate) loaded: LoadedSpans,
     /// In a cluster: carries what lanes send.
     pub(crate) carrier: Carrier,
     /// The cluster that the directory belongs to, once it does.
@@ -56,6 +64,14 @@ pub(crate) struct Shared {
     damaged_slots: watch::Sender<BTreeSet<Slot>>,
 }
 
+/// What is known of a database from the moment it is opened.
+#[derive(Debug, Default)]
+pub(crate) struct Known {
+    pub(crate) digests: Option<Digests>,
+    pub(crate) quarantine: Quarantine,
+    pub(crate) loaded: LoadedSpans,
+}
+
 impl Shared {
     pub(crate) fn new(
         options: Options,
@@ -63,10 +79,13 @@ impl Shared {
         numbers: Numbers,
         database: Arc<Database>,
         readable: Arc<Readable>,
-        digests: Option<Digests>,
-        quarantine: Quarantine,
+        known: Known,
     ) -> Self {
+        let Known { digests, quarantine, loaded } = known;
         Self {
+            arrivals: Arrivals::default(),
+            departures: Departures::default(),
+            loaded,
             database,
             readable,
             digests,

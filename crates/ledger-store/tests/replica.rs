@@ -17,7 +17,7 @@ use ledger_core::{
 };
 use ledger_store::{
     Append, ContextId, Ledger, Options, Sequence, Size,
-    replica::{Change, ChangeOutcome, Held, Lead, Offer, Outbox, Outgoing, Part, StableUpTo},
+    replica::{Change, ChangeOutcome, Held, Lead, Offer, Outbox, Outgoing, Part, Spread, StableUpTo},
 };
 use support::{context, draft, small};
 
@@ -29,6 +29,8 @@ impl Outbox for Sent {
     fn send(&self, _: Peer, what: Outgoing) {
         self.0.lock().unwrap().push(what);
     }
+
+    fn spread(&self, _: Peer, _: Spread) {}
 
     fn restart(&self, _: Peer) {}
 
@@ -259,7 +261,7 @@ async fn what_was_not_acknowledged_does_not_hide_what_came_after_it() {
     two.owner.lead(vec![(slot, Lead::StepDown)]).await.unwrap();
     assert!(unanswered.await.unwrap().is_err());
     let range = two.replica.range(context, Size(2), Size(4), usize::MAX).unwrap();
-    let part = Part { slot, claim: claim.clone(), context: context.clone(), range };
+    let part = Part { slot, claim: claim.clone(), context: context.clone(), range, is_load: false };
     two.owner.follow(vec![part], 0).await.unwrap().durable().await.unwrap();
     let outcome = two.owner.change_slots(change(offer)).await.unwrap().remove(0).1.outcome;
     assert!(matches!(outcome, ChangeOutcome::Done), "{outcome:?}");

@@ -8,13 +8,15 @@ use std::collections::{HashMap, VecDeque};
 use foldhash::fast::RandomState;
 use ledger_core::{
     ContextId, Head, Size,
+    digest::Extent,
     replication::{Fit, fit},
     slot::Slot,
 };
 
-use super::{Db, Lane, Origin, Part, Staged, StoreError, Taken};
+use super::{Db, Lane, Origin, Part, Staged, StoreError, Taken, staging};
 use crate::{
     commit::Touched,
+    loaded::Span,
     state::ContextState,
     verify::{Checked, check},
 };
@@ -140,7 +142,7 @@ impl Lane {
                 return Ok(if is_same { Taken::Reaches(here) } else { Taken::Differs });
             }
             Fit::Gap { missing } => {
-                if !is_strict && number > 0 && missing <= PARK_GAP {
+                if !is_strict && number > 0 && missing <= PARK_GAP && !part.is_staged() {
                     self.parked.park(part, number);
                 }
                 return Ok(Taken::Missing);
@@ -149,10 +151,27 @@ impl Lane {
         if skip == 0 && touched.state.extent().root != part.range.after.root {
             return Ok(Taken::Differs);
         }
+        if part.is_staged() {
+            let (after, end) = (part.range.after, Extent { size: part.range.end(), root: part.range.root });
+            if skip > 0 || touched.loaded.is_some() {
+                return Ok(Taken::Missing);
+            }
+            let Some(arrived) = self.shared.arrivals.take(&part.context, &after, &end) else {
+                return Ok(Taken::Missing);
+            };
+            staging::check(db, arrived.generation, &part.context)?;
+            staged.entries += usize::try_from(part.range.count).unwrap_or(usize::MAX);
+            touched.load(arrived.state);
+            return Ok(Taken::Reaches(end.size));
+        }
         let verified = match check(&part.context, &touched.state.head, &part.range, skip)? {
             Checked::Good(verified) => verified,
             Checked::Differs => return Ok(Taken::Differs),
         };
+        if part.is_load {
+            let after = touched.loaded.map_or(here, |before| before.after);
+            touched.loaded = Some(Span { after, to: part.range.end() });
+        }
         touched.appended += verified.entries.len() as u64;
         staged.entries += verified.entries.len();
         let watched = &mut touched.watched;

@@ -169,6 +169,7 @@ impl Lane {
         index::put(db, &mut batch, &context)?;
         if let Some(from) = from {
             staging::remove_rows(db, &mut batch, from)?;
+            self.shared.loaded.relocate(db, &mut batch, from, state.place)?;
         }
         staging::forget(db, &mut batch, state.place)?;
         db.write(batch).and_then(|()| db.sync()).inspect_err(|error| self.shared.commit_failed(error))?;

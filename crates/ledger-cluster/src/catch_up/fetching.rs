@@ -1,0 +1,219 @@
+//! Fetching what is missing: many short contexts with one message and one write, long ones range by range, and what a
+//! load brought whole or not at all.
+
+use std::collections::VecDeque;
+
+use ledger_core::{ContextId, Size, digest::Extent, ownership::Claim, slot::Slot};
+use ledger_proto::ledger::v1::{FetchContext, FetchRequest, FetchedRange};
+use ledger_store::{
+    Announced, Arriving, Following, Range,
+    replica::{Part, Taken},
+};
+use tokio::time::timeout;
+
+use super::{CatchUp, CatchUpError, Ordering, PATIENCE, blocking, wire};
+use crate::service::MAX_FETCH;
+
+/// Writes that are under way.
+const WRITING: usize = 8;
+/// So many ranges are written together, or as many as have so many bytes.
+const TOGETHER: usize = 1024;
+const TOGETHER_BYTES: usize = 512 << 10;
+/// Contexts fetched with one question have at most so many entries beside the last one.
+const BATCH_ENTRIES: u64 = 65_536;
+
+/// A context to fetch: after a size, up to another.
+pub(super) type Missing = (ContextId, Size, Size);
+
+/// What was fetched and is not written yet.
+#[derive(Debug, Default)]
+struct Fetched {
+    parts: Vec<Part>,
+    bytes: usize,
+    /// Being written, the oldest first.
+    writing: VecDeque<Following>,
+    load: Option<FetchedLoad>,
+}
+
+/// What a load brought, as it comes.
+#[derive(Debug)]
+struct FetchedLoad {
+    context: ContextId,
+    slot: Slot,
+    claim: Claim,
+    /// The range with which it begins, without its records.
+    begin: Range,
+    to: Size,
+    /// `None`: the context moved on here meanwhile. It is compared again.
+    arriving: Option<Arriving>,
+}
+
+impl CatchUp<'_> {
+    /// Fetches contexts.
+    pub(super) async fn fetch(&mut self, contexts: &[Missing]) -> Result<(), CatchUpError> {
+        let mut rest = contexts;
+        let mut fetched = Fetched::default();
+        while !rest.is_empty() {
+            // Few enough that a broken connection does not cost much.
+            let mut entries = 0;
+            let count = rest
+                .iter()
+                .take(MAX_FETCH)
+                .take_while(|(_, after, to)| {
+                    let is_room = entries < BATCH_ENTRIES;
+                    entries += to.0 - after.0.min(to.0);
+                    is_room
+                })
+                .count();
+            let (batch, others) = rest.split_at(count);
+            rest = others;
+            self.fetch_batch(batch, &mut fetched).await?;
+        }
+        self.write(&mut fetched).await?;
+        for following in fetched.writing {
+            self.written(following).await?;
+        }
+        Ok(())
+    }
+
+    /// Fetches contexts with one question.
+    async fn fetch_batch(&mut self, contexts: &[Missing], fetched: &mut Fetched) -> Result<(), CatchUpError> {
+        let wanted = contexts.iter().map(|(context, after, to)| FetchContext {
+            context_id: context.as_str().to_owned(),
+            after_size: after.0,
+            to_size: to.0,
+            staged: 0,
+        });
+        let to = Some(wire::to_member(self.source));
+        let request = FetchRequest { to, contexts: wanted.collect(), packs: true };
+        let mut ranges = self.client.fetch(request).await?.into_inner();
+        loop {
+            let message = timeout(PATIENCE, ranges.message()).await;
+            let message = message.map_err(|_| CatchUpError::Peer("no range in time".to_owned()))??;
+            let Some(mut message) = message else { break };
+            let more = std::mem::take(&mut message.more);
+            let mut bytes = 0;
+            for range in std::iter::once(message).chain(more) {
+                bytes += self.take(range, fetched).await?;
+            }
+            self.pace.pay(bytes as u64).await;
+        }
+        // Whatever of a load is missing is fetched again, whole.
+        self.is_unsettled |= fetched.load.take().is_some();
+        Ok(())
+    }
+
+    /// Takes a range; gives how many bytes it has.
+    async fn take(&mut self, message: FetchedRange, fetched: &mut Fetched) -> Result<usize, CatchUpError> {
+        let Some(range) = message.range else { return Ok(0) };
+        let (context, range) = wire::range(range).map_err(|error| self.unread(&error))?;
+        let slot = Slot::of(&context);
+        let Some(claim) = self.claims.get(&slot).cloned() else {
+            if self.caught.refused.contains_key(&slot) {
+                return Ok(0);
+            }
+            return Err(CatchUpError::Invalid(format!("context {context} was not asked for")));
+        };
+        let bytes = range.records.len();
+        let counters = &self.shared.counters;
+        counters.fetched_entries.fetch_add(range.count, Ordering::Relaxed);
+        counters.fetched_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.fetched += range.count;
+        let to = Size(message.together_to);
+        if to > range.end() || fetched.load.as_ref().is_some_and(|load| load.context == context) {
+            self.take_of_load(context, slot, claim, range, to, fetched).await?;
+            return Ok(bytes);
+        }
+        fetched.parts.push(Part { slot, claim, context, range, is_load: to.0 > 0 });
+        fetched.bytes += bytes;
+        if fetched.bytes >= TOGETHER_BYTES || fetched.parts.len() >= TOGETHER {
+            self.write(fetched).await?;
+        }
+        Ok(bytes)
+    }
+
+    /// Hands over what was fetched, and waits while too much is being written.
+    async fn write(&mut self, fetched: &mut Fetched) -> Result<(), CatchUpError> {
+        fetched.bytes = 0;
+        let parts = std::mem::take(&mut fetched.parts);
+        fetched.writing.push_back(self.shared.ledger.follow(parts, 0).await?);
+        if fetched.writing.len() >= WRITING
+            && let Some(oldest) = fetched.writing.pop_front()
+        {
+            self.written(oldest).await?;
+        }
+        Ok(())
+    }
+
+    async fn written(&mut self, following: Following) -> Result<(), CatchUpError> {
+        for taken in following.durable().await? {
+            match taken {
+                Taken::Reaches(_) => {}
+                Taken::Missing | Taken::Differs => self.is_unsettled = true,
+                Taken::Refused { slot, by, .. } => self.refused(slot, by),
+                Taken::Invalid(reason) => return Err(CatchUpError::Invalid(reason)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Stages a range of a load, and has the load put in place when all of it is there.
+    async fn take_of_load(
+        &mut self,
+        context: ContextId,
+        slot: Slot,
+        claim: Claim,
+        range: Range,
+        to: Size,
+        fetched: &mut Fetched,
+    ) -> Result<(), CatchUpError> {
+        if fetched.load.as_ref().is_none_or(|load| load.context != context) {
+            // What was fetched of the context before comes before it.
+            self.write(fetched).await?;
+            for following in std::mem::take(&mut fetched.writing) {
+                self.written(following).await?;
+            }
+            let announced = Announced {
+                lineage: range.lineage,
+                suite: range.suite,
+                created_at_ns: range.created_at_ns,
+                after: range.after,
+                to,
+                root: None,
+            };
+            let (ledger, of) = (self.shared.ledger.clone(), context.clone());
+            let arriving = blocking(move || ledger.arrive(&of, announced)).await?;
+            let begin = Range { records: bytes::Bytes::new(), ..range.clone() };
+            self.is_unsettled |= arriving.is_none();
+            fetched.load = Some(FetchedLoad { context, slot, claim, begin, to, arriving });
+        }
+        let Some(load) = &mut fetched.load else { return Ok(()) };
+        let Some(mut arriving) = load.arriving.take() else { return Ok(()) };
+        let arriving = blocking(move || {
+            arriving.take(&range)?;
+            Ok(arriving)
+        });
+        load.arriving = Some(arriving.await?);
+        let is_whole = load.arriving.as_ref().is_some_and(|arriving| arriving.missing().is_none());
+        if is_whole
+            && let Some(FetchedLoad { context, slot, claim, begin, to, arriving, .. }) = fetched.load.take()
+        {
+            let Some(arriving) = arriving else { return Ok(()) };
+            let number = arriving.number();
+            let Extent { root, .. } = blocking(move || arriving.finish()).await?;
+            let count = to.0 - begin.after.size.0;
+            let range = Range { count, root, ..begin };
+            let part = Part { slot, claim, context: context.clone(), range, is_load: true };
+            let following = self.shared.ledger.follow(vec![part], 0).await?;
+            self.written(following).await?;
+            let ledger = self.shared.ledger.clone();
+            // If it was not put in place it never is.
+            blocking(move || {
+                ledger.turn_away(&context, number);
+                Ok(())
+            })
+            .await?;
+        }
+        Ok(())
+    }
+}

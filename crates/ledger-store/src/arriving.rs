@@ -1,0 +1,285 @@
+//! Loads on their way from another node: staged here beside what is there, each entry checked against its hash, until
+//! the lane puts all of it in place at once.
+//!
+//! | step | by | on disk |
+//! | --- | --- | --- |
+//! | [`Ledger::arrive`], [`Arriving::take`] | whoever fetches it | rows under a number of their own, marked as staged |
+//! | [`Arriving::finish`] | whoever fetches it | all of them, synced; known to the lane by context and extent |
+//! | the part of a commit that says so | the lane | the head that points to them |
+
+use std::{collections::HashMap, sync::Arc};
+
+use foldhash::fast::RandomState;
+use ledger_core::{ContextId, Hash, HashSuite, Head, Lineage, Size, digest::Extent, slot::Slot};
+use parking_lot::Mutex;
+use rocksdb::WriteBatch;
+
+use crate::{
+    Ledger, Range, StoreError,
+    beside::{Beside, PIECE},
+    families::Place,
+    ledger::Inner,
+    ranges, staging,
+    state::{ContextState, read_head},
+    verify::{Checked, check},
+};
+
+/// Most loads that are staged for other nodes, or are being staged: an owner takes fewer at once.
+const MOST: usize = 64;
+
+/// A load that another node has, as it says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Announced {
+    /// Which history it is part of.
+    pub lineage: Lineage,
+    /// Its hash suite.
+    pub suite: HashSuite,
+    /// Wall-clock time of the context's creation, nanoseconds since the Unix epoch.
+    pub created_at_ns: u64,
+    /// What it comes after. The root of nothing does not matter.
+    pub after: Extent,
+    /// The size with it.
+    pub to: Size,
+    /// The root with it, if it is known already.
+    pub root: Option<Hash>,
+}
+
+/// A load being staged. Blocks; dropping it removes what is staged.
+pub struct Arriving {
+    inner: Arc<Inner>,
+    context: ContextId,
+    announced: Announced,
+    state: ContextState,
+    batch: WriteBatch,
+    beside: Beside,
+    /// It is known to the lane: whoever takes it there puts it in place or removes it.
+    is_handed_over: bool,
+    /// The database it is staged in.
+    generation: u64,
+    counted: Arc<()>,
+}
+
+impl std::fmt::Debug for Arriving {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Arriving")
+            .field("context", &self.context)
+            .field("to", &self.announced.to)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A load that is staged whole.
+#[derive(Debug)]
+pub(crate) struct Arrived {
+    pub(crate) after: Extent,
+    pub(crate) state: ContextState,
+    /// The database it is staged in.
+    pub(crate) generation: u64,
+    _counted: Arc<()>,
+}
+
+/// The loads that are staged whole.
+#[derive(Debug, Default)]
+pub(crate) struct Arrivals {
+    contexts: Mutex<HashMap<ContextId, Arrived, RandomState>>,
+    counted: Arc<()>,
+}
+
+impl Arrivals {
+    /// Takes the load that brings a context from one extent to another.
+    pub(crate) fn take(&self, context: &ContextId, after: &Extent, to: &Extent) -> Option<Arrived> {
+        let mut contexts = self.contexts.lock();
+        let known = contexts.get(context)?;
+        let is_it = same(&known.after, after) && known.state.head.extent() == *to;
+        if is_it { contexts.remove(context) } else { None }
+    }
+
+    fn put(&self, context: ContextId, arrived: Arrived) -> Option<Arrived> {
+        self.contexts.lock().insert(context, arrived)
+    }
+
+    fn remove(&self, context: &ContextId, number: u64) -> Option<Arrived> {
+        let mut contexts = self.contexts.lock();
+        contexts.get(context).filter(|known| known.state.place.number == number)?;
+        contexts.remove(context)
+    }
+}
+
+/// Whether two extents are one. The root of nothing does not matter.
+fn same(one: &Extent, other: &Extent) -> bool {
+    one.size == other.size && (one.size.0 == 0 || one.root == other.root)
+}
+
+impl Ledger {
+    /// Begins to stage a load from another node. `None` if the context is not what the load comes after.
+    ///
+    /// Fails with [`StoreError::Io`] if too many are being staged.
+    pub fn arrive(&self, context: &ContextId, announced: Announced) -> Result<Option<Arriving>, StoreError> {
+        let inner = Arc::clone(self.inner());
+        let arrivals = &inner.shared.arrivals;
+        let counted = Arc::clone(&arrivals.counted);
+        if Arc::strong_count(&counted) > MOST + 1 {
+            return Err(StoreError::Io(format!("{MOST} loads of other nodes are staged here: too many")));
+        }
+        let db = inner.database.get()?;
+        let row = read_head(&db, context)?.filter(|(_, head)| head.size().0 > 0);
+        let empty = Head::new(announced.suite, announced.lineage, announced.created_at_ns);
+        let here = row.as_ref().map_or_else(|| empty.extent(), |(_, head)| head.extent());
+        if !same(&here, &announced.after) {
+            return Ok(None);
+        }
+        let slot = Slot::of(context);
+        let is_apart = inner.shared.quarantine.is_scarred(slot);
+        let place = inner.shared.numbers.place(&db, slot, is_apart)?;
+        staging::begin(&db, place)?;
+        let head =
+            row.as_ref().map_or(empty, |(_, head)| Head::new(head.suite, head.lineage, head.created_at_ns));
+        let mut arriving = Arriving {
+            context: context.clone(),
+            announced,
+            state: ContextState::new(place, head),
+            batch: WriteBatch::default(),
+            beside: Beside::default(),
+            is_handed_over: false,
+            generation: db.generation(),
+            counted,
+            inner: Arc::clone(&inner),
+        };
+        if let Some((from, head)) = row {
+            // What is there moves along: the rows of a context are under one number.
+            while arriving.state.head.size() < head.size() {
+                let (after, to) = (arriving.state.head.size(), head.size());
+                let range = ranges::read_at(&db.snapshot(), context, from, &head, after, to, PIECE)?;
+                arriving.stage(&range)?;
+            }
+        }
+        Ok(Some(arriving))
+    }
+
+    /// Removes a load that was staged under a number ([`Arriving::number`]), unless it was put in place. Blocks.
+    pub fn turn_away(&self, context: &ContextId, number: u64) {
+        let inner = self.inner();
+        if let Some(arrived) = inner.shared.arrivals.remove(context, number) {
+            abandon(inner, context, arrived.state.place);
+        }
+    }
+
+    /// As [`Ledger::range`], of a load that is staged here and offered to other nodes under a number.
+    pub fn staged_range(
+        &self,
+        number: u64,
+        context: &ContextId,
+        after: Size,
+        to: Size,
+        max_bytes: usize,
+    ) -> Result<Range, StoreError> {
+        let inner = self.inner();
+        let gone = || StoreError::Io(format!("no load of context {context} is staged here any more"));
+        let known = inner.shared.departures.of(number).filter(|(of, ..)| of == context);
+        let (_, place, head) = known.ok_or_else(gone)?;
+        let db = inner.database.get()?;
+        ranges::read_at(&db.snapshot(), context, place, &head, after, to, max_bytes)
+    }
+}
+
+impl Arriving {
+    /// The number under which it is staged.
+    pub fn number(&self) -> u64 {
+        self.state.place.number
+    }
+
+    /// What is to be fetched next: the entries after the first size, up to the second. `None` if all is staged.
+    pub fn missing(&self) -> Option<(Size, Size)> {
+        let after = self.state.head.size();
+        (after < self.announced.to).then_some((after, self.announced.to))
+    }
+
+    /// Takes entries that another node sent: those that come next.
+    pub fn take(&mut self, range: &Range) -> Result<(), StoreError> {
+        if range.end() > self.announced.to {
+            return Err(self.refused("it has more entries than were announced"));
+        }
+        self.stage(range)
+    }
+
+    fn stage(&mut self, range: &Range) -> Result<(), StoreError> {
+        let here = self.state.extent();
+        if !same(&range.after, &here) {
+            return Err(self.refused("its parts do not follow each other"));
+        }
+        let Checked::Good(verified) = check(&self.context, &self.state.head, range, 0)? else {
+            return Err(self.refused("its entries do not give its root"));
+        };
+        let db = self.inner.database.get()?;
+        staging::check(&db, self.generation, &self.context)?;
+        self.state.accept_verified(&db, &mut self.batch, verified, |_| ())?;
+        self.beside.write_large(&db, &self.inner.shared, &mut self.batch)
+    }
+
+    /// All of it is staged: it is durable, and the lane may put it in place. Gives how far the context goes with it.
+    pub fn finish(mut self) -> Result<Extent, StoreError> {
+        let to = self.state.extent();
+        if self.missing().is_some() || self.announced.root.is_some_and(|root| root != to.root) {
+            return Err(self.refused("it is not what was announced"));
+        }
+        let db = self.inner.database.get()?;
+        staging::check(&db, self.generation, &self.context)?;
+        self.beside.write(&db, &self.inner.shared, &mut self.batch)?;
+        let arrived = Arrived {
+            after: self.announced.after,
+            state: self.state.clone(),
+            generation: self.generation,
+            _counted: Arc::clone(&self.counted),
+        };
+        self.is_handed_over = true;
+        if let Some(before) = self.inner.shared.arrivals.put(self.context.clone(), arrived) {
+            abandon(&self.inner, &self.context, before.state.place);
+        }
+        Ok(to)
+    }
+
+    fn refused(&self, reason: &str) -> StoreError {
+        StoreError::Io(format!("the load of context {} is refused: {reason}", self.context))
+    }
+}
+
+impl Drop for Arriving {
+    fn drop(&mut self) {
+        if !self.is_handed_over {
+            abandon(&self.inner, &self.context, self.state.place);
+        }
+    }
+}
+
+/// Removes what is staged.
+fn abandon(inner: &Inner, context: &ContextId, place: Place) {
+    if let Err(error) = inner.database.get().and_then(|db| staging::abandon(&db, place)) {
+        // It is removed when the ledger is opened again.
+        tracing::warn!(%context, %error, "what was staged of another node's load stays until restart");
+    }
+}
+
+/// Loads that are staged here and offered to other nodes, by the numbers of their rows.
+#[derive(Debug, Default)]
+pub(crate) struct Departures(Mutex<HashMap<u64, (ContextId, Place, Head), RandomState>>);
+
+impl Departures {
+    /// Offers a load, until what is given back is dropped.
+    pub(crate) fn offer<'a>(&'a self, context: &ContextId, place: Place, head: &Head) -> Departure<'a> {
+        self.0.lock().insert(place.number, (context.clone(), place, head.clone()));
+        Departure(self, place.number)
+    }
+
+    fn of(&self, number: u64) -> Option<(ContextId, Place, Head)> {
+        self.0.lock().get(&number).cloned()
+    }
+}
+
+/// A load that is offered.
+pub(crate) struct Departure<'a>(&'a Departures, u64);
+
+impl Drop for Departure<'_> {
+    fn drop(&mut self) {
+        self.0.0.lock().remove(&self.1);
+    }
+}

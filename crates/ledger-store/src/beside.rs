@@ -1,0 +1,55 @@
+//! Writing beside the lanes: what nobody waits for holds up no commit.
+//!
+//! A sync writes what everybody wrote before it. So a large history goes to the disk a little at a time, each piece
+//! synced by whoever writes it, with a pause after it as long as it took while others commit: they have half of the
+//! disk at least.
+
+use std::{
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use rocksdb::WriteBatch;
+
+use crate::{StoreError, db::Db, shared::Shared};
+
+/// So many bytes are written at once.
+pub(crate) const PIECE: usize = 1 << 20;
+/// The longest pause.
+const LONGEST: Duration = Duration::from_millis(250);
+
+/// Writes large histories beside the lanes.
+#[derive(Debug, Default)]
+pub(crate) struct Beside {
+    /// Commits of others that there were when the piece before was written.
+    commits: u64,
+}
+
+impl Beside {
+    /// Writes a batch if it is large enough; whether it did.
+    pub(crate) fn write_large(
+        &mut self,
+        db: &Db,
+        shared: &Shared,
+        batch: &mut WriteBatch,
+    ) -> Result<(), StoreError> {
+        if batch.size_in_bytes() < PIECE { Ok(()) } else { self.write(db, shared, batch) }
+    }
+
+    /// Writes a batch, durably, and empties it.
+    pub(crate) fn write(
+        &mut self,
+        db: &Db,
+        shared: &Shared,
+        batch: &mut WriteBatch,
+    ) -> Result<(), StoreError> {
+        let begun = Instant::now();
+        db.write_unsynced(std::mem::take(batch))?;
+        db.sync()?;
+        let (_, commits, _) = shared.counts();
+        if std::mem::replace(&mut self.commits, commits) != commits {
+            sleep(begun.elapsed().min(LONGEST));
+        }
+        Ok(())
+    }
+}

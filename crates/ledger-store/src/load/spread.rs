@@ -1,0 +1,255 @@
+//! Putting a load in place, on a lone node or everywhere: nothing of it is to be seen anywhere before enough members
+//! hold all of it.
+//!
+//! | size | how it goes to the replicas |
+//! | --- | --- |
+//! | what fits one part of a commit | in it |
+//! | more | each member that counts fetches it, and stages it, while appends go on; then one small part of a commit says that it is in place |
+//!
+//! If the owner ends before that commit is anywhere else, nobody has anything of it in place.
+
+use std::{
+    sync::mpsc,
+    time::{Duration, Instant},
+};
+
+use ledger_core::{
+    Epoch, Head, Size,
+    digest::Extent,
+    replication::{Peer, PeerSet},
+};
+use tokio::sync::watch;
+
+use super::staged::Staging;
+use crate::{
+    Announced, StoreError,
+    arriving::Departure,
+    lane::Install,
+    ranges,
+    replica::{Spread, Spreading},
+};
+
+/// Most bytes of records that are sent with the commit.
+const PART_BYTES: usize = 1 << 20;
+/// How often it is looked whether the slot is still owned, and by whom it is kept.
+const LOOK: Duration = Duration::from_millis(200);
+/// How long a member that failed is left alone.
+const PAUSE: Duration = Duration::from_secs(1);
+/// A member that failed so often is left behind, if there are enough others …
+const FAILURES: u32 = 5;
+/// … and so is one that did not get on for so long.
+const STUCK: Duration = Duration::from_secs(30);
+/// How long a load goes on while nobody gets on.
+const GIVE_UP: Duration = Duration::from_mins(10);
+
+/// A member that is to stage a load.
+#[derive(Debug, Clone, Copy)]
+struct Stager {
+    is_asked: bool,
+    failures: u32,
+    /// When it got on, or failed, last.
+    since: Instant,
+}
+
+/// What became of spreading a load.
+#[derive(Debug, Default)]
+struct SpreadTo {
+    staged_at: PeerSet,
+    left_behind: PeerSet,
+}
+
+impl Staging {
+    /// Puts the staged history in place: it has its copies when this returns.
+    pub(super) fn put_in_place(&self) -> Result<(), StoreError> {
+        let records = self.records()?;
+        if !records.is_empty() || self.added() == 0 || self.epoch.is_none() {
+            return match self.inner.install(self.to_install(records, &SpreadTo::default())) {
+                Ok(true) => Ok(()),
+                // Nobody has to stage what is sent, or does not grow.
+                Ok(false) => Err(StoreError::NotAcknowledged),
+                Err(error) => Err(error),
+            };
+        }
+        let mut spreading = Spreader::new(self);
+        loop {
+            let spread = spreading.spread()?;
+            if self.inner.install(self.to_install(Vec::new(), &spread))? {
+                return Ok(());
+            }
+            // Somebody counts that did not: it has to stage it too.
+        }
+    }
+
+    fn before(&self) -> Option<Extent> {
+        self.base.as_ref().map(|(_, head)| head.extent())
+    }
+
+    fn added(&self) -> u64 {
+        self.state.head.size().0 - self.before().map_or(0, |before| before.size.0)
+    }
+
+    /// The records that are added, if they fit one part of a commit; else none.
+    fn records(&self) -> Result<Vec<u8>, StoreError> {
+        let (added, to) = (self.added(), self.state.head.size());
+        if added == 0 || self.epoch.is_none() {
+            return Ok(Vec::new());
+        }
+        let (rows, state) = (self.inner.database.get()?, &self.state);
+        let after = Size(to.0 - added);
+        let range = ranges::read_at(
+            &rows.snapshot(),
+            &self.context,
+            state.place,
+            &state.head,
+            after,
+            to,
+            PART_BYTES,
+        )?;
+        let is_all = range.count == added && range.records.len() <= PART_BYTES;
+        Ok(if is_all { range.records.to_vec() } else { Vec::new() })
+    }
+
+    fn to_install(&self, records: Vec<u8>, spread: &SpreadTo) -> Install {
+        Install {
+            context: self.context.clone(),
+            base: self.base.as_ref().map(|(place, head)| (*place, head.frontier.size())),
+            state: self.state.clone(),
+            epoch: self.epoch,
+            records,
+            staged_at: spread.staged_at,
+            left_behind: spread.left_behind,
+            generation: self.generation,
+        }
+    }
+}
+
+/// Has the members of a slot stage a load.
+struct Spreader<'a> {
+    staging: &'a Staging,
+    epoch: Epoch,
+    stagers: Vec<(Peer, Stager)>,
+    staged_at: PeerSet,
+    events: mpsc::Receiver<(Peer, Spreading)>,
+    teller: mpsc::Sender<(Peer, Spreading)>,
+    /// Dropped when it is over.
+    until: watch::Sender<()>,
+    got_on: Instant,
+    _offered: Departure<'a>,
+}
+
+impl<'a> Spreader<'a> {
+    fn new(staging: &'a Staging) -> Self {
+        let (teller, events) = mpsc::channel();
+        let departures = &staging.inner.shared.departures;
+        Self {
+            _offered: departures.offer(&staging.context, staging.state.place, &staging.state.head),
+            epoch: staging.epoch.unwrap_or_default(),
+            staging,
+            stagers: Vec::new(),
+            staged_at: PeerSet::default(),
+            events,
+            teller,
+            until: watch::Sender::default(),
+            got_on: Instant::now(),
+        }
+    }
+
+    /// Waits until the members that count have staged it, as many as are needed at least.
+    fn spread(&mut self) -> Result<SpreadTo, StoreError> {
+        let slot = self.staging.state.place.slot;
+        loop {
+            let shared = &self.staging.inner.shared;
+            let copies = shared.copies_of(slot).ok_or(StoreError::NotOwner { slot })?;
+            let (epoch, _) = copies.serves(slot)?;
+            if epoch != self.epoch {
+                return Err(StoreError::NotOwner { slot });
+            }
+            let (needed, counting) = copies.needs(slot);
+            let missing = counting.without(self.staged_at);
+            let is_enough = counting.without(missing).len() + 1 >= needed;
+            let mut left_behind = PeerSet::default();
+            missing.iter().filter(|peer| self.is_hopeless(*peer)).for_each(|peer| left_behind.insert(peer));
+            if is_enough && missing.without(left_behind).is_empty() {
+                // Whoever is on the stream and does not count yet is offered the slot again anyway.
+                return Ok(SpreadTo { staged_at: self.staged_at, left_behind });
+            }
+            if self.got_on.elapsed() > GIVE_UP {
+                return Err(StoreError::NotAcknowledged);
+            }
+            self.ask(missing);
+            self.listen();
+        }
+    }
+
+    fn is_hopeless(&self, peer: Peer) -> bool {
+        let known = self.stagers.iter().find(|(of, _)| *of == peer);
+        known.is_some_and(|(_, stager)| {
+            stager.failures >= FAILURES || stager.is_asked && stager.since.elapsed() > STUCK
+        })
+    }
+
+    /// Asks those that were not asked, or failed a while ago.
+    fn ask(&mut self, peers: PeerSet) {
+        let staging = self.staging;
+        let Some(outbox) = staging.inner.shared.carrier.get() else { return };
+        let Some(claim) = staging
+            .inner
+            .shared
+            .copies_of(staging.state.place.slot)
+            .and_then(|copies| copies.led(staging.state.place.slot).map(|(claim, _)| claim))
+        else {
+            return;
+        };
+        let now = Instant::now();
+        for peer in peers.iter() {
+            let at = self.stagers.iter().position(|(of, _)| *of == peer).unwrap_or_else(|| {
+                self.stagers.push((peer, Stager { is_asked: false, failures: 0, since: now }));
+                self.stagers.len() - 1
+            });
+            let stager = &mut self.stagers[at].1;
+            if stager.is_asked || stager.failures > 0 && stager.since.elapsed() < PAUSE {
+                continue;
+            }
+            (stager.is_asked, stager.since) = (true, now);
+            let head = &staging.state.head;
+            let empty = Head::new(head.suite, head.lineage, head.created_at_ns);
+            let announced = Announced {
+                lineage: head.lineage,
+                suite: head.suite,
+                created_at_ns: head.created_at_ns,
+                after: staging.before().unwrap_or_else(|| empty.extent()),
+                to: head.size(),
+                root: Some(head.root()),
+            };
+            outbox.spread(
+                peer,
+                Spread {
+                    number: staging.state.place.number,
+                    claim: claim.clone(),
+                    context: staging.context.clone(),
+                    announced,
+                    events: self.teller.clone(),
+                    until: self.until.subscribe(),
+                },
+            );
+        }
+    }
+
+    /// Takes what members say, for a moment at most.
+    fn listen(&mut self) {
+        let Ok((peer, event)) = self.events.recv_timeout(LOOK) else { return };
+        let Some((_, stager)) = self.stagers.iter_mut().find(|(of, _)| *of == peer) else { return };
+        stager.since = Instant::now();
+        match event {
+            Spreading::Goes => self.got_on = stager.since,
+            Spreading::Staged => {
+                self.got_on = stager.since;
+                self.staged_at.insert(peer);
+            }
+            Spreading::Failed => {
+                self.staged_at.remove(peer);
+                (stager.is_asked, stager.failures) = (false, stager.failures + 1);
+            }
+        }
+    }
+}
