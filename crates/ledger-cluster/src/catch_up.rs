@@ -35,6 +35,8 @@ use crate::{
 
 mod fetching;
 
+use fetching::Fetched;
+
 /// How long a question of a comparison, or the next range, may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 /// Less than this in a round is not worth another one: what is left comes with the stream.
@@ -150,7 +152,7 @@ impl CatchUp<'_> {
         let ours = self.shared.ledger.digests(self.claims.keys().copied().collect()).await?;
         let (mut drill, effects) = DrillDown::start(ours);
         let mut todo: VecDeque<Effect> = effects.into();
-        let mut total = 0;
+        let (mut total, mut fetched) = (0, Fetched::default());
         loop {
             let mut found = Vec::new();
             let begin = Instant::now();
@@ -180,8 +182,10 @@ impl CatchUp<'_> {
             counters.comparing_us.fetch_add(micros, Ordering::Relaxed);
             counters.differing.fetch_add(found.len() as u64, Ordering::Relaxed);
             total += found.len();
-            self.repair(found).await?;
+            self.repair(found, &mut fetched).await?;
             if is_done {
+                // Each context was looked at once: until now nothing had to wait for what was fetched to be written.
+                self.finish(fetched).await?;
                 return Ok(total);
             }
         }
@@ -208,7 +212,7 @@ impl CatchUp<'_> {
     }
 
     /// Leaves what differs, and fetches what is missing.
-    async fn repair(&mut self, found: Vec<Finding>) -> Result<(), CatchUpError> {
+    async fn repair(&mut self, found: Vec<Finding>, fetched: &mut Fetched) -> Result<(), CatchUpError> {
         let mut missing = Vec::new();
         let ahead = self.ahead(&found).await?;
         for finding in found {
@@ -245,10 +249,7 @@ impl CatchUp<'_> {
                 }
             }
         }
-        for batch in missing.chunks(MAX_FETCH) {
-            self.fetch(batch).await?;
-        }
-        Ok(())
+        self.fetch(&missing, fetched).await
     }
 
     /// One side cannot read what it has of a context. Nothing is given up for that, nor taken for the best there is.

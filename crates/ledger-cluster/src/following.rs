@@ -26,6 +26,8 @@ use crate::{
     wire,
 };
 
+/// Slots that are brought in step together: few enough that those that are first do not wait long for the others.
+const GROUP: usize = 32;
 /// Crowds of slots that wait for one owner.
 const WAITING: usize = 64;
 /// How long to wait for more slots of the same owner.
@@ -79,7 +81,8 @@ async fn of_owner(shared: Arc<Shared>, owner: Member, mut slots: mpsc::Receiver<
     }
 }
 
-/// Brings slots in step with their owner, and asks it for offers; gives those that damage holds up.
+/// Brings slots in step with their owner, group by group, and asks it for offers of each group at once: a slot that is in
+/// step counts, whatever the others lack. Gives those that damage holds up.
 async fn bring_in_step(
     shared: &Arc<Shared>,
     owner: &Member,
@@ -89,6 +92,7 @@ async fn bring_in_step(
     let mut held_up = BTreeMap::new();
     let mut backoff = Backoff::new(PAUSE, LONGEST_PAUSE);
     let mut counted = Counted::new(&shared.counters.catching_up);
+    let mut last = None;
     limited!(info, %owner, slots = todo.len(), "catching up");
     while !todo.is_empty() {
         // Newer claims of the owner take the place of older ones.
@@ -97,7 +101,10 @@ async fn bring_in_step(
         }
         held_up.retain(|slot, _| !todo.contains_key(slot));
         counted.set(todo.len() + held_up.len());
-        match catch_up::run(shared, owner, &todo, Mode::Follow).await {
+        let mut group = next_group(&todo, last);
+        // One that fails again and again keeps no other from its turn.
+        last = group.last_key_value().map(|(slot, _)| *slot);
+        match catch_up::run(shared, owner, &group, Mode::Follow).await {
             Ok(Caught { refused, unreadable }) => {
                 // Those are somebody else's: whoever owns them offers them. This owner's offer will be refused
                 // here, which tells it of the higher claim.
@@ -106,9 +113,16 @@ async fn bring_in_step(
                 }
                 let is_held_up =
                     |slot: &Slot| unreadable.contains(slot) || shared.ledger.is_slot_damaged(*slot);
-                held_up.extend(todo.extract_if(.., |slot, _| is_held_up(slot)));
-                match join(shared, owner, &todo).await {
-                    Ok(()) => break,
+                for (slot, claim) in group.extract_if(.., |slot, _| is_held_up(slot)) {
+                    todo.remove(&slot);
+                    held_up.insert(slot, claim);
+                }
+                match join(shared, owner, &group).await {
+                    Ok(()) => {
+                        todo.retain(|slot, _| !group.contains_key(slot));
+                        backoff.reset();
+                        continue;
+                    }
                     Err(reason) => {
                         tracing::debug!(%owner, reason, "the owner could not be asked for an offer");
                     }
@@ -123,6 +137,13 @@ async fn bring_in_step(
         sleep(backoff.pause()).await;
     }
     held_up
+}
+
+/// The slots after the last one of the group before, from the first again after the last of all.
+fn next_group(todo: &BTreeMap<Slot, Claim>, last: Option<Slot>) -> BTreeMap<Slot, Claim> {
+    let rest = todo.iter().filter(|(slot, _)| last.is_none_or(|last| **slot > last));
+    let group: BTreeMap<_, _> = rest.take(GROUP).map(|(slot, claim)| (*slot, claim.clone())).collect();
+    if group.is_empty() && last.is_some() { next_group(todo, None) } else { group }
 }
 
 /// A share of a number that several add to; gone when this is dropped.

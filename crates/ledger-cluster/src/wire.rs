@@ -256,7 +256,7 @@ pub(crate) fn to_range(context: &ContextId, range: &Range) -> proto::ReplicatedC
     }
 }
 
-fn to_part(part: &Part) -> proto::ReplicatedContext {
+pub(crate) fn to_part(part: &Part) -> proto::ReplicatedContext {
     let load_count = if part.is_load { part.range.count } else { 0 };
     proto::ReplicatedContext { load_count, ..to_range(&part.context, &part.range) }
 }

@@ -27,7 +27,7 @@ pub(super) type Missing = (ContextId, Size, Size);
 
 /// What was fetched and is not written yet.
 #[derive(Debug, Default)]
-struct Fetched {
+pub(super) struct Fetched {
     parts: Vec<Part>,
     bytes: usize,
     /// Being written, the oldest first.
@@ -49,10 +49,13 @@ struct FetchedLoad {
 }
 
 impl CatchUp<'_> {
-    /// Fetches contexts.
-    pub(super) async fn fetch(&mut self, contexts: &[Missing]) -> Result<(), CatchUpError> {
+    /// Fetches contexts. Some of what came may not be written yet when it returns.
+    pub(super) async fn fetch(
+        &mut self,
+        contexts: &[Missing],
+        fetched: &mut Fetched,
+    ) -> Result<(), CatchUpError> {
         let mut rest = contexts;
-        let mut fetched = Fetched::default();
         while !rest.is_empty() {
             // Few enough that a broken connection does not cost much.
             let mut entries = 0;
@@ -67,8 +70,13 @@ impl CatchUp<'_> {
                 .count();
             let (batch, others) = rest.split_at(count);
             rest = others;
-            self.fetch_batch(batch, &mut fetched).await?;
+            self.fetch_batch(batch, fetched).await?;
         }
+        Ok(())
+    }
+
+    /// Waits until all that was fetched is written.
+    pub(super) async fn finish(&mut self, mut fetched: Fetched) -> Result<(), CatchUpError> {
         self.write(&mut fetched).await?;
         for following in fetched.writing {
             self.written(following).await?;
