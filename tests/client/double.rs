@@ -472,6 +472,22 @@ impl ClusterService for Node {
         Err(Status::unimplemented("forwarded"))
     }
 
+    type DecommissionStream = BoxStream<'static, Result<ledger::DecommissionProgress, Status>>;
+
+    async fn decommission(
+        &self,
+        _: Request<ledger::DecommissionRequest>,
+    ) -> Result<Response<Self::DecommissionStream>, Status> {
+        Err(Status::unimplemented("forwarded"))
+    }
+
+    async fn recover(
+        &self,
+        _: Request<ledger::RecoverRequest>,
+    ) -> Result<Response<ledger::RecoverResponse>, Status> {
+        Err(Status::unimplemented("forwarded"))
+    }
+
     type DrainStream = BoxStream<'static, Result<ledger::DrainProgress, Status>>;
 
     async fn drain(&self, _: Request<ledger::DrainRequest>) -> Result<Response<Self::DrainStream>, Status> {

@@ -78,7 +78,7 @@ impl World {
                 match watcher.answered(request, response, self.hosts.len(), &mut self.random) {
                     Ok(entries) => self.counts.add(Counted::Watched, entries.len() as u64),
                     // It is told so, and begins again: allowed only if availability comes first.
-                    Err(what) if self.invariants.is_strict => {
+                    Err(what) if self.invariants.is_strict && !self.may_change(number) => {
                         self.violate(format!("client {number}: {what}"));
                     }
                     Err(_) => {}
@@ -87,7 +87,7 @@ impl World {
             Client::Reader => {
                 let Response::Read { context, size, root } = response else { return };
                 self.counts.add(Counted::Read, 1);
-                if self.invariants.is_strict && self.invariants.stable[context].root_at(size) != Some(root) {
+                if self.invariants.is_strict && !self.invariants.was_stable(context, size, root) {
                     self.violate(format!("a reader saw what was never stable of context {context}"));
                 }
             }

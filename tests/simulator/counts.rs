@@ -23,6 +23,8 @@ pub enum Counted {
     Owned,
     HandedOver,
     Moved,
+    Left,
+    Recovered,
     Forked,
     Fetched,
     // What clients did.
@@ -37,7 +39,7 @@ pub enum Counted {
 }
 
 impl Counted {
-    const ALL: [(Self, &'static str); 22] = [
+    const ALL: [(Self, &'static str); 24] = [
         (Self::Runs, "seeds"),
         (Self::Steps, "steps"),
         (Self::Milliseconds, "milliseconds simulated"),
@@ -50,6 +52,8 @@ impl Counted {
         (Self::Owned, "takeovers"),
         (Self::HandedOver, "of these, handovers"),
         (Self::Moved, "moves of a member"),
+        (Self::Left, "nodes that left with nothing counting on them"),
+        (Self::Recovered, "takeovers that went on without lost members"),
         (Self::Forked, "histories left to forks"),
         (Self::Fetched, "entries fetched to catch up"),
         (Self::Created, "entries written"),

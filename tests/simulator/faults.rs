@@ -25,10 +25,12 @@ pub enum Fault {
     /// What a disk holds of a context cannot be read any more.
     Damage,
     OtherCluster,
+    Decommission,
+    LoseMost,
 }
 
 impl Fault {
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 19] = [
         Self::Crash,
         Self::CrashAll,
         Self::Wipe,
@@ -46,6 +48,8 @@ impl Fault {
         Self::RemoveNode,
         Self::Damage,
         Self::OtherCluster,
+        Self::Decommission,
+        Self::LoseMost,
     ];
 
     pub fn name(self) -> &'static str {
@@ -67,6 +71,8 @@ impl Fault {
             Self::RemoveNode => "nodes removed for good",
             Self::Damage => "damaged contexts",
             Self::OtherCluster => "meetings with another cluster",
+            Self::Decommission => "nodes that leave for good",
+            Self::LoseMost => "losses of most of a slot's disks",
         }
     }
 }
@@ -87,6 +93,8 @@ pub struct Plan {
     pub other_copies: u64,
     /// Faults that may happen, each as often as it is named.
     pub faults: Vec<Fault>,
+    /// Whether most disks of a slot are lost in the end, and an operator has the others go on.
+    pub loses_most: bool,
     /// Milliseconds between faults, at most.
     pub fault_every: u64,
     /// Of a thousand moments of takeovers, those that bring a fault.
@@ -131,6 +139,8 @@ impl Plan {
         for fault in Fault::ALL {
             let weight = match fault {
                 Fault::CrashAll => random.below(2),
+                // It comes once, after the others: see `Plan::loses_most`.
+                Fault::LoseMost => 0,
                 Fault::Crash | Fault::Partition | Fault::Wipe => random.below(4),
                 _ => random.below(3),
             };
@@ -147,6 +157,7 @@ impl Plan {
             watchers: 2,
             other_copies: if random.chance(500) { random.between(50, 400) } else { 0 },
             faults,
+            loses_most: copies > 1 && random.chance(200),
             fault_every: random.between(300, 2500),
             ambushes: if random.chance(500) { random.between(1, 60) } else { 0 },
             duration: random.between(10_000, 90_000),

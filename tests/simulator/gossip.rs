@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, rc::Rc};
 use ledger_core::{
     Epoch,
     node::Member,
-    ownership::slots::{Millis, Seen},
+    ownership::slots::{Leaving, Millis, Seen},
     slot::Slot,
 };
 
@@ -20,6 +20,7 @@ pub struct Published {
     pub version: (u64, u64),
     pub is_draining: bool,
     pub is_writable: bool,
+    pub leaving: Option<Leaving>,
     pub owned: BTreeMap<Slot, Epoch>,
 }
 
@@ -73,6 +74,7 @@ impl Gossip {
             is_alive: at + within > now,
             is_draining: said.is_draining,
             is_writable: said.is_writable,
+            leaving: said.leaving,
             owned: said.owned.clone(),
         });
         let seen: Vec<Seen> = seen.collect();

@@ -24,6 +24,9 @@ impl World {
     pub(super) fn heal(&mut self) {
         self.note(|| "healing".to_owned());
         (self.stage, self.healing_since) = (Stage::Healing, self.now);
+        if self.plan.loses_most {
+            self.lose_most();
+        }
         self.network.heal();
         (self.network.loss, self.network.duplicates, self.network.late) = (0, 0, 0);
         for index in 0..self.hosts.len() {
@@ -37,8 +40,9 @@ impl World {
             }
             (host.clock, host.clock_runs) = ((clock, self.now), true);
             if !host.is_gone {
+                self.hosts[index].leaving = None;
                 self.start(index);
-                self.with(index, |node| node.drain(false));
+                self.with(index, |node| node.leave(None));
             }
         }
         let acknowledged = self.clients.iter().map(|client| match client {
@@ -209,7 +213,9 @@ impl World {
             let Client::Watcher(watcher) = client else { return None };
             let owner = self.owner(self.config.contexts.slot(watcher.context)).ok()?;
             let history = &self.hosts[owner].node.as_ref()?.disk.now.histories[watcher.context];
-            let is_behind = watcher.seen != *history;
+            // Whoever saw what is lost learns of it once the history goes so far again.
+            let is_ahead = self.changed.contains(&watcher.context) && watcher.seen.size() > history.size();
+            let is_behind = watcher.seen != *history && !is_ahead;
             is_behind.then(|| {
                 format!(
                     "a watcher of context {} saw {} entries of {}: {watcher:?}",

@@ -12,7 +12,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ledger_core::{Epoch, node::Member, ownership::Claim, slot::Slot};
+use ledger_core::{Epoch, Hash, node::Member, ownership::Claim, slot::Slot};
 
 use super::{
     disk::Store,
@@ -39,6 +39,8 @@ pub struct Invariants {
     pub stable: Vec<History>,
     /// When each of these grew to which size: milliseconds.
     grown: Vec<Vec<(u64, u64)>>,
+    /// What was acknowledged or shown before disks were lost with it: answers may be under way.
+    forgotten: BTreeMap<Context, History>,
     sequences: BTreeMap<(Context, u64), u64>,
     kept: Vec<Kept>,
 }
@@ -190,6 +192,23 @@ impl Invariants {
             )),
             _ => Ok(()),
         }
+    }
+
+    /// The disks that held a context are lost but for some, whose readers were shown it up to a size.
+    pub fn forget(&mut self, context: Context, shown: u64) {
+        self.forgotten.insert(context, self.stable[context].clone());
+        self.stable[context].0.truncate(shown as usize);
+        for (_, size) in &mut self.grown[context] {
+            *size = shown.min(*size);
+        }
+        self.sequences.retain(|(of, _), sequence| *of != context || *sequence <= shown);
+        self.kept.retain(|kept| kept.context != context);
+    }
+
+    /// Whether a context was so, up to a size, as far as clients may know.
+    pub fn was_stable(&self, context: Context, size: u64, root: Hash) -> bool {
+        let known = std::iter::once(&self.stable[context]).chain(self.forgotten.get(&context));
+        known.into_iter().any(|history| history.root_at(size) == Some(root))
     }
 
     /// After healing: these are the histories of the owners, and all disks there are.

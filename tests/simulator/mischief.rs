@@ -8,6 +8,7 @@ use std::{
 use ledger_core::{
     Epoch,
     node::{ClusterId, Member, NodeId, ReplicaSet, StorageId},
+    ownership::slots::{Leaving, Settings},
     rendezvous,
     slot::Slot,
 };
@@ -20,6 +21,7 @@ use super::{
     message::{Index, Message},
     network::MAX_NODES,
     node::index_of,
+    operators::LOOKS_EVERY,
     run::{Happening, Host, Stage, World},
 };
 
@@ -36,6 +38,10 @@ pub enum Undo {
     Space(Index),
     /// A drained node is switched off for good.
     Gone(Index),
+    /// A node that leaves for good is gone, once nobody names it any more.
+    Left(Index),
+    /// An operator declares lost what is lost.
+    Recover,
 }
 
 impl World {
@@ -145,6 +151,22 @@ impl World {
                 self.after(a_while + 2_000_000, Happening::Undo(Undo::Gone(node)));
             }
             Fault::OtherCluster => return self.meet(node),
+            Fault::Decommission => {
+                let stays = |host: &&Host| !host.is_gone && host.leaving.is_none();
+                let stay = self.hosts.iter().filter(stays).count();
+                let Settings { copies, min_copies, .. } = self.plan.settings;
+                let leaving = match stay.checked_sub(1) {
+                    _ if copies == 1 || self.hosts[node].leaving.is_some() => return false,
+                    Some(stay) if stay >= copies => Leaving::Replaced,
+                    // Nor right after a disk was lost: with so few members all of them are needed.
+                    Some(stay) if stay >= min_copies.max(2) && self.can_lose(node) => Leaving::Fewer,
+                    _ => return false,
+                };
+                (self.hosts[node].leaving, self.hosts[node].unnamed) = (Some(leaving), 0);
+                self.with(node, |node| node.leave(Some(leaving)));
+                self.after(LOOKS_EVERY, Happening::Undo(Undo::Left(node)));
+            }
+            Fault::LoseMost => return false,
         }
         true
     }
@@ -229,7 +251,12 @@ impl World {
                 }
             }
             Undo::Space(node) => self.fill(node, false),
-            Undo::NoDrain(node) => self.with(node, |node| node.drain(false)),
+            Undo::NoDrain(node) => {
+                let is_leaving = self.hosts[node].leaving.is_some();
+                self.with(node, |node| node.drain(is_leaving));
+            }
+            Undo::Left(node) => self.leaves(node),
+            Undo::Recover => self.recover(),
             Undo::Gone(node) => {
                 let there = self.hosts.iter().filter(|host| !host.is_gone).count();
                 let is_enough = there > self.plan.settings.copies.max(3);
@@ -243,7 +270,7 @@ impl World {
                     self.hosts[node].is_gone = true;
                     self.note(|| format!("n{node} is gone for good"));
                 } else {
-                    self.with(node, |node| node.drain(false));
+                    self.undo(Undo::NoDrain(node));
                 }
             }
         }
@@ -280,13 +307,14 @@ impl World {
         }
     }
 
-    fn wipe(&mut self, index: Index) {
+    pub(super) fn wipe(&mut self, index: Index) {
         let storage = self.new_storage();
         let contexts = self.plan.contexts;
         let host = &mut self.hosts[index];
         let Some(disk) = host.disk.replace(Disk::new(contexts)) else { return };
         host.graveyard.push((host.member.clone(), disk.durable));
         host.member = Member { storage, ..host.member.clone() };
+        host.leaving = None;
         self.last_loss = self.now;
         self.note(|| format!("the disk of n{index} is wiped"));
     }
@@ -297,18 +325,15 @@ impl World {
         if self.owned.len() < self.plan.slots || self.now < self.last_loss + 3_000_000 {
             return false;
         }
-        let here: BTreeSet<&Member> = self
-            .hosts
-            .iter()
-            .filter(|host| !host.is_gone && !is_damaged(host))
-            .map(|host| &host.member)
-            .collect();
+        // Those that leave though nobody takes their places are as good as gone.
+        let stays = |host: &&Host| !host.is_gone && !is_damaged(host) && host.leaving != Some(Leaving::Fewer);
+        let here: BTreeSet<&Member> = self.hosts.iter().filter(stays).map(|host| &host.member).collect();
         let lost = &self.hosts[index].member;
         self.sets_that_count().iter().all(|set| {
             let gone =
                 set.members().iter().filter(|member| !here.contains(member) && *member != lost).count();
             gone < set.len() - set.knowing(self.plan.settings.min_copies, set.len())
-        }) && self.remembers(index)
+        }) && self.remembers(|without| without == index)
             && (self.plan.is_strict() || self.others_know(index))
     }
 
@@ -336,7 +361,7 @@ impl World {
 
     /// Whether one of the nodes that form each slot would be left to remember that it was formed: if all of them lost
     /// their disks, and were cut off since, they could form it again.
-    fn remembers(&self, without: Index) -> bool {
+    pub(super) fn remembers(&self, without: impl Fn(Index) -> bool) -> bool {
         let first = || self.hosts.iter().take(self.plan.nodes).map(|host| host.member.node.clone());
         self.config.contexts.slots.iter().all(|slot| {
             let formed = rendezvous::order(*slot, first());
@@ -344,28 +369,31 @@ impl World {
                 let index = index_of(node);
                 let record = self.durable(index).and_then(|store| store.records.get(slot));
                 let knows = record.is_some_and(|record| record.was_formed || record.placement.is_some());
-                index != without && knows
+                !without(index) && knows
             })
         })
     }
 
     /// The members of each slot as its newest owner counts, and as anybody knows them who knows something newer.
     fn sets_that_count(&self) -> Vec<ReplicaSet> {
-        let mut sets: Vec<ReplicaSet> = self.owned.values().map(|(_, set)| set.clone()).collect();
+        self.config.contexts.slots.iter().flat_map(|slot| self.sets_of(*slot)).collect()
+    }
+
+    /// As [`World::sets_that_count`], of one slot.
+    pub(super) fn sets_of(&self, slot: Slot) -> Vec<ReplicaSet> {
+        let owned = self.owned.get(&slot);
+        let mut sets: Vec<ReplicaSet> = owned.map(|(_, set)| set.clone()).into_iter().collect();
         for host in &self.hosts {
             let Some(disk) = host.node.as_ref().map(|node| &node.disk).or(host.disk.as_ref()) else {
                 continue;
             };
             for store in [&disk.durable, &disk.now] {
-                for (slot, record) in &store.records {
-                    let known = self.owned.get(slot).map(|(claim, _)| claim.epoch);
-                    if let Some(placement) = &record.placement
-                        && known.is_some_and(|known| placement.epoch > known)
-                    {
-                        sets.push(placement.set.clone());
-                        // Until the move to them is settled, those before them are needed too.
-                        sets.extend(placement.before.clone());
-                    }
+                if let Some(placement) = store.records.get(&slot).and_then(|record| record.placement.as_ref())
+                    && owned.is_some_and(|(claim, _)| placement.epoch > claim.epoch)
+                {
+                    sets.push(placement.set.clone());
+                    // Until the move to them is settled, those before them are needed too.
+                    sets.extend(placement.before.clone());
                 }
             }
         }
@@ -374,7 +402,7 @@ impl World {
 }
 
 /// Whether a disk holds something that cannot be read: it counts as lost until that is restored.
-fn is_damaged(host: &Host) -> bool {
+pub(super) fn is_damaged(host: &Host) -> bool {
     let disk = host.node.as_ref().map(|node| &node.disk).or(host.disk.as_ref());
     disk.is_some_and(|disk| !disk.now.damaged.is_empty() || !disk.durable.damaged.is_empty())
 }

@@ -9,7 +9,7 @@
 //! | [`gossip`] | chitchat |
 //! | [`disk`], [`network`], [`deliver`] | what they are called |
 //! | [`client`], [`clients`] | the SDK |
-//! | [`faults`], [`mischief`], [`healing`] | bad luck, and operators |
+//! | [`faults`], [`mischief`], [`healing`], [`operators`] | bad luck, and operators |
 //! | [`invariants`], [`noted`], [`counts`] | what must hold, and what happened |
 //! | [`run`] | time |
 //!
@@ -38,6 +38,7 @@ mod mischief;
 mod network;
 mod node;
 mod noted;
+mod operators;
 mod perform;
 mod random;
 mod run;

@@ -11,8 +11,8 @@ use ledger_core::{
     digest::{Extent, SlotDigest},
     node::{ClusterId, Member, NodeId, ReplicaSet, StorageId},
     ownership::{
-        Claim, Placement, SlotRecord, Slots,
-        slots::{Answer, Event, Millis, Outcome as Offered},
+        Claim, Declared, Placement, SlotRecord, Slots,
+        slots::{Answer, Event, Leaving, Millis, Outcome as Offered},
     },
     replication::{Peer, Unstable, Waiting},
     slot::Slot,
@@ -43,6 +43,7 @@ pub struct Node {
     pub(super) gossip: Gossip,
     version: (u64, u64),
     pub is_draining: bool,
+    pub leaving: Option<Leaving>,
     is_writable: bool,
     pub(super) out: Vec<Out>,
     pub(super) events: VecDeque<Event>,
@@ -116,6 +117,7 @@ impl Node {
             gossip: Gossip::default(),
             version: (incarnation, 0),
             is_draining: false,
+            leaving: None,
             is_writable: true,
             out: Vec::new(),
             events: VecDeque::new(),
@@ -221,6 +223,7 @@ impl Node {
             version: self.version,
             is_draining: self.is_draining,
             is_writable: self.is_writable,
+            leaving: self.leaving,
             owned: self.brain.owned().into_iter().collect(),
         });
         self.gossip.hear(self.now, &[said]);
@@ -246,6 +249,17 @@ impl Node {
     pub fn drain(&mut self, is_draining: bool) {
         self.is_draining = is_draining;
         self.events.push_back(Event::Drain(is_draining));
+    }
+
+    /// Leaves for good, or stays after all. It knows again after a restart: see `Host`.
+    pub fn leave(&mut self, leaving: Option<Leaving>) {
+        self.leaving = leaving;
+        self.drain(leaving.is_some());
+    }
+
+    /// An operator declared these members lost, all there ever were.
+    pub fn declare_lost(&mut self, declared: Declared) {
+        self.events.push_back(Event::DeclaredLost(declared));
     }
 
     /// Whether the disk takes writes. The first that it refuses is how the node learns of it.

@@ -62,6 +62,14 @@ impl World {
                 let needed = self.plan.settings.min_copies.min(members);
                 self.seen("what readers see", index, context, size, needed)
             }
+            Note::Recovered { slot, recovery } => {
+                self.counts.add(Counted::Recovered, 1);
+                let is_evidence = |member| self.declared.lost.contains(member);
+                if recovery.heard.is_empty() || !recovery.missing.iter().all(is_evidence) {
+                    return Err(format!("slot {} went on without evidence: {recovery:?}", slot.number()));
+                }
+                Ok(())
+            }
             Note::Forked => {
                 self.counts.add(Counted::Forked, 1);
                 Ok(())

@@ -119,6 +119,9 @@ impl Node {
                 }
             }
             Effect::CatchUp { slot, claim, from } => self.claim_task(slot, claim, from),
+            Effect::Recovered { slot, recovery, .. } => {
+                self.out.push(Out::Note(Note::Recovered { slot, recovery }));
+            }
             Effect::Own { slot, claim, needed } => {
                 let was_handed_over = self.handed_over.contains(&slot);
                 self.handed_over.retain(|of| *of != slot);

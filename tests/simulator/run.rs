@@ -2,13 +2,14 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, BinaryHeap},
+    collections::{BTreeMap, BTreeSet, BinaryHeap},
     rc::Rc,
 };
 
 use ledger_core::{
     Epoch,
     node::{Member, NodeId, ReplicaSet, StorageId},
+    ownership::{Declared, slots::Leaving},
     slot::Slot,
 };
 
@@ -97,6 +98,10 @@ pub(super) struct Host {
     /// What its clock shows, and since when; it stands still if it does not run.
     pub clock: (u64, u64),
     pub clock_runs: bool,
+    /// It leaves for good: on its disk.
+    pub leaving: Option<Leaving>,
+    /// How often in a row nobody named it since.
+    pub unnamed: u32,
     pub paused_until: u64,
     pub slow_until: u64,
 }
@@ -130,6 +135,10 @@ pub(super) struct World {
     pub owned: BTreeMap<Slot, (ledger_core::ownership::Claim, ReplicaSet)>,
     pub next_request: u64,
     next_storage: u64,
+    /// What an operator decided.
+    pub declared: Declared,
+    /// Contexts of which acknowledged entries may be lost with the disks they were on.
+    pub changed: BTreeSet<usize>,
     pub last_loss: u64,
     /// When a clock stood still last.
     pub clock_stood_still: Option<u64>,
@@ -197,6 +206,8 @@ impl World {
             owned: BTreeMap::new(),
             next_request: 0,
             next_storage: 0,
+            declared: Declared::default(),
+            changed: BTreeSet::new(),
             last_loss: 0,
             clock_stood_still: None,
             stage: Stage::Faults,
@@ -258,6 +269,8 @@ impl World {
             graveyard: Vec::new(),
             clock,
             clock_runs: true,
+            leaving: None,
+            unnamed: 0,
             paused_until: 0,
             slow_until: 0,
         });
@@ -271,7 +284,15 @@ impl World {
         let Some(disk) = host.disk.take() else { return };
         host.life += 1;
         let (life, member) = (host.life, host.member.clone());
+        let leaving = host.leaving;
         host.node = Some(Node::start(index, member, Rc::clone(&self.config), life, disk, clock, random));
+        let declared = self.declared.clone();
+        self.with(index, |node| {
+            if leaving.is_some() {
+                node.leave(leaving);
+            }
+            node.declare_lost(declared);
+        });
         self.note(|| format!("n{index} starts"));
         self.after(1000, Happening::Tick { node: index, life });
     }

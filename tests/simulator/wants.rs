@@ -6,7 +6,7 @@ use ledger_core::{
     Epoch,
     node::Member,
     ownership::{
-        Claim,
+        Claim, Recovery,
         slots::{Answer, Millis, Settings},
     },
     slot::Slot,
@@ -89,6 +89,11 @@ pub enum Note {
         size: u64,
     },
     Forked,
+    /// An owner goes on without members that were declared lost.
+    Recovered {
+        slot: Slot,
+        recovery: Recovery,
+    },
     CaughtUp {
         entries: u64,
     },

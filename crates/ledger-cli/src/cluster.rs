@@ -1,11 +1,13 @@
 //! `ledgerctl cluster`: who is there, who holds what, and a cluster to try things out.
 
 pub(crate) mod args;
+mod decommission;
 mod drain;
 mod local;
 mod locate;
 mod members;
 pub(crate) mod reach;
+mod recover;
 mod status;
 
 use args::Cluster;
@@ -19,6 +21,8 @@ pub(crate) async fn run(connection: &Connection, command: Cluster, output: &Outp
         Cluster::Status { watch: true } => status::watch(connection, output).await,
         Cluster::Locate { contexts } => locate::run(connection, contexts, output).await,
         Cluster::Drain { resume } => drain::run(connection, resume, output).await,
+        Cluster::Decommission(command) => decommission::run(connection, command, output).await,
+        Cluster::Recover(command) => recover::run(connection, command, output).await,
         Cluster::Forks(command) => forks::run(connection, command, output).await,
         Cluster::Local(command) => local::run(command, output).await,
     }

@@ -33,10 +33,12 @@ use crate::{
     driver::Driver,
     following, healing, known,
     leases::Leases,
+    leaving::{self, Departure},
     load::Load,
     membership::{Found, Membership, Replaced, StartError, View, facts::Readiness},
     pace::Seldom,
     peers::{Peers, Use},
+    recovering::{self, Decisions},
     routes::Routes,
     seal::{Keyring, Sealer},
     sending::MAX_MESSAGE,
@@ -92,8 +94,8 @@ async fn forgotten(ledger: &Ledger) -> Renewed {
 /// A node's part in a cluster. Dropping it falls silent at once, as a crash would.
 #[derive(Debug)]
 pub struct Cluster {
-    shared: Arc<Shared>,
-    membership: Arc<Membership>,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) membership: Arc<Membership>,
     tasks: Mutex<Vec<AbortOnDropHandle<()>>>,
 }
 
@@ -101,14 +103,21 @@ impl Cluster {
     /// Joins the cluster. The ledger was opened for one ([`ledger_store::Options::clustered`]).
     pub async fn join(ledger: Ledger, mut config: ClusterConfig) -> Result<Self, JoinError> {
         let me = Member { node: config.membership.node_id.clone(), storage: ledger.storage() };
-        let records = {
+        let read = {
             let ledger = ledger.clone();
-            tokio::task::spawn_blocking(move || ledger.slot_records()).await
+            let read = move || {
+                Ok::<_, StoreError>((
+                    ledger.slot_records()?,
+                    Departure::read(&ledger)?,
+                    Decisions::read(&ledger)?,
+                ))
+            };
+            tokio::task::spawn_blocking(read).await
         };
-        let records = match records.map_err(|error| StoreError::Io(error.to_string()))? {
+        let (records, departure, decisions) = match read.map_err(|error| StoreError::Io(error.to_string()))? {
             // What was promised is lost: only as a new member may it take part.
             Err(StoreError::SlotDamaged { .. }) => return Err(forgotten(&ledger).await.into()),
-            records => records?,
+            read => read?,
         };
         let (events, told) = mpsc::channel(EVENTS);
         let (from_lanes, lanes) = mpsc::unbounded_channel();
@@ -141,10 +150,12 @@ impl Cluster {
         if let Some(found) = Membership::taken(&config.membership, me.storage).await {
             return Err(JoinError::Taken { node: me.node, found });
         }
+        config.facts.leaving = departure.how;
         let membership = Membership::start(config.membership.clone(), config.facts.clone()).await?;
         let membership = Arc::new(membership);
         let credentials = Arc::new(Credentials::new(me.clone(), incarnation, sealer));
         let highest = records.iter().map(|(_, record)| record.highest()).max().unwrap_or_default();
+        membership.set_lost(Arc::clone(&decisions.declared().borrow()));
         let shared = Arc::new(Shared {
             peers: Peers::new(config.tls.clone(), Arc::clone(&credentials)),
             me: me.clone(),
@@ -167,6 +178,9 @@ impl Cluster {
             view: membership.view(),
             found: OnceLock::new(),
             renewed: watch::Sender::default(),
+            departure: watch::Sender::new(departure),
+            leaving: watch::Sender::default(),
+            decisions,
             cancel: CancellationToken::new(),
         });
         // Nothing is shown before this node knows that it is a member.
@@ -207,8 +221,14 @@ impl Cluster {
                 me.node,
                 membership.view(),
             ))),
+            AbortOnDropHandle::new(tokio::spawn(leaving::run(Arc::clone(&shared)))),
+            AbortOnDropHandle::new(tokio::spawn(recovering::run(
+                Arc::clone(&shared),
+                Arc::clone(&membership),
+            ))),
         ];
-        membership.set_readiness(Readiness::Ready);
+        let is_leaving = departure.how.is_some();
+        membership.set_readiness(if is_leaving { Readiness::Draining } else { Readiness::Ready });
         Ok(Self { shared, membership, tasks: Mutex::new(tasks) })
     }
 

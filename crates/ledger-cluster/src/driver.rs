@@ -35,6 +35,7 @@ use crate::{
     cluster::members_of,
     leases::Leases,
     membership::{Membership, View, facts::Readiness},
+    recovering,
     routes::Routes,
     sending, set_back,
     shared::{Shared, Told},
@@ -262,6 +263,7 @@ impl Driver {
                 is_alive: node.counts(),
                 is_draining: matches!(node.readiness, Readiness::Draining | Readiness::Leaving),
                 is_writable: node.readiness != Readiness::ReadOnly,
+                leaving: node.leaving,
                 owned: node.owned.iter().copied().collect(),
             });
         }
@@ -302,6 +304,7 @@ impl Driver {
         let mut asks: BTreeMap<Member, Vec<(Slot, Claim, Ask)>> = BTreeMap::new();
         let mut changes = Vec::new();
         let mut catch_ups: BTreeMap<Vec<Member>, BTreeMap<Slot, Claim>> = BTreeMap::new();
+        let mut recovered = Vec::new();
         for effect in effects {
             match effect {
                 Effect::Ask { to, slot, claim, ask } if to == me => match ask {
@@ -325,6 +328,7 @@ impl Driver {
                 }
                 Effect::Decline { slot, .. } => _ = declined.insert(slot),
                 Effect::Formed { slot } => changes.push((slot, Change::Formed)),
+                Effect::Recovered { slot, claim, recovery } => recovered.push((slot, claim, recovery)),
                 Effect::Own { slot, claim, needed } => {
                     self.shared.counters.takeovers.fetch_add(1, Ordering::Relaxed);
                     tracing::debug!(slot = slot.number(), epoch = claim.epoch.0, "owning a slot");
@@ -351,6 +355,14 @@ impl Driver {
                     tracing::debug!(slot = slot.number(), "stepping down");
                     leads.push((slot, Lead::StepDown));
                 }
+            }
+        }
+        if !recovered.is_empty() {
+            let slots: BTreeSet<Slot> = recovered.iter().map(|(slot, ..)| *slot).collect();
+            if let Err(error) = recovering::record(&self.shared, recovered).await {
+                tracing::error!(%error, slots = slots.len(), "what slots go on with could not be recorded: not owning them");
+                leads.retain(|(slot, _)| !slots.contains(slot));
+                let _ = self.shared.from_lanes.send(slots.into_iter().map(Event::GaveUp).collect());
             }
         }
         if !leads.is_empty() && self.shared.ledger.lead(leads).await.is_err() {

@@ -12,6 +12,8 @@
 //! | `door` | who may call the service for nodes, and the proof that comes with a call |
 //! | `belonging` | how a node comes to belong to its cluster |
 //! | `known` | other nodes' last addresses, on disk |
+//! | [`leaving`] | a node that leaves for good |
+//! | [`recovering`] | going on when too many members of a slot are lost |
 //! | `set_back` | a node that came back with an older disk |
 //! | [`routes`] | where slots are |
 //! | [`config`] | the settings of a node that takes part |
@@ -35,11 +37,13 @@ pub mod gossip;
 mod healing;
 mod known;
 mod leases;
+pub mod leaving;
 mod load;
 pub mod membership;
 mod pace;
 mod peers;
 mod receiving;
+pub mod recovering;
 pub mod routes;
 pub mod seal;
 pub mod seeds;

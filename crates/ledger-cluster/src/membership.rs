@@ -14,7 +14,7 @@ use std::{
 };
 
 use chitchat::spawn_chitchat;
-use ledger_core::{Epoch, slot::Slot};
+use ledger_core::{Epoch, ownership::slots::Leaving, slot::Slot};
 use parking_lot::Mutex;
 use tokio::{
     net::UdpSocket,
@@ -91,6 +91,7 @@ pub struct Membership {
     /// What it would be ready for with a disk that takes writes, and whether it has one.
     ready: Mutex<(Readiness, bool)>,
     view: watch::Receiver<Arc<View>>,
+    lost: view::Lost,
     bad_values: Arc<AtomicU64>,
     most_keys: Arc<AtomicU64>,
     ended: watch::Receiver<Option<GossipEnded>>,
@@ -129,12 +130,12 @@ impl Membership {
         control.sees(view.clone());
         let (ended_tx, ended) = watch::channel(None);
         let (replaced_tx, replaced) = watch::channel(None);
-        let cancel = CancellationToken::new();
+        let (cancel, lost) = (CancellationToken::new(), view::Lost::default());
         let mut keeper = Keeper {
             chitchat: chitchat.clone(),
             facts: facts_rx,
             view: view_tx,
-            roster: Roster::new(me, config.detector.min_silence, Arc::clone(&identity)),
+            roster: Roster::new(me, config.detector.min_silence, Arc::clone(&identity), Arc::clone(&lost)),
             identity: Arc::clone(&identity),
             bad_values: Arc::clone(&bad_values),
             most_keys: Arc::clone(&most_keys),
@@ -163,6 +164,7 @@ impl Membership {
             facts,
             ready,
             view,
+            lost,
             bad_values,
             most_keys,
             ended,
@@ -238,6 +240,16 @@ impl Membership {
     /// Says which slots this node owns; of a slot given twice the highest epoch counts.
     pub fn set_owned(&self, owned: Vec<(Slot, Epoch)>) {
         self.set(|facts| &mut facts.owned, owned);
+    }
+
+    /// These members were declared lost by an operator, all there ever were: they count for nothing if they are back.
+    pub fn set_lost(&self, lost: Arc<ledger_core::ownership::Declared>) {
+        *self.lost.write() = lost;
+    }
+
+    /// Says whether this node leaves for good.
+    pub fn set_leaving(&self, leaving: Option<Leaving>) {
+        self.set(|facts| &mut facts.leaving, leaving);
     }
 
     /// Says how far this node's data directory is durable; what was once said stays true. Each change travels to all

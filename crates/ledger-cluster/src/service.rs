@@ -13,9 +13,9 @@ use ledger_core::{
 };
 use ledger_proto::ledger::v1::{
     BelongsRequest, BelongsResponse, CompareAnswer, CompareAsk, FetchRequest, FetchedRange, GreetRequest,
-    GreetResponse, ReplicaReply, Replicated, SlotAnswer, SlotAnswers, SlotAsks, SlotNothing, StageProgress,
-    StageRequest, replica_service_server::ReplicaService, replicated::Body, slot_answer::Answer,
-    slot_ask::Ask,
+    GreetResponse, KnownAsk, NamedAnswer, NamedAsk, RecoverAnswer, RecoveriesTold, ReplicaReply, Replicated,
+    SlotAnswer, SlotAnswers, SlotAsks, SlotNothing, StageProgress, StageRequest,
+    replica_service_server::ReplicaService, replicated::Body, slot_answer::Answer, slot_ask::Ask,
 };
 use ledger_store::{
     StoreError,
@@ -28,7 +28,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::{
     belonging,
     giving::{Giver, Wanted},
-    receiving, set_back,
+    leaving, receiving, recovering, set_back,
     shared::Shared,
     staging, wire,
 };
@@ -105,6 +105,38 @@ impl ReplicaService for Replicas {
             ));
         }
         Ok(Response::new(wire::to_answer(answer)))
+    }
+
+    async fn named(&self, request: Request<NamedAsk>) -> Result<Response<NamedAnswer>, Status> {
+        let caller = self.0.caller(request.metadata())?;
+        let ask = request.into_inner();
+        let from = wire::member(ask.from.as_ref()).map_err(malformed)?;
+        meant(&self.0, &caller, &from, ask.to.as_ref())?;
+        let routes = Arc::clone(&self.0.routes.borrow());
+        Ok(Response::new(leaving::named(&routes, &from.node)))
+    }
+
+    async fn recoveries(&self, request: Request<RecoveriesTold>) -> Result<Response<RecoveriesTold>, Status> {
+        let caller = self.0.caller(request.metadata())?;
+        let told = request.into_inner();
+        let from = wire::member(told.from.as_ref()).map_err(malformed)?;
+        meant(&self.0, &caller, &from, told.to.as_ref())?;
+        let taken = recovering::take(&self.0, &told).await;
+        taken.map_err(|error| Status::failed_precondition(error.to_string()))?;
+        Ok(Response::new(recovering::said(&self.0)))
+    }
+
+    async fn known(&self, request: Request<KnownAsk>) -> Result<Response<RecoverAnswer>, Status> {
+        let caller = self.0.caller(request.metadata())?;
+        let ask = request.into_inner();
+        let from = wire::member(ask.from.as_ref()).map_err(malformed)?;
+        meant(&self.0, &caller, &from, ask.to.as_ref())?;
+        if ask.lost.len() > recovering::MAX_LOST {
+            return Err(Status::invalid_argument("too many members are named"));
+        }
+        let lost = ask.lost.iter().map(|member| wire::member(Some(member))).collect::<Result<_, _>>();
+        let answer = recovering::listing::answer(&self.0, lost.map_err(malformed)?, ask.brief).await;
+        Ok(Response::new(answer.map_err(failed)?))
     }
 
     type FetchStream = Replies<FetchedRange>;

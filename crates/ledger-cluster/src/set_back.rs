@@ -3,6 +3,8 @@
 //! It has forgotten what it promised and accepted, and what it was counted for as a copy, while the others count on it. A node
 //! with a lost disk is no such danger, because a directory gets a storage id when it is formatted, and a member is a node with
 //! its storage id. So the directory is given another id: the node joins as a new member, keeps its entries, and learns.
+//!
+//! The same is done with a directory that an operator declared lost and that is back: see `recovering`.
 
 use std::sync::Arc;
 
@@ -24,8 +26,7 @@ const HEARD: &str = "converge-set-back-bin";
 pub enum Renewed {
     /// It is another one now.
     #[error(
-        "the data directory is older than it was ({found}), as a restored volume is: it was given a new identity, {storage}, \
-         and keeps its entries; start the node again to join as a new member"
+        "{found}; it was given a new identity, {storage}, and keeps its entries: start the node again to join as a new member"
     )]
     As {
         /// How it was found out.
@@ -57,8 +58,8 @@ pub enum Renewed {
     },
     /// It could not be changed.
     #[error(
-        "the data directory is older than it was ({found}), as a restored volume is, and could not be given a new identity \
-         ({reason}): see to its disk and start the node again, or start it with an empty directory"
+        "{found}; it could not be given a new identity ({reason}): see to its disk and start the node again, or start it with an \
+         empty directory"
     )]
     Failed {
         /// How it was found out.
@@ -71,9 +72,8 @@ pub enum Renewed {
 /// What a node is refused with whose directory is older than what was heard of it. It need not know: gossip forgets the dead
 /// sooner than this node does.
 pub(crate) fn refusal(shared: &Shared, member: &Member, found: SetBack) -> Status {
-    let mut status = Status::failed_precondition(format!(
-        "the data directory of {member} is older than it was ({found}): it counts for nothing until it joins anew"
-    ));
+    let mut status =
+        Status::failed_precondition(format!("{member} counts for nothing until it joins anew: {found}"));
     let sealed = shared.credentials.sealer.read().seal(text(member, found.heard).as_bytes());
     if let Ok(sealed) = sealed {
         let key = BinaryMetadataKey::from_static(HEARD);
@@ -114,7 +114,7 @@ pub(crate) async fn renew(shared: &Arc<Shared>, found: SetBack) {
     }
     let SetBack { opened, heard } = found;
     let (node, storage) = (&shared.me.node, &shared.me.storage);
-    tracing::error!(%node, %storage, opened, heard, "this node came back with an older data directory: it has forgotten what it promised; giving the directory a new identity, to join as a new member");
+    tracing::error!(%node, %storage, opened, heard, "{found}: what this node promised holds no longer; giving the directory a new identity, to join as a new member");
     // Streams end, nothing is asked or claimed any more, and the lanes get no more copies.
     shared.cancel.cancel();
     let ledger = shared.ledger.clone();

@@ -33,10 +33,12 @@ use crate::{
     belonging::Fence,
     config::ClusterConfig,
     door::{self, Credentials},
+    leaving::{Departure, Progress},
     load::Load,
     membership::{SetBack, View},
     pace::Seldom,
     peers::Peers,
+    recovering::Decisions,
     routes::Routes,
     set_back::Renewed,
     staging, wire,
@@ -79,6 +81,12 @@ pub(crate) struct Shared {
     pub(crate) found: OnceLock<SetBack>,
     /// … and how that ended.
     pub(crate) renewed: watch::Sender<Option<Renewed>>,
+    /// Whether this node leaves for good …
+    pub(crate) departure: watch::Sender<Departure>,
+    /// … and how far it is.
+    pub(crate) leaving: watch::Sender<Progress>,
+    /// What operators decided after losses.
+    pub(crate) decisions: Decisions,
     pub(crate) cancel: CancellationToken,
 }
 

@@ -50,6 +50,11 @@ pub(crate) fn member(from: Option<&proto::SlotMember>) -> Read<Member> {
     Ok(Member { node, storage: StorageId(storage) })
 }
 
+/// The member that a node of the view is.
+pub(crate) fn member_of(node: &crate::membership::Member) -> Member {
+    Member { node: node.node_id.clone(), storage: node.storage_id }
+}
+
 pub(crate) fn to_member(member: &Member) -> proto::SlotMember {
     proto::SlotMember {
         node_id: member.node.as_str().to_owned(),
@@ -120,7 +125,7 @@ fn digest(from: &[u8]) -> Read<Digest> {
     Ok(from.try_into().map(Digest::from_bytes).map_err(|_| Malformed("digest"))?)
 }
 
-fn slots(from: &[u8]) -> Read<BTreeSet<Slot>> {
+pub(crate) fn slots(from: &[u8]) -> Read<BTreeSet<Slot>> {
     if !from.len().is_multiple_of(2) || from.len() / 2 > usize::from(SLOTS) {
         return Err(Malformed("slots").into());
     }
@@ -131,7 +136,7 @@ fn slots(from: &[u8]) -> Read<BTreeSet<Slot>> {
         .collect()
 }
 
-fn to_slots<'a>(slots: impl IntoIterator<Item = &'a Slot>) -> Bytes {
+pub(crate) fn to_slots<'a>(slots: impl IntoIterator<Item = &'a Slot>) -> Bytes {
     slots.into_iter().flat_map(|slot| slot.number().to_le_bytes()).collect::<Vec<_>>().into()
 }
 

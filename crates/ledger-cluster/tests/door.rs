@@ -24,8 +24,9 @@ use ledger_core::{
 };
 use ledger_proto::ledger::v1::{
     BelongsRequest, BelongsResponse, CompareAnswer, CompareAsk, FetchRequest, FetchedRange, GreetRequest,
-    GreetResponse, ReplicaReply, ReplicateHello, Replicated, SlotAnswer, SlotAnswers, SlotAsk, SlotAsks,
-    SlotClaim, SlotMember, SlotNothing, StageProgress, StageRequest,
+    GreetResponse, KnownAsk, NamedAnswer, NamedAsk, RecoverAnswer, RecoveriesTold, ReplicaReply,
+    ReplicateHello, Replicated, SlotAnswer, SlotAnswers, SlotAsk, SlotAsks, SlotClaim, SlotMember,
+    SlotNothing, StageProgress, StageRequest,
     replica_service_client::ReplicaServiceClient,
     replica_service_server::{ReplicaService, ReplicaServiceServer},
     replicated::Body,
@@ -125,6 +126,18 @@ impl ReplicaService for Listener {
 
     async fn compare(&self, request: Request<CompareAsk>) -> Result<Response<CompareAnswer>, Status> {
         self.node().await?.compare(request).await
+    }
+
+    async fn named(&self, request: Request<NamedAsk>) -> Result<Response<NamedAnswer>, Status> {
+        self.node().await?.named(request).await
+    }
+
+    async fn known(&self, request: Request<KnownAsk>) -> Result<Response<RecoverAnswer>, Status> {
+        self.node().await?.known(request).await
+    }
+
+    async fn recoveries(&self, request: Request<RecoveriesTold>) -> Result<Response<RecoveriesTold>, Status> {
+        self.node().await?.recoveries(request).await
     }
 
     async fn fetch(&self, request: Request<FetchRequest>) -> Result<Response<Self::FetchStream>, Status> {

@@ -64,6 +64,7 @@ fn facts(name: &str) -> Facts {
         load: Load { entries_per_second: 10, contexts: 20 },
         opened: None,
         durable: None,
+        leaving: None,
         owned: Vec::new(),
     }
 }
@@ -119,6 +120,7 @@ async fn three_nodes_find_each_other_through_one_seed() {
             let member = view.get(&id(name)).unwrap();
             let (incarnation, since) = (Incarnation(1), member.since);
             let expected = Member {
+                leaving: None,
                 node_id: id(name),
                 incarnation,
                 storage_id,

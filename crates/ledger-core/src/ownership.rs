@@ -23,14 +23,17 @@
 //!   them have accepted each other and enough know that: until then a takeover needs all of them.
 //! - Which members there are is part of what is promised, accepted and recorded, never read off gossip during
 //!   a takeover: two views of gossip could give two sets that share nobody.
+//! - Members that an operator declared lost are not waited for where the others are too few: [`recovery`].
 
 pub mod copies;
 pub mod record;
+pub mod recovery;
 pub mod slots;
 pub mod takeover;
 
 pub use copies::Copies;
 pub use record::{Claim, NotTaken, Placement, Promise, Refused, SlotRecord};
+pub use recovery::{Approval, Declared, Recovery};
 pub use slots::Slots;
 pub use takeover::{Effect, Event, GaveUp, Phase, Takeover};
 

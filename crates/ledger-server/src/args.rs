@@ -182,6 +182,20 @@ struct Settings {
     /// How long a shutdown waits for requests to end [default: 10s]
     #[arg(long, env = "LEDGER_SHUTDOWN_GRACE", value_name = "TIME", global = true)]
     shutdown_grace: Option<Span>,
+    /// Leave the cluster for good when asked to stop: other nodes take the copies first [default: false]
+    #[arg(
+        long,
+        env = "LEDGER_LEAVE_ON_SHUTDOWN",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        global = true
+    )]
+    leave_on_shutdown: Option<bool>,
+    /// How long a shutdown waits until others have taken what a node keeps that leaves for good [default: 10m]
+    #[arg(long, env = "LEDGER_LEAVE_GRACE", value_name = "TIME", global = true)]
+    leave_grace: Option<Span>,
     /// How log lines look [default: text]
     #[arg(long, env = "LEDGER_LOG_FORMAT", global = true)]
     log_format: Option<LogFormat>,

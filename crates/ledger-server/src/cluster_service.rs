@@ -11,14 +11,15 @@ use ledger_core::{
     slot::{SLOTS, Slot},
 };
 use ledger_proto::ledger::v1::{
-    BroadcastRequest, BroadcastResponse, ClusterChange, ContextsRequest, ContextsResponse, DrainProgress,
-    DrainRequest, InterestEvent, JoinRequest, LeaveRequest, LeaveResponse, LocateRequest, LocateResponse,
-    MembersRequest, MembersResponse, WatchClusterRequest, cluster_service_server::ClusterService,
+    BroadcastRequest, BroadcastResponse, ClusterChange, ContextsRequest, ContextsResponse,
+    DecommissionProgress, DecommissionRequest, DrainProgress, DrainRequest, InterestEvent, JoinRequest,
+    LeaveRequest, LeaveResponse, LocateRequest, LocateResponse, MembersRequest, MembersResponse,
+    RecoverRequest, RecoverResponse, WatchClusterRequest, cluster_service_server::ClusterService,
 };
 use tonic::{Request, Response, Status};
 use tracing::debug_span;
 
-use crate::{limits, listing, metrics::Rpc, node::Node, observe, route, status::Refusal};
+use crate::{admin, limits, listing, metrics::Rpc, node::Node, observe, operators, route, status::Refusal};
 
 /// The service.
 #[derive(Debug, Clone)]
@@ -63,6 +64,26 @@ impl ClusterService for Members {
         tracing::info!(resume, "asked to drain");
         self.0.serving().map_err(|refusal| self.0.refuse(Rpc::Drain, refusal))?;
         self.stream(Rpc::Drain, self.0.standing.drain(resume).await)
+    }
+
+    type DecommissionStream = BoxStream<'static, Result<DecommissionProgress, Status>>;
+
+    async fn decommission(
+        &self,
+        request: Request<DecommissionRequest>,
+    ) -> Result<Response<Self::DecommissionStream>, Status> {
+        admin::authorize(&request).map_err(|refusal| self.0.refuse(Rpc::Decommission, refusal))?;
+        let request = request.into_inner();
+        tracing::info!(?request, "asked to leave for good");
+        self.0.serving().map_err(|refusal| self.0.refuse(Rpc::Decommission, refusal))?;
+        self.stream(Rpc::Decommission, operators::decommission(&self.0, request).await)
+    }
+
+    async fn recover(&self, request: Request<RecoverRequest>) -> Result<Response<RecoverResponse>, Status> {
+        admin::authorize(&request).map_err(|refusal| self.0.refuse(Rpc::Recover, refusal))?;
+        let request = request.into_inner();
+        let span = debug_span!("recover", lost = request.lost.len(), apply = request.apply);
+        self.0.answer(Rpc::Recover, span, operators::recover(&self.0, request)).await
     }
 
     type JoinStream = BoxStream<'static, Result<InterestEvent, Status>>;

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use futures::{Stream, stream};
 use ledger_cluster::{
-    membership::{Member, View},
+    membership::{self, Member, View},
     routes::{Route, RouteTo},
 };
 use ledger_core::{
@@ -63,6 +63,9 @@ pub fn member(member: &Member) -> ledger::Member {
         address: member.grpc_address.clone(),
         readiness: match member.set_back {
             Some(_) => "set-back".to_owned(),
+            None if member.leaving.is_some() && member.readiness != membership::Readiness::Leaving => {
+                "decommissioning".to_owned()
+            }
             None => member.readiness.to_string(),
         },
         zone: member.zone.clone(),
@@ -201,6 +204,7 @@ mod tests {
             load: Load { entries_per_second: 120, contexts: 7 },
             opened: None,
             durable: None,
+            leaving: None,
             owned: owned.iter().map(|&number| (slot(number), Epoch::new(2, 9))).collect(),
         };
         Membership::start(config, facts).await.unwrap()

@@ -102,6 +102,10 @@ pub struct Config {
     pub max_in_flight: ByteSize,
     /// How long a shutdown waits for requests to end.
     pub shutdown_grace: Span,
+    /// Whether the node leaves its cluster for good when it is asked to stop.
+    pub leave_on_shutdown: bool,
+    /// How long a shutdown waits until others have taken what a node keeps that leaves for good.
+    pub leave_grace: Span,
     /// How log lines look.
     pub log_format: LogFormat,
     /// What is logged: a level, or directives as `info,ledger_server=debug`.
@@ -205,6 +209,8 @@ impl Default for Config {
             max_snapshot_message: ByteSize::mib(64),
             max_in_flight: ByteSize::mib(256),
             shutdown_grace: Span::seconds(10),
+            leave_on_shutdown: false,
+            leave_grace: Span::seconds(600),
             log_format: LogFormat::Text,
             log: "info".into(),
             tls_cert: None,

@@ -8,13 +8,14 @@ use ledger_core::{ContextId, Sequence, Size, checkpoint::Checkpoint};
 use ledger_proto::ledger::v1::{
     self as proto, CheckpointRequest, CheckpointResponse, ConsistencyProofRequest, ConsistencyProofResponse,
     ForkEntriesRequest, ForkPage, ForksRequest, ForksResponse, InclusionProofRequest, InclusionProofResponse,
-    integrity_service_client::IntegrityServiceClient, integrity_service_server::IntegrityService,
+    RecoveriesRequest, RecoveriesResponse, integrity_service_client::IntegrityServiceClient,
+    integrity_service_server::IntegrityService,
 };
 use ledger_store::{Filter, ForkCursor};
 use tonic::{Request, Response, Status};
 use tracing::debug_span;
 
-use crate::{convert, limits, metrics::Rpc, node::Node, route, status::Refusal};
+use crate::{convert, limits, metrics::Rpc, node::Node, operators, route, status::Refusal};
 
 /// The service.
 #[derive(Debug, Clone)]
@@ -68,6 +69,14 @@ impl IntegrityService for Integrity {
             self.0.read_anywhere(&context, false, is_forwarded, here, there).await
         };
         self.0.answer(Rpc::ConsistencyProof, span, work).await
+    }
+
+    async fn recoveries(
+        &self,
+        _: Request<RecoveriesRequest>,
+    ) -> Result<Response<RecoveriesResponse>, Status> {
+        let known = async { Ok(operators::recoveries(&self.0)) };
+        self.0.answer(Rpc::Recoveries, debug_span!("recoveries"), known).await
     }
 
     async fn forks(&self, request: Request<ForksRequest>) -> Result<Response<ForksResponse>, Status> {

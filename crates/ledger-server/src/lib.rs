@@ -11,6 +11,7 @@
 //! | [`supervise`] | tasks that are restarted one for one |
 //! | [`node`] | what all services share |
 //! | [`standing`], [`cluster_view`] | how the node stands: by itself, or in a cluster as it sees it |
+//! | [`operators`], [`admin`] | what operators have the node do to its cluster, and who may |
 //! | [`keys`], [`load`] | the cluster's keys read again; what the node says it has to do |
 //! | [`limits`] | every bound on what is in flight |
 //! | [`tail`], [`newest`] | one watcher: history, then the live tail; and its bookmarks |
@@ -21,6 +22,7 @@
 //! | [`interest`], [`observe`] | observers of contexts, and their streams wherever the owner moves |
 //! | [`http`], [`console`], [`metrics`] | probes, Prometheus, a page to look at contexts |
 
+pub mod admin;
 pub mod append_stream;
 pub mod args;
 pub mod cluster_metrics;
@@ -46,6 +48,7 @@ pub mod metrics;
 pub mod newest;
 pub mod node;
 pub mod observe;
+pub mod operators;
 pub mod pages;
 pub mod permissions;
 pub mod relay;

@@ -40,13 +40,16 @@ pub enum Rpc {
     Locate,
     WatchCluster,
     Drain,
+    Decommission,
+    Recover,
+    Recoveries,
     Join,
     Leave,
     Broadcast,
 }
 
 impl Rpc {
-    const ALL: [(Self, &'static str); 23] = [
+    const ALL: [(Self, &'static str); 26] = [
         (Self::Append, "ContextService/Append"),
         (Self::Get, "ContextService/Get"),
         (Self::Snapshot, "ContextService/Snapshot"),
@@ -67,6 +70,9 @@ impl Rpc {
         (Self::Locate, "ClusterService/Locate"),
         (Self::WatchCluster, "ClusterService/WatchCluster"),
         (Self::Drain, "ClusterService/Drain"),
+        (Self::Decommission, "ClusterService/Decommission"),
+        (Self::Recover, "ClusterService/Recover"),
+        (Self::Recoveries, "IntegrityService/Recoveries"),
         (Self::Join, "ClusterService/Join"),
         (Self::Leave, "ClusterService/Leave"),
         (Self::Broadcast, "ClusterService/Broadcast"),

@@ -58,7 +58,7 @@ use crate::{
     limits,
     metrics::Metrics,
     node::Node,
-    permissions,
+    operators, permissions,
     standing::{Lone, Standing},
     supervise::{Need, Outcome, Supervisor},
     tls,
@@ -280,12 +280,27 @@ impl Server {
 /// Serves until `shutdown` completes, or the node cannot go on.
 pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
     let server = Server::start(config).await?;
+    let left = async {
+        match server.node.standing.cluster() {
+            Some(cluster) => operators::left(cluster).await,
+            None => std::future::pending().await,
+        }
+    };
     let failure = tokio::select! {
         () = shutdown => None,
+        () = left => None,
         failure = server.failed() => Some(failure),
     };
+    let (failure, left) = if let Some(failure) = failure {
+        (Some(failure), Ok(()))
+    } else {
+        tokio::select! {
+            left = operators::leave_first(&server.node) => (None, left),
+            failure = server.failed() => (Some(failure), Ok(())),
+        }
+    };
     server.shutdown().await?;
-    failure.map_or(Ok(()), |failure| Err(failure.into()))
+    failure.map_or(Ok(()), |failure| Err(failure.into())).and_then(|()| Ok(left?))
 }
 
 /// Serves until SIGTERM or SIGINT; gives the exit code. A second signal ends the process at once.

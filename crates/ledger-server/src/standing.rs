@@ -173,6 +173,11 @@ impl Standing {
                                the process";
                 Err(Refusal::new(Code::FailedPrecondition, message))
             }
+            Self::Joined(cluster) if resume && cluster.departure().borrow().how.is_some() => {
+                let message = "this node leaves the cluster for good: to have it stay, cancel that with `ledgerctl cluster \
+                               decommission NODE --cancel`";
+                Err(Refusal::new(Code::FailedPrecondition, message))
+            }
             Self::Joined(cluster) => {
                 cluster.drain(!resume).await;
                 Ok(left(cluster.routes(), resume).map(Ok).boxed())

@@ -14,11 +14,13 @@ use ledger_core::{
 use tokio::sync::{oneshot, watch};
 
 use crate::{
-    Ledger, StoreError, answer, forks,
+    Ledger, StoreError, answer,
+    db::io_error,
+    families, forks,
     lane::{Command, Fork, lane_of},
     ranges, renew,
     replica::{Change, Changed, Held, Lead, Outbox, Part, StableUpTo, SyncState, Taken},
-    slots,
+    scrub, slots,
 };
 
 /// What was sent is being written: the outcome of each part, once it is durable.
@@ -127,6 +129,20 @@ impl Ledger {
     /// forgotten, so this directory must join as a new one ([`Ledger::renew`]).
     pub fn watch_lost_slots(&self) -> tokio::sync::watch::Receiver<std::collections::BTreeSet<Slot>> {
         self.inner().shared.watch_lost_slots()
+    }
+
+    /// How far each context goes that has entries, in order of their names. A head that cannot be read is left out. Blocks.
+    pub fn heads(&self, mut each: impl FnMut(&ContextId, Extent)) -> Result<(), StoreError> {
+        let db = self.inner().database.get()?;
+        db.scan(families::HEADS, &[], &[0xff], false, |key, value| {
+            if let Some((context, _, head)) = scrub::decode_row(key, value)
+                && head.size() > Size::default()
+            {
+                each(&context, head.extent());
+            }
+            true
+        })
+        .map_err(|error| io_error(&error))
     }
 
     /// Changes the records of slots; what is answered is on disk.

@@ -34,7 +34,7 @@ use crate::{
     loaded::LoadedSpans,
     marks::Marks,
     meta::{self, Meta, Numbers},
-    prove,
+    notes, prove,
     quarantine::Quarantine,
     read,
     readable::Readable,
@@ -475,6 +475,17 @@ impl Ledger {
     pub fn next_incarnation(&self) -> Result<Incarnation, StoreError> {
         self.inner.database.marks().start();
         incarnation::next(&*self.inner.database.get()?)
+            .inspect_err(|error| self.inner.shared.commit_failed(error))
+    }
+
+    /// What the node noted under a name about itself; `None`: nothing. Blocks.
+    pub fn note(&self, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        notes::read(&*self.inner.database.get()?, name)
+    }
+
+    /// Notes something under a name in place of what was noted before, or nothing; it is on disk when this returns. Blocks.
+    pub fn keep_note(&self, name: &str, note: Option<&[u8]>) -> Result<(), StoreError> {
+        notes::keep(&*self.inner.database.get()?, name, note)
             .inspect_err(|error| self.inner.shared.commit_failed(error))
     }
 

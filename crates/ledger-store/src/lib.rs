@@ -62,6 +62,7 @@ mod loaded;
 mod log_limit;
 mod marks;
 mod meta;
+mod notes;
 mod options;
 mod prove;
 mod quarantine;

@@ -28,10 +28,50 @@ pub(crate) enum Cluster {
         #[arg(long)]
         resume: bool,
     },
+    /// Have a node leave for good: other nodes take its copies while it lives, then its process ends
+    Decommission(Decommission),
+    /// Go on when too many members of slots are lost for good, with what is left; without --apply it only shows that
+    Recover(Recover),
     /// The same as `ledgerctl forks`: list histories that nodes left because they differ from the owner's, or read one
     Forks(Forks),
     /// Start a cluster of real nodes on this machine, to try things out; Ctrl-C ends it
     Local(Local),
+}
+
+#[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
+pub(crate) struct Decommission {
+    /// The node that is to leave
+    #[arg(value_name = "NODE")]
+    pub node: String,
+    /// Have it stay after all
+    #[arg(long, conflicts_with_all = ["force", "keep_running", "until_restart"])]
+    pub cancel: bool,
+    /// Leave also where slots must go on with fewer copies than there should be; never with fewer than an append needs
+    #[arg(long)]
+    pub force: bool,
+    /// Leave its process running in the end
+    #[arg(long)]
+    pub keep_running: bool,
+    /// Let it be a member again when its process is started anew; otherwise it stays away until --cancel
+    #[arg(long)]
+    pub until_restart: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Recover {
+    /// A node whose data is lost for good, one for each use; without it, all members that do not answer
+    #[arg(long, value_name = "NODE")]
+    pub lost: Vec<String>,
+    /// Go on without them. What only they held is gone
+    #[arg(long)]
+    pub apply: bool,
+    /// Why, in words that are kept
+    #[arg(long, value_name = "TEXT", requires = "apply")]
+    pub reason: Option<String>,
+    /// Show what was decided before, and with what each slot went on
+    #[arg(long, conflicts_with_all = ["lost", "apply", "reason"])]
+    pub history: bool,
 }
 
 #[derive(Debug, Args)]

@@ -50,7 +50,7 @@ pub(super) fn row(member: &Member, answer: &MembersResponse) -> [String; 6] {
 /// What a node is ready for, or that it is not heard.
 fn state(member: &Member) -> &str {
     // Known words only: they come from other nodes.
-    let words = ["joining", "ready", "draining", "read-only", "leaving", "set-back"];
+    let words = ["joining", "ready", "draining", "decommissioning", "read-only", "leaving", "set-back"];
     let word = words.into_iter().find(|word| *word == member.readiness);
     match (member.alive, word) {
         (true, Some(word)) => word,

@@ -13,6 +13,7 @@
 //! | `greets` | `1`: it takes part in sessions between nodes, see `door` |
 //! | `opened` | how far its data directory went when it was opened for this start, decimal, see [`super::marks`] |
 //! | `durable` | how far it is durable, decimal |
+//! | `leaves` | `no`, `replaced` or `fewer`: whether and how it leaves for good, see [`Leaving`] |
 //! | `slots.0` … `slots.15` | the slots it owns, see [`owned`] |
 //!
 //! Each value stands by itself, because gossip may bring them one by one. A value that doesn't parse is left
@@ -23,6 +24,7 @@ use std::fmt;
 use ledger_core::{
     Epoch,
     node::{ClusterId, StorageId},
+    ownership::slots::Leaving,
     plausible::MAX_MARK,
     slot::Slot,
 };
@@ -106,6 +108,8 @@ pub struct Facts {
     pub opened: Option<u64>,
     /// How far it is durable ([`ledger_store::Ledger::durable_mark`]); `None`: that is not said.
     pub durable: Option<u64>,
+    /// Whether it leaves for good.
+    pub leaving: Option<Leaving>,
     /// The slots it owns, each once, with the epoch it owns it in.
     pub owned: Vec<(Slot, Epoch)>,
 }
@@ -130,6 +134,7 @@ impl Facts {
             ("zone".to_owned(), self.zone.clone()),
             (GREETS.to_owned(), "1".to_owned()),
             ("load".to_owned(), format!("{entries_per_second},{contexts}")),
+            (LEAVES.to_owned(), leaves(self.leaving).to_owned()),
         ]);
         values.extend(mark(DURABLE, self.durable));
         let slots = owned::encode(&self.owned).into_iter().enumerate();
@@ -143,6 +148,15 @@ const SLOTS_PREFIX: &str = "slots.";
 const GREETS: &str = "greets";
 const OPENED: &str = "opened";
 const DURABLE: &str = "durable";
+const LEAVES: &str = "leaves";
+
+const fn leaves(leaving: Option<Leaving>) -> &'static str {
+    match leaving {
+        None => "no",
+        Some(Leaving::Replaced) => "replaced",
+        Some(Leaving::Fewer) => "fewer",
+    }
+}
 
 /// The key of the cluster that the node belongs to: said by whoever keeps the view, for it comes to be while the node runs.
 pub(super) const CLUSTER: &str = "cluster";
@@ -166,6 +180,7 @@ pub(super) struct Heard {
     cluster: Option<ClusterId>,
     opened: Option<u64>,
     durable: Option<u64>,
+    leaving: Option<Leaving>,
     owned: [Vec<(Slot, Epoch)>; owned::GROUPS as usize],
 }
 
@@ -202,6 +217,10 @@ impl Heard {
             GREETS => (value == "1").then(|| self.greets = true),
             OPENED => mark(value).map(|mark| self.opened = Some(mark)),
             DURABLE => mark(value).map(|mark| self.durable = Some(mark)),
+            LEAVES => [None, Some(Leaving::Replaced), Some(Leaving::Fewer)]
+                .into_iter()
+                .find(|leaving| leaves(*leaving) == value)
+                .map(|leaving| self.leaving = leaving),
             _ => {
                 let digits = key.strip_prefix(SLOTS_PREFIX).unwrap_or_default();
                 // One spelling per group, so that a node has no more keys of ours than it should.
@@ -243,6 +262,7 @@ impl Heard {
             load: self.load,
             opened: self.opened,
             durable: self.durable,
+            leaving: self.leaving,
             owned: self.owned.concat(),
         })
     }
@@ -295,6 +315,7 @@ mod tests {
             load: Load { entries_per_second: 12, contexts: 345 },
             opened: Some(6),
             durable: Some(MAX_MARK),
+            leaving: Some(Leaving::Fewer),
             owned: vec![
                 (Slot::new(3).unwrap(), Epoch(9)),
                 (Slot::new(1000).unwrap(), Epoch::new(1 << 31, 7)),
@@ -349,6 +370,8 @@ mod tests {
             ("cluster", "none"),
             ("cluster", &long),
             ("slots.0", &unfollowed),
+            ("leaves", ""),
+            ("leaves", "NO"),
             ("slots.0", "?"),
             ("slots.15", "A"),
             ("slots.15", &long),
@@ -374,7 +397,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_may_come_in(key in "(grpc|storage|ready|format|zone|load|opened|durable|slots\\.[0-9]{1,2})", value in any::<String>()) {
+        fn any_text_may_come_in(key in "(grpc|storage|ready|format|zone|load|opened|durable|leaves|slots\\.[0-9]{1,2})", value in any::<String>()) {
             Heard::default().read(&key, &value);
         }
     }

@@ -15,14 +15,29 @@ const MAX_LIVES: usize = 2 * MAX_NODES;
 /// Most starts that are told apart for one of them.
 const MAX_STARTS: usize = 8;
 
-/// A data directory is older than what was heard of it.
+/// A data directory is older than what was heard of it, or counts for nothing as if it were.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("it was opened at mark {opened}, and had been durable up to mark {heard}")]
+#[error("{}", why(*opened, *heard))]
 pub struct SetBack {
     /// How far it went when it was opened.
     pub opened: u64,
     /// How far it was durable at an earlier start.
     pub heard: u64,
+}
+
+impl SetBack {
+    /// Instead of how far it was durable: an operator declared the directory lost, and others went on without it.
+    pub const DECLARED_LOST: u64 = u64::MAX;
+}
+
+fn why(opened: u64, heard: u64) -> String {
+    if heard == SetBack::DECLARED_LOST {
+        return "an operator declared the data directory lost while it was away, and the others went on without it".to_owned();
+    }
+    format!(
+        "the data directory is older than it was, as a restored volume is: it was opened at mark {opened}, and had been durable up to \
+         mark {heard}"
+    )
 }
 
 /// What a start of a node said.

@@ -11,8 +11,11 @@ use chitchat::{Chitchat, ChitchatId, NodeState, Version};
 use ledger_core::{
     Epoch,
     node::{ClusterId, Incarnation, NodeId, StorageId},
+    ownership::slots::Leaving,
     slot::Slot,
 };
+
+use parking_lot::RwLock;
 
 use super::{
     Replaced,
@@ -50,6 +53,8 @@ pub struct Member {
     pub format: u32,
     /// What it has to do.
     pub load: Load,
+    /// Whether it leaves for good, or has left.
+    pub leaving: Option<Leaving>,
     /// The slots it says it owns, in order. A dead member's are those it owned when last heard.
     pub owned: Vec<(Slot, Epoch)>,
     /// Whether it is heard, and hasn't said that it is leaving.
@@ -140,6 +145,9 @@ struct Seen {
     since: Instant,
 }
 
+/// Members that an operator declared lost: they count for nothing if they are back.
+pub(super) type Lost = Arc<RwLock<Arc<ledger_core::ownership::Declared>>>;
+
 /// Makes views of chitchat's state, remembering what only changes with time.
 #[derive(Debug)]
 pub(super) struct Roster {
@@ -152,13 +160,20 @@ pub(super) struct Roster {
     marks: Marks,
     /// Those of which it was logged that they were set back.
     told: HashSet<(NodeId, StorageId)>,
+    /// Members that an operator declared lost.
+    lost: Lost,
     pub(super) bad_values: u64,
     /// Keys of the node that has most of them.
     pub(super) most_keys: usize,
 }
 
 impl Roster {
-    pub(super) fn new(me: (NodeId, Incarnation), min_silence: Duration, identity: Arc<Identity>) -> Self {
+    pub(super) fn new(
+        me: (NodeId, Incarnation),
+        min_silence: Duration,
+        identity: Arc<Identity>,
+        lost: Lost,
+    ) -> Self {
         let max_pause = min_silence.saturating_mul(2).max(MIN_PAUSE);
         Self {
             me,
@@ -168,6 +183,7 @@ impl Roster {
             seen: HashMap::new(),
             marks: Marks::default(),
             told: HashSet::new(),
+            lost,
             bad_values: 0,
             most_keys: 0,
         }
@@ -210,13 +226,23 @@ impl Roster {
     /// Notes which members' directories went back; says so once.
     fn judge(&mut self, members: &mut [Member]) {
         let mut told = HashSet::new();
+        let lost = Arc::clone(&self.lost.read());
         for member in members {
             let directory = (member.node_id.clone(), member.storage_id);
-            member.set_back = self.marks.set_back(&directory, member.incarnation);
-            let Some(SetBack { opened, heard }) = member.set_back else { continue };
+            let is_lost = lost.lost.contains(&ledger_core::node::Member {
+                node: member.node_id.clone(),
+                storage: member.storage_id,
+            });
+            member.set_back = if is_lost {
+                Some(SetBack { opened: 0, heard: SetBack::DECLARED_LOST })
+            } else {
+                self.marks.set_back(&directory, member.incarnation)
+            };
+            let Some(found) = member.set_back.filter(|_| member.alive) else { continue };
+            let SetBack { opened, heard } = found;
             if !self.told.contains(&directory) {
                 let (node, storage) = &directory;
-                tracing::error!(%node, %storage, opened, heard, "a node came back with an older data directory: it has forgotten what it promised, and counts for nothing until it joins anew");
+                tracing::error!(%node, %storage, opened, heard, "a node is back that has forgotten what it promised, and counts for nothing until it joins anew: {found}");
             }
             told.insert(directory);
         }
@@ -279,6 +305,7 @@ impl Roster {
             zone: facts.zone,
             format: facts.format,
             load: facts.load,
+            leaving: facts.leaving,
             owned: facts.owned,
             alive,
             greets,

@@ -57,6 +57,7 @@ pub(crate) fn config(
             load: Load::default(),
             opened: None,
             durable: None,
+            leaving: None,
             owned: Vec::new(),
         },
         copies: 3,

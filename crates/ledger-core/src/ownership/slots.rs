@@ -16,7 +16,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{Claim, GaveUp, Phase, Placement, Promise, SlotRecord, Takeover, takeover};
+use super::{Claim, Declared, GaveUp, Phase, Placement, Promise, Recovery, SlotRecord, Takeover, takeover};
 use crate::{
     Epoch,
     node::{Member, NodeId, ReplicaSet},
@@ -99,8 +99,19 @@ pub struct Seen {
     pub is_draining: bool,
     /// Whether its disk takes writes: if not it cannot own anything.
     pub is_writable: bool,
+    /// Whether it leaves for good: others are to keep what it keeps.
+    pub leaving: Option<Leaving>,
     /// The slots it says it owns.
     pub owned: BTreeMap<Slot, Epoch>,
+}
+
+/// How a node leaves for good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Leaving {
+    /// Once another node keeps each of its copies.
+    Replaced,
+    /// Where there is no other node, slots may go on with fewer members, but with no fewer than an append needs.
+    Fewer,
 }
 
 /// What happened.
@@ -175,6 +186,8 @@ pub enum Event {
     Writable(bool),
     /// This node's disk failed: it no longer owns the slot.
     GaveUp(Slot),
+    /// Operators declared members lost for good: see [`super::recovery`].
+    DeclaredLost(Declared),
 }
 
 /// A question to a member.
@@ -266,6 +279,15 @@ pub enum Effect {
         claim: Claim,
         /// The members whose history is the best there is; this node may be one.
         from: Vec<Member>,
+    },
+    /// Record, before anything else is done, that the slot goes on without members that were declared lost.
+    Recovered {
+        /// The slot.
+        slot: Slot,
+        /// The claim.
+        claim: Claim,
+        /// What it goes on without, and with.
+        recovery: Recovery,
     },
     /// Take appends. An append is acknowledged when so many of the members that count hold it.
     Own {
@@ -458,6 +480,8 @@ pub struct Slots {
     is_writable: bool,
     /// The cluster has an identity.
     is_identified: bool,
+    /// What operators decided about members that are lost.
+    declared: Declared,
     /// When to see whether slots should be handed over or moved.
     looks_at: Millis,
     /// The slots that it looks after: all, but in tests.
@@ -502,6 +526,7 @@ impl Slots {
             is_draining: false,
             is_writable: true,
             is_identified: false,
+            declared: Declared::default(),
             looks_at: now,
             all: all.into_iter().collect(),
             states: slots,
@@ -566,6 +591,7 @@ impl Slots {
                     self.step_down(now, slot, None, &mut effects);
                 }
             }
+            Event::DeclaredLost(declared) => self.declared = declared,
         }
         effects
     }
@@ -898,11 +924,18 @@ impl Slots {
         self.nodes.get(node).is_some_and(|known| known.seen.is_writable)
     }
 
+    /// How a node leaves for good, if it does.
+    fn leaving(&self, node: &NodeId) -> Option<Leaving> {
+        self.nodes.get(node)?.seen.leaving
+    }
+
     /// The members a slot should have, the most preferred first.
     fn wanted(&self, now: Millis, slot: Slot) -> Vec<NodeId> {
         let grace = self.settings.placement_grace;
-        let candidates =
-            self.candidates(|known| known.seen.is_alive || now.saturating_sub(known.since) < grace);
+        let candidates = self.candidates(|Known { seen, since }| {
+            let is_there = seen.is_alive || now.saturating_sub(*since) < grace;
+            is_there && seen.leaving.is_none() && !self.declared.lost.contains(&seen.member)
+        });
         rendezvous::wanted_set(slot, candidates, self.settings.copies)
     }
 }

@@ -18,7 +18,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Claim, Placement, Promise};
+use super::{Approval, Claim, Placement, Promise, Recovery};
 use crate::{
     Epoch,
     node::{Member, PromisesNeeded, ReplicaSet},
@@ -146,6 +146,13 @@ pub struct Takeover {
     claim: Claim,
     min_copies: usize,
     placement: Placement,
+    /// Members that an operator declared lost, and how the slot may go on without them.
+    lost: BTreeSet<Member>,
+    approval: Option<Approval>,
+    /// Those of them that this takeover goes on without; none, if it needs nothing that they had.
+    missing: BTreeSet<Member>,
+    /// The claimant knows older members than those that are to go on: it looks for somebody who knows these.
+    is_looking: bool,
     /// The members to move to.
     target: Option<ReplicaSet>,
     asked: BTreeSet<Member>,
@@ -159,20 +166,27 @@ pub struct Takeover {
 impl Takeover {
     /// Begins: `recorded` is what this node's own record says of the members, of which the claimant is one, or was before
     /// a move that is not settled; `wanted` are those that gossip
-    /// shows, and count only if nobody recorded any. Acknowledgements will need `min_copies`.
+    /// shows, and count only if nobody recorded any. Acknowledgements will need `min_copies`. Members that are `lost` are not
+    /// waited for where the others are too few and that is approved.
     pub fn begin(
         me: Member,
         claim: Claim,
         min_copies: usize,
         recorded: Option<Placement>,
         wanted: ReplicaSet,
+        lost: (&BTreeSet<Member>, Option<&Approval>),
     ) -> (Self, Vec<Effect>) {
         let first = Placement { epoch: Epoch::default(), set: wanted, is_confirmed: false, before: None };
+        let placement = recorded.unwrap_or(first);
         let mut takeover = Self {
             me,
             claim,
             min_copies,
-            placement: recorded.unwrap_or(first),
+            placement: placement.clone(),
+            lost: lost.0.clone(),
+            approval: lost.1.cloned(),
+            missing: BTreeSet::new(),
+            is_looking: false,
             target: None,
             asked: BTreeSet::new(),
             promises: BTreeMap::new(),
@@ -181,6 +195,7 @@ impl Takeover {
             confirmed: BTreeSet::new(),
             phase: Phase::Asking,
         };
+        takeover.adopt(placement);
         takeover.is_member();
         let effects = takeover.ask();
         (takeover, effects)
@@ -194,12 +209,13 @@ impl Takeover {
         min_copies: usize,
         recorded: Placement,
         target: ReplicaSet,
+        lost: (&BTreeSet<Member>, Option<&Approval>),
     ) -> (Self, Vec<Effect>) {
         let is_settled = recorded.is_confirmed && recorded.before.is_none();
         let is_possible = is_settled && target.contains(&me);
         let wanted = recorded.set.clone();
-        let (mut takeover, effects) = Self::begin(me, claim, min_copies, Some(recorded), wanted);
-        takeover.target = is_possible.then_some(target);
+        let (mut takeover, effects) = Self::begin(me, claim, min_copies, Some(recorded), wanted, lost);
+        takeover.target = (is_possible && takeover.missing.is_empty()).then_some(target);
         (takeover, effects)
     }
 
@@ -217,7 +233,12 @@ impl Takeover {
             Event::Promised { from, promise } if self.phase == Phase::Asking => self.promised(from, promise),
             Event::Alive(alive) => {
                 self.alive = alive;
-                if self.phase == Phase::Asking { self.proceed() } else { Vec::new() }
+                if self.phase != Phase::Asking {
+                    return Vec::new();
+                }
+                let mut effects = self.ask();
+                effects.extend(self.proceed());
+                effects
             }
             Event::CaughtUp if self.phase == Phase::CatchingUp => {
                 self.phase = Phase::Accepting;
@@ -261,7 +282,7 @@ impl Takeover {
         (is_asked && is_time).then(|| Placement {
             epoch: self.claim.epoch,
             set: self.members().clone(),
-            is_confirmed: self.placement.is_confirmed,
+            is_confirmed: self.is_confirmed(),
             before: self.before().cloned(),
         })
     }
@@ -284,6 +305,37 @@ impl Takeover {
         &self.accepted
     }
 
+    /// What it goes on without, if too few are left.
+    pub fn recovery(&self) -> Option<Recovery> {
+        let heard = self.promises.iter().map(|(member, promise)| (member.clone(), promise.accepted));
+        let missing: Vec<Member> = self.missing.iter().cloned().collect();
+        (!missing.is_empty()).then(|| Recovery { missing, heard: heard.collect() })
+    }
+
+    /// Whether these members need no confirmation. What is left of first members that never were confirmed needs none: all who
+    /// are alive were asked, and nobody knows of others.
+    fn is_confirmed(&self) -> bool {
+        self.placement.is_confirmed || !self.missing.is_empty()
+    }
+
+    /// Counts in these members, or in what is left of them.
+    fn adopt(&mut self, placement: Placement) {
+        self.target = None;
+        self.missing = BTreeSet::new();
+        let approved = self.approval.as_ref().map(|approval| approval.placed_in);
+        let needs_recovery = placement.needs_recovery(&self.lost, self.min_copies);
+        self.is_looking = approved.is_some_and(|approved| placement.epoch < approved);
+        if !needs_recovery || approved != Some(placement.epoch) {
+            self.placement = placement;
+            return;
+        }
+        self.missing = placement.named().filter(|member| self.lost.contains(member)).cloned().collect();
+        self.placement = match placement.without(&self.lost, self.min_copies) {
+            Some(left) => left,
+            None => placement,
+        };
+    }
+
     fn is_rival(&self, other: &Claim) -> bool {
         other.epoch == self.claim.epoch && other.claimant != self.claim.claimant
     }
@@ -293,11 +345,11 @@ impl Takeover {
         self.promises.insert(from, promise);
         let mut effects = Vec::new();
         if let Some(newer) = newer {
-            self.placement = newer;
-            self.target = None;
+            self.adopt(newer);
             effects = self.ask();
         }
-        if !self.is_member() {
+        // Among those that are still to be heard one may know of members that this node is one of.
+        if !self.is_member() && !self.is_heir() && (!self.is_looking || self.all_are_heard()) {
             return self.give_up(GaveUp::NotAMember(self.placement.clone()));
         }
         effects.extend(self.proceed());
@@ -317,27 +369,45 @@ impl Takeover {
 
     /// Asks the members that were not asked yet. Those to move to are asked nothing: nothing was theirs to accept.
     fn ask(&mut self) -> Vec<Effect> {
-        let Placement { set, before, .. } = &self.placement;
-        let members: Vec<Member> = [Some(set), before.as_ref()]
-            .into_iter()
-            .flatten()
-            .flat_map(|set| set.members().to_vec())
-            .collect();
+        let asks_all = self.asks_all();
+        let others = self.alive.iter().filter(|_| asks_all);
+        let members: Vec<Member> = self.placement.named().chain(others).cloned().collect();
         members.into_iter().filter(|of| self.asked.insert(of.clone())).map(|of| Effect::Ask { of }).collect()
     }
 
     /// Goes on if enough promised.
     fn proceed(&mut self) -> Vec<Effect> {
         let (heard, needed) = self.count();
-        if heard < needed || !self.promises.contains_key(&self.me) {
+        if heard < needed || !self.promises.contains_key(&self.me) || !self.is_member() {
+            return Vec::new();
+        }
+        if (self.asks_all() && !self.all_are_heard()) || !self.can_do_with_fewer() {
             return Vec::new();
         }
         self.phase = Phase::CatchingUp;
-        // Whoever accepted the newest epoch holds all that was acknowledged before and in it, be it a member
-        // still or not.
-        let newest = self.promises.values().map(|promise| promise.accepted).max().unwrap_or_default();
-        let best = self.promises.iter().filter(|(_, promise)| promise.accepted == newest);
-        vec![Effect::CatchUp { from: best.map(|(member, _)| member.clone()).collect() }]
+        vec![Effect::CatchUp { from: self.best() }]
+    }
+
+    /// Those who promised and accepted the newest epoch: whoever did holds all that was acknowledged before and in it, be it a
+    /// member still or not.
+    fn best(&self) -> Vec<Member> {
+        let counts = |(_, promise): &(&Member, &Promise)| !self.is_of_nobody(promise);
+        let accepted = self.promises.iter().filter(counts).map(|(_, promise)| promise.accepted);
+        let newest = accepted.max().unwrap_or_default();
+        let best = self.promises.iter().filter(counts).filter(|(_, promise)| promise.accepted == newest);
+        best.map(|(member, _)| member.clone()).collect()
+    }
+
+    /// If all members are lost, the one that was named goes on with the best of what there is, be it nothing.
+    fn is_heir(&mut self) -> bool {
+        let is_all_lost = self.placement.named().all(|member| self.missing.contains(member));
+        let heir = self.approval.as_ref().and_then(|approval| approval.heir.as_ref());
+        if !is_all_lost || heir != Some(&self.me) {
+            return false;
+        }
+        let Ok(set) = ReplicaSet::new([self.me.clone()]) else { return false };
+        (self.placement.set, self.placement.before) = (set, None);
+        true
     }
 
     /// Members that answered as the phase asks, and how many must, in the set that lacks most.
@@ -360,11 +430,11 @@ impl Takeover {
         let copies = self.min_copies.clamp(1, set.len());
         let alive = count(&|member| self.alive.contains(member));
         // A slot is formed once, with all members there: more than half of them, alive or not, must know.
-        let knowing = set.knowing(copies, if self.placement.is_confirmed { alive } else { set.len() });
+        let knowing = set.knowing(copies, if self.is_confirmed() { alive } else { set.len() });
         match self.phase {
             Phase::Asking | Phase::CatchingUp => {
                 let needed = match set.promises_needed(copies) {
-                    _ if !self.placement.is_confirmed => set.len(),
+                    _ if !self.placement.is_confirmed || self.is_left(set) => set.len(),
                     PromisesNeeded::AtLeast(needed) => needed,
                     PromisesNeeded::EveryLive => alive.max(1),
                 };
@@ -372,7 +442,7 @@ impl Takeover {
             }
             Phase::Accepting => {
                 let needed = match self.before() {
-                    _ if !self.placement.is_confirmed => set.len(),
+                    _ if !self.is_confirmed() => set.len(),
                     Some(_) => knowing,
                     None => copies,
                 };
@@ -382,6 +452,42 @@ impl Takeover {
                 (count(&|member| self.confirmed.contains(member)), knowing)
             }
         }
+    }
+
+    /// Whether what was accepted is of first members that nobody confirmed, while there are others who were: nodes that lost
+    /// their disks may have tried to form the slot anew, with nothing in it. Only who is no member can come with that.
+    fn is_of_nobody(&self, promise: &Promise) -> bool {
+        let other = promise.placement.as_ref().filter(|known| !known.is_confirmed);
+        !self.missing.is_empty()
+            && self.placement.is_confirmed
+            && other.is_some_and(|other| other.set.members().iter().any(|of| !self.names(of)))
+    }
+
+    /// Whether a member counts in this takeover, or is one of those that are missing.
+    fn names(&self, member: &Member) -> bool {
+        self.missing.contains(member) || self.placement.named().any(|named| named == member)
+    }
+
+    /// Whether everybody who is alive is asked, member or not. If members are missing, whoever is left may know of newer ones;
+    /// and a slot that seems to have none yet may have had them, all of which but one lost their disks.
+    fn asks_all(&self) -> bool {
+        self.is_looking || !self.missing.is_empty() || !self.placement.is_confirmed
+    }
+
+    /// Whether all are there that fewer members than before would be. Once any of them has accepted to be one of so few, all that
+    /// an append needs may be needed to go on: who is lost already must not be one of them.
+    fn can_do_with_fewer(&self) -> bool {
+        let fewer = self.target.as_ref().filter(|target| target.len() < self.placement.set.len());
+        fewer.is_none_or(|fewer| fewer.members().iter().all(|member| self.promises.contains_key(member)))
+    }
+
+    fn all_are_heard(&self) -> bool {
+        self.alive.iter().all(|member| self.promises.contains_key(member))
+    }
+
+    /// Whether these are all that is left of more: any of them may be the only one who knows.
+    fn is_left(&self, set: &ReplicaSet) -> bool {
+        !self.missing.is_empty() && !set.members().iter().any(|member| self.lost.contains(member))
     }
 
     fn have_accepted(&self) -> Vec<Effect> {
@@ -403,7 +509,7 @@ impl Takeover {
         if accepted < needed || !self.accepted.contains(&self.me) {
             return Vec::new();
         }
-        if self.placement.is_confirmed && self.before().is_none() {
+        if self.is_confirmed() && self.before().is_none() {
             self.phase = Phase::Owning;
             return vec![Effect::Own];
         }

@@ -174,7 +174,8 @@ impl Simulation {
             return;
         }
         let Some(claim) = Claim::above(record.highest(), &me) else { return };
-        let (takeover, effects) = Takeover::begin(me, claim, COPIES, record.placement.clone(), wanted);
+        let (takeover, effects) =
+            Takeover::begin(me, claim, COPIES, record.placement.clone(), wanted, (&BTreeSet::new(), None));
         self.replicas[node].owner = Some(Owner { takeover, histories: BTreeMap::new(), copies: None });
         self.perform(node, effects);
     }
@@ -452,7 +453,8 @@ fn a_slot_is_owned_only_when_more_than_half_know_its_first_members() {
     let members = [member(0), member(1), member(2)];
     let set = ReplicaSet::new(members.clone()).unwrap();
     let claim = Claim::above(Epoch::default(), &members[0]).unwrap();
-    let (mut takeover, _) = Takeover::begin(members[0].clone(), claim, 1, None, set);
+    let (mut takeover, _) =
+        Takeover::begin(members[0].clone(), claim, 1, None, set, (&BTreeSet::new(), None));
     // One copy is enough for an append, and only the claimant is seen to be alive.
     takeover.step(Event::Alive(BTreeSet::from([members[0].clone()])));
     for from in &members {
@@ -484,8 +486,14 @@ fn cut_short() -> CutShort {
     let recorded =
         Placement { epoch: moved, set: new.clone(), is_confirmed: true, before: Some(old.clone()) };
     let claim = Claim::above(moved, &members[1]).unwrap();
-    let (mut takeover, asked) =
-        Takeover::begin(members[1].clone(), claim, 2, Some(recorded.clone()), new.clone());
+    let (mut takeover, asked) = Takeover::begin(
+        members[1].clone(),
+        claim,
+        2,
+        Some(recorded.clone()),
+        new.clone(),
+        (&BTreeSet::new(), None),
+    );
     assert_eq!(asked.len(), 4, "all members of both are asked: {asked:?}");
     let promise = Promise { accepted: moved, placement: Some(recorded) };
     assert_eq!(takeover.step(Event::Promised { from: members[1].clone(), promise }), []);

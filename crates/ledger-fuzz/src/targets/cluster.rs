@@ -111,6 +111,7 @@ pub(super) fn facts_seeds() -> Vec<Vec<u8>> {
         load: Load { entries_per_second: 12, contexts: 34 },
         opened: Some(56),
         durable: Some(78),
+        leaving: None,
         owned,
     });
     let lines = |facts: Facts| {

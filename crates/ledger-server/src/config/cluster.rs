@@ -170,6 +170,7 @@ impl Config {
             // Joining says them.
             opened: None,
             durable: None,
+            leaving: None,
             owned: Vec::new(),
         };
         Ok(Some(ClusterConfig {

@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 
 use super::{
-    Claim, Effect, Epoch, GaveUp, LONE, Member, Millis, NodeId, Phase, ReplicaSet, Role, Slot, Slots, State,
-    Takeover, Taking, rendezvous, takeover,
+    Claim, Effect, Epoch, GaveUp, LONE, Member, Millis, NodeId, Phase, Placement, ReplicaSet, Role, Slot,
+    SlotRecord, Slots, State, Takeover, Taking, rendezvous, takeover,
 };
+use crate::ownership::recovery;
 
 /// Longest pause between attempts, in turns.
 const MOST_TURNS: Millis = 8;
@@ -74,12 +75,23 @@ impl Slots {
             }
             Some(placement) => {
                 // It was to leave, and nobody who is to stay may know of that: it comes after all of them.
-                let before = placement.before.as_ref().filter(|before| before.contains(&self.me))?;
                 let staying = alive(&placement.set);
+                let Some(before) = placement.before.as_ref().filter(|before| before.contains(&self.me))
+                else {
+                    return self.last_turn(slot, placement);
+                };
                 let leaving = alive(before).into_iter().filter(|node| !staying.contains(node));
                 Some(staying.len() + self.place_among(slot, leaving.collect())?)
             }
         }
+    }
+
+    /// The place of a node that is no member as far as it knows, where members are lost: after all that may be. It may be
+    /// the heir, or one of newer members, and the only one of them who is left, without knowing.
+    fn last_turn(&self, slot: Slot, placement: &Placement) -> Option<usize> {
+        self.declared.slots.get(&slot).filter(|approval| placement.epoch <= approval.placed_in)?;
+        let all = self.alive_members().into_iter().map(|member| member.node).collect::<Vec<_>>();
+        Some(placement.set.len() + self.place_among(slot, all)?)
     }
 
     /// This node's place among those who keep a slot and may claim it.
@@ -95,7 +107,7 @@ impl Slots {
     fn first_members(&self, now: Millis, slot: Slot) -> Option<ReplicaSet> {
         let settings = &self.settings;
         let names = if settings.first_nodes.is_empty() {
-            let alive = self.candidates(|known| known.seen.is_alive);
+            let alive = self.candidates(|known| known.seen.is_alive && known.seen.leaving.is_none());
             if alive.len() < settings.copies {
                 return None;
             }
@@ -127,7 +139,7 @@ impl Slots {
         let State { record, heard, .. } = self.state(slot);
         let seen =
             self.owners[usize::from(slot.number())].as_ref().map_or(Epoch::default(), |(_, epoch)| *epoch);
-        let highest = record.highest().max(*heard).max(seen).max(LONE);
+        let highest = record.highest().max(*heard).max(seen).max(LONE).max(self.after_recovery(slot, record));
         let Some(claim) = Claim::above(highest, &self.me) else { return };
         let recorded = record.placement.clone();
         let Some(wanted) = recorded
@@ -138,11 +150,12 @@ impl Slots {
             return;
         };
         let (me, min_copies) = (self.me.clone(), self.settings.min_copies);
+        let lost = (&self.declared.lost, self.declared.slots.get(&slot));
         let (takeover, todo) = match (target, recorded) {
             (Some(target), Some(recorded)) => {
-                Takeover::begin_move(me, claim.clone(), min_copies, recorded, target)
+                Takeover::begin_move(me, claim.clone(), min_copies, recorded, target, lost)
             }
-            (_, recorded) => Takeover::begin(me, claim.clone(), min_copies, recorded, wanted),
+            (_, recorded) => Takeover::begin(me, claim.clone(), min_copies, recorded, wanted, lost),
         };
         let deadline = now + self.settings.answer_within;
         let phase = Phase::Asking;
@@ -152,6 +165,18 @@ impl Slots {
         self.do_takeover(now, slot, &claim, todo, effects);
         let alive = self.alive_members();
         self.step_takeover(now, slot, &claim, takeover::Event::Alive(alive), effects);
+    }
+
+    /// What a recovery's epoch comes after: far above all that lost members may have done unseen.
+    fn after_recovery(&self, slot: Slot, record: &SlotRecord) -> Epoch {
+        let placed_in = record.placement.as_ref().map_or(Epoch::default(), |known| known.epoch);
+        match self.declared.slots.get(&slot) {
+            // What was recorded since is of after it.
+            Some(approval) if approval.placed_in >= placed_in => {
+                Epoch::new(approval.placed_in.counter().saturating_add(recovery::JUMP), u32::MAX)
+            }
+            _ => Epoch::default(),
+        }
     }
 
     /// Who can be asked for a promise.

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    Ask, Claim, Effect, Ending, GaveUp, Leading, Member, Millis, Phase, Placement, ReplicaSet, Role,
-    Settings, Slot, Slots, State, Taking, rendezvous,
+    Ask, Claim, Effect, Ending, GaveUp, Leading, Leaving, Member, Millis, NodeId, Phase, Placement,
+    ReplicaSet, Role, Settings, Slot, Slots, State, Taking, rendezvous,
 };
 
 impl Slots {
@@ -15,6 +15,9 @@ impl Slots {
         let since = if led.is_some() { 0 } else { now };
         let (claim, set) = (takeover.claim().clone(), takeover.members().clone());
         let needed = self.settings.min_copies.clamp(1, set.len());
+        if let Some(recovery) = takeover.recovery() {
+            effects.push(Effect::Recovered { slot, claim: claim.clone(), recovery });
+        }
         effects.push(Effect::Own { slot, claim: claim.clone(), needed });
         let counted = in_step.iter().filter(|member| set.contains(member));
         effects.extend(counted.map(|member| Effect::Count {
@@ -183,6 +186,12 @@ impl Slots {
     fn is_short(&mut self, now: Millis, slot: Slot, effects: &mut Vec<Effect>) -> bool {
         let Settings { min_copies, short_within, .. } = self.settings;
         let Role::Leading(leading) = &self.state(slot).role else { return false };
+        let all_are_here =
+            |left: ReplicaSet| left.members().iter().all(|member| leading.in_step.contains(member));
+        if self.left_of(slot, leading).is_some_and(all_are_here) {
+            self.take_again(now, slot, None, effects);
+            return true;
+        }
         let members = leading.set.members();
         let needed = min_copies.clamp(1, members.len());
         let count = |of: &BTreeSet<Member>| members.iter().filter(|member| of.contains(*member)).count();
@@ -213,6 +222,15 @@ impl Slots {
         true
     }
 
+    /// What is left of its members without those that were declared lost, if it is to go on with that.
+    fn left_of(&self, slot: Slot, leading: &Leading) -> Option<ReplicaSet> {
+        let approval = self.declared.slots.get(&slot)?;
+        let (epoch, set) = (leading.claim.epoch, leading.set.clone());
+        let placement = Placement { epoch, set, is_confirmed: true, before: None };
+        let left = placement.without(&self.declared.lost, self.settings.min_copies)?;
+        (approval.placed_in == epoch).then_some(left.set)
+    }
+
     /// Members, and those to become one, that were not offered the slot.
     fn due(&self, slot: Slot) -> Vec<Member> {
         let Role::Leading(leading) = &self.state(slot).role else { return Vec::new() };
@@ -233,7 +251,7 @@ impl Slots {
         let min_copies = self.settings.min_copies;
         let alive = if next.is_some() { self.alive_members() } else { BTreeSet::new() };
         let Role::Leading(leading) = &mut self.state_mut(slot).role else { return None };
-        let learner = next.as_ref().map(|(_, learner)| learner);
+        let learner = next.as_ref().and_then(|(_, learner)| learner.as_ref());
         if leading.learner.as_ref() != learner {
             leading.learner = learner.cloned();
             leading.is_offered = false;
@@ -244,8 +262,9 @@ impl Slots {
                 |of: &BTreeSet<Member>| set.members().iter().filter(|member| of.contains(*member)).count();
             count(&leading.in_step) >= set.knowing(min_copies, count(&alive))
         };
-        let is_ready = |(target, learner): &(ReplicaSet, Member)| {
-            leading.in_step.contains(learner) && is_enough(target) && is_enough(&leading.set)
+        let is_ready = |(target, learner): &(ReplicaSet, Option<Member>)| {
+            let has_learnt = learner.as_ref().is_none_or(|learner| leading.in_step.contains(learner));
+            has_learnt && is_enough(target) && is_enough(&leading.set)
         };
         next.filter(is_ready).map(|(target, _)| Ending::Move { target, until })
     }
@@ -276,24 +295,38 @@ impl Slots {
         able.into_iter().find(|member| member.node == *first).cloned()
     }
 
-    /// The members that a slot should have next: those it has, but for one, which is new.
-    fn target(&self, now: Millis, slot: Slot, leading: &Leading) -> Option<(ReplicaSet, Member)> {
+    /// The members that a slot should have next: those it has, but for one, which is new, and has to learn. Of a node that
+    /// leaves the place goes to whoever is there; if nobody is, it may go to nobody.
+    fn target(&self, now: Millis, slot: Slot, leading: &Leading) -> Option<(ReplicaSet, Option<Member>)> {
         let wanted = self.wanted(now, slot);
         let members = leading.set.members();
         let is_wanted = |member: &&Member| {
             wanted.contains(&member.node) && self.member(&member.node).is_none_or(|now| now == *member)
         };
+        let leaves = members.iter().position(|member| {
+            member.node != self.me.node && self.leaving(&member.node).is_some() && !is_wanted(&member)
+        });
         // A node whose data directory is another one than it was is missing too.
-        let missing = wanted.iter().find_map(|node| {
+        let able = |node: &NodeId| {
             let is_able = |member: &&Member| self.is_alive(member) && self.is_writable(node);
             let member = self.member(node).filter(is_able)?;
             (!members.contains(member)).then(|| member.clone())
-        })?;
+        };
+        let missing = wanted.iter().find_map(&able).or_else(|| {
+            leaves?;
+            self.spare(slot).iter().find_map(&able)
+        });
         let mut next: Vec<Member> = members.to_vec();
+        let Some(missing) = missing else {
+            let leaves = leaves.filter(|at| self.leaving(&members[*at].node) == Some(Leaving::Fewer))?;
+            next.remove(leaves);
+            let is_enough = next.len() >= self.settings.min_copies;
+            return Some((ReplicaSet::new(next).ok().filter(|_| is_enough)?, None));
+        };
         let same_node = next.iter().position(|member| member.node == missing.node);
         let unwanted = || {
             let gone = members.iter().position(|member| !is_wanted(&member) && !self.is_alive(member));
-            gone.or_else(|| {
+            gone.or(leaves).or_else(|| {
                 members.iter().position(|member| !is_wanted(&member) && member.node != self.me.node)
             })
         };
@@ -306,7 +339,13 @@ impl Slots {
             return None;
         }
         next.push(missing.clone());
-        Some((ReplicaSet::new(next).ok()?, missing))
+        Some((ReplicaSet::new(next).ok()?, Some(missing)))
+    }
+
+    /// The nodes that are there and stay, in the order in which the slot prefers them.
+    fn spare(&self, slot: Slot) -> Vec<NodeId> {
+        let spare = self.candidates(|known| known.seen.is_alive && known.seen.leaving.is_none());
+        rendezvous::wanted_set(slot, spare, self.nodes.len())
     }
 
     fn end(&mut self, slot: Slot, ending: Ending, effects: &mut Vec<Effect>) {

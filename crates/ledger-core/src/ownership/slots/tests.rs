@@ -8,6 +8,8 @@ use crate::{
     ownership::{NotTaken, Refused},
 };
 
+mod operators;
+
 const SLOT: u16 = 600;
 
 struct Host {
@@ -17,6 +19,7 @@ struct Host {
     is_alive: bool,
     is_draining: bool,
     is_writable: bool,
+    leaving: Option<Leaving>,
     /// Offers are answered so, instead of being accepted.
     offers: Option<Outcome>,
     /// When it answered a renewal last.
@@ -76,6 +79,7 @@ impl Cluster {
             is_alive: true,
             is_draining: false,
             is_writable: true,
+            leaving: None,
             offers: None,
             renewed: self.now,
         });
@@ -105,6 +109,7 @@ impl Cluster {
                 is_alive: host.is_alive,
                 is_draining: host.is_draining,
                 is_writable: host.is_writable,
+                leaving: host.leaving,
                 owned: if host.is_alive { host.brain.owned().into_iter().collect() } else { BTreeMap::new() },
             })
             .collect();
@@ -229,7 +234,11 @@ impl Cluster {
                 events.push_back((at, Event::Renewed { from: owner, after, slots }));
                 events.push_back((index, Event::RenewalAnswered { from: to, refused }));
             }
-            Effect::Own { .. } | Effect::Count { .. } | Effect::Release { .. } | Effect::StepDown { .. } => {}
+            Effect::Recovered { .. }
+            | Effect::Own { .. }
+            | Effect::Count { .. }
+            | Effect::Release { .. }
+            | Effect::StepDown { .. } => {}
         }
     }
 
@@ -321,6 +330,7 @@ fn a_slot_that_had_an_owner_is_not_formed_anew() {
             is_alive: true,
             is_draining: false,
             is_writable: true,
+            leaving: None,
             owned: BTreeMap::new(),
         })
         .collect();

@@ -1,0 +1,137 @@
+//! Going on with what is left when so many of a slot's members are lost for good that the others are too few.
+//!
+//! Nothing decides this by itself: an operator declares members lost, which is a claim that nobody can check, and approves that
+//! slots go on without them ([`Approval`]), each with the newest members that anybody knew then. A node that knows older ones, and
+//! hears of nobody, has no approval to go on with those. Then
+//! - a set of members that keeps too few for an append is what is left of it, and all of these must promise and accept;
+//! - every other node that is alive is asked too, for one of them may hold more; where no member is left, the one that was
+//!   named goes on;
+//! - the epoch is far above those before ([`JUMP`]): whatever lost members did unseen, or do when they come back, is
+//!   of a lower one, and its history goes to the forks;
+//! - who was missing and who was heard is recorded ([`Recovery`]) before anything is acknowledged.
+//!
+//! What an acknowledgement promised before holds as far as those who are left hold it, and nobody can know how far that is.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::Placement;
+use crate::{
+    Epoch,
+    node::{Member, ReplicaSet},
+    slot::Slot,
+};
+
+/// How far above the epoch in which the members were recorded a recovery begins.
+pub const JUMP: u32 = 1 << 16;
+
+/// What operators decided, all there ever was.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Declared {
+    /// Members that are lost for good.
+    pub lost: BTreeSet<Member>,
+    /// The slots that may go on without them.
+    pub slots: BTreeMap<Slot, Approval>,
+}
+
+/// That a slot may go on without members that are lost.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Approval {
+    /// The epoch in which the newest members were recorded that anybody knew: these, and no others, are what is to be left of.
+    pub placed_in: Epoch,
+    /// If none of them is left: who goes on, with the best of what there is.
+    pub heir: Option<Member>,
+}
+
+/// What a slot went on without.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recovery {
+    /// The members that were declared lost.
+    pub missing: Vec<Member>,
+    /// Those that were heard, with the epochs they had accepted: the history of the highest was adopted.
+    pub heard: Vec<(Member, Epoch)>,
+}
+
+impl Placement {
+    /// What is left of it without members that are lost for good. `None`: nothing changes, because enough are left for
+    /// appends, or nobody is.
+    pub fn without(&self, lost: &BTreeSet<Member>, min_copies: usize) -> Option<Self> {
+        let left = |set: &ReplicaSet| {
+            ReplicaSet::new(set.members().iter().filter(|member| !lost.contains(member)).cloned()).ok()
+        };
+        let is_short = |set: &ReplicaSet| {
+            let count = left(set).map_or(0, |left| left.len());
+            // Before they are confirmed, first members need each other.
+            count < min_copies.clamp(1, set.len()) || (!self.is_confirmed && count < set.len())
+        };
+        if !is_short(&self.set) && !self.before.as_ref().is_some_and(is_short) {
+            return None;
+        }
+        let of = |set: &ReplicaSet| if is_short(set) { left(set) } else { Some(set.clone()) };
+        let before = self.before.as_ref().and_then(of);
+        match of(&self.set) {
+            Some(set) => Some(Self { set, before, ..self.clone() }),
+            None => before.map(|set| Self { set, before: None, ..self.clone() }),
+        }
+    }
+
+    /// Whether it cannot go on without members that are lost for good.
+    pub fn needs_recovery(&self, lost: &BTreeSet<Member>, min_copies: usize) -> bool {
+        self.without(lost, min_copies).is_some() || self.named().all(|member| lost.contains(member))
+    }
+
+    /// All who are named: the members, and those before them while that is not settled.
+    pub fn named(&self) -> impl Iterator<Item = &Member> {
+        std::iter::once(&self.set).chain(&self.before).flat_map(ReplicaSet::members)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node::{NodeId, StorageId};
+
+    fn set(names: &str) -> Option<ReplicaSet> {
+        ReplicaSet::new(names.chars().map(member)).ok()
+    }
+
+    fn member(name: char) -> Member {
+        Member { node: NodeId::new(name.to_string()).unwrap(), storage: StorageId([name as u8; 16]) }
+    }
+
+    fn placement(names: &str, before: &str, is_confirmed: bool) -> Placement {
+        Placement { epoch: Epoch::new(7, 1), set: set(names).unwrap(), is_confirmed, before: set(before) }
+    }
+
+    #[test]
+    fn only_a_set_that_keeps_too_few_is_what_is_left_of_it() {
+        let without = |names: &str, before: &str, lost: &str| {
+            let lost = lost.chars().map(member).collect();
+            placement(names, before, true).without(&lost, 2).map(|left| (Some(left.set), left.before))
+        };
+        assert_eq!(without("abc", "", ""), None);
+        assert_eq!(without("abc", "", "c"), None, "two are enough for all that is to be done");
+        assert_eq!(without("abc", "", "xyz"), None, "they are no members");
+        assert_eq!(without("abc", "", "bc"), Some((set("a"), None)));
+        assert_eq!(without("abc", "", "abc"), None, "there is nobody to go on");
+        assert_eq!(without("acd", "abd", "bd"), Some((set("acd"), set("a"))), "of each set by itself");
+        assert_eq!(without("acd", "bde", "bde"), Some((set("acd"), None)));
+        assert_eq!(without("cde", "abe", "cde"), Some((set("abe"), None)), "those before have enough");
+        assert_eq!(without("cde", "abe", "bcde"), Some((set("a"), None)));
+    }
+
+    #[test]
+    fn first_members_that_were_never_confirmed_do_not_wait_for_the_lost() {
+        let lost = BTreeSet::from([member('c')]);
+        let left = placement("abc", "", false).without(&lost, 2).unwrap();
+        assert_eq!((Some(left.set), left.is_confirmed), (set("ab"), false));
+    }
+
+    #[test]
+    fn the_copies_that_an_append_needs_decide_what_is_too_few() {
+        let lost = BTreeSet::from([member('d'), member('e')]);
+        for (min_copies, left) in [(1, None), (3, None), (4, set("abc")), (5, set("abc"))] {
+            let without = placement("abcde", "", true).without(&lost, min_copies);
+            assert_eq!(without.map(|left| left.set), left, "{min_copies}");
+        }
+    }
+}

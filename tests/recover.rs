@@ -1,0 +1,210 @@
+//! Most disks of a cluster are lost, each node a process of its own: what is left goes on when an operator says so.
+
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test that cannot go on should stop"
+)]
+
+use std::process::Stdio;
+
+use ledger_client::{Append, Client, ContextId, Options, ReadFrom, Selection};
+use ledger_tests::{Cluster, Node, cluster::name, node::ledgerctl, until, until_async};
+use serde_json::Value;
+
+fn ctl(node: &Node, args: &[&str]) -> (i32, String, String) {
+    let mut command = ledgerctl();
+    command.args(args).env("LEDGER_ENDPOINT", node.endpoint()).stdin(Stdio::null());
+    let output = command.output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
+}
+
+fn recover(node: &Node, args: &[&str]) -> (i32, String, String) {
+    ctl(node, &[&["cluster", "recover"], args].concat())
+}
+
+fn json(text: &str) -> Vec<Value> {
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn client(node: &Node) -> Client {
+    Client::connect(&node.endpoint(), &Options::default()).unwrap()
+}
+
+fn context(number: usize) -> ContextId {
+    ContextId::new(format!("recover-{number}")).unwrap()
+}
+
+async fn append(client: &Client, number: usize, payload: &str) -> Result<u64, String> {
+    let append = Append::new(&context(number), "facts", payload.to_owned()).unwrap();
+    client.append(append).await.map(|stored| stored.entry.sequence.0).map_err(|error| error.to_string())
+}
+
+async fn payloads(client: &Client, number: usize) -> Vec<String> {
+    let selection = Selection { read_from: ReadFrom::Owner, ..Selection::default() };
+    let entries = client.get(&context(number), selection).collect().await.unwrap();
+    entries.iter().map(|entry| String::from_utf8(entry.payload.to_vec()).unwrap()).collect()
+}
+
+fn see_dead(cluster: &Cluster, asked: usize, count: usize) {
+    until("it is seen who is gone", || {
+        let (_, members, _) = ctl(cluster.node(asked), &["cluster", "members"]);
+        (members.matches("dead").count() == count).then_some(())
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_of_three_volumes_are_lost_and_the_third_goes_on_when_it_is_told_to() {
+    const CONTEXTS: usize = 60;
+    let mut cluster = Cluster::start(3, &[]);
+    let before = client(cluster.node(0));
+    for number in 0..CONTEXTS {
+        assert_eq!(append(&before, number, "before").await, Ok(1));
+    }
+    cluster.settle();
+    let (code, said, _) = recover(cluster.node(0), &[]);
+    assert!(code == 0 && said.contains("nothing is lost"), "{said}");
+
+    for lost in [1, 2] {
+        cluster.kill(lost);
+        std::fs::remove_dir_all(cluster.data_dir(lost)).unwrap();
+    }
+    see_dead(&cluster, 0, 2);
+    let hasty = Options { timeout: std::time::Duration::from_secs(2), ..Options::default() };
+    let refused = append(&Client::connect(&cluster.node(0).endpoint(), &hasty).unwrap(), 0, "refused").await;
+    assert!(refused.is_err(), "{refused:?}");
+
+    // What there is, slot by slot; nothing is changed.
+    let shown = until("all slots are known to be stuck", || {
+        let (code, said, error) = recover(cluster.node(0), &["--json"]);
+        assert_eq!(code, 0, "{error}");
+        (json(&said).last().unwrap()["stuck_slots"] == 1024).then(|| json(&said))
+    });
+    let (summary, slots) = shown.split_last().unwrap();
+    assert_eq!((slots.len(), &summary["applied"]), (1024, &false.into()));
+    let entries: u64 = slots.iter().map(|slot| slot["survivors"][0]["entries"].as_u64().unwrap()).sum();
+    assert_eq!(entries, CONTEXTS as u64);
+    for slot in slots {
+        assert_eq!(slot["missing"], serde_json::json!(["n1", "n2"]));
+        assert_eq!(slot["survivors"][0]["node_id"], "n0");
+    }
+    let (_, said, _) = recover(cluster.node(0), &[]);
+    for part in ["n1 (directory", "n2 (directory", "1024 slots cannot go on", "cannot be known", "--apply"] {
+        assert!(said.contains(part), "{part} in {said}");
+    }
+    let (code, _, error) = recover(cluster.node(0), &["--lost", "n0"]);
+    assert!(code == 2 && error.contains("n0 is no member that does not answer"), "{error}");
+    // With one of them only, the other may still hold something.
+    let (code, said, error) = recover(cluster.node(0), &["--lost", "n1", "--apply"]);
+    assert!(code == 2 && error.contains("n2") && error.contains("was not declared lost"), "{said}{error}");
+
+    let reason = ["--apply", "--reason", "both volumes are gone"];
+    let (code, said, error) = recover(cluster.node(0), &reason);
+    assert_eq!(code, 0, "{said}{error}");
+    for number in 0..CONTEXTS {
+        assert_eq!(append(&client(cluster.node(0)), number, "after").await, Ok(2));
+    }
+    // Empty directories under the old names are new members.
+    cluster.restart(1);
+    cluster.restart(2);
+    cluster.settle();
+    for restarted in 0..3 {
+        cluster.stop(restarted);
+        cluster.restart(restarted);
+    }
+    cluster.settle();
+    for number in 0..CONTEXTS {
+        assert_eq!(payloads(&client(cluster.node(number % 3)), number).await, ["before", "after"]);
+    }
+    // What was decided, and what came of it, is known to every node, and stays so.
+    for node in 0..3 {
+        let known = until("the decision is known", || {
+            let (code, said, error) = recover(cluster.node(node), &["--history", "--json"]);
+            assert_eq!(code, 0, "{error}");
+            json(&said).pop()
+        });
+        assert_eq!(known["reason"], "both volumes are gone");
+        let lost: Vec<_> = known["lost"].as_array().unwrap().iter().map(|lost| &lost["node_id"]).collect();
+        assert_eq!(lost, ["n1", "n2"]);
+        let slots = known["slots"].as_array().unwrap();
+        assert_eq!(slots.len(), 1024);
+        assert_eq!((&slots[0]["claimant"], &slots[0]["heard"][0]["node_id"]), (&"n0".into(), &"n0".into()));
+        assert_eq!(slots[0]["missing"].as_array().unwrap().len(), 2);
+    }
+    let (_, said, _) = recover(cluster.node(1), &["--history"]);
+    assert!(said.contains("both volumes are gone") && said.contains("1024 slots went on"), "{said}");
+    let (_, said, _) = recover(cluster.node(1), &[]);
+    assert!(said.contains("no slot needs them") || said.contains("nothing is lost"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn members_that_were_declared_lost_and_are_back_are_new_ones_and_what_only_they_held_is_a_fork() {
+    let mut cluster = Cluster::start(3, &[]);
+    assert_eq!(append(&client(cluster.node(0)), 0, "of all").await, Ok(1));
+    cluster.settle();
+    // Two acknowledge what the third never sees.
+    cluster.kill(0);
+    let two = client(cluster.node(1));
+    let second = until_async("the two go on", async || append(&two, 0, "of two").await.ok()).await;
+    assert_eq!(second, 2);
+    cluster.kill(1);
+    cluster.kill(2);
+    cluster.restart(0);
+    // It hears of nobody, and knows the others by what it recorded.
+    let (code, said, error) = recover(cluster.node(0), &["--apply", "--reason", "nobody finds the volumes"]);
+    assert_eq!(code, 0, "{said}{error}");
+    assert_eq!(append(&client(cluster.node(0)), 0, "of one").await, Ok(2));
+
+    // They are found after all. What they promised each other holds no longer: they end, and join anew.
+    cluster.restart(1);
+    cluster.restart(2);
+    for back in [1, 2] {
+        let stopped = cluster.nodes[back].take().unwrap().wait();
+        assert_eq!(stopped.status.code(), Some(5), "{}", stopped.log);
+        assert!(stopped.log.contains("declared the data directory lost"), "{}", stopped.log);
+        cluster.restart(back);
+    }
+    cluster.settle();
+    for node in 0..3 {
+        assert_eq!(payloads(&client(cluster.node(node)), 0).await, ["of all", "of one"]);
+    }
+    let left = until("what only they held is listed", || {
+        let (code, said, error) = ctl(cluster.node(0), &["forks", context(0).as_str(), "--json"]);
+        assert_eq!(code, 0, "{error}");
+        (said.lines().count() == 2).then(|| json(&said))
+    });
+    for fork in left {
+        let (node, number) = (fork["node_id"].as_str().unwrap(), fork["fork"].to_string());
+        assert!([name(1), name(2)].contains(&node.to_owned()), "{fork}");
+        let (_, lines, _) =
+            ctl(cluster.node(0), &["forks", context(0).as_str(), "--export", &number, "--node", node]);
+        assert!(lines.contains("of two"), "{lines}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_five_nodes_two_are_lost_and_only_slots_that_need_it_go_on_without_them() {
+    let mut cluster = Cluster::start(5, &[]);
+    let before = client(cluster.node(0));
+    for number in 0..40 {
+        assert_eq!(append(&before, number, "before").await, Ok(1));
+    }
+    cluster.settle();
+    for lost in [3, 4] {
+        cluster.kill(lost);
+        std::fs::remove_dir_all(cluster.data_dir(lost)).unwrap();
+    }
+    see_dead(&cluster, 0, 2);
+    let (code, said, error) = recover(cluster.node(1), &["--apply", "--reason", "one rack burnt"]);
+    assert_eq!(code, 0, "{said}{error}");
+    let known = json(&recover(cluster.node(2), &["--history", "--json"]).1).pop().unwrap();
+    let slots = known["slots"].as_array().unwrap().len();
+    assert!((150..500).contains(&slots), "three of ten slots had both as members, not {slots}");
+    for number in 0..40 {
+        assert_eq!(append(&client(cluster.node(2)), number, "after").await, Ok(2));
+        assert_eq!(payloads(&client(cluster.node(0)), number).await, ["before", "after"]);
+    }
+    cluster.settle();
+}
