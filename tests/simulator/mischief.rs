@@ -186,6 +186,7 @@ impl World {
                 version: (1, self.now),
                 is_draining: false,
                 is_writable: true,
+                leaving: None,
                 owned: owned.clone(),
             })
         };

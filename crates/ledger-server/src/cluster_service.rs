@@ -60,6 +60,7 @@ impl ClusterService for Members {
     type DrainStream = BoxStream<'static, Result<DrainProgress, Status>>;
 
     async fn drain(&self, request: Request<DrainRequest>) -> Result<Response<Self::DrainStream>, Status> {
+        admin::authorize(&request).map_err(|refusal| self.0.refuse(Rpc::Drain, refusal))?;
         let resume = request.into_inner().resume;
         tracing::info!(resume, "asked to drain");
         self.0.serving().map_err(|refusal| self.0.refuse(Rpc::Drain, refusal))?;

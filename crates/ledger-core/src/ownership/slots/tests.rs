@@ -633,6 +633,7 @@ fn other_slots_are_formed_once_the_cluster_has_an_identity() {
         is_alive: true,
         is_draining: false,
         is_writable: true,
+        leaving: None,
         owned: BTreeMap::new(),
     };
     let seen: Vec<Seen> = cluster.hosts.iter().map(seen).collect();
