@@ -932,7 +932,7 @@ impl Slots {
     /// The members a slot should have, the most preferred first.
     fn wanted(&self, now: Millis, slot: Slot) -> Vec<NodeId> {
         let grace = self.settings.placement_grace;
-        let candidates = self.candidates(|Known { seen, since }| {
+        let candidates = self.candidates(|KnownNode { seen, since }| {
             let is_there = seen.is_alive || now.saturating_sub(*since) < grace;
             is_there && seen.leaving.is_none() && !self.declared.lost.contains(&seen.member)
         });
