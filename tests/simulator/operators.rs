@@ -167,7 +167,7 @@ impl World {
         let best = records.iter().max_by_key(|(_, record)| (is_known(record), record.accepted));
         let heir = best.map(|(member, _)| member.clone());
         let heir = heir.filter(|_| newest.named().all(|member| lost.contains(member)));
-        Some(Approval { placed_in: newest.epoch, heir })
+        Some(Approval::of(newest, heir))
     }
 
     /// Whether a watcher may find that what it saw is gone.

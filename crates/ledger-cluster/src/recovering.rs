@@ -365,7 +365,8 @@ fn decision(from: &RecoveryRecord) -> Result<Decision, wire::Unread> {
     let lost: Result<Vec<Member>, _> = members(&from.lost);
     let approved = from.approvals.iter().map(|row| {
         let heir = row.heir.as_ref().map(|heir| wire::member(Some(heir))).transpose()?;
-        let approval = Approval { placed_in: Epoch(row.placed_in), heir };
+        let (set, before) = (wire::set(&row.members)?, wire::set_before(&row.before)?);
+        let approval = Approval { placed_in: Epoch(row.placed_in), set, before, heir };
         Ok::<_, wire::Unread>((wire::slot(row.slot)?, approval))
     });
     let slots = from.slots.iter().map(|row| {
@@ -415,6 +416,8 @@ fn to_record(decision: &Decision) -> RecoveryRecord {
         slot: slot.number().into(),
         placed_in: approval.placed_in.0,
         heir: approval.heir.as_ref().map(wire::to_member),
+        members: wire::to_set(&approval.set),
+        before: approval.before.as_ref().map(wire::to_set).unwrap_or_default(),
     });
     RecoveryRecord {
         approvals: approvals.collect(),
@@ -428,12 +431,17 @@ fn to_record(decision: &Decision) -> RecoveryRecord {
 
 #[cfg(test)]
 mod tests {
-    use ledger_core::node::StorageId;
+    use ledger_core::node::{ReplicaSet, StorageId};
 
     use super::*;
 
     fn member(number: u8) -> Member {
         Member { node: NodeId::new(format!("n-{number}")).unwrap(), storage: StorageId([number; 16]) }
+    }
+
+    fn approval(placed_in: u64, members: &[u8], before: &[u8], heir: Option<Member>) -> Approval {
+        let set = |members: &[u8]| ReplicaSet::new(members.iter().copied().map(member));
+        Approval { placed_in: Epoch(placed_in), set: set(members).unwrap(), before: set(before).ok(), heir }
     }
 
     fn decided(id: u8, lost: &[u8]) -> Decision {
@@ -443,8 +451,8 @@ mod tests {
             reason: "two volumes are gone".to_owned(),
             lost: lost.iter().copied().map(member).collect(),
             approved: BTreeMap::from([
-                (Slot::new(3).unwrap(), Approval { placed_in: Epoch(5), heir: None }),
-                (Slot::new(4).unwrap(), Approval { placed_in: Epoch(6), heir: Some(member(1)) }),
+                (Slot::new(3).unwrap(), approval(5, &[1, 2], &[], None)),
+                (Slot::new(4).unwrap(), approval(6, &[2, 3], &[3, 4], Some(member(1)))),
             ]),
             slots: BTreeMap::new(),
         }

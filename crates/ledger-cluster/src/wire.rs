@@ -77,7 +77,7 @@ pub(crate) fn set(from: &[proto::SlotMember]) -> Read<ReplicaSet> {
     Ok(ReplicaSet::new(members).map_err(|_| Malformed("members"))?)
 }
 
-fn set_before(from: &[proto::SlotMember]) -> Read<Option<ReplicaSet>> {
+pub(crate) fn set_before(from: &[proto::SlotMember]) -> Read<Option<ReplicaSet>> {
     if from.is_empty() { Ok(None) } else { set(from).map(Some) }
 }
 

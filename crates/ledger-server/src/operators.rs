@@ -17,7 +17,7 @@ use ledger_cluster::{
 };
 use ledger_core::{
     Epoch,
-    node::{self, NodeId, StorageId},
+    node::{self, MAX_REPLICAS, NodeId, ReplicaSet, StorageId},
     ownership::{Approval, Claim, slots::Leaving},
     slot::Slot,
 };
@@ -179,7 +179,15 @@ fn approval(from: &SlotApproval) -> Result<(Slot, Approval), Refusal> {
     let slot = u16::try_from(from.slot).ok().and_then(Slot::new);
     let slot = slot.ok_or_else(|| Refusal::field("slots", format!("slot {} is not there", from.slot)))?;
     let heir = from.heir.as_ref().map(read_member).transpose()?;
-    Ok((slot, Approval { placed_in: Epoch(from.placed_in), heir }))
+    let set = |members: &[ClusterMember]| {
+        // One more than allowed is enough to refuse it.
+        let members =
+            members.iter().take(MAX_REPLICAS + 1).map(read_member).collect::<Result<Vec<_>, _>>()?;
+        ReplicaSet::new(members)
+            .map_err(|error| Refusal::field("slots", format!("the members of slot {}: {error}", from.slot)))
+    };
+    let before = (!from.before.is_empty()).then(|| set(&from.before)).transpose()?;
+    Ok((slot, Approval { placed_in: Epoch(from.placed_in), set: set(&from.members)?, before, heir }))
 }
 
 /// What was decided after losses, and what came of it.

@@ -43,15 +43,20 @@ fn rank(of: &KnownSlot) -> (bool, u64, bool) {
 }
 
 impl Stuck<'_> {
+    /// Its members, and those before them while that is not settled.
+    fn named(&self) -> impl Iterator<Item = &ClusterMember> {
+        self.newest.members.iter().chain(&self.newest.before)
+    }
+
     /// The lost members of it.
     fn missing(&self, lost: &BTreeSet<Name>) -> BTreeSet<&str> {
-        let members = self.newest.members.iter().filter(|member| lost.contains(&name(member)));
+        let members = self.named().filter(|member| lost.contains(&name(member)));
         members.map(|member| member.node_id.as_str()).collect()
     }
 
     /// The nodes that will be asked for what it had, those that hold the newest first.
     fn left(&self) -> Vec<(&ClusterMember, &KnownSlot)> {
-        let is_member = |node: &ClusterMember| self.newest.members.contains(node);
+        let is_member = |node: &ClusterMember| self.named().any(|member| member == node);
         let mut left: Vec<_> =
             self.seen.iter().copied().filter(|(node, of)| is_member(node) || of.entries > 0).collect();
         left.sort_by_key(|(_, of)| std::cmp::Reverse((of.is_confirmed, of.accepted)));
@@ -60,13 +65,15 @@ impl Stuck<'_> {
 
     /// That it may go on: with what is left of its newest members, or if none is left, with what one has that has the newest.
     fn approval(&self, lost: &BTreeSet<Name>) -> SlotApproval {
-        let is_all_lost = self.newest.members.iter().all(|member| lost.contains(&name(member)));
+        let is_all_lost = self.named().all(|member| lost.contains(&name(member)));
         let heir =
             self.seen.iter().max_by_key(|(_, of)| (of.is_confirmed, of.accepted)).map(|(node, _)| *node);
         SlotApproval {
             slot: self.newest.slot,
             placed_in: self.newest.placed_in,
             heir: heir.filter(|_| is_all_lost).cloned(),
+            members: self.newest.members.clone(),
+            before: self.newest.before.clone(),
         }
     }
 }
@@ -254,7 +261,7 @@ fn object(slot: u32, stuck: &Stuck<'_>, lost: &BTreeSet<Name>) -> Value {
     let survivors = stuck.left().into_iter().map(|(node, of)| {
         json!({
             "node_id": node.node_id,
-            "is_member": stuck.newest.members.contains(node),
+            "is_member": stuck.named().any(|member| member == *node),
             "placed_in": of.placed_in,
             "accepted_epoch": of.accepted,
             "promised_epoch": of.promised,
@@ -278,7 +285,7 @@ fn table(stuck: &BTreeMap<u32, Stuck<'_>>, lost: &BTreeSet<Name>) -> String {
             table.add_row([&slot.to_string(), "nobody", "", "", "", "", &missing]);
         }
         for (node, of) in left {
-            let mark = if stuck.newest.members.contains(node) { "" } else { " (no member)" };
+            let mark = if stuck.named().any(|member| member == *node) { "" } else { " (no member)" };
             table.add_row([
                 slot.to_string(),
                 format!("{}{mark}", visible(&node.node_id)),

@@ -8,7 +8,7 @@ use std::{
 
 use ledger_core::{
     digest::Digest,
-    node::Member,
+    node::{Member, ReplicaSet},
     ownership::{Placement, SlotRecord},
     slot::Slot,
 };
@@ -127,10 +127,11 @@ fn look(shared: &Shared, lost: &BTreeSet<Member>, is_brief: bool) -> Result<Reco
 
 fn known_slot(slot: Slot, record: &SlotRecord, placement: &Placement, held: (Digest, u64)) -> KnownSlot {
     let (digest, entries) = held;
-    let members: BTreeSet<&Member> = placement.named().collect();
+    let members = |set: &ReplicaSet| set.members().iter().map(to_member).collect();
     KnownSlot {
         slot: slot.number().into(),
-        members: members.into_iter().map(to_member).collect(),
+        members: members(&placement.set),
+        before: placement.before.as_ref().map(members).unwrap_or_default(),
         placed_in: placement.epoch.0,
         is_confirmed: placement.is_confirmed,
         is_settled: placement.before.is_none(),

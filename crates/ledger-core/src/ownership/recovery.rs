@@ -1,7 +1,7 @@
 //! Going on with what is left when so many of a slot's members are lost for good that the others are too few.
 //!
 //! Nothing decides this by itself: an operator declares members lost, which is a claim that nobody can check, and approves that
-//! slots go on without them ([`Approval`]), each with the newest members that anybody knew then. A node that knows older ones, and
+//! slots go on without them ([`Approval`]), each with what is left of the newest members that anybody knew then. A node that knows older ones, and
 //! hears of nobody, has no approval to go on with those. Then
 //! - a set of members that keeps too few for an append is what is left of it, and all of these must promise and accept;
 //! - every other node that is alive is asked too, for one of them may hold more; where no member is left, the one that was
@@ -36,10 +36,28 @@ pub struct Declared {
 /// That a slot may go on without members that are lost.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Approval {
-    /// The epoch in which the newest members were recorded that anybody knew: these, and no others, are what is to be left of.
+    /// The epoch in which the newest members were recorded that anybody knew.
     pub placed_in: Epoch,
+    /// These members: what is left of them, and of no others, goes on.
+    pub set: ReplicaSet,
+    /// Those before them, if it was not settled that they follow.
+    pub before: Option<ReplicaSet>,
     /// If none of them is left: who goes on, with the best of what there is.
     pub heir: Option<Member>,
+}
+
+impl Approval {
+    /// That what is left of these members goes on.
+    pub fn of(placement: &Placement, heir: Option<Member>) -> Self {
+        let Placement { epoch, set, before, .. } = placement.clone();
+        Self { placed_in: epoch, set, before, heir }
+    }
+
+    /// Whether it is about these members. Each attempt of one who is left records the same members anew, in an epoch of its own,
+    /// so a later epoch is as good; members that are older may have been replaced unseen.
+    pub fn is_about(&self, placement: &Placement) -> bool {
+        placement.epoch >= self.placed_in && placement.set == self.set && placement.before == self.before
+    }
 }
 
 /// What a slot went on without.

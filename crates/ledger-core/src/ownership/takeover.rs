@@ -322,10 +322,10 @@ impl Takeover {
     fn adopt(&mut self, placement: Placement) {
         self.target = None;
         self.missing = BTreeSet::new();
-        let approved = self.approval.as_ref().map(|approval| approval.placed_in);
+        let approval = self.approval.as_ref();
         let needs_recovery = placement.needs_recovery(&self.lost, self.min_copies);
-        self.is_looking = approved.is_some_and(|approved| placement.epoch < approved);
-        if !needs_recovery || approved != Some(placement.epoch) {
+        self.is_looking = approval.is_some_and(|approval| placement.epoch < approval.placed_in);
+        if !needs_recovery || !approval.is_some_and(|approval| approval.is_about(&placement)) {
             self.placement = placement;
             return;
         }

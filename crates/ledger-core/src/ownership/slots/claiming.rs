@@ -89,7 +89,10 @@ impl Slots {
     /// The place of a node that is no member as far as it knows, where members are lost: after all that may be. It may be
     /// the heir, or one of newer members, and the only one of them who is left, without knowing.
     fn last_turn(&self, slot: Slot, placement: &Placement) -> Option<usize> {
-        self.declared.slots.get(&slot).filter(|approval| placement.epoch <= approval.placed_in)?;
+        let approval = self.declared.slots.get(&slot)?;
+        if placement.epoch > approval.placed_in && !approval.is_about(placement) {
+            return None;
+        }
         let all = self.alive_members().into_iter().map(|member| member.node).collect::<Vec<_>>();
         Some(placement.set.len() + self.place_among(slot, all)?)
     }
@@ -169,10 +172,12 @@ impl Slots {
 
     /// What a recovery's epoch comes after: far above all that lost members may have done unseen.
     fn after_recovery(&self, slot: Slot, record: &SlotRecord) -> Epoch {
-        let placed_in = record.placement.as_ref().map_or(Epoch::default(), |known| known.epoch);
+        let known = record.placement.as_ref();
         match self.declared.slots.get(&slot) {
-            // What was recorded since is of after it.
-            Some(approval) if approval.placed_in >= placed_in => {
+            // What else was recorded since is of after it.
+            Some(approval)
+                if known.is_none_or(|known| known.epoch < approval.placed_in || approval.is_about(known)) =>
+            {
                 Epoch::new(approval.placed_in.counter().saturating_add(recovery::JUMP), u32::MAX)
             }
             _ => Epoch::default(),

@@ -228,7 +228,7 @@ impl Slots {
         let (epoch, set) = (leading.claim.epoch, leading.set.clone());
         let placement = Placement { epoch, set, is_confirmed: true, before: None };
         let left = placement.without(&self.declared.lost, self.settings.min_copies)?;
-        (approval.placed_in == epoch).then_some(left.set)
+        approval.is_about(&placement).then_some(left.set)
     }
 
     /// Members, and those to become one, that were not offered the slot.

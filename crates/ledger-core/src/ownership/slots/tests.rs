@@ -61,8 +61,11 @@ fn three(millis: Millis) -> (Cluster, [usize; 3]) {
 
 impl Cluster {
     fn new(nodes: usize) -> Self {
-        let settings =
-            Settings { first_nodes: (0..nodes).map(name).collect(), settle: 0, ..Settings::default() };
+        Self::with(nodes, Settings::default())
+    }
+
+    fn with(nodes: usize, settings: Settings) -> Self {
+        let settings = Settings { first_nodes: (0..nodes).map(name).collect(), settle: 0, ..settings };
         let mut cluster = Self { now: 1_000_000, settings, hosts: Vec::new(), done: Vec::new() };
         (0..nodes).for_each(|_| cluster.add());
         cluster

@@ -24,6 +24,12 @@ impl Cluster {
     }
 
     fn declare_lost(&mut self, lost: &[usize]) {
+        let declared = self.decide(lost);
+        self.tell(&declared);
+    }
+
+    /// What an operator decides after a look at what there is.
+    fn decide(&self, lost: &[usize]) -> Declared {
         let lost: BTreeSet<Member> = lost.iter().map(|index| member(*index)).collect();
         // As `ledgerctl` does: with the newest members that anybody knows who is alive.
         let alive = || self.hosts.iter().filter(|host| host.is_alive);
@@ -35,8 +41,12 @@ impl Cluster {
         let heir = newest.named().all(|member| lost.contains(member)).then_some(best);
         let mut declared = Declared { lost, slots: BTreeMap::new() };
         if newest.needs_recovery(&declared.lost, self.settings.min_copies) {
-            declared.slots.insert(slot(), Approval { placed_in: newest.epoch, heir });
+            declared.slots.insert(slot(), Approval::of(&newest, heir));
         }
+        declared
+    }
+
+    fn tell(&mut self, declared: &Declared) {
         for index in 0..self.hosts.len() {
             if self.hosts[index].is_alive {
                 self.step(index, Event::DeclaredLost(declared.clone()));
@@ -297,4 +307,45 @@ fn lost_members_that_are_back_claim_nothing_while_they_hear_of_an_owner() {
     assert_eq!(cluster.owners(), [first]);
     assert!(cluster.claimants().iter().all(|claimant| *claimant == name(first)));
     assert!(cluster.epoch() >= epoch);
+}
+
+#[test]
+fn what_is_left_goes_on_whatever_it_tried_between_the_look_and_the_decision() {
+    let mut cluster = Cluster::with(3, Settings { min_copies: 3, ..Settings::default() });
+    cluster.pass(5_000);
+    let [first, second, third]: [usize; 3] = order(3).try_into().unwrap();
+    cluster.kill(&[first, second]);
+    let epoch = |cluster: &Cluster| {
+        cluster.hosts[third].records[&slot()].placement.as_ref().map(|placement| placement.epoch)
+    };
+    cluster.pass(20_000);
+    let (declared, before) = (cluster.decide(&[first, second]), epoch(&cluster));
+    // Its own promise is enough to try, and each try records the members anew.
+    cluster.pass(60_000);
+    assert!(epoch(&cluster) > before);
+    cluster.tell(&declared);
+    cluster.pass(20_000);
+    assert_eq!((cluster.owners(), cluster.members()), (vec![third], vec![name(third)]));
+    assert_eq!(cluster.recovered().len(), 1);
+}
+
+#[test]
+fn an_approval_is_about_the_members_that_were_seen_and_no_older_ones_and_no_others() {
+    let set = |members: &[usize]| ReplicaSet::new(members.iter().copied().map(member)).unwrap();
+    let placed = |epoch: u32, members: &[usize]| Placement {
+        epoch: Epoch::new(epoch, 1),
+        set: set(members),
+        is_confirmed: true,
+        before: None,
+    };
+    let approval = Approval::of(&placed(7, &[0, 1, 2]), None);
+    for (placement, expected) in [
+        (placed(7, &[0, 1, 2]), true),
+        (placed(9, &[0, 1, 2]), true),
+        (placed(6, &[0, 1, 2]), false),
+        (placed(9, &[0, 1, 3]), false),
+        (Placement { before: Some(set(&[0, 3, 4])), ..placed(9, &[0, 1, 2]) }, false),
+    ] {
+        assert_eq!(approval.is_about(&placement), expected, "{placement:?}");
+    }
 }
