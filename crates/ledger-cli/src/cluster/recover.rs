@@ -261,7 +261,7 @@ fn object(slot: u32, stuck: &Stuck<'_>, lost: &BTreeSet<Name>) -> Value {
     let survivors = stuck.left().into_iter().map(|(node, of)| {
         json!({
             "node_id": node.node_id,
-            "is_member": stuck.named().any(|member| *member == **node),
+            "is_member": stuck.named().any(|member| member == node),
             "placed_in": of.placed_in,
             "accepted_epoch": of.accepted,
             "promised_epoch": of.promised,
@@ -285,7 +285,7 @@ fn table(stuck: &BTreeMap<u32, Stuck<'_>>, lost: &BTreeSet<Name>) -> String {
             table.add_row([&slot.to_string(), "nobody", "", "", "", "", &missing]);
         }
         for (node, of) in left {
-            let mark = if stuck.named().any(|member| *member == **node) { "" } else { " (no member)" };
+            let mark = if stuck.named().any(|member| member == node) { "" } else { " (no member)" };
             table.add_row([
                 slot.to_string(),
                 format!("{}{mark}", visible(&node.node_id)),
