@@ -176,8 +176,8 @@ async fn a_node_that_has_no_time_to_leave_says_so_and_goes_on_when_it_is_started
     append_to_all(&client(cluster.node(0)), 0).await;
     // It may leave, but there is nobody to take its copies.
     cluster.kill(2);
-    let dead = until("the others see that one is gone", || {
-        let (_, members, _) = ctl(cluster.node(0), &["cluster", "members"]);
+    let dead = until("it sees that one is gone", || {
+        let (_, members, _) = ctl(cluster.node(3), &["cluster", "members"]);
         members.contains("dead").then_some(members)
     });
     let (code, _, error) = decommission(cluster.node(0), &["n3"]);

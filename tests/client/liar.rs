@@ -205,6 +205,13 @@ impl IntegrityService for Liar {
         Ok(Response::new(answer))
     }
 
+    async fn recoveries(
+        &self,
+        request: Request<ledger::RecoveriesRequest>,
+    ) -> Result<Response<ledger::RecoveriesResponse>, Status> {
+        IntegrityServiceClient::new(self.backend()).recoveries(request.into_inner()).await
+    }
+
     async fn inclusion_proof(
         &self,
         request: Request<ledger::InclusionProofRequest>,
