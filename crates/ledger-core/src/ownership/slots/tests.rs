@@ -64,8 +64,9 @@ impl Cluster {
         Self::with(nodes, Settings::default())
     }
 
-    fn with(nodes: usize, settings: Settings) -> Self {
-        let settings = Settings { first_nodes: (0..nodes).map(name).collect(), settle: 0, ..settings };
+    fn with(nodes: usize, mut settings: Settings) -> Self {
+        settings.first_nodes = (0..nodes).map(name).collect();
+        settings.settle = 0;
         let mut cluster = Self { now: 1_000_000, settings, hosts: Vec::new(), done: Vec::new() };
         (0..nodes).for_each(|_| cluster.add());
         cluster
