@@ -76,6 +76,27 @@ async fn two_of_three_volumes_are_lost_and_the_third_goes_on_when_it_is_told_to(
     let refused = append(&Client::connect(&cluster.node(0).endpoint(), &hasty).unwrap(), 0, "refused").await;
     assert!(refused.is_err(), "{refused:?}");
 
+    // What status and the metrics say is what clients meet.
+    let slots = until("status says that no slot takes appends", || {
+        let (_, said, _) = ctl(cluster.node(0), &["cluster", "status", "--json"]);
+        let slots = json(&said).pop()?["slots"].clone();
+        (slots["taking_appends"] == 0).then_some(slots)
+    });
+    assert_eq!(slots["total"], 1024, "{slots}");
+    until("the metrics say so", || {
+        let metric = |name: &str| cluster.node(0).metric(name);
+        let owned = metric("ledger_cluster_slots_owned")?;
+        let unowned = metric("ledger_cluster_slots_without_owner")?;
+        (owned < 0.5 && unowned > 1023.5).then_some(())
+    });
+    let asked = (0..CONTEXTS).step_by(4).map(|number| {
+        let client = Client::connect(&cluster.node(0).endpoint(), &hasty).unwrap();
+        async move { append(&client, number, "refused").await }
+    });
+    for refused in futures::future::join_all(asked).await {
+        assert!(refused.is_err(), "{refused:?}");
+    }
+
     // What there is, slot by slot; nothing is changed.
     let shown = until("all slots are known to be stuck", || {
         let (code, said, error) = recover(cluster.node(0), &["--json"]);

@@ -57,7 +57,7 @@ const COUNTERS: [(&str, &str); 24] = [
 
 const GAUGES: [(&str, &str); 8] = [
     ("ledger_cluster_members_alive", "Nodes that are heard, this one included."),
-    ("ledger_cluster_slots_owned", "Slots that this node owns."),
+    ("ledger_cluster_slots_owned", "Slots that this node owns, and takes appends to."),
     ("ledger_cluster_slots_without_owner", "Slots that no node owns, as this one sees it."),
     (
         "ledger_cluster_replicas_in_step",
@@ -109,12 +109,11 @@ pub fn take(metrics: &Metrics, cluster: &Cluster) {
     }
     let view = cluster.view();
     let view = view.borrow();
-    let owned = view.me().map_or(0, |me| me.owned.len());
     let routes = Arc::clone(&cluster.routes().borrow());
     let (in_step, behind) = replicas(&routes, cluster.me());
     let values = [
         view.alive().count() as u64,
-        owned as u64,
+        routes.owned() as u64,
         routes.unowned() as u64,
         in_step,
         behind,

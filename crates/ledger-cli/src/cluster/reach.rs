@@ -95,8 +95,11 @@ pub(crate) async fn locate_at_owners(
             continue;
         };
         for (known, newer) in locations.iter_mut().zip(answered) {
-            // It may own less by now, or more.
-            if newer.owner == owner && newer.epoch >= known.epoch {
+            // It may own less by now, or more. One that has too few copies in step takes no appends, and is the only one that
+            // says so: the others see that it owns the slot.
+            let owns = newer.owner == owner && newer.epoch >= known.epoch;
+            let takes_none = known.owner == owner && newer.owner.is_empty();
+            if owns || takes_none {
                 *known = newer;
             }
         }

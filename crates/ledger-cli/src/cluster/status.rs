@@ -40,6 +40,8 @@ struct Picture {
 struct Slots {
     total: usize,
     owned: usize,
+    /// Owned, with so many copies in step that an append is acknowledged now.
+    taking: usize,
     /// Fewer copies in step than there should be, the owner included.
     short: usize,
     /// Owned by nodes that did not answer: nobody else knows their copies.
@@ -50,7 +52,7 @@ struct Slots {
 }
 
 impl Slots {
-    fn of(located: &Located, copies: u32) -> Self {
+    fn of(located: &Located, copies: u32, min_copies: u32) -> Self {
         let mut slots =
             Self { total: located.locations.len(), silent: located.silent.clone(), ..Self::default() };
         for location in &located.locations {
@@ -61,9 +63,11 @@ impl Slots {
             slots.owned += 1;
             if !located.is_known(location) {
                 slots.unknown += 1;
-            } else if in_step(location) < copies as usize {
-                slots.short += 1;
+                continue;
             }
+            let in_step = in_step(location);
+            slots.short += usize::from(in_step < copies as usize);
+            slots.taking += usize::from(in_step >= min_copies as usize);
         }
         slots
     }
@@ -80,7 +84,7 @@ fn in_step(location: &Location) -> usize {
 async fn look(connection: &Connection, client: &Client) -> anyhow::Result<Picture> {
     let members = reach::members(connection, client).await?;
     let located = reach::locate_at_owners(connection, client, &members, LocateRequest::default()).await?;
-    let slots = Slots::of(&located, members.copies);
+    let slots = Slots::of(&located, members.copies, members.min_copies);
     Ok(Picture { members, slots })
 }
 
@@ -106,6 +110,7 @@ impl Picture {
             "slots": {
                 "total": slots.total,
                 "owned": slots.owned,
+                "taking_appends": slots.taking,
                 "without_owner": slots.total - slots.owned,
                 "short_of_copies": slots.short,
                 "not_known": slots.unknown,
@@ -148,7 +153,8 @@ impl Slots {
         if self.is_whole() {
             return format!("all {} slots have an owner and {copies} copies in step", self.total);
         }
-        let mut text = format!("{} of {} slots have an owner", self.owned, self.total);
+        let Self { owned, taking, total, .. } = self;
+        let mut text = format!("{owned} of {total} slots have an owner, {taking} take appends now");
         for (reason, count) in &self.reasons {
             let reason = if reason.is_empty() { "no reason is known".to_owned() } else { visible(reason) };
             let _ = write!(text, "\n  {count} have none: {reason}");
@@ -267,17 +273,27 @@ mod tests {
 
     #[test]
     fn slots_are_counted_by_what_they_lack() {
-        let locations =
-            vec![location("a", 3), location("a", 2), location("", 0), location("", 0), location("b", 3)];
-        let slots = Slots::of(&Located { locations, silent: ["b".to_owned()].into() }, 3);
-        assert_eq!((slots.total, slots.owned, slots.short, slots.unknown), (5, 3, 1, 1));
+        let locations = vec![
+            location("a", 3),
+            location("a", 2),
+            location("a", 1),
+            location("", 0),
+            location("", 0),
+            location("b", 3),
+        ];
+        let slots = Slots::of(&Located { locations, silent: ["b".to_owned()].into() }, 3, 2);
+        assert_eq!((slots.total, slots.owned, slots.taking), (6, 4, 2));
+        assert_eq!((slots.short, slots.unknown), (2, 1));
         let text = slots.text(3);
-        for part in
-            ["3 of 5 slots", "2 have none: 2 of 3 are away", "1 have fewer than 3 copies", "b did not answer"]
-        {
+        for part in [
+            "4 of 6 slots have an owner, 2 take",
+            "2 have none: 2 of 3 are away",
+            "2 have fewer than 3 copies",
+            "b did not answer",
+        ] {
             assert!(text.contains(part), "{part} in {text}");
         }
-        let whole = Slots::of(&Located { locations: vec![location("a", 3)], silent: [].into() }, 3);
+        let whole = Slots::of(&Located { locations: vec![location("a", 3)], silent: [].into() }, 3, 2);
         assert!(whole.is_whole() && whole.text(3).starts_with("all 1 slots"), "{whole:?}");
     }
 
