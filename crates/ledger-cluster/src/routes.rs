@@ -71,6 +71,11 @@ impl Routes {
         }
     }
 
+    /// Whether another node owns any slot.
+    pub fn owns_any(&self, node: &NodeId) -> bool {
+        self.slots.iter().any(|route| matches!(&route.owner, RouteTo::Other(owner, _) if owner == node))
+    }
+
     /// Slots without an owner.
     pub fn unowned(&self) -> usize {
         self.slots.iter().filter(|route| matches!(route.owner, RouteTo::Nobody(_))).count()

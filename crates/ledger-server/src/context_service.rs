@@ -88,6 +88,7 @@ impl ContextService for Contexts {
             let context = ContextId::new(&request.context_id)?;
             let deadline = route::deadline();
             loop {
+                let owner = self.0.other_owner(Slot::of(&context));
                 // A load that was done is found to be done.
                 let refusal = match self.0.writes(&context, is_forwarded) {
                     Ok(Place::Here(_)) => match load(&self.0, request.clone()).await {
@@ -95,7 +96,9 @@ impl ContextService for Contexts {
                         Err(refusal) => refusal,
                     },
                     Ok(Place::There(channel)) => {
-                        match route::answer(reader(channel).load(route::forwarded(request.clone()))).await {
+                        let mut there = reader(channel);
+                        let loaded = route::answer(there.load(route::forwarded(request.clone())));
+                        match self.0.unless_gone(Slot::of(&context), owner, loaded).await {
                             Ok(loaded) => return Ok(loaded),
                             Err(refusal) => refusal,
                         }
@@ -143,8 +146,10 @@ async fn append(
         request.entry_id = Ledger::new_entry_id().to_string();
     }
     let has_id = !request.entry_id.is_empty();
+    let slot = Slot::of(&context);
     let deadline = route::deadline();
     loop {
+        let owner = node.other_owner(slot);
         let (refusal, is_safe) = match node.writes(&context, is_forwarded) {
             Ok(Place::Here(_)) => match append_here(node, request.clone(), writer).await {
                 Ok(appended) => return Ok(appended),
@@ -153,7 +158,8 @@ async fn append(
             Ok(Place::There(channel)) => {
                 node.metrics.forwarded_appends.increment(1);
                 let request = writers::forwarded(request.clone(), writer);
-                match reader(channel).append(request).await {
+                let mut there = reader(channel);
+                match node.unless_gone(slot, owner, there.append(request)).await {
                     Ok(appended) => return Ok(appended.into_inner()),
                     Err(status) => {
                         let (refusal, is_undone) = route::refusal(status);

@@ -174,7 +174,10 @@ impl Places {
         let most = bytes.min(node.config.max_in_flight.get());
         let mut room = [acquire(entries, items.len()).await?, acquire(&node.forwarding, most).await?];
         let forward = self.channels.get(owner).map(|channel| {
-            let begin = || Forward::begin(channel.clone(), self.writer.clone(), results.clone());
+            let begin = || {
+                let gone = node.gone(owner.clone());
+                Forward::begin(channel.clone(), self.writer.clone(), results.clone(), gone)
+            };
             &*self.owners.entry(owner.clone()).or_insert_with(begin)
         });
         // What is not sent, or not any more, is refused here. What is not there any more was answered with the others.
@@ -208,15 +211,23 @@ impl Places {
 
 impl Forward {
     /// Opens a stream to an owner. Its results go where the client's are sent from.
-    fn begin(channel: Channel, writer: Option<Writer>, results: mpsc::UnboundedSender<Refused>) -> Self {
+    fn begin(
+        channel: Channel,
+        writer: Option<Writer>,
+        results: mpsc::UnboundedSender<Refused>,
+        gone: impl Future<Output = Refusal> + Send + 'static,
+    ) -> Self {
         let (messages, outgoing) = mpsc::channel(MESSAGES);
         let sent = Arc::new(Sent::default());
         let answered = Arc::clone(&sent);
         tokio::spawn(async move {
-            let ended = answers(channel, outgoing, writer.as_ref(), &answered, &results).await;
             // What was not answered may be stored: whoever wrote it repeats it with its id.
-            let refusal =
-                ended.err().map_or_else(|| Refusal::not_owner("", ""), |status| route::refusal(status).0);
+            let refusal = tokio::select! {
+                ended = answers(channel, outgoing, writer.as_ref(), &answered, &results) => {
+                    ended.err().map_or_else(|| Refusal::not_owner("", ""), |status| route::refusal(status).0)
+                }
+                refusal = gone => refusal,
+            };
             let refusal = Refusal { code: tonic::Code::Unavailable, ..refusal };
             let unanswered = answered.end();
             if !unanswered.is_empty() {

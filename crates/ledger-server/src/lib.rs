@@ -36,6 +36,7 @@ pub mod convert;
 pub mod encode;
 pub mod environment;
 pub mod forward;
+pub mod gone;
 pub mod http;
 pub mod integrity_service;
 pub mod interest;

@@ -77,13 +77,19 @@ pub async fn leave(node: &Node, request: LeaveRequest, is_forwarded: bool) -> Re
     let request = LeaveRequest { context_id: context.as_str().to_owned(), observer };
     let deadline = Instant::now() + PATIENCE;
     loop {
+        let owner = node.other_owner(Slot::of(&context));
         let refusal = match node.writes(&context, is_forwarded) {
             Ok(Place::Here(_)) => {
                 return Ok(LeaveResponse { was_there: node.interest.leave(&context, &request.observer) });
             }
             Ok(Place::There(channel)) => {
-                let left = service(channel).leave(route::forwarded(request.clone())).await;
-                match left.map_err(|status| route::refusal(status).0) {
+                let mut there = service(channel);
+                let left = there.leave(route::forwarded(request.clone()));
+                match node
+                    .unless_gone(Slot::of(&context), owner, left)
+                    .await
+                    .map_err(|status| route::refusal(status).0)
+                {
                     Ok(answer) => return Ok(answer.into_inner()),
                     Err(refusal) => refusal,
                 }
@@ -110,6 +116,7 @@ pub async fn broadcast(
     }
     let deadline = Instant::now() + PATIENCE;
     loop {
+        let owner = node.other_owner(Slot::of(&context));
         let (refusal, is_not_done) = match node.writes(&context, is_forwarded) {
             Ok(Place::Here(_)) => {
                 let message = BroadcastMessage { from, payload, metadata };
@@ -123,7 +130,9 @@ pub async fn broadcast(
                     payload: payload.clone(),
                     metadata: metadata.clone(),
                 };
-                match service(channel).broadcast(route::forwarded(request)).await {
+                let mut there = service(channel);
+                let sent = there.broadcast(route::forwarded(request));
+                match node.unless_gone(Slot::of(&context), owner, sent).await {
                     Ok(answer) => return Ok(answer.into_inner()),
                     Err(status) => route::refusal(status),
                 }
@@ -254,7 +263,10 @@ impl Observing {
             observer: self.observer.name.clone(),
             metadata: self.observer.metadata.clone(),
         };
-        let events = route::answer(service(channel).join(route::forwarded(request))).await?;
+        let mut there = service(channel);
+        let joined = route::answer(there.join(route::forwarded(request)));
+        let slot = Slot::of(&self.context);
+        let events = self.node.unless_gone(slot, Some(owner.clone()), joined).await?;
         let mailbox = self.node.interest.mailbox();
         let task = tokio::spawn(pass_on(events, Arc::clone(&mailbox)));
         Ok(Source::There { owner, mailbox, _task: AbortOnDropHandle::new(task) })

@@ -24,7 +24,7 @@ use crate::{
 /// Marks a request that a node sends on.
 const FORWARDED: &str = "converge-forwarded";
 /// How long a request waits for a slot that is changing its owner.
-const PATIENCE: Duration = Duration::from_secs(3);
+const PATIENCE: Duration = Duration::from_secs(5);
 /// How long to wait for news of owners before trying again.
 const PAUSE: Duration = Duration::from_millis(25);
 
@@ -132,10 +132,14 @@ impl Node {
         H: Future<Output = Result<T, Refusal>>,
         F: Future<Output = Result<T, Refusal>>,
     {
+        let owner = self.other_owner(Slot::of(context));
         let place = self.reads(context, at_owner, is_forwarded)?;
         let (read, unused) = match place {
             Place::Here(_) => (here().await, None),
-            Place::There(channel) => (there(channel).await, Some(here)),
+            Place::There(channel) => {
+                let answered = self.unless_gone(Slot::of(context), owner, there(channel));
+                (answered.await, Some(here))
+            }
         };
         let was_sent_on = unused.is_some();
         let is_elsewhere = |refusal: &Refusal| matches!(refusal.code, Code::DataLoss | Code::Unavailable);
@@ -155,7 +159,7 @@ impl Node {
         }
         // The owner does not answer, and nobody noticed yet that it is gone.
         if was_sent_on && refusal.code == Code::Unavailable && !self.ledger.shows(Slot::of(context)) {
-            return Err(self.may_be_old(&format!("its owner does not answer: {}", refusal.message)));
+            return Err(self.may_be_old(&refusal.message));
         }
         Err(refusal)
     }
@@ -263,8 +267,18 @@ pub fn refusal(status: Status) -> (Refusal, bool) {
         .is_some_and(|info| info.domain == ERROR_DOMAIN && info.reason == NOT_OWNER);
     // A broken connection has other codes, too.
     let is_transport = std::error::Error::source(&status).is_some();
-    let code = if is_transport { Code::Unavailable } else { status.code() };
-    let mut refusal = Refusal::new(code, status.message());
+    let code = match status.code() {
+        _ if is_transport => Code::Unavailable,
+        // What tonic makes of a timeout on this side.
+        Code::Cancelled if status.message() == "Timeout expired" => Code::DeadlineExceeded,
+        code => code,
+    };
+    let message = if is_transport {
+        format!("the node that has the context does not answer: {}", status.message())
+    } else {
+        status.message().to_owned()
+    };
+    let mut refusal = Refusal::new(code, message);
     if code == Code::Unavailable {
         refusal.retry = Some(
             status.get_details_retry_info().and_then(|info| info.retry_delay).unwrap_or(RETRY_NOT_OWNER),
