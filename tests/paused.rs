@@ -23,7 +23,7 @@ async fn append(rpc: &Rpc, context: &str, entry_id: &str) -> Result<(), Status> 
         entry_id: entry_id.to_owned(),
         ..AppendRequest::default()
     };
-    rpc.context.clone().append(rpc.request(request)).await.map(drop)
+    rpc.context.clone().append(request).await.map(drop)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -56,7 +56,7 @@ async fn what_was_sent_on_to_an_owner_that_is_paused_goes_to_the_next_one() {
         for context in &contexts {
             let shows = async || {
                 let entries = rpc.entries(context, 0).await.ok()?;
-                let ids: Vec<String> = entries.into_iter().map(|entry| entry.entry_id).collect();
+                let ids: Vec<String> = entries.into_iter().map(|entry| entry.id).collect();
                 (ids == ["before", "meanwhile"]).then_some(())
             };
             until_async("each entry is there once, at every node", shows).await;

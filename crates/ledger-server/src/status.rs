@@ -164,7 +164,7 @@ impl From<StoreError> for Refusal {
             | StoreError::NotInStep { .. } => (Code::Unavailable, Some(RETRY_NOT_OWNER)),
             StoreError::NoSuchFork { .. } => (Code::NotFound, None),
             StoreError::Ask(_) => (Code::InvalidArgument, None),
-            StoreError::DiskFull => (Code::Unavailable, Some(RETRY_DISK_FULL)),
+            StoreError::DiskFull { .. } => (Code::Unavailable, Some(RETRY_DISK_FULL)),
             StoreError::Closed => (Code::Unavailable, Some(RETRY_SHUTDOWN)),
             StoreError::Open { .. }
             | StoreError::FileDamaged(_)
@@ -236,7 +236,7 @@ mod tests {
 
     #[test]
     fn a_refusal_that_may_pass_says_when_to_retry() {
-        let status: Status = Refusal::from(StoreError::DiskFull).into();
+        let status: Status = Refusal::from(StoreError::DiskFull { needed: None }).into();
         assert_eq!(status.code(), Code::Unavailable);
         let retry = status.get_error_details().retry_info().and_then(|info| info.retry_delay);
         assert_eq!(retry, Some(RETRY_DISK_FULL));

@@ -24,6 +24,7 @@ use crate::{
     meta,
     readable::Readable,
     shared::Shared,
+    space::{self, Reserve},
     watermark,
 };
 
@@ -35,8 +36,6 @@ const LOOK: Duration = Duration::from_millis(200);
 const BACK_OFF: Duration = Duration::from_secs(2);
 /// How often a database is opened anew because of damaged files, before it is given up.
 const DAMAGED_TRIES: u32 = 3;
-/// Free bytes there must be beyond what is in memory before a full disk is tried again.
-const HEADROOM: u64 = 16 << 20;
 
 /// The database, replaceable.
 #[derive(Debug)]
@@ -52,6 +51,8 @@ pub(crate) struct Database {
     /// Whether RocksDB compacts table files.
     compacts: AtomicBool,
     is_given_up: AtomicBool,
+    was_tight: bool,
+    reserve: Reserve,
 }
 
 impl Database {
@@ -64,11 +65,30 @@ impl Database {
         opening: Opening,
     ) -> Result<Self, StoreError> {
         let marks = Arc::new(marks);
-        let db = open_checked(&path, &options, &readable, &marks, opening)?;
+        let reserve = Reserve::of(path.parent().unwrap_or(&path));
+        let was_tight = opening == Opening::Existing && is_tight(&path, &reserve);
+        let db = open_checked(&path, &options, &readable, &marks, opening, was_tight)?;
+        if was_tight {
+            reserve.keep_rest();
+        } else {
+            reserve.keep();
+        }
         let current = Mutex::new(Some(Arc::new(db)));
         let (reopened, generation, compacts) = (Condvar::new(), AtomicU64::new(0), AtomicBool::new(true));
         let is_given_up = AtomicBool::new(false);
-        Ok(Self { path, options, readable, marks, current, reopened, generation, compacts, is_given_up })
+        Ok(Self {
+            path,
+            options,
+            readable,
+            marks,
+            current,
+            reopened,
+            generation,
+            compacts,
+            is_given_up,
+            was_tight,
+            reserve,
+        })
     }
 
     /// The directory that it lies in.
@@ -115,11 +135,13 @@ impl Database {
             recovery: Recovery::Whole,
             generation,
             compacts: self.compacts(),
+            is_tight: false,
         };
         let opened = Db::open(&self.path, &self.options, readable, marks, how);
         if let Ok(db) = opened {
             *self.current.lock() = Some(Arc::new(db));
             self.reopened.notify_all();
+            self.reserve.keep();
             return Ok(());
         }
         opened.map(|_| ())
@@ -158,15 +180,38 @@ impl Database {
         }
     }
 
-    /// Whether there is space for what is in memory, and then some.
-    fn has_space(&self) -> bool {
+    /// Free bytes that there must be before a full disk is tried again: for what is in memory, and then some.
+    pub(crate) fn needed(&self) -> u64 {
         let in_memory =
             self.current.lock().as_ref().map_or(0, |db| db.property("rocksdb.cur-size-all-mem-tables"));
-        match rustix::fs::statvfs(&self.path) {
-            Ok(volume) => volume.f_bavail * volume.f_frsize > in_memory + HEADROOM,
-            Err(_) => false,
-        }
+        in_memory + space::HEADROOM
     }
+
+    /// Free bytes.
+    pub(crate) fn free(&self) -> u64 {
+        space::free(&self.path).unwrap_or_default()
+    }
+
+    /// Whether it was opened with hardly any space: nothing is written then before there is more.
+    pub(crate) fn was_tight(&self) -> bool {
+        self.was_tight
+    }
+}
+
+/// Whether there is hardly any space to open a database; gives the reserve up if it takes that.
+fn is_tight(path: &Path, reserve: &Reserve) -> bool {
+    let is_short_of = |bytes| space::free(path).is_ok_and(|free| free < bytes);
+    let needed = space::logged(path) + space::HEADROOM;
+    if !is_short_of(needed) {
+        return false;
+    }
+    let gave_up = is_short_of(space::HEADROOM) && reserve.give_up();
+    tracing::warn!(
+        needed,
+        gave_up,
+        "there is hardly any space left: this node starts, and appends nothing before there is"
+    );
+    true
 }
 
 /// Opens the database for the first time in this process.
@@ -176,9 +221,10 @@ fn open_checked(
     readable: &Arc<Readable>,
     marks: &Arc<Marks>,
     opening: Opening,
+    is_tight: bool,
 ) -> Result<Db, StoreError> {
     let open = |recovery| {
-        let how = How { opening, recovery, generation: 0, compacts: true };
+        let how = How { opening, recovery, generation: 0, compacts: true, is_tight };
         Db::open(path, options, Arc::clone(readable), Arc::clone(marks), how)
     };
     let expected = marks.expected();
@@ -260,7 +306,14 @@ pub(crate) fn keep_open(database: &Database, shared: &Shared, stop: &Receiver<()
         }
         let due = match shared.failure() {
             None => continue,
-            Some(StoreError::DiskFull) => database.has_space(),
+            Some(StoreError::DiskFull { .. }) => {
+                let needed = database.needed();
+                let has_space = database.free() >= needed;
+                if !has_space {
+                    shared.is_short_of(needed);
+                }
+                has_space
+            }
             Some(_) => true,
         };
         if !due || tried.is_some_and(|at: Instant| at.elapsed() < BACK_OFF) {

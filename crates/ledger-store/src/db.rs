@@ -18,6 +18,7 @@ use crate::{
     marks::Marks,
     readable::Readable,
     rows::{self, Snapshot},
+    space,
     stable::{Row, StableHeads},
     state::read_head,
 };
@@ -53,15 +54,25 @@ impl Db {
         marks: Arc<Marks>,
         how: How,
     ) -> Result<Self, StoreError> {
-        let How { opening, recovery, generation, compacts } = how;
+        let How { opening, recovery, generation, compacts, is_tight } = how;
         let cache = Cache::new_lru_cache(options.block_cache);
         let families = families::ALL.map(|name| {
             let mut family = family(name, &cache, options);
             family.set_disable_auto_compactions(!compacts);
+            if is_tight {
+                // All of the log stays in memory: a table of it may find no space.
+                let most = usize::try_from(space::logged(path).saturating_mul(2)).unwrap_or(usize::MAX);
+                family.set_write_buffer_size(most.max(options.write_buffer / 2));
+            }
             ColumnFamilyDescriptor::new(name, family)
         });
-        let inner = DB::open_cf_descriptors(&database(options, opening, recovery), path, families)
-            .map_err(|error| open_error(path, &error))?;
+        let mut database = database(options, opening, recovery);
+        if is_tight {
+            let stays = database.get_options_from_string("avoid_flush_during_recovery=true");
+            database = stays.map_err(|error| open_error(path, &error))?;
+        }
+        let inner =
+            DB::open_cf_descriptors(&database, path, families).map_err(|error| open_error(path, &error))?;
         let is_synced = options.durability == Durability::Always;
         let mut write = WriteOptions::default();
         write.set_sync(is_synced);
@@ -262,6 +273,8 @@ pub(crate) struct How {
     pub(crate) generation: u64,
     /// Whether table files are compacted.
     pub(crate) compacts: bool,
+    /// There is little space: what the log holds is not written to table files.
+    pub(crate) is_tight: bool,
 }
 
 /// What the write-ahead log is held to when it is replayed.
@@ -337,8 +350,8 @@ fn family(name: &str, cache: &Cache, options: &Options) -> rocksdb::Options {
 /// An error of RocksDB while writing, in our words.
 pub(crate) fn io_error(error: &rocksdb::Error) -> StoreError {
     let text = error.as_ref();
-    if text.contains("No space left on device") || text.contains("ENOSPC") {
-        return StoreError::DiskFull;
+    if space::is_no_space(text) {
+        return StoreError::DiskFull { needed: None };
     }
     if error.kind() == ErrorKind::Corruption {
         return StoreError::FileDamaged(text.to_owned());
@@ -362,8 +375,9 @@ fn open_error(path: &Path, error: &rocksdb::Error) -> StoreError {
     let text = error.as_ref();
     let reason = if text.contains("lock hold by current process") || text.contains("While lock file") {
         "another process (or this one) has it open; stop that one, or choose another directory".to_owned()
-    } else if text.contains("No space left on device") {
-        "no space left on the device; free some space and start again".to_owned()
+    } else if space::is_no_space(text) {
+        let needed = space::mebibytes(space::logged(path) + space::HEADROOM);
+        format!("no space left on the device ({text}); free at least {needed} and start again")
     } else if text.contains("Read-only file system") || text.contains("Permission denied") {
         format!("it cannot be written ({text}); give this user the right to write there")
     } else if error.kind() == ErrorKind::Corruption {

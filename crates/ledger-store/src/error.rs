@@ -155,8 +155,14 @@ pub enum StoreError {
         fork: u64,
     },
     /// The disk is full. Reads go on; appends work again once there is space.
-    #[error("no space left in the data directory: nothing was appended; free some space, appends then go on")]
-    DiskFull,
+    #[error(
+        "no space left in the data directory: nothing was appended; appends go on by themselves once {} free",
+        needed.map_or_else(|| "some is".to_owned(), |needed| format!("{} are", crate::space::mebibytes(needed)))
+    )]
+    DiskFull {
+        /// Free bytes that there must be.
+        needed: Option<u64>,
+    },
     /// A file of the database is not what was written to it.
     #[error(
         "storage failed: a file of the database is damaged ({0}); keep a copy of it, then restore it from snapshots or \

@@ -40,7 +40,7 @@ use crate::{
     readable::Readable,
     scrub,
     shared::{Known, Shared},
-    slots, staging, syncer,
+    slots, space, staging, syncer,
     watermark::{self, Watermark},
 };
 
@@ -85,10 +85,12 @@ impl Ledger {
         let home = Home::new(dir)?;
         let opening = home.prepare()?;
         let watermark = Watermark::open(dir).map_err(|error| {
-            open(format!(
-                "its file {} cannot be written ({error}); give this user the right to write there",
-                watermark::FILE
-            ))
+            let remedy = if space::is_no_space_io(&error) {
+                "free some space and start again"
+            } else {
+                "give this user the right to write there"
+            };
+            open(format!("its file {} cannot be written ({error}); {remedy}", watermark::FILE))
         })?;
         let readable = Arc::new(Readable::new(options.clustered));
         let (path, marks) = (home.database(), Marks::new(watermark));
@@ -105,6 +107,9 @@ impl Ledger {
         let digests = options.clustered.then(|| Digests::scan(&db, &quarantine)).transpose()?;
         let known = Known { digests, quarantine, loaded: LoadedSpans::open(&db)? };
         let shared = Shared::new(options, meta, numbers, Arc::clone(&database), readable, known);
+        if database.was_tight() {
+            shared.commit_failed(&StoreError::DiskFull { needed: Some(database.needed()) });
+        }
         shared.cluster.send_replace(meta::read(&db, meta::CLUSTER_ID_KEY)?.map(ClusterId));
         let shared = Arc::new(shared);
         let ledger = Self {

@@ -78,6 +78,7 @@ mod scrub;
 mod shared;
 mod slots;
 mod snapshot;
+mod space;
 mod stable;
 mod staging;
 mod state;

@@ -172,6 +172,16 @@ impl Shared {
         self.failed.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// The disk is full, and so many free bytes are needed: whoever is refused is told.
+    pub(crate) fn is_short_of(&self, needed: u64) {
+        let mut failure = self.failure.lock();
+        if let Some(StoreError::DiskFull { needed: told }) = &mut *failure
+            && told.replace(needed) != Some(needed)
+        {
+            tracing::warn!(needed, "the disk is full: appends go on once so many bytes are free");
+        }
+    }
+
     /// The error of the last commit, if it failed.
     pub(crate) fn failure(&self) -> Option<StoreError> {
         self.failure.lock().clone()

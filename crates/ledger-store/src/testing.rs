@@ -119,5 +119,11 @@ impl<'a> Writer<'a> {
 
 /// How a database is opened where there was none.
 pub(crate) fn created() -> How {
-    How { opening: Opening::Create, recovery: Recovery::Whole, generation: 0, compacts: true }
+    How {
+        opening: Opening::Create,
+        recovery: Recovery::Whole,
+        generation: 0,
+        compacts: true,
+        is_tight: false,
+    }
 }
