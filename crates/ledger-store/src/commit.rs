@@ -225,6 +225,10 @@ impl Staged {
             // Of a database that failed nobody knows whether what it says of earlier entries is on the disk.
             return db.failure().map_or(Ok(()), Err);
         }
+        // What little space there is, is for what the node itself must write.
+        if let Some(full @ StoreError::DiskFull { .. }) = shared.failure() {
+            return Err(full);
+        }
         for (context, touched) in self.states.iter().filter(|(_, touched)| touched.appended > 0) {
             touched.state.put_head(db, &mut self.batch, context, buffer)?;
             if touched.before.is_none() {

@@ -157,8 +157,17 @@ impl Shared {
 
     /// Counts and remembers a commit that failed.
     pub(crate) fn commit_failed(&self, error: &StoreError) {
-        if self.failure.lock().replace(error.clone()).is_none() {
-            tracing::error!(%error, "a commit failed: nothing of it is acknowledged");
+        {
+            let mut failure = self.failure.lock();
+            match (&*failure, error) {
+                // How much is needed was found out since.
+                (Some(StoreError::DiskFull { needed: Some(_) }), StoreError::DiskFull { needed: None }) => {}
+                (None, error) => {
+                    tracing::error!(%error, "a commit failed: nothing of it is acknowledged");
+                    *failure = Some(error.clone());
+                }
+                (Some(_), error) => *failure = Some(error.clone()),
+            }
         }
         self.writable.send_if_modified(|writable| std::mem::replace(writable, false));
         // Nothing may go on holding the database: it is opened anew.
