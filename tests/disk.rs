@@ -59,11 +59,11 @@ impl Tmpfs {
     /// Takes all that is left.
     fn fill(&self) -> PathBuf {
         let path = self.0.path().join("rest");
-        self.fill_more(&path);
+        Self::fill_more(&path);
         path
     }
 
-    fn fill_more(&self, path: &Path) {
+    fn fill_more(path: &Path) {
         let mut file = fs::OpenOptions::new().create(true).append(true).open(path).unwrap();
         while file.write_all(&[1; 4096]).is_ok() {}
     }
@@ -154,7 +154,7 @@ async fn a_node_killed_on_a_full_disk_comes_back_with_everything() {
         let rpc = node.rpc().await;
         let refused = until_async("an append is refused", async || {
             // Others take what it removes, which a failed write may have left.
-            disk.fill_more(&rest);
+            Tmpfs::fill_more(&rest);
             match rpc.append_fact("full-0", b"not now").await {
                 Ok(_) => None,
                 Err(refused) => Some(refused).filter(|refused| refused.message().contains("MiB are free")),

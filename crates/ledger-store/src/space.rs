@@ -116,7 +116,7 @@ impl Reserve {
 }
 
 fn fill(file: &mut File, bytes: u64) -> io::Result<()> {
-    let block = [0xa5; 64 << 10];
+    let block = [0xa5; 8 << 10];
     for _ in 0..bytes / block.len() as u64 {
         file.write_all(&block)?;
     }
