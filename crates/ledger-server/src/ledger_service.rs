@@ -191,7 +191,8 @@ async fn load(
     if let Place::There(channel) = node.writes(&context, is_forwarded)? {
         let chunks = stream::iter([first]).chain(chunks.filter_map(async |chunk| chunk.ok()));
         let mut there = reader(channel);
-        return node.unless_gone(slot, owner, route::answer(there.load(route::forwarded(chunks)))).await;
+        let loaded = Box::pin(route::answer(there.load(route::forwarded(chunks))));
+        return node.unless_gone(slot, owner, loaded).await;
     }
     // Here only: nodes that send loads on to each other would wait for each other.
     let _permit = node.loads.acquire().await.map_err(|_| Refusal::shutting_down())?;

@@ -137,7 +137,7 @@ impl Node {
         let (read, unused) = match place {
             Place::Here(_) => (here().await, None),
             Place::There(channel) => {
-                let answered = self.unless_gone(Slot::of(context), owner, there(channel));
+                let answered = self.unless_gone(Slot::of(context), owner, Box::pin(there(channel)));
                 (answered.await, Some(here))
             }
         };
