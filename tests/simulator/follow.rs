@@ -303,9 +303,10 @@ impl Node {
         digest.replace(config.contexts.id(context), before, now);
     }
 
-    /// Reads what is on disk, when it starts.
+    /// Reads what is on disk, when it starts. What cannot be read is in no digest, and known from then on.
     pub(super) fn scan(&mut self) {
         for context in 0..self.config.contexts.len() {
+            self.is_damaged(context);
             let ids = self.disk.now.histories[context].0.iter().map(|entry| (entry.id, entry.sequence));
             self.ids[context] = ids.collect();
             self.changed(context, None);
