@@ -4,7 +4,7 @@ use std::{collections::VecDeque, sync::Arc};
 
 use bytes::Bytes;
 use futures::{StreamExt as _, stream::BoxStream};
-use ledger_core::{ContextId, Sequence, slot::Slot, snapshot::VERSION};
+use ledger_core::{ContextId, Sequence, snapshot::VERSION};
 use ledger_proto::{
     context::v1::{
         AppendRequest, AppendResponse, GetRequest, GetResponse, LoadRequest, LoadResponse, SnapshotMetadata,
@@ -88,17 +88,16 @@ impl ContextService for Contexts {
             let context = ContextId::new(&request.context_id)?;
             let deadline = route::deadline();
             loop {
-                let owner = self.0.other_owner(Slot::of(&context));
                 // A load that was done is found to be done.
                 let refusal = match self.0.writes(&context, is_forwarded) {
                     Ok(Place::Here(_)) => match load(&self.0, request.clone()).await {
                         Ok(loaded) => return Ok(loaded),
                         Err(refusal) => refusal,
                     },
-                    Ok(Place::There(channel)) => {
+                    Ok(Place::There { channel, owner }) => {
                         let mut there = reader(channel);
                         let loaded = route::answer(there.load(route::forwarded(request.clone())));
-                        match self.0.unless_gone(Slot::of(&context), owner, loaded).await {
+                        match self.0.unless_gone(owner, loaded).await {
                             Ok(loaded) => return Ok(loaded),
                             Err(refusal) => refusal,
                         }
@@ -141,25 +140,23 @@ async fn append(
     // Whatever happens on the way, a retry with an id is safe.
     if request.entry_id.is_empty()
         && !is_forwarded
-        && matches!(node.writes(&context, false), Ok(Place::There(_)))
+        && matches!(node.writes(&context, false), Ok(Place::There { .. }))
     {
         request.entry_id = Ledger::new_entry_id().to_string();
     }
     let has_id = !request.entry_id.is_empty();
-    let slot = Slot::of(&context);
     let deadline = route::deadline();
     loop {
-        let owner = node.other_owner(slot);
         let (refusal, is_safe) = match node.writes(&context, is_forwarded) {
             Ok(Place::Here(_)) => match append_here(node, request.clone(), writer).await {
                 Ok(appended) => return Ok(appended),
                 Err(refusal) => (refusal, has_id),
             },
-            Ok(Place::There(channel)) => {
+            Ok(Place::There { channel, owner }) => {
                 node.metrics.forwarded_appends.increment(1);
                 let request = writers::forwarded(request.clone(), writer);
                 let mut there = reader(channel);
-                match node.unless_gone(slot, owner, there.append(request)).await {
+                match node.unless_gone(owner, there.append(request)).await {
                     Ok(appended) => return Ok(appended.into_inner()),
                     Err(status) => {
                         let (refusal, is_undone) = route::refusal(status);

@@ -11,7 +11,6 @@ use std::{
 };
 
 use futures::{StreamExt as _, stream};
-use ledger_cluster::routes::RouteTo;
 use ledger_core::{ContextId, Epoch, node::NodeId, slot::Slot};
 use ledger_proto::ledger::v1::{
     AppendBatch, AppendItem, AppendResults, ledger_service_client::LedgerServiceClient,
@@ -22,6 +21,7 @@ use tonic::{Status, transport::Channel};
 
 use crate::{
     append_stream::{Refused, Room, acquire, failed},
+    gone::OtherOwner,
     limits,
     node::Node,
     route,
@@ -115,24 +115,21 @@ impl Places {
 
     /// Where an entry of a context goes.
     pub fn of(&mut self, node: &Node, context: &ContextId) -> Result<Placed, Refusal> {
-        let Standing::Joined(cluster) = &node.standing else { return Ok(Placed::Here(None)) };
+        if matches!(node.standing, Standing::Lone(_)) {
+            return Ok(Placed::Here(None));
+        }
         let slot = Slot::of(context);
         if let Some(placed) = self.slots.get(&slot) {
             return placed.clone();
         }
-        let owner = {
-            let routes = cluster.routes();
-            let routes = routes.borrow();
-            routes.get(slot).map(|route| route.owner.clone())
-        };
-        let placed = match (node.writes(context, self.is_forwarded), owner) {
-            (Ok(route::Place::Here(epoch)), _) => Ok(Placed::Here(epoch)),
-            (Ok(route::Place::There(channel)), Some(RouteTo::Other(owner, _))) => {
-                self.channels.entry(owner.clone()).or_insert(channel);
-                Ok(Placed::There(owner))
+        let placed = match node.writes(context, self.is_forwarded) {
+            Ok(route::Place::Here(epoch)) => Ok(Placed::Here(epoch)),
+            Ok(route::Place::There { channel, owner: Some(OtherOwner { node, .. }) }) => {
+                self.channels.entry(node.clone()).or_insert(channel);
+                Ok(Placed::There(node))
             }
-            (Ok(route::Place::There(_)), _) => Err(Refusal::not_owner("", "")),
-            (Err(refusal), _) => Err(refusal),
+            Ok(route::Place::There { owner: None, .. }) => Err(Refusal::not_owner("", "")),
+            Err(refusal) => Err(refusal),
         };
         self.slots.insert(slot, placed.clone());
         placed

@@ -20,28 +20,29 @@ use crate::{
     status::{RETRY_NOT_OWNER, Refusal},
 };
 
-impl Node {
-    /// The owner of a slot, if it is another node.
-    pub fn other_owner(&self, slot: Slot) -> Option<NodeId> {
-        let Standing::Joined(cluster) = &self.standing else { return None };
-        let routes = cluster.routes();
-        let routes = routes.borrow();
-        routes.owner_address(slot).map(|(owner, _)| owner.clone())
-    }
+/// Another node, and a slot that it owns, as far as this one knew when it asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OtherOwner {
+    /// What it owns.
+    pub slot: Slot,
+    /// Its name.
+    pub node: NodeId,
+}
 
-    /// What the owner of a slot answers, unless it is gone before it does. `owner`: as known before the question was sent.
+impl Node {
+    /// What an owner answers, unless it is gone before it does. `None`: whoever is asked is none, and is waited for.
     pub async fn unless_gone<T, E: From<Refusal>>(
         &self,
-        slot: Slot,
-        owner: Option<NodeId>,
+        owner: Option<OtherOwner>,
         answered: impl Future<Output = Result<T, E>>,
     ) -> Result<T, E> {
         let (Standing::Joined(cluster), Some(owner)) = (&self.standing, owner) else { return answered.await };
+        let OtherOwner { slot, node } = owner;
         let is_lost = move |routes: &Routes, owner: &NodeId| !owns(routes, slot, owner);
         tokio::select! {
             biased;
             answer = answered => answer,
-            () = gone(cluster, owner.clone(), is_lost) => Err(refusal(&owner).into()),
+            () = gone(cluster, node.clone(), is_lost) => Err(refusal(&node).into()),
         }
     }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use futures::{Stream, StreamExt as _, stream, stream::BoxStream};
-use ledger_core::{ContextId, slot::Slot};
+use ledger_core::ContextId;
 use ledger_proto::{
     context::v1::{GetRequest, LoadResponse, SnapshotMetadata, SnapshotRequest},
     ledger::v1::{
@@ -185,14 +185,12 @@ async fn load(
         return Err(Refusal::field("context_id", "the stream of a load is empty: send context_id and data"));
     };
     let context = ContextId::new(&first.context_id)?;
-    let slot = Slot::of(&context);
-    let owner = node.other_owner(slot);
     // The chunks can be sent on once only: whoever loads tries again.
-    if let Place::There(channel) = node.writes(&context, is_forwarded)? {
+    if let Place::There { channel, owner } = node.writes(&context, is_forwarded)? {
         let chunks = stream::iter([first]).chain(chunks.filter_map(async |chunk| chunk.ok()));
         let mut there = reader(channel);
         let loaded = Box::pin(route::answer(there.load(route::forwarded(chunks))));
-        return node.unless_gone(slot, owner, loaded).await;
+        return node.unless_gone(owner, loaded).await;
     }
     // Here only: nodes that send loads on to each other would wait for each other.
     let _permit = node.loads.acquire().await.map_err(|_| Refusal::shutting_down())?;

@@ -77,19 +77,14 @@ pub async fn leave(node: &Node, request: LeaveRequest, is_forwarded: bool) -> Re
     let request = LeaveRequest { context_id: context.as_str().to_owned(), observer };
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let owner = node.other_owner(Slot::of(&context));
         let refusal = match node.writes(&context, is_forwarded) {
             Ok(Place::Here(_)) => {
                 return Ok(LeaveResponse { was_there: node.interest.leave(&context, &request.observer) });
             }
-            Ok(Place::There(channel)) => {
+            Ok(Place::There { channel, owner }) => {
                 let mut there = service(channel);
                 let left = there.leave(route::forwarded(request.clone()));
-                match node
-                    .unless_gone(Slot::of(&context), owner, left)
-                    .await
-                    .map_err(|status| route::refusal(status).0)
-                {
+                match node.unless_gone(owner, left).await.map_err(|status| route::refusal(status).0) {
                     Ok(answer) => return Ok(answer.into_inner()),
                     Err(refusal) => refusal,
                 }
@@ -116,14 +111,13 @@ pub async fn broadcast(
     }
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let owner = node.other_owner(Slot::of(&context));
         let (refusal, is_not_done) = match node.writes(&context, is_forwarded) {
             Ok(Place::Here(_)) => {
                 let message = BroadcastMessage { from, payload, metadata };
                 let reached = node.interest.broadcast(&context, event(Event::Broadcast(message)));
                 return Ok(BroadcastResponse { reached });
             }
-            Ok(Place::There(channel)) => {
+            Ok(Place::There { channel, owner }) => {
                 let request = BroadcastRequest {
                     context_id: context_id.clone(),
                     from: from.clone(),
@@ -132,7 +126,7 @@ pub async fn broadcast(
                 };
                 let mut there = service(channel);
                 let sent = there.broadcast(route::forwarded(request));
-                match node.unless_gone(Slot::of(&context), owner, sent).await {
+                match node.unless_gone(owner, sent).await {
                     Ok(answer) => return Ok(answer.into_inner()),
                     Err(status) => route::refusal(status),
                 }
@@ -250,14 +244,14 @@ impl Observing {
 
     /// Joins at the owner.
     async fn choose(&self) -> Result<Source, Refusal> {
-        // Before the place: if it changes in between, that is noticed.
-        let owner = owner(&self.node, Slot::of(&self.context));
-        let place = self.node.writes(&self.context, self.is_forwarded)?;
-        let Place::There(channel) = place else {
-            let presence = self.node.interest.join(&self.context, self.observer.clone())?;
-            return Ok(Source::Here(presence));
+        let (channel, owner) = match self.node.writes(&self.context, self.is_forwarded)? {
+            Place::There { channel, owner: Some(owner) } => (channel, owner),
+            Place::There { owner: None, .. } => return Err(Refusal::not_owner("", "")),
+            Place::Here(_) => {
+                let presence = self.node.interest.join(&self.context, self.observer.clone())?;
+                return Ok(Source::Here(presence));
+            }
         };
-        let Some(RouteTo::Other(owner, _)) = owner else { return Err(Refusal::not_owner("", "")) };
         let request = JoinRequest {
             context_id: self.context.as_str().to_owned(),
             observer: self.observer.name.clone(),
@@ -265,11 +259,10 @@ impl Observing {
         };
         let mut there = service(channel);
         let joined = route::answer(there.join(route::forwarded(request)));
-        let slot = Slot::of(&self.context);
-        let events = self.node.unless_gone(slot, Some(owner.clone()), joined).await?;
+        let events = self.node.unless_gone(Some(owner.clone()), joined).await?;
         let mailbox = self.node.interest.mailbox();
         let task = tokio::spawn(pass_on(events, Arc::clone(&mailbox)));
-        Ok(Source::There { owner, mailbox, _task: AbortOnDropHandle::new(task) })
+        Ok(Source::There { owner: owner.node, mailbox, _task: AbortOnDropHandle::new(task) })
     }
 }
 
@@ -299,11 +292,6 @@ fn how(status: Status) -> End {
 fn replaced(name: &str) -> Refusal {
     let message = format!("another observer joined as {name:?} and took the place of this one");
     Refusal::new(Code::Aborted, message)
-}
-
-/// Who owns a slot, in a cluster.
-fn owner(node: &Node, slot: Slot) -> Option<RouteTo> {
-    Some(node.standing.cluster()?.routes().borrow().get(slot)?.owner.clone())
 }
 
 /// Completes when another node owns a slot than this one (`None`) or the one given, or when none did for too long.

@@ -11,7 +11,7 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::{StreamExt as _, stream, stream::BoxStream};
-use ledger_core::{ContextId, Key, Sequence, node::NodeId, slot::Slot};
+use ledger_core::{ContextId, Key, Sequence, slot::Slot};
 use ledger_proto::{
     context::v1::Position as WirePosition,
     ledger::v1::{WatchBatch, WatchRequest, ledger_service_client::LedgerServiceClient},
@@ -22,6 +22,7 @@ use tonic::{Code, Status, Streaming, transport::Channel};
 
 use crate::{
     convert,
+    gone::OtherOwner,
     metrics::Rpc,
     node::Node,
     route::{self, Place},
@@ -81,7 +82,7 @@ enum Source {
     Choosing,
     Here(BoxStream<'static, Result<Batch<Bytes>, Status>>),
     /// At another node: the owner, if it is that.
-    There(Box<Streaming<WatchBatch>>, Option<NodeId>),
+    There(Box<Streaming<WatchBatch>>, Option<OtherOwner>),
 }
 
 impl<F: Shape<Bytes>> Relay<F> {
@@ -111,9 +112,8 @@ impl<F: Shape<Bytes>> Relay<F> {
                 }
                 Source::There(batches, owner) => {
                     let draining = self.node.draining.clone();
-                    let slot = Slot::of(&self.start.context);
                     let message = tokio::select! {
-                        message = self.node.unless_gone(slot, owner.clone(), batches.message()) => message,
+                        message = self.node.unless_gone(owner.clone(), batches.message()) => message,
                         () = draining.cancelled() => return Err(Refusal::shutting_down().into()),
                     };
                     match message {
@@ -201,7 +201,6 @@ struct Choice<F> {
 async fn choose<F: Shape<Bytes>>(choice: Choice<F>) -> Result<Source, Refusal> {
     let Choice { node, rpc, start, shape, is_forwarded } = choice;
     let Start { context, key, after, position, bookmark_ms, .. } = start;
-    let owner = node.other_owner(Slot::of(&context));
     let mut place = node.reads(&context, false, is_forwarded)?;
     if let (Place::Here(_), Some(position)) = (&place, &position) {
         // A replica may not have come so far yet: whether the history changed, the owner knows.
@@ -226,7 +225,7 @@ async fn choose<F: Shape<Bytes>>(choice: Choice<F>) -> Result<Source, Refusal> {
                 None => tail.into_stream().boxed(),
             }))
         }
-        Place::There(channel) => {
+        Place::There { channel, owner } => {
             let resume_after =
                 position.or_else(|| Some(WirePosition { size: after.0, ..Default::default() }));
             let request = WatchRequest {
@@ -238,7 +237,7 @@ async fn choose<F: Shape<Bytes>>(choice: Choice<F>) -> Result<Source, Refusal> {
             let mut client: LedgerServiceClient<Channel> =
                 LedgerServiceClient::new(channel).max_decoding_message_size(usize::MAX);
             let batches = route::answer(client.watch(route::forwarded(request)));
-            let batches = node.unless_gone(Slot::of(&context), owner.clone(), batches).await?;
+            let batches = node.unless_gone(owner.clone(), batches).await?;
             Ok(Source::There(Box::new(batches), owner))
         }
     }

@@ -16,6 +16,7 @@ use tonic::{Code, Request, Response, Status, metadata::MetadataMap, transport::C
 use tonic_types::StatusExt as _;
 
 use crate::{
+    gone::OtherOwner,
     node::Node,
     standing::Standing,
     status::{ERROR_DOMAIN, NOT_OWNER, RETRY_NOT_OWNER, Refusal},
@@ -33,8 +34,19 @@ const PAUSE: Duration = Duration::from_millis(25);
 pub enum Place {
     /// By this node; appends in this epoch, if it is one of a cluster.
     Here(Option<Epoch>),
-    /// By another one.
-    There(Channel),
+    /// By another one: the owner, or a replica that may show the slot.
+    There {
+        /// The connection to it.
+        channel: Channel,
+        /// What it owns, if it is the owner.
+        owner: Option<OtherOwner>,
+    },
+}
+
+impl Place {
+    fn replica(channel: Channel) -> Self {
+        Self::There { channel, owner: None }
+    }
 }
 
 /// Whether a request comes from another node, which expects an answer of this one.
@@ -69,7 +81,9 @@ impl Node {
                 if is_forwarded {
                     return Err(refusal());
                 }
-                cluster.channel(node).map(Place::There).ok_or_else(refusal)
+                let owner = || Some(OtherOwner { slot, node: node.clone() });
+                let there = |channel| Place::There { channel, owner: owner() };
+                cluster.channel(node).map(there).ok_or_else(refusal)
             }
             Some(Route { owner: RouteTo::Nobody(why), .. }) => Err(nobody(why)),
             None => Err(nobody("this node has just started")),
@@ -101,7 +115,7 @@ impl Node {
             // Nobody owns it, or its owner cannot be asked again: another replica may show it.
             Err(refusal) if at_owner || is_forwarded => Err(refusal),
             Err(refusal) => another_replica(cluster, slot)
-                .map(Place::There)
+                .map(Place::replica)
                 .ok_or_else(|| self.may_be_old(&refusal.message)),
         }
     }
@@ -132,12 +146,11 @@ impl Node {
         H: Future<Output = Result<T, Refusal>>,
         F: Future<Output = Result<T, Refusal>>,
     {
-        let owner = self.other_owner(Slot::of(context));
         let place = self.reads(context, at_owner, is_forwarded)?;
         let (read, unused) = match place {
             Place::Here(_) => (here().await, None),
-            Place::There(channel) => {
-                let answered = self.unless_gone(Slot::of(context), owner, Box::pin(there(channel)));
+            Place::There { channel, owner } => {
+                let answered = self.unless_gone(owner, Box::pin(there(channel)));
                 (answered.await, Some(here))
             }
         };
@@ -177,8 +190,8 @@ impl Node {
     /// Who may have a copy of a context that is damaged here.
     fn undamaged(&self, cluster: &Cluster, context: &ContextId) -> Option<Place> {
         match self.writes(context, false) {
-            Ok(there @ Place::There(_)) => Some(there),
-            _ => another_replica(cluster, Slot::of(context)).map(Place::There),
+            Ok(there @ Place::There { .. }) => Some(there),
+            _ => another_replica(cluster, Slot::of(context)).map(Place::replica),
         }
     }
 
