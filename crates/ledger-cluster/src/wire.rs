@@ -192,14 +192,7 @@ pub(crate) fn load(from: proto::StageRequest, bounds: Bounds) -> Read<WantedLoad
     if range.after.size >= to {
         return Err(Malformed("to_size").into());
     }
-    let announced = Announced {
-        lineage: range.lineage,
-        suite: range.suite,
-        created_at_ns: range.created_at_ns,
-        after: range.after,
-        to,
-        root: Some(range.root),
-    };
+    let announced = Announced::by(&range, to, Some(range.root));
     Ok(WantedLoad { claim: claim(from.claim.as_ref(), bounds)?, number: from.number, context, announced })
 }
 

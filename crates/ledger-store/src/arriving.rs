@@ -44,6 +44,14 @@ pub struct Announced {
     pub root: Option<Hash>,
 }
 
+impl Announced {
+    /// What a range that a load begins with says of it.
+    pub fn by(range: &Range, to: Size, root: Option<Hash>) -> Self {
+        let Range { lineage, suite, created_at_ns, after, .. } = *range;
+        Self { lineage, suite, created_at_ns, after, to, root }
+    }
+}
+
 /// A load being staged. Blocks; dropping it removes what is staged.
 pub struct Arriving {
     inner: Arc<Inner>,

@@ -181,14 +181,7 @@ impl CatchUp<'_> {
             for following in std::mem::take(&mut fetched.writing) {
                 self.written(following).await?;
             }
-            let announced = Announced {
-                lineage: range.lineage,
-                suite: range.suite,
-                created_at_ns: range.created_at_ns,
-                after: range.after,
-                to,
-                root: None,
-            };
+            let announced = Announced::by(&range, to, None);
             let (ledger, of) = (self.shared.ledger.clone(), context.clone());
             let arriving = blocking(move || ledger.arrive(&of, announced)).await?;
             let begin = Range { records: bytes::Bytes::new(), ..range.clone() };
