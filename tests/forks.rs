@@ -7,11 +7,11 @@
     reason = "a test that cannot go on should stop"
 )]
 
-use std::{path::Path, process::Stdio};
+use std::path::Path;
 
 use ledger_core::{ContextId, Entry, Epoch, Hash, Key, Size, entry::Draft, node::NodeId, ownership::Claim};
 use ledger_store::{Append, Evidence, Ledger, Tip};
-use ledger_tests::{Node, node::ledgerctl};
+use ledger_tests::Node;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -48,17 +48,8 @@ fn fill(data: &Path) -> Vec<Entry> {
     all
 }
 
-/// What `ledgerctl` printed, and how it ended.
-fn run(node: &Node, args: &[&str]) -> (i32, String, String) {
-    let mut command = ledgerctl();
-    command.args(args).env("LEDGER_ENDPOINT", node.endpoint()).stdin(Stdio::null());
-    let output = command.output().unwrap();
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
-}
-
 fn json(node: &Node, args: &[&str]) -> Vec<Value> {
-    let (code, out, err) = run(node, &[args, &["--json"]].concat());
+    let (code, out, err) = node.ctl(&[args, &["--json"]].concat());
     assert_eq!(code, 0, "{args:?}: {err}");
     out.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
@@ -82,12 +73,12 @@ fn what_a_node_left_is_listed_and_exported() {
         (&fork["hash_suite"], &fork["reason"]),
         (&"blake3".into(), &"the owner's history differs".into())
     );
-    let (_, table, _) = run(&node, &["forks"]);
+    let (_, table, _) = node.ctl(&["forks"]);
     for shown in ["instead of", "demo", "4 after 6", "other", "2 after 0", "44 of epoch 77", "differs"] {
         assert!(table.contains(shown), "{shown} in {table}");
     }
     assert_eq!(json(&node, &["forks", "--limit", "1"]).len(), 1);
-    let (code, said, _) = run(&node, &["forks", "never-left"]);
+    let (code, said, _) = node.ctl(&["forks", "never-left"]);
     assert_eq!((code, said.trim()), (0, "no node left a history"));
 
     let exported = json(&node, &["forks", "demo", "--export", "2"]);
@@ -100,7 +91,7 @@ fn what_a_node_left_is_listed_and_exported() {
         assert_eq!(shown["content_hash"], entry.content_hash.to_string());
     }
     let name = fork["node_id"].as_str().unwrap();
-    let (code, lines, _) = run(&node, &["forks", "demo", "--export", "2", "--node", name]);
+    let (code, lines, _) = node.ctl(&["forks", "demo", "--export", "2", "--node", name]);
     assert_eq!((code, lines.lines().count()), (0, 4), "{lines}");
     assert!(lines.contains("fact 7") && lines.contains("fact 10"), "{lines}");
 
@@ -126,7 +117,7 @@ fn what_a_node_left_is_listed_and_exported() {
         (&["forks", "--export", "1"], "CONTEXT"),
         (&["forks", "demo", "--output", "f"], "--export"),
     ] {
-        let (code, _, err) = run(&node, args);
+        let (code, _, err) = node.ctl(args);
         assert!(code == 2 && err.contains(said), "{args:?}: {code} {err}");
     }
     node.stop_cleanly();

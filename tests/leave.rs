@@ -15,17 +15,8 @@ use ledger_tests::{Cluster, Node, cluster::name, node::ledgerctl, until};
 /// Contexts of many slots.
 const CONTEXTS: usize = 120;
 
-/// What `ledgerctl` printed, and how it ended.
-fn ctl(node: &Node, args: &[&str]) -> (i32, String, String) {
-    let mut command = ledgerctl();
-    command.args(args).env("LEDGER_ENDPOINT", node.endpoint()).stdin(Stdio::null());
-    let output = command.output().unwrap();
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
-}
-
 fn decommission(node: &Node, args: &[&str]) -> (i32, String, String) {
-    ctl(node, &[&["cluster", "decommission"], args].concat())
+    node.ctl(&[&["cluster", "decommission"], args].concat())
 }
 
 fn client(node: &Node) -> Client {
@@ -103,7 +94,7 @@ async fn a_sigterm_is_a_leave_for_good_where_that_is_configured_and_nodes_are_en
     // A pod that is there again, with its old volume, is a member again.
     cluster.restart(3);
     cluster.settle();
-    let (_, members, _) = ctl(cluster.node(0), &["cluster", "members"]);
+    let (_, members, _) = cluster.node(0).ctl(&["cluster", "members"]);
     assert!(!members.contains("decommissioning"), "{members}");
     all_is_there(&client(cluster.node(3)), 3).await;
 }
@@ -124,9 +115,9 @@ async fn a_node_that_left_stays_away_after_a_restart_until_that_is_cancelled() {
         (&0.into(), &0.into(), &true.into()),
         "{said}"
     );
-    let (_, members, _) = ctl(cluster.node(0), &["cluster", "members"]);
+    let (_, members, _) = cluster.node(0).ctl(&["cluster", "members"]);
     assert!(members.contains("decommissioning"), "{members}");
-    let (code, _, error) = ctl(cluster.node(3), &["cluster", "drain", "--resume"]);
+    let (code, _, error) = cluster.node(3).ctl(&["cluster", "drain", "--resume"]);
     assert!(code == 2 && error.contains("--cancel"), "{error}");
     let (code, said, error) = decommission(cluster.node(0), &["n3", "--cancel"]);
     assert_eq!((code, said.trim()), (0, "n3 stays"), "{error}");
@@ -164,7 +155,7 @@ async fn a_node_is_not_let_go_where_copies_would_fall_short() {
     // One that is new takes the place, and slots have three members again.
     let added = cluster.add();
     until("the new node keeps all slots", || {
-        let (_, status, _) = ctl(cluster.node(0), &["cluster", "locate", "leave-0"]);
+        let (_, status, _) = cluster.node(0).ctl(&["cluster", "locate", "leave-0"]);
         status.contains(&name(added)).then_some(())
     });
     cluster.settle();
@@ -177,7 +168,7 @@ async fn a_node_that_has_no_time_to_leave_says_so_and_goes_on_when_it_is_started
     // It may leave, but there is nobody to take its copies.
     cluster.kill(2);
     let dead = until("it sees that one is gone", || {
-        let (_, members, _) = ctl(cluster.node(3), &["cluster", "members"]);
+        let (_, members, _) = cluster.node(3).ctl(&["cluster", "members"]);
         members.contains("dead").then_some(members)
     });
     let (code, _, error) = decommission(cluster.node(0), &["n3"]);
@@ -216,9 +207,9 @@ async fn nodes_that_are_gone_without_a_word_are_replaced_after_the_placement_gra
         cluster.kill(gone);
         std::fs::remove_dir_all(cluster.data_dir(gone)).unwrap();
         until("all copies are made anew", || {
-            let (_, status, _) = ctl(cluster.node(0), &["cluster", "status", "--json"]);
+            let (_, status, _) = cluster.node(0).ctl(&["cluster", "status", "--json"]);
             let has_all = (0..CONTEXTS).step_by(7).all(|number| {
-                let (_, located, _) = ctl(cluster.node(0), &["cluster", "locate", context(number).as_str()]);
+                let (_, located, _) = cluster.node(0).ctl(&["cluster", "locate", context(number).as_str()]);
                 !located.contains(&name(gone)) && !located.contains("behind")
             });
             (has_all && !status.is_empty()).then_some(())

@@ -75,6 +75,13 @@ fn in_each_way(call: impl Fn(Tls, SocketAddr, &[String]) -> Result<(), String>) 
     }
 }
 
+/// Has a script call over fresh connections; all that it says if it fails.
+fn fresh_connections(script: &mut Command, address: SocketAddr, files: &[String]) -> Result<(), String> {
+    script.args([address.to_string(), FRESH.to_string()]).args(files);
+    let output = script.output().map_err(|error| error.to_string())?;
+    output.status.success().then_some(()).ok_or_else(|| String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
 #[test]
 fn grpcio_is_answered_on_every_fresh_connection() {
     let python = match tools::python() {
@@ -83,17 +90,7 @@ fn grpcio_is_answered_on_every_fresh_connection() {
     };
     in_each_way(|_, address, files| {
         let script = repository().join("tests/python/fresh_connections.py");
-        let output = Command::new(&python)
-            .arg(script)
-            .args([address.to_string(), FRESH.to_string()])
-            .args(files)
-            .output()
-            .map_err(|error| error.to_string())?;
-        output
-            .status
-            .success()
-            .then_some(())
-            .ok_or_else(|| String::from_utf8_lossy(&output.stderr).into_owned())
+        fresh_connections(Command::new(&python).arg(script), address, files)
     });
 }
 
@@ -105,17 +102,7 @@ fn grpc_js_is_answered_on_every_fresh_connection() {
     };
     in_each_way(|_, address, files| {
         let script = repository().join("tests/node/fresh_connections.js");
-        let output = Command::new("node")
-            .args([script, folder.clone()])
-            .args([address.to_string(), FRESH.to_string()])
-            .args(files)
-            .output()
-            .map_err(|error| error.to_string())?;
-        output
-            .status
-            .success()
-            .then_some(())
-            .ok_or_else(|| String::from_utf8_lossy(&output.stderr).into_owned())
+        fresh_connections(Command::new("node").args([script, folder.clone()]), address, files)
     });
 }
 

@@ -7,22 +7,12 @@
     reason = "a test that cannot go on should stop"
 )]
 
-use std::process::Stdio;
-
 use ledger_client::{Append, Client, ContextId, Options, ReadFrom, Selection};
-use ledger_tests::{Cluster, Node, cluster::name, node::ledgerctl, until, until_async};
+use ledger_tests::{Cluster, Node, cluster::name, until, until_async};
 use serde_json::Value;
 
-fn ctl(node: &Node, args: &[&str]) -> (i32, String, String) {
-    let mut command = ledgerctl();
-    command.args(args).env("LEDGER_ENDPOINT", node.endpoint()).stdin(Stdio::null());
-    let output = command.output().unwrap();
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
-}
-
 fn recover(node: &Node, args: &[&str]) -> (i32, String, String) {
-    ctl(node, &[&["cluster", "recover"], args].concat())
+    node.ctl(&[&["cluster", "recover"], args].concat())
 }
 
 fn json(text: &str) -> Vec<Value> {
@@ -52,7 +42,7 @@ fn see_dead(cluster: &Cluster, count: usize) {
     // Every survivor has a say in what is lost.
     for node in cluster.running() {
         until("it is seen who is gone", || {
-            let (_, members, _) = ctl(node, &["cluster", "members"]);
+            let (_, members, _) = node.ctl(&["cluster", "members"]);
             (members.matches("dead").count() == count).then_some(())
         });
     }
@@ -81,7 +71,7 @@ async fn two_of_three_volumes_are_lost_and_the_third_goes_on_when_it_is_told_to(
 
     // What status and the metrics say is what clients meet.
     let slots = until("status says that no slot takes appends", || {
-        let (_, said, _) = ctl(cluster.node(0), &["cluster", "status", "--json"]);
+        let (_, said, _) = cluster.node(0).ctl(&["cluster", "status", "--json"]);
         let slots = json(&said).pop()?["slots"].clone();
         (slots["taking_appends"] == 0).then_some(slots)
     });
@@ -195,7 +185,7 @@ async fn members_that_were_declared_lost_and_are_back_are_new_ones_and_what_only
         assert_eq!(payloads(&client(cluster.node(node)), 0).await, ["of all", "of one"]);
     }
     let left = until("what only they held is listed", || {
-        let (code, said, error) = ctl(cluster.node(0), &["forks", context(0).as_str(), "--json"]);
+        let (code, said, error) = cluster.node(0).ctl(&["forks", context(0).as_str(), "--json"]);
         assert_eq!(code, 0, "{error}");
         (said.lines().count() == 2).then(|| json(&said))
     });
@@ -203,7 +193,7 @@ async fn members_that_were_declared_lost_and_are_back_are_new_ones_and_what_only
         let (node, number) = (fork["node_id"].as_str().unwrap(), fork["fork"].to_string());
         assert!([name(1), name(2)].contains(&node.to_owned()), "{fork}");
         let (_, lines, _) =
-            ctl(cluster.node(0), &["forks", context(0).as_str(), "--export", &number, "--node", node]);
+            cluster.node(0).ctl(&["forks", context(0).as_str(), "--export", &number, "--node", node]);
         assert!(lines.contains("of two"), "{lines}");
     }
 }

@@ -235,6 +235,16 @@ impl Node {
     }
 }
 
+/// What the ledger behind answers to a request.
+pub(crate) async fn pass_on(mut backend: Channel, request: http::Request<Body>) -> http::Response<Body> {
+    let ready = std::future::poll_fn(|cx| Service::poll_ready(&mut backend, cx)).await;
+    let answer = match ready {
+        Ok(()) => backend.call(request).await,
+        Err(error) => Err(error),
+    };
+    answer.unwrap_or_else(|error| Status::unavailable(error.to_string()).into_http())
+}
+
 /// Appends and Locate are answered here; all else by the ledger.
 impl Service<http::Request<Body>> for Node {
     type Response = http::Response<Body>;
@@ -263,13 +273,7 @@ impl Service<http::Request<Body>> for Node {
             }
             _ => Box::pin(async move {
                 node.table().counts[node.index].passed_on += 1;
-                let mut backend = node.backend();
-                let ready = std::future::poll_fn(|cx| Service::poll_ready(&mut backend, cx)).await;
-                let answer = match ready {
-                    Ok(()) => backend.call(request).await,
-                    Err(error) => Err(error),
-                };
-                Ok(answer.unwrap_or_else(|error| Status::unavailable(error.to_string()).into_http()))
+                Ok(pass_on(node.backend(), request).await)
             }),
         }
     }

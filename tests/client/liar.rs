@@ -11,9 +11,8 @@ use std::{
 use bytes::Bytes;
 use futures::{StreamExt as _, stream::BoxStream};
 use ledger_core::{
-    ContextId, Entry, EntryId, Epoch, Hash, HashSuite, Key, Sequence, Size,
+    Hash, HashSuite, Size,
     checkpoint::{Checkpoint, Signer},
-    clock::LamportClock,
     hash::{Blake3, Hasher as _},
 };
 use ledger_proto::{
@@ -26,10 +25,13 @@ use ledger_proto::{
         ledger_service_server::{LedgerService, LedgerServiceServer},
     },
 };
+use ledger_tests::check::core_entry;
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status, Streaming, body::Body, transport::Channel};
 use tower::Service;
+
+use crate::double::pass_on;
 
 /// What a node makes up.
 #[derive(Debug, Clone)]
@@ -135,18 +137,7 @@ fn channel(backend: SocketAddr) -> Channel {
 
 /// The hash that goes with what an entry says now.
 fn rehash(context_id: &str, entry: &mut context::Entry) {
-    let whole = Entry {
-        context_id: ContextId::new(context_id).unwrap(),
-        sequence: Sequence(entry.sequence),
-        id: EntryId::new(&entry.id).unwrap(),
-        key: Key::new(entry.key.clone()).unwrap(),
-        payload: entry.payload.clone(),
-        metadata: entry.metadata.clone(),
-        appended_at_ns: entry.appended_at_ns,
-        lamport: LamportClock(entry.lamport_clock),
-        epoch: Epoch(entry.epoch),
-        content_hash: Hash([0; 32]),
-    };
+    let whole = core_entry(&context::Entry { context_id: context_id.to_owned(), ..entry.clone() });
     entry.content_hash = whole.computed_hash(HashSuite::Blake3).0.to_vec().into();
 }
 
@@ -167,15 +158,8 @@ impl Service<http::Request<Body>> for Liar {
         if path.ends_with("LedgerService/Get") || path.ends_with("LedgerService/Watch") {
             return LedgerServiceServer::new(self.clone()).call(request);
         }
-        let mut backend = self.backend();
-        Box::pin(async move {
-            let ready = std::future::poll_fn(|cx| Service::poll_ready(&mut backend, cx)).await;
-            let answer = match ready {
-                Ok(()) => backend.call(request).await,
-                Err(error) => Err(error),
-            };
-            Ok(answer.unwrap_or_else(|error| Status::unavailable(error.to_string()).into_http()))
-        })
+        let backend = self.backend();
+        Box::pin(async move { Ok(pass_on(backend, request).await) })
     }
 }
 

@@ -143,6 +143,15 @@ impl Node {
         line.split_once(' ')?.1.trim().parse().ok()
     }
 
+    /// What `ledgerctl` printed that was pointed at this node, and how it ended: the code, and both outputs.
+    pub fn ctl(&self, args: &[&str]) -> (i32, String, String) {
+        let mut command = ledgerctl();
+        command.args(args).env("LEDGER_ENDPOINT", self.endpoint()).stdin(Stdio::null());
+        let output = command.output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
+    }
+
     /// kill -9: no chance to write anything more.
     pub fn kill(mut self) {
         self.child.kill().unwrap();
