@@ -9,6 +9,7 @@ mod members;
 pub(crate) mod reach;
 mod recover;
 mod status;
+mod survey;
 
 use args::Cluster;
 

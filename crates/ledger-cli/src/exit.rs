@@ -16,6 +16,11 @@ pub(crate) struct NotVerified(pub String);
 #[error("{0}")]
 pub(crate) struct Partial(pub String);
 
+/// It was looked at, and is not as it should be.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Unwell(pub String);
+
 /// What was asked for is not there.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -79,6 +84,9 @@ fn classify(error: &anyhow::Error) -> (u8, &'static str) {
     if error.chain().any(<dyn std::error::Error>::is::<Partial>) {
         return (8, "partial");
     }
+    if is(<dyn std::error::Error>::is::<Unwell>) {
+        return (9, "unwell");
+    }
     if is(<dyn std::error::Error>::is::<Absent>) {
         return (7, "absent");
     }
@@ -123,6 +131,7 @@ mod tests {
         assert_eq!(classify(&anyhow::anyhow!("else")).0, 1);
         assert_eq!(classify(&NotVerified("no".into()).into()).0, 4);
         assert_eq!(classify(&Partial("no".into()).into()), (8, "partial"));
+        assert_eq!(classify(&Unwell("no".into()).into()), (9, "unwell"));
         assert_eq!(classify(&Absent("no".into()).into()).0, 7);
         assert_eq!(classify(&Interrupted("no".into()).into()).0, 130);
     }

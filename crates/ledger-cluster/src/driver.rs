@@ -239,6 +239,7 @@ impl Driver {
         let view = Arc::clone(&view.borrow_and_update());
         if let Some(found) = view.me().and_then(|me| me.set_back) {
             self.membership.set_owned(Vec::new());
+            self.membership.set_halted(Vec::new());
             set_back::renew(&self.shared, found).await;
             return;
         }
@@ -426,6 +427,8 @@ impl Driver {
             self.membership.set_owned(owned.clone());
             self.owned = owned;
         }
+        // It says nothing where nothing changed.
+        self.membership.set_halted(self.slots.halted());
         let mut addresses = self.shared.peers.addresses();
         addresses.insert(self.shared.me.node.clone(), self.shared.config.facts.grpc_address.clone());
         let routes = Routes::of(&self.slots, addresses);

@@ -242,6 +242,11 @@ impl Membership {
         self.set(|facts| &mut facts.owned, owned);
     }
 
+    /// Says to which of the slots it owns this node takes no appends at the moment.
+    pub fn set_halted(&self, halted: Vec<Slot>) {
+        self.set(|facts| &mut facts.halted, halted);
+    }
+
     /// These members were declared lost by an operator, all there ever were: they count for nothing if they are back.
     pub fn set_lost(&self, lost: Arc<ledger_core::ownership::Declared>) {
         *self.lost.write() = lost;

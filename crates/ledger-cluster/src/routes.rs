@@ -26,6 +26,8 @@ pub struct Route {
     pub members: Vec<Member>,
     /// Those of them that hold what the owner holds; only the owner knows.
     pub in_step: Vec<Member>,
+    /// This node owns it, and takes no appends at the moment, because too few of them are in step.
+    pub is_halted: bool,
 }
 
 /// Who owns a slot.
@@ -41,17 +43,24 @@ pub enum RouteTo {
 
 impl Routes {
     pub(crate) fn of(slots: &Slots, addresses: HashMap<NodeId, String>) -> Self {
+        let halted = slots.halted();
         let route = |slot| {
             let owner = match slots.owner(slot) {
                 Owner::Me(epoch) => RouteTo::Me(epoch),
                 Owner::Other(node, epoch) => RouteTo::Other(node, epoch),
                 Owner::Nobody(Some(why)) => RouteTo::Nobody(why.to_string()),
-                Owner::Nobody(None) => RouteTo::Nobody("a replica is about to take it".to_owned()),
+                Owner::Nobody(None) if slots.keeps(slot) || slots.record(slot).placement.is_none() => {
+                    RouteTo::Nobody("a replica is about to take it".to_owned())
+                }
+                Owner::Nobody(None) => {
+                    RouteTo::Nobody("none of its replicas is seen to own it: they know more".to_owned())
+                }
             };
             let placement = slots.record(slot).placement.as_ref();
             let members = placement.map_or_else(Vec::new, |placement| placement.set.members().to_vec());
             let in_step = slots.in_step(slot).map_or_else(Vec::new, |set| set.iter().cloned().collect());
-            Arc::new(Route { owner, members, in_step })
+            let is_halted = halted.binary_search(&slot).is_ok();
+            Arc::new(Route { owner, members, in_step, is_halted })
         };
         Self { slots: (0..SLOTS).filter_map(Slot::new).map(route).collect(), addresses }
     }
@@ -79,6 +88,12 @@ impl Routes {
     /// Slots without an owner.
     pub fn unowned(&self) -> usize {
         self.slots.iter().filter(|route| matches!(route.owner, RouteTo::Nobody(_))).count()
+    }
+
+    /// Slots that this node owns, and takes appends to now.
+    pub fn taking(&self) -> usize {
+        let takes = |route: &&Arc<Route>| matches!(route.owner, RouteTo::Me(_)) && !route.is_halted;
+        self.slots.iter().filter(takes).count()
     }
 
     /// Slots that this node owns.

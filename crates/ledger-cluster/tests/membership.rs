@@ -66,6 +66,7 @@ fn facts(name: &str) -> Facts {
         durable: None,
         leaving: None,
         owned: Vec::new(),
+        halted: Vec::new(),
     }
 }
 
@@ -130,6 +131,7 @@ async fn three_nodes_find_each_other_through_one_seed() {
                 format,
                 load,
                 owned,
+                halted: Vec::new(),
                 alive: true,
                 greets: true,
                 gossip_address: member.gossip_address,

@@ -11,7 +11,7 @@ use ledger_core::{
     slot::{SLOTS, Slot},
 };
 
-use crate::metrics::Metrics;
+use crate::{cluster_view, metrics::Metrics};
 
 const COUNTERS: [(&str, &str); 24] = [
     ("ledger_cluster_takeovers_total", "Slots that this node came to own."),
@@ -55,10 +55,17 @@ const COUNTERS: [(&str, &str); 24] = [
     ("ledger_gossip_bad_values_total", "Values in gossip that could not be read."),
 ];
 
-const GAUGES: [(&str, &str); 8] = [
+const GAUGES: [(&str, &str); 9] = [
     ("ledger_cluster_members_alive", "Nodes that are heard, this one included."),
-    ("ledger_cluster_slots_owned", "Slots that this node owns, and takes appends to."),
-    ("ledger_cluster_slots_without_owner", "Slots that no node owns, as this one sees it."),
+    (
+        "ledger_cluster_members_away",
+        "Nodes that keep copies of slots that this one keeps too, and are not heard, or not with the directory that they had.",
+    ),
+    ("ledger_cluster_slots_owned", "Slots that this node owns, and takes appends to now."),
+    (
+        "ledger_cluster_slots_without_owner",
+        "Slots that take no appends now, as this node sees it: no node owns them, or their owner has too few copies in step.",
+    ),
     (
         "ledger_cluster_replicas_in_step",
         "Copies on other nodes of slots owned here: those that hold what is here.",
@@ -113,8 +120,9 @@ pub fn take(metrics: &Metrics, cluster: &Cluster) {
     let (in_step, behind) = replicas(&routes, cluster.me());
     let values = [
         view.alive().count() as u64,
-        routes.owned() as u64,
-        routes.unowned() as u64,
+        cluster_view::away(&view, &routes, cluster.me()).len() as u64,
+        routes.taking() as u64,
+        cluster_view::not_taking(&view, &routes) as u64,
         in_step,
         behind,
         read(&counted.catching_up),

@@ -1,11 +1,14 @@
 //! What a node sees of its cluster, as the contract has it.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use futures::{Stream, stream};
 use ledger_cluster::{
     membership::{self, Member, View},
-    routes::{Route, RouteTo},
+    routes::{Route, RouteTo, Routes},
 };
 use ledger_core::{
     ContextId, Epoch,
@@ -22,7 +25,7 @@ pub struct Placed {
     pub owner: Option<(NodeId, Epoch)>,
     /// The members that keep it.
     pub replicas: Vec<Kept>,
-    /// Without an owner: why, and what is being done.
+    /// Without an owner, or with one that takes no appends at the moment: why, and what is being done.
     pub reason: String,
 }
 
@@ -37,10 +40,11 @@ pub struct Kept {
 
 /// Where a slot is by its route, to `me`; without a route the node has only just started.
 pub fn placed(route: Option<&Route>, me: &NodeId) -> Placed {
-    let Some(Route { owner, members, in_step }) = route else {
+    let Some(Route { owner, members, in_step, is_halted }) = route else {
         return Placed { reason: "this node has only just started".to_owned(), ..Placed::default() };
     };
     let (owner, reason) = match owner {
+        RouteTo::Me(epoch) if *is_halted => (Some((me.clone(), *epoch)), halted(me)),
         RouteTo::Me(epoch) => (Some((me.clone(), *epoch)), String::new()),
         RouteTo::Other(node, epoch) => (Some((node.clone(), *epoch)), String::new()),
         RouteTo::Nobody(why) => (None, why.clone()),
@@ -49,13 +53,41 @@ pub fn placed(route: Option<&Route>, me: &NodeId) -> Placed {
     Placed { owner, replicas: members.iter().map(kept).collect(), reason }
 }
 
-/// The members, in order of their ids.
-pub fn members(view: &View) -> Vec<ledger::Member> {
-    view.members.iter().map(member).collect()
+fn halted(owner: &NodeId) -> String {
+    format!("its owner, {owner}, has too few copies in step: appends wait, and are refused if that lasts")
 }
 
-/// A member.
-pub fn member(member: &Member) -> ledger::Member {
+/// How many slots take no appends now, as this node sees it: nobody owns them, or their owner says that too few copies are in step.
+pub fn not_taking(view: &View, routes: &Routes) -> usize {
+    let takes_none = |slot: &Slot| match routes.get(*slot) {
+        Some(Route { owner: RouteTo::Other(node, _), .. }) => {
+            view.get(node).is_some_and(|member| member.is_halted(*slot))
+        }
+        Some(Route { owner: RouteTo::Me(_), is_halted, .. }) => *is_halted,
+        None | Some(Route { owner: RouteTo::Nobody(_), .. }) => true,
+    };
+    (0..SLOTS).filter_map(Slot::new).filter(takes_none).count()
+}
+
+/// The nodes that keep slots which this one keeps too, and that are not heard with the directory that they had.
+pub fn away<'a>(view: &View, routes: &'a Routes, me: &node::Member) -> BTreeSet<&'a NodeId> {
+    let kept = (0..SLOTS).filter_map(Slot::new).filter_map(|slot| routes.get(slot));
+    let kept = kept.filter(|route| route.members.contains(me)).flat_map(|route| &route.members);
+    let is_heard = |member: &node::Member| {
+        let seen = view.get(&member.node);
+        seen.is_some_and(|seen| seen.storage_id == member.storage && seen.counts())
+    };
+    kept.filter(|member| *member != me && !is_heard(member)).map(|member| &member.node).collect()
+}
+
+/// The members, in order of their ids.
+pub fn members(view: &View) -> Vec<ledger::Member> {
+    view.members.iter().zip(view.taking()).map(|(seen, slots)| member(seen, slots)).collect()
+}
+
+/// A member that takes appends to so many slots, and owns so many more to which it takes none.
+fn member(member: &Member, (taking, halted): (usize, usize)) -> ledger::Member {
+    let count = |slots| u32::try_from(slots).unwrap_or(u32::MAX);
     ledger::Member {
         node_id: member.node_id.to_string(),
         storage_id: member.storage_id.to_string(),
@@ -71,15 +103,23 @@ pub fn member(member: &Member) -> ledger::Member {
         zone: member.zone.clone(),
         format: member.format,
         alive: member.alive,
-        slots_owned: member.owned.len() as u32,
+        slots_owned: count(taking),
         entries_per_second: member.load.entries_per_second,
         contexts: member.load.contexts,
+        slots_halted: count(halted),
     }
 }
 
 /// Where a slot is; `context` if it was asked for by one.
 pub fn location(view: &View, slot: Slot, context: Option<&ContextId>, placed: Placed) -> ledger::Location {
-    let Placed { owner, replicas, reason } = placed;
+    let Placed { owner, replicas, mut reason } = placed;
+    if let Some((node, _)) = &owner
+        && reason.is_empty()
+        && view.get(node).is_some_and(|member| member.is_halted(slot))
+        && !view.is_me(node)
+    {
+        reason = halted(node);
+    }
     let (owner, epoch) = owner.map_or((None, Epoch::default()), |(node, epoch)| (Some(node), epoch));
     ledger::Location {
         context_id: context.map(|context| context.as_str().to_owned()).unwrap_or_default(),
@@ -206,6 +246,7 @@ mod tests {
             durable: None,
             leaving: None,
             owned: owned.iter().map(|&number| (slot(number), Epoch::new(2, 9))).collect(),
+            halted: Vec::new(),
         };
         Membership::start(config, facts).await.unwrap()
     }
@@ -224,8 +265,12 @@ mod tests {
     #[test]
     fn a_route_says_who_owns_and_who_is_in_step() {
         let member = |name: &str| node::Member { node: id(name), storage: StorageId([1; 16]) };
-        let route =
-            |owner| Route { owner, members: vec![member("a"), member("b")], in_step: vec![member("a")] };
+        let route = |owner| Route {
+            owner,
+            members: vec![member("a"), member("b")],
+            in_step: vec![member("a")],
+            is_halted: false,
+        };
         let mine = placed(Some(&route(RouteTo::Me(Epoch(5)))), &id("a"));
         assert_eq!(mine.owner, Some((id("a"), Epoch(5))));
         assert_eq!(mine.replicas.iter().map(|kept| kept.in_step).collect::<Vec<_>>(), [true, false]);
@@ -234,6 +279,8 @@ mod tests {
         let nobody = placed(Some(&route(RouteTo::Nobody("two are away".into()))), &id("a"));
         assert_eq!((nobody.owner, nobody.reason.as_str()), (None, "two are away"));
         assert!(placed(None, &id("a")).reason.contains("just started"));
+        let halted = placed(Some(&Route { is_halted: true, ..route(RouteTo::Me(Epoch(5))) }), &id("a"));
+        assert!(halted.owner == mine.owner && halted.reason.contains("appends wait"), "{halted:?}");
     }
 
     #[tokio::test]
@@ -252,8 +299,13 @@ mod tests {
             slots_owned: 2,
             entries_per_second: 120,
             contexts: 7,
+            slots_halted: 0,
         };
-        assert_eq!(members, [expected]);
+        assert_eq!(members, std::slice::from_ref(&expected));
+        node.set_halted(vec![slot(4), slot(5)]);
+        let view = self::view(&node, |view| view.me().is_some_and(|me| me.is_halted(slot(4)))).await;
+        let expected = ledger::Member { slots_owned: 1, slots_halted: 1, ..expected };
+        assert_eq!(self::members(&view), [expected], "what it takes no appends to is told apart");
         node.shutdown().await;
     }
 

@@ -124,6 +124,11 @@ struct Cluster {
     copies: u32,
     min_copies: u32,
     nodes: Vec<Seen>,
+    /// Slots there are, and those that take appends now.
+    slots: u32,
+    taking: u32,
+    /// Nodes that keep copies and are not heard.
+    away: Vec<String>,
 }
 
 /// A node.
@@ -141,6 +146,7 @@ struct Seen {
 
 async fn cluster(State(node): State<Arc<Node>>) -> Json<Cluster> {
     let members = node.standing.members(&node);
+    let taking = members.members.iter().map(|member| member.slots_owned).sum();
     let seen = |member: ledger_proto::ledger::v1::Member| Seen {
         node: member.node_id,
         address: member.address,
@@ -157,6 +163,9 @@ async fn cluster(State(node): State<Arc<Node>>) -> Json<Cluster> {
         copies: members.copies,
         min_copies: members.min_copies,
         nodes: members.members.into_iter().map(seen).collect(),
+        slots: SLOTS.into(),
+        taking,
+        away: node.standing.away(),
     })
 }
 

@@ -67,6 +67,7 @@ impl Lone {
             slots_owned: SLOTS.into(),
             entries_per_second: load.entries_per_second,
             contexts: load.contexts,
+            slots_halted: 0,
         }
     }
 
@@ -131,6 +132,14 @@ impl Standing {
                 }
             }
         }
+    }
+
+    /// The nodes that keep copies of what this one keeps too, and are not heard.
+    pub fn away(&self) -> Vec<String> {
+        let Self::Joined(cluster) = self else { return Vec::new() };
+        let (view, routes) = (Arc::clone(&cluster.view().borrow()), Arc::clone(&cluster.routes().borrow()));
+        let away = cluster_view::away(&view, &routes, cluster.me());
+        away.into_iter().map(ToString::to_string).collect()
     }
 
     /// Where a slot is; `context` if it is asked for by one.

@@ -5,7 +5,7 @@ use ledger_client::{ClientError, ContextId, Epoch};
 use ledger_proto::ledger::v1::{LocateRequest, Location};
 use serde_json::{Value, json};
 
-use super::reach::{self, Located};
+use super::survey::{Survey, survey};
 use crate::{
     args::Connection,
     output::{Output, cell, visible},
@@ -23,13 +23,12 @@ pub(super) async fn run(
         ContextId::new(context).map_err(ClientError::from)?;
     }
     let client = connection.client()?;
-    let members = reach::members(connection, &client).await?;
     let mut table = Table::new();
     table.load_style(NOTHING);
     table.set_header(["context", "slot", "owner", "address", "epoch", "copies"]);
     for page in contexts.chunks(PAGE) {
         let request = LocateRequest { context_ids: page.to_vec(), slots: Vec::new() };
-        let located = reach::locate_at_owners(connection, &client, &members, request).await?;
+        let located = survey(connection, &client, request).await?;
         for location in &located.locations {
             if output.is_json() {
                 output.result(&object(location, located.is_known(location)), String::new)?;
@@ -44,7 +43,7 @@ pub(super) async fn run(
     Ok(())
 }
 
-fn row(location: &Location, located: &Located) -> [String; 6] {
+fn row(location: &Location, located: &Survey) -> [String; 6] {
     let owner = if location.owner.is_empty() {
         format!("none: {}", visible(&location.reason))
     } else {
@@ -122,7 +121,7 @@ mod tests {
     #[test]
     fn what_nobody_owns_says_why() {
         let location = Location { reason: "2 of 3 copies are away".into(), slot: 5, ..Location::default() };
-        let located = Located { locations: Vec::new(), silent: [].into() };
+        let located = Survey::default();
         assert_eq!(row(&location, &located)[2], "none: 2 of 3 copies are away");
         assert_eq!(object(&location, false)["owner"], Value::Null);
     }

@@ -41,7 +41,10 @@ pub(super) fn row(member: &Member, answer: &MembersResponse) -> [String; 6] {
         format!("{}{mark}", cell(&member.node_id)),
         cell(&member.address),
         state(member).to_owned(),
-        member.slots_owned.to_string(),
+        match member.slots_halted {
+            0 => member.slots_owned.to_string(),
+            halted => format!("{} (+{halted} short)", member.slots_owned),
+        },
         member.entries_per_second.to_string(),
         member.contexts.to_string(),
     ]
@@ -72,6 +75,7 @@ pub(super) fn object(member: &Member) -> Value {
         "format": member.format,
         "alive": member.alive,
         "slots_owned": member.slots_owned,
+        "slots_halted": member.slots_halted,
         "entries_per_second": member.entries_per_second,
         "contexts": member.contexts,
     })

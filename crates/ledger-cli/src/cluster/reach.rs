@@ -1,10 +1,9 @@
 //! Asking nodes: the one that was named, and those it names.
 
-use std::{collections::BTreeSet, future::Future, time::Duration};
+use std::{future::Future, time::Duration};
 
-use futures::future::join_all;
 use ledger_client::{Client, ClientError};
-use ledger_proto::ledger::v1::{LocateRequest, Location, Member, MembersRequest, MembersResponse};
+use ledger_proto::ledger::v1::{LocateRequest, Location, MembersRequest, MembersResponse};
 use tonic::{Response, Status};
 
 use crate::args::Connection;
@@ -57,67 +56,6 @@ pub(crate) fn other(connection: &Connection, address: &str) -> Option<Connection
     })
 }
 
-/// Where things are, as their owners see it: they alone know who is in step.
-#[derive(Debug)]
-pub(crate) struct Located {
-    /// In the order asked for.
-    pub locations: Vec<Location>,
-    /// Owners that did not answer: of what they own, nobody knows who is in step.
-    pub silent: BTreeSet<String>,
-}
-
-impl Located {
-    /// Whether somebody knows who is in step.
-    pub(crate) fn is_known(&self, location: &Location) -> bool {
-        !location.owner.is_empty() && !self.silent.contains(&location.owner)
-    }
-}
-
-/// Asks the node, then the owners that it names.
-pub(crate) async fn locate_at_owners(
-    connection: &Connection,
-    client: &Client,
-    members: &MembersResponse,
-    request: LocateRequest,
-) -> anyhow::Result<Located> {
-    let mut locations = locate(connection, client, request.clone()).await?;
-    let named: BTreeSet<_> =
-        locations.iter().map(|location| location.owner.clone()).filter(|owner| !owner.is_empty()).collect();
-    let owners = named.iter().filter(|owner| **owner != members.node_id);
-    let asked = join_all(owners.map(async |owner| {
-        let answered = ask_owner(connection, &members.members, owner, request.clone()).await;
-        (owner.clone(), answered)
-    }));
-    let mut silent = BTreeSet::new();
-    for (owner, answered) in asked.await {
-        let Some(answered) = answered.filter(|answered| answered.len() == locations.len()) else {
-            silent.insert(owner);
-            continue;
-        };
-        for (known, newer) in locations.iter_mut().zip(answered) {
-            // It may own less by now, or more. One that has too few copies in step takes no appends, and is the only one that
-            // says so: the others see that it owns the slot.
-            let owns = newer.owner == owner && newer.epoch >= known.epoch;
-            let takes_none = known.owner == owner && newer.owner.is_empty();
-            if owns || takes_none {
-                *known = newer;
-            }
-        }
-    }
-    Ok(Located { locations, silent })
-}
-
-async fn ask_owner(
-    connection: &Connection,
-    members: &[Member],
-    owner: &str,
-    request: LocateRequest,
-) -> Option<Vec<Location>> {
-    let member = members.iter().find(|member| member.node_id == owner && member.alive)?;
-    let connection = other(connection, &member.address)?;
-    locate(&connection, &connection.client().ok()?, request).await.ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -132,12 +70,5 @@ mod tests {
         assert_eq!(secure.endpoint, "https://b:2");
         assert!(secure.timeout <= OTHERS.as_secs_f64());
         assert!(other(&connection("http://a:1"), "").is_none());
-    }
-
-    #[tokio::test]
-    async fn an_owner_that_is_dead_is_not_asked() {
-        let member = Member { node_id: "b".into(), address: "b:2".into(), ..Member::default() };
-        let asked = ask_owner(&connection("http://a:1"), &[member], "b", LocateRequest::default()).await;
-        assert!(asked.is_none());
     }
 }

@@ -10,16 +10,18 @@ use std::{
 
 use comfy_table::{Table, presets::NOTHING};
 use ledger_client::{Client, ClientError};
-use ledger_proto::ledger::v1::{LocateRequest, Location, MembersResponse, WatchClusterRequest};
+use ledger_proto::ledger::v1::{LocateRequest, Member, MembersResponse, WatchClusterRequest};
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 
 use super::{
     members::{HEADER, object, row},
-    reach::{self, Located},
+    reach,
+    survey::{Survey, survey},
 };
 use crate::{
     args::Connection,
+    exit::{Partial, Unwell},
     output::{Output, complain, visible},
 };
 
@@ -27,78 +29,130 @@ use crate::{
 const TOGETHER: Duration = Duration::from_millis(100);
 /// How often a cluster that lacks something is looked at, even if no change is heard.
 const AGAIN: Duration = Duration::from_secs(1);
+/// How often one that lacks nothing is: only owners know that a copy is behind.
+const WHOLE: Duration = Duration::from_secs(5);
 
 /// What there is to say of a cluster.
 #[derive(Debug)]
 struct Picture {
     members: MembersResponse,
+    nodes: Nodes,
     slots: Slots,
+}
+
+/// Which nodes there should be, and are.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Nodes {
+    /// Slots that each node keeps, in the directory that it has now, in the order of the members.
+    keeps: Vec<usize>,
+    /// Nodes that keep something, and those that are heard: neither those that left nor those whose places others have.
+    expected: usize,
+    /// Those of them that are heard.
+    alive: usize,
+    /// Those that answered.
+    answered: BTreeSet<String>,
+    /// Those that should have, and did not.
+    silent: Vec<String>,
 }
 
 /// How the slots stand.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Slots {
     total: usize,
-    owned: usize,
-    /// Owned, with so many copies in step that an append is acknowledged now.
+    /// So many copies are in step at their owner that an append is acknowledged now.
     taking: usize,
     /// Fewer copies in step than there should be, the owner included.
     short: usize,
-    /// Owned by nodes that did not answer: nobody else knows their copies.
+    /// Owned by nodes that did not answer: nobody else knows whether they take appends.
     unknown: usize,
-    silent: BTreeSet<String>,
-    /// Why slots have no owner, and how many.
+    /// Why slots take no appends, and how many.
     reasons: BTreeMap<String, usize>,
 }
 
+impl Nodes {
+    fn of(survey: &Survey) -> Self {
+        let kept = survey.kept();
+        let named: BTreeSet<_> = kept.keys().map(|(node, _)| *node).collect();
+        let members = &survey.members.members;
+        let is_expected = |member: &&Member| {
+            let has_left = member.readiness == "decommissioning" || member.readiness == "leaving";
+            named.contains(member.node_id.as_str()) || (member.alive && !has_left)
+        };
+        let expected: Vec<_> = members.iter().filter(is_expected).collect();
+        let keeps = |member: &Member| kept.get(&(&*member.node_id, &*member.storage_id)).copied();
+        Self {
+            keeps: members.iter().map(|member| keeps(member).unwrap_or_default()).collect(),
+            expected: expected.len(),
+            alive: expected.iter().filter(|member| member.alive).count(),
+            answered: survey.answered.clone(),
+            silent: survey.silent().into_iter().map(str::to_owned).collect(),
+        }
+    }
+
+    fn silent(&self) -> String {
+        self.silent.iter().map(|name| visible(name)).collect::<Vec<_>>().join(", ")
+    }
+}
+
 impl Slots {
-    fn of(located: &Located, copies: u32, min_copies: u32) -> Self {
-        let mut slots =
-            Self { total: located.locations.len(), silent: located.silent.clone(), ..Self::default() };
-        for location in &located.locations {
+    fn of(survey: &Survey) -> Self {
+        let MembersResponse { copies, min_copies, .. } = survey.members;
+        let mut slots = Self { total: survey.locations.len(), ..Self::default() };
+        for location in &survey.locations {
             if location.owner.is_empty() {
                 *slots.reasons.entry(location.reason.clone()).or_default() += 1;
                 continue;
             }
-            slots.owned += 1;
-            if !located.is_known(location) {
+            if !survey.is_known(location) {
                 slots.unknown += 1;
                 continue;
             }
-            let in_step = in_step(location);
+            let in_step = location.replicas.iter().filter(|replica| replica.in_step).count();
             slots.short += usize::from(in_step < copies as usize);
-            slots.taking += usize::from(in_step >= min_copies as usize);
+            // With fewer members than that, all of them.
+            let needed = (min_copies as usize).min(location.replicas.len());
+            if in_step >= needed {
+                slots.taking += 1;
+            } else {
+                *slots.reasons.entry(location.reason.clone()).or_default() += 1;
+            }
         }
         slots
     }
 
+    /// Slots to which no node takes appends.
+    fn without_owner(&self) -> usize {
+        self.reasons.values().sum()
+    }
+
     fn is_whole(&self) -> bool {
-        self.owned == self.total && self.short == 0 && self.unknown == 0
+        self.taking == self.total && self.short == 0
     }
 }
 
-fn in_step(location: &Location) -> usize {
-    location.replicas.iter().filter(|replica| replica.in_step).count()
-}
-
 async fn look(connection: &Connection, client: &Client) -> anyhow::Result<Picture> {
-    let members = reach::members(connection, client).await?;
-    let located = reach::locate_at_owners(connection, client, &members, LocateRequest::default()).await?;
-    let slots = Slots::of(&located, members.copies, members.min_copies);
-    Ok(Picture { members, slots })
+    let survey = survey(connection, client, LocateRequest::default()).await?;
+    let (nodes, slots) = (Nodes::of(&survey), Slots::of(&survey));
+    Ok(Picture { members: survey.members, nodes, slots })
 }
 
 impl Picture {
     fn object(&self) -> Value {
         let MembersResponse { members, node_id, cluster_id, copies, min_copies, identity, others } =
             &self.members;
-        let slots = &self.slots;
+        let (nodes, slots) = (&self.nodes, &self.slots);
         let others: Vec<_> = others
             .iter()
             .map(|other| json!({ "identity": other.identity, "heard_at": other.heard_at }))
             .collect();
         let reasons: Vec<_> =
             slots.reasons.iter().map(|(reason, count)| json!({ "reason": reason, "slots": count })).collect();
+        let members = members.iter().zip(&nodes.keeps).map(|(member, keeps)| {
+            let mut object = object(member);
+            object["slots_kept"] = json!(keeps);
+            object["answered"] = json!(nodes.answered.contains(&member.node_id));
+            object
+        });
         json!({
             "cluster_id": cluster_id,
             "identity": identity,
@@ -106,12 +160,14 @@ impl Picture {
             "node_id": node_id,
             "copies": copies,
             "min_copies": min_copies,
-            "members": members.iter().map(object).collect::<Vec<_>>(),
+            "well": self.trouble().is_none(),
+            "nodes": { "expected": nodes.expected, "alive": nodes.alive, "not_answering": nodes.silent },
+            "members": members.collect::<Vec<_>>(),
             "slots": {
                 "total": slots.total,
-                "owned": slots.owned,
+                "owned": slots.taking + slots.unknown,
                 "taking_appends": slots.taking,
-                "without_owner": slots.total - slots.owned,
+                "without_owner": slots.without_owner(),
                 "short_of_copies": slots.short,
                 "not_known": slots.unknown,
                 "reasons": reasons,
@@ -121,14 +177,11 @@ impl Picture {
 
     fn text(&self) -> String {
         let MembersResponse { members, node_id, cluster_id, copies, min_copies, others, .. } = &self.members;
-        let alive = members.iter().filter(|member| member.alive).count();
+        let Nodes { expected, alive, .. } = &self.nodes;
         let (cluster_id, node_id) = (visible(cluster_id), visible(node_id));
         let mut text =
-            format!("cluster {cluster_id}, as {node_id} (*) sees it: {alive} of {} ", members.len());
-        let _ = writeln!(
-            text,
-            "nodes alive; {copies} copies of each entry, acknowledged when {min_copies} are on disk\n"
-        );
+            format!("cluster {cluster_id}, asked at {node_id} (*): {alive} of {expected} nodes alive; ");
+        let _ = writeln!(text, "{copies} copies of each entry, acknowledged when {min_copies} are on disk\n");
         for other in others {
             let (identity, heard_at) = (visible(&other.identity), visible(&other.heard_at));
             let _ = writeln!(
@@ -143,32 +196,48 @@ impl Picture {
             table.add_row(row(member, &self.members));
         }
         let _ = writeln!(text, "{}\n", table.trim_fmt());
-        text.push_str(&self.slots.text(*copies));
+        text.push_str(&self.slots.text(*copies, &self.nodes.silent()));
         text
+    }
+
+    /// What is not as it should be, as the exit code has it.
+    fn trouble(&self) -> Option<anyhow::Error> {
+        let Slots { total, taking, short, unknown, .. } = &self.slots;
+        let without = self.slots.without_owner();
+        if without > 0 || *short > 0 {
+            let message = format!(
+                "the cluster is not well: {taking} of {total} slots take appends now, {without} take none, {short} of those that are owned lack copies"
+            );
+            return Some(Unwell(message).into());
+        }
+        (!self.nodes.silent.is_empty()).then(|| {
+            let silent = self.nodes.silent();
+            Partial(format!("{silent} did not answer: how {unknown} of {total} slots are is not known"))
+                .into()
+        })
     }
 }
 
 impl Slots {
-    fn text(&self, copies: u32) -> String {
-        if self.is_whole() {
-            return format!("all {} slots have an owner and {copies} copies in step", self.total);
-        }
-        let Self { owned, taking, total, .. } = self;
-        let mut text = format!("{owned} of {total} slots have an owner, {taking} take appends now");
+    fn text(&self, copies: u32, silent: &str) -> String {
+        let Self { taking, total, .. } = self;
+        let mut text = if self.is_whole() {
+            format!("all {total} slots have an owner and {copies} copies in step")
+        } else {
+            format!("{taking} of {total} slots take appends now")
+        };
         for (reason, count) in &self.reasons {
             let reason = if reason.is_empty() { "no reason is known".to_owned() } else { visible(reason) };
-            let _ = write!(text, "\n  {count} have none: {reason}");
+            let _ = write!(text, "\n  {count} take none: {reason}");
         }
         if self.short > 0 {
-            let _ = write!(text, "\n  {} have fewer than {copies} copies in step", self.short);
+            let _ = write!(text, "\n  {} are owned, and have fewer than {copies} copies in step", self.short);
+        }
+        if !silent.is_empty() {
+            let _ = write!(text, "\n  {silent} did not answer");
         }
         if self.unknown > 0 {
-            let silent = self.silent.iter().map(|name| visible(name)).collect::<Vec<_>>().join(", ");
-            let _ = write!(
-                text,
-                "\n  {}: how their copies are is not known, for {silent} did not answer",
-                self.unknown
-            );
+            let _ = write!(text, ": whether {} slots take appends is not known", self.unknown);
         }
         text
     }
@@ -177,7 +246,7 @@ impl Slots {
 pub(super) async fn run(connection: &Connection, output: &Output) -> anyhow::Result<()> {
     let picture = look(connection, &connection.client()?).await?;
     output.result(&picture.object(), || picture.text())?;
-    Ok(())
+    picture.trouble().map_or(Ok(()), Err)
 }
 
 /// Shows the picture whenever it changes, until interrupted. If the node that is asked goes, another one is.
@@ -216,10 +285,10 @@ async fn follow(connection: &Connection, screen: &mut Screen<'_>) -> anyhow::Res
                 let more = async { while let Ok(Some(_)) = changes.message().await {} };
                 let _ = timeout(TOGETHER, more).await;
             }
-            () = sleep(AGAIN), if !is_whole => {}
+            () = sleep(if is_whole { WHOLE } else { AGAIN }) => {}
         }
         let picture = look(connection, &client).await?;
-        is_whole = picture.slots.is_whole();
+        is_whole = picture.trouble().is_none();
         screen.show(picture)?;
     }
 }
@@ -256,45 +325,104 @@ impl Screen<'_> {
 
 #[cfg(test)]
 mod tests {
-    use ledger_proto::ledger::v1::{Member, Replica};
+    use ledger_proto::ledger::v1::{Location, Replica};
 
     use super::*;
 
-    fn location(owner: &str, in_step: usize) -> Location {
-        let replica = |n| Replica { in_step: n < in_step, ..Replica::default() };
+    fn location(owner: &str, members: usize, in_step: usize) -> Location {
+        let replica = |n| Replica { node_id: format!("n{n}"), in_step: n < in_step, ..Replica::default() };
         let reason = if owner.is_empty() { "2 of 3 are away" } else { "" };
         Location {
             owner: owner.into(),
-            replicas: (0..3).map(replica).collect(),
+            replicas: (0..members).map(replica).collect(),
             reason: reason.into(),
             ..Location::default()
         }
     }
 
+    fn picture(locations: Vec<Location>, members: &[(&str, &str, bool)], answered: &[&str]) -> Picture {
+        let member = |&(node, readiness, alive): &(&str, &str, bool)| Member {
+            node_id: node.into(),
+            readiness: readiness.into(),
+            alive,
+            ..Member::default()
+        };
+        let members = MembersResponse {
+            members: members.iter().map(member).collect(),
+            copies: 3,
+            min_copies: 2,
+            ..MembersResponse::default()
+        };
+        let answered = answered.iter().map(ToString::to_string).collect();
+        let survey = Survey { members, locations, answered };
+        let (nodes, slots) = (Nodes::of(&survey), Slots::of(&survey));
+        Picture { members: survey.members, nodes, slots }
+    }
+
+    fn code(picture: &Picture) -> Option<&'static str> {
+        let trouble = picture.trouble()?;
+        Some(if trouble.is::<Unwell>() { "unwell" } else { "partial" })
+    }
+
     #[test]
-    fn slots_are_counted_by_what_they_lack() {
+    fn slots_are_counted_by_whether_they_take_appends_now() {
         let locations = vec![
-            location("a", 3),
-            location("a", 2),
-            location("a", 1),
-            location("", 0),
-            location("", 0),
-            location("b", 3),
+            location("a", 3, 3),
+            location("a", 3, 2),
+            location("a", 3, 1),
+            location("", 3, 0),
+            location("", 3, 0),
+            location("b", 3, 3),
+            // What goes on after losses with what is left.
+            location("a", 1, 1),
         ];
-        let slots = Slots::of(&Located { locations, silent: ["b".to_owned()].into() }, 3, 2);
-        assert_eq!((slots.total, slots.owned, slots.taking), (6, 4, 2));
-        assert_eq!((slots.short, slots.unknown), (2, 1));
-        let text = slots.text(3);
+        let all = picture(locations, &[("a", "ready", true), ("b", "ready", true)], &["a"]);
+        let slots = &all.slots;
+        assert_eq!((slots.total, slots.taking, slots.without_owner()), (7, 3, 3));
+        assert_eq!((slots.short, slots.unknown, code(&all)), (3, 1, Some("unwell")));
+        let object = all.object();
+        assert_eq!((&object["slots"]["owned"], &object["well"]), (&4.into(), &false.into()));
+        let text = slots.text(3, &all.nodes.silent());
         for part in [
-            "4 of 6 slots have an owner, 2 take",
-            "2 have none: 2 of 3 are away",
-            "2 have fewer than 3 copies",
-            "b did not answer",
+            "3 of 7 slots take appends now",
+            "2 take none: 2 of 3 are away",
+            "3 are owned, and have fewer than 3 copies",
+            "b did not answer: whether 1 slots",
         ] {
             assert!(text.contains(part), "{part} in {text}");
         }
-        let whole = Slots::of(&Located { locations: vec![location("a", 3)], silent: [].into() }, 3, 2);
-        assert!(whole.is_whole() && whole.text(3).starts_with("all 1 slots"), "{whole:?}");
+    }
+
+    #[test]
+    fn all_is_well_only_if_every_node_that_is_there_says_so() {
+        let nodes = [("n0", "ready", true), ("n1", "ready", true), ("n2", "ready", true)];
+        let whole = picture(vec![location("n0", 3, 3)], &nodes, &["n0", "n1", "n2"]);
+        assert_eq!(code(&whole), None);
+        assert!(whole.text().contains("3 of 3 nodes alive") && whole.text().contains("all 1 slots"));
+        let partial = picture(vec![location("n0", 3, 3)], &nodes, &["n0", "n1"]);
+        assert_eq!(code(&partial), Some("partial"));
+        assert!(partial.text().contains("n2 did not answer"), "{}", partial.text());
+    }
+
+    #[test]
+    fn nodes_that_left_do_not_count_and_those_that_keep_something_do() {
+        let nodes = [
+            ("n0", "ready", true),
+            ("n1", "ready", true),
+            ("n2", "ready", false),
+            ("left", "leaving", false),
+            ("stays-up", "decommissioning", true),
+            ("new", "joining", true),
+            ("replaced", "ready", false),
+        ];
+        let seen = picture(vec![location("n0", 3, 2)], &nodes, &["n0", "n1", "new", "stays-up"]);
+        assert_eq!((seen.nodes.expected, seen.nodes.alive), (4, 3));
+        assert_eq!(seen.nodes.keeps, [1, 1, 1, 0, 0, 0, 0]);
+        let object = seen.object();
+        assert_eq!(
+            (&object["members"][2]["answered"], &object["members"][5]["answered"]),
+            (&false.into(), &true.into())
+        );
     }
 
     #[test]
@@ -303,7 +431,7 @@ mod tests {
         let members = vec![member("a", true), member("b", true), member("dead", false), member("c", true)];
         let members = MembersResponse { members, ..MembersResponse::default() };
         let output = Output::new(true);
-        let last = Some(Picture { members, slots: Slots::default() });
+        let last = Some(Picture { members, nodes: Nodes::default(), slots: Slots::default() });
         let mut screen = Screen { output: &output, last, tried: BTreeSet::new() };
         let mut asked =
             Connection { endpoint: "http://a:1".into(), timeout: 1.0, ca: None, cert: None, key_file: None };

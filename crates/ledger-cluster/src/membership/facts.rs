@@ -15,6 +15,7 @@
 //! | `durable` | how far it is durable, decimal |
 //! | `leaves` | `no`, `replaced` or `fewer`: whether and how it leaves for good, see [`Leaving`] |
 //! | `slots.0` … `slots.15` | the slots it owns, see [`owned`] |
+//! | `halted` | those of them to which it takes no appends at the moment, see [`owned::encode_set`] |
 //!
 //! Each value stands by itself, because gossip may bring them one by one. A value that doesn't parse is left
 //! out and counted, and the one heard before it stays; a key that isn't known is of a newer version.
@@ -112,6 +113,8 @@ pub struct Facts {
     pub leaving: Option<Leaving>,
     /// The slots it owns, each once, with the epoch it owns it in.
     pub owned: Vec<(Slot, Epoch)>,
+    /// Those of them to which it takes no appends at the moment, because too few copies are in step; in order.
+    pub halted: Vec<Slot>,
 }
 
 impl Facts {
@@ -139,6 +142,7 @@ impl Facts {
         values.extend(mark(DURABLE, self.durable));
         let slots = owned::encode(&self.owned).into_iter().enumerate();
         values.extend(slots.map(|(group, value)| (format!("{SLOTS_PREFIX}{group}"), value)));
+        values.push((HALTED.to_owned(), owned::encode_set(&self.halted)));
         values
     }
 }
@@ -149,6 +153,7 @@ const GREETS: &str = "greets";
 const OPENED: &str = "opened";
 const DURABLE: &str = "durable";
 const LEAVES: &str = "leaves";
+const HALTED: &str = "halted";
 
 const fn leaves(leaving: Option<Leaving>) -> &'static str {
     match leaving {
@@ -182,6 +187,7 @@ pub(super) struct Heard {
     durable: Option<u64>,
     leaving: Option<Leaving>,
     owned: [Vec<(Slot, Epoch)>; owned::GROUPS as usize],
+    halted: Vec<Slot>,
 }
 
 /// What reading a value led to.
@@ -221,6 +227,7 @@ impl Heard {
                 .into_iter()
                 .find(|leaving| leaves(*leaving) == value)
                 .map(|leaving| self.leaving = leaving),
+            HALTED => owned::decode_set(value).map(|halted| self.halted = halted),
             _ => {
                 let digits = key.strip_prefix(SLOTS_PREFIX).unwrap_or_default();
                 // One spelling per group, so that a node has no more keys of ours than it should.
@@ -264,6 +271,7 @@ impl Heard {
             durable: self.durable,
             leaving: self.leaving,
             owned: self.owned.concat(),
+            halted: self.halted.clone(),
         })
     }
 }
@@ -320,6 +328,7 @@ mod tests {
                 (Slot::new(3).unwrap(), Epoch(9)),
                 (Slot::new(1000).unwrap(), Epoch::new(1 << 31, 7)),
             ],
+            halted: vec![Slot::new(1000).unwrap()],
         }
     }
 
@@ -375,6 +384,8 @@ mod tests {
             ("slots.0", "?"),
             ("slots.15", "A"),
             ("slots.15", &long),
+            ("halted", "?"),
+            ("halted", &long),
         ] {
             assert_eq!(heard.read(key, value), Reading::Bad, "{key}={value}");
         }
@@ -397,7 +408,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_may_come_in(key in "(grpc|storage|ready|format|zone|load|opened|durable|leaves|slots\\.[0-9]{1,2})", value in any::<String>()) {
+        fn any_text_may_come_in(key in "(grpc|storage|ready|format|zone|load|opened|durable|leaves|halted|slots\\.[0-9]{1,2})", value in any::<String>()) {
             Heard::default().read(&key, &value);
         }
     }

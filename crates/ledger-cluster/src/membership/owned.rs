@@ -78,6 +78,32 @@ pub fn decode(group: u16, value: &str) -> Option<Vec<(Slot, Epoch)>> {
     Some(owned)
 }
 
+/// Slots without epochs, as one value: base64 of a bit for each slot, slot 0 the lowest of the first byte, up to the last byte that
+/// is not 0.
+pub fn encode_set(slots: &[Slot]) -> String {
+    let mut bits = [0u8; SLOTS as usize / 8];
+    for slot in slots {
+        if let Some(byte) = bits.get_mut(usize::from(slot.number() / 8)) {
+            *byte |= 1 << (slot.number() % 8);
+        }
+    }
+    let len = bits.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+    URL_SAFE_NO_PAD.encode(&bits[..len])
+}
+
+/// The slots that the value names, in order; `None` if it is not the encoding of any.
+pub fn decode_set(value: &str) -> Option<Vec<Slot>> {
+    if value.len() > usize::from(SLOTS).div_ceil(6) {
+        return None;
+    }
+    let bits = URL_SAFE_NO_PAD.decode(value).ok()?;
+    let is_set = |slot: &Slot| {
+        let byte = bits.get(usize::from(slot.number() / 8)).copied().unwrap_or_default();
+        byte & (1 << (slot.number() % 8)) != 0
+    };
+    (bits.len() <= usize::from(SLOTS) / 8).then(|| (0..SLOTS).filter_map(Slot::new).filter(is_set).collect())
+}
+
 fn zigzag(n: i64) -> u64 {
     ((n << 1) ^ (n >> 63)).cast_unsigned()
 }
@@ -183,7 +209,27 @@ mod tests {
         assert_eq!(decode(0, &URL_SAFE_NO_PAD.encode([0xff; 11])), None);
     }
 
+    #[test]
+    fn a_set_of_slots_is_one_short_value() {
+        let all: Vec<_> = (0..SLOTS).map(slot).collect();
+        for (set, text) in [(vec![], ""), (vec![slot(0)], "AQ"), (vec![slot(3), slot(8)], "CAE")] {
+            assert_eq!((encode_set(&set).as_str(), decode_set(text)), (text, Some(set)));
+        }
+        assert_eq!((encode_set(&all).len(), decode_set(&encode_set(&all))), (171, Some(all)));
+        for bad in ["?", "A", &"A".repeat(172)] {
+            assert_eq!(decode_set(bad), None, "{bad}");
+        }
+    }
+
     proptest! {
+        #[test]
+        fn any_set_round_trips(set in prop::collection::btree_set(0..SLOTS, 0..200), bytes in prop::collection::vec(any::<u8>(), 0..140)) {
+            let set: Vec<_> = set.into_iter().map(slot).collect();
+            prop_assert_eq!(decode_set(&encode_set(&set)), Some(set));
+            let any = decode_set(&URL_SAFE_NO_PAD.encode(bytes)).unwrap_or_default();
+            prop_assert!(any.is_sorted_by(|a, b| a < b));
+        }
+
         #[test]
         fn any_owned_slots_round_trip(owned in prop::collection::btree_map(0..SLOTS, 0..=Epoch::new(1 << 31, u32::MAX).0, 0..200)) {
             let owned: Vec<_> = owned.into_iter().map(|(n, epoch)| (slot(n), Epoch(epoch))).collect();

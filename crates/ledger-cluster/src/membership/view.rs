@@ -12,7 +12,7 @@ use ledger_core::{
     Epoch,
     node::{ClusterId, Incarnation, NodeId, StorageId},
     ownership::slots::Leaving,
-    slot::Slot,
+    slot::{SLOTS, Slot},
 };
 
 use parking_lot::RwLock;
@@ -57,6 +57,8 @@ pub struct Member {
     pub leaving: Option<Leaving>,
     /// The slots it says it owns, in order. A dead member's are those it owned when last heard.
     pub owned: Vec<(Slot, Epoch)>,
+    /// Those of them to which it says it takes no appends at the moment, in order.
+    pub halted: Vec<Slot>,
     /// Whether it is heard, and hasn't said that it is leaving.
     pub alive: bool,
     /// Whether it takes part in sessions between nodes: nodes of before there were any do not.
@@ -71,6 +73,13 @@ impl Member {
     /// Whether it is alive, and has not forgotten what it promised.
     pub const fn counts(&self) -> bool {
         self.alive && self.set_back.is_none()
+    }
+}
+
+impl Member {
+    /// Whether it says that it takes no appends to a slot at the moment.
+    pub fn is_halted(&self, slot: Slot) -> bool {
+        self.halted.binary_search(&slot).is_ok()
     }
 }
 
@@ -99,7 +108,7 @@ impl View {
     }
 
     /// Whether a name is this node's.
-    pub(crate) fn is_me(&self, node_id: &NodeId) -> bool {
+    pub fn is_me(&self, node_id: &NodeId) -> bool {
         self.me.0 == *node_id
     }
 
@@ -127,6 +136,25 @@ impl View {
             Some((member, member.owned.get(at)?.1))
         });
         claims.max_by_key(|&(_, epoch)| epoch)
+    }
+
+    /// Of each member, in their order: to how many slots it takes appends now, and to how many that it owns it takes none. A
+    /// slot that several claim is the one's with the highest epoch; the dead own nothing.
+    pub fn taking(&self) -> Vec<(usize, usize)> {
+        let mut owners = vec![None; usize::from(SLOTS)];
+        for (at, member) in self.members.iter().enumerate().filter(|(_, member)| member.counts()) {
+            for (slot, epoch) in &member.owned {
+                let Some(owner) = owners.get_mut(usize::from(slot.number())) else { continue };
+                *owner = (*owner).max(Some((*epoch, at, member.is_halted(*slot))));
+            }
+        }
+        let mut counts = vec![(0, 0); self.members.len()];
+        for (_, at, is_halted) in owners.into_iter().flatten() {
+            if let Some((taking, halted)) = counts.get_mut(at) {
+                *(if is_halted { halted } else { taking }) += 1;
+            }
+        }
+        counts
     }
 }
 
@@ -307,6 +335,7 @@ impl Roster {
             load: facts.load,
             leaving: facts.leaving,
             owned: facts.owned,
+            halted: facts.halted,
             alive,
             greets,
             set_back: None,

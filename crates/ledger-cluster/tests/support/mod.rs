@@ -59,6 +59,7 @@ pub(crate) fn config(
             durable: None,
             leaving: None,
             owned: Vec::new(),
+            halted: Vec::new(),
         },
         copies: 3,
         min_copies: 2,

@@ -452,6 +452,14 @@ struct Leading {
     asked: BTreeMap<Member, Millis>,
 }
 
+impl Leading {
+    /// Whether an append would wait for members, or be refused.
+    fn is_halted(&self, min_copies: usize) -> bool {
+        let in_step = self.set.members().iter().filter(|member| self.in_step.contains(member)).count();
+        self.too_few.is_some() || in_step < min_copies.clamp(1, self.set.len())
+    }
+}
+
 /// Why an owner takes no more appends.
 #[derive(Debug)]
 enum Ending {
@@ -617,6 +625,15 @@ impl Slots {
             Role::Replica => None,
         };
         self.all.iter().copied().filter_map(owned).collect()
+    }
+
+    /// Of these, those that take no appends at the moment, because too few members are in step.
+    pub fn halted(&self) -> Vec<Slot> {
+        let is_halted = |slot: &Slot| match &self.state(*slot).role {
+            Role::Leading(leading) => leading.is_halted(self.settings.min_copies),
+            Role::Taking(_) | Role::Replica => false,
+        };
+        self.all.iter().copied().filter(is_halted).collect()
     }
 
     /// Who owns a slot.

@@ -112,6 +112,7 @@ pub(super) fn facts_seeds() -> Vec<Vec<u8>> {
         opened: Some(56),
         durable: Some(78),
         leaving: None,
+        halted: owned.iter().map(|(slot, _)| *slot).step_by(2).collect(),
         owned,
     });
     let lines = |facts: Facts| {

@@ -172,6 +172,7 @@ impl Config {
             durable: None,
             leaving: None,
             owned: Vec::new(),
+            halted: Vec::new(),
         };
         Ok(Some(ClusterConfig {
             membership,

@@ -554,12 +554,16 @@ fn an_owner_without_enough_members_in_step_takes_no_appends_until_there_are() {
     cluster.pass(60_000);
     assert_eq!(cluster.owners(), [first], "two copies are enough");
     let epoch = cluster.epoch();
+    let halted = |cluster: &Cluster| cluster.hosts[first].brain.halted();
+    assert_eq!(halted(&cluster), []);
     cluster.hosts[second].is_alive = false;
     cluster.pass(cluster.settings.short_within - 500);
     assert_eq!(cluster.owners(), [first], "one may be back in a moment");
+    assert_eq!(halted(&cluster), [slot()], "appends wait meanwhile");
     cluster.hosts[second].is_alive = true;
     cluster.pass(1_000);
     assert_eq!((cluster.owners(), cluster.epoch()), (vec![first], epoch), "it goes on");
+    assert_eq!(halted(&cluster), []);
 
     cluster.hosts[second].is_alive = false;
     cluster.pass(1_000);
@@ -583,6 +587,7 @@ fn an_owner_without_enough_members_in_step_takes_no_appends_until_there_are() {
         "{why:?}"
     );
     assert_eq!(brain.owned(), [(slot(), epoch)], "nobody is to claim it who lacks what was appended last");
+    assert_eq!(brain.halted(), [slot()]);
     cluster.hosts[second].offers = None;
     cluster.pass(1_000);
     assert_eq!(cluster.owners(), [first]);
