@@ -58,6 +58,9 @@ pub(crate) struct Connection {
     /// The key of --cert (PEM)
     #[arg(long, global = true, env = "LEDGER_KEY", value_name = "FILE", requires = "cert")]
     pub key_file: Option<PathBuf>,
+    /// The cluster's keys: for drain, decommission and recover of a node on another machine. The key is proven, never sent
+    #[arg(long, global = true, env = "LEDGER_CLUSTER_KEY_FILE", value_name = "FILE")]
+    pub cluster_key_file: Option<PathBuf>,
 }
 
 impl Connection {

@@ -6,6 +6,7 @@ mod drain;
 mod local;
 mod locate;
 mod members;
+mod operator;
 pub(crate) mod reach;
 mod recover;
 mod status;

@@ -2,21 +2,15 @@
 //!
 //! A control character moves the cursor or begins an escape sequence (U+009B is one byte of such in some terminals), and
 //! a character of the bidirectional algorithm (U+202E) shows text in another order than it has. Neither reaches a
-//! terminal: both are written as their code.
+//! terminal: both are written as their code. Which these are says [`ledger_core::steering`].
 
 use std::fmt::Write as _;
 
+use ledger_core::steering;
+pub(crate) use ledger_core::steering::steers;
+
 /// Longest text of a cell of a table, characters: one long name does not widen every row.
 const CELL: usize = 48;
-
-/// Whether a character changes how what is around it is shown, or is shown as nothing at all. The joiners that scripts and
-/// emoji need are none.
-pub(crate) fn is_unsafe(c: char) -> bool {
-    c.is_control()
-        || matches!(c,
-            '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}'
-            | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
-}
 
 /// Text on one line.
 pub(crate) fn visible(text: &str) -> String {
@@ -26,7 +20,7 @@ pub(crate) fn visible(text: &str) -> String {
             '\n' => shown.push_str("\\n"),
             '\r' => shown.push_str("\\r"),
             '\t' => shown.push_str("\\t"),
-            c if is_unsafe(c) => {
+            c if steers(c) => {
                 let _ = write!(shown, "\\u{{{:x}}}", u32::from(c));
             }
             c => shown.push(c),
@@ -55,20 +49,7 @@ pub(crate) fn cell(text: &str) -> String {
 
 /// JSON whose strings have no such character, but its escape, which means the same.
 pub(crate) fn json(text: &str) -> String {
-    if !text.chars().any(|c| is_unsafe(c) && c != '\n') {
-        return text.to_owned();
-    }
-    let mut shown = String::with_capacity(text.len());
-    for c in text.chars() {
-        if is_unsafe(c) && c != '\n' {
-            for unit in c.encode_utf16(&mut [0; 2]) {
-                let _ = write!(shown, "\\u{unit:04x}");
-            }
-        } else {
-            shown.push(c);
-        }
-    }
-    shown
+    steering::escaped(text, |c| steers(c) && c != '\n').unwrap_or_else(|| text.to_owned())
 }
 
 #[cfg(test)]
@@ -82,7 +63,7 @@ mod tests {
         assert_eq!(visible_lines("one\ntwo\u{2066}"), "one\ntwo\\u{2066}");
         for c in (0..=0x10_ffff).filter_map(char::from_u32) {
             let shown = visible(&c.to_string());
-            assert!(!shown.chars().any(is_unsafe), "{:x}", u32::from(c));
+            assert!(!shown.chars().any(steers), "{:x}", u32::from(c));
         }
     }
 
@@ -90,7 +71,7 @@ mod tests {
     fn json_means_what_it_meant() {
         let value = serde_json::json!({ "a\u{202e}": "x\u{9b}\u{e0001}\x1b\n✓" });
         let shown = json(&value.to_string());
-        assert!(!shown.chars().any(is_unsafe), "{shown}");
+        assert!(!shown.chars().any(steers), "{shown}");
         assert_eq!(serde_json::from_str::<serde_json::Value>(&shown).unwrap(), value);
     }
 

@@ -11,6 +11,7 @@ use tokio::fs::File;
 use crate::{
     args::{self, Connection},
     cluster::reach,
+    exit::Partial,
     output::{Output, cell, time, visible},
     progress, transfer,
 };
@@ -31,6 +32,7 @@ pub(crate) async fn run(
 ) -> anyhow::Result<()> {
     let context = command.context.as_ref().map(ContextId::new).transpose().map_err(ClientError::from)?;
     let (nodes, mut silent) = nodes(connection, command.node.as_deref()).await?;
+    let all = nodes.len() + silent.len();
     let found = match (command.export, &context) {
         (Some(number), Some(context)) => {
             let (node, fork) = find(&nodes, context, number, &mut silent).await?;
@@ -45,7 +47,11 @@ pub(crate) async fn run(
         return Ok(());
     }
     let message = format!("{} did not answer: what they left is not listed", silent.join(", "));
-    Err(ClientError::Unavailable(message.into()).into())
+    if silent.len() < all {
+        Err(Partial(message).into())
+    } else {
+        Err(ClientError::Unavailable(message.into()).into())
+    }
 }
 
 /// The nodes to ask, and those that cannot be: all that are known, or the one of that name.

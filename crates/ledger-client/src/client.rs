@@ -343,6 +343,11 @@ impl Client {
         Ok(ContextPage { next, unlisted: unlisted.collect(), contexts })
     }
 
+    /// A connection to the node in use, for services of which this SDK has no client.
+    pub fn channel(&self) -> Channel {
+        self.nodes().any_channel()
+    }
+
     /// The generated client of `converge.context.v1` of the node in use, for what this SDK does not cover. Like
     /// the others below it stays with that node, and appends without [`Client::writer`]'s name.
     pub fn context_service(&self) -> ContextServiceClient<Channel> {

@@ -21,6 +21,7 @@ use ledger_core::{
 use ledger_proto::ledger::v1::{
     BelongsRequest, BelongsResponse, replica_service_client::ReplicaServiceClient,
 };
+use ledger_store::limited;
 use ledger_store::replica::{Change, ChangeOutcome};
 use parking_lot::Mutex;
 use tokio::time::{MissedTickBehavior, interval, timeout};
@@ -106,10 +107,10 @@ async fn join(shared: &Arc<Shared>, change: Change) {
     match changed.map(|changed| changed.into_iter().map(|(_, changed)| changed.outcome).next()) {
         Ok(Some(ChangeOutcome::Done)) => {}
         Ok(outcome) => {
-            tracing::warn!(?outcome, "this node does not come to belong to the cluster that it hears of");
+            limited!(warn, ?outcome, "this node does not come to belong to the cluster that it hears of");
         }
         Err(error) => {
-            tracing::warn!(%error, "to which cluster this node belongs cannot be written: this is tried again");
+            limited!(warn, %error, "to which cluster this node belongs cannot be written: this is tried again");
         }
     }
 }

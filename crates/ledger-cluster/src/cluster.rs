@@ -29,14 +29,13 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use crate::{
     belonging::{self, Fence},
     config::ClusterConfig,
-    door::{Credentials, Door},
+    door::{Credentials, Door, operators::OperatorsDoor},
     driver::Driver,
     following, healing, known,
     leases::Leases,
     leaving::{self, Departure},
     load::Load,
     membership::{Found, Membership, Replaced, StartError, View, facts::Readiness},
-    pace::Seldom,
     peers::{Peers, Use},
     recovering::{self, Decisions},
     routes::Routes,
@@ -165,7 +164,6 @@ impl Cluster {
             fence: Fence::default(),
             is_forming: AtomicBool::new(false),
             highest: AtomicU64::new(highest.0),
-            implausible: Seldom::default(),
             events,
             from_lanes,
             follows,
@@ -238,6 +236,12 @@ impl Cluster {
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(usize::MAX);
         Door::new(service, Arc::clone(&self.shared))
+    }
+
+    /// A service of which some methods are operators': who proves to have the cluster's key is told to it as an
+    /// [`Operator`](crate::door::operators::Operator).
+    pub fn for_operators<S>(&self, service: S) -> OperatorsDoor<S> {
+        OperatorsDoor::new(service, Arc::clone(&self.shared))
     }
 
     /// This node.

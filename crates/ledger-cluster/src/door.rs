@@ -8,17 +8,22 @@
 //!
 //! | part | holds |
 //! | --- | --- |
-//! | [`proof`] | the proof, as text and as bytes |
+//! | [`ledger_core::call_proof`] | the proof, as text and as bytes |
 //! | [`sessions`] | which calls were taken already |
 //! | [`calling`] | the caller's side: greets, and proves each call |
+//! | [`operators`] | the door that operators' calls come through, with the same proof |
 //! | here | the side that is called |
 
 use std::{convert::Infallible, pin::Pin, sync::Arc, task::Poll};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use http_body_util::{BodyExt as _, Full, Limited};
-use ledger_core::node::{Incarnation, Member, NodeId};
+use ledger_core::{
+    call_proof::{Nonce, Proof, greeting},
+    node::{Incarnation, Member, NodeId},
+};
 use ledger_proto::ledger::v1::{GreetRequest, GreetResponse};
+use ledger_store::limited;
 use parking_lot::RwLock;
 use tokio::sync::watch;
 use tonic::{
@@ -32,10 +37,9 @@ use tower::Service;
 use crate::{membership::Replaced, seal::Sealer, shared::Shared, wire};
 
 pub(crate) mod calling;
-pub(crate) mod proof;
+pub mod operators;
 pub(crate) mod sessions;
 
-use proof::{Nonce, Proof, greeting};
 use sessions::{NotTaken, Sessions};
 
 /// Carries the proof of a call.
@@ -100,7 +104,7 @@ impl Credentials {
             let grpc_address = words.next().unwrap_or_default().to_owned();
             let replaced =
                 Replaced { node: self.me.node.clone(), incarnation, ours: self.incarnation, grpc_address };
-            tracing::error!("{replaced}");
+            limited!(error, "{replaced}");
             self.replaced.send_replace(Some(replaced));
         }
     }
@@ -121,27 +125,50 @@ impl Credentials {
     }
 
     /// Who calls a method, if the proof is good; and the hash of what is to come, if it is no stream.
-    fn admit(&self, headers: &HeaderMap, method: &str) -> Result<Proof, Status> {
-        let bytes = headers.get(PROOF).and_then(decoded).ok_or_else(stranger)?;
-        let (proof, hash) = Proof::decode(&bytes).ok_or_else(stranger)?;
+    fn admit(&self, headers: &HeaderMap, method: &str) -> Result<Proof, NotAdmitted> {
+        let bytes = headers.get(PROOF).and_then(decoded).ok_or(NotAdmitted::Stranger)?;
+        let (proof, hash) = Proof::decode(&bytes).ok_or(NotAdmitted::Stranger)?;
         if proof.body.is_none() != STREAMS.contains(&method) {
-            return Err(stranger());
+            return Err(NotAdmitted::Stranger);
         }
         // Before anything is computed: most of what is sent again is of another session.
         if !self.sessions.is_current(&proof.called) {
-            return Err(greet_again());
+            return Err(NotAdmitted::GreetAgain);
         }
         if !self.sealer.read().is_proven(&proof.text(method, &self.me), hash) {
-            return Err(stranger());
+            return Err(NotAdmitted::Stranger);
         }
         match self.sessions.take(&proof.caller, &proof.called, proof.number) {
             Ok(()) => Ok(proof),
-            Err(NotTaken::Over) => Err(greet_again()),
-            Err(NotTaken::Again) => {
-                Err(Status::permission_denied("this call was made before: a proof is good once"))
-            }
+            Err(NotTaken::Over) => Err(NotAdmitted::GreetAgain),
+            Err(NotTaken::Again) => Err(NotAdmitted::Used),
         }
     }
+}
+
+/// Why a proof is not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum NotAdmitted {
+    /// There is none, or it is of another key, or of another call.
+    Stranger,
+    /// The session is over.
+    GreetAgain,
+    /// It was taken before.
+    Used,
+}
+
+impl From<NotAdmitted> for Status {
+    fn from(why: NotAdmitted) -> Self {
+        match why {
+            NotAdmitted::Stranger => stranger(),
+            NotAdmitted::GreetAgain => greet_again(),
+            NotAdmitted::Used => used(),
+        }
+    }
+}
+
+fn used() -> Status {
+    Status::permission_denied("this call was made before: a proof is good once")
 }
 
 /// A nonce that nobody had before.
@@ -245,26 +272,29 @@ async fn pass(shared: &Shared, mut request: Request<Body>) -> Result<Request<Bod
             (proof.from.node, proof.body)
         }
         Err(_) if !request.headers().contains_key(PROOF) => (old_caller(shared, request.headers())?, None),
-        Err(status) => {
+        Err(why) => {
             let count = &shared.counters.calls_refused;
             count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-            return Err(status);
+            return Err(why.into());
         }
     };
     if let Some(expected) = body {
-        let (parts, body) = request.into_parts();
-        let read = Limited::new(body, MAX_BODY).collect().await;
-        let read =
-            read.map_err(|error| Status::invalid_argument(format!("the request cannot be read: {error}")))?;
-        let bytes = read.to_bytes();
-        if blake3::hash(&bytes) != expected {
-            return Err(stranger());
-        }
-        request = Request::from_parts(parts, Body::new(Full::new(bytes)));
+        request = whole(request, expected).await?.ok_or_else(stranger)?;
     }
     let name = HeaderValue::from_str(caller.as_str()).map_err(|_| stranger())?;
     request.headers_mut().insert(CALLER, name);
     Ok(request)
+}
+
+/// A request that was read as a whole; `None`: it is not what was proven.
+async fn whole(request: Request<Body>, expected: [u8; 32]) -> Result<Option<Request<Body>>, Status> {
+    let (parts, body) = request.into_parts();
+    let read = Limited::new(body, MAX_BODY).collect().await;
+    let read =
+        read.map_err(|error| Status::invalid_argument(format!("the request cannot be read: {error}")))?;
+    let bytes = read.to_bytes();
+    let is_proven = blake3::hash(&bytes) == expected;
+    Ok(is_proven.then(|| Request::from_parts(parts, Body::new(Full::new(bytes)))))
 }
 
 /// Who calls without a session. Nodes of before did; they are let in as long as gossip shows that they are such, so that what

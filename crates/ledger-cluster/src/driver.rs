@@ -226,9 +226,9 @@ impl Driver {
     /// The disk takes writes, or no longer.
     async fn writes(&mut self, is_writable: bool) {
         if is_writable {
-            tracing::info!("the disk takes writes again: catching up");
+            limited!(info, "the disk takes writes again: catching up");
         } else {
-            tracing::warn!("the disk takes no writes: owning nothing until it does");
+            limited!(warn, "the disk takes no writes: owning nothing until it does");
         }
         self.membership.set_writable(is_writable);
         self.step(vec![Event::Writable(is_writable)]).await;
@@ -361,7 +361,7 @@ impl Driver {
         if !recovered.is_empty() {
             let slots: BTreeSet<Slot> = recovered.iter().map(|(slot, ..)| *slot).collect();
             if let Err(error) = recovering::record(&self.shared, recovered).await {
-                tracing::error!(%error, slots = slots.len(), "what slots go on with could not be recorded: not owning them");
+                limited!(error, %error, slots = slots.len(), "what slots go on with could not be recorded: not owning them");
                 leads.retain(|(slot, _)| !slots.contains(slot));
                 let _ = self.shared.from_lanes.send(slots.into_iter().map(Event::GaveUp).collect());
             }

@@ -16,12 +16,10 @@ use std::{
 };
 
 use ledger_core::node::NodeId;
+use ledger_store::limited;
 use tokio::{sync::watch, time::sleep};
 
-use crate::{
-    membership::{View, facts::MAX_TEXT},
-    pace::Seldom,
-};
+use crate::membership::{View, facts::MAX_TEXT};
 
 /// Its name in the data directory.
 const FILE: &str = "peers";
@@ -105,7 +103,6 @@ pub(crate) async fn keep(
     me: NodeId,
     mut view: watch::Receiver<Arc<View>>,
 ) {
-    let failing = Seldom::default();
     while view.changed().await.is_ok() {
         let next = updated(&known, &view.borrow_and_update(), &me);
         if next == known {
@@ -115,10 +112,9 @@ pub(crate) async fn keep(
         let written = tokio::task::spawn_blocking(move || write(&into, &writing)).await;
         match written.unwrap_or_else(|error| Err(io::Error::other(error))) {
             Ok(()) => known = next,
-            Err(error) if failing.may() => {
-                tracing::warn!(directory = %directory.display(), %error, "the addresses of other nodes cannot be kept: this is tried again");
+            Err(error) => {
+                limited!(warn, directory = %directory.display(), %error, "the addresses of other nodes cannot be kept: this is tried again");
             }
-            Err(_) => {}
         }
         // What changes meanwhile is written together.
         sleep(GATHERED).await;

@@ -6,6 +6,7 @@ use ledger_core::{
     ownership::{Slots, slots::Millis},
     slot::{SLOTS, Slot},
 };
+use ledger_store::limited;
 
 use crate::shared::Shared;
 
@@ -44,7 +45,8 @@ impl Leases {
             told.is_current = is_current;
         }
         if hidden > 0 {
-            tracing::info!(
+            limited!(
+                info,
                 slots = hidden,
                 "slots are not shown here any more: this node left them, or hears too few of their members"
             );

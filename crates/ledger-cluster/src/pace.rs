@@ -32,22 +32,3 @@ impl Pace {
         self.paid - now
     }
 }
-
-/// How often the same is said.
-const SAID_EVERY: Duration = Duration::from_mins(1);
-
-/// Lets something be said, and then not for a while.
-#[derive(Debug, Default)]
-pub(crate) struct Seldom(parking_lot::Mutex<Option<Instant>>);
-
-impl Seldom {
-    /// Whether it may be said now.
-    pub(crate) fn may(&self) -> bool {
-        let (now, mut said) = (Instant::now(), self.0.lock());
-        let may = said.is_none_or(|said| now >= said + SAID_EVERY);
-        if may {
-            *said = Some(now);
-        }
-        may
-    }
-}

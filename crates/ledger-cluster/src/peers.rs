@@ -16,7 +16,7 @@ use ledger_core::{
     replication::Peer,
 };
 use ledger_cork::Corked;
-use ledger_store::replica::Outgoing;
+use ledger_store::{limited, replica::Outgoing};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -116,7 +116,7 @@ impl Peers {
             return Some(Arc::clone(known));
         }
         let Some(number) = u8::try_from(list.len()).ok().and_then(Peer::new) else {
-            tracing::error!(%member, "too many nodes were met since this one started: start it anew to meet more");
+            limited!(error, %member, "too many nodes were met since this one started: start it anew to meet more");
             return None;
         };
         let peer = Arc::new(PeerState {

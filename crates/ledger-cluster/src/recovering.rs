@@ -23,7 +23,7 @@ use ledger_proto::ledger::v1::{
     HeardMember, RecoveredSlotRecord, RecoveriesTold, RecoveryApprovalRecord, RecoveryRecord,
     RecoveryRecords, replica_service_client::ReplicaServiceClient,
 };
-use ledger_store::{Ledger, StoreError};
+use ledger_store::{Ledger, StoreError, limited};
 use parking_lot::RwLock;
 use prost::Message as _;
 use tokio::{
@@ -348,7 +348,7 @@ pub(crate) async fn take(shared: &Shared, told: &RecoveriesTold) -> Result<(), C
         check(decision)?;
     }
     if shared.decisions.take(&shared.ledger, decisions).await? {
-        tracing::warn!("another node told of members that an operator declared lost for good");
+        limited!(warn, "another node told of members that an operator declared lost for good");
     }
     Ok(())
 }

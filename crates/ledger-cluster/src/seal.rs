@@ -19,17 +19,16 @@
 
 use std::{fmt, sync::Arc};
 
-use base64::{
-    Engine,
-    alphabet::{STANDARD, URL_SAFE},
-    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
-};
 use chacha20poly1305::{
     KeyInit, XChaCha20Poly1305, XNonce,
     aead::{Aead, Payload},
 };
 
-use ledger_core::node::ClusterId;
+pub use ledger_core::cluster_key::{KeyringError, MAX_KEYS};
+use ledger_core::{
+    cluster_key::{self, CallKey},
+    node::ClusterId,
+};
 
 #[cfg(test)]
 mod tests;
@@ -44,8 +43,6 @@ pub const SEALED_OF: u8 = 0xc3;
 pub const PLAIN_OF: u8 = 0xc2;
 /// Most bytes that sealing adds to a payload.
 pub const OVERHEAD: usize = 1 + TAG + IDENTITY + NONCE + MAC;
-/// Most keys that a keyring holds. Two are enough for a rotation; each costs a trial on foreign datagrams.
-pub const MAX_KEYS: usize = 8;
 
 const TAG: usize = 8;
 const IDENTITY: usize = 16;
@@ -63,38 +60,7 @@ pub struct Keyring(Arc<[Key]>);
 #[derive(Clone)]
 struct Key {
     cipher: XChaCha20Poly1305,
-    /// Proves calls between nodes: derived, so that neither use tells of the other.
-    proves: [u8; blake3::KEY_LEN],
-}
-
-/// What the keys that prove calls are derived for.
-const PROVES: &str = "converge-ledger calls between nodes v1";
-
-/// Why a text of keys was refused. Keys are named by their place, never shown.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum KeyringError {
-    /// A key is neither hex nor base64 of 32 bytes.
-    #[error(
-        "cluster key {number} is not 32 bytes in hex (64 digits) or base64 (43 or 44 characters): make one with `openssl rand -hex 32`"
-    )]
-    NotAKey {
-        /// Its place in the text, from 1.
-        number: usize,
-    },
-    /// A key appears twice.
-    #[error("cluster key {number} repeats an earlier one: list each key once, the one to seal with first")]
-    Repeated {
-        /// The place of the second one, from 1.
-        number: usize,
-    },
-    /// There are too many keys.
-    #[error("more than {MAX_KEYS} cluster keys are given: remove those no node seals with any more")]
-    TooMany,
-    /// The text has no key.
-    #[error(
-        "no cluster key is given: write one in hex or base64 on a line by itself, or configure no keys at all"
-    )]
-    Empty,
+    proves: CallKey,
 }
 
 impl Keyring {
@@ -103,38 +69,18 @@ impl Keyring {
         Self::default()
     }
 
-    /// Reads keys from a file or an environment variable: one to a line, or separated by commas or blanks;
-    /// each 32 bytes in hex or base64. Lines that start with `#` are comments.
+    /// Reads keys from text: see [`cluster_key::parse`].
+    ///
+    /// # Errors
+    /// A [`KeyringError`] says which is wrong.
     pub fn parse(text: &str) -> Result<Self, KeyringError> {
-        let mut seen = Vec::new();
-        let words = text
-            .lines()
-            .filter(|line| !line.trim_start().starts_with('#'))
-            .flat_map(|line| line.split([',', ' ', '\t', '\r']))
-            .filter(|word| !word.is_empty());
-        for (index, word) in words.enumerate() {
-            let number = index + 1;
-            let key = decode(word).ok_or(KeyringError::NotAKey { number })?;
-            if seen.contains(&key) {
-                return Err(KeyringError::Repeated { number });
-            }
-            if seen.len() == MAX_KEYS {
-                return Err(KeyringError::TooMany);
-            }
-            seen.push(key);
-        }
-        if seen.is_empty() {
-            return Err(KeyringError::Empty);
-        }
-        Ok(Self::of(&seen))
+        Ok(Self::of(&cluster_key::parse(text)?))
     }
 
     /// A keyring of these keys, of which the first seals.
     pub fn of(keys: &[[u8; 32]]) -> Self {
-        let key = |key: &[u8; 32]| Key {
-            cipher: XChaCha20Poly1305::new(key.into()),
-            proves: blake3::derive_key(PROVES, key),
-        };
+        let key =
+            |key: &[u8; 32]| Key { cipher: XChaCha20Poly1305::new(key.into()), proves: CallKey::of(key) };
         Self(keys.iter().map(key).collect())
     }
 
@@ -142,18 +88,6 @@ impl Keyring {
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
-}
-
-fn decode(word: &str) -> Option<[u8; 32]> {
-    let mut key = [0; 32];
-    if hex::decode_to_slice(word, &mut key).is_ok() {
-        return Some(key);
-    }
-    let config = GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
-    [STANDARD, URL_SAFE]
-        .iter()
-        .find_map(|alphabet| GeneralPurpose::new(alphabet, config).decode(word).ok())
-        .and_then(|bytes| bytes.try_into().ok())
 }
 
 impl fmt::Debug for Keyring {
@@ -297,8 +231,10 @@ impl Sealer {
 
     /// A keyed hash of a text: whoever has no key of the cluster cannot make it. Without keys anybody can who knows its name.
     pub(crate) fn prove(&self, text: &[u8]) -> blake3::Hash {
-        let open = || blake3::derive_key(PROVES, self.name.as_bytes());
-        blake3::keyed_hash(&self.keyring.0.first().map_or_else(open, |key| key.proves), text)
+        match self.keyring.0.first() {
+            Some(key) => key.proves.prove(text),
+            None => CallKey::open(&self.name).prove(text),
+        }
     }
 
     /// Whether a text was proven with a key of the cluster.
@@ -306,7 +242,11 @@ impl Sealer {
         if self.keyring.is_empty() {
             return self.prove(text) == by;
         }
-        // Hashes are compared in constant time.
-        self.keyring.0.iter().any(|key| blake3::keyed_hash(&key.proves, text) == by)
+        self.keyring.0.iter().any(|key| key.proves.prove(text) == by)
+    }
+
+    /// Whether the cluster has keys, so that a proof says something.
+    pub(crate) fn has_keys(&self) -> bool {
+        !self.keyring.is_empty()
     }
 }

@@ -12,6 +12,7 @@ use std::{
 };
 
 use futures::future::join_all;
+use ledger_store::limited;
 use tokio::{net::lookup_host, time::timeout};
 
 #[cfg(test)]
@@ -138,10 +139,10 @@ impl Resolver {
             match self.note(&name, lookup) {
                 Some(News::Found) => {
                     let addresses = self.names.get(&name).map(|name| &name.addresses);
-                    tracing::info!(seed = name, ?addresses, "a seed's name was looked up");
+                    limited!(info, seed = name, ?addresses, "a seed's name was looked up");
                 }
                 Some(News::Failed(error)) => {
-                    tracing::warn!(seed = name, error, "a seed's name can't be looked up; trying on");
+                    limited!(warn, seed = name, error, "a seed's name can't be looked up; trying on");
                 }
                 None => {}
             }

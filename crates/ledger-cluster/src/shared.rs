@@ -21,7 +21,7 @@ use ledger_core::{
     slot::Slot,
 };
 use ledger_store::{
-    Ledger, StoreError,
+    Ledger, StoreError, limited,
     replica::{Change, Changed, Outbox, Outgoing, Spread},
 };
 use parking_lot::Mutex;
@@ -36,7 +36,6 @@ use crate::{
     leaving::{Departure, Progress},
     load::Load,
     membership::{SetBack, View},
-    pace::Seldom,
     peers::Peers,
     recovering::Decisions,
     routes::Routes,
@@ -56,8 +55,6 @@ pub(crate) struct Shared {
     pub(crate) is_forming: AtomicBool,
     /// The highest epoch known of any slot: what others send is compared with it.
     pub(crate) highest: AtomicU64,
-    /// When it was last said that a number was not plausible.
-    pub(crate) implausible: Seldom,
     pub(crate) peers: Peers,
     /// To the driver.
     pub(crate) events: mpsc::Sender<Told>,
@@ -259,9 +256,7 @@ impl Shared {
     pub(crate) fn unread(&self, from: &NodeId, error: &wire::Unread) -> Status {
         if matches!(error, wire::Unread::Implausible(_)) {
             self.counters.implausible.fetch_add(1, Ordering::Relaxed);
-            if self.implausible.may() {
-                tracing::error!(%from, %error, "what a node sent is refused: a number in it cannot be true; if it goes on, look after that node");
-            }
+            limited!(error, %from, %error, "what a node sent is refused: a number in it cannot be true; if it goes on, look after that node");
         }
         Status::invalid_argument(error.to_string())
     }

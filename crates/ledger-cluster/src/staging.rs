@@ -7,7 +7,7 @@ use ledger_proto::ledger::v1::{
     FetchContext, FetchRequest, StageProgress, replica_service_client::ReplicaServiceClient,
 };
 use ledger_store::{
-    Arriving, StoreError,
+    Arriving, StoreError, limited,
     replica::{Spread, Spreading},
 };
 use tokio::{
@@ -79,7 +79,7 @@ pub(crate) fn begin(
         let number = match staged {
             Ok(number) => number,
             Err(error) => {
-                tracing::info!(%context, %from, %error, "another node's load cannot be staged here");
+                limited!(info, %context, %from, %error, "another node's load cannot be staged here");
                 let _ = progress.send(Err(Status::unavailable(error.to_string()))).await;
                 return;
             }

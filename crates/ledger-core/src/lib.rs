@@ -23,11 +23,16 @@
 //! | [`compare`] | finding what differs between two nodes |
 //! | [`ownership`] | who may write a slot: promises, takeovers, copies |
 //! | [`replication`] | when there are copies enough, and what a replica does with what it is sent |
+//! | [`cluster_key`] | the cluster's keys as text, and what proves to have one |
+//! | [`call_proof`] | what is proven of a call to a node, once |
 //! | [`plausible`] | whether numbers that another node sends can be true |
+//! | [`steering`] | characters that steer a terminal |
 //! | [`limits`] | every bound on what is accepted |
 
+pub mod call_proof;
 pub mod checkpoint;
 pub mod clock;
+pub mod cluster_key;
 pub mod compare;
 pub mod digest;
 pub mod entry;
@@ -43,6 +48,7 @@ pub mod rendezvous;
 pub mod replication;
 pub mod slot;
 pub mod snapshot;
+pub mod steering;
 pub mod tree;
 
 pub use entry::Entry;

@@ -16,6 +16,7 @@ use ledger_proto::ledger::v1::{
     LeaveRequest, LeaveResponse, LocateRequest, LocateResponse, MembersRequest, MembersResponse,
     RecoverRequest, RecoverResponse, WatchClusterRequest, cluster_service_server::ClusterService,
 };
+use ledger_store::limited;
 use tonic::{Request, Response, Status};
 use tracing::debug_span;
 
@@ -60,9 +61,9 @@ impl ClusterService for Members {
     type DrainStream = BoxStream<'static, Result<DrainProgress, Status>>;
 
     async fn drain(&self, request: Request<DrainRequest>) -> Result<Response<Self::DrainStream>, Status> {
-        admin::authorize(&request).map_err(|refusal| self.0.refuse(Rpc::Drain, refusal))?;
+        let by = admin::authorize(&request).map_err(|refusal| self.0.refuse(Rpc::Drain, refusal))?;
         let resume = request.into_inner().resume;
-        tracing::info!(resume, "asked to drain");
+        limited!(info, resume, %by, "asked to drain");
         self.0.serving().map_err(|refusal| self.0.refuse(Rpc::Drain, refusal))?;
         self.stream(Rpc::Drain, self.0.standing.drain(resume).await)
     }
@@ -73,16 +74,19 @@ impl ClusterService for Members {
         &self,
         request: Request<DecommissionRequest>,
     ) -> Result<Response<Self::DecommissionStream>, Status> {
-        admin::authorize(&request).map_err(|refusal| self.0.refuse(Rpc::Decommission, refusal))?;
+        let by = admin::authorize(&request).map_err(|refusal| self.0.refuse(Rpc::Decommission, refusal))?;
         let request = request.into_inner();
-        tracing::info!(?request, "asked to leave for good");
+        limited!(info, ?request, %by, "asked to leave for good");
         self.0.serving().map_err(|refusal| self.0.refuse(Rpc::Decommission, refusal))?;
         self.stream(Rpc::Decommission, operators::decommission(&self.0, request).await)
     }
 
     async fn recover(&self, request: Request<RecoverRequest>) -> Result<Response<RecoverResponse>, Status> {
-        admin::authorize(&request).map_err(|refusal| self.0.refuse(Rpc::Recover, refusal))?;
+        let by = admin::authorize(&request).map_err(|refusal| self.0.refuse(Rpc::Recover, refusal))?;
         let request = request.into_inner();
+        if request.apply {
+            limited!(info, lost = request.lost.len(), %by, "asked to go on without members that are lost");
+        }
         let span = debug_span!("recover", lost = request.lost.len(), apply = request.apply);
         self.0.answer(Rpc::Recover, span, operators::recover(&self.0, request)).await
     }

@@ -13,7 +13,8 @@ use crate::config::ConfigError;
 /// What the variables of settings begin with.
 const PREFIX: &str = "LEDGER_";
 /// Variables of `ledgerctl`, which may run in the same environment.
-const OF_LEDGERCTL: [&str; 4] = ["LEDGER_ENDPOINT", "LEDGER_CA", "LEDGER_CERT", "LEDGER_KEY"];
+const OF_LEDGERCTL: [&str; 5] =
+    ["LEDGER_ENDPOINT", "LEDGER_CA", "LEDGER_CERT", "LEDGER_KEY", "LEDGER_CLUSTER_KEY_FILE"];
 
 /// Takes a variable that is set to nothing for one that is not set.
 pub fn without_empty(command: Command) -> Command {

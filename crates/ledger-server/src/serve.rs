@@ -22,6 +22,7 @@ use ed25519_dalek::SigningKey;
 use futures::StreamExt as _;
 use ledger_cluster::{
     Cluster, JoinError, Renewed,
+    door::operators::OperatorsDoor,
     membership::{GossipEnded, Member, Readiness, Replaced},
     routes::Routes,
 };
@@ -448,6 +449,15 @@ fn bind(key: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAd
 /// The services, behind the layer that counts calls.
 type Services = Router<Stack<CountCalls, Identity>>;
 
+/// The cluster service, some of whose methods are operators'.
+fn cluster_service(node: &Arc<Node>) -> OperatorsDoor<ClusterServiceServer<Members>> {
+    let service = ClusterServiceServer::new(Members(Arc::clone(node)));
+    match node.standing.cluster() {
+        Some(cluster) => cluster.for_operators(service),
+        None => OperatorsDoor::without_key(service),
+    }
+}
+
 /// All gRPC services.
 fn routes(node: &Arc<Node>, health: &HealthReporter) -> Result<Services, StartError> {
     let services = |error: &dyn fmt::Display| StartError::Services(error.to_string());
@@ -484,7 +494,7 @@ fn routes(node: &Arc<Node>, health: &HealthReporter) -> Result<Services, StartEr
                 .max_encoding_message_size(usize::MAX),
         )
         .add_service(IntegrityServiceServer::new(Integrity(Arc::clone(node))))
-        .add_service(ClusterServiceServer::new(Members(Arc::clone(node))))
+        .add_service(cluster_service(node))
         .add_service(health)
         .add_service(reflection().build_v1().map_err(|error| services(&error))?)
         .add_service(reflection().build_v1alpha().map_err(|error| services(&error))?))

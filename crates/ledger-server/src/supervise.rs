@@ -8,6 +8,7 @@
 
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
+use ledger_store::limited;
 use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -119,7 +120,8 @@ impl Supervisor {
                 return;
             }
             let pause = BACK_OFF.saturating_mul(1 << (failures - 1).min(10)).min(MAX_BACK_OFF);
-            tracing::error!(
+            limited!(
+                error,
                 task = name,
                 failures,
                 reason,

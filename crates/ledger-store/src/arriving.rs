@@ -19,7 +19,7 @@ use crate::{
     beside::{Beside, PIECE},
     families::Place,
     ledger::Inner,
-    ranges, staging,
+    limited, ranges, staging,
     state::{ContextState, read_head},
     verify::{Checked, check},
 };
@@ -263,7 +263,7 @@ impl Drop for Arriving {
 fn abandon(inner: &Inner, context: &ContextId, place: Place) {
     if let Err(error) = inner.database.get().and_then(|db| staging::abandon(&db, place)) {
         // It is removed when the ledger is opened again.
-        tracing::warn!(%context, %error, "what was staged of another node's load stays until restart");
+        limited!(warn, %context, %error, "what was staged of another node's load stays until restart");
     }
 }
 

@@ -28,7 +28,7 @@ use crate::{
     Appended, BatchResult, BatchResults, Range, StoreError,
     db::Db,
     families::Place,
-    index,
+    index, limited,
     loaded::Span,
     replica::{Part, Taken},
     shared::Shared,
@@ -465,7 +465,7 @@ fn remove_left(db: &Db, left: &mut Option<Place>) {
         && let Err(error) = staging::abandon(db, place)
     {
         // They are removed when the ledger is opened again.
-        tracing::warn!(%error, "rows that a load replaced stay until restart");
+        limited!(warn, %error, "rows that a load replaced stay until restart");
     }
 }
 

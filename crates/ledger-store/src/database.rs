@@ -20,6 +20,7 @@ use crate::{
     Options, StoreError,
     db::{Db, How, Recovery},
     home::Opening,
+    limited,
     marks::Marks,
     meta,
     readable::Readable,
@@ -332,9 +333,9 @@ pub(crate) fn keep_open(database: &Database, shared: &Shared, stop: &Receiver<()
         match database.reopen() {
             Ok(()) => {
                 shared.recovered();
-                tracing::info!("the database was opened anew after a failure: appends go on");
+                limited!(info, "the database was opened anew after a failure: appends go on");
             }
-            Err(error) => tracing::error!(%error, "the database cannot be opened anew yet"),
+            Err(error) => limited!(error, %error, "the database cannot be opened anew yet"),
         }
     }
 }

@@ -21,7 +21,7 @@ use crate::{
     IdView, StoreError,
     db::{Db, io_error, read_error},
     families::{self, Place},
-    index, meta, prove,
+    index, limited, meta, prove,
     read::{self, damaged},
     record::{self, RecordError},
     shared::Shared,
@@ -96,7 +96,8 @@ pub(crate) fn leave(
         Ok(now) => {
             let (fork, entries) = (fork.number, size.0 - common.0);
             let Evidence { theirs, reason } = evidence;
-            tracing::warn!(
+            limited!(
+                warn,
                 %context,
                 fork,
                 entries,
@@ -112,7 +113,7 @@ pub(crate) fn leave(
         }
         Err(error) => {
             if let Err(error) = undo(db, fork) {
-                tracing::error!(%context, %error, "a history that could not be left is put right when the database is opened anew");
+                limited!(error, %context, %error, "a history that could not be left is put right when the database is opened anew");
             }
             Err(error)
         }
@@ -272,7 +273,7 @@ pub(crate) fn clean_up(db: &Db) {
         })
     });
     if let Err(error) = undone {
-        tracing::error!(%error, "what an interrupted leaving of a history left cannot be undone yet");
+        limited!(error, %error, "what an interrupted leaving of a history left cannot be undone yet");
     }
 }
 

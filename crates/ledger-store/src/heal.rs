@@ -22,7 +22,7 @@ use crate::{
     families::Place,
     lane::{Command, Heal, Healed, Proof},
     ledger::Inner,
-    staging,
+    limited, staging,
     state::{ContextState, read_head},
     verify::{Checked, check},
 };
@@ -207,7 +207,7 @@ impl Drop for Healing {
             && let Err(error) = self.inner.database.get().and_then(|db| staging::abandon(&db, self.place))
         {
             // It is removed when the ledger is opened again.
-            tracing::warn!(context = %self.context, %error, "what was staged to heal a context stays until restart");
+            limited!(warn, context = %self.context, %error, "what was staged to heal a context stays until restart");
         }
     }
 }

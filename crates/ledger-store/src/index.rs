@@ -10,7 +10,7 @@ use rocksdb::WriteBatch;
 use crate::{
     StoreError,
     db::{Db, io_error},
-    families, meta,
+    families, limited, meta,
     rows::Rows,
 };
 
@@ -72,7 +72,7 @@ pub(crate) fn scan(
             match std::str::from_utf8(name) {
                 Ok(name) if !visit(name) => break,
                 Ok(_) => {}
-                Err(_) => tracing::error!(?name, "the slot index has a malformed name"),
+                Err(_) => limited!(error, ?name, "the slot index has a malformed name"),
             }
             cursor.next();
         }
@@ -109,7 +109,7 @@ pub(crate) fn ensure(db: &Db) -> Result<(), StoreError> {
     let mut written = Ok(());
     db.scan(families::HEADS, &[], &[0xff], false, |name, _| {
         let Some(context) = std::str::from_utf8(name).ok().and_then(|name| ContextId::new(name).ok()) else {
-            tracing::error!(?name, "a head has a malformed name");
+            limited!(error, ?name, "a head has a malformed name");
             return true;
         };
         contexts += 1;

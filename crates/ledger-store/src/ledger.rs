@@ -31,6 +31,7 @@ use crate::{
     home::Home,
     incarnation, index,
     lane::{Command, Install, Lane, MAX_COMMAND, QUEUE, lane_of},
+    limited,
     loaded::LoadedSpans,
     marks::Marks,
     meta::{self, Meta, Numbers},
@@ -552,7 +553,7 @@ impl Inner {
                 use crossbeam_channel::RecvTimeoutError::Timeout;
                 while stopped.recv_timeout(interval) == Err(Timeout) {
                     if let Err(error) = database.get().and_then(|db| db.sync()) {
-                        tracing::error!(%error, "the periodic sync failed");
+                        limited!(error, %error, "the periodic sync failed");
                     }
                 }
             })?);

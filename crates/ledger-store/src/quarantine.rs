@@ -92,14 +92,14 @@ impl Quarantine {
     pub(crate) fn note_family(&self, family: &'static str, reason: &str) {
         let known = self.families.lock().insert(family, reason.to_owned());
         if known.is_none() {
-            tracing::error!(family, reason, "a family of the database is damaged");
+            limited!(error, family, reason, "a family of the database is damaged");
         }
     }
 
     /// A family was read to its end without meeting damage.
     pub(crate) fn lift_family(&self, family: &'static str) {
         if self.families.lock().remove(family).is_some() {
-            tracing::info!(family, "a family of the database is whole again");
+            limited!(info, family, "a family of the database is whole again");
         }
     }
 

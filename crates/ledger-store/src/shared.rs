@@ -163,7 +163,7 @@ impl Shared {
                 // How much is needed was found out since.
                 (Some(StoreError::DiskFull { needed: Some(_) }), StoreError::DiskFull { needed: None }) => {}
                 (None, error) => {
-                    tracing::error!(%error, "a commit failed: nothing of it is acknowledged");
+                    limited!(error, %error, "a commit failed: nothing of it is acknowledged");
                     *failure = Some(error.clone());
                 }
                 (Some(_), error) => *failure = Some(error.clone()),
@@ -187,7 +187,7 @@ impl Shared {
         if let Some(StoreError::DiskFull { needed: told }) = &mut *failure
             && told.replace(needed) != Some(needed)
         {
-            tracing::warn!(needed, "the disk is full: appends go on once so many bytes are free");
+            limited!(warn, needed, "the disk is full: appends go on once so many bytes are free");
         }
     }
 

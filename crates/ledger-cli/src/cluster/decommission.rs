@@ -5,7 +5,7 @@ use ledger_proto::ledger::v1::{DecommissionProgress, DecommissionRequest};
 use serde_json::{Value, json};
 use tonic::{Code, Status};
 
-use super::{args::Decommission, reach};
+use super::{args::Decommission, operator::Operator, reach};
 use crate::{
     args::Connection,
     output::{Output, visible},
@@ -32,7 +32,7 @@ pub(super) async fn run(
             visible(&node)
         )));
     }
-    // The node that was asked is reached the same way again: it takes this from its own machine only.
+    // The node that was asked is reached the same way again: without the cluster's key it takes this from its own machine only.
     let there = if known.node_id == node {
         Some(connection.clone())
     } else {
@@ -46,8 +46,9 @@ pub(super) async fn run(
         _ => ClientError::from(status).into(),
     };
     let request = DecommissionRequest { cancel, force, keep_running, until_restart };
-    let mut service = there.client()?.cluster_service();
-    let asked = reach::within(&there, service.decommission(request)).await?;
+    let mut operator = Operator::at(&there).await?;
+    let request = operator.request("Decommission", request);
+    let asked = reach::within(&there, operator.service.decommission(request)).await?;
     let mut steps = asked.map_err(refused)?.into_inner();
     if cancel {
         return Ok(output.result(&json!({ "node_id": node, "cancelled": true }), || {

@@ -5,7 +5,7 @@ use ledger_proto::ledger::v1::DrainRequest;
 use serde_json::json;
 use tonic::{Code, Status};
 
-use super::reach;
+use super::{operator::Operator, reach};
 use crate::{args::Connection, output::Output, progress};
 
 pub(super) async fn run(connection: &Connection, resume: bool, output: &Output) -> anyhow::Result<()> {
@@ -13,14 +13,14 @@ pub(super) async fn run(connection: &Connection, resume: bool, output: &Output) 
         let message = "several endpoints are given: name the one node to drain with --endpoint";
         return Err(ClientError::Invalid(message.to_owned()).into());
     }
-    let client = connection.client()?;
-    let mut service = client.cluster_service();
+    let mut node = Operator::at(connection).await?;
     let refused = |status: Status| match status.code() {
         // Nothing to do with a history: this node cannot be drained.
         Code::FailedPrecondition => ClientError::Invalid(status.message().to_owned()),
         _ => status.into(),
     };
-    let asked = reach::within(connection, service.drain(DrainRequest { resume })).await?;
+    let request = node.request("Drain", DrainRequest { resume });
+    let asked = reach::within(connection, node.service.drain(request)).await?;
     let mut steps = asked.map_err(refused)?.into_inner();
     let bar = progress::slots("still owned");
     let mut owned = 0;

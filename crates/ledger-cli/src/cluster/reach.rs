@@ -61,7 +61,14 @@ mod tests {
     use super::*;
 
     fn connection(endpoint: &str) -> Connection {
-        Connection { endpoint: endpoint.to_owned(), timeout: 30.0, ca: None, cert: None, key_file: None }
+        Connection {
+            endpoint: endpoint.to_owned(),
+            timeout: 30.0,
+            ca: None,
+            cert: None,
+            key_file: None,
+            cluster_key_file: None,
+        }
     }
 
     #[test]

@@ -13,7 +13,7 @@ use ledger_proto::ledger::v1::{
 use serde_json::{Value, json};
 use tonic::{Code, Status};
 
-use super::{args::Recover, reach};
+use super::{args::Recover, operator::Operator, reach};
 use crate::{
     args::Connection,
     output::{Output, time, visible},
@@ -85,7 +85,8 @@ pub(super) async fn run(connection: &Connection, command: Recover, output: &Outp
     if command.history {
         return history(connection, output).await;
     }
-    let first = ask(connection, RecoverRequest { brief: true, ..RecoverRequest::default() }).await?;
+    let mut node = Operator::at(connection).await?;
+    let first = ask(&mut node, RecoverRequest { brief: true, ..RecoverRequest::default() }).await?;
     let silent: BTreeSet<Name> =
         first.answers.iter().flat_map(|answer| answer.silent.iter().map(name)).collect();
     let lost = chosen(&silent, &command.lost)?;
@@ -99,7 +100,7 @@ pub(super) async fn run(connection: &Connection, command: Recover, output: &Outp
             .collect(),
         ..RecoverRequest::default()
     };
-    let known = if lost.is_empty() { first } else { ask(connection, request.clone()).await? };
+    let known = if lost.is_empty() { first } else { ask(&mut node, request.clone()).await? };
     let stuck = known.stuck();
     show(output, &lost, &silent, &known, &stuck, command.apply)?;
     let obstacles = known.obstacles();
@@ -111,7 +112,7 @@ pub(super) async fn run(connection: &Connection, command: Recover, output: &Outp
     }
     let slots = stuck.values().map(|stuck| stuck.approval(&lost)).collect();
     let request = RecoverRequest { slots, ..request };
-    apply(connection, request, command.reason.unwrap_or_default(), output).await
+    apply(&mut node, request, command.reason.unwrap_or_default(), output).await
 }
 
 fn name(member: &ClusterMember) -> Name {
@@ -134,9 +135,9 @@ fn chosen(silent: &BTreeSet<Name>, named: &[String]) -> anyhow::Result<BTreeSet<
 }
 
 /// Has a node ask all.
-async fn ask(connection: &Connection, request: RecoverRequest) -> anyhow::Result<Known> {
-    let mut service = connection.client()?.cluster_service();
-    let answer = reach::within(connection, service.recover(request)).await?;
+async fn ask(node: &mut Operator, request: RecoverRequest) -> anyhow::Result<Known> {
+    let request = node.request("Recover", request);
+    let answer = reach::within(&node.connection, node.service.recover(request)).await?;
     let refused = |status: Status| match status.code() {
         Code::FailedPrecondition => {
             ClientError::Invalid(format!("nothing was changed: {}", status.message()))
@@ -301,7 +302,7 @@ fn table(stuck: &BTreeMap<u32, Stuck<'_>>, lost: &BTreeSet<Name>) -> String {
 }
 
 async fn apply(
-    connection: &Connection,
+    node: &mut Operator,
     request: RecoverRequest,
     reason: String,
     output: &Output,
@@ -317,11 +318,11 @@ async fn apply(
     };
     let id = hex::encode(&decision.id);
     // The others hear of it from the one that was asked.
-    ask(connection, decision).await?;
+    ask(node, decision).await?;
     let request = RecoverRequest { brief: true, slots: Vec::new(), ..request };
     let until = Instant::now() + PATIENCE;
     loop {
-        let known = ask(connection, request.clone()).await?;
+        let known = ask(node, request.clone()).await?;
         let left = known.stuck().len();
         if left == 0 && known.failed.is_empty() {
             break;

@@ -433,8 +433,14 @@ mod tests {
         let output = Output::new(true);
         let last = Some(Picture { members, nodes: Nodes::default(), slots: Slots::default() });
         let mut screen = Screen { output: &output, last, tried: BTreeSet::new() };
-        let mut asked =
-            Connection { endpoint: "http://a:1".into(), timeout: 1.0, ca: None, cert: None, key_file: None };
+        let mut asked = Connection {
+            endpoint: "http://a:1".into(),
+            timeout: 1.0,
+            ca: None,
+            cert: None,
+            key_file: None,
+            cluster_key_file: None,
+        };
         for expected in ["http://b:1", "http://c:1"] {
             asked = screen.next_to_ask(&asked).unwrap();
             assert_eq!(asked.endpoint, expected);

@@ -13,17 +13,17 @@ use std::{
 use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
 use http::{HeaderName, HeaderValue, Request, Response};
 use http_body_util::{BodyExt as _, Full};
-use ledger_core::node::Member;
+use ledger_core::{
+    call_proof::{Nonce, Proof, greeting},
+    node::Member,
+};
 use ledger_proto::ledger::v1::{GreetRequest, replica_service_client::ReplicaServiceClient};
 use parking_lot::Mutex;
 use tokio::time::timeout;
 use tonic::{Status, body::Body, transport::Channel};
 use tower::Service;
 
-use super::{
-    Credentials, GREET_AGAIN, OLD_PROOF, PROOF, STREAMS, fresh, method,
-    proof::{Nonce, Proof, greeting},
-};
+use super::{Credentials, GREET_AGAIN, OLD_PROOF, PROOF, STREAMS, fresh, method};
 use crate::wire;
 
 /// How long an answer to a greeting may take.

@@ -6,11 +6,10 @@
 
 use std::collections::HashMap;
 
+use ledger_core::call_proof::Nonce;
 use parking_lot::Mutex;
 
-use super::proof::Nonce;
-
-/// Most sessions: one for each connection of each node.
+/// Most sessions: one for each connection of each node, and for each operator's call.
 const MAX_SESSIONS: usize = 1024;
 /// A number that is so much lower than the highest came too late.
 const WINDOW: u64 = 1024;

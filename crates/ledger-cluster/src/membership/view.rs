@@ -14,6 +14,7 @@ use ledger_core::{
     ownership::slots::Leaving,
     slot::{SLOTS, Slot},
 };
+use ledger_store::limited;
 
 use parking_lot::RwLock;
 
@@ -270,7 +271,7 @@ impl Roster {
             let SetBack { opened, heard } = found;
             if !self.told.contains(&directory) {
                 let (node, storage) = &directory;
-                tracing::error!(%node, %storage, opened, heard, "a node is back that has forgotten what it promised, and counts for nothing until it joins anew: {found}");
+                limited!(error, %node, %storage, opened, heard, "a node is back that has forgotten what it promised, and counts for nothing until it joins anew: {found}");
             }
             told.insert(directory);
         }

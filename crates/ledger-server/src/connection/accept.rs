@@ -1,12 +1,8 @@
 //! Accepts connections: never spins, never waits for one client before it takes the next, and says why it refuses one.
 
-use std::{
-    fmt, io,
-    net::SocketAddr,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
+use ledger_store::limited;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::mpsc,
@@ -24,8 +20,6 @@ const WAITING: usize = 64;
 /// First pause after the system could not accept; doubles up to [`MAX_PAUSE`].
 const PAUSE: Duration = Duration::from_millis(10);
 const MAX_PAUSE: Duration = Duration::from_secs(1);
-/// How often the log says that connections are refused or closed for others, at most.
-const SAY_EVERY: Duration = Duration::from_secs(10);
 /// Bytes after which an HTTP/2 connection is in use: the preface, and the header of the settings that follow it (RFC
 /// 9113, sections 3.4 and 4.1).
 const HTTP2_FIRST_BYTES: usize = 24 + 9;
@@ -97,7 +91,6 @@ pub struct Listener {
     connections: Arc<Connections>,
     metrics: Arc<Metrics>,
     pause: Duration,
-    said: Option<Instant>,
 }
 
 impl fmt::Debug for Listener {
@@ -121,7 +114,7 @@ impl Listener {
         metrics: Arc<Metrics>,
     ) -> io::Result<Self> {
         let inner = TcpListener::from_std(listener)?;
-        Ok(Self { inner, name, connections, metrics, pause: PAUSE, said: None })
+        Ok(Self { inner, name, connections, metrics, pause: PAUSE })
     }
 
     /// The next connection. Cancellation loses none.
@@ -133,15 +126,14 @@ impl Listener {
                 Err(error) => {
                     // Out of file descriptors or memory: whoever does not use a connection gives it back.
                     let has_closed_one = self.connections.evict_one();
-                    if self.may_say() {
-                        tracing::warn!(
-                            listener = self.name,
-                            %error,
-                            open = self.connections.count(),
-                            has_closed_one,
-                            "a connection could not be accepted: trying again"
-                        );
-                    }
+                    limited!(
+                        warn,
+                        listener = self.name,
+                        %error,
+                        open = self.connections.count(),
+                        has_closed_one,
+                        "a connection could not be accepted: trying again"
+                    );
                     tokio::time::sleep(self.pause).await;
                     self.pause = (2 * self.pause).min(MAX_PAUSE);
                     continue;
@@ -152,38 +144,26 @@ impl Listener {
                 Admission::Free(admitted) => return (prepared(stream), admitted),
                 Admission::InPlaceOfAnother(admitted) => {
                     self.metrics.connection_closed_for_another(self.name);
-                    if self.may_say() {
-                        tracing::warn!(
-                            listener = self.name,
-                            most = self.connections.most(),
-                            "there are as many connections as there may be: those without a call are closed for new ones"
-                        );
-                    }
+                    limited!(
+                        warn,
+                        listener = self.name,
+                        most = self.connections.most(),
+                        "there are as many connections as there may be: those without a call are closed for new ones"
+                    );
                     return (prepared(stream), admitted);
                 }
                 Admission::Refused => {
                     self.metrics.connection_refused(self.name);
-                    if self.may_say() {
-                        tracing::warn!(
-                            listener = self.name,
-                            most = self.connections.most(),
-                            %peer,
-                            "a connection was refused: all there may be have calls under way (max_connections)"
-                        );
-                    }
+                    limited!(
+                        warn,
+                        listener = self.name,
+                        most = self.connections.most(),
+                        %peer,
+                        "a connection was refused: all there may be have calls under way (max_connections)"
+                    );
                 }
             }
         }
-    }
-
-    /// Whether it is time to log again what may come with every connection.
-    fn may_say(&mut self) -> bool {
-        let now = Instant::now();
-        let may = self.said.is_none_or(|said| now - said >= SAY_EVERY);
-        if may {
-            self.said = Some(now);
-        }
-        may
     }
 }
 

@@ -7,7 +7,7 @@ use crate::{
     Filter, Page, StoreError,
     db::{Db, io_error},
     families::{self, Place},
-    record,
+    limited, record,
 };
 
 /// Where a listing of forks goes on.
@@ -159,7 +159,7 @@ fn walk(
             }
             // It is being left right now.
             Ok(None) => {}
-            Err(error) => tracing::error!(?key, %error, "the evidence of a fork cannot be read"),
+            Err(error) => limited!(error, ?key, %error, "the evidence of a fork cannot be read"),
         }
     }
 }

@@ -11,6 +11,7 @@ use crate::{
     beside::{Beside, PIECE},
     families::Place,
     ledger::Inner,
+    limited,
     read::{self, damaged},
     record,
     shared::Shared,
@@ -250,7 +251,7 @@ impl Drop for Staging {
                 self.inner.database.get().and_then(|db| staging::abandon(&db, self.state.place))
         {
             // It is removed when the ledger is opened again.
-            tracing::warn!(context = %self.context, %error, "what an unfinished load staged stays until restart");
+            limited!(warn, context = %self.context, %error, "what an unfinished load staged stays until restart");
         }
     }
 }

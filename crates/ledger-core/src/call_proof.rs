@@ -1,4 +1,4 @@
-//! The proof that comes with a call between nodes: who calls whom, in which session, the how-manieth call of it, and what for.
+//! The proof that comes with a call between nodes, and with an operator's: who calls whom, in which session, the how-manieth call of it, and what for.
 //!
 //! | bytes | content |
 //! | --- | --- |
@@ -13,30 +13,37 @@
 //! | 32 | the keyed hash, see [`Proof::text`] |
 //! | rest | the caller's name |
 
-use ledger_core::node::{Incarnation, Member, NodeId, StorageId};
+use crate::{
+    cluster_key::CallKey,
+    node::{Incarnation, Member, NodeId, StorageId},
+};
 
 /// Numbers that are never given twice.
-pub(crate) type Nonce = [u8; 16];
+pub type Nonce = [u8; 16];
 
 /// First byte of a proof.
 const FORMAT: u8 = 1;
 
 /// What is proven.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Proof {
-    pub(crate) from: Member,
-    pub(crate) incarnation: Incarnation,
-    /// The session: both sides' numbers.
-    pub(crate) caller: Nonce,
-    pub(crate) called: Nonce,
-    pub(crate) number: u64,
+pub struct Proof {
+    /// Who calls.
+    pub from: Member,
+    /// Its start; an operator has none.
+    pub incarnation: Incarnation,
+    /// The caller's number of the session.
+    pub caller: Nonce,
+    /// The number of the node that is called.
+    pub called: Nonce,
+    /// The how-manieth call of the session it is, from 1.
+    pub number: u64,
     /// A hash of what is sent; `None`: it is a stream.
-    pub(crate) body: Option<[u8; 32]>,
+    pub body: Option<[u8; 32]>,
 }
 
 impl Proof {
     /// The text whose keyed hash proves a call of a method. It says all that there is to say of the call, each at its place.
-    pub(crate) fn text(&self, method: &str, to: &Member) -> Vec<u8> {
+    pub fn text(&self, method: &str, to: &Member) -> Vec<u8> {
         let mut text = b"call".to_vec();
         for part in [
             method.as_bytes(),
@@ -51,8 +58,13 @@ impl Proof {
         text
     }
 
+    /// The bytes that travel, made with a key of the cluster.
+    pub fn made_with(&self, key: &CallKey, method: &str, to: &Member) -> Vec<u8> {
+        self.encode(key.prove(&self.text(method, to)))
+    }
+
     /// The bytes that travel.
-    pub(crate) fn encode(&self, hash: blake3::Hash) -> Vec<u8> {
+    pub fn encode(&self, hash: blake3::Hash) -> Vec<u8> {
         [
             &[FORMAT, u8::from(self.body.is_none())][..],
             &self.caller,
@@ -68,7 +80,7 @@ impl Proof {
     }
 
     /// Reads them. Any bytes may come in.
-    pub(crate) fn decode(bytes: &[u8]) -> Option<(Self, blake3::Hash)> {
+    pub fn decode(bytes: &[u8]) -> Option<(Self, blake3::Hash)> {
         let mut rest = bytes;
         let [format, is_stream] = take(&mut rest)?;
         if format != FORMAT || is_stream > 1 {
@@ -85,8 +97,13 @@ impl Proof {
     }
 }
 
+/// The hash of what is sent with a call.
+pub fn body_hash(body: &[u8]) -> [u8; 32] {
+    *blake3::hash(body).as_bytes()
+}
+
 /// The text whose keyed hash proves that a node answered a greeting.
-pub(crate) fn greeting(from: &Member, to: &Member, caller: &Nonce, called: &Nonce) -> Vec<u8> {
+pub fn greeting(from: &Member, to: &Member, caller: &Nonce, called: &Nonce) -> Vec<u8> {
     let mut text = b"greeting".to_vec();
     put_session(&mut text, (from, to), (caller, called));
     text
