@@ -13,7 +13,9 @@ use futures::{StreamExt as _, stream};
 use ledger_client::{Append, Client, ContextId, Options};
 use ledger_core::slot::{SLOTS, Slot};
 use ledger_tests::{Cluster, Node, until};
+use rustix::process::Signal;
 use serde_json::Value;
+use tempfile::TempDir;
 
 /// How long an append may take that is refused in the end.
 const REFUSED: Duration = Duration::from_secs(5);
@@ -171,4 +173,29 @@ async fn of_three_nodes_two_die_and_the_third_says_that_nothing_takes_appends() 
     assert_eq!(cluster.node(0).metric("ledger_cluster_slots_owned"), Some(0.0));
     assert_eq!(cluster.node(0).metric("ledger_cluster_slots_without_owner"), Some(1024.0));
     assert_eq!(taken(&cluster, &contexts[..256]).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_that_answer_and_do_not_hear_each_other_are_named() {
+    let dir = TempDir::new().unwrap();
+    let keys = dir.path().join("keys");
+    std::fs::write(&keys, "11".repeat(32)).unwrap();
+    let cluster = Cluster::start(3, &["--cluster-key-file", keys.to_str().unwrap()]);
+    until("all is well", || (status(cluster.node(0)).0 == 0).then_some(()));
+    // One of them changes its key alone: the others do not hear it any more, nor it them.
+    std::fs::write(&keys, "22".repeat(32)).unwrap();
+    cluster.node(2).signal(Signal::HUP);
+    let apart = |at: usize, of: usize, by: &[&str]| {
+        let (code, said) = status(cluster.node(at));
+        (code == 9 && said["members"][of]["not_heard_by"] == serde_json::json!(by)).then_some(said)
+    };
+    let said = until("the others miss it", || apart(0, 2, &["n0", "n1"]));
+    assert_eq!(said["members"][2]["answered"], true, "{said}");
+    assert_eq!(said["nodes"]["expected"], 3, "{said}");
+    // Whichever is asked says both.
+    let said = until("it misses the others", || apart(2, 0, &["n2"]));
+    assert_eq!(said["members"][1]["not_heard_by"], serde_json::json!(["n2"]), "{said}");
+    let (_, text, error) = cluster.node(2).ctl(&["cluster", "status"]);
+    assert!(text.contains("n2 answers, and is not heard by n0, n1"), "{text}");
+    assert!(error.contains("not well"), "{error}");
 }

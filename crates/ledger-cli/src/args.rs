@@ -17,7 +17,7 @@ const EXIT_CODES: &str = "Exit codes:
   6  over a limit: payload or message
   7  the context is not there: it has no entries (see --allow-empty)
   8  not all of it: some nodes did not answer
-  9  cluster status: slots take no appends now, or lack copies
+  9  cluster status: slots take no appends now or lack copies, or nodes do not hear each other
   130  interrupted";
 
 /// Append to, read, watch and prove the contexts of a Converge Ledger.

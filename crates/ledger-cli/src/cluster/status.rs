@@ -53,6 +53,8 @@ struct Nodes {
     answered: BTreeSet<String>,
     /// Those that should have, and did not.
     silent: Vec<String>,
+    /// Those that answered, and are not heard by others that did.
+    unheard: BTreeMap<String, BTreeSet<String>>,
 }
 
 /// How the slots stand.
@@ -86,12 +88,18 @@ impl Nodes {
             alive: expected.iter().filter(|member| member.alive).count(),
             answered: survey.answered.clone(),
             silent: survey.silent().into_iter().map(str::to_owned).collect(),
+            unheard: survey.unheard.clone(),
         }
     }
 
     fn silent(&self) -> String {
-        self.silent.iter().map(|name| visible(name)).collect::<Vec<_>>().join(", ")
+        names(&self.silent)
     }
+}
+
+/// Names, as they may be shown.
+fn names<'a>(names: impl IntoIterator<Item = &'a String>) -> String {
+    names.into_iter().map(|name| visible(name)).collect::<Vec<_>>().join(", ")
 }
 
 impl Slots {
@@ -151,6 +159,8 @@ impl Picture {
             let mut object = object(member);
             object["slots_kept"] = json!(keeps);
             object["answered"] = json!(nodes.answered.contains(&member.node_id));
+            let not_heard_by = nodes.unheard.get(&member.node_id);
+            object["not_heard_by"] = json!(not_heard_by.into_iter().flatten().collect::<Vec<_>>());
             object
         });
         json!({
@@ -196,6 +206,14 @@ impl Picture {
             table.add_row(row(member, &self.members));
         }
         let _ = writeln!(text, "{}\n", table.trim_fmt());
+        for (node, by) in &self.nodes.unheard {
+            let _ = writeln!(
+                text,
+                "{} answers, and is not heard by {}: look at the network between them (gossip, UDP)",
+                visible(node),
+                names(by)
+            );
+        }
         text.push_str(&self.slots.text(*copies, &self.nodes.silent()));
         text
     }
@@ -209,6 +227,12 @@ impl Picture {
                 "the cluster is not well: {taking} of {total} slots take appends now, {without} take none, {short} of those that are owned lack copies"
             );
             return Some(Unwell(message).into());
+        }
+        if !self.nodes.unheard.is_empty() {
+            let unheard = names(self.nodes.unheard.keys());
+            return Some(
+                Unwell(format!("the cluster is not well: {unheard} answers, and is not heard by all")).into(),
+            );
         }
         (!self.nodes.silent.is_empty()).then(|| {
             let silent = self.nodes.silent();
@@ -354,7 +378,7 @@ mod tests {
             ..MembersResponse::default()
         };
         let answered = answered.iter().map(ToString::to_string).collect();
-        let survey = Survey { members, locations, answered };
+        let survey = Survey { members, locations, answered, ..Survey::default() };
         let (nodes, slots) = (Nodes::of(&survey), Slots::of(&survey));
         Picture { members: survey.members, nodes, slots }
     }
@@ -402,6 +426,18 @@ mod tests {
         let partial = picture(vec![location("n0", 3, 3)], &nodes, &["n0", "n1"]);
         assert_eq!(code(&partial), Some("partial"));
         assert!(partial.text().contains("n2 did not answer"), "{}", partial.text());
+    }
+
+    #[test]
+    fn nodes_that_do_not_hear_each_other_are_said() {
+        let nodes = [("n0", "ready", true), ("n1", "ready", true), ("n2", "ready", true)];
+        let mut seen = picture(vec![location("n0", 3, 3)], &nodes, &["n0", "n1", "n2"]);
+        seen.nodes.unheard.insert("n2".into(), ["n0".to_owned(), "n1".to_owned()].into());
+        assert_eq!(code(&seen), Some("unwell"));
+        assert!(seen.text().contains("n2 answers, and is not heard by n0, n1"), "{}", seen.text());
+        let object = seen.object();
+        let not_heard_by = |at: usize| object["members"][at]["not_heard_by"].clone();
+        assert_eq!((not_heard_by(0), not_heard_by(2)), (json!([]), json!(["n0", "n1"])));
     }
 
     #[test]

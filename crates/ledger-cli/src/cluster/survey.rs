@@ -9,6 +9,9 @@ use ledger_proto::ledger::v1::{LocateRequest, Location, Member, MembersResponse}
 use super::reach;
 use crate::args::Connection;
 
+/// How often those are asked that were heard of in the last round: what nodes say is not believed without end.
+const ROUNDS: usize = 4;
+
 /// What all nodes that can be reached say.
 #[derive(Debug, Default)]
 pub(crate) struct Survey {
@@ -18,6 +21,8 @@ pub(crate) struct Survey {
     pub locations: Vec<Location>,
     /// The nodes that answered.
     pub answered: BTreeSet<String>,
+    /// Nodes that answered and are not heard by others that answered: by which.
+    pub unheard: BTreeMap<String, BTreeSet<String>>,
 }
 
 /// What one node says.
@@ -27,35 +32,60 @@ struct Said {
     locations: Vec<Location>,
 }
 
-/// Asks the node that was named, and then every other one that it knows, heard or not: it may be the one that is cut off.
+impl Said {
+    /// What it says of a node.
+    fn of(&self, node: &str) -> Option<&Member> {
+        self.members.members.iter().find(|member| member.node_id == node)
+    }
+
+    fn hears(&self, node: &str) -> bool {
+        self.of(node).is_some_and(|member| member.alive)
+    }
+}
+
+/// Asks the node that was named, then every other one that it knows, heard or not (it may be the one that is cut off), and then
+/// those that only they know.
 pub(crate) async fn survey(
     connection: &Connection,
     client: &Client,
     request: LocateRequest,
 ) -> Result<Survey, ClientError> {
-    let members = reach::members(connection, client).await?;
-    let asked = join_all(members.members.iter().map(async |member| {
-        // The address by which it is known among nodes need not be one that leads there from here. Of several nodes that
-        // are named, it is not known which answers.
-        let is_named = member.node_id == members.node_id;
-        let other = reach::other(connection, &member.address);
-        let said = match other {
-            _ if is_named && !connection.endpoint.contains(',') => ask(connection, client, &request).await,
-            Some(other) => ask(&other, &other.client().ok()?, &request).await,
-            None if is_named => ask(connection, client, &request).await,
-            None => return None,
-        };
-        // Another node may have come to have the address.
-        said.ok().filter(|said| said.members.node_id == member.node_id)
-    }));
-    let mut said: BTreeMap<_, _> =
-        asked.await.into_iter().flatten().map(|said| (said.members.node_id.clone(), said)).collect();
+    let named = reach::members(connection, client).await?;
+    let (mut said, mut asked) = (BTreeMap::new(), BTreeSet::new());
+    let mut next = named.members.clone();
+    for _ in 0..ROUNDS {
+        let answers = join_all(next.iter().map(async |member| {
+            // The address by which it is known among nodes need not be one that leads there from here. Of several nodes that
+            // are named, it is not known which answers.
+            let is_named = member.node_id == named.node_id;
+            let other = reach::other(connection, &member.address);
+            let said = match other {
+                _ if is_named && !connection.endpoint.contains(',') => {
+                    ask(connection, client, &request).await
+                }
+                Some(other) => ask(&other, &other.client().ok()?, &request).await,
+                None if is_named => ask(connection, client, &request).await,
+                None => return None,
+            };
+            // Another node may have come to have the address.
+            said.ok().filter(|said| said.members.node_id == member.node_id)
+        }));
+        let answers = answers.await.into_iter().flatten();
+        said.extend(answers.map(|said| (said.members.node_id.clone(), said)));
+        asked.extend(next.into_iter().map(|member| member.node_id));
+        let known = said.values().flat_map(|said| &said.members.members);
+        let new: BTreeMap<_, _> = known.map(|member| (&member.node_id, member)).collect();
+        next = new.into_values().filter(|member| !asked.contains(&member.node_id)).cloned().collect();
+        if next.is_empty() {
+            break;
+        }
+    }
     if said.is_empty() {
         // None of their addresses leads there from here; one of those that were named answered a moment ago.
         let one = ask(connection, client, &request).await?;
         said.insert(one.members.node_id.clone(), one);
     }
-    Ok(Survey::of(members, &said))
+    Ok(Survey::of(named, &said))
 }
 
 async fn ask(connection: &Connection, client: &Client, request: &LocateRequest) -> Result<Said, ClientError> {
@@ -65,16 +95,18 @@ async fn ask(connection: &Connection, client: &Client, request: &LocateRequest) 
 
 impl Survey {
     fn of(mut members: MembersResponse, said: &BTreeMap<String, Said>) -> Self {
+        add_unknown(&mut members.members, said);
         for member in &mut members.members {
-            let itself = said
-                .get(&member.node_id)
-                .and_then(|said| said.members.members.iter().find(|itself| itself.node_id == member.node_id));
+            let itself = said.get(&member.node_id).and_then(|said| said.of(&member.node_id));
             match itself {
                 // Whether it counts for nothing is for others to say.
                 Some(itself) if member.readiness != "set-back" => member.clone_from(itself),
                 Some(_) => {}
-                // It owned that when it was last heard.
-                None => (member.slots_owned, member.slots_halted) = (0, 0),
+                None => {
+                    // It owned that when it was last heard.
+                    (member.slots_owned, member.slots_halted) = (0, 0);
+                    member.alive = said.values().any(|said| said.hears(&member.node_id));
+                }
             }
         }
         let most = said.values().map(|said| said.locations.len()).max().unwrap_or_default();
@@ -84,7 +116,11 @@ impl Survey {
         });
         let locations: Vec<_> = locations.collect();
         add_unheard(&mut members.members, &locations);
-        Self { members, locations, answered: said.keys().cloned().collect() }
+        let deaf_to = |node: &String| -> BTreeSet<String> {
+            said.iter().filter(|(_, said)| !said.hears(node)).map(|(other, _)| other.clone()).collect()
+        };
+        let unheard = said.keys().map(|node| (node.clone(), deaf_to(node))).filter(|(_, by)| !by.is_empty());
+        Self { members, locations, answered: said.keys().cloned().collect(), unheard: unheard.collect() }
     }
 
     /// Whether somebody knows who is in step.
@@ -107,6 +143,16 @@ impl Survey {
         let owners = self.locations.iter().map(|location| &location.owner).filter(|owner| !owner.is_empty());
         let silent: BTreeSet<_> = heard.chain(owners).filter(|node| !self.answered.contains(*node)).collect();
         silent.into_iter().map(String::as_str).collect()
+    }
+}
+
+/// Nodes that the one that was named does not know, and others do.
+fn add_unknown(members: &mut Vec<Member>, said: &BTreeMap<String, Said>) {
+    let mut known: BTreeSet<_> = members.iter().map(|member| member.node_id.clone()).collect();
+    for member in said.values().flat_map(|said| &said.members.members) {
+        if known.insert(member.node_id.clone()) {
+            members.push(member.clone());
+        }
     }
 }
 
@@ -209,21 +255,27 @@ mod tests {
             members,
             ..MembersResponse::default()
         };
-        let named = answer("a", vec![member("a", 3), member("c", 9), member("d", 7)]);
-        let of_c = answer("c", vec![member("a", 1), member("c", 4)]);
+        let dead = |node: &str| Member { alive: false, ..member(node, 2) };
+        let named = answer("a", vec![member("a", 3), dead("c"), member("d", 7), dead("f")]);
+        let of_c = answer("c", vec![member("a", 1), member("c", 4), member("e", 5)]);
         let said =
             |members: &MembersResponse| Said { members: members.clone(), locations: vec![at("a", 1, "")] };
         let said = [("a".to_owned(), said(&named)), ("c".to_owned(), said(&of_c))].into();
         let survey = Survey::of(named, &said);
-        let slots: Vec<_> = survey
-            .members
-            .members
-            .iter()
-            .map(|member| (member.node_id.as_str(), member.slots_owned))
-            .collect();
-        assert_eq!(slots, [("a", 3), ("b", 0), ("c", 4), ("d", 0)]);
-        assert!(!survey.members.members[1].alive, "nobody hears it");
-        assert_eq!(survey.silent(), ["d"]);
+        let seen = |member: &Member| (member.node_id.clone(), member.slots_owned, member.alive);
+        let seen: Vec<_> = survey.members.members.iter().map(seen).collect();
+        let expected = [
+            ("a", 3, true),
+            ("b", 0, false),
+            ("c", 4, true),
+            ("d", 0, true),
+            ("e", 0, true),
+            ("f", 0, false),
+        ];
+        assert_eq!(seen, expected.map(|(node, slots, alive)| (node.to_owned(), slots, alive)));
+        assert_eq!(survey.silent(), ["d", "e"], "whoever is heard by one is to answer");
         assert_eq!(survey.kept()[&("b", "")], 1);
+        let by_a = BTreeSet::from(["a".to_owned()]);
+        assert_eq!(survey.unheard, [("c".to_owned(), by_a)].into(), "it answers, and a does not hear it");
     }
 }
