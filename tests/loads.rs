@@ -243,6 +243,33 @@ async fn a_load_whose_owner_is_killed_is_whole_or_absent_everywhere_and_repeatin
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owner_that_caught_up_with_a_load_knows_it_when_it_is_repeated() {
+    let (name, entries) = ("loaded", 3000);
+    let snapshot = Snapshot::of(name, entries).await;
+    let mut cluster = Cluster::start(3, &[]);
+    let loaded = snapshot.load_once(&client(&cluster, 0), name, |_| ()).await.unwrap();
+    assert_eq!((loaded.restored, loaded.latest), (entries, Size(entries)));
+    // Each of the others holds it as a directory that was lost, and caught up with what is there.
+    let owner = owner_of(&cluster, name).await;
+    for other in (0..3).filter(|other| *other != owner) {
+        cluster.kill(other);
+        std::fs::remove_dir_all(cluster.data_dir(other)).unwrap();
+        cluster.restart(other);
+        cluster.settle();
+    }
+    cluster.kill(owner);
+    let again = snapshot.load_once(&client(&cluster, 0), name, |_| ()).await.unwrap();
+    assert_eq!((again.restored, again.latest), (0, Size(entries)), "nothing is stored twice");
+    cluster.restart(owner);
+    cluster.settle();
+    for node in cluster.running() {
+        let rpc = node.rpc().await.from_itself();
+        let shown = until_async("it is shown", async || shown_by(&rpc, name).await).await;
+        assert_eq!(shown, (entries, snapshot.root.clone()));
+    }
+}
+
 /// How far a process has read a file.
 fn position(process: u32, file: &Path) -> Option<u64> {
     let descriptors = std::fs::read_dir(format!("/proc/{process}/fd")).ok()?;

@@ -259,9 +259,9 @@ async fn fetch(
     while healing.missing().is_some() {
         let range = timeout(PATIENCE, ranges.message()).await;
         let range = range.map_err(|_| CatchUpError::Peer("no range in time".to_owned()))??;
-        let range = range.and_then(|range| range.range);
-        let range =
-            range.ok_or_else(|| CatchUpError::Peer("it has less than it was asked for".to_owned()))?;
+        let found = range.and_then(|found| Some((found.range?, found.together_to)));
+        let (range, together) =
+            found.ok_or_else(|| CatchUpError::Peer("it has less than it was asked for".to_owned()))?;
         let bytes = range.records.len() as u64;
         let (of, range) = wire::range(range).map_err(|error| {
             CatchUpError::Invalid(shared.unread(&source.node, &error).message().to_owned())
@@ -273,7 +273,7 @@ async fn fetch(
         counters.fetched_entries.fetch_add(range.count, Ordering::Relaxed);
         counters.fetched_bytes.fetch_add(bytes, Ordering::Relaxed);
         healing = blocking(move || {
-            healing.take(&range)?;
+            healing.take(&range, (together > 0).then_some(Size(together)))?;
             Ok(healing)
         })
         .await?;

@@ -104,12 +104,11 @@ impl Ledger {
         if !inner.stop() {
             return Err(StoreError::Closed);
         }
-        let db = inner.database.get()?;
-        let storage = renew::renew(&db)?;
-        if let Err(error) = db.close() {
+        let renewed = inner.database.get().and_then(|db| renew::renew(&db));
+        if let Err(error) = inner.close_database() {
             tracing::warn!(%error, "the ledger could not be closed cleanly: the log is replayed at the next start");
         }
-        Ok(storage)
+        renewed
     }
 
     /// The records of all slots that were ever asked about.

@@ -31,6 +31,8 @@ use crate::{
 
 /// How long an operation waits for a database that is being opened anew.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long whoever still works with a database that closes is waited for.
+const FAREWELL: Duration = Duration::from_secs(5);
 /// How often a failed database is looked at.
 const LOOK: Duration = Duration::from_millis(200);
 /// How long to wait before opening a database anew that failed for another reason than want of space.
@@ -52,6 +54,7 @@ pub(crate) struct Database {
     /// Whether RocksDB compacts table files.
     compacts: AtomicBool,
     is_given_up: AtomicBool,
+    is_closed: AtomicBool,
     was_tight: bool,
     reserve: Reserve,
 }
@@ -87,6 +90,7 @@ impl Database {
             generation,
             compacts,
             is_given_up,
+            is_closed: AtomicBool::new(false),
             was_tight,
             reserve,
         })
@@ -110,10 +114,39 @@ impl Database {
             if let Some(db) = &*current {
                 return Ok(Arc::clone(db));
             }
+            if self.is_closed.load(Ordering::Relaxed) {
+                return Err(StoreError::Closed);
+            }
             if self.reopened.wait_until(&mut current, deadline).timed_out() {
                 return Err(StoreError::Io("the database is being opened anew after a failure".into()));
             }
         }
+    }
+
+    /// Closes the database for good: its files are closed, and its threads have ended, when this returns. A process may
+    /// not end before: what RocksDB's threads work with is gone then. Nobody opens it anew any more.
+    pub(crate) fn close(&self) -> Result<(), StoreError> {
+        let taken = {
+            let mut current = self.current.lock();
+            self.is_closed.store(true, Ordering::Relaxed);
+            current.take()
+        };
+        self.reopened.notify_all();
+        let Some(db) = taken else {
+            return Err(StoreError::Io("the database was being opened anew after a failure".into()));
+        };
+        let closed = db.close();
+        let watch = Arc::downgrade(&db);
+        drop(db);
+        let deadline = Instant::now() + FAREWELL;
+        while watch.strong_count() > 0 {
+            if Instant::now() > deadline {
+                tracing::warn!("something still reads from the database, which closes once that is done");
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        closed
     }
 
     /// Takes the database away, waits until nobody works with it, and opens it again.

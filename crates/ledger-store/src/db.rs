@@ -131,13 +131,14 @@ impl Db {
 
     /// A context's head and where its rows are, as far as it is stable.
     pub(crate) fn head(&self, context: &ContextId) -> Result<Row, StoreError> {
-        // The row first: what it is ahead of is held from before it could be read.
+        let slot = Slot::of(context);
+        let not_in_step = || StoreError::NotInStep { context: context.clone() };
+        let shown = self.readable.shown(slot).ok_or_else(not_in_step)?;
+        // The row before what is held: what it is ahead of is held from before it could be read …
         let row = read_head(self, context)?;
-        let slot = row.as_ref().map_or_else(|| Slot::of(context), |(place, _)| place.slot);
-        if !self.readable.is_shown(slot) {
-            return Err(StoreError::NotInStep { context: context.clone() });
-        }
-        Ok(self.stable.of(context, row))
+        let row = self.stable.of(context, row);
+        // … and until the slot goes dark: then the row may be ahead of what is stable.
+        if self.readable.shown(slot) == Some(shown) { Ok(row) } else { Err(not_in_step()) }
     }
 
     /// Writes a batch, as durable as configured: all of it or nothing.

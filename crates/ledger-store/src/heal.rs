@@ -22,7 +22,9 @@ use crate::{
     families::Place,
     lane::{Command, Heal, Healed, Proof},
     ledger::Inner,
-    limited, staging,
+    limited,
+    loaded::Span,
+    staging,
     state::{ContextState, read_head},
     verify::{Checked, check},
 };
@@ -42,6 +44,8 @@ pub struct Healing {
     /// What is staged; `None` until it is known which history it is.
     state: Option<ContextState>,
     batch: WriteBatch,
+    /// What of it a load brought that the other node does not know to be stable.
+    loaded: Option<Span>,
     is_in_place: bool,
     /// The database it is staged in.
     generation: u64,
@@ -145,6 +149,7 @@ impl Healing {
             place,
             state: None,
             batch: WriteBatch::default(),
+            loaded: None,
             is_in_place: false,
             generation: db.generation(),
         })
@@ -156,17 +161,18 @@ impl Healing {
         (after < self.goal.size).then_some((after, self.goal.size))
     }
 
-    /// Takes entries that another node sent: those that come next.
+    /// Takes entries that another node sent: those that come next. Given the size up to which they belong together, if a
+    /// load brought them (see [`Ledger::range_together`]), it stays known of them here.
     ///
     /// Fails with [`StoreError::Io`] if they are not what they say, or not of the history that this node has.
-    pub fn take(&mut self, range: &Range) -> Result<(), StoreError> {
+    pub fn take(&mut self, range: &Range, together: Option<Size>) -> Result<(), StoreError> {
         let context = &self.context;
         let other = || StoreError::Io(format!("the other node holds another history of context {context}"));
         let state = self.state.get_or_insert_with(|| {
             let empty = Head::new(range.suite, range.lineage, range.created_at_ns);
             ContextState::new(self.place, empty)
         });
-        if range.after != state.extent() || range.end() > self.goal.size {
+        if range.after != state.extent() || range.end().max(together.unwrap_or_default()) > self.goal.size {
             return Err(other());
         }
         let Checked::Good(verified) = check(context, &state.head, range, 0)? else {
@@ -174,6 +180,10 @@ impl Healing {
         };
         if range.end() == self.goal.size && range.root != self.goal.root {
             return Err(other());
+        }
+        if let Some(to) = together {
+            let span = Span { after: range.after.size, to };
+            self.loaded = Some(self.loaded.map_or(span, |known| known.with(span)));
         }
         let db = self.inner.database.get()?;
         state.accept_verified(&db, &mut self.batch, verified, |_| ())?;
@@ -189,10 +199,12 @@ impl Healing {
         self.inner.database.get()?.write_unsynced(std::mem::take(&mut self.batch))?;
         let Some(state) = self.state.clone() else { return Ok(false) };
         let (context, proof) = (self.context.clone(), self.proof.clone());
-        let heal = Heal { context, proof, state, generation: self.generation };
+        let (loaded, generation) = (self.loaded, self.generation);
+        let heal = Heal { context, proof, state, loaded, generation };
         let (reply, healed) = oneshot::channel();
-        let queue = self.inner.queue(&self.context)?;
+        let queue = self.inner.queue(Slot::of(&self.context))?;
         queue.blocking_send(Command::Heal(Box::new(heal), reply)).map_err(|_| StoreError::Closed)?;
+        drop(queue);
         match healed.blocking_recv().map_err(|_| StoreError::Closed)?? {
             Healed::InPlace => self.is_in_place = true,
             Healed::Behind(goal) => self.goal = goal,

@@ -80,6 +80,8 @@ pub(crate) enum Command {
     Batch(Vec<(u64, Append)>, mpsc::UnboundedSender<BatchResults>),
     /// Put another copy of a context's history in place.
     Install(Box<Install>, Installed),
+    /// Say when all that was written of a slot has its copies, if it is owned in this epoch.
+    Settled(Slot, Epoch, Installed),
     /// Take what another node's lane wrote, or what was fetched. With the number of the commit, 0 if fetched.
     Follow(Vec<Part>, u64, TakenReply),
     /// Change slots' records.
@@ -125,7 +127,7 @@ impl Command {
     fn fail(self, error: &StoreError) {
         match self {
             Self::Append(_, reply) => _ = reply.send(Err(error.clone())),
-            Self::Install(_, done) => _ = done.try_send(Err(error.clone())),
+            Self::Install(_, done) | Self::Settled(_, _, done) => _ = done.try_send(Err(error.clone())),
             Self::Follow(_, _, reply) => _ = reply.send(Err(error.clone())),
             Self::Fork(_, reply) => _ = reply.send(Err(error.clone())),
             Self::Heal(_, reply) => _ = reply.send(Err(error.clone())),
@@ -397,6 +399,7 @@ impl Lane {
                     let _ = reply.send(self.heal(db, *heal));
                 }
                 Command::Install(install, done) => self.install(db, *install, done),
+                Command::Settled(slot, epoch, done) => self.settled(db, slot, epoch, done),
             }
             if round.appends.len() >= MAX_COMMIT_ENTRIES || round.bytes >= MAX_COMMIT_BYTES {
                 self.commit(db, std::mem::take(&mut round), false);

@@ -10,7 +10,7 @@ use std::{
 
 use crossbeam_channel::Sender as StopSender;
 use ledger_core::{
-    ContextId, Head, Key, Position, Sequence, Size,
+    ContextId, Epoch, Head, Key, Position, Sequence, Size,
     clock::LamportClock,
     entry::Draft,
     node::{ClusterId, Incarnation},
@@ -24,6 +24,7 @@ use crate::{
     Append, Appended, BatchResults, Checkpointed, ContextInfo, ContextList, Covered, Damage, Durability,
     EntryView, FamilyDamage, Filter, ForkCursor, ForkList, Load, Loaded, Options, Page, ProvenConsistency,
     ProvenInclusion, SnapshotStream, Stats, StoreError, Watch,
+    commit::Installed,
     database::{self, Database},
     db::{Db, io_error},
     digests::Digests,
@@ -144,6 +145,7 @@ impl Ledger {
         let (reply, result) = oneshot::channel();
         let (queue, command) = self.inner.command(append, reply)?;
         queue.blocking_send(command).map_err(|_| StoreError::Closed)?;
+        drop(queue);
         result.blocking_recv().map_err(|_| StoreError::Closed)?
     }
 
@@ -153,6 +155,7 @@ impl Ledger {
         let (reply, result) = oneshot::channel();
         let (queue, command) = self.inner.command(append, reply)?;
         queue.send(command).await.map_err(|_| StoreError::Closed)?;
+        drop(queue);
         result.await.map_err(|_| StoreError::Closed)?
     }
 
@@ -507,8 +510,8 @@ impl Ledger {
     }
 
     /// Finishes what was accepted, syncs and closes. Appends and watchers fail with
-    /// [`StoreError::Closed`] from then on. The directory is free once every clone and every watcher,
-    /// snapshot and load is dropped.
+    /// [`StoreError::Closed`] from then on, and so does whatever reads. The directory is free when this returns, unless
+    /// something goes on reading for seconds.
     pub fn close(&self) -> Result<(), StoreError> {
         self.inner.close()
     }
@@ -582,9 +585,20 @@ impl Inner {
 
     /// Puts a staged history in place; false if a replica that counts by now has not staged it. Blocks.
     pub(crate) fn install(&self, install: Install) -> Result<bool, StoreError> {
+        let slot = Slot::of(&install.context);
+        self.installed(slot, |done| Command::Install(Box::new(install), done))
+    }
+
+    /// Waits until all that was written of a slot has its copies, if this node owns it in that epoch. Blocks.
+    pub(crate) fn settled(&self, slot: Slot, epoch: Epoch) -> Result<(), StoreError> {
+        self.installed(slot, |done| Command::Settled(slot, epoch, done)).map(|_| ())
+    }
+
+    fn installed(&self, slot: Slot, command: impl FnOnce(Installed) -> Command) -> Result<bool, StoreError> {
         let (done, result) = std::sync::mpsc::sync_channel(1);
-        let queue = self.queue(&install.context)?;
-        queue.blocking_send(Command::Install(Box::new(install), done)).map_err(|_| StoreError::Closed)?;
+        let queue = self.queue(slot)?;
+        queue.blocking_send(command(done)).map_err(|_| StoreError::Closed)?;
+        drop(queue);
         match result.recv_timeout(COPIED_WITHIN) {
             Ok(installed) => installed,
             Err(RecvTimeoutError::Timeout) => Err(StoreError::NotAcknowledged),
@@ -597,17 +611,19 @@ impl Inner {
         self.lanes.read().len()
     }
 
-    /// The queue of a lane.
+    /// The queue of a lane. Whoever waits for what comes of a command drops it before: a lane ends once it has no more
+    /// senders, and what is waited for may never come.
     pub(crate) fn queue_of(&self, lane: usize) -> Result<mpsc::Sender<Command>, StoreError> {
         self.lanes.read().get(lane).cloned().ok_or(StoreError::Closed)
     }
 
-    pub(crate) fn queue(&self, context: &ContextId) -> Result<mpsc::Sender<Command>, StoreError> {
+    /// The queue of the lane of a slot.
+    pub(crate) fn queue(&self, slot: Slot) -> Result<mpsc::Sender<Command>, StoreError> {
         let lanes = self.lanes.read();
         if lanes.is_empty() {
             return Err(StoreError::Closed);
         }
-        Ok(lanes[lane_of(Slot::of(context), lanes.len())].clone())
+        Ok(lanes[lane_of(slot, lanes.len())].clone())
     }
 
     fn command(
@@ -616,7 +632,7 @@ impl Inner {
         reply: oneshot::Sender<Result<Appended, StoreError>>,
     ) -> Result<(mpsc::Sender<Command>, Command), StoreError> {
         self.check(&append)?;
-        Ok((self.queue(&append.context)?, Command::Append(append, reply)))
+        Ok((self.queue(Slot::of(&append.context))?, Command::Append(append, reply)))
     }
 
     /// Refuses what no context could take.
@@ -644,7 +660,16 @@ impl Inner {
     }
 
     fn close(&self) -> Result<(), StoreError> {
-        if self.stop() { self.database.get()?.close() } else { Ok(()) }
+        if self.stop() { self.close_database() } else { Ok(()) }
+    }
+
+    /// Closes the database, once everything that writes has stopped.
+    pub(crate) fn close_database(&self) -> Result<(), StoreError> {
+        for copies in self.shared.copies() {
+            // What still waits for copies holds the database. Whether it gets them is not known here any more.
+            copies.failed(&StoreError::NotAcknowledged);
+        }
+        self.database.close()
     }
 
     /// Stops everything that writes; false if that was done before.

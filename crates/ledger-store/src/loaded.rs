@@ -28,6 +28,13 @@ pub(crate) struct Span {
     pub(crate) to: Size,
 }
 
+impl Span {
+    /// What both brought belongs together.
+    pub(crate) fn with(self, other: Self) -> Self {
+        Self { after: self.after.min(other.after), to: self.to.max(other.to) }
+    }
+}
+
 /// The loads that may not be stable yet, by the number of their context.
 #[derive(Debug, Default)]
 pub(crate) struct LoadedSpans(Mutex<HashMap<u64, Span, RandomState>>);
@@ -54,7 +61,8 @@ impl LoadedSpans {
         Ok(Self(Mutex::new(spans)))
     }
 
-    /// Notes a load with the batch that puts it in place. What took its place, and was loaded as well, counts as part of it.
+    /// Notes a load with the batch that puts it in place. What was loaded before, and is not known to be stable, counts as
+    /// part of it.
     pub(crate) fn note(
         &self,
         db: &Db,
@@ -68,8 +76,9 @@ impl LoadedSpans {
             && let Some(before) = spans.remove(&old.number)
         {
             batch.delete_cf(db.family(families::META)?, key(old));
-            span = Span { after: before.after.min(span.after), to: before.to.max(span.to) };
+            span = span.with(before);
         }
+        span = spans.get(&place.number).map_or(span, |before| span.with(*before));
         let value = [span.after.0.to_be_bytes(), span.to.0.to_be_bytes()].concat();
         batch.put_cf(db.family(families::META)?, key(place), value);
         spans.insert(place.number, span);

@@ -10,18 +10,25 @@
 //! that stood still shows nothing old when it goes on.
 
 use std::{
-    sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
     time::Instant,
 };
 
 use ledger_core::slot::{SLOTS, Slot};
 
-const DARK: u8 = 0;
-const HOLDING: u8 = 1;
-const SHOWN: u8 = 2;
+const DARK: u64 = 0;
+const HOLDING: u64 = 1;
+const SHOWN: u64 = 2;
+/// The bits of a state; those above count how often the slot went dark.
+const STATE: u64 = 3;
+const ONCE_DARK: u64 = STATE + 1;
 
 /// A lease that never ends: no time is looked at.
 const ENDLESS: u64 = u64::MAX;
+
+/// A slot was shown at a moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct WasShown(u64);
 
 /// Which slots this node shows. A lone node shows all.
 #[derive(Debug)]
@@ -33,7 +40,8 @@ pub(crate) struct Readable {
 
 #[derive(Debug)]
 struct OfSlot {
-    state: AtomicU8,
+    /// And how often it went dark: who reads sees that it did meanwhile.
+    state: AtomicU64,
     /// Milliseconds since the base.
     until: AtomicU64,
     /// This node is a member of the slot: what it has of others does not count.
@@ -45,7 +53,7 @@ impl Readable {
     pub(crate) fn new(is_clustered: bool) -> Self {
         let state = if is_clustered { DARK } else { SHOWN };
         let of_slot = |_| OfSlot {
-            state: AtomicU8::new(state),
+            state: AtomicU64::new(state),
             until: AtomicU64::new(ENDLESS),
             is_kept: AtomicBool::new(true),
         };
@@ -56,13 +64,20 @@ impl Readable {
         &self.slots[usize::from(slot.number())]
     }
 
-    fn of(&self, slot: Slot) -> &AtomicU8 {
+    fn of(&self, slot: Slot) -> &AtomicU64 {
         &self.of_slot(slot).state
     }
 
     /// Whether readers may see the slot.
     pub(crate) fn is_shown(&self, slot: Slot) -> bool {
-        self.of(slot).load(Ordering::SeqCst) == SHOWN && self.is_leased(slot)
+        self.shown(slot).is_some()
+    }
+
+    /// As [`Self::is_shown`]. What is read after this may be given to readers if this says the same once it is read: else
+    /// the slot went dark meanwhile, and nothing was held back.
+    pub(crate) fn shown(&self, slot: Slot) -> Option<WasShown> {
+        let word = self.of(slot).load(Ordering::SeqCst);
+        (word & STATE == SHOWN && self.is_leased(slot)).then_some(WasShown(word))
     }
 
     fn is_leased(&self, slot: Slot) -> bool {
@@ -93,27 +108,33 @@ impl Readable {
 
     /// Whether commits to the slot have to be held back until they are stable.
     pub(crate) fn is_held(&self, slot: Slot) -> bool {
-        self.of(slot).load(Ordering::SeqCst) != DARK
+        self.of(slot).load(Ordering::SeqCst) & STATE != DARK
     }
 
     /// Shows the slot; whether it was not shown before.
     pub(crate) fn show(&self, slot: Slot) -> bool {
-        self.of(slot).swap(SHOWN, Ordering::SeqCst) != SHOWN
+        self.change(slot, |word| word & !STATE | SHOWN) & STATE != SHOWN
     }
 
     /// Holds commits back from now on, if nobody reads the slot.
     pub(crate) fn hold(&self, slot: Slot) {
-        let _ = self.of(slot).compare_exchange(DARK, HOLDING, Ordering::SeqCst, Ordering::SeqCst);
+        self.change(slot, |word| if word & STATE == DARK { word | HOLDING } else { word });
     }
 
     /// Shows nothing more.
     pub(crate) fn darken_all(&self) {
-        self.slots.iter().for_each(|slot| slot.state.store(DARK, Ordering::SeqCst));
+        (0..SLOTS).filter_map(Slot::new).for_each(|slot| self.darken(slot));
     }
 
     /// Shows the slot no more.
     pub(crate) fn darken(&self, slot: Slot) {
-        self.of(slot).store(DARK, Ordering::SeqCst);
+        self.change(slot, |word| (word & !STATE).wrapping_add(ONCE_DARK));
+    }
+
+    /// Gives what was before.
+    fn change(&self, slot: Slot, to: impl Fn(u64) -> u64) -> u64 {
+        let changed = self.of(slot).fetch_update(Ordering::SeqCst, Ordering::SeqCst, |word| Some(to(word)));
+        changed.unwrap_or_else(|same| same)
     }
 }
 
@@ -122,6 +143,23 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    #[test]
+    fn a_slot_that_went_dark_while_it_was_read_is_not_taken_for_one_that_stayed() {
+        let readable = Readable::new(true);
+        let slot = Slot::new(5).unwrap();
+        assert_eq!(readable.shown(slot), None);
+        assert!(readable.show(slot) && !readable.show(slot));
+        let before = readable.shown(slot);
+        readable.hold(slot);
+        assert!(before.is_some() && readable.shown(slot) == before, "it is held back from already");
+        readable.darken(slot);
+        assert_eq!((readable.shown(slot), readable.is_held(slot)), (None, false));
+        readable.hold(slot);
+        assert_eq!((readable.shown(slot), readable.is_held(slot)), (None, true));
+        assert!(readable.show(slot));
+        assert!(readable.shown(slot).is_some() && readable.shown(slot) != before);
+    }
 
     #[test]
     fn a_slot_is_shown_while_its_lease_lasts() {

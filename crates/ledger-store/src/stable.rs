@@ -175,4 +175,41 @@ mod tests {
         assert_eq!(db.stable().held.load(Ordering::SeqCst), 0);
         assert_eq!(state.head.lamport, LamportClock(2));
     }
+
+    #[test]
+    fn nobody_reads_what_is_held_back_while_its_slot_goes_dark() {
+        let dir = tempfile::tempdir().unwrap();
+        let readable = Arc::new(Readable::new(true));
+        let (created, options) = (crate::testing::created(), Options::default());
+        let db = Db::open(dir.path(), &options, Arc::clone(&readable), Arc::default(), created).unwrap();
+        let slot = Slot::of(&context());
+        let place = Place { slot, number: 1 };
+        let first = || ContextState::new(place, Head::new(HashSuite::Blake3, Lineage([7; 16]), 1));
+        readable.show(slot);
+        let is_over = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(|| {
+                let mut read = 0;
+                while !is_over.load(Ordering::Relaxed) {
+                    if let Ok(row) = db.head(&context()) {
+                        assert_eq!(row, None, "nothing was ever stable");
+                        read += 1;
+                    }
+                }
+                read
+            });
+            for _ in 0..20_000 {
+                let (_, after) = write(&db, &mut first());
+                readable.darken(slot);
+                db.stable().settle(&context(), after);
+                // It is left for another's history.
+                let mut batch = WriteBatch::default();
+                batch.delete_cf(db.family(crate::families::HEADS).unwrap(), context().as_str());
+                db.write_unsynced(batch).unwrap();
+                readable.show(slot);
+            }
+            is_over.store(true, Ordering::Relaxed);
+            assert!(reader.join().unwrap() > 0);
+        });
+    }
 }

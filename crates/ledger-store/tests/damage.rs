@@ -10,28 +10,7 @@ use std::{
 };
 
 use ledger_store::{Filter, Ledger, Options, Sequence, StoreError};
-use support::{append_many, context, copy_dir, draft, small};
-
-/// Changes rows of a closed ledger behind its back: `change` gets each row of a family and may return another value.
-fn tamper(dir: &Path, family: &str, change: impl Fn(usize, &[u8], &[u8]) -> Option<Vec<u8>>) {
-    let options = rocksdb::Options::default();
-    let path = dir.join("db");
-    let families = rocksdb::DB::list_cf(&options, &path).unwrap();
-    let db = rocksdb::DB::open_cf(&options, &path, families).unwrap();
-    let handle = db.cf_handle(family).unwrap();
-    let rows: Vec<_> = db.iterator_cf(handle, rocksdb::IteratorMode::Start).map(Result::unwrap).collect();
-    for (number, (key, value)) in rows.into_iter().enumerate() {
-        if let Some(value) = change(number, &key, &value) {
-            db.put_cf(handle, key, value).unwrap();
-        }
-    }
-}
-
-fn flipped(value: &[u8], at: usize) -> Vec<u8> {
-    let mut value = value.to_vec();
-    value[at] ^= 1;
-    value
-}
+use support::{append_many, context, copy_dir, draft, flipped, small, tamper};
 
 /// A ledger of a damaged context "c" of 700 entries and an intact context "other".
 fn damaged(family: &str, row: usize, at: impl Fn(usize) -> usize) -> (tempfile::TempDir, Vec<u8>) {
@@ -216,7 +195,7 @@ fn rows(dir: &Path, family: &str) -> usize {
 /// Feeds what is missing from another ledger.
 fn feed(healing: &mut ledger_store::Healing, from: &Ledger) -> Result<(), StoreError> {
     while let Some((after, to)) = healing.missing() {
-        healing.take(&from.range(&context("c"), after, to, 10_000)?)?;
+        healing.take(&from.range(&context("c"), after, to, 10_000)?, None)?;
     }
     Ok(())
 }
@@ -238,9 +217,9 @@ fn a_damaged_context_is_healed_from_another_copy_while_it_grows() {
         let tail = ledger.range(&context("c"), ledger_store::Size(700), newer.position.size, 10_000).unwrap();
         let up_to = ledger_store::Size(700);
         while let Some((after, _)) = healing.missing().filter(|(after, _)| *after < up_to) {
-            healing.take(&other.range(&context("c"), after, up_to, 10_000).unwrap()).unwrap();
+            healing.take(&other.range(&context("c"), after, up_to, 10_000).unwrap(), None).unwrap();
         }
-        healing.take(&tail).unwrap();
+        healing.take(&tail, None).unwrap();
         ledger.append(&context("c"), draft("k", "while it is healed")).unwrap();
         assert!(healing.finish().unwrap());
         drop(healing);

@@ -9,17 +9,18 @@ use std::sync::{Arc, Mutex};
 use futures::FutureExt as _;
 use ledger_core::{
     Epoch,
-    digest::Digest,
+    digest::{Digest, Extent},
     node::{Member, NodeId, ReplicaSet},
     ownership::Claim,
     replication::Peer,
     slot::Slot,
 };
 use ledger_store::{
-    Append, ContextId, Ledger, Options, Sequence, Size,
+    Append, ContextId, Ledger, Options, Sequence, Size, StoreError,
     replica::{Change, ChangeOutcome, Held, Lead, Offer, Outbox, Outgoing, Part, Spread, StableUpTo},
 };
-use support::{context, draft, small};
+use support::{append_many, context, draft, flipped, small, tamper};
+use tokio::task::block_in_place;
 
 /// Keeps what lanes send.
 #[derive(Debug, Default)]
@@ -66,7 +67,7 @@ fn options() -> Options {
 
 /// An owner, whose appends need no other copy, and a replica of it.
 struct Two {
-    _dirs: [tempfile::TempDir; 2],
+    dirs: [tempfile::TempDir; 2],
     owner: Ledger,
     replica: Ledger,
     sent: Arc<Sent>,
@@ -105,7 +106,7 @@ impl Two {
 
         owner.change_slots(vec![(slot, accepting(&claim, &set, None))]).await.unwrap();
         owner.lead(vec![(slot, offer), (slot, own)]).await.unwrap();
-        let two = Self { _dirs: dirs, owner, replica, sent, set, claim, context, slot };
+        let two = Self { dirs, owner, replica, sent, set, claim, context, slot };
         // It answers when the offer was made, too.
         two.append("first").await;
         let offer = two.sent.offer();
@@ -179,6 +180,39 @@ async fn what_is_fetched_late_does_not_hide_a_slot_that_is_in_step() {
     two.stable(second).await;
     let mut watch = two.replica.watch(&two.context, None, Sequence(0));
     assert_eq!(watch.read(10, usize::MAX).unwrap().entries.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_claimant_fetched_is_shown_once_the_next_owner_says_that_it_is_stable() {
+    let two = Two::start().await;
+    let digest_of = |of: &Ledger| {
+        let (of, slot) = (of.clone(), two.slot);
+        async move { of.digests(vec![slot]).await.unwrap()[&slot] }
+    };
+    let first = two.replicate().await;
+    two.stable(first).await;
+    // It lost step, and is in step again without hearing yet what is stable.
+    assert!(matches!(two.accept(&claim(6, "owner"), Digest::default(), 1).await, ChangeOutcome::Differs));
+    let outcome = two.accept(&claim(6, "owner"), digest_of(&two.owner).await, 1).await;
+    assert!(matches!(outcome, ChangeOutcome::Done), "{outcome:?}");
+    assert!(!two.replica.shows(two.slot));
+    // It claims the slot itself, and fetches what it lacks …
+    two.append("second").await;
+    let (mut parts, _) = two.sent.commit();
+    let own = claim(7, "replica");
+    two.replica.change_slots(vec![(two.slot, Change::Promise(own.clone()))]).await.unwrap();
+    parts[0].claim = own;
+    two.replica.follow(parts, 0).await.unwrap().durable().await.unwrap();
+    // … but another owns it.
+    let next = claim(8, "owner");
+    let outcome = two.accept(&next, digest_of(&two.owner).await, 5).await;
+    assert!(matches!(outcome, ChangeOutcome::Done), "{outcome:?}");
+    assert!(!two.replica.shows(two.slot), "nothing of it is known to be stable");
+    two.replica.stable(vec![StableUpTo { slot: two.slot, epoch: next.epoch, number: 5 }]).await.unwrap();
+    // The lane has done it when it answers.
+    digest_of(&two.replica).await;
+    let mut watch = two.replica.watch(&two.context, None, Sequence(0));
+    assert_eq!(watch.read(10, usize::MAX).unwrap().entries.len(), 2, "without another append");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -269,4 +303,159 @@ async fn what_was_not_acknowledged_does_not_hide_what_came_after_it() {
     digests(two.owner.clone()).await;
     assert!(two.owner.shows(slot));
     assert_eq!(two.owner.checkpoint(context, None).unwrap().position.size, Size(4));
+}
+
+fn snapshot(of: &Ledger, context: &ContextId) -> Vec<u8> {
+    of.snapshot(context).unwrap().collect::<Result<Vec<_>, _>>().unwrap().concat()
+}
+
+/// A ledger that holds what the owner shows.
+fn elsewhere(two: &Two) -> (tempfile::TempDir, Ledger) {
+    let dir = tempfile::tempdir().unwrap();
+    let elsewhere = Ledger::open_with(dir.path(), small()).unwrap();
+    let shown = snapshot(&two.owner, &two.context);
+    block_in_place(|| elsewhere.load_from(&two.context, false, shown.as_slice())).unwrap();
+    (dir, elsewhere)
+}
+
+/// Loads it with ten more entries at the owner, which waits for another copy from now on. Gives the result that is
+/// waited for.
+async fn load_ten(
+    two: &Two,
+    elsewhere: &Ledger,
+) -> tokio::task::JoinHandle<Result<ledger_store::Loaded, StoreError>> {
+    block_in_place(|| append_many(elsewhere, &two.context, 10, &mut Vec::new()));
+    let (snapshot, owner) = (snapshot(elsewhere, &two.context), two.owner.clone());
+    two.owner.lead(vec![(two.slot, Lead::Own { claim: two.claim.clone(), needed: 2 })]).await.unwrap();
+    let (before, context) = (two.sent.commit().1, two.context.clone());
+    let load = tokio::task::spawn_blocking(move || owner.load_from(&context, false, snapshot.as_slice()));
+    while two.sent.commit().1 == before {
+        tokio::task::yield_now().await;
+    }
+    load
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_load_brought_stays_together_in_a_context_that_is_healed() {
+    for family in ["heads", "entries"] {
+        let two = Two::start().await;
+        two.replicate().await;
+        let (_dir, elsewhere) = elsewhere(&two);
+        let load = load_ten(&two, &elsewhere).await;
+        two.replicate().await;
+        let (context, all) = (&two.context, Size(11));
+        // Whoever fetches a part of it gets all.
+        let together = |of: &Ledger| of.range_together(context, Size(1), Size(3), 1 << 20).unwrap().1;
+        assert_eq!(together(&two.replica), Some(all));
+        two.replica.close().unwrap();
+        let dir = two.dirs[1].path();
+        tamper(dir, family, |row, _, value| (row == 0).then(|| flipped(value, value.len() - 1)));
+
+        let replica = Ledger::open_with(dir, options()).unwrap();
+        let theirs = two.owner.range(context, Size(0), all, 1 << 20).unwrap();
+        assert!(replica.range(context, Size(0), all, 1 << 20).is_err(), "{family}");
+        let healing = if family == "heads" {
+            let theirs = Extent { size: all, root: theirs.root };
+            replica.heal_in_claim(context, two.claim.clone(), theirs)
+        } else {
+            replica.heal(context)
+        };
+        let mut healing = healing.unwrap().expect("it is damaged");
+        while let Some((after, to)) = healing.missing() {
+            let (range, together) = two.owner.range_together(context, after, to, 1 << 20).unwrap();
+            healing.take(&range, together).unwrap();
+        }
+        assert!(block_in_place(|| healing.finish()).unwrap());
+        assert_eq!(together(&replica), Some(all), "{family}");
+        drop(healing);
+        replica.close().unwrap();
+        let again = Ledger::open_with(dir, options()).unwrap();
+        assert_eq!(together(&again), Some(all), "{family}: it is on the disk");
+        two.owner.close().unwrap();
+        assert!(load.await.unwrap().is_err());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_load_before_another_that_is_not_stable_either_stays_together_with_it() {
+    let two = Two::start().await;
+    two.replicate().await;
+    let (_dir, elsewhere) = elsewhere(&two);
+    let mut loads = Vec::new();
+    for _ in 0..2 {
+        loads.push(load_ten(&two, &elsewhere).await);
+        two.replicate().await;
+    }
+    let together = |of: &Ledger| of.range_together(&two.context, Size(1), Size(3), 1 << 20).unwrap().1;
+    assert_eq!([together(&two.owner), together(&two.replica)], [Some(Size(21)); 2]);
+    two.owner.close().unwrap();
+    for load in loads {
+        assert!(load.await.unwrap().is_err());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owner_that_steps_down_keeps_a_load_that_it_put_in_place() {
+    let two = Two::start().await;
+    let (_dir, elsewhere) = elsewhere(&two);
+    let load = load_ten(&two, &elsewhere).await;
+    two.owner.lead(vec![(two.slot, Lead::StepDown)]).await.unwrap();
+    assert!(matches!(load.await.unwrap(), Err(StoreError::NotAcknowledged)));
+    // Replicas may hold it, and it be the history of later owners.
+    let kept = two.owner.range(&two.context, Size(0), Size(11), 1 << 20).unwrap();
+    assert_eq!((kept.count, kept.root), (11, elsewhere.head(&two.context).unwrap().unwrap().root()));
+    assert!(two.owner.damage().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_load_that_is_repeated_is_not_said_to_be_there_before_it_has_its_copies() {
+    let two = Two::start().await;
+    two.replicate().await;
+    let (_dir, elsewhere) = elsewhere(&two);
+    let load = load_ten(&two, &elsewhere).await;
+    // Whoever gave it up, or was cut off, loads it again.
+    let (snapshot, owner) = (snapshot(&elsewhere, &two.context), two.owner.clone());
+    let context = two.context.clone();
+    let mut again =
+        tokio::task::spawn_blocking(move || owner.load_from(&context, false, snapshot.as_slice()));
+    let early = tokio::time::timeout(std::time::Duration::from_secs(1), &mut again).await;
+    assert!(early.is_err(), "it is on one disk alone: {early:?}");
+    let peer = Peer::new(0).unwrap();
+    let number = two.replicate().await;
+    two.owner.lead(vec![(two.slot, Lead::Count { claim: two.claim.clone(), peer })]).await.unwrap();
+    two.owner.peer_holds(peer, 0, number).unwrap();
+    assert_eq!(load.await.unwrap().unwrap().restored, 10);
+    let loaded = again.await.unwrap().unwrap();
+    assert_eq!((loaded.restored, loaded.latest), (0, Size(11)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ledger_closes_while_appends_and_loads_wait_for_copies() {
+    let two = Two::start().await;
+    two.replicate().await;
+    let (_dir, elsewhere) = elsewhere(&two);
+    let load = load_ten(&two, &elsewhere).await;
+    let (owner, append) =
+        (two.owner.clone(), Append::new(two.context.clone(), draft("facts", "waits".to_owned())));
+    let before = two.sent.commit().1;
+    let append = tokio::spawn(async move { owner.append_async(append).await });
+    while two.sent.commit().1 == before {
+        tokio::task::yield_now().await;
+    }
+    let (owner, dir) = (two.owner.clone(), two.dirs[0].path().to_owned());
+    let again = tokio::task::spawn_blocking(move || {
+        owner.close().unwrap();
+        // It is free, though others still have the ledger.
+        Ledger::open_with(dir, options()).unwrap()
+    });
+    let again =
+        tokio::time::timeout(std::time::Duration::from_mins(1), again).await.expect("it closes").unwrap();
+    assert!(matches!(append.await.unwrap(), Err(StoreError::NotAcknowledged)));
+    assert!(matches!(load.await.unwrap(), Err(StoreError::NotAcknowledged)));
+    assert!(matches!(two.owner.range(&two.context, Size(0), Size(1), 1000), Err(StoreError::Closed)));
+    assert_eq!(
+        again.range(&two.context, Size(0), Size(12), 1 << 20).unwrap().count,
+        12,
+        "what was written is kept"
+    );
 }

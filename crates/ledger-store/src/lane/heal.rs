@@ -6,6 +6,7 @@ use super::{
     Arc, Claim, ContextId, Db, Extent, Lane, Place, Slot, StoreError, WriteBatch, index, read_head, staging,
 };
 use crate::{
+    loaded::Span,
     ranges,
     read::damaged,
     state::ContextState,
@@ -21,6 +22,8 @@ pub(crate) struct Heal {
     pub(crate) context: ContextId,
     pub(crate) proof: Proof,
     pub(crate) state: ContextState,
+    /// What of it a load brought that the other node does not know to be stable.
+    pub(crate) loaded: Option<Span>,
     /// The database it was staged in: of another one it may not be there.
     pub(crate) generation: u64,
 }
@@ -48,12 +51,12 @@ pub(crate) enum Healed {
 impl Lane {
     /// Puts a staged history in place of rows that are damaged.
     pub(super) fn heal(&mut self, db: &Arc<Db>, heal: Heal) -> Result<Healed, StoreError> {
-        let Heal { context, proof, state, generation } = heal;
+        let Heal { context, proof, state, loaded, generation } = heal;
         staging::check(db, generation, &context)?;
         match proof {
-            Proof::Head(from) => self.heal_by_head(db, context, from, state),
-            Proof::Digest(bucket) => self.heal_by_digest(db, context, &bucket, state),
-            Proof::Claim(claim) => self.heal_in_claim(db, &context, &claim, state),
+            Proof::Head(from) => self.heal_by_head(db, context, from, state, loaded),
+            Proof::Digest(bucket) => self.heal_by_digest(db, context, &bucket, state, loaded),
+            Proof::Claim(claim) => self.heal_in_claim(db, &context, &claim, state, loaded),
         }
     }
 
@@ -64,6 +67,7 @@ impl Lane {
         context: ContextId,
         from: Place,
         mut state: ContextState,
+        loaded: Option<Span>,
     ) -> Result<Healed, StoreError> {
         let row = read_head(db, &context)?;
         let Some((_, head)) = row.filter(|(place, head)| *place == from && head.size() >= state.head.size())
@@ -88,7 +92,7 @@ impl Lane {
         state.head = head;
         // Readers that are held back at an earlier size find the same rows at the new place from now on.
         db.stable().relocate(&context, from, state.place);
-        self.put_healed(db, context, Some(from), state)
+        self.put_healed(db, context, Some(from), state, loaded)
     }
 
     /// The history whose extent the digest proves. The head is lost, and nothing was appended since: that would have
@@ -99,6 +103,7 @@ impl Lane {
         context: ContextId,
         bucket: &BTreeMap<ContextId, Extent>,
         mut state: ContextState,
+        loaded: Option<Span>,
     ) -> Result<Healed, StoreError> {
         if read_head(db, &context).is_ok_and(|row| row.is_some()) {
             // An append wrote it anew, out of the cache: its entries are healed as any others.
@@ -116,7 +121,7 @@ impl Lane {
             return Err(StoreError::Io(format!("context {context} is not restored: {reason}")));
         }
         db.stable().relocate_all(&context, state.place);
-        self.put_healed(db, context, None, state)
+        self.put_healed(db, context, None, state, loaded)
     }
 
     /// The owner's history, as long as the claim holds. What is here goes no further than that, or cannot be read.
@@ -126,6 +131,7 @@ impl Lane {
         context: &ContextId,
         claim: &Claim,
         mut state: ContextState,
+        loaded: Option<Span>,
     ) -> Result<Healed, StoreError> {
         let slot = Slot::of(context);
         if let Err(refused) = self.record(db, slot)?.may_follow(claim) {
@@ -146,7 +152,7 @@ impl Lane {
         self.parked.forget(context);
         let now = state.extent();
         let (from, before) = known.map(|(place, head)| (place, head.extent())).unzip();
-        self.put_healed(db, context.clone(), from, state)?;
+        self.put_healed(db, context.clone(), from, state, loaded)?;
         if let Some(digests) = &self.shared.digests {
             match before {
                 Some(before) => digests.replace(context, Some(before), Some(now)),
@@ -163,6 +169,7 @@ impl Lane {
         context: ContextId,
         from: Option<Place>,
         state: ContextState,
+        loaded: Option<Span>,
     ) -> Result<Healed, StoreError> {
         let mut batch = WriteBatch::default();
         state.put_head(db, &mut batch, &context, &mut self.buffer)?;
@@ -170,6 +177,10 @@ impl Lane {
         if let Some(from) = from {
             staging::remove_rows(db, &mut batch, from)?;
             self.shared.loaded.relocate(db, &mut batch, from, state.place)?;
+        }
+        if let Some(span) = loaded {
+            // Whoever fetches it here puts it in place together or not at all.
+            self.shared.loaded.note(db, &mut batch, state.place, None, span)?;
         }
         staging::forget(db, &mut batch, state.place)?;
         db.write(batch).and_then(|()| db.sync()).inspect_err(|error| self.shared.commit_failed(error))?;

@@ -2,10 +2,10 @@
 //! are only told, for those that count have staged it before.
 
 use super::{
-    Arc, ContextId, Db, Epoch, Lane, Origin, PeerSet, Sequence, Staged, StoreError, Touched, Waiting,
+    Arc, ContextId, Db, Epoch, Lane, Origin, PeerSet, Sequence, Slot, Staged, StoreError, Touched, Waiting,
     WriteBatch, families::Place, read_head, staging,
 };
-use crate::{commit::Installed, state::ContextState};
+use crate::{commit::Installed, limited, state::ContextState};
 
 /// A history staged under a number of its own, to take a context's place.
 #[derive(Debug)]
@@ -34,17 +34,35 @@ impl Install {
 }
 
 impl Lane {
-    /// Puts a staged history in place of a context's, if the context is as it was when staging began.
+    /// Puts a staged history in place of a context's, if the context is as it was when staging began; if not, and it is not
+    /// given back to be tried again, its rows are removed.
     pub(super) fn install(&mut self, db: &Arc<Db>, install: Install, done: Installed) {
         // Whoever asked may have gone: what is in place is in place all the same.
         match self.origin_of(db, &install) {
-            Err(error) => _ = done.try_send(Err(error)),
+            Err(error) => refuse(db, &install, &done, error),
             Ok(None) => _ = done.try_send(Ok(false)),
             Ok(Some(_)) if !install.adds() => {
                 self.syncer.drain();
                 _ = done.try_send(self.replace(db, install).map(|()| true));
             }
             Ok(Some(origin)) => self.commit_load(db, install, origin, done),
+        }
+    }
+
+    /// Says when all that was written of a slot has its copies.
+    pub(super) fn settled(&mut self, db: &Arc<Db>, slot: Slot, epoch: Epoch, done: Installed) {
+        let owned = match &self.copies {
+            Some(copies) => copies.serves(slot).map(|(now, _)| now == epoch),
+            None => Ok(true),
+        };
+        match owned {
+            Ok(true) => {
+                let mut staged = Staged::new();
+                staged.waiting.push(Waiting::Load(slot, done));
+                self.write(db, staged, false);
+            }
+            Ok(false) => _ = done.try_send(Err(StoreError::NotOwner { slot })),
+            Err(error) => _ = done.try_send(Err(error)),
         }
     }
 
@@ -83,6 +101,7 @@ impl Lane {
         let row = match read_head(db, &context) {
             Ok(row) => row,
             Err(error) => {
+                abandon(db, &context, state.place);
                 _ = done.try_send(Err(error));
                 return;
             }
@@ -112,5 +131,18 @@ impl Lane {
         self.cache.remove(&context);
         self.cache.insert(context, state);
         Ok(())
+    }
+}
+
+fn refuse(db: &Db, install: &Install, done: &Installed, error: StoreError) {
+    abandon(db, &install.context, install.state.place);
+    _ = done.try_send(Err(error));
+}
+
+/// Removes what is staged.
+fn abandon(db: &Db, context: &ContextId, place: Place) {
+    if let Err(error) = staging::abandon(db, place) {
+        // It is removed when the ledger is opened again.
+        limited!(warn, %context, %error, "what a refused load staged stays until restart");
     }
 }

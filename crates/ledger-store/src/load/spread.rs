@@ -63,7 +63,7 @@ impl Staging {
     pub(super) fn put_in_place(&self) -> Result<(), StoreError> {
         let records = self.records()?;
         if !records.is_empty() || self.added() == 0 || self.epoch.is_none() {
-            return match self.inner.install(self.to_install(records, &SpreadTo::default())) {
+            return match self.hand_over(self.to_install(records, &SpreadTo::default())) {
                 Ok(true) => Ok(()),
                 // Nobody has to stage what is sent, or does not grow.
                 Ok(false) => Err(StoreError::NotAcknowledged),
@@ -73,11 +73,20 @@ impl Staging {
         let mut spreading = Spreader::new(self);
         loop {
             let spread = spreading.spread()?;
-            if self.inner.install(self.to_install(Vec::new(), &spread))? {
+            if self.hand_over(self.to_install(Vec::new(), &spread))? {
                 return Ok(());
             }
             // Somebody counts that did not: it has to stage it too.
         }
+    }
+
+    /// Whether it is in place. Whatever becomes of it, its rows are the lane's: a load that fails to get its copies may well be
+    /// in place, and be the history of later owners.
+    fn hand_over(&self, install: Install) -> Result<bool, StoreError> {
+        self.is_handed_over.set(true);
+        let installed = self.inner.install(install)?;
+        self.is_handed_over.set(installed);
+        Ok(installed)
     }
 
     fn before(&self) -> Option<Extent> {

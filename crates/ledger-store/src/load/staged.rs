@@ -1,6 +1,6 @@
 //! A history being staged: compared with the one that is there, and written beside it.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{cell::Cell, collections::VecDeque, sync::Arc};
 
 use ledger_core::{ContextId, Entry, Epoch, Head, Lineage, Sequence, Size, log::Stamp, slot::Slot};
 use rocksdb::WriteBatch;
@@ -39,7 +39,8 @@ pub(super) struct Staging {
     one_by_one: bool,
     /// A damaged entry was replaced by the snapshot's.
     healed: bool,
-    installed: bool,
+    /// The lane puts it in place, or removes it.
+    pub(super) is_handed_over: Cell<bool>,
     /// The database it is staged in.
     pub(super) generation: u64,
 }
@@ -81,7 +82,7 @@ impl Staging {
             existing: VecDeque::new(),
             one_by_one: false,
             healed: false,
-            installed: false,
+            is_handed_over: Cell::new(false),
             generation: db.generation(),
         })
     }
@@ -223,6 +224,7 @@ impl Staging {
         let (base, count) = (self.base_size(), self.state.head.frontier.size());
         let quarantined = self.inner.shared.quarantine.check(&self.context).is_err();
         if count <= base && !self.healed && !(quarantined && count > 0) {
+            self.settle()?;
             return Ok(Loaded { restored: 0, latest: Size(base) });
         }
         for sequence in count + 1..=base {
@@ -239,14 +241,23 @@ impl Staging {
             return Err(StoreError::ContextExists { context: context.clone(), size: sequence.0 });
         }
         installed?;
-        self.installed = true;
+        if latest.0 == base {
+            self.settle()?;
+        }
         Ok(Loaded { restored: latest.0.saturating_sub(base), latest })
+    }
+}
+
+impl Staging {
+    /// What is there already was loaded or appended a moment ago, maybe, and is said to be there once it has its copies.
+    fn settle(&self) -> Result<(), StoreError> {
+        self.epoch.map_or(Ok(()), |epoch| self.inner.settled(Slot::of(&self.context), epoch))
     }
 }
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        if !self.installed
+        if !self.is_handed_over.get()
             && let Err(error) =
                 self.inner.database.get().and_then(|db| staging::abandon(&db, self.state.place))
         {

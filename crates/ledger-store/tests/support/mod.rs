@@ -69,3 +69,25 @@ pub fn copy_dir(from: &std::path::Path, to: &std::path::Path) {
         }
     }
 }
+
+/// Changes rows of a closed ledger behind its back: `change` gets each row of a family and may return another value.
+pub fn tamper(dir: &std::path::Path, family: &str, change: impl Fn(usize, &[u8], &[u8]) -> Option<Vec<u8>>) {
+    let options = rocksdb::Options::default();
+    let path = dir.join("db");
+    let families = rocksdb::DB::list_cf(&options, &path).unwrap();
+    let db = rocksdb::DB::open_cf(&options, &path, families).unwrap();
+    let handle = db.cf_handle(family).unwrap();
+    let rows: Vec<_> = db.iterator_cf(handle, rocksdb::IteratorMode::Start).map(Result::unwrap).collect();
+    for (number, (key, value)) in rows.into_iter().enumerate() {
+        if let Some(value) = change(number, &key, &value) {
+            db.put_cf(handle, key, value).unwrap();
+        }
+    }
+}
+
+/// With one bit of the byte there flipped.
+pub fn flipped(value: &[u8], at: usize) -> Vec<u8> {
+    let mut value = value.to_vec();
+    value[at] ^= 1;
+    value
+}
