@@ -12,6 +12,8 @@ use crate::{
     units::{ByteSize, Span},
 };
 
+/// Exit code: the node ended as it was told to.
+pub const EXIT_SUCCESS: u8 = 0;
 /// Exit code: the configuration is wrong.
 pub const EXIT_CONFIG: u8 = 2;
 /// Exit code: the data directory cannot be opened.

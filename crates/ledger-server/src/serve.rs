@@ -13,7 +13,6 @@ use std::{
     io,
     net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
-    process::ExitCode,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -163,6 +162,22 @@ impl Server {
         options.max_open_files = descriptors.store;
         let opened = tokio::task::spawn_blocking(move || Ledger::open_with(dir, options)).await;
         let ledger = opened.map_err(|error| StartError::Services(error.to_string()))??;
+        let started = Self::serve(config, ledger.clone(), tls, descriptors).await;
+        if started.is_err()
+            && let Err(error) = close(ledger).await
+        {
+            tracing::warn!(%error, "the store did not close cleanly");
+        }
+        started
+    }
+
+    /// Binds the addresses and serves. If it fails the store is to be closed.
+    async fn serve(
+        config: Config,
+        ledger: Ledger,
+        tls: Option<TlsAcceptor>,
+        descriptors: Descriptors,
+    ) -> Result<Self, StartError> {
         let (storage_id, version) = (ledger.storage_id(), env!("CARGO_PKG_VERSION"));
         let key = SigningKey::from_bytes(&ledger.signing_seed());
         let signer = Signer::new(&config.signer_name(&storage_id), &key)
@@ -263,9 +278,7 @@ impl Server {
                 "some clients did not end in time: cutting them off"
             );
         }
-        let ledger = self.node.ledger.clone();
-        let closed = tokio::task::spawn_blocking(move || ledger.close()).await;
-        let closed = closed.unwrap_or_else(|error| Err(StoreError::Io(error.to_string())));
+        let closed = close(self.node.ledger.clone()).await;
         self.http_stop.cancel();
         self.supervisor.stop().await;
         if let Some(path) = &self.node.config.ready_file {
@@ -304,8 +317,14 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
     failure.map_or(Ok(()), |failure| Err(failure.into())).and_then(|()| Ok(left?))
 }
 
-/// Serves until SIGTERM or SIGINT; gives the exit code. A second signal ends the process at once.
-pub fn main(config: Config) -> ExitCode {
+/// Closes the store. The process ends after that: its threads must not outlive what they work with.
+async fn close(ledger: Ledger) -> Result<(), StoreError> {
+    let closed = tokio::task::spawn_blocking(move || ledger.close()).await;
+    closed.unwrap_or_else(|error| Err(StoreError::Io(error.to_string())))
+}
+
+/// Serves until SIGTERM or SIGINT, and ends the process. A second signal ends it at once.
+pub fn main(config: Config) -> ! {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(worker_threads(config.store_options().lanes()))
         .enable_all()
@@ -323,12 +342,20 @@ pub fn main(config: Config) -> ExitCode {
         Err(error) => Err(error.into()),
     };
     match ended {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => end_process(args::EXIT_SUCCESS),
         Err(error) => {
             tracing::error!("{error:#}");
-            ExitCode::from(exit_code(&error))
+            end_process(exit_code(&error))
         }
     }
+}
+
+/// Ends the process, without the destructors of its libraries: a thread that still reads, or hangs on a disk, would find
+/// the locks destroyed that it waits for, and the process would be aborted instead.
+fn end_process(code: u8) -> ! {
+    // Nobody may read it any more.
+    let _ = io::Write::flush(&mut io::stdout());
+    signal_hook::low_level::exit(code.into())
 }
 
 /// Threads of the runtime. A lane needs about half a processor; more threads than processors would only take
@@ -427,7 +454,7 @@ async fn asked_to_stop(stdin_counts: bool) {
             _ = interrupt.recv() => {}
         }
         tracing::warn!("asked again: ending at once");
-        std::process::exit(args::EXIT_FORCED.into());
+        end_process(args::EXIT_FORCED);
     });
 }
 
