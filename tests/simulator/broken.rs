@@ -24,11 +24,15 @@ pub enum Broken {
     ClustersMerge,
     /// Readers are shown what a node has, however long ago it heard that it is a member.
     NoLease,
+    /// Whoever fetches what a load brought puts it in place as it comes.
+    LoadsInParts,
+    /// What a load finds there already is said to be there, whatever copies it has.
+    LoadsUnsettled,
 }
 
 impl Broken {
     /// Every rule that can be left out.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::NoPromiseCheck,
         Self::NoSync,
         Self::MembersOffGossip,
@@ -38,6 +42,8 @@ impl Broken {
         Self::DamageIsAbsence,
         Self::ClustersMerge,
         Self::NoLease,
+        Self::LoadsInParts,
+        Self::LoadsUnsettled,
     ];
 
     /// As it is named in the environment.
@@ -53,6 +59,8 @@ impl Broken {
             Self::DamageIsAbsence => "damage-is-absence",
             Self::ClustersMerge => "clusters-merge",
             Self::NoLease => "no-lease",
+            Self::LoadsInParts => "loads-in-parts",
+            Self::LoadsUnsettled => "loads-unsettled",
         }
     }
 

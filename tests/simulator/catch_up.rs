@@ -18,6 +18,7 @@ use ledger_core::{
 };
 
 use super::{
+    counts::Counted,
     follow::Taken,
     history::Context,
     message::{Index, Message, Part, Question, Reply, Up},
@@ -63,15 +64,12 @@ enum Purpose {
 
 #[derive(Debug, Clone, Copy)]
 enum Doing {
-    Fetch,
+    /// Fetch a context up to a size.
+    Fetch(Context, u64),
     /// Fetch the whole history, in the place of what cannot be read here.
     Restore(Context),
     /// Whether the owner has what we have, read after ours was.
-    Recheck {
-        context: Context,
-        ours: (u64, Hash),
-        from: u64,
-    },
+    Recheck { context: Context, ours: (u64, Hash), from: u64 },
 }
 
 impl Task {
@@ -282,14 +280,14 @@ impl Node {
             return self.go_on(slot);
         }
         task.doing = Some(Doing::Restore(context));
-        self.ask(slot, Question::Fetch { context, after: 0, to });
+        self.ask(slot, Question::Fetch { context, after: 0, to, is_whole: true });
     }
 
     fn fetch(&mut self, slot: Slot, context: Context, after: u64, to: u64) {
         if let Some(task) = self.tasks.get_mut(&slot) {
-            (task.doing, task.is_dirty) = (Some(Doing::Fetch), true);
+            (task.doing, task.is_dirty) = (Some(Doing::Fetch(context, to)), true);
         }
-        self.ask(slot, Question::Fetch { context, after, to });
+        self.ask(slot, Question::Fetch { context, after, to, is_whole: false });
     }
 
     /// Everything that was found is done.
@@ -342,8 +340,9 @@ impl Node {
 
     pub(super) fn replied(&mut self, number: u64, reply: Reply) {
         if let Some(context) = self.restoring.remove(&number) {
-            let range = if let Reply::Fetched(range) = &reply { Some(range) } else { None };
-            return self.fetched_for_restoring(context, range);
+            let fetched =
+                if let Reply::Fetched(range, loaded) = &reply { Some((range, *loaded)) } else { None };
+            return self.fetched_for_restoring(context, fetched);
         }
         let Some((slot, task)) = self.tasks.iter_mut().find(|(_, task)| task.asked == Some(number)) else {
             return;
@@ -367,20 +366,27 @@ impl Node {
                     Err(_) => self.again(slot),
                 }
             }
-            (Reply::Fetched(range), Some(Doing::Fetch)) => {
+            (Reply::Fetched(range, loaded), Some(Doing::Fetch(context, to))) => {
                 let count = range.entries.len() as u64;
-                if self.take_part(Part { slot, claim, range }, 0) == Taken::Reaches
-                    && let Some(task) = self.tasks.get_mut(&slot)
-                {
+                let (end, is_load) = (range.after + count, loaded.is_some());
+                if is_load {
+                    self.out.push(Out::Note(Note::Load(Counted::LoadFetched)));
+                }
+                let part = Part { slot, claim, range, is_load, staged_to: None };
+                let reaches = self.take_part(part, 0) == Taken::Reaches;
+                if let Some(task) = self.tasks.get_mut(&slot).filter(|_| reaches) {
                     task.fetched += count;
+                }
+                if reaches && end < to && count > 0 {
+                    return self.fetch(slot, context, end, to);
                 }
                 self.go_on(slot);
             }
-            (Reply::Fetched(range), Some(Doing::Restore(context))) => {
+            (Reply::Fetched(range, loaded), Some(Doing::Restore(context))) => {
                 if range.after == 0 && !range.entries.is_empty() && self.is_damaged(context) {
                     self.darken(slot);
                     self.parked.remove(&context);
-                    self.restore(context, &range.entries);
+                    self.restore(context, &range.entries, loaded);
                 }
                 self.go_on(slot);
             }
@@ -414,7 +420,7 @@ impl Node {
                 Reply::Unreadable
             }
             Question::Compare(ask) => Reply::Compare(self.compared(&ask)),
-            Question::Fetch { context, after, to } => Reply::Fetched(self.range(context, after, to)),
+            Question::Fetch { context, after, to, is_whole } => self.fetched(context, after, to, is_whole),
             Question::RootAt { context, size } => {
                 let history = &self.disk.now.histories[context];
                 Reply::RootAt { size: history.size(), root: history.root_at(size) }

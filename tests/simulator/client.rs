@@ -6,6 +6,7 @@ use ledger_core::replication::Needed;
 
 use super::{
     history::{Context, Entry, History},
+    loader::Loader,
     message::{Append, Index, Request, Response},
     random::Random,
 };
@@ -19,6 +20,7 @@ const KEPT: usize = 64;
 #[derive(Debug)]
 pub enum Client {
     Writer(Writer),
+    Loader(Loader),
     Reader,
     Watcher(Watcher),
 }
@@ -93,14 +95,14 @@ impl Writer {
     }
 
     /// Comes every now and then.
-    pub fn wake(&mut self, now: u64, nodes: usize, random: &mut Random, number: &mut u64) -> Vec<Asked> {
+    pub fn wake(&mut self, now: u64, nodes: &[Index], random: &mut Random, number: &mut u64) -> Vec<Asked> {
         if random.chance(10) {
             // An engine that moves.
-            self.target = random.index(nodes);
+            self.target = one_of(nodes, random);
             self.attach_again();
         }
         if self.outstanding.front().is_some_and(|pending| pending.until <= now) && self.is_attached {
-            self.target = random.index(nodes);
+            self.target = one_of(nodes, random);
             self.attach_again();
             self.attach.1 = now;
         }
@@ -109,7 +111,7 @@ impl Writer {
                 return Vec::new();
             }
             if random.chance(500) {
-                self.target = random.index(nodes);
+                self.target = one_of(nodes, random);
             }
             *number += 1;
             self.attach = (*number, now + 600);
@@ -224,9 +226,9 @@ impl Watcher {
         Self { context, target: 0, seen: History::default(), request: 0 }
     }
 
-    pub fn wake(&mut self, nodes: usize, random: &mut Random, number: &mut u64) -> Asked {
+    pub fn wake(&mut self, nodes: &[Index], random: &mut Random, number: &mut u64) -> Asked {
         if random.chance(100) {
-            self.target = random.index(nodes);
+            self.target = one_of(nodes, random);
         }
         *number += 1;
         self.request = *number;
@@ -239,7 +241,7 @@ impl Watcher {
         &mut self,
         request: u64,
         response: Response,
-        nodes: usize,
+        nodes: &[Index],
         random: &mut Random,
     ) -> Result<Vec<Entry>, &'static str> {
         if request != self.request {
@@ -257,7 +259,7 @@ impl Watcher {
                 Ok(entries.to_vec())
             }
             Response::NotReadable => {
-                self.target = random.index(nodes);
+                self.target = one_of(nodes, random);
                 Ok(Vec::new())
             }
             Response::Changed => {
@@ -269,8 +271,13 @@ impl Watcher {
     }
 }
 
+/// One of the nodes that a client knows of.
+pub fn one_of(nodes: &[Index], random: &mut Random) -> Index {
+    random.pick(nodes).unwrap_or_default()
+}
+
 /// What a reader asks.
-pub fn read(nodes: usize, contexts: usize, random: &mut Random, number: &mut u64) -> Asked {
+pub fn read(nodes: &[Index], contexts: usize, random: &mut Random, number: &mut u64) -> Asked {
     *number += 1;
-    (random.index(nodes), *number, Request::Read { context: random.index(contexts) })
+    (one_of(nodes, random), *number, Request::Read { context: random.index(contexts) })
 }

@@ -14,23 +14,32 @@ const CLOCK_ERROR: u64 = 5;
 
 impl World {
     pub(super) fn wake(&mut self, number: usize) {
-        let (nodes, contexts) = (self.hosts.len(), self.plan.contexts);
+        let (nodes, contexts) = (self.named(), self.plan.contexts);
         let now = self.now / 1000;
         let (asked, again) = match &mut self.clients[number] {
             Client::Writer(writer) => {
-                (writer.wake(now, nodes, &mut self.random, &mut self.next_request), (20_000, 150_000))
+                (writer.wake(now, &nodes, &mut self.random, &mut self.next_request), (20_000, 150_000))
+            }
+            Client::Loader(loader) => {
+                let asked = loader.wake(now, &nodes, &mut self.random, &mut self.next_request);
+                (asked.into_iter().collect(), (20_000, 150_000))
             }
             Client::Watcher(watcher) => {
-                (vec![watcher.wake(nodes, &mut self.random, &mut self.next_request)], (50_000, 300_000))
+                (vec![watcher.wake(&nodes, &mut self.random, &mut self.next_request)], (50_000, 300_000))
             }
             Client::Reader => {
-                let asked = client::read(nodes, contexts, &mut self.random, &mut self.next_request);
+                let asked = client::read(&nodes, contexts, &mut self.random, &mut self.next_request);
                 (vec![asked], (50_000, 300_000))
             }
         };
         self.ask(number, asked);
         let again = self.random.between(again.0, again.1);
         self.after(again, Happening::Client(number));
+    }
+
+    /// The nodes that clients know of: an SDK drops those that are gone for good.
+    fn named(&self) -> Vec<Index> {
+        (0..self.hosts.len()).filter(|index| !self.hosts[*index].is_gone).collect()
     }
 
     pub(super) fn ask(&mut self, client: usize, asked: Vec<client::Asked>) {
@@ -68,14 +77,18 @@ impl World {
     }
 
     pub(super) fn respond(&mut self, number: usize, request: u64, response: Response) {
-        let now = self.now / 1000;
+        let (now, nodes) = (self.now / 1000, self.named());
         match &mut self.clients[number] {
             Client::Writer(writer) => {
                 let asked = writer.answered(now, request, response, &mut self.random, &mut self.next_request);
                 self.ask(number, asked);
             }
+            Client::Loader(loader) => match loader.answered(now, request, &response, &mut self.random) {
+                Ok(is_loaded) => self.counts.add(Counted::Loaded, is_loaded.into()),
+                Err(what) => self.violate(format!("client {number}: {what}")),
+            },
             Client::Watcher(watcher) => {
-                match watcher.answered(request, response, self.hosts.len(), &mut self.random) {
+                match watcher.answered(request, response, &nodes, &mut self.random) {
                     Ok(entries) => self.counts.add(Counted::Watched, entries.len() as u64),
                     // It is told so, and begins again: allowed only if availability comes first.
                     Err(what) if self.invariants.is_strict && !self.may_change(number) => {

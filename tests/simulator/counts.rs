@@ -36,10 +36,14 @@ pub enum Counted {
     Read,
     NotRead,
     Watched,
+    Loaded,
+    LoadStaged,
+    LoadedAgain,
+    LoadFetched,
 }
 
 impl Counted {
-    const ALL: [(Self, &'static str); 24] = [
+    const ALL: [(Self, &'static str); 28] = [
         (Self::Runs, "seeds"),
         (Self::Steps, "steps"),
         (Self::Milliseconds, "milliseconds simulated"),
@@ -64,6 +68,10 @@ impl Counted {
         (Self::Read, "reads"),
         (Self::NotRead, "reads that a node sent elsewhere"),
         (Self::Watched, "entries seen by watchers"),
+        (Self::Loaded, "loads acknowledged"),
+        (Self::LoadStaged, "loads that members staged before they were put in place"),
+        (Self::LoadedAgain, "loads that found everything there already"),
+        (Self::LoadFetched, "loads fetched before they were stable"),
     ];
 }
 

@@ -5,7 +5,7 @@ use ledger_core::{digest::Extent, node::Member, slot::Slot};
 
 use super::{
     broken::Broken,
-    disk::Write,
+    disk::{Span, Write},
     history::{Context, Entry},
     message::{Message, Question, Range},
     node::{Node, index_of},
@@ -76,30 +76,34 @@ impl Node {
             let Some(to) = self.random.pick(&others) else { continue };
             let number = self.number();
             self.restoring.insert(number, context);
-            let question = Question::Fetch { context, after: 0, to: extent.size.0 };
+            let question = Question::Fetch { context, after: 0, to: extent.size.0, is_whole: true };
             let index = index_of(&to.node);
             self.out.push(Out::Message { to: index, message: Message::Question { number, to, question } });
         }
     }
 
     /// Another node's history of a damaged context: restored if it is exactly what was counted here.
-    pub(super) fn fetched_for_restoring(&mut self, context: Context, range: Option<&Range>) {
+    pub(super) fn fetched_for_restoring(
+        &mut self,
+        context: Context,
+        fetched: Option<(&Range, Option<Span>)>,
+    ) {
         let Some(counted) = self.counted.get(&context).copied() else { return };
-        let Some(range) = range.filter(|range| {
+        let Some((range, loaded)) = fetched.filter(|(range, _)| {
             let size = ledger_core::Size(range.entries.len() as u64);
             range.after == 0 && Extent { size, root: range.root } == counted
         }) else {
             return;
         };
         if self.quarantine.contains(&context) && self.can_write() {
-            self.restore(context, &range.entries);
+            self.restore(context, &range.entries, loaded);
         }
     }
 
     /// Puts a history in the place of one that cannot be read.
-    pub(super) fn restore(&mut self, context: Context, entries: &[Entry]) {
+    pub(super) fn restore(&mut self, context: Context, entries: &[Entry], loaded: Option<Span>) {
         let before = self.counted.remove(&context);
-        self.disk.write(Write::Restore(context, entries.to_vec()));
+        self.disk.write(Write::Restore(context, entries.to_vec(), loaded));
         self.ids[context] = entries.iter().map(|entry| (entry.id, entry.sequence)).collect();
         self.quarantine.remove(&context);
         self.changed(context, before);

@@ -10,6 +10,9 @@ use super::{
     random::Random,
 };
 
+/// What a load brought: the entries after a size, up to another.
+pub type Span = (u64, u64);
+
 /// What a disk holds.
 #[derive(Debug, Clone, Default)]
 pub struct Store {
@@ -19,6 +22,8 @@ pub struct Store {
     pub histories: Vec<History>,
     /// Contexts whose histories are there and cannot be read: what stands here of them is empty.
     pub damaged: BTreeSet<Context>,
+    /// What loads brought that may not be stable: after a size, up to another.
+    pub loaded: BTreeMap<Context, Span>,
     pub forks: Vec<Fork>,
 }
 
@@ -39,8 +44,12 @@ pub enum Write {
     Cluster(ClusterId),
     Record(Slot, SlotRecord),
     Append(Context, Vec<Entry>),
-    /// A history in the place of one that cannot be read.
-    Restore(Context, Vec<Entry>),
+    /// What a load brings: all of it or nothing.
+    Load(Context, Vec<Entry>),
+    /// A load is stable, or was left.
+    Stable(Context),
+    /// A history in the place of one that cannot be read, with what of it a load brought.
+    Restore(Context, Vec<Entry>, Option<Span>),
     Fork(Fork),
     /// Only in the variant that drops forks.
     Drop {
@@ -55,9 +64,20 @@ impl Store {
             Write::Cluster(id) => self.cluster = Some(*id),
             Write::Record(slot, record) => _ = self.records.insert(*slot, record.clone()),
             Write::Append(context, entries) => self.histories[*context].0.extend_from_slice(entries),
-            Write::Restore(context, entries) => {
+            Write::Load(context, entries) => {
+                let history = &mut self.histories[*context].0;
+                let (after, to) = (history.len() as u64, (history.len() + entries.len()) as u64);
+                history.extend_from_slice(entries);
+                // One before that may not be stable either belongs to it.
+                let after = self.loaded.get(context).map_or(after, |known| known.0.min(after));
+                self.loaded.insert(*context, (after, to));
+            }
+            Write::Stable(context) => _ = self.loaded.remove(context),
+            Write::Restore(context, entries, loaded) => {
                 self.histories[*context].0.clone_from(entries);
                 self.damaged.remove(context);
+                self.loaded.remove(context);
+                self.loaded.extend(loaded.map(|span| (*context, span)));
             }
             Write::Fork(fork) => {
                 self.histories[fork.context].0.truncate(fork.common as usize);

@@ -87,6 +87,8 @@ pub struct Plan {
     pub is_listed: bool,
     pub slots: usize,
     pub contexts: usize,
+    /// A context that nothing is appended to, and histories are loaded into.
+    pub loaded: Option<usize>,
     pub writers: usize,
     pub watchers: usize,
     /// Of a thousand appends, those that ask for other than the configured number of copies.
@@ -148,11 +150,14 @@ impl Plan {
         }
         let is_lossy = random.chance(600);
         let slots = random.between(1, 3) as usize;
+        let appended = slots + random.index(3);
+        let loaded = random.chance(500).then_some(appended);
         Self {
             nodes,
             is_listed: random.chance(500) || nodes > copies || faults.contains(&Fault::AddNode),
             slots,
-            contexts: slots + random.index(3),
+            contexts: appended + usize::from(loaded.is_some()),
+            loaded,
             writers: random.between(2, 4) as usize,
             watchers: 2,
             other_copies: if random.chance(500) { random.between(50, 400) } else { 0 },

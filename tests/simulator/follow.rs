@@ -140,7 +140,7 @@ impl Node {
     }
 
     fn try_part(&mut self, part: Part, number: u64, is_strict: bool) -> Taken {
-        let Part { slot, claim, range } = &part;
+        let Part { slot, claim, range, .. } = &part;
         if let Err(refused) = self.record(*slot).may_follow(claim)
             && self.config.broken != Broken::NoPromiseCheck
         {
@@ -150,13 +150,18 @@ impl Node {
             // It is restored before the slot comes in step.
             return Taken::Missing;
         }
-        if !is_strict && self.readable.get(slot) == Some(&Readable::Shown) {
-            // What is taken now is not known to be stable.
+        if !is_strict && self.in_step.get(slot) == Some(claim) {
+            // Fetched or parked before the slot was in step: what there was then is here, and the stream brings the rest.
+            return Taken::Reaches;
+        }
+        if !is_strict && self.is_held(*slot) {
+            // What is taken now is not known to be stable, and no place in the stream says when it is.
             self.darken(*slot);
         }
         let context = range.context;
         let history = &self.disk.now.histories[context];
-        let (here, count) = (history.size(), range.entries.len() as u64);
+        let here = history.size();
+        let count = part.staged_to.map_or(range.entries.len() as u64, |to| to.saturating_sub(range.after));
         let skip = match fit(Size(here), Size(range.after), count) {
             Fit::Continues { skip } => skip,
             Fit::Known => {
@@ -164,7 +169,7 @@ impl Node {
                 return if is_same { Taken::Reaches } else { Taken::Differs };
             }
             Fit::Gap { .. } => {
-                if !is_strict && number > 0 {
+                if !is_strict && number > 0 && part.staged_to.is_none() {
                     let parked = self.parked.entry(context).or_default();
                     parked.push_back((part, number));
                     if parked.len() > PARKED {
@@ -174,15 +179,30 @@ impl Node {
                 return Taken::Missing;
             }
         };
-        if history.root_at(here) != Some(root_after(range.after_root, &range.entries, skip)) {
+        let arrived = match part.staged_to {
+            None => None,
+            Some(to) => match self.arrived.get(&context).filter(|_| skip == 0) {
+                Some(arrived) if (arrived.after, arrived.root) == (here, range.root) => {
+                    debug_assert_eq!(arrived.after + arrived.entries.len() as u64, to);
+                    Some(Rc::clone(&arrived.entries))
+                }
+                _ => return Taken::Missing,
+            },
+        };
+        let entries = arrived.as_ref().unwrap_or(&range.entries);
+        if history.root_at(here) != Some(root_after(range.after_root, entries, skip)) {
             return Taken::Differs;
         }
         if !self.can_write() {
             return Taken::Failed;
         }
-        let new: Vec<Entry> = range.entries[skip as usize..].to_vec();
+        let new: Vec<Entry> = entries[skip as usize..].to_vec();
         let (epoch, slot) = (claim.epoch, *slot);
-        self.extend(context, &new);
+        if part.is_load {
+            self.put_in_place(context, &new);
+        } else {
+            self.extend(context, &new);
+        }
         let size = self.disk.now.histories[context].size();
         if number > 0 {
             self.unstable.push(slot, epoch, number, (context, size));
@@ -229,9 +249,8 @@ impl Node {
                 // Whom it followed before would wait for ever.
                 self.give_up(slot);
                 self.in_step.insert(slot, claim.clone());
-                let is_held = self.readable.get(&slot).is_some_and(|readable| *readable != Readable::Dark);
                 let kept = self.unstable.take(slot);
-                if is_held {
+                if self.is_held(slot) {
                     for of in kept {
                         self.unstable.push(slot, claim.epoch, number, of);
                     }
@@ -254,6 +273,11 @@ impl Node {
         } else {
             self.after_sync(AfterSync::Up { to: from, stream, body });
         }
+    }
+
+    /// Whether what comes to a slot is held back until it is stable.
+    fn is_held(&self, slot: Slot) -> bool {
+        self.readable.get(&slot).is_some_and(|readable| *readable != Readable::Dark)
     }
 
     /// What is here of a slot is what will be seen of it.

@@ -47,6 +47,7 @@ impl World {
         }
         let acknowledged = self.clients.iter().map(|client| match client {
             Client::Writer(writer) => writer.acknowledged,
+            Client::Loader(loader) => loader.acknowledged,
             _ => 0,
         });
         self.acknowledged_before = acknowledged.collect();
@@ -103,6 +104,11 @@ impl World {
             {
                 return Some(format!("writer {number} was not acknowledged anything: {writer:x?}"));
             }
+            if let Client::Loader(loader) = client
+                && loader.acknowledged == self.acknowledged_before[number]
+            {
+                return Some(format!("nothing was loaded: {loader:?}"));
+            }
         }
         let mut waits = None;
         for (number, client) in self.clients.iter_mut().enumerate() {
@@ -111,6 +117,11 @@ impl World {
                 if !writer.is_idle() {
                     waits = Some(format!("writer {number} waits for {:x?}", writer.outstanding));
                 }
+            }
+            if let Client::Loader(loader) = client
+                && !loader.finish()
+            {
+                waits = Some(format!("a load is not done: {loader:?}"));
             }
         }
         waits.or_else(|| slots.iter().find_map(|slot| self.unequal(*slot))).or_else(|| self.unwatched())
@@ -235,7 +246,9 @@ impl World {
         for context in 0..self.plan.contexts {
             let owner = self.owner(self.config.contexts.slot(context))?;
             let node = self.hosts[owner].node.as_ref().ok_or("the owner is gone")?;
-            canonical.push(node.disk.now.histories[context].clone());
+            let history = node.disk.now.histories[context].clone();
+            self.is_whole("the history in the end", owner, context, history.size())?;
+            canonical.push(history);
         }
         let disks: Vec<(Member, &Store)> = self
             .hosts

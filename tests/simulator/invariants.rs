@@ -16,7 +16,7 @@ use ledger_core::{Epoch, Hash, node::Member, ownership::Claim, slot::Slot};
 
 use super::{
     disk::Store,
-    history::{Context, Contexts, History},
+    history::{Context, Contexts, Entry, History},
     message::Index,
 };
 
@@ -33,6 +33,8 @@ struct Kept {
 pub struct Invariants {
     pub is_strict: bool,
     created: BTreeMap<(Context, u64, Epoch), u64>,
+    /// In which epoch an entry was written last: what was loaded is of an older one, of its own.
+    written: BTreeMap<(Context, u64), Epoch>,
     owners: BTreeMap<(Slot, Epoch), Index>,
     acknowledgers: BTreeMap<(Slot, Epoch), Index>,
     /// Of each context, all that was shown or acknowledged.
@@ -63,7 +65,11 @@ impl Invariants {
         Self { is_strict, stable, grown, ..Self::default() }
     }
 
-    pub fn created(&mut self, context: Context, sequence: u64, epoch: Epoch, id: u64) -> Checked {
+    /// An owner in one epoch wrote an entry, which may be of an older one.
+    pub fn created(&mut self, context: Context, entry: &Entry, by: Epoch) -> Checked {
+        let Entry { sequence, epoch, id, .. } = *entry;
+        let written = self.written.entry((context, id)).or_default();
+        *written = by.max(*written);
         match self.created.insert((context, sequence, epoch), id) {
             Some(other) if other != id => Err(format!(
                 "context {context} has two entries {sequence} of epoch {epoch}: {other:x} and {id:x}"
@@ -99,7 +105,8 @@ impl Invariants {
                 continue;
             }
             let stable = &self.stable[context];
-            let before = stable.0.partition_point(|entry| entry.epoch < claim.epoch) as u64;
+            let written = |entry: &Entry| self.written.get(&(context, entry.id)).copied().unwrap_or_default();
+            let before = stable.0.partition_point(|entry| written(entry) < claim.epoch) as u64;
             let history = &store.histories[context];
             if history.root_at(before) != stable.root_at(before) {
                 return Err(format!(

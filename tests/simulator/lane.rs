@@ -36,6 +36,18 @@ impl Led {
         let sending = PeerSet::default();
         Self { claim, sending, is_owned: false, is_serving: false, is_stopping: false, needed: 0 }
     }
+
+    pub fn claim(&self) -> &Claim {
+        &self.claim
+    }
+
+    pub fn epoch(&self) -> Epoch {
+        self.claim.epoch
+    }
+
+    pub fn needed(&self) -> usize {
+        self.needed
+    }
 }
 
 /// An append, and who waits for it.
@@ -49,11 +61,32 @@ pub struct Queued {
 /// An append that is to be answered with its sequence.
 pub type Asked = (Queued, u64);
 
+/// A client, and its request.
+pub type Waits = (usize, u64);
+
+/// A context that a commit writes to.
+#[derive(Debug)]
+pub(super) struct Begun {
+    pub context: Context,
+    pub after: u64,
+    pub is_load: bool,
+    /// Its members have staged it.
+    pub is_staged: bool,
+}
+
 /// What is done with a commit's part of a slot when it is stable.
 #[derive(Debug, Default)]
 pub struct Item {
     answers: Vec<Asked>,
+    /// Loads, by who waits for them: how far the context goes with each.
+    loads: Vec<(Waits, Context, u64)>,
     reached: Vec<(Context, u64)>,
+}
+
+impl Item {
+    pub fn of_load(waits: Waits, context: Context, size: u64) -> Self {
+        Self { loads: vec![(waits, context, size)], ..Self::default() }
+    }
 }
 
 impl Node {
@@ -71,7 +104,7 @@ impl Node {
             return std::mem::take(&mut self.queue).iter().for_each(|queued| self.unknown(queued));
         }
         let mut items: Vec<(Slot, Item)> = Vec::new();
-        let mut begun: Vec<(Context, u64)> = Vec::new();
+        let mut begun: Vec<Begun> = Vec::new();
         let mut asked = Vec::new();
         for queued in std::mem::take(&mut self.queue) {
             let Append { context, id, .. } = queued.append;
@@ -98,12 +131,12 @@ impl Node {
                 *known
             } else {
                 let size = self.disk.now.histories[context].size();
-                if !begun.iter().any(|(of, _)| *of == context) {
-                    begun.push((context, size));
+                if !begun.iter().any(|of| of.context == context) {
+                    begun.push(Begun { context, after: size, is_load: false, is_staged: false });
                 }
                 let entry = self.disk.now.histories[context].next(epoch, id);
                 self.extend(context, &[entry]);
-                self.out.push(Out::Note(Note::Created { context, sequence: size + 1, epoch, id }));
+                self.out.push(Out::Note(Note::Created { context, entry, by: epoch }));
                 size + 1
             };
             if queued.append.needed == Needed::Configured {
@@ -115,10 +148,10 @@ impl Node {
         self.committed(items, &begun, asked);
     }
 
-    fn committed(
+    pub(super) fn committed(
         &mut self,
         mut items: Vec<(Slot, Item)>,
-        begun: &[(Context, u64)],
+        begun: &[Begun],
         asked: Vec<(Slot, Asked)>,
     ) {
         if !begun.is_empty() {
@@ -126,16 +159,22 @@ impl Node {
         }
         let number = self.number;
         let mut parts = Vec::new();
-        for (context, after) in begun {
+        for Begun { context, after, is_load, is_staged } in begun {
             let slot = self.config.contexts.slot(*context);
             let size = self.disk.now.histories[*context].size();
             if let Some((_, item)) = items.iter_mut().find(|(of, _)| *of == slot) {
                 item.reached.push((*context, size));
             }
+            let mut range = self.range(*context, *after, size);
+            if *is_staged {
+                range.entries = [].into();
+            }
             parts.push(Part {
                 slot,
                 claim: self.led[&slot].claim.clone(),
-                range: self.range(*context, *after, size),
+                range,
+                is_load: *is_load,
+                staged_to: is_staged.then_some(size),
             });
             if self.config.broken == Broken::UnstableShown {
                 self.show(*context, size);
@@ -219,6 +258,9 @@ impl Node {
         for Stable { slot, number, item, .. } in stable {
             for (queued, sequence) in item.answers {
                 self.acknowledge(&queued, sequence, true);
+            }
+            for (waits, context, size) in item.loads {
+                self.loaded(waits, context, size);
             }
             for (context, size) in item.reached {
                 self.show(context, size);
@@ -349,6 +391,9 @@ impl Node {
         for item in items {
             for (queued, _) in item.answers {
                 self.unknown(&queued);
+            }
+            for ((client, request), ..) in item.loads {
+                self.out.push(Out::Respond { client, request, response: Response::Unknown });
             }
             // Until an owner says that it is stable, nobody sees it.
             for reached in item.reached {

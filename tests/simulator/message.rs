@@ -12,8 +12,9 @@ use ledger_core::{
 };
 
 use super::{
+    disk::Span,
     gossip::Published,
-    history::{Context, Entry},
+    history::{Context, Entry, History},
 };
 
 /// A node, as the simulation numbers it.
@@ -64,6 +65,17 @@ pub enum Message {
         number: u64,
         reply: Reply,
     },
+    /// A load that a member of its slot is to stage beside what is there.
+    Stage {
+        number: u64,
+        to: Member,
+        slot: Slot,
+        claim: Claim,
+        range: Range,
+    },
+    Staged {
+        number: u64,
+    },
 }
 
 /// A question of a node that catches up.
@@ -74,6 +86,8 @@ pub enum Question {
         context: Context,
         after: u64,
         to: u64,
+        /// With one answer, to be put in the place of what cannot be read.
+        is_whole: bool,
     },
     /// How far a context goes, and its root at a size, if it goes so far.
     RootAt {
@@ -85,7 +99,8 @@ pub enum Question {
 #[derive(Debug, Clone)]
 pub enum Reply {
     Compare(compare::Answer),
-    Fetched(Range),
+    /// And what of it is to be put in place together or not at all.
+    Fetched(Range, Option<Span>),
     RootAt {
         size: u64,
         root: Option<Hash>,
@@ -110,6 +125,10 @@ pub struct Part {
     pub slot: Slot,
     pub claim: Claim,
     pub range: Range,
+    /// It is put in place whole.
+    pub is_load: bool,
+    /// Its entries are not in it: they are staged, up to this size.
+    pub staged_to: Option<u64>,
 }
 
 /// From an owner to a replica: in order, or the stream is lost.
@@ -149,6 +168,12 @@ pub enum Up {
 #[derive(Debug, Clone)]
 pub enum Request {
     Append(Append),
+    /// A history to be put in place, small enough for one commit or not.
+    Load {
+        context: Context,
+        snapshot: Rc<History>,
+        is_large: bool,
+    },
     /// A writer that comes to a node, with what it knows was stored.
     Attach {
         context: Context,
@@ -179,6 +204,12 @@ pub enum Response {
         id: u64,
         is_stable: bool,
     },
+    /// The history goes so far, with what was loaded.
+    Loaded {
+        size: u64,
+    },
+    /// What is there is not the beginning of what was to be loaded.
+    Differs,
     /// It is not known whether it is stored.
     Unknown,
     NotOwner {

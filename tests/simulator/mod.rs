@@ -5,10 +5,11 @@
 //! | --- | --- |
 //! | [`node`], [`perform`], [`streams`], [`wants`] | the shell around [`ledger_core::ownership::Slots`] |
 //! | [`lane`], [`follow`], [`serve`] | the lane of a store, the replica's side of it, and what clients are answered |
+//! | [`loads`] | loads in `ledger_store::load`, `ledger_cluster::staging` |
 //! | [`catch_up`] | catching up with an owner or, as a claimant, with the best replicas |
 //! | [`gossip`] | chitchat |
 //! | [`disk`], [`network`], [`deliver`] | what they are called |
-//! | [`client`], [`clients`] | the SDK |
+//! | [`client`], [`clients`], [`loader`] | the SDK |
 //! | [`faults`], [`mischief`], [`healing`], [`operators`] | bad luck, and operators |
 //! | [`invariants`], [`noted`], [`counts`] | what must hold, and what happened |
 //! | [`run`] | time |
@@ -33,6 +34,8 @@ mod healing;
 mod history;
 mod invariants;
 mod lane;
+mod loader;
+mod loads;
 mod message;
 mod mischief;
 mod network;

@@ -25,7 +25,8 @@ use super::{
     gossip::{Gossip, Published},
     history::Context,
     lane::{Asked, Item, Led, Queued},
-    message::{Index, Message, Part},
+    loads::Loading,
+    message::{Index, Message, Part, Range},
     random::Random,
     wants::{AfterSync, Config, Note, Out, Outgoing, Readable, Timer},
 };
@@ -67,6 +68,10 @@ pub struct Node {
     pub(super) parked: BTreeMap<Context, VecDeque<(Part, u64)>>,
     pub(super) ids: Vec<BTreeMap<u64, u64>>,
     pub(super) digests: BTreeMap<Slot, SlotDigest>,
+    /// Loads being staged at the members.
+    pub(super) loads: BTreeMap<Context, Loading>,
+    /// Loads that are staged here for an owner.
+    pub(super) arrived: BTreeMap<Context, Range>,
     // What cannot be read.
     /// Contexts that were found damaged.
     pub(super) quarantine: BTreeSet<Context>,
@@ -138,6 +143,8 @@ impl Node {
             parked: BTreeMap::new(),
             ids: vec![BTreeMap::new(); contexts],
             digests: BTreeMap::new(),
+            loads: BTreeMap::new(),
+            arrived: BTreeMap::new(),
             quarantine: BTreeSet::new(),
             counted: BTreeMap::new(),
             restoring: BTreeMap::new(),
@@ -243,6 +250,7 @@ impl Node {
         }
         self.events.push_back(Event::Tick);
         self.scrub();
+        self.spread_all();
         self.connect();
     }
 

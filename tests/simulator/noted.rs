@@ -23,9 +23,9 @@ impl World {
             note => format!("n{index} {note:?}"),
         });
         match note {
-            Note::Created { context, sequence, epoch, id } => {
+            Note::Created { context, entry, by } => {
                 self.counts.add(Counted::Created, 1);
-                self.invariants.created(context, sequence, epoch, id)
+                self.invariants.created(context, &entry, by)
             }
             Note::Owned { slot, claim, was_handed_over } => {
                 self.counts.add(Counted::Owned, 1);
@@ -42,6 +42,18 @@ impl World {
                 }
                 let contexts = &self.config.contexts;
                 let is_unreadable = |context| node.is_unreadable(context);
+                if let Some(context) = self
+                    .plan
+                    .loaded
+                    .filter(|context| contexts.slot(*context) == slot && !node.is_unreadable(*context))
+                {
+                    self.is_whole(
+                        "what the next owner holds",
+                        index,
+                        context,
+                        node.disk.now.histories[context].size(),
+                    )?;
+                }
                 self.invariants.owned(slot, &claim, index, &node.disk.now, contexts, is_unreadable)
             }
             Note::Acknowledged { context, sequence, id, in_epoch, is_stable, needed } => {
@@ -74,6 +86,10 @@ impl World {
                 self.counts.add(Counted::Forked, 1);
                 Ok(())
             }
+            Note::Load(what) => {
+                self.counts.add(what, 1);
+                Ok(())
+            }
             Note::Moment | Note::Trace(_) => Ok(()),
             Note::CaughtUp { entries } => {
                 self.counts.add(Counted::Fetched, entries);
@@ -90,6 +106,7 @@ impl World {
         size: u64,
         needed: usize,
     ) -> Checked {
+        self.is_whole(what, index, context, size)?;
         let Some(node) = &self.hosts[index].node else { return Ok(()) };
         let history = &node.disk.now.histories[context];
         let root = history.root_at(size);

@@ -21,6 +21,7 @@ use super::{
     faults::Plan,
     history::Contexts,
     invariants::Invariants,
+    loader::Loader,
     message::{Down, Index, Message, Request, Response, Up},
     mischief::Undo,
     network::Network,
@@ -235,13 +236,16 @@ impl World {
     fn add_clients(&mut self) {
         let keeps_all = !self.plan.is_strict();
         for number in 0..self.plan.writers {
-            let context = number % self.plan.contexts;
+            let context = number % self.plan.loaded.unwrap_or(self.plan.contexts);
             let writer = Writer::new(number, context, self.plan.other_copies, keeps_all, &mut self.random);
             self.clients.push(Client::Writer(writer));
         }
         for _ in 0..self.plan.watchers {
             let context = self.random.index(self.plan.contexts);
             self.clients.push(Client::Watcher(Watcher::new(context)));
+        }
+        if let Some(context) = self.plan.loaded {
+            self.clients.push(Client::Loader(Loader::new(context)));
         }
         self.clients.push(Client::Reader);
         for client in 0..self.clients.len() {

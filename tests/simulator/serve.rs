@@ -20,6 +20,9 @@ impl Node {
                 }
                 return self.queue.push(Queued { client, request, append });
             }
+            Request::Load { context, snapshot, is_large } => {
+                return self.load(client, request, context, &snapshot, is_large);
+            }
             Request::Attach { context, kept } => {
                 if self.is_damaged(context) {
                     self.not_owner(context)

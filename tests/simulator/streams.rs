@@ -98,6 +98,12 @@ impl Node {
                 }
             }
             Message::Reply { number, reply } => self.replied(number, reply),
+            Message::Stage { number, to, slot, claim, range } => {
+                if to == self.member {
+                    self.stage(from, number, slot, &claim, range);
+                }
+            }
+            Message::Staged { number } => self.staged(from, number),
         }
     }
 

@@ -14,7 +14,8 @@ use ledger_core::{
 
 use super::{
     broken::Broken,
-    history::{Context, Contexts},
+    counts::Counted,
+    history::{Context, Contexts, Entry},
     message::{Down, Index, Message, Response, Up},
 };
 
@@ -64,9 +65,8 @@ pub enum Note {
     /// An owner wrote an entry.
     Created {
         context: Context,
-        sequence: u64,
-        epoch: Epoch,
-        id: u64,
+        entry: Entry,
+        by: Epoch,
     },
     Owned {
         slot: Slot,
@@ -89,6 +89,8 @@ pub enum Note {
         size: u64,
     },
     Forked,
+    /// Something about a load.
+    Load(Counted),
     /// An owner goes on without members that were declared lost.
     Recovered {
         slot: Slot,
