@@ -380,8 +380,10 @@ async fn a_damaged_slot_record_is_said_and_no_promise_is_forgotten() {
         trio.all_have(context, 2).await;
     }
     for (index, name) in NAMES.iter().enumerate() {
-        let lines = trio.node(index).log().lines().count();
-        assert!(lines < 3_000, "node {name} wrote {lines} lines:\n{}", trio.node(index).log());
+        // Passes of the scrub are told each, as often as they were asked for.
+        let log = trio.node(index).log();
+        let lines = log.lines().filter(|line| !line.contains("scrub pass done")).count();
+        assert!(lines < 100, "node {name} wrote {lines} lines:\n{}", trio.node(index).log());
     }
     assert_eq!(trio.append(0, &contexts[0], 2).await, 2);
 }

@@ -11,8 +11,11 @@
 use std::{
     collections::BTreeSet,
     fs,
-    net::{IpAddr, SocketAddr, UdpSocket},
+    io::{self, Read as _, Write as _},
+    net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
     path::PathBuf,
+    sync::{Arc, Mutex},
+    thread,
 };
 
 use ledger_core::{
@@ -246,6 +249,63 @@ async fn a_proof_that_was_overheard_opens_nothing() {
     assert!(matches!(elsewhere.code(), Code::Unauthenticated | Code::PermissionDenied), "{elsewhere}");
     is_refused(at_one.drain(resume).await.unwrap_err(), "only operators");
     at_one.drain(with(drain, &session.proof(5, KEY, "Drain", &EMPTY))).await.unwrap();
+}
+
+/// Passes connections on to a node, and keeps what was sent on each.
+fn listen_in(node: SocketAddr) -> (SocketAddr, Arc<Mutex<Vec<Vec<u8>>>>) {
+    let listener = TcpListener::bind((own_address(), 0)).unwrap();
+    let (address, heard) = (listener.local_addr().unwrap(), Arc::new(Mutex::new(Vec::<Vec<u8>>::new())));
+    let kept = Arc::clone(&heard);
+    thread::spawn(move || {
+        for mut client in listener.incoming().map_while(Result::ok) {
+            let mut server = TcpStream::connect(node).unwrap();
+            let (mut answers, mut to_client) = (server.try_clone().unwrap(), client.try_clone().unwrap());
+            thread::spawn(move || io::copy(&mut answers, &mut to_client));
+            let kept = Arc::clone(&kept);
+            thread::spawn(move || {
+                let mut sent = Vec::new();
+                let mut bytes = [0; 4096];
+                while let Ok(count @ 1..) = client.read(&mut bytes) {
+                    sent.extend(&bytes[..count]);
+                    if server.write_all(&bytes[..count]).is_err() {
+                        break;
+                    }
+                }
+                // Nobody waits for more.
+                let _ = server.shutdown(Shutdown::Write);
+                kept.lock().unwrap().push(sent);
+            });
+        }
+    });
+    (address, heard)
+}
+
+#[test]
+fn what_an_operator_sent_is_worth_nothing_on_another_connection() {
+    let two = Two::start();
+    let (address, heard) = listen_in(two.nodes[0].grpc);
+    let mut drain = ledgerctl();
+    drain.args(["cluster", "drain", "--endpoint", &format!("http://{address}"), "--cluster-key-file"]);
+    let drained = drain.arg(two.file("keys")).output().unwrap();
+    assert!(drained.status.success(), "{drained:?}");
+    until("it owns nothing", || (two.owned(0) < 0.5 && two.owned(1) > 1023.5).then_some(()));
+    let (code, error) = two.ctl(&["cluster", "drain", "--resume"], Some("keys"));
+    assert_eq!(code, 0, "{error}");
+    two.settle();
+
+    let refused = || two.nodes[0].metric("ledger_cluster_calls_refused_total").unwrap();
+    let before = refused();
+    let sent = until("all that was sent is known", || {
+        // Whatever connection the call was made on.
+        let heard = heard.lock().unwrap();
+        heard.iter().max_by_key(|sent| sent.len()).cloned()
+    });
+    let mut again = TcpStream::connect(two.nodes[0].grpc).unwrap();
+    again.write_all(&sent).unwrap();
+    until("it is refused", || (refused() > before).then_some(()));
+    assert!(two.owned(0) > 0.0, "nothing was drained");
+    let drains = two.nodes[0].log().matches("asked to drain").count();
+    assert_eq!(drains, 2, "once each: {}", two.nodes[0].log());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -227,6 +227,8 @@ struct Stands {
     verifier_key: String,
     /// Empty: nobody owns it at the moment.
     owner: String,
+    /// Why it takes no appends at the moment; empty: it does.
+    reason: String,
     copies: Vec<Copy>,
 }
 
@@ -262,6 +264,7 @@ async fn context(State(node): State<Arc<Node>>, Query(asked): Query<Asked>) -> R
         signed_note: made.signed_note,
         verifier_key: made.verifier_key,
         owner: location.owner,
+        reason: location.reason,
         copies: location.replicas.into_iter().map(copy).collect(),
     }))
 }

@@ -44,10 +44,11 @@ pub(super) async fn run(
 }
 
 fn row(location: &Location, located: &Survey) -> [String; 6] {
-    let owner = if location.owner.is_empty() {
-        format!("none: {}", visible(&location.reason))
-    } else {
-        cell(&location.owner)
+    let owner = match (location.owner.is_empty(), location.reason.is_empty()) {
+        (true, _) => format!("none: {}", visible(&location.reason)),
+        (false, true) => cell(&location.owner),
+        // It owns it, and takes no appends.
+        (false, false) => format!("{}: {}", cell(&location.owner), visible(&location.reason)),
     };
     [
         cell(&location.context_id),
@@ -123,6 +124,8 @@ mod tests {
         let location = Location { reason: "2 of 3 copies are away".into(), slot: 5, ..Location::default() };
         let located = Survey::default();
         assert_eq!(row(&location, &located)[2], "none: 2 of 3 copies are away");
+        let halted = Location { owner: "n1".into(), reason: "appends wait".into(), ..Location::default() };
+        assert_eq!(row(&halted, &located)[2], "n1: appends wait");
         assert_eq!(object(&location, false)["owner"], Value::Null);
     }
 }
