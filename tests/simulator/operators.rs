@@ -159,7 +159,7 @@ impl World {
             .collect();
         let known = records.iter().filter_map(|(_, record)| record.placement.as_ref());
         let newest = known.max_by_key(|placement| placement.rank())?;
-        if !newest.needs_recovery(lost, self.plan.settings.min_copies) {
+        if !newest.needs_approval(lost, self.plan.settings.min_copies) {
             return None;
         }
         let is_known =

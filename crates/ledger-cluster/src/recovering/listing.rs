@@ -112,7 +112,7 @@ fn look(shared: &Shared, lost: &BTreeSet<Member>, is_brief: bool) -> Result<Reco
             _ => String::new(),
         };
         // An owner that has so few waits for copies that nobody can make, or is about to see that.
-        let is_stuck = placement.needs_recovery(&gone, shared.config.min_copies);
+        let is_stuck = placement.needs_approval(&gone, shared.config.min_copies);
         let held = held.get(slot).copied().unwrap_or_default();
         Some(KnownSlot { owner, is_stuck, ..known_slot(*slot, record, placement, held) })
     });

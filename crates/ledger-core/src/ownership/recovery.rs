@@ -97,6 +97,18 @@ impl Placement {
         self.without(lost, min_copies).is_some() || self.named().all(|member| lost.contains(member))
     }
 
+    /// Whether it needs an operator's word to go on without members that are lost for good: enough may be left, and none of
+    /// those know that they are members, for as many are lost as knew it for certain. With a word for it they look for
+    /// somebody who knows.
+    pub fn needs_approval(&self, lost: &BTreeSet<Member>, min_copies: usize) -> bool {
+        let is_forgotten = |set: &ReplicaSet| {
+            let gone = set.members().iter().filter(|member| lost.contains(member)).count();
+            gone >= set.knowing(min_copies, set.len())
+        };
+        self.needs_recovery(lost, min_copies)
+            || std::iter::once(&self.set).chain(&self.before).any(is_forgotten)
+    }
+
     /// All who are named: the members, and those before them while that is not settled.
     pub fn named(&self) -> impl Iterator<Item = &Member> {
         std::iter::once(&self.set).chain(&self.before).flat_map(ReplicaSet::members)
@@ -151,5 +163,18 @@ mod tests {
             let without = placement("abcde", "", true).without(&lost, min_copies);
             assert_eq!(without.map(|left| left.set), left, "{min_copies}");
         }
+    }
+
+    #[test]
+    fn an_operators_word_is_needed_where_those_who_knew_the_members_may_be_lost() {
+        let needs = |names, before, lost: &str, min_copies| {
+            let lost = lost.chars().map(member).collect();
+            placement(names, before, true).needs_approval(&lost, min_copies)
+        };
+        // Where availability comes first one is enough, and it may not know that it is a member.
+        assert!(!needs("abc", "", "c", 1) && needs("abc", "", "bc", 1));
+        assert!(!needs("abcde", "", "de", 2) && needs("abcde", "", "cde", 2));
+        assert!(!needs("abc", "abd", "d", 1) && needs("abc", "ade", "de", 1), "nor those before");
+        assert!(!needs("abc", "", "c", 2) && needs("abc", "", "bc", 2));
     }
 }

@@ -40,7 +40,7 @@ impl Cluster {
         let best = records().max_by_key(|(_, record)| record.accepted).unwrap().0.member.clone();
         let heir = newest.named().all(|member| lost.contains(member)).then_some(best);
         let mut declared = Declared { lost, slots: BTreeMap::new() };
-        if newest.needs_recovery(&declared.lost, self.settings.min_copies) {
+        if newest.needs_approval(&declared.lost, self.settings.min_copies) {
             declared.slots.insert(slot(), Approval::of(&newest, heir));
         }
         declared
