@@ -131,7 +131,7 @@ async fn a_node_that_belongs_to_none_belongs_to_the_cluster_that_it_joins_from_t
     until("all see it", || its.iter().all(|node| seen(node).contains(&"c".to_owned()))).await;
     until("it is refused by the other", || !others(&fresh).is_empty()).await;
     assert!(another.iter().all(|node| !seen(node).contains(&"c".to_owned())), "{:?}", seen(&another[0]));
-    assert_eq!(seen(&fresh).len(), 4);
+    until("it sees them, too", || seen(&fresh).len() == 4).await;
     let kept = dirs_a[3].path().join("peers");
     until("it keeps where they are", || {
         std::fs::read_to_string(&kept).is_ok_and(|text| text.lines().count() == 4)
