@@ -182,10 +182,10 @@ fn a_wrong_configuration_is_refused_by_name() {
         (
             {
                 let mut command = ledgerd();
-                command.args(["--max-payload", "0"]);
+                command.args(["--max-entry", "0"]);
                 command
             },
-            &["max_payload", "flag"],
+            &["max_entry", "flag"],
         ),
     ];
     for (mut command, parts) in cases {

@@ -13,8 +13,10 @@ const FILES: [&str; 5] = [
     "converge/ledger/v1/replica.proto",
 ];
 
-/// The messages in which a server sends entries that it has encoded already, and the field.
-const ENCODED: [(&str, &str); 3] = [("WatchEvent", "entry"), ("Page", "entries"), ("WatchBatch", "entries")];
+/// The messages in which a server sends entries that it has encoded already, or takes items that it decodes one by one,
+/// and the field.
+const ENCODED: [(&str, &str); 4] =
+    [("WatchEvent", "entry"), ("Page", "entries"), ("WatchBatch", "entries"), ("AppendBatch", "items")];
 
 fn main() -> Result<(), Box<dyn Error>> {
     // Relative to the crate: checkouts share a target directory, so no path may be compiled in.

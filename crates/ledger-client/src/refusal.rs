@@ -3,7 +3,7 @@
 //! | the status | means | next |
 //! | --- | --- | --- |
 //! | `UNAVAILABLE` or `FAILED_PRECONDITION` with `ErrorInfo` `NOT_OWNER` | another node owns the context | the named owner at once, or a new search after a pause |
-//! | `UNAVAILABLE` | the node cannot serve now | another node, or this one after the delay of its `RetryInfo` |
+//! | `UNAVAILABLE`, or `RESOURCE_EXHAUSTED` with a delay | the node cannot serve now | another node, or this one after the delay of its `RetryInfo` |
 //! | made on this side | the connection broke: nobody knows what became of the call | another node |
 //! | anything else | trying again changes nothing | the caller |
 
@@ -45,11 +45,14 @@ impl Failure {
         if std::error::Error::source(status).is_some() {
             return Self::Broken;
         }
-        if !matches!(status.code(), Code::Unavailable | Code::FailedPrecondition) {
-            return Self::Final;
+        let delay = status.get_details_retry_info().and_then(|info| info.retry_delay);
+        let wait = delay.unwrap_or_default().min(LONGEST_WAIT);
+        match status.code() {
+            Code::Unavailable | Code::FailedPrecondition => {}
+            // It has no memory left for the call.
+            Code::ResourceExhausted if delay.is_some() => return Self::Busy { wait },
+            _ => return Self::Final,
         }
-        let wait = status.get_details_retry_info().and_then(|info| info.retry_delay).unwrap_or_default();
-        let wait = wait.min(LONGEST_WAIT);
         let info = status.get_details_error_info();
         match info.filter(|info| info.domain == DOMAIN && info.reason == NOT_OWNER) {
             Some(mut info) => Self::Moved { owner: info.metadata.remove(OWNER_ADDRESS), wait },
@@ -140,6 +143,8 @@ mod tests {
         assert_eq!(Failure::of(&refused(Code::Internal, NOT_OWNER, &[])), Failure::Final);
         assert_eq!(Failure::of(&refused(Code::Unavailable, "ELSE", &[])), Failure::Busy { wait });
         assert_eq!(Failure::of(&refused(Code::FailedPrecondition, "ELSE", &[])), Failure::Final);
+        assert_eq!(Failure::of(&refused(Code::ResourceExhausted, "ELSE", &[])), Failure::Busy { wait });
+        assert_eq!(Failure::of(&Status::resource_exhausted("too large")), Failure::Final);
     }
 
     #[test]

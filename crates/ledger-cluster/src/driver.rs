@@ -431,7 +431,8 @@ impl Driver {
         self.membership.set_halted(self.slots.halted());
         let mut addresses = self.shared.peers.addresses();
         addresses.insert(self.shared.me.node.clone(), self.shared.config.facts.grpc_address.clone());
-        let routes = Routes::of(&self.slots, addresses);
+        let before = Arc::clone(&self.shared.routes.borrow());
+        let routes = Routes::of(&self.slots, addresses, &before, self.published);
         self.shared.routes.send_if_modified(|known| {
             let is_new = **known != routes;
             if is_new {

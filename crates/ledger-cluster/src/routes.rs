@@ -1,6 +1,6 @@
 //! Where slots are: what requests are routed by.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Instant};
 
 use ledger_core::{
     Epoch,
@@ -28,6 +28,8 @@ pub struct Route {
     pub in_step: Vec<Member>,
     /// This node owns it, and takes no appends at the moment, because too few of them are in step.
     pub is_halted: bool,
+    /// Since when nobody owns it.
+    pub unowned_since: Option<Instant>,
 }
 
 /// Who owns a slot.
@@ -42,7 +44,7 @@ pub enum RouteTo {
 }
 
 impl Routes {
-    pub(crate) fn of(slots: &Slots, addresses: HashMap<NodeId, String>) -> Self {
+    pub(crate) fn of(slots: &Slots, addresses: HashMap<NodeId, String>, before: &Self, now: Instant) -> Self {
         let halted = slots.halted();
         let route = |slot| {
             let owner = match slots.owner(slot) {
@@ -60,7 +62,9 @@ impl Routes {
             let members = placement.map_or_else(Vec::new, |placement| placement.set.members().to_vec());
             let in_step = slots.in_step(slot).map_or_else(Vec::new, |set| set.iter().cloned().collect());
             let is_halted = halted.binary_search(&slot).is_ok();
-            Arc::new(Route { owner, members, in_step, is_halted })
+            let since = || before.get(slot).and_then(|route| route.unowned_since).unwrap_or(now);
+            let unowned_since = matches!(owner, RouteTo::Nobody(_)).then(since);
+            Arc::new(Route { owner, members, in_step, is_halted, unowned_since })
         };
         Self { slots: (0..SLOTS).filter_map(Slot::new).map(route).collect(), addresses }
     }

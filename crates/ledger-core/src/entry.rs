@@ -73,7 +73,31 @@ pub fn check_metadata(metadata: &Metadata) -> Result<(), MetadataTooLarge> {
     Ok(())
 }
 
+/// Bytes that an entry takes in a message of the contract beside its texts, metadata and payload, at most: tags, lengths,
+/// numbers and the hash.
+const MESSAGE_FIXED: usize = 160;
+/// The same for a pair of metadata.
+const MESSAGE_PAIR: usize = 16;
+
+/// Bytes that an entry takes in a message of the contract, at most.
+pub fn message_len(
+    context: &ContextId,
+    id_len: usize,
+    key: &str,
+    payload_len: usize,
+    metadata: &Metadata,
+) -> usize {
+    let pairs: usize = metadata.iter().map(|(key, value)| key.len() + value.len() + MESSAGE_PAIR).sum();
+    MESSAGE_FIXED + context.as_str().len() + id_len + key.len() + payload_len + pairs
+}
+
 impl Entry {
+    /// Bytes that the entry takes in a message of the contract, at most.
+    pub fn message_len(&self) -> usize {
+        let id_len = self.id.with_text(str::len);
+        message_len(&self.context_id, id_len, self.key.as_str(), self.payload.len(), &self.metadata)
+    }
+
     /// The hash that the entry's fields give; an intact entry carries it as `content_hash`.
     pub fn computed_hash(&self, suite: HashSuite) -> Hash {
         with_suite!(suite, H => self.computed_hash_with::<H>())

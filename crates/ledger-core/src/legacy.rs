@@ -24,7 +24,7 @@ use crate::{
     ContextId, EntryId, Hash, Key, Sequence,
     clock::LamportClock,
     entry::Metadata,
-    limits::{DEFAULT_MAX_PAYLOAD, MAX_SEQUENCE},
+    limits::{CLIENT_MESSAGE, MAX_SEQUENCE},
 };
 
 pub use error::{Found, LegacyError, Owner};
@@ -48,9 +48,9 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// Blobs of 1 GiB, payloads of [`DEFAULT_MAX_PAYLOAD`], any number of entries.
+    /// Blobs of 1 GiB, payloads of [`CLIENT_MESSAGE`], any number of entries.
     fn default() -> Self {
-        Self { max_uncompressed: 1 << 30, max_payload: DEFAULT_MAX_PAYLOAD, max_entries: MAX_SEQUENCE }
+        Self { max_uncompressed: 1 << 30, max_payload: CLIENT_MESSAGE, max_entries: MAX_SEQUENCE }
     }
 }
 

@@ -242,6 +242,19 @@ impl<T, A> Waiting<T, A> {
         answered
     }
 
+    /// Looks at all commits that wait.
+    pub fn visit(&mut self, mut visit: impl FnMut(&mut T)) {
+        self.queue.iter_mut().for_each(|(_, _, item)| visit(item));
+    }
+
+    /// Takes the answers that nobody waits for any more: those that `is_over`.
+    pub fn take_asked(&mut self, is_over: impl Fn(&A) -> bool) -> Vec<A> {
+        let (over, asked): (VecDeque<_>, VecDeque<_>) =
+            std::mem::take(&mut self.asked).into_iter().partition(|(_, _, _, answer)| is_over(answer));
+        self.asked = asked;
+        over.into_iter().map(|(_, _, _, answer)| answer).collect()
+    }
+
     /// Adds what wrote nothing, such as the answer to a repeated append: it is done once all that waits of the slot
     /// is. It has no number of its own, which might be that of a commit to other slots only: the slot's peers are
     /// never sent that one.

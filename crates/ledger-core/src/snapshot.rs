@@ -31,7 +31,7 @@
 //! count, root and checksum have been compared. Nothing read may become visible before that.
 
 use crate::{
-    ContextId, Epoch, Hash, HashSuite, Head, Lineage, Size, clock::LamportClock, limits::DEFAULT_MAX_PAYLOAD,
+    ContextId, Epoch, Hash, HashSuite, Head, Lineage, Size, clock::LamportClock, limits::CLIENT_MESSAGE,
 };
 
 mod decoder;
@@ -112,9 +112,9 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// Payloads of [`DEFAULT_MAX_PAYLOAD`], any number of entries.
+    /// Payloads of [`CLIENT_MESSAGE`], any number of entries.
     fn default() -> Self {
-        Self { max_payload: DEFAULT_MAX_PAYLOAD, max_entries: crate::limits::MAX_SEQUENCE }
+        Self { max_payload: CLIENT_MESSAGE, max_entries: crate::limits::MAX_SEQUENCE }
     }
 }
 

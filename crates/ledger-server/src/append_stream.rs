@@ -21,10 +21,17 @@ use std::{
 
 use bytes::Bytes;
 use futures::{Stream, stream};
-use ledger_core::{ContextId, Entry, Position, node::NodeId};
-use ledger_proto::ledger::v1::{AppendBatch, AppendItem, AppendResult, AppendResults, ContextPosition};
-use ledger_store::{Append, BatchResults, StoreError};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use ledger_core::{ContextId, Entry, Position, limits::MAX_METADATA_PAIRS, node::NodeId};
+use ledger_proto::{
+    ledger::v1::{AppendItem, AppendResult, AppendResults, ContextPosition},
+    wire::ledger::v1::AppendBatch,
+};
+use ledger_store::{
+    Append, BatchResults, StoreError, Terms,
+    budget::{Permit, Share},
+};
+use prost::Message as _;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{Code, Status, Streaming};
 
@@ -34,6 +41,7 @@ use crate::{
     limits,
     metrics::{Alive, Rpc},
     node::Node,
+    scan,
     status::Refusal,
     writers::Writer,
 };
@@ -52,7 +60,7 @@ pub fn start(
     let (refused, refused_rx) = mpsc::unbounded_channel();
     let (ended, ended_rx) = oneshot::channel();
     let reader = Reader {
-        items: Arc::new(Semaphore::new(limits::APPEND_ITEMS_IN_FLIGHT)),
+        items: Share::new("entries of a stream", limits::APPEND_ITEMS_IN_FLIGHT),
         names: Names::default(),
         in_flight: Arc::clone(&in_flight),
         stored,
@@ -94,7 +102,8 @@ struct Chunk {
     /// How many are not yet answered.
     left: usize,
     started: Instant,
-    _room: Room,
+    /// Their part of what the stream may have in flight.
+    _items: Permit,
 }
 
 impl InFlight {
@@ -130,14 +139,14 @@ impl Chunks {
 }
 
 /// Room that entries take until they are answered: their number on the stream, and their bytes on the node.
-pub(crate) type Room = [OwnedSemaphorePermit; 2];
+pub(crate) type Room = [Permit; 2];
 /// Results of entries that the store here never saw, and the room they take until they are sent.
-pub(crate) type Refused = (AppendResults, Vec<OwnedSemaphorePermit>);
+pub(crate) type Refused = (AppendResults, Vec<Permit>);
 
 /// Reads batches and hands them to the store.
 struct Reader {
     node: Arc<Node>,
-    items: Arc<Semaphore>,
+    items: Arc<Share>,
     names: Names,
     in_flight: Arc<InFlight>,
     stored: mpsc::UnboundedSender<BatchResults>,
@@ -179,7 +188,7 @@ impl Reader {
     }
 
     /// Hands a batch to the store, in chunks.
-    async fn take(&mut self, mut items: Vec<AppendItem>) -> Result<(), Refusal> {
+    async fn take(&mut self, mut items: Vec<Bytes>) -> Result<(), Refusal> {
         while items.len() > limits::APPEND_CHUNK_ITEMS {
             let rest = items.split_off(limits::APPEND_CHUNK_ITEMS);
             self.take_chunk(mem::replace(&mut items, rest)).await?;
@@ -187,13 +196,19 @@ impl Reader {
         self.take_chunk(items).await
     }
 
-    async fn take_chunk(&mut self, items: Vec<AppendItem>) -> Result<(), Refusal> {
+    async fn take_chunk(&mut self, items: Vec<Bytes>) -> Result<(), Refusal> {
         let mut tags = Vec::with_capacity(items.len());
         let mut appends = Vec::with_capacity(items.len());
         let mut refused = Vec::new();
         let mut forwarded: Vec<(NodeId, Vec<(AppendItem, usize)>)> = Vec::new();
         let mut bytes = 0;
-        for AppendItem { tag, request } in items {
+        for item in items {
+            if let Err(refusal) = check_pairs(&item) {
+                self.node.metrics.refused(Rpc::AppendStream, refusal.code);
+                refused.push(failed(scan::tag_of_item(&item), refusal));
+                continue;
+            }
+            let AppendItem { tag, request } = decoded(item)?;
             let request = request.unwrap_or_default();
             let weight = convert::weight(&request);
             let named = self.names.get(&request.context_id);
@@ -211,8 +226,8 @@ impl Reader {
                 Err(refusal) => Err(refusal),
             };
             let checked = here.and_then(|(epoch, named)| {
-                let max_payload = self.node.config.max_payload.get();
-                let append = convert::append(request, named.context.clone(), max_payload)?;
+                let max_entry = self.node.config.max_entry.get();
+                let append = convert::append(request, named.context.clone(), max_entry)?;
                 if let Some(writer) = &self.writer {
                     self.node.wrote(&named.context, writer, &mut named.seen);
                 }
@@ -232,7 +247,7 @@ impl Reader {
         }
         if !refused.is_empty() {
             // Refusals count against the bound too, until they are sent.
-            let room = acquire(&self.items, refused.len()).await?;
+            let room = self.items.acquire(refused.len()).await;
             let refused = AppendResults { results: refused, ..AppendResults::default() };
             let _ = self.refused.send((refused, vec![room]));
         }
@@ -247,22 +262,34 @@ impl Reader {
     }
 
     async fn submit(&self, tags: Vec<u64>, appends: Vec<Append>, bytes: usize) -> Result<(), Refusal> {
+        let items = self.items.acquire(tags.len()).await;
         // A chunk larger than all there is waits for all there is.
-        let bytes = bytes.min(self.node.config.max_in_flight.get());
-        let room = [acquire(&self.items, tags.len()).await?, acquire(&self.node.in_flight, bytes).await?];
-        let chunk = Chunk { left: tags.len(), tags, started: Instant::now(), _room: room };
+        let permit = self.node.memory.in_flight.acquire(bytes).await;
+        let started = Instant::now();
+        let chunk = Chunk { left: tags.len(), tags, started, _items: items };
         let first = self.in_flight.push(chunk);
         let tagged = (first..).zip(appends).collect();
-        Ok(self.node.ledger.submit(tagged, self.stored.clone()).await?)
+        let until = Some(started + self.node.config.call_timeout.0);
+        let terms = Terms { until, permit: Some(Arc::new(permit)) };
+        Ok(self.node.ledger.submit(tagged, terms, self.stored.clone()).await?)
     }
 }
 
-pub(crate) async fn acquire(
-    semaphore: &Arc<Semaphore>,
-    count: usize,
-) -> Result<OwnedSemaphorePermit, Refusal> {
-    let count = u32::try_from(count).unwrap_or(u32::MAX);
-    Arc::clone(semaphore).acquire_many_owned(count).await.map_err(|_| Refusal::shutting_down())
+/// Refuses an item of a batch that would take far more memory decoded than its bytes.
+fn check_pairs(item: &[u8]) -> Result<(), Refusal> {
+    // A name may be there twice: whether there are too many is checked again.
+    if item.len() > limits::METADATA_FIELDS && scan::metadata_of_item(item) > 4 * MAX_METADATA_PAIRS {
+        let message =
+            format!("metadata has far more pairs than the {MAX_METADATA_PAIRS} that an entry may have");
+        return Err(Refusal::field("metadata", message));
+    }
+    Ok(())
+}
+
+fn decoded(item: Bytes) -> Result<AppendItem, Refusal> {
+    AppendItem::decode(item).map_err(|error| {
+        Refusal::new(Code::InvalidArgument, format!("an item of the batch is malformed: {error}"))
+    })
 }
 
 /// Turns group commits into messages of results.
@@ -351,7 +378,10 @@ impl Answers {
     }
 
     fn failed(&self, tag: u64, error: StoreError) -> AppendResult {
+        let slot = if let StoreError::NotCopied { slot } = &error { Some(*slot) } else { None };
         let refusal = Refusal::from(error);
+        let refusal =
+            slot.map_or_else(|| refusal.clone(), |slot| self.node.not_copied(slot, refusal.clone()));
         self.node.metrics.refused(Rpc::AppendStream, refusal.code);
         failed(tag, refusal)
     }

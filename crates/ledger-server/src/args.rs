@@ -145,9 +145,9 @@ struct Settings {
     /// Hash suite of new contexts [default: blake3]
     #[arg(long, env = "LEDGER_HASH_SUITE", global = true)]
     hash_suite: Option<Suite>,
-    /// Largest payload of an entry [default: 4MiB]
-    #[arg(long, env = "LEDGER_MAX_PAYLOAD", value_name = "SIZE", global = true)]
-    max_payload: Option<ByteSize>,
+    /// Largest entry, as it is encoded in a message: clients take messages of 4 MiB unless told otherwise [default: 4032KiB]
+    #[arg(long, env = "LEDGER_MAX_ENTRY", value_name = "SIZE", global = true)]
+    max_entry: Option<ByteSize>,
     /// Most connections of gRPC clients; fewer if there are too few file descriptors [default: 8192]
     #[arg(long, env = "LEDGER_MAX_CONNECTIONS", value_name = "COUNT", global = true)]
     max_connections: Option<usize>,
@@ -157,13 +157,17 @@ struct Settings {
     /// Writer threads; 0: one per CPU, at most 4 [default: 0]
     #[arg(long, env = "LEDGER_LANES", value_name = "COUNT", global = true)]
     lanes: Option<usize>,
-    /// RocksDB's block cache [default: 128MiB]
+    /// Memory to keep to, which caches and all that clients make the node hold are parts of [default: half of the control
+    /// group's limit, or of the machine's memory]
+    #[arg(long, env = "LEDGER_MEMORY", value_name = "SIZE", global = true)]
+    memory: Option<ByteSize>,
+    /// RocksDB's block cache [default: part of memory, at most 128MiB]
     #[arg(long, env = "LEDGER_BLOCK_CACHE", value_name = "SIZE", global = true)]
     block_cache: Option<ByteSize>,
-    /// Memory for writes not yet in table files [default: 128MiB]
+    /// Memory for writes not yet in table files [default: part of memory, at most 128MiB]
     #[arg(long, env = "LEDGER_WRITE_BUFFER", value_name = "SIZE", global = true)]
     write_buffer: Option<ByteSize>,
-    /// Memory for the heads of contexts in use [default: 64MiB]
+    /// Memory for the heads of contexts in use [default: part of memory, at most 64MiB]
     #[arg(long, env = "LEDGER_HEAD_CACHE", value_name = "SIZE", global = true)]
     head_cache: Option<ByteSize>,
     /// Bytes a second that the background scrub re-reads; 0: off [default: 8MiB]
@@ -175,12 +179,15 @@ struct Settings {
     /// Largest answer of a unary Get; more is cut at a whole entry [default: 4MiB]
     #[arg(long, env = "LEDGER_MAX_RESPONSE", value_name = "SIZE", global = true)]
     max_response: Option<ByteSize>,
-    /// Largest snapshot in one message; the streaming forms have no limit [default: 64MiB]
+    /// Largest snapshot in one message; the streaming forms have no limit [default: part of memory, at most 64MiB]
     #[arg(long, env = "LEDGER_MAX_SNAPSHOT_MESSAGE", value_name = "SIZE", global = true)]
     max_snapshot_message: Option<ByteSize>,
-    /// Most bytes of appends accepted and not yet acknowledged [default: 256MiB]
+    /// Most bytes of appends accepted and not yet acknowledged [default: part of memory, at most 256MiB]
     #[arg(long, env = "LEDGER_MAX_IN_FLIGHT", value_name = "SIZE", global = true)]
     max_in_flight: Option<ByteSize>,
+    /// How long a call may take whose client sets no deadline [default: 30s]
+    #[arg(long, env = "LEDGER_CALL_TIMEOUT", value_name = "TIME", global = true)]
+    call_timeout: Option<Span>,
     /// How long a shutdown waits for requests to end [default: 10s]
     #[arg(long, env = "LEDGER_SHUTDOWN_GRACE", value_name = "TIME", global = true)]
     shutdown_grace: Option<Span>,
@@ -343,7 +350,16 @@ mod tests {
         let help = Cli::command().render_long_help().to_string();
         let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
         let defaults = Table::try_from(Config::default()).unwrap();
-        for (key, value) in &defaults {
+        let parts = ["block_cache", "write_buffer", "head_cache", "max_snapshot_message", "max_in_flight"];
+        for (key, value) in defaults.iter().filter(|(key, _)| *key != "memory") {
+            if parts.contains(&key.as_str()) {
+                let most = value.as_str().unwrap();
+                assert!(
+                    help.contains(&format!("[default: part of memory, at most {most}]")),
+                    "{key}: {most}"
+                );
+                continue;
+            }
             let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
             assert!(help.contains(&format!("[default: {text}]")), "{key}: {text}");
         }

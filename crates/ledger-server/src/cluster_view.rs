@@ -40,7 +40,7 @@ pub struct Kept {
 
 /// Where a slot is by its route, to `me`; without a route the node has only just started.
 pub fn placed(route: Option<&Route>, me: &NodeId) -> Placed {
-    let Some(Route { owner, members, in_step, is_halted }) = route else {
+    let Some(Route { owner, members, in_step, is_halted, .. }) = route else {
         return Placed { reason: "this node has only just started".to_owned(), ..Placed::default() };
     };
     let (owner, reason) = match owner {
@@ -270,6 +270,7 @@ mod tests {
             members: vec![member("a"), member("b")],
             in_step: vec![member("a")],
             is_halted: false,
+            unowned_since: None,
         };
         let mine = placed(Some(&route(RouteTo::Me(Epoch(5)))), &id("a"));
         assert_eq!(mine.owner, Some((id("a"), Epoch(5))));

@@ -8,12 +8,16 @@ use std::{
     time::Duration,
 };
 
-use ledger_core::{HashSuite, limits::MAX_PAYLOAD};
+use ledger_core::{
+    HashSuite,
+    limits::{CLIENT_MESSAGE, MAX_PAYLOAD, MESSAGE_ROOM},
+};
 use serde::{Deserialize, Serialize};
 use toml::Table;
 
 use crate::{
     limits,
+    memory::{self, Plan},
     units::{ByteSize, Span},
 };
 
@@ -76,14 +80,16 @@ pub struct Config {
     pub sync_interval: Span,
     /// Hash suite of contexts created from now on.
     pub hash_suite: Suite,
-    /// Largest payload of an entry.
-    pub max_payload: ByteSize,
+    /// Largest entry, as it is encoded in a message: payload, names, metadata and some numbers.
+    pub max_entry: ByteSize,
     /// Most connections of gRPC clients.
     pub max_connections: usize,
     /// How far above a context's own Lamport time the time received with an append may be.
     pub max_lamport_ahead: u64,
     /// Writer threads; 0: one per CPU, at most 4.
     pub lanes: usize,
+    /// Memory that the node is to keep to; the next three, and `max_in_flight`, are parts of it unless they are set.
+    pub memory: ByteSize,
     /// `RocksDB`'s block cache.
     pub block_cache: ByteSize,
     /// Memory for writes not yet in table files.
@@ -100,6 +106,8 @@ pub struct Config {
     pub max_snapshot_message: ByteSize,
     /// Most bytes of appends accepted and not yet acknowledged, over all clients.
     pub max_in_flight: ByteSize,
+    /// How long a call may take whose client sets no deadline.
+    pub call_timeout: Span,
     /// How long a shutdown waits for requests to end.
     pub shutdown_grace: Span,
     /// Whether the node leaves its cluster for good when it is asked to stop.
@@ -196,10 +204,11 @@ impl Default for Config {
             durability: DurabilityMode::Always,
             sync_interval: Span(Duration::from_millis(100)),
             hash_suite: Suite::Blake3,
-            max_payload: ByteSize(store.max_payload as u64),
+            max_entry: ByteSize(store.max_entry as u64),
             max_connections: limits::CONNECTIONS,
             max_lamport_ahead: store.max_lamport_ahead,
             lanes: store.lanes,
+            memory: ByteSize::mib(2048),
             block_cache: ByteSize(store.block_cache as u64),
             write_buffer: ByteSize(store.write_buffer as u64),
             head_cache: ByteSize(store.head_cache as u64),
@@ -208,6 +217,7 @@ impl Default for Config {
             max_response: ByteSize::mib(4),
             max_snapshot_message: ByteSize::mib(64),
             max_in_flight: ByteSize::mib(256),
+            call_timeout: Span::seconds(30),
             shutdown_grace: Span::seconds(10),
             leave_on_shutdown: false,
             leave_grace: Span::seconds(600),
@@ -323,8 +333,9 @@ impl Effective {
                 merged.insert(key, value);
             }
         }
-        let config: Config =
+        let mut config: Config =
             merged.try_into().map_err(|error: toml::de::Error| ConfigError::Merge(error.to_string()))?;
+        config.share_out(&mut sources);
         let effective = Self { config, sources };
         effective.check()?;
         Ok(effective)
@@ -355,10 +366,11 @@ impl Effective {
             reason,
         };
         let sizes = [
-            ("max_payload", config.max_payload, 1, MAX_PAYLOAD as u64),
+            ("memory", config.memory, memory::LEAST.0, 1 << 50),
+            ("max_entry", config.max_entry, 1, MAX_PAYLOAD as u64),
             ("max_response", config.max_response, limits::MIN_RESPONSE, limits::MAX_MESSAGE),
             ("max_snapshot_message", config.max_snapshot_message, 1 << 10, limits::MAX_MESSAGE),
-            ("max_in_flight", config.max_in_flight, config.max_payload.0, u64::from(u32::MAX)),
+            ("max_in_flight", config.max_in_flight, config.max_entry.0, u64::from(u32::MAX)),
         ];
         for (key, value, least, most) in sizes {
             if value.0 < least || value.0 > most {
@@ -439,6 +451,40 @@ pub fn read_file(path: &Path) -> Result<Layer, ConfigError> {
 }
 
 impl Config {
+    /// Gives what is not set its part of the memory.
+    fn share_out(&mut self, sources: &mut BTreeMap<String, String>) {
+        let mut is_free = |key: &str, source: &str| {
+            let of = sources.get_mut(key).filter(|of| *of == "default");
+            of.map(|of| source.clone_into(of)).is_some()
+        };
+        if is_free("memory", "default: of this machine or control group") {
+            self.memory = memory::default_size();
+        }
+        let plan = Plan::of(self.memory);
+        let parts = [
+            ("block_cache", &mut self.block_cache, plan.block_cache),
+            ("write_buffer", &mut self.write_buffer, plan.write_buffer),
+            ("head_cache", &mut self.head_cache, plan.head_cache),
+            ("max_in_flight", &mut self.max_in_flight, ByteSize(plan.in_flight.0.max(self.max_entry.0))),
+            (
+                "max_snapshot_message",
+                &mut self.max_snapshot_message,
+                ByteSize((plan.receiving.0 / 2).min(limits::SNAPSHOT_MESSAGE)),
+            ),
+        ];
+        for (key, setting, part) in parts {
+            if is_free(key, "default: part of memory") {
+                *setting = part;
+            }
+        }
+    }
+
+    /// Largest message with entries for a client: larger entries than clients take by default need larger ones.
+    pub fn max_message(&self) -> usize {
+        let needed = self.max_entry.get().saturating_add(MESSAGE_ROOM);
+        self.max_response.get().max(needed).max(CLIENT_MESSAGE)
+    }
+
     /// How the store is opened.
     pub fn store_options(&self) -> ledger_store::Options {
         ledger_store::Options {
@@ -451,7 +497,7 @@ impl Config {
                 Suite::Blake3 => HashSuite::Blake3,
                 Suite::Sha256 => HashSuite::Sha256,
             },
-            max_payload: self.max_payload.get(),
+            max_entry: self.max_entry.get(),
             max_lamport_ahead: self.max_lamport_ahead,
             lanes: self.lanes,
             block_cache: self.block_cache.get(),

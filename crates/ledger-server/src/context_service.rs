@@ -12,12 +12,13 @@ use ledger_proto::{
     },
     wire::context::v1::{WatchEvent, context_service_server::ContextService},
 };
-use ledger_store::{EntryView, Ledger};
+use ledger_store::{EntryView, Ledger, StoreError, Terms};
+use tokio::time::timeout_at;
 use tonic::{Code, Request, Response, Status, transport::Channel};
 use tracing::debug_span;
 
 use crate::{
-    convert, encode, limits,
+    call, convert, encode, limits,
     metrics::Rpc,
     node::{Node, blocking},
     pages::Get,
@@ -26,8 +27,12 @@ use crate::{
     standing::Standing,
     status::Refusal,
     tail::{Batch, Tail},
+    units::ByteSize,
     writers::{self, Seen, Writer},
 };
+
+/// Bytes that a snapshot takes while it is read.
+const SNAPSHOT_CHUNKS: usize = 3 << 20;
 
 /// The service.
 #[derive(Debug, Clone)]
@@ -51,7 +56,14 @@ impl ContextService for Contexts {
         let work = async {
             let get = Get::check(request.clone())?;
             let (context, at_owner) = (get.context().clone(), get.at_owner());
-            let here = || get.answer(&self.0, max);
+            let here = || async {
+                let max = self.0.memory.answer(max);
+                // The entries, and the message that is made of them.
+                let room = call::reserve(call::current(), 2 * max).await?;
+                let answer = get.answer(&self.0, max).await?;
+                room.hand_over(2 * max);
+                Ok(answer)
+            };
             let there = |channel| {
                 let request = route::forwarded(request.clone());
                 async move { route::answer(reader(channel).get(request)).await }
@@ -176,15 +188,30 @@ async fn append_here(
     request: AppendRequest,
     writer: Option<&Writer>,
 ) -> Result<AppendResponse, Refusal> {
-    let weight = u32::try_from(convert::weight(&request).min(node.config.max_in_flight.get()));
+    let weight = convert::weight(&request);
     let context = ContextId::new(&request.context_id)?;
-    let append = convert::append(request, context, node.config.max_payload.get())?;
-    let closed = |_| Refusal::shutting_down();
-    let _room = node.in_flight.acquire_many(weight.unwrap_or(u32::MAX)).await.map_err(closed)?;
+    let slot = Slot::of(&context);
+    let append = convert::append(request, context, node.config.max_entry.get())?;
+    let deadline = call::deadline_within(node.config.call_timeout.0);
+    let Ok(room) = timeout_at(deadline, node.memory.in_flight.acquire(weight)).await else {
+        return Err(no_room(node));
+    };
+    // From here on it counts as an append.
+    if let Some(call) = call::current() {
+        call.release_request();
+    }
     if let Some(writer) = writer {
         node.wrote(&append.context, writer, &mut Seen::default());
     }
-    let appended = node.ledger.append_async(append).await?;
+    // It is held for as long as the append waits for copies, whether the caller does or not.
+    let terms = Terms { until: Some(deadline.into_std()), permit: Some(Arc::new(room)) };
+    let Ok(appended) = timeout_at(deadline, node.ledger.append_on(append, terms)).await else {
+        return Err(node.not_copied(slot, StoreError::NotCopied { slot }.into()));
+    };
+    let appended = appended.map_err(|error| match error {
+        error @ StoreError::NotCopied { .. } => node.not_copied(slot, error.into()),
+        error => error.into(),
+    })?;
     node.metrics.appended_entries.increment(1);
     node.metrics.appended_bytes.increment(appended.entry.payload.len() as u64);
     Ok(AppendResponse {
@@ -194,9 +221,27 @@ async fn append_here(
     })
 }
 
+fn no_room(node: &Node) -> Refusal {
+    let message = format!(
+        "{} of appends wait for the disk or for copies, the most there may be (max_in_flight): try again later",
+        ByteSize(node.memory.in_flight.used() as u64)
+    );
+    Refusal { retry: Some(limits::RETRY_MEMORY), ..Refusal::new(Code::ResourceExhausted, message) }
+}
+
 async fn snapshot(node: &Node, request: SnapshotRequest) -> Result<SnapshotResponse, Refusal> {
     let context = ContextId::new(&request.context_id)?;
     let max = node.config.max_snapshot_message.get();
+    let large = {
+        let context = context.clone();
+        node.read(move |ledger| ledger.snapshot_size(&context)).await?
+    };
+    if large > 2 * max as u64 {
+        return Err(too_large(&context, max));
+    }
+    // Chunks, the whole of them, and the message that is made of it.
+    let estimate = usize::try_from(large).unwrap_or(usize::MAX).max(limits::SMALL_PAGE).min(max);
+    let room = call::reserve(call::current(), 2 * estimate + SNAPSHOT_CHUNKS).await?;
     let taken = node
         .read(move |ledger| {
             let chunks = ledger.snapshot(&context)?;
@@ -217,13 +262,17 @@ async fn snapshot(node: &Node, request: SnapshotRequest) -> Result<SnapshotRespo
             }))
         })
         .await?;
-    taken.map_err(|context| {
-        let message = format!(
-            "the snapshot of context {context} has more than {max} bytes, the most for one message here \
-             (max_snapshot_message): use converge.ledger.v1.LedgerService/Snapshot, which streams"
-        );
-        Refusal::new(Code::ResourceExhausted, message)
-    })
+    let taken = taken.map_err(|context| too_large(&context, max))?;
+    room.hand_over(2 * taken.snapshot.len());
+    Ok(taken)
+}
+
+fn too_large(context: &ContextId, max: usize) -> Refusal {
+    let message = format!(
+        "the snapshot of context {context} has more than {max} bytes, the most for one message here \
+         (max_snapshot_message): use converge.ledger.v1.LedgerService/Snapshot, which streams"
+    );
+    Refusal::new(Code::ResourceExhausted, message)
 }
 
 /// What a snapshot's header says.

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use bytes::Bytes;
 use ledger_core::{
     ContextId, Entry, EntryId, Epoch, Hash, HashSuite, Key, Lineage, Position, Sequence, Size,
-    entry::{Draft, check_metadata},
+    entry::{Draft, check_metadata, message_len},
 };
 use ledger_proto::{
     context::v1::{self as context, AppendRequest, Consistency, Durability},
@@ -16,10 +16,11 @@ use ledger_store::{Append, ContextInfo, ForkInfo, Needed, StoreError, Tip};
 use crate::{limits, status::Refusal, writers::Seen};
 
 /// Checks an append. `context` is the already checked name of its context.
-pub fn append(request: AppendRequest, context: ContextId, max_payload: usize) -> Result<Append, Refusal> {
-    let len = request.payload.len();
-    if len > max_payload {
-        return Err(StoreError::PayloadTooLarge { len, max: max_payload }.into());
+pub fn append(request: AppendRequest, context: ContextId, max_entry: usize) -> Result<Append, Refusal> {
+    let payload = request.payload.len();
+    let len = message_len(&context, request.entry_id.len(), &request.key, payload, &request.metadata);
+    if len > max_entry {
+        return Err(StoreError::EntryTooLarge { len, payload, max: max_entry }.into());
     }
     let key = Key::new(request.key)?;
     check_metadata(&request.metadata)?;
@@ -246,12 +247,15 @@ mod tests {
 
     use super::*;
 
+    /// The largest entry in these tests.
+    const MOST: usize = 1 << 16;
+
     fn request() -> AppendRequest {
         AppendRequest { key: "facts".into(), payload: "x".into(), ..Default::default() }
     }
 
     fn refused(request: AppendRequest) -> Refusal {
-        append(request, ContextId::new("c").unwrap(), 8).unwrap_err()
+        append(request, ContextId::new("c").unwrap(), MOST).unwrap_err()
     }
 
     #[test]
@@ -262,16 +266,20 @@ mod tests {
         assert_eq!(refused(AppendRequest { durability: 9, ..request() }).field, Some("durability"));
         let metadata = (0..1025).map(|n| (n.to_string(), String::new())).collect();
         assert_eq!(refused(AppendRequest { metadata, ..request() }).field, Some("metadata"));
-        let large = refused(AppendRequest { payload: "123456789".into(), ..request() });
+        let large = refused(AppendRequest { payload: vec![0; MOST].into(), ..request() });
         assert_eq!(large.code, Code::ResourceExhausted);
-        assert!(large.message.contains('9') && large.message.contains('8'), "{}", large.message);
+        assert!(
+            large.message.contains("payload of 65536") && large.message.contains("at most 65536"),
+            "{}",
+            large.message
+        );
     }
 
     #[test]
     fn every_durability_is_met_by_one_copy() {
         for durability in 0..=3 {
             assert!(
-                append(AppendRequest { durability, ..request() }, ContextId::new("c").unwrap(), 8).is_ok()
+                append(AppendRequest { durability, ..request() }, ContextId::new("c").unwrap(), MOST).is_ok()
             );
         }
     }

@@ -15,12 +15,13 @@ use ledger_core::{ContextId, Epoch, node::NodeId, slot::Slot};
 use ledger_proto::ledger::v1::{
     AppendBatch, AppendItem, AppendResults, ledger_service_client::LedgerServiceClient,
 };
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use ledger_store::budget::{Permit, Share};
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, transport::Channel};
 
 use crate::{
-    append_stream::{Refused, Room, acquire, failed},
+    append_stream::{Refused, Room, failed},
     gone::OtherOwner,
     limits,
     node::Node,
@@ -74,7 +75,7 @@ struct Message {
 struct Sent(Mutex<Option<HashMap<u64, SentEntry>>>);
 
 /// The client's tag, and the entry's part of the room: of the stream's entries, and of the node's bytes.
-type SentEntry = (u64, [Option<OwnedSemaphorePermit>; 2]);
+type SentEntry = (u64, [Option<Permit>; 2]);
 
 impl Default for Sent {
     fn default() -> Self {
@@ -141,7 +142,7 @@ impl Places {
         node: &Node,
         owner: &NodeId,
         items: Vec<(AppendItem, usize)>,
-        entries: &Arc<Semaphore>,
+        entries: &Arc<Share>,
         results: &mpsc::UnboundedSender<Refused>,
     ) -> Result<(), Refusal> {
         let (mut part, mut bytes) = (Vec::new(), 0);
@@ -165,11 +166,10 @@ impl Places {
         owner: &NodeId,
         items: Vec<(AppendItem, usize)>,
         bytes: usize,
-        entries: &Arc<Semaphore>,
+        entries: &Arc<Share>,
         results: &mpsc::UnboundedSender<Refused>,
     ) -> Result<(), Refusal> {
-        let most = bytes.min(node.config.max_in_flight.get());
-        let mut room = [acquire(entries, items.len()).await?, acquire(&node.forwarding, most).await?];
+        let mut room = [entries.acquire(items.len()).await, node.memory.forwarding.acquire(bytes).await];
         let forward = self.channels.get(owner).map(|channel| {
             let begin = || {
                 let gone = node.gone(owner.clone());
@@ -270,8 +270,8 @@ async fn answers(
 
 /// An entry's part of the room of its message, which it gives back by itself: one that waits for copies holds up no
 /// others. Less than its size if the message is larger than all the room there is.
-fn part_of([entries, bytes]: &mut Room, size: usize) -> [Option<OwnedSemaphorePermit>; 2] {
-    let size = size.min(bytes.num_permits());
+fn part_of([entries, bytes]: &mut Room, size: usize) -> [Option<Permit>; 2] {
+    let size = size.min(bytes.amount());
     [entries.split(1), bytes.split(size)]
 }
 

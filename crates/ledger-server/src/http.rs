@@ -89,6 +89,7 @@ async fn metrics(State(node): State<Arc<Node>>) -> axum::response::Response {
             if let Some(cluster) = node.standing.cluster() {
                 cluster_metrics::take(&node.metrics, cluster);
             }
+            node.metrics.set_memory(&node.memory);
             let kind = (header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8");
             ([kind], node.metrics.render(&stats, writable)).into_response()
         }

@@ -7,10 +7,9 @@ use ledger_core::ContextId;
 use ledger_proto::{
     context::v1::{GetRequest, LoadResponse, SnapshotMetadata, SnapshotRequest},
     ledger::v1::{
-        AppendBatch, AppendResults, LoadChunk, SnapshotChunk, WatchRequest,
-        ledger_service_client::LedgerServiceClient,
+        AppendResults, LoadChunk, SnapshotChunk, WatchRequest, ledger_service_client::LedgerServiceClient,
     },
-    wire::ledger::v1::{Page, WatchBatch, ledger_service_server::LedgerService},
+    wire::ledger::v1::{AppendBatch, Page, WatchBatch, ledger_service_server::LedgerService},
 };
 use ledger_store::SnapshotStream;
 use prost::Message as _;
@@ -18,7 +17,7 @@ use tonic::{Request, Response, Status, Streaming, transport::Channel};
 use tracing::debug_span;
 
 use crate::{
-    append_stream,
+    append_stream, call,
     context_service::snapshot_metadata,
     convert, encode,
     metrics::Rpc,
@@ -31,6 +30,9 @@ use crate::{
     tail::Tail,
     writers::Writer,
 };
+
+/// Bytes that a chunk of a snapshot takes while it is read.
+const SNAPSHOT_CHUNK: usize = 2 << 20;
 
 /// The service.
 #[derive(Debug, Clone)]
@@ -166,12 +168,14 @@ async fn next_chunk(
     metadata: Option<SnapshotMetadata>,
 ) -> Result<Option<(SnapshotChunk, SnapshotStream)>, Refusal> {
     node.serving()?;
+    let room = call::reserve(call::current(), SNAPSHOT_CHUNK).await?;
     let (chunk, chunks) = node
         .read(move |_| {
             let chunk = chunks.next().transpose()?;
             Ok((chunk, chunks))
         })
         .await?;
+    room.hand_over(chunk.as_ref().map_or(0, Vec::len));
     let sequence = metadata.as_ref().map_or(0, |metadata| metadata.entry_count);
     Ok(chunk.map(|data| (SnapshotChunk { data: data.into(), metadata, sequence }, chunks)))
 }

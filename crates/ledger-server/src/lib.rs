@@ -13,7 +13,10 @@
 //! | [`standing`], [`cluster_view`] | how the node stands: by itself, or in a cluster as it sees it |
 //! | [`operators`], [`admin`] | what operators have the node do to its cluster, and who may |
 //! | [`keys`], [`load`] | the cluster's keys read again; what the node says it has to do |
-//! | [`limits`] | every bound on what is in flight |
+//! | [`memory`] | one budget for what clients make the node hold |
+//! | [`admission`], [`call`], [`methods`] | every call's place, deadline and account of bytes |
+//! | [`receiving`], [`scan`] | requests as their bytes arrive |
+//! | [`limits`] | every other bound |
 //! | [`tail`], [`newest`] | one watcher: history, then the live tail; and its bookmarks |
 //! | [`encode`] | entries in the contract's encoding, from where they lie |
 //! | [`pages`] | a context read in pages, ahead of the client |
@@ -23,8 +26,10 @@
 //! | [`http`], [`console`], [`metrics`] | probes, Prometheus, a page to look at contexts |
 
 pub mod admin;
+pub mod admission;
 pub mod append_stream;
 pub mod args;
+pub mod call;
 pub mod cluster_metrics;
 pub mod cluster_service;
 pub mod cluster_view;
@@ -45,6 +50,8 @@ pub mod ledger_service;
 pub mod limits;
 pub mod listing;
 pub mod load;
+pub mod memory;
+pub mod methods;
 pub mod metrics;
 pub mod newest;
 pub mod node;
@@ -52,8 +59,10 @@ pub mod observe;
 pub mod operators;
 pub mod pages;
 pub mod permissions;
+pub mod receiving;
 pub mod relay;
 pub mod route;
+pub mod scan;
 pub mod serve;
 pub mod standing;
 pub mod status;

@@ -3,6 +3,39 @@
 
 use std::time::Duration;
 
+/// What a call takes by being open: its stream of HTTP/2, its task, its buffers, bytes.
+pub const CALL: usize = 24 << 10;
+/// Longest time that a call may be given, whatever its client asks for.
+pub const LONGEST_CALL: Duration = Duration::from_mins(10);
+/// When to try again if there was no memory left.
+pub const RETRY_MEMORY: Duration = Duration::from_secs(1);
+/// Bytes of an answer that are handed to the connection at once.
+pub const SENT_AT_ONCE: usize = 16 << 10;
+/// A client that has taken nothing of an answer for so long may be ended for others who wait for memory.
+pub const UNREAD: Duration = Duration::from_secs(10);
+/// How long a message that arrives may wait for memory.
+pub const RECEIVE_WAIT: Duration = Duration::from_secs(5);
+/// How long a client may send less than [`RECEIVE_LEAST`] of a message that it has begun, or of a load.
+pub const RECEIVE_IDLE: Duration = Duration::from_secs(30);
+/// Bytes of a begun message that are to come within [`RECEIVE_IDLE`].
+pub const RECEIVE_LEAST: usize = 4 << 10;
+/// Largest request of a call that carries no entry, bytes.
+pub const SMALL_REQUEST: usize = 64 << 10;
+/// Largest request about observers, bytes: payload, metadata and names.
+pub const OBSERVER_REQUEST: usize = 256 << 10;
+/// Largest request to locate contexts, bytes.
+pub const LOCATE_REQUEST: usize = 2 << 20;
+/// Bytes of an answer that lists something, while it is built.
+pub const LISTED: usize = 4 << 20;
+/// Items of a batch of appends.
+pub const BATCH_ITEMS: usize = 64 << 10;
+/// Pairs of metadata in a request, before it is decoded: more than an entry may have, for a name may be there twice.
+pub const METADATA_FIELDS: usize = 4 << 10;
+/// Smallest HTTP/2 window of a connection, bytes.
+pub const SMALL_WINDOW: u32 = 512 << 10;
+/// Smallest page for a client, bytes.
+pub const SMALL_PAGE: usize = 64 << 10;
+
 /// Entries of one Append stream accepted and not yet answered. Beyond, the server reads no further.
 pub const APPEND_ITEMS_IN_FLIGHT: usize = 16 * 1024;
 /// Entries handed to the store at once: a larger batch is taken in parts.
@@ -118,6 +151,8 @@ pub const PENDING_RESETS: usize = 4096;
 pub const MESSAGE_SLACK: usize = 1 << 20;
 /// Room left in an answer below `max_response`.
 pub const RESPONSE_SLACK: usize = 4 << 10;
+/// Largest snapshot in one message unless it is configured, bytes.
+pub const SNAPSHOT_MESSAGE: u64 = 64 << 20;
 /// Smallest `max_response`, bytes.
 pub const MIN_RESPONSE: u64 = 64 << 10;
 /// Largest message that can be configured, bytes.
@@ -130,10 +165,10 @@ pub const CONSOLE_ENTRIES: usize = 200;
 /// Live tails of the console at the same time.
 pub const CONSOLE_TAILS: usize = 32;
 
-/// Largest append request the server decodes: four times the largest payload, so that a payload over
-/// the limit is refused with its size, and a batch has room.
-pub const fn append_message(max_payload: usize) -> usize {
-    let room = 4 * max_payload;
+/// Largest append request the server decodes: four times the largest entry, so that one over the limit is refused with
+/// its size, and a batch has room.
+pub const fn append_message(max_entry: usize) -> usize {
+    let room = 4 * max_entry;
     (if room < 16 << 20 { 16 << 20 } else { room }) + MESSAGE_SLACK
 }
 

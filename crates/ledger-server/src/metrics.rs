@@ -10,6 +10,8 @@ use metrics::{Counter, Gauge, Histogram, Key, Label, Level, Metadata, Recorder a
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use tonic::Code;
 
+use crate::memory::Memory;
+
 /// Bounds of latency histograms, seconds.
 const LATENCIES: [f64; 14] =
     [0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 2.5, 10.0];
@@ -267,6 +269,19 @@ impl Metrics {
         self.recorder.register_gauge(&Key::from_static_name(name), &METADATA).set(value);
     }
 
+    /// What is held of the memory.
+    pub fn set_memory(&self, memory: &Memory) {
+        for share in memory.shares() {
+            let labels = vec![Label::from_static_parts("share", share.name())];
+            let set = |name: &'static str, value: usize| {
+                let key = Key::from_parts(name, labels.clone());
+                self.recorder.register_gauge(&key, &METADATA).set(value as f64);
+            };
+            set("ledger_memory_used_bytes", share.used());
+            set("ledger_memory_share_bytes", share.capacity());
+        }
+    }
+
     fn handle(&self) -> PrometheusHandle {
         self.recorder.handle()
     }
@@ -317,6 +332,8 @@ fn describe(recorder: &PrometheusRecorder) {
         ("ledger_store_disk_bytes", "Bytes of table files."),
         ("ledger_store_memory_bytes", "Bytes of memory that RocksDB uses."),
         ("ledger_store_writable", "1 if appends can be acknowledged."),
+        ("ledger_memory_used_bytes", "Bytes held of a share of the memory."),
+        ("ledger_memory_share_bytes", "Bytes that the share has."),
     ];
     for (name, text) in gauges {
         recorder.describe_gauge(name.into(), None, text.into());

@@ -2,7 +2,7 @@
 
 use std::{future::Future, sync::Arc, time::Instant};
 
-use ledger_core::checkpoint::Signer;
+use ledger_core::{checkpoint::Signer, slot::Slot};
 use ledger_store::{Ledger, StoreError, limited};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -14,6 +14,7 @@ use crate::{
     interest::Interest,
     limits,
     load::Meter,
+    memory::Memory,
     metrics::{Metrics, Rpc},
     newest::Newest,
     standing::Standing,
@@ -32,11 +33,8 @@ pub struct Node {
     pub metrics: Arc<Metrics>,
     /// Cancelled when the node begins to shut down: new requests are refused, watchers end.
     pub draining: CancellationToken,
-    /// Bytes of appends that may still be accepted.
-    pub in_flight: Arc<Semaphore>,
-    /// Bytes of appends that may still be sent on to their owners. Apart from the others: two nodes that send on to
-    /// each other would wait for each other.
-    pub forwarding: Arc<Semaphore>,
+    /// What clients make the node hold.
+    pub memory: Arc<Memory>,
     /// Loads that may still start.
     pub loads: Arc<Semaphore>,
     /// Signs checkpoints.
@@ -63,14 +61,14 @@ impl Node {
         signer: Signer,
         standing: Standing,
     ) -> Self {
+        let memory = Arc::new(Memory::new(&config));
         Self {
             ledger,
             metrics,
             draining: CancellationToken::new(),
-            in_flight: Arc::new(Semaphore::new(config.max_in_flight.get())),
-            forwarding: Arc::new(Semaphore::new(config.max_in_flight.get())),
             loads: Arc::new(Semaphore::new(limits::LOADS)),
-            reads: Arc::new(Semaphore::new(limits::READS)),
+            reads: Arc::new(Semaphore::new(memory.reads)),
+            memory,
             newest: Newest::default(),
             writers: Writers::default(),
             meter: Meter::default(),
@@ -112,6 +110,28 @@ impl Node {
             tracing::debug!(rpc = rpc.name(), code = ?refusal.code, reason = refusal.message, "request refused");
         }
         refusal.into()
+    }
+
+    /// An append did not get its copies in time: says which members of its slot it may be for.
+    pub fn not_copied(&self, slot: Slot, refusal: Refusal) -> Refusal {
+        let Some(cluster) = self.standing.cluster() else { return refusal };
+        let (routes, view) = (cluster.routes(), cluster.view());
+        let (routes, view) = (routes.borrow(), view.borrow());
+        let Some(route) = routes.get(slot) else { return refusal };
+        let missing =
+            route.members.iter().filter(|member| *member != cluster.me() && !route.in_step.contains(member));
+        let named = missing.map(|member| {
+            let is_alive = view.get(&member.node).is_some_and(|node| node.alive);
+            format!("{} ({})", member.node, if is_alive { "behind" } else { "not heard of" })
+        });
+        let named = named.collect::<Vec<_>>().join(", ");
+        let message = match named.as_str() {
+            "" => {
+                format!("{}; all members hold the slot, and the disk or the network is slow", refusal.message)
+            }
+            named => format!("{}; missing: {named}", refusal.message),
+        };
+        Refusal { message, ..refusal }
     }
 
     /// Reads the store on a thread that may block; waits while too many do.

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use futures::Stream;
+use bytes::Bytes;
+use futures::{Stream, StreamExt as _};
 use ledger_core::{ContextId, Key, Sequence, slot::Slot};
 use ledger_proto::{
     context::v1::{GetRequest, GetResponse},
@@ -15,7 +16,17 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
 
-use crate::{convert, encode, limits, metrics::Rpc, node::Node, route, status::Refusal};
+use crate::{
+    call::{self, Call, Reserved},
+    convert, encode, limits,
+    metrics::Rpc,
+    node::Node,
+    route,
+    status::Refusal,
+};
+
+/// A page read ahead, and the room it takes.
+type Ahead = (Page, Reserved);
 
 /// A checked Get.
 #[derive(Debug)]
@@ -74,8 +85,13 @@ impl Get {
         is_forwarded: bool,
     ) -> impl Stream<Item = Result<Page, Status>> + Send {
         let (pages, ahead) = mpsc::channel(limits::PAGES_AHEAD);
-        tokio::spawn(read_ahead(self, node, pages, is_forwarded));
-        ReceiverStream::new(ahead)
+        tokio::spawn(read_ahead(self, node, call::current(), pages, is_forwarded));
+        ReceiverStream::new(ahead).map(|page| {
+            let (page, room): Ahead = page?;
+            // Now it is among what is about to be sent.
+            room.hand_over(page.entries.iter().map(Bytes::len).sum());
+            Ok(page)
+        })
     }
 }
 
@@ -83,27 +99,37 @@ impl Get {
 async fn read_ahead(
     mut get: Get,
     node: Arc<Node>,
-    pages: mpsc::Sender<Result<Page, Status>>,
+    call: Option<Arc<Call>>,
+    pages: mpsc::Sender<Result<Ahead, Status>>,
     is_forwarded: bool,
 ) {
     node.metrics.started(Rpc::GetStream);
     while let Ok(room) = pages.reserve().await {
-        let (context, filter) = (get.context.clone(), get.filter(limits::PAGE_ENTRIES, limits::PAGE_BYTES));
+        let bytes = node.memory.page(limits::PAGE_BYTES);
+        let (context, filter) = (get.context.clone(), get.filter(limits::PAGE_ENTRIES, bytes));
         let read = async {
             node.serving()?;
-            node.read(move |ledger| {
-                let mut entries = encode::Entries::default();
-                let covered = ledger.visit(&context, &filter, |view| entries.push(&view))?;
-                Ok((Page { entries: entries.finish(), latest_sequence: covered.latest.0 }, covered))
-            })
-            .await
+            // The page, and the message that is made of it.
+            let reserved = tokio::select! {
+                reserved = call::reserve(call.clone(), 2 * bytes) => reserved?,
+                // The client is gone.
+                () = pages.closed() => return Err(Refusal::shutting_down()),
+            };
+            let (page, covered) = node
+                .read(move |ledger| {
+                    let mut entries = encode::Entries::default();
+                    let covered = ledger.visit(&context, &filter, |view| entries.push(&view))?;
+                    Ok((Page { entries: entries.finish(), latest_sequence: covered.latest.0 }, covered))
+                })
+                .await?;
+            Ok(((page, reserved), covered))
         };
         match read.await {
-            Ok((page, Covered { covered, more, .. })) => {
+            Ok(((page, reserved), Covered { covered, more, .. })) => {
                 get.after = covered;
                 get.limit -= page.entries.len().min(get.limit);
                 node.metrics.read_entries.increment(page.entries.len() as u64);
-                room.send(Ok(page));
+                room.send(Ok((page, reserved)));
                 if !more || get.limit == 0 {
                     return;
                 }
@@ -111,7 +137,7 @@ async fn read_ahead(
             Err(refusal) => {
                 let is_damaged = refusal.code == Code::DataLoss && !is_forwarded && !get.at_owner;
                 drop(room);
-                if !(is_damaged && elsewhere(&mut get, &node, &pages).await) {
+                if !(is_damaged && elsewhere(&mut get, &node, call.as_ref(), &pages).await) {
                     // Whoever asked may have gone.
                     let _ = pages.send(Err(node.refuse(Rpc::GetStream, refusal))).await;
                 }
@@ -122,7 +148,12 @@ async fn read_ahead(
 }
 
 /// Hands out the rest of what another replica can read; false: none can.
-async fn elsewhere(get: &mut Get, node: &Node, pages: &mpsc::Sender<Result<Page, Status>>) -> bool {
+async fn elsewhere(
+    get: &mut Get,
+    node: &Node,
+    call: Option<&Arc<Call>>,
+    pages: &mpsc::Sender<Result<Ahead, Status>>,
+) -> bool {
     for channel in node.other_replicas(Slot::of(&get.context)) {
         let request = route::forwarded(GetRequest {
             context_id: get.context.as_str().to_owned(),
@@ -141,7 +172,13 @@ async fn elsewhere(get: &mut Get, node: &Node, pages: &mpsc::Sender<Result<Page,
                     get.limit -= page.entries.len().min(get.limit);
                     let entries = page.entries.iter().map(|entry| entry.encode_to_vec().into()).collect();
                     let page = Page { entries, latest_sequence: page.latest_sequence };
-                    if pages.send(Ok(page)).await.is_err() {
+                    let bytes = page.entries.iter().map(Bytes::len).sum();
+                    let reserved = tokio::select! {
+                        reserved = call::reserve(call.cloned(), bytes) => reserved,
+                        () = pages.closed() => return true,
+                    };
+                    let Ok(reserved) = reserved else { return false };
+                    if pages.send(Ok((page, reserved))).await.is_err() {
                         return true;
                     }
                 }

@@ -16,6 +16,7 @@ use tonic::{Code, Request, Response, Status, metadata::MetadataMap, transport::C
 use tonic_types::StatusExt as _;
 
 use crate::{
+    call,
     gone::OtherOwner,
     node::Node,
     standing::Standing,
@@ -56,13 +57,16 @@ pub fn is_forwarded(metadata: &MetadataMap) -> bool {
 
 /// Until when a request waits for a slot that is changing its owner.
 pub fn deadline() -> Instant {
-    Instant::now() + PATIENCE
+    call::deadline_within(PATIENCE)
 }
 
 /// A request that is sent on.
 pub fn forwarded<T>(message: T) -> Request<T> {
     let mut request = Request::new(message);
     request.metadata_mut().insert(FORWARDED, tonic::metadata::MetadataValue::from_static("1"));
+    if let Some(call) = call::current().filter(|call| call.is_unary()) {
+        request.set_timeout(call.deadline().saturating_duration_since(Instant::now()));
+    }
     request
 }
 
@@ -85,7 +89,10 @@ impl Node {
                 let there = |channel| Place::There { channel, owner: owner() };
                 cluster.channel(node).map(there).ok_or_else(refusal)
             }
-            Some(Route { owner: RouteTo::Nobody(why), .. }) => Err(nobody(why)),
+            Some(Route { owner: RouteTo::Nobody(why), unowned_since, .. }) => {
+                let is_lasting = unowned_since.is_some_and(|since| since.elapsed() >= PATIENCE);
+                Err(Refusal { is_lasting, ..nobody(why) })
+            }
             None => Err(nobody("this node has just started")),
         }
     }
@@ -154,7 +161,6 @@ impl Node {
                 (answered.await, Some(here))
             }
         };
-        let was_sent_on = unused.is_some();
         let is_elsewhere = |refusal: &Refusal| matches!(refusal.code, Code::DataLoss | Code::Unavailable);
         let refusal = match read {
             Err(refusal) if is_elsewhere(&refusal) && !at_owner && !is_forwarded => refusal,
@@ -170,8 +176,8 @@ impl Node {
                 return Ok(answer);
             }
         }
-        // The owner does not answer, and nobody noticed yet that it is gone.
-        if was_sent_on && refusal.code == Code::Unavailable && !self.ledger.shows(Slot::of(context)) {
+        // The owner does not answer, and nobody noticed yet that it is gone; or the lease ended just now.
+        if refusal.code == Code::Unavailable && !self.ledger.shows(Slot::of(context)) {
             return Err(self.may_be_old(&refusal.message));
         }
         Err(refusal)
@@ -228,7 +234,8 @@ impl Node {
     /// certainly not done, or has an id.
     pub async fn again(&self, refusal: Refusal, is_safe: bool, deadline: Instant) -> Result<(), Refusal> {
         self.serving()?;
-        if refusal.code == Code::Unavailable && is_safe && self.news(deadline).await {
+        let may_pass = refusal.code == Code::Unavailable && !refusal.is_lasting;
+        if may_pass && is_safe && self.news(deadline).await {
             return Ok(());
         }
         Err(refusal)

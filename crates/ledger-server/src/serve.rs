@@ -46,6 +46,7 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 use tower::layer::util::{Identity, Stack};
 
 use crate::{
+    admission::Admission,
     args,
     cluster_service::Members,
     config::{Config, ConfigError},
@@ -473,8 +474,8 @@ fn bind(key: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAd
     Ok((listener, bound))
 }
 
-/// The services, behind the layer that counts calls.
-type Services = Router<Stack<CountCalls, Identity>>;
+/// The services, behind the layers that count calls, and account for them.
+type Services = Router<Stack<Admission, Stack<CountCalls, Identity>>>;
 
 /// The cluster service, some of whose methods are operators'.
 fn cluster_service(node: &Arc<Node>) -> OperatorsDoor<ClusterServiceServer<Members>> {
@@ -489,7 +490,8 @@ fn cluster_service(node: &Arc<Node>) -> OperatorsDoor<ClusterServiceServer<Membe
 fn routes(node: &Arc<Node>, health: &HealthReporter) -> Result<Services, StartError> {
     let services = |error: &dyn fmt::Display| StartError::Services(error.to_string());
     let config = &node.config;
-    let append = limits::append_message(config.max_payload.get());
+    let append = limits::append_message(config.max_entry.get());
+    let (connection_window, stream_window) = node.memory.windows();
     let load = config.max_snapshot_message.get() + limits::MESSAGE_SLACK;
     let health = tonic_health::pb::health_server::HealthServer::new(
         tonic_health::server::HealthService::from_health_reporter(health.clone()),
@@ -501,8 +503,9 @@ fn routes(node: &Arc<Node>, health: &HealthReporter) -> Result<Services, StartEr
     };
     let mut server = tonic::transport::Server::builder()
         .layer(CountCalls)
-        .initial_stream_window_size(limits::STREAM_WINDOW)
-        .initial_connection_window_size(limits::CONNECTION_WINDOW)
+        .layer(Admission(Arc::clone(node)))
+        .initial_stream_window_size(stream_window)
+        .initial_connection_window_size(connection_window)
         .max_concurrent_streams(limits::STREAMS_PER_CONNECTION)
         .max_frame_size(limits::FRAME)
         .http2_max_pending_accept_reset_streams(Some(limits::PENDING_RESETS))

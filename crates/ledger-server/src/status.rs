@@ -3,7 +3,7 @@
 //! | what happened | code | a client should |
 //! | --- | --- | --- |
 //! | a name, key, id, limit or option is wrong; a received Lamport time is too far ahead | `INVALID_ARGUMENT`, names the field | fix the request |
-//! | payload over the limit; clock or sequence would overflow; answer does not fit a message | `RESOURCE_EXHAUSTED` | send less, or use the streaming form |
+//! | entry or message over the limit; clock or sequence would overflow; answer does not fit a message | `RESOURCE_EXHAUSTED` | send less, or use the streaming form |
 //! | the snapshot is not one, is cut off, too new, or over a limit | `INVALID_ARGUMENT` | send a good one |
 //! | the snapshot, or stored data, does not match its hashes | `DATA_LOSS` | restore from a good copy |
 //! | too many observers of a context, or on the node | `RESOURCE_EXHAUSTED` | join when some have left |
@@ -12,13 +12,15 @@
 //! | histories differ, or the history changed under a resume token | `FAILED_PRECONDITION` | start over |
 //! | a size or sequence the context does not have | `OUT_OF_RANGE` | ask for less |
 //! | no such fork | `NOT_FOUND` | list the forks |
+//! | no memory left for it at the moment | `RESOURCE_EXHAUSTED`, retry after [`RETRY_MEMORY`](limits::RETRY_MEMORY) | try again, with less at once |
+//! | not done before the call's deadline | `DEADLINE_EXCEEDED`, says what it waited for | an append may be stored: repeat it with its id |
 //! | shutting down | `UNAVAILABLE`, retry after [`RETRY_SHUTDOWN`] | try again, elsewhere |
 //! | disk full | `UNAVAILABLE`, retry after [`RETRY_DISK_FULL`] | try again: nothing was appended |
 //! | another node owns it, or none | `UNAVAILABLE`, retry after [`RETRY_NOT_OWNER`], `ErrorInfo` names the owner | go to the owner at once, or try again |
 //! | storage failed | `INTERNAL` | retry with an entry id |
 //!
-//! A full disk is `UNAVAILABLE` and not `RESOURCE_EXHAUSTED`, because the latter here says that the
-//! request can never succeed, and this one will, unchanged, when there is space.
+//! A full disk is `UNAVAILABLE` and not `RESOURCE_EXHAUSTED`: without a delay to retry after, the latter here says that
+//! the request can never succeed, and this one will, unchanged, when there is space.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -31,6 +33,8 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use crate::interest::Full;
+#[cfg(doc)]
+use crate::limits;
 
 /// When to try again a node that shuts down.
 pub const RETRY_SHUTDOWN: Duration = Duration::from_secs(1);
@@ -62,6 +66,8 @@ pub struct Refusal {
     pub retry: Option<Duration>,
     /// This node is not the owner: who is.
     pub owner: Option<Owner>,
+    /// It has been so for long: waiting a moment changes nothing.
+    pub is_lasting: bool,
 }
 
 /// The node to go to instead. Both are empty if there is none at the moment.
@@ -76,7 +82,7 @@ pub struct Owner {
 impl Refusal {
     /// A refusal without details.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), field: None, retry: None, owner: None }
+        Self { code, message: message.into(), field: None, retry: None, owner: None, is_lasting: false }
     }
 
     /// A field of the request is wrong.
@@ -122,7 +128,7 @@ impl Refusal {
 
 impl From<Refusal> for Status {
     fn from(refusal: Refusal) -> Self {
-        let Refusal { code, message, field, retry, owner } = refusal;
+        let Refusal { code, message, field, retry, owner, is_lasting: _ } = refusal;
         let mut details = ErrorDetails::new();
         if let Some(field) = field {
             details.add_bad_request_violation(field, message.as_str());
@@ -148,7 +154,7 @@ impl From<StoreError> for Refusal {
             StoreError::Id(error) => return error.clone().into(),
             StoreError::Metadata(error) => return (*error).into(),
             StoreError::Lamport(error) => return Self::field("received_lamport", error.to_string()),
-            StoreError::PayloadTooLarge { .. }
+            StoreError::EntryTooLarge { .. }
             | StoreError::Log(LogError::Clock(_) | LogError::Full { .. }) => (Code::ResourceExhausted, None),
             StoreError::Log(LogError::NotNext { .. }) | StoreError::Damaged { .. } => (Code::DataLoss, None),
             StoreError::EntryIdTaken { .. } | StoreError::ContextExists { .. } => (Code::AlreadyExists, None),
@@ -162,6 +168,7 @@ impl From<StoreError> for Refusal {
             | StoreError::Moving
             | StoreError::NotAcknowledged
             | StoreError::NotInStep { .. } => (Code::Unavailable, Some(RETRY_NOT_OWNER)),
+            StoreError::NotCopied { .. } => (Code::DeadlineExceeded, None),
             StoreError::NoSuchFork { .. } => (Code::NotFound, None),
             StoreError::Ask(_) => (Code::InvalidArgument, None),
             StoreError::DiskFull { .. } => (Code::Unavailable, Some(RETRY_DISK_FULL)),
@@ -171,7 +178,7 @@ impl From<StoreError> for Refusal {
             | StoreError::SlotDamaged { .. }
             | StoreError::Io(_) => (Code::Internal, None),
         };
-        Self { code, message: error.to_string(), field: None, retry, owner: None }
+        Self { code, message: error.to_string(), field: None, retry, owner: None, is_lasting: false }
     }
 }
 

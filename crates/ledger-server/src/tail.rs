@@ -9,7 +9,14 @@
 //! | reading | there was a page → hand it over, reading; there was none → waiting |
 //! | waiting | something was appended → reading; a bookmark is due → hand it over, waiting; the node drains → ended |
 
-use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{
+    panic::AssertUnwindSafe,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use futures::{FutureExt as _, Stream, stream};
 use ledger_core::{ContextId, Key, Position, Sequence, Size};
@@ -18,6 +25,7 @@ use tokio::time::Instant;
 use tonic::Status;
 
 use crate::{
+    call,
     config::TestPanic,
     convert::Resume,
     limits,
@@ -25,6 +33,9 @@ use crate::{
     node::Node,
     status::Refusal,
 };
+
+/// What an entry takes beside its payload and key, bytes.
+const ENTRY: usize = 160;
 
 /// What a watcher is handed.
 #[derive(Debug)]
@@ -176,26 +187,34 @@ impl<F> Tail<F> {
     {
         let lost = || Refusal::internal("the watch failed inside the server: watch again");
         let limit = limits::WATCH_ENTRIES;
+        let page = self.node.memory.page(limits::WATCH_BYTES);
+        // The page, and the message that is made of it.
+        let room = call::reserve(call::current(), 2 * page).await?;
+        let bytes = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&bytes);
         let (shape, test_panic) = (self.shape.clone(), self.node.config.test_panic);
         let mut entries = Vec::new();
         let mut watch = self.watch.take().ok_or_else(lost)?;
         let take = move |entries: &mut Vec<T>, view: &EntryView<'_>| {
             panic_if_tested(test_panic, view.key);
+            counted.fetch_add(view.payload.len() + view.key.len() + ENTRY, Ordering::Relaxed);
             entries.push(shape(view));
         };
-        if let Some(read) = watch.visit_recent(limit, limits::WATCH_BYTES, |view| take(&mut entries, &view)) {
+        if let Some(read) = watch.visit_recent(limit, page, |view| take(&mut entries, &view)) {
             self.watch = Some(watch);
+            room.hand_over(2 * bytes.load(Ordering::Relaxed));
             return Ok((entries, read?));
         }
         self.node.metrics.watch_history_reads.increment(1);
         let (watch, entries, read) = self
             .node
             .read(move |_| {
-                let read = watch.visit(limit, limits::WATCH_BYTES, |view| take(&mut entries, &view));
+                let read = watch.visit(limit, page, |view| take(&mut entries, &view));
                 Ok((watch, entries, read))
             })
             .await?;
         self.watch = Some(watch);
+        room.hand_over(2 * bytes.load(Ordering::Relaxed));
         Ok((entries, read?))
     }
 

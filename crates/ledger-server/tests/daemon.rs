@@ -44,7 +44,7 @@ fn the_defaults_just_work() {
         ("grpc_listen", "\"0.0.0.0:50051\""),
         ("http_listen", "\"127.0.0.1:50080\""),
         ("durability", "\"always\""),
-        ("max_payload", "\"4MiB\""),
+        ("max_entry", "\"4032KiB\""),
     ] {
         let line = line(&config, key);
         assert!(line.contains(value) && line.ends_with("# default"), "{line}");
@@ -56,7 +56,7 @@ fn the_defaults_just_work() {
 fn flags_win_over_environment_over_file_over_defaults() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("ledgerd.toml");
-    let text = "cluster = \"file\"\nhash_suite = \"sha256\"\nlog = \"debug\"\nmax_payload = 1024\ngrpc_listen = \"127.0.0.1:1\"\n";
+    let text = "cluster = \"file\"\nhash_suite = \"sha256\"\nlog = \"debug\"\nmax_entry = 1024\ngrpc_listen = \"127.0.0.1:1\"\n";
     fs::write(&file, text).unwrap();
     let layered = || {
         let mut command = ledgerd();
@@ -65,9 +65,7 @@ fn flags_win_over_environment_over_file_over_defaults() {
     };
     let config = printed(layered().args(["--log", "error"]));
     assert!(line(&config, "cluster").contains("\"file\"") && line(&config, "cluster").contains("# file "));
-    assert!(
-        line(&config, "max_payload").contains("\"1KiB\"") || line(&config, "max_payload").contains("1024")
-    );
+    assert!(line(&config, "max_entry").contains("\"1KiB\"") || line(&config, "max_entry").contains("1024"));
     assert!(
         line(&config, "hash_suite").contains("blake3")
             && line(&config, "hash_suite").ends_with("# environment")
@@ -106,8 +104,9 @@ fn a_wrong_configuration_names_the_key_and_exits_with_2() {
     for (text, part) in [
         ("no_such_key = 1\n", "no_such_key"),
         ("lanes = \"many\"\n", "lanes"),
-        ("max_payload = \"4MB\"\n", "4MB"),
-        ("max_payload = 0\n", "max_payload"),
+        ("max_entry = \"4MB\"\n", "4MB"),
+        ("max_entry = 0\n", "max_entry"),
+        ("memory = \"64MiB\"\n", "memory"),
         ("cluster = \"a b\"\n", "cluster"),
         ("tls_cert = \"x.pem\"\n", "tls_key"),
         ("log = \"==\"\n", "log"),
@@ -183,6 +182,8 @@ fn the_example_file_holds_the_defaults() {
         "tls_key",
         "tls_client_ca",
         "accept_lost_writes",
+        // Of the machine.
+        "memory",
     ] {
         assert!(keys.remove(key).is_some(), "{key} is not in the example");
     }

@@ -69,7 +69,7 @@ async fn every_entry_gets_one_result_in_order_for_each_context() {
 #[tokio::test]
 async fn a_batch_larger_than_what_may_be_in_flight_goes_through() {
     let node = TestNode::start_with(|config| {
-        config.max_payload = ledger_server::units::ByteSize(1000);
+        config.max_entry = ledger_server::units::ByteSize(1000);
         config.max_in_flight = ledger_server::units::ByteSize(2000);
     })
     .await;
@@ -182,8 +182,7 @@ async fn a_client_that_goes_away_leaves_nothing_behind() {
         }
         drop(messages);
     }
-    let all = node.server.node().config.max_in_flight.get();
-    let is_free = || node.server.node().in_flight.available_permits() == all;
+    let is_free = || node.server.node().memory.in_flight.used() == 0;
     until("all bytes are free", async || is_free().then_some(())).await;
     node.stop().await;
 }

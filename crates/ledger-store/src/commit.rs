@@ -11,6 +11,7 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
+    time::Instant,
 };
 
 use foldhash::fast::RandomState;
@@ -25,7 +26,7 @@ use rocksdb::WriteBatch;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
-    Appended, BatchResult, BatchResults, Range, StoreError,
+    Appended, BatchResult, BatchResults, Range, StoreError, Terms,
     db::Db,
     families::Place,
     index, limited,
@@ -41,10 +42,17 @@ use crate::{
 #[derive(Debug)]
 #[allow(clippy::large_enum_variant, reason = "they live in a list that is emptied with the commit")]
 pub(crate) enum Waiting {
-    One(Result<Appended, StoreError>, oneshot::Sender<Result<Appended, StoreError>>, Needed),
-    Many(Vec<BatchResult>, mpsc::UnboundedSender<BatchResults>, Needed),
+    One(Result<Appended, StoreError>, oneshot::Sender<Result<Appended, StoreError>>, Asked),
+    Many(Vec<BatchResult>, mpsc::UnboundedSender<BatchResults>, Asked),
     /// A loaded history was put in place, of this slot.
     Load(Slot, Installed),
+}
+
+/// What those who wait asked for.
+#[derive(Debug, Clone)]
+pub(crate) struct Asked {
+    pub(crate) needed: Needed,
+    pub(crate) terms: Terms,
 }
 
 /// To whoever waits for a load, without waiting for them: whether it is in place.
@@ -210,6 +218,7 @@ impl Staged {
             waiting: self.waiting,
             entries: self.entries,
             taken: self.taken,
+            terms: Vec::new(),
         };
         Some((written, states))
     }
@@ -264,6 +273,8 @@ pub(crate) struct Written {
     waiting: Vec<Waiting>,
     entries: usize,
     taken: Vec<(Vec<Taken>, TakenReply)>,
+    /// On which it was taken, as long as one of them lasts: what they hold is held for what is kept here.
+    terms: Vec<Terms>,
 }
 
 /// A context as a commit left it.
@@ -351,8 +362,9 @@ impl Written {
             if let Some(at) = parts.iter().position(|(of, _)| *of == slot) {
                 return at;
             }
-            let (contexts, waiting, taken) = (Vec::new(), Vec::new(), Vec::new());
-            parts.push((slot, Self { db: Arc::clone(&db), contexts, waiting, entries: 0, taken }));
+            let (contexts, waiting, taken, terms) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+            let db = Arc::clone(&db);
+            parts.push((slot, Self { db, contexts, waiting, entries: 0, taken, terms }));
             parts.len() - 1
         };
         let mut placed: Vec<(usize, Reached)> = Vec::new();
@@ -374,6 +386,7 @@ impl Written {
             parts[at].1.contexts.push(reached);
         }
         for (at, waiting) in answers {
+            parts[at].1.terms.extend(waiting.terms().cloned());
             parts[at].1.waiting.push(waiting);
         }
         (parts, followed)
@@ -393,9 +406,22 @@ impl Written {
         asked.into_iter().map(answer).collect()
     }
 
+    /// Takes those who wait no longer: their time is over, or they went. What is kept of it then is small.
+    pub(crate) fn take_over(&mut self, now: Instant) -> Vec<Waiting> {
+        let (over, rest): (Vec<_>, Vec<_>) = self.waiting.drain(..).partition(|waiting| waiting.is_over(now));
+        self.waiting = rest;
+        let before = self.terms.len();
+        self.terms.retain(|terms| !terms.is_over(now));
+        if before > 0 && self.terms.is_empty() {
+            // Watchers read the store instead.
+            self.contexts.iter_mut().for_each(|reached| reached.watched = None);
+        }
+        over
+    }
+
     /// It is stable, with so many copies: shows it to readers and watchers, and tells those who wait.
     pub(crate) fn acknowledge(self, shared: &Shared, copies: usize) {
-        let Self { db, mut contexts, waiting, entries, taken } = self;
+        let Self { db, mut contexts, waiting, entries, taken, terms: _terms } = self;
         for reached in contexts.iter_mut().filter(|reached| reached.appended > 0) {
             shown(&db, shared, reached);
         }
@@ -487,13 +513,46 @@ impl Answer {
     pub(crate) fn fail(self, error: &StoreError) {
         fail(vec![self.waiting], error);
     }
+
+    /// Whether nobody waits for it any more.
+    pub(crate) fn is_over(&self, now: Instant) -> bool {
+        self.waiting.is_over(now)
+    }
+
+    /// Tells those who wait that their time is over.
+    pub(crate) fn expire(self) {
+        self.waiting.expire();
+    }
 }
 
 impl Waiting {
     fn needed(&self) -> Needed {
         match self {
-            Self::One(_, _, needed) | Self::Many(_, _, needed) => *needed,
+            Self::One(_, _, asked) | Self::Many(_, _, asked) => asked.needed,
             Self::Load(..) => Needed::Configured,
+        }
+    }
+
+    fn terms(&self) -> Option<&Terms> {
+        match self {
+            Self::One(_, _, asked) | Self::Many(_, _, asked) => Some(&asked.terms),
+            Self::Load(..) => None,
+        }
+    }
+
+    /// Whether the time is over, or nobody is there any more.
+    fn is_over(&self, now: Instant) -> bool {
+        match self {
+            Self::One(_, reply, asked) => reply.is_closed() || asked.terms.is_over(now),
+            Self::Many(_, reply, asked) => reply.is_closed() || asked.terms.is_over(now),
+            Self::Load(..) => false,
+        }
+    }
+
+    /// Tells those who wait that their time is over.
+    pub(crate) fn expire(self) {
+        for (slot, waiting) in self.by_slot() {
+            fail(vec![waiting], &StoreError::NotCopied { slot });
         }
     }
 
@@ -514,17 +573,17 @@ impl Waiting {
     /// Its parts by slot: results of a batch are of several.
     fn by_slot(self) -> Vec<(Slot, Self)> {
         match self {
-            Self::One(result, reply, needed) => {
+            Self::One(result, reply, asked) => {
                 let Ok(appended) = &result else {
                     // It waits for nothing.
                     let _ = reply.send(result);
                     return Vec::new();
                 };
                 let slot = Slot::of(&appended.entry.context_id);
-                vec![(slot, Self::One(result, reply, needed))]
+                vec![(slot, Self::One(result, reply, asked))]
             }
             Self::Load(slot, done) => vec![(slot, Self::Load(slot, done))],
-            Self::Many(results, reply, needed) => {
+            Self::Many(results, reply, asked) => {
                 let mut refused = Vec::new();
                 let mut parts: Vec<(Slot, Vec<BatchResult>)> = Vec::new();
                 let mut last: Option<(ContextId, usize)> = None;
@@ -552,7 +611,7 @@ impl Waiting {
                 }
                 parts
                     .into_iter()
-                    .map(|(slot, results)| (slot, Self::Many(results, reply.clone(), needed)))
+                    .map(|(slot, results)| (slot, Self::Many(results, reply.clone(), asked.clone())))
                     .collect()
             }
         }

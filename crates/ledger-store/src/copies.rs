@@ -6,6 +6,7 @@
 use std::{
     collections::HashMap,
     sync::{Arc, OnceLock},
+    time::Instant,
 };
 
 use foldhash::fast::RandomState;
@@ -19,7 +20,7 @@ use parking_lot::Mutex;
 
 use crate::{
     StoreError,
-    commit::{Answer, Reached, Written, let_go, show},
+    commit::{Answer, Reached, Waiting as CommitWaiting, Written, let_go, show},
     replica::{Outbox, Outgoing, StableUpTo},
     shared::Shared,
 };
@@ -280,6 +281,18 @@ impl Copies {
             }
         }
         shown
+    }
+
+    /// Answers those whose time is over, and forgets those who went. What is stored of them stays, and may still get its
+    /// copies.
+    pub(crate) fn expire(&self, now: Instant) {
+        let mut over = Vec::new();
+        let mut state = self.state.lock();
+        state.waiting.visit(|written| over.append(&mut written.take_over(now)));
+        let answers = state.waiting.take_asked(|answer| answer.is_over(now));
+        drop(state);
+        over.into_iter().for_each(CommitWaiting::expire);
+        answers.into_iter().for_each(Answer::expire);
     }
 
     /// The database was opened anew: what was not known to be durable is unknown. Gives the slots that were led.

@@ -24,11 +24,16 @@ pub enum StoreError {
     /// Metadata is over a limit.
     #[error(transparent)]
     Metadata(#[from] MetadataTooLarge),
-    /// The payload is over the configured limit.
-    #[error("payload has {len} bytes: this node accepts at most {max} (max_payload)")]
-    PayloadTooLarge {
-        /// Its length in bytes.
+    /// The entry is over the configured limit.
+    #[error(
+        "the entry has {len} bytes with a payload of {payload}: this node accepts at most {max} (max_entry), so that clients \
+         can read it"
+    )]
+    EntryTooLarge {
+        /// Its length in bytes, in a message of the contract.
         len: usize,
+        /// The length of its payload in bytes.
+        payload: usize,
         /// The limit in bytes.
         max: usize,
     },
@@ -135,6 +140,15 @@ pub enum StoreError {
         "the append was not acknowledged before this node lost the slot: repeat it with the same entry_id at the new owner"
     )]
     NotAcknowledged,
+    /// In a cluster: the entry is stored here, and did not get its copies in the time there was.
+    #[error(
+        "the entry is stored at the owner and did not get its copies in time: repeat it with the same entry_id to learn \
+         what became of it"
+    )]
+    NotCopied {
+        /// The slot.
+        slot: Slot,
+    },
     /// In a cluster: this replica does not know what of the context is stable, or heard nothing of it for too long.
     #[error(
         "this replica cannot tell whether what it has of context {context} is the newest: read it at the owner"

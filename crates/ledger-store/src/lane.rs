@@ -17,7 +17,7 @@ use ledger_core::{
     log::Stamp,
     node::NodeId,
     ownership::{Claim, SlotRecord},
-    replication::{Needed, Peer, PeerSet},
+    replication::{Peer, PeerSet},
     slot::Slot,
 };
 use quick_cache::unsync::Cache;
@@ -25,8 +25,8 @@ use rocksdb::WriteBatch;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
-    Append, Appended, BatchResult, BatchResults, Durability, LeftHistory, StoreError,
-    commit::{Installed, Origin, Staged, TakenReply, Touched, Waiting, Written},
+    Append, Appended, BatchResult, BatchResults, Durability, LeftHistory, StoreError, Terms,
+    commit::{Asked, Installed, Origin, Staged, TakenReply, Touched, Waiting, Written},
     copies::Copies,
     database::Database,
     db::{Db, read_error},
@@ -75,9 +75,9 @@ pub(crate) fn lane_of(slot: Slot, lanes: usize) -> usize {
 #[derive(Debug)]
 pub(crate) enum Command {
     /// Append one entry.
-    Append(Append, oneshot::Sender<Result<Appended, StoreError>>),
+    Append(Append, oneshot::Sender<Result<Appended, StoreError>>, Terms),
     /// Append several, each with its caller's tag.
-    Batch(Vec<(u64, Append)>, mpsc::UnboundedSender<BatchResults>),
+    Batch(Vec<(u64, Append)>, mpsc::UnboundedSender<BatchResults>, Terms),
     /// Put another copy of a context's history in place.
     Install(Box<Install>, Installed),
     /// Say when all that was written of a slot has its copies, if it is owned in this epoch.
@@ -126,7 +126,7 @@ impl Command {
     /// Tells whoever asked that nothing was done.
     fn fail(self, error: &StoreError) {
         match self {
-            Self::Append(_, reply) => _ = reply.send(Err(error.clone())),
+            Self::Append(_, reply, _) => _ = reply.send(Err(error.clone())),
             Self::Install(_, done) | Self::Settled(_, _, done) => _ = done.try_send(Err(error.clone())),
             Self::Follow(_, _, reply) => _ = reply.send(Err(error.clone())),
             Self::Fork(_, reply) => _ = reply.send(Err(error.clone())),
@@ -142,7 +142,7 @@ impl Command {
             | Self::Restore(_)
             | Self::SyncStates(..)
             | Self::Mark(..) => {}
-            Self::Batch(appends, reply) => {
+            Self::Batch(appends, reply, _) => {
                 let failed = |(tag, _)| BatchResult { tag, result: Err(error.clone()) };
                 let results = appends.into_iter().map(failed).collect();
                 _ = reply.send(BatchResults { results, positions: Vec::new(), copies: 0 });
@@ -237,8 +237,8 @@ struct Queued {
 /// Who waits, and the results so far.
 #[allow(clippy::large_enum_variant, reason = "they live in a list that is emptied with the round")]
 enum Reply {
-    One(Option<Result<Appended, StoreError>>, oneshot::Sender<Result<Appended, StoreError>>, Needed),
-    Many(Vec<BatchResult>, mpsc::UnboundedSender<BatchResults>, Needed),
+    One(Option<Result<Appended, StoreError>>, oneshot::Sender<Result<Appended, StoreError>>, Asked),
+    Many(Vec<BatchResult>, mpsc::UnboundedSender<BatchResults>, Asked),
 }
 
 impl Round {
@@ -246,27 +246,31 @@ impl Round {
         &mut self,
         append: Append,
         reply: oneshot::Sender<Result<Appended, StoreError>>,
+        terms: Terms,
         hasher: &RandomState,
     ) {
         let needed = append.needed;
         self.add(0, append, self.replies.len(), hasher);
-        self.replies.push(Reply::One(None, reply, needed));
+        self.replies.push(Reply::One(None, reply, Asked { needed, terms }));
     }
 
     fn extend(
         &mut self,
         appends: Vec<(u64, Append)>,
         reply: &mpsc::UnboundedSender<BatchResults>,
+        terms: &Terms,
         hasher: &RandomState,
     ) {
         let first = self.replies.len();
         let count = appends.len();
         for (tag, append) in appends {
             // One answer for all that need the same copies, which nearly always is all of them.
-            let is_same = |of: &Reply| matches!(of, Reply::Many(_, _, needed) if *needed == append.needed);
+            let is_same =
+                |of: &Reply| matches!(of, Reply::Many(_, _, asked) if asked.needed == append.needed);
             let at = self.replies[first..].iter().position(is_same).unwrap_or_else(|| {
                 let results = Vec::with_capacity(count);
-                self.replies.push(Reply::Many(results, reply.clone(), append.needed));
+                let asked = Asked { needed: append.needed, terms: terms.clone() };
+                self.replies.push(Reply::Many(results, reply.clone(), asked));
                 self.replies.len() - 1 - first
             });
             self.add(tag, append, first + at, hasher);
@@ -288,8 +292,8 @@ impl Round {
 impl Reply {
     fn waiting(self) -> Option<Waiting> {
         match self {
-            Self::One(result, reply, needed) => Some(Waiting::One(result?, reply, needed)),
-            Self::Many(results, reply, needed) => Some(Waiting::Many(results, reply, needed)),
+            Self::One(result, reply, asked) => Some(Waiting::One(result?, reply, asked)),
+            Self::Many(results, reply, asked) => Some(Waiting::Many(results, reply, asked)),
         }
     }
 }
@@ -365,8 +369,8 @@ impl Lane {
                 self.commit(db, std::mem::take(&mut round), false);
             }
             match command {
-                Command::Append(append, reply) => round.push(append, reply, &self.hasher),
-                Command::Batch(appends, reply) => round.extend(appends, &reply, &self.hasher),
+                Command::Append(append, reply, terms) => round.push(append, reply, terms, &self.hasher),
+                Command::Batch(appends, reply, terms) => round.extend(appends, &reply, &terms, &self.hasher),
                 Command::Follow(parts, number, reply) => round.follow(parts, number, reply),
                 Command::Change(changes, reply) => {
                     // Whoever asked may have gone: what was promised is promised.

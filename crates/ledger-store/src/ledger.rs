@@ -5,14 +5,14 @@ use std::{
     path::Path,
     sync::{Arc, atomic::Ordering, mpsc::RecvTimeoutError},
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use crossbeam_channel::Sender as StopSender;
 use ledger_core::{
     ContextId, Epoch, Head, Key, Position, Sequence, Size,
     clock::LamportClock,
-    entry::Draft,
+    entry::{self, Draft},
     node::{ClusterId, Incarnation},
     ownership::SlotRecord,
     slot::Slot,
@@ -23,7 +23,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::{
     Append, Appended, BatchResults, Checkpointed, ContextInfo, ContextList, Covered, Damage, Durability,
     EntryView, FamilyDamage, Filter, ForkCursor, ForkList, Load, Loaded, Options, Page, ProvenConsistency,
-    ProvenInclusion, SnapshotStream, Stats, StoreError, Watch,
+    ProvenInclusion, SnapshotStream, Stats, StoreError, Terms, Watch,
     commit::Installed,
     database::{self, Database},
     db::{Db, io_error},
@@ -50,6 +50,10 @@ use crate::{
 const HEADS_PER_CONTEXT: usize = 32;
 /// … and so many in any case.
 const LEAST_HEADS: usize = 10_000;
+/// Length of an entry id that the ledger makes.
+const GIVEN_ID: usize = 32;
+/// How often those are looked for whose time is over, or who went.
+const LOOK: Duration = Duration::from_millis(100);
 /// How long a load waits for its copies.
 const COPIED_WITHIN: Duration = Duration::from_mins(10);
 
@@ -143,7 +147,7 @@ impl Ledger {
     ) -> Result<Appended, StoreError> {
         let append = Append { received_lamport: received.0, ..Append::new(context.clone(), draft) };
         let (reply, result) = oneshot::channel();
-        let (queue, command) = self.inner.command(append, reply)?;
+        let (queue, command) = self.inner.command(append, Terms::default(), reply)?;
         queue.blocking_send(command).map_err(|_| StoreError::Closed)?;
         drop(queue);
         result.blocking_recv().map_err(|_| StoreError::Closed)?
@@ -152,20 +156,27 @@ impl Ledger {
     /// As [`Ledger::append`], for async code and with all options. Dropping the future does not undo the
     /// append.
     pub async fn append_async(&self, append: Append) -> Result<Appended, StoreError> {
+        self.append_on(append, Terms::default()).await
+    }
+
+    /// As [`Ledger::append_async`], on terms.
+    pub async fn append_on(&self, append: Append, terms: Terms) -> Result<Appended, StoreError> {
         let (reply, result) = oneshot::channel();
-        let (queue, command) = self.inner.command(append, reply)?;
+        let (queue, command) = self.inner.command(append, terms, reply)?;
         queue.send(command).await.map_err(|_| StoreError::Closed)?;
         drop(queue);
         result.await.map_err(|_| StoreError::Closed)?
     }
 
     /// Hands over a batch of tagged appends. Each gets exactly one result, in order for each context, in
-    /// one message to `results` for every lane and group commit. Waits while the lanes' queues are full.
+    /// one message to `results` for every lane and group commit. Waits while the lanes' queues are full. The permit of
+    /// the terms is held until the last of them is done.
     ///
     /// Fails with [`StoreError::Closed`] only if nothing was handed over; results of what was are sent.
     pub async fn submit(
         &self,
         appends: Vec<(u64, Append)>,
+        terms: Terms,
         results: mpsc::UnboundedSender<BatchResults>,
     ) -> Result<(), StoreError> {
         let queues = self.inner.lanes.read().clone();
@@ -187,9 +198,9 @@ impl Ledger {
         for (queue, mut share) in queues.iter().zip(shares) {
             while !share.is_empty() {
                 let rest = share.split_off(share.len().min(MAX_COMMAND));
-                let command = Command::Batch(share, results.clone());
+                let command = Command::Batch(share, results.clone(), terms.clone());
                 share = rest;
-                if let Err(mpsc::error::SendError(Command::Batch(batch, _))) = queue.send(command).await {
+                if let Err(mpsc::error::SendError(Command::Batch(batch, ..))) = queue.send(command).await {
                     let failed = batch.into_iter().chain(std::mem::take(&mut share));
                     let failed =
                         failed.map(|(tag, _)| crate::BatchResult { tag, result: Err(StoreError::Closed) });
@@ -249,6 +260,13 @@ impl Ledger {
     /// Begins a snapshot of the context as it is now.
     pub fn snapshot(&self, context: &ContextId) -> Result<SnapshotStream, StoreError> {
         SnapshotStream::begin(Arc::clone(&self.inner), context)
+    }
+
+    /// About how many bytes of disk and memory the entries of a context take: those of a snapshot, give or take.
+    pub fn snapshot_size(&self, context: &ContextId) -> Result<u64, StoreError> {
+        let db = self.inner.database.get()?;
+        let Some((place, head)) = db.head(context)? else { return Ok(0) };
+        db.size_of(families::ENTRIES, &place.entry(Sequence(1)), &place.entry(Sequence(head.size().0 + 1)))
     }
 
     /// Begins a load into a context: feed it the snapshot's bytes, then finish it.
@@ -399,9 +417,8 @@ impl Ledger {
                 |digests| digests.contexts(|slot| shared.readable.is_kept(slot)),
             ),
             disk_bytes: db.property("rocksdb.total-sst-files-size"),
-            memory_bytes: db.cache_usage()
-                + db.property("rocksdb.cur-size-all-mem-tables")
-                + db.property("rocksdb.estimate-table-readers-mem"),
+            // With the tables being filled.
+            memory_bytes: db.cache_usage() + db.property("rocksdb.estimate-table-readers-mem"),
         }
     }
 
@@ -561,6 +578,16 @@ impl Inner {
                 }
             })?);
         }
+        if options.clustered {
+            let (shared, stopped) = (Arc::clone(&self.shared), stopped.clone());
+            let thread = std::thread::Builder::new().name("deadlines".into());
+            threads.push(thread.spawn(move || {
+                while stopped.recv_timeout(LOOK) == Err(crossbeam_channel::RecvTimeoutError::Timeout) {
+                    let now = Instant::now();
+                    shared.copies().iter().for_each(|copies| copies.expire(now));
+                }
+            })?);
+        }
         let (database, shared) = (Arc::clone(&self.database), Arc::clone(&self.shared));
         let thread = std::thread::Builder::new().name("keep-open".into());
         threads.push(thread.spawn(move || database::keep_open(&database, &shared, &stopped))?);
@@ -629,20 +656,31 @@ impl Inner {
     fn command(
         &self,
         append: Append,
+        terms: Terms,
         reply: oneshot::Sender<Result<Appended, StoreError>>,
     ) -> Result<(mpsc::Sender<Command>, Command), StoreError> {
         self.check(&append)?;
-        Ok((self.queue(Slot::of(&append.context))?, Command::Append(append, reply)))
+        Ok((self.queue(Slot::of(&append.context))?, Command::Append(append, reply, terms)))
     }
 
     /// Refuses what no context could take.
     fn check(&self, append: &Append) -> Result<(), StoreError> {
-        let (len, max) = (append.draft.payload.len(), self.shared.options.max_payload);
-        if len > max {
-            return Err(StoreError::PayloadTooLarge { len, max });
-        }
+        let id_len = append.entry_id.as_ref().map_or(GIVEN_ID, |id| id.with_text(str::len));
+        self.check_size(&append.context, id_len, &append.draft)?;
         ledger_core::entry::check_metadata(&append.draft.metadata)?;
         Ok(())
+    }
+
+    /// Refuses an entry that is too large for a message.
+    pub(crate) fn check_size(
+        &self,
+        context: &ContextId,
+        id_len: usize,
+        draft: &Draft,
+    ) -> Result<(), StoreError> {
+        let (payload, max) = (draft.payload.len(), self.shared.options.max_entry);
+        let len = entry::message_len(context, id_len, draft.key.as_str(), payload, &draft.metadata);
+        if len > max { Err(StoreError::EntryTooLarge { len, payload, max }) } else { Ok(()) }
     }
 
     /// Reads of a context that is not quarantined, and quarantines it if it turns out damaged.

@@ -41,6 +41,7 @@
 mod answer;
 mod arriving;
 mod beside;
+pub mod budget;
 mod cluster;
 mod commit;
 mod copies;

@@ -119,7 +119,7 @@ impl Load {
             self.source = Source::Legacy(start);
             return Ok(());
         }
-        let max_payload = self.inner.shared.options.max_payload;
+        let max_payload = self.inner.shared.options.max_loaded_payload();
         let mut decoder = Decoder::new(snapshot::Limits { max_payload, ..snapshot::Limits::default() });
         decoder.feed(&start);
         self.source = Source::Native(Box::new(decoder), None);
@@ -153,7 +153,7 @@ impl Load {
     }
 
     fn stage_legacy(&self, blob: &[u8]) -> Result<Staging, StoreError> {
-        let max_payload = self.inner.shared.options.max_payload;
+        let max_payload = self.inner.shared.options.max_loaded_payload();
         let found =
             legacy::Snapshot::decode(blob, legacy::Limits { max_payload, ..legacy::Limits::default() })?;
         found.verify()?;

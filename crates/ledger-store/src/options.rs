@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ledger_core::{
     HashSuite,
-    limits::{DEFAULT_MAX_LAMPORT_AHEAD, DEFAULT_MAX_PAYLOAD},
+    limits::{CLIENT_MESSAGE, DEFAULT_MAX_ENTRY, DEFAULT_MAX_LAMPORT_AHEAD},
 };
 
 /// When an append is durable enough to be acknowledged.
@@ -26,8 +26,8 @@ pub struct Options {
     pub durability: Durability,
     /// Hash suite of contexts created from now on.
     pub suite: HashSuite,
-    /// Largest payload accepted, bytes.
-    pub max_payload: usize,
+    /// Largest entry accepted, bytes as it is encoded in a message of the contract.
+    pub max_entry: usize,
     /// How far above a context's own Lamport time the time received with an append may be.
     pub max_lamport_ahead: u64,
     /// Writer threads; each context belongs to one. 0: one per CPU, at most 4.
@@ -52,6 +52,11 @@ pub struct Options {
 }
 
 impl Options {
+    /// Largest payload of an entry that is loaded: what older builds took can always be restored.
+    pub(crate) fn max_loaded_payload(&self) -> usize {
+        self.max_entry.max(CLIENT_MESSAGE)
+    }
+
     /// How many writer threads there will be.
     pub fn lanes(&self) -> usize {
         let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
@@ -64,7 +69,7 @@ impl Default for Options {
         Self {
             durability: Durability::Always,
             suite: HashSuite::Blake3,
-            max_payload: DEFAULT_MAX_PAYLOAD,
+            max_entry: DEFAULT_MAX_ENTRY,
             max_lamport_ahead: DEFAULT_MAX_LAMPORT_AHEAD,
             lanes: 0,
             block_cache: 128 << 20,

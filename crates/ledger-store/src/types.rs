@@ -1,11 +1,13 @@
 //! What goes in and comes out of a [`Ledger`](crate::Ledger).
 
+use std::{sync::Arc, time::Instant};
+
 use ledger_core::{
     ContextId, Entry, EntryId, Epoch, Hash, HashSuite, Key, Lineage, Position, Sequence, Size,
     clock::LamportClock, entry::Draft, replication::Needed,
 };
 
-use crate::StoreError;
+use crate::{StoreError, budget::Permit};
 
 /// One append as it is asked for.
 #[derive(Debug, Clone)]
@@ -30,6 +32,22 @@ impl Append {
     pub fn new(context: ContextId, draft: Draft) -> Self {
         let needed = Needed::Configured;
         Self { context, draft, received_lamport: 0, entry_id: None, epoch: None, needed }
+    }
+}
+
+/// On what terms appends are taken.
+#[derive(Debug, Clone, Default)]
+pub struct Terms {
+    /// In a cluster: until when they may wait for their copies; `None`: as long as it takes. What is stored stays, and
+    /// may get them later.
+    pub until: Option<Instant>,
+    /// What they hold while they wait, whoever goes on waiting for the answer.
+    pub permit: Option<Arc<Permit>>,
+}
+
+impl Terms {
+    pub(crate) fn is_over(&self, now: Instant) -> bool {
+        self.until.is_some_and(|until| until <= now)
     }
 }
 

@@ -135,12 +135,20 @@ fn pages_cover_everything_once() {
 }
 
 #[test]
-fn a_payload_over_the_limit_is_refused_by_size_and_limit() {
+fn an_entry_over_the_limit_is_refused_by_its_size_in_a_message_and_the_limit() {
     let dir = tempfile::tempdir().unwrap();
-    let ledger = Ledger::open_with(dir.path(), Options { max_payload: 10, ..small() }).unwrap();
-    let error = ledger.append(&context("c"), draft("k", "x".repeat(11))).unwrap_err().to_string();
-    assert!(error.contains("11 bytes") && error.contains("at most 10"), "{error}");
-    ledger.append(&context("c"), draft("k", "x".repeat(10))).unwrap();
+    let ledger = Ledger::open_with(dir.path(), Options { max_entry: 300, ..small() }).unwrap();
+    // Names, numbers, the hash and the longest id that the ledger makes count as well as the payload.
+    let refused = ledger.append(&context("c"), draft("k", "x".repeat(300))).unwrap_err().to_string();
+    let len: usize = refused.split_whitespace().find_map(|word| word.parse().ok()).unwrap();
+    let most = 300 - (len - 300);
+    let error = ledger.append(&context("c"), draft("k", "x".repeat(most + 1))).unwrap_err().to_string();
+    assert!(error.contains("301 bytes") && error.contains("at most 300"), "{error}");
+    let appended = ledger.append(&context("c"), draft("k", "x".repeat(most))).unwrap();
+    assert!(appended.entry.message_len() <= 300);
+    let metadata = [("m".to_owned(), "x".repeat(most))].into();
+    let draft = ledger_store::Draft { metadata, ..draft("k", "") };
+    assert!(ledger.append(&context("c"), draft).is_err(), "metadata counts, too");
 }
 
 #[test]

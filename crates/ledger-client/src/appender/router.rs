@@ -399,7 +399,9 @@ impl Router {
     /// than [`outgoing::MAX_BYTES`] has a message of its own, so if any is too large, the largest is. Where others
     /// are too, the next stream ends because of them: with one less each time.
     fn too_large(&self, under_way: &[u32], failed: &Failed) -> Option<u32> {
-        if failed.failure != Failure::Final || failed.status.code() != Code::OutOfRange {
+        if failed.failure != Failure::Final
+            || !matches!(failed.status.code(), Code::OutOfRange | Code::ResourceExhausted)
+        {
             return None;
         }
         let sizes =

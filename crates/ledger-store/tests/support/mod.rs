@@ -36,7 +36,8 @@ pub fn append_many(ledger: &Ledger, context: &ContextId, count: usize, all: &mut
         let draft = draft(key, format!("payload {number}"));
         (number as u64, Append::new(context.clone(), draft))
     });
-    futures::executor::block_on(ledger.submit(appends.collect(), results)).unwrap();
+    futures::executor::block_on(ledger.submit(appends.collect(), ledger_store::Terms::default(), results))
+        .unwrap();
     while let Some(message) = received.blocking_recv() {
         for result in message.results {
             assert_eq!(result.tag, all.len() as u64);

@@ -1,0 +1,320 @@
+//! One call of a client: until when it may take, and what of the memory it holds.
+//!
+//! Whatever serves a call finds it by [`current`]: handlers while they run, and streams of answers while they are
+//! polled. A task that goes on by itself takes it along.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::{Buf as _, Bytes};
+use parking_lot::Mutex;
+use tokio::time::Instant;
+use tonic::{Code, body::Body};
+
+use ledger_store::budget::Permit;
+
+use crate::{
+    limits,
+    memory::{self, Charge, Client, Memory, Of},
+    status::Refusal,
+};
+
+tokio::task_local! {
+    /// The call that is served.
+    pub(crate) static CALL: Arc<Call>;
+}
+
+/// The call that is served here, if this is one of a client.
+pub fn current() -> Option<Arc<Call>> {
+    CALL.try_with(Arc::clone).ok()
+}
+
+/// Until when the current call may wait: its deadline, if that is before another one.
+pub fn deadline_within(most: Duration) -> Instant {
+    let until = Instant::now() + most;
+    current().map_or(until, |call| until.min(call.deadline))
+}
+
+/// A call.
+#[derive(Debug)]
+pub struct Call {
+    number: u64,
+    deadline: Instant,
+    /// The answer ends the call: its deadline is that of whatever is asked of others for it.
+    is_unary: bool,
+    memory: Arc<Memory>,
+    client: Arc<Client>,
+    waits_for: Mutex<&'static str>,
+    /// Of the request, until it was served.
+    request: Mutex<Option<Charge>>,
+    /// Of answers that are built and not yet among the bytes to be sent.
+    built: Mutex<Option<Charge>>,
+    unread: Mutex<Unread>,
+    _place: Permit,
+}
+
+/// What the client has not yet taken.
+#[derive(Debug, Default)]
+struct Unread {
+    body: Option<Body>,
+    rest: Bytes,
+    charge: Option<Charge>,
+    /// When the client last took something of it.
+    since: Option<Instant>,
+    is_ended: bool,
+}
+
+/// Bytes that are charged until the connection has sent them.
+struct Charged {
+    bytes: Bytes,
+    _charge: Option<Charge>,
+}
+
+impl AsRef<[u8]> for Charged {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+/// Room for an answer that is being built.
+#[derive(Debug)]
+pub struct Reserved(Option<(Arc<Call>, Charge)>);
+
+impl Reserved {
+    /// The answer has so many bytes, and is handed out now.
+    pub fn hand_over(self, bytes: usize) {
+        if let Some((call, mut charge)) = self.0 {
+            charge.resize(bytes);
+            let mut built = call.built.lock();
+            match &mut *built {
+                Some(built) => built.merge(charge),
+                None => *built = Some(charge),
+            }
+        }
+    }
+}
+
+/// Waits until an answer of so many bytes may be built for a call; at once if there is none.
+pub async fn reserve(call: Option<Arc<Call>>, bytes: usize) -> Result<Reserved, Refusal> {
+    let Some(call) = call else { return Ok(Reserved(None)) };
+    if let Some(charge) = call.memory.try_acquire(&call.client, Of::Answers, bytes) {
+        return Ok(Reserved(Some((call, charge))));
+    }
+    let charge = {
+        let mut acquired = std::pin::pin!(call.memory.acquire(&call.client, Of::Answers, bytes));
+        loop {
+            tokio::select! {
+                charge = &mut acquired => break charge,
+                () = tokio::time::sleep(memory::LOOK) => {
+                    call.memory.end_unread(bytes);
+                    if call.is_unary && Instant::now() >= call.deadline {
+                        return Err(call.no_room());
+                    }
+                }
+            }
+        }
+    };
+    Ok(Reserved(Some((call, charge))))
+}
+
+impl Call {
+    /// A call that has come.
+    pub fn new(
+        deadline: Instant,
+        is_unary: bool,
+        memory: Arc<Memory>,
+        client: Arc<Client>,
+        place: Permit,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            number: memory.next_number(),
+            deadline,
+            is_unary,
+            memory,
+            client,
+            waits_for: Mutex::new("its work"),
+            request: Mutex::default(),
+            built: Mutex::default(),
+            unread: Mutex::default(),
+            _place: place,
+        })
+    }
+
+    /// Tells it from others.
+    pub const fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Until when it is to be answered.
+    pub const fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    /// Whether its answer ends it.
+    pub const fn is_unary(&self) -> bool {
+        self.is_unary
+    }
+
+    /// The node's memory.
+    pub const fn memory(&self) -> &Arc<Memory> {
+        &self.memory
+    }
+
+    /// What its connection may take of it.
+    pub const fn client(&self) -> &Arc<Client> {
+        &self.client
+    }
+
+    /// Notes what it waits for, for whom it does not get there in time.
+    pub fn waits_for(&self, what: &'static str) {
+        *self.waits_for.lock() = what;
+    }
+
+    /// Its deadline has passed.
+    pub fn too_late(&self) -> Refusal {
+        let what = *self.waits_for.lock();
+        let message = format!("the call was not answered before its deadline: it waited for {what}");
+        Refusal::new(Code::DeadlineExceeded, message)
+    }
+
+    fn no_room(&self) -> Refusal {
+        let answers = &self.client.answers;
+        let message = if answers.used() >= answers.capacity() / 2 {
+            "this connection has too many bytes of answers that it has not read: read them, or ask for less at once"
+        } else {
+            "the node has no memory left for the answer (memory): read answers faster, ask for less at once, or try later"
+        };
+        Refusal { retry: Some(limits::RETRY_MEMORY), ..Refusal::new(Code::ResourceExhausted, message) }
+    }
+
+    /// Holds what its request takes until it was served.
+    pub fn hold_request(&self, charge: Charge) {
+        let mut request = self.request.lock();
+        match &mut *request {
+            Some(held) => held.merge(charge),
+            None => *request = Some(charge),
+        }
+    }
+
+    /// It was served.
+    pub fn release_request(&self) {
+        let request = self.request.lock().take();
+        drop(request);
+    }
+
+    /// What is sent to the client from now on.
+    pub fn answer(&self, body: Body) {
+        self.unread.lock().body = Some(body);
+    }
+
+    /// Nothing more is sent.
+    pub fn end(&self) {
+        let unread = std::mem::take(&mut *self.unread.lock());
+        self.memory.forget_unread(self.number);
+        drop(unread);
+        let built = self.built.lock().take();
+        drop(built);
+    }
+
+    /// Whether there is nothing more to send.
+    pub fn is_answered(&self) -> bool {
+        use http_body::Body as _;
+        let unread = self.unread.lock();
+        unread.rest.is_empty() && !unread.is_ended && unread.body.as_ref().is_none_or(Body::is_end_stream)
+    }
+
+    /// The next bytes or trailers for the client.
+    pub fn poll_answer(
+        self: &Arc<Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<http_body::Frame<Bytes>, tonic::Status>>> {
+        use std::{pin::Pin, task::Poll};
+
+        use http_body::Body as _;
+
+        let mut unread = self.unread.lock();
+        if unread.is_ended {
+            return Poll::Ready(unread.last_word().map(Ok));
+        }
+        if !unread.rest.is_empty() {
+            return Poll::Ready(Some(Ok(self.next_part(&mut unread))));
+        }
+        let Some(body) = unread.body.as_mut() else { return Poll::Ready(None) };
+        let polled = CALL.sync_scope(Arc::clone(self), || Pin::new(body).poll_frame(cx));
+        let frame = match polled {
+            Poll::Pending => return Poll::Pending,
+            Poll::Ready(Some(Ok(frame))) => frame,
+            Poll::Ready(other) => return Poll::Ready(other),
+        };
+        let bytes = match frame.into_data() {
+            Ok(bytes) => bytes,
+            Err(frame) => return Poll::Ready(Some(Ok(frame))),
+        };
+        let built = self.built.lock().take();
+        let charge = match built {
+            Some(mut charge) => {
+                charge.resize(bytes.len());
+                charge
+            }
+            None => self.memory.charge_answer(&self.client, bytes.len()),
+        };
+        if bytes.len() <= limits::SENT_AT_ONCE {
+            let charged = Charged { bytes, _charge: Some(charge) };
+            return Poll::Ready(Some(Ok(http_body::Frame::data(Bytes::from_owner(charged)))));
+        }
+        (unread.rest, unread.charge) = (bytes, Some(charge));
+        let first = self.next_part(&mut unread);
+        drop(unread);
+        self.memory.note_unread(self);
+        Poll::Ready(Some(Ok(first)))
+    }
+
+    /// A part of what is to be sent, copied: so the rest can be let go of if the client does not take it.
+    fn next_part(&self, unread: &mut Unread) -> http_body::Frame<Bytes> {
+        let len = unread.rest.len().min(limits::SENT_AT_ONCE);
+        let bytes = Bytes::copy_from_slice(&unread.rest[..len]);
+        unread.rest.advance(len);
+        unread.since = Some(Instant::now());
+        let charge = if unread.rest.is_empty() {
+            unread.rest = Bytes::new();
+            self.memory.forget_unread(self.number);
+            unread.charge.take()
+        } else {
+            unread.charge.as_mut().and_then(|charge| charge.split(len))
+        };
+        http_body::Frame::data(Bytes::from_owner(Charged { bytes, _charge: charge }))
+    }
+
+    /// How many bytes wait for the client, if it has taken none since then.
+    pub fn unread_since(&self, since: Instant) -> Option<usize> {
+        let unread = self.unread.try_lock()?;
+        let is_stuck = !unread.rest.is_empty() && unread.since.is_some_and(|at| at < since);
+        is_stuck.then(|| unread.charge.as_ref().map_or(0, Charge::amount))
+    }
+
+    /// Ends the call, whose client takes nothing; gives how many bytes that frees.
+    pub fn end_unread(&self) -> usize {
+        let Some(mut unread) = self.unread.try_lock() else { return 0 };
+        let ended = std::mem::replace(&mut *unread, Unread { is_ended: true, ..Unread::default() });
+        drop(unread);
+        self.memory.forget_unread(self.number);
+        let freed = ended.charge.as_ref().map_or(0, Charge::amount);
+        drop(ended);
+        let built = self.built.lock().take();
+        freed + built.as_ref().map_or(0, Charge::amount)
+    }
+}
+
+impl Unread {
+    /// Why the call was ended, once.
+    fn last_word(&mut self) -> Option<http_body::Frame<Bytes>> {
+        if self.since.replace(Instant::now()).is_some() {
+            return None;
+        }
+        let message = "the answer was not read for too long while others waited for memory: read faster, or less at once";
+        let refusal = Refusal::new(Code::ResourceExhausted, message);
+        let mut trailers = http::HeaderMap::new();
+        // It has no metadata that could be malformed.
+        let _ = tonic::Status::from(refusal).add_header(&mut trailers);
+        Some(http_body::Frame::trailers(trailers))
+    }
+}

@@ -1,0 +1,379 @@
+//! The node's memory, shared out: one budget, from which everything that grows with use takes its part.
+//!
+//! | share | holds | over it |
+//! | --- | --- | --- |
+//! | block cache, write buffer, head cache | what the store keeps in memory | it keeps less |
+//! | `in_flight` | appends accepted and not yet acknowledged | appends wait, then are refused |
+//! | `forwarding` | appends sent on to their owners | they wait |
+//! | `receiving` | messages whose bytes are arriving | clients are read later, then refused |
+//! | `answers` | answers built, and not yet taken by their clients | calls wait; who takes nothing is ended |
+//! | `calls` | what a call takes by being open | calls are refused |
+//!
+//! A share is never lent to another: calls hold one while they wait for the next, always in this order (receiving, in
+//! flight), so that none of them waits for itself.
+
+use std::{
+    collections::HashMap,
+    fs,
+    net::SocketAddr,
+    path::Path,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use ledger_store::budget::{Permit, Share};
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use crate::{call::Call, config::Config, limits, units::ByteSize};
+
+/// What the process takes before it serves anybody: the program, its threads, RocksDB's own tables, what the allocator
+/// keeps.
+const BASE: u64 = 72 << 20;
+/// What a thread that reads the store may keep.
+const READ: u64 = 24 << 20;
+/// Least memory to run with.
+pub const LEAST: ByteSize = ByteSize::mib(128);
+/// Most that a node takes of a machine unless it is told to: its shares reach their largest sizes with less.
+const MOST: u64 = 8 << 30;
+
+/// How the budget is shared out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Plan {
+    /// `RocksDB`'s block cache.
+    pub block_cache: ByteSize,
+    /// Memory for writes not yet in table files.
+    pub write_buffer: ByteSize,
+    /// Memory for the heads of contexts in use.
+    pub head_cache: ByteSize,
+    /// Appends accepted and not yet acknowledged.
+    pub in_flight: ByteSize,
+    /// Appends sent on to their owners.
+    pub forwarding: ByteSize,
+    /// Messages whose bytes are arriving.
+    pub receiving: ByteSize,
+    /// Answers not yet taken by their clients.
+    pub answers: ByteSize,
+    /// What calls take by being open.
+    pub calls: ByteSize,
+}
+
+impl Plan {
+    /// Shares out so many bytes.
+    pub fn of(memory: ByteSize) -> Self {
+        let rest = memory.0.max(LEAST.0) - BASE;
+        // In whole MiB, of a hundred parts.
+        let part = |parts: u64, most_mib: u64| ByteSize::mib(((rest * parts / 100) >> 20).clamp(1, most_mib));
+        Self {
+            block_cache: part(18, 128),
+            write_buffer: part(18, 128),
+            head_cache: part(6, 64),
+            in_flight: part(13, 256),
+            forwarding: part(7, 256),
+            receiving: part(12, 256),
+            answers: part(14, 512),
+            calls: part(9, 384),
+        }
+    }
+}
+
+/// The memory that the node may take unless it is told: half of what its control group allows, or of the machine's. What
+/// allocators keep, and what RocksDB takes for work in the background, comes on top of it.
+pub fn default_size() -> ByteSize {
+    let machine = machine_bytes().unwrap_or(2 << 30);
+    let bytes = match group_bytes(Path::new("/proc/self/cgroup"), Path::new("/sys/fs/cgroup")) {
+        Some(limit) => limit.min(machine) / 2,
+        None => machine / 2,
+    };
+    ByteSize((bytes.clamp(LEAST.0, MOST) >> 20) << 20)
+}
+
+fn machine_bytes() -> Option<u64> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+/// The lowest limit of the process's control group and those above it: of version 2 (`memory.max`), or of version 1
+/// (`memory.limit_in_bytes`).
+fn group_bytes(groups: &Path, root: &Path) -> Option<u64> {
+    let text = fs::read_to_string(groups).ok()?;
+    let limits = text.lines().flat_map(|line| {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (controllers, group) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+        let (root, file) = match controllers {
+            "" => (root.to_owned(), "memory.max"),
+            _ if controllers.split(',').any(|name| name == "memory") => {
+                (root.join("memory"), "memory.limit_in_bytes")
+            }
+            _ => return Vec::new(),
+        };
+        let group = Path::new(group.trim_start_matches('/'));
+        // "max", or nothing to read, is no limit.
+        let limit = |group: &Path| -> Option<u64> {
+            fs::read_to_string(root.join(group).join(file)).ok()?.trim().parse().ok()
+        };
+        group.ancestors().filter_map(limit).collect()
+    });
+    limits.min()
+}
+
+/// The shares of what clients make the node hold.
+#[derive(Debug)]
+pub struct Memory {
+    /// Bytes of appends accepted and not yet acknowledged.
+    pub in_flight: Arc<Share>,
+    /// Bytes of appends sent on to their owners. Apart from the others: two nodes that send on to each other would wait
+    /// for each other.
+    pub forwarding: Arc<Share>,
+    /// Bytes of messages that are arriving.
+    pub receiving: Arc<Share>,
+    /// Bytes of answers that are not yet taken.
+    pub answers: Arc<Share>,
+    /// Bytes that open calls take.
+    pub calls: Arc<Share>,
+    /// Reads of the store at the same time: each thread that reads keeps some MiB from one to the next.
+    pub reads: usize,
+    clients: Mutex<HashMap<SocketAddr, Arc<Client>>>,
+    /// Calls with answers that their clients do not take.
+    unread: Mutex<HashMap<u64, Weak<Call>>>,
+    /// The newest call's number.
+    number: AtomicU64,
+}
+
+/// What one connection may take of the shares: a part, so that others go on.
+#[derive(Debug)]
+pub struct Client {
+    /// Bytes of its messages that are arriving.
+    pub receiving: Arc<Share>,
+    /// Bytes of answers that it has not yet taken.
+    pub answers: Arc<Share>,
+}
+
+/// What is held of a connection's part and of the whole.
+#[derive(Debug)]
+pub struct Charge {
+    client: Permit,
+    all: Permit,
+}
+
+impl Charge {
+    /// How much is held.
+    pub const fn amount(&self) -> usize {
+        self.all.amount()
+    }
+
+    /// Holds what another charge held, too.
+    pub fn merge(&mut self, other: Self) {
+        self.client.merge(other.client);
+        self.all.merge(other.all);
+    }
+
+    /// Holds so much from now on.
+    pub fn resize(&mut self, amount: usize) {
+        self.client.resize(amount);
+        self.all.resize(amount);
+    }
+
+    /// Takes a part off, if it holds so much.
+    pub fn split(&mut self, amount: usize) -> Option<Self> {
+        if amount > self.client.amount() || amount > self.all.amount() {
+            return None;
+        }
+        Some(Self { client: self.client.split(amount)?, all: self.all.split(amount)? })
+    }
+}
+
+/// Which of the shares that a connection has a part of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Of {
+    /// Messages that are arriving.
+    Receiving,
+    /// Answers that are not yet taken.
+    Answers,
+}
+
+impl Memory {
+    /// The shares of a node.
+    pub fn new(config: &Config) -> Self {
+        let plan = Plan::of(config.memory);
+        Self {
+            in_flight: Share::new("in_flight", config.max_in_flight.get()),
+            forwarding: Share::new("forwarding", plan.forwarding.get().max(config.max_entry.get())),
+            receiving: Share::new("receiving", plan.receiving.get().max(2 * config.max_entry.get())),
+            answers: Share::new("answers", plan.answers.get().max(2 * config.max_entry.get())),
+            calls: Share::new("calls", plan.calls.get()),
+            reads: usize::try_from((config.memory.0.max(LEAST.0) - BASE) / READ)
+                .map_or(limits::READS, |reads| reads.clamp(4, limits::READS)),
+            clients: Mutex::default(),
+            unread: Mutex::default(),
+            number: AtomicU64::new(0),
+        }
+    }
+
+    /// All shares, for metrics.
+    pub fn shares(&self) -> [&Share; 5] {
+        [&self.in_flight, &self.forwarding, &self.receiving, &self.answers, &self.calls]
+    }
+
+    /// The HTTP/2 windows for what clients send ahead, of a connection and of a stream: what arrives while a message
+    /// waits for its memory stays in them.
+    pub fn windows(&self) -> (u32, u32) {
+        let connection = (self.receiving.capacity() / 16)
+            .clamp(limits::SMALL_WINDOW as usize, limits::CONNECTION_WINDOW as usize);
+        let connection = u32::try_from(connection).unwrap_or(limits::SMALL_WINDOW);
+        (connection, (connection / 4).min(limits::STREAM_WINDOW))
+    }
+
+    /// Bytes of a page for a client: fewer while there is little left.
+    pub fn page(&self, most: usize) -> usize {
+        let free = self.answers.capacity().saturating_sub(self.answers.used());
+        (free / 32).clamp(limits::SMALL_PAGE.min(most), most)
+    }
+
+    /// Bytes of an answer that is built at once: fewer while there is little left.
+    pub fn answer(&self, most: usize) -> usize {
+        let free = self.answers.capacity().saturating_sub(self.answers.used());
+        (free / 4).clamp(limits::SMALL_PAGE.min(most), most)
+    }
+
+    /// The part of a connection, kept while it has calls.
+    pub fn client(&self, peer: SocketAddr) -> Arc<Client> {
+        let mut clients = self.clients.lock();
+        if clients.len() >= 64 && clients.len().is_power_of_two() {
+            // Those whose calls have ended hold nothing.
+            clients.retain(|_, client| Arc::strong_count(client) > 1);
+        }
+        let part = |share: &Arc<Share>| Share::new(share.name(), share.capacity() / 4);
+        let new = || Client { receiving: part(&self.receiving), answers: part(&self.answers) };
+        Arc::clone(clients.entry(peer).or_insert_with(|| Arc::new(new())))
+    }
+
+    fn share(&self, of: Of) -> &Arc<Share> {
+        match of {
+            Of::Receiving => &self.receiving,
+            Of::Answers => &self.answers,
+        }
+    }
+
+    /// Waits for so many bytes, of the connection's part first.
+    pub async fn acquire(&self, client: &Client, of: Of, bytes: usize) -> Charge {
+        let own = match of {
+            Of::Receiving => &client.receiving,
+            Of::Answers => &client.answers,
+        };
+        let client = own.acquire(bytes).await;
+        Charge { client, all: self.share(of).acquire(bytes).await }
+    }
+
+    /// So many bytes, if nobody has to wait for them.
+    pub fn try_acquire(&self, client: &Client, of: Of, bytes: usize) -> Option<Charge> {
+        let own = match of {
+            Of::Receiving => &client.receiving,
+            Of::Answers => &client.answers,
+        };
+        let client = own.try_acquire(bytes)?;
+        Some(Charge { client, all: self.share(of).try_acquire(bytes)? })
+    }
+
+    /// So many bytes of answers at once.
+    pub fn charge_answer(&self, client: &Client, bytes: usize) -> Charge {
+        Charge { client: client.answers.charge(bytes), all: self.answers.charge(bytes) }
+    }
+
+    /// A number for a call.
+    pub fn next_number(&self) -> u64 {
+        self.number.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Notes a call whose client has not taken all of an answer.
+    pub fn note_unread(&self, call: &Arc<Call>) {
+        self.unread.lock().insert(call.number(), Arc::downgrade(call));
+    }
+
+    /// Its client has taken all of it, or the call has ended.
+    pub fn forget_unread(&self, number: u64) {
+        self.unread.lock().remove(&number);
+    }
+
+    /// Others wait: ends calls whose clients have taken nothing for a while, those that hold most first, until so many
+    /// bytes are free.
+    pub fn end_unread(&self, bytes: usize) {
+        let since = Instant::now().checked_sub(limits::UNREAD);
+        let Some(since) = since else { return };
+        let calls: Vec<Arc<Call>> = self.unread.lock().values().filter_map(Weak::upgrade).collect();
+        let mut stuck: Vec<(usize, Arc<Call>)> =
+            calls.into_iter().filter_map(|call| Some((call.unread_since(since)?, call))).collect();
+        stuck.sort_by_key(|(held, _)| std::cmp::Reverse(*held));
+        let mut freed = 0;
+        for (_, call) in stuck {
+            if freed >= bytes {
+                return;
+            }
+            freed += call.end_unread();
+        }
+    }
+}
+
+/// How long whoever waits for memory waits before those who take nothing are ended for it.
+pub const LOOK: Duration = Duration::from_millis(500);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_shares_and_the_rest_are_the_whole() {
+        for mib in [128, 192, 256, 512, 1024, 4096, 65536] {
+            let plan = Plan::of(ByteSize::mib(mib));
+            let all = [
+                plan.block_cache,
+                plan.write_buffer,
+                plan.head_cache,
+                plan.in_flight,
+                plan.forwarding,
+                plan.receiving,
+                plan.answers,
+                plan.calls,
+            ];
+            let sum: u64 = all.iter().map(|share| share.0).sum();
+            assert!(sum + BASE <= mib << 20, "{mib}: {plan:?}");
+        }
+        assert_eq!(Plan::of(ByteSize::mib(1)), Plan::of(LEAST));
+    }
+
+    #[test]
+    fn the_lowest_limit_of_the_control_groups_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let (groups, root) = (dir.path().join("cgroup"), dir.path().join("fs"));
+        let write = |path: &str, text: &str| {
+            fs::create_dir_all(root.join(path).parent().unwrap()).unwrap();
+            fs::write(root.join(path), text).unwrap();
+        };
+        fs::write(&groups, "0::/pods/ledger\n").unwrap();
+        assert_eq!(group_bytes(&groups, &root), None);
+        write("pods/ledger/memory.max", "max\n");
+        assert_eq!(group_bytes(&groups, &root), None);
+        write("pods/memory.max", "536870912\n");
+        write("memory.max", "1073741824\n");
+        assert_eq!(group_bytes(&groups, &root), Some(512 << 20));
+
+        fs::write(&groups, "9:cpu:/x\n4:hugetlb,memory:/pods/ledger\n0::/\n").unwrap();
+        fs::remove_file(root.join("memory.max")).unwrap();
+        write("memory/pods/ledger/memory.limit_in_bytes", "268435456\n");
+        write("memory/memory.limit_in_bytes", "9223372036854771712\n");
+        assert_eq!(group_bytes(&groups, &root), Some(256 << 20));
+    }
+
+    #[test]
+    fn pages_become_small_while_there_is_little_left() {
+        let memory = Memory::new(&Config::default());
+        assert_eq!(memory.page(limits::PAGE_BYTES), limits::PAGE_BYTES);
+        let held = memory.answers.charge(memory.answers.capacity());
+        assert_eq!(memory.page(limits::PAGE_BYTES), limits::SMALL_PAGE);
+        drop(held);
+    }
+}

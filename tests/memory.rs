@@ -1,0 +1,380 @@
+//! A node keeps to its memory, whatever its clients do, and serves the honest ones meanwhile.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test stops where it fails")]
+
+use std::{
+    collections::VecDeque,
+    convert::Infallible,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http_body::Frame;
+use ledger_proto::{
+    context::v1::{AppendRequest, GetRequest, context_service_client::ContextServiceClient},
+    ledger::v1::{SnapshotChunk, WatchRequest, ledger_service_client::LedgerServiceClient},
+};
+use ledger_tests::{Node, until_async};
+use prost::Message as _;
+use tempfile::TempDir;
+use tonic::{Code, body::Body, transport::Channel};
+use tower::Service as _;
+
+/// What the nodes here are told to keep to.
+const MEMORY: u64 = 256 << 20;
+/// The most that they may take, beside what they count with what the allocator keeps in its arenas: what a control group has
+/// of which this is the default.
+const MOST: u64 = 2 * MEMORY;
+
+const APPEND: &str = "converge.context.v1.ContextService/Append";
+const GET: &str = "converge.context.v1.ContextService/Get";
+const SNAPSHOT: &str = "converge.context.v1.ContextService/Snapshot";
+const LOAD: &str = "converge.context.v1.ContextService/Load";
+const STREAM_APPEND: &str = "converge.ledger.v1.LedgerService/Append";
+const STREAM_WATCH: &str = "converge.ledger.v1.LedgerService/Watch";
+
+/// A node with little memory, and the most that it took so far.
+struct Small {
+    node: Node,
+    peak: Arc<AtomicU64>,
+    _dir: TempDir,
+}
+
+impl Small {
+    fn start() -> Self {
+        let dir = TempDir::new().unwrap();
+        let node = Node::start_with(dir.path(), &["--memory", "256MiB"]);
+        let (pid, peak) = (node.pid(), Arc::new(AtomicU64::new(0)));
+        let measured = Arc::downgrade(&peak);
+        std::thread::spawn(move || {
+            while let Some(peak) = measured.upgrade() {
+                peak.fetch_max(resident(pid), Ordering::Relaxed);
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        });
+        Self { node, peak, _dir: dir }
+    }
+
+    async fn channel(&self) -> Channel {
+        let endpoint = Channel::from_shared(self.node.endpoint()).unwrap();
+        endpoint.initial_stream_window_size(64 << 10).connect().await.unwrap()
+    }
+
+    /// Somebody honest appends and reads.
+    async fn serves(&self, what: &str) {
+        let mut client = ContextServiceClient::new(self.channel().await);
+        let append = AppendRequest {
+            context_id: "honest".into(),
+            key: "facts".into(),
+            payload: what.to_owned().into(),
+            ..Default::default()
+        };
+        let sequence = until_async(what, async || {
+            Some(client.append(append.clone()).await.ok()?.into_inner().entry?.sequence)
+        })
+        .await;
+        let get =
+            GetRequest { context_id: "honest".into(), after_sequence: sequence - 1, ..Default::default() };
+        let got = until_async(what, async || Some(client.get(get.clone()).await.ok()?.into_inner())).await;
+        assert_eq!(got.entries[0].payload, what.as_bytes());
+    }
+
+    fn check(&self) {
+        let peak = self.peak.load(Ordering::Relaxed);
+        println!("at most {} MiB", peak >> 20);
+        assert!(peak < MOST, "{} MiB of {}", peak >> 20, MOST >> 20);
+    }
+
+    /// Contexts with so many entries of so many bytes each.
+    async fn fill(&self, entries: usize, payload: usize) {
+        let mut client = ContextServiceClient::new(self.channel().await);
+        for n in 0..entries {
+            // It does not compress.
+            let mut seed = n as u64 + 1;
+            let mut random = || {
+                seed ^= seed << 13;
+                seed ^= seed >> 7;
+                seed ^= seed << 17;
+                seed.to_le_bytes()
+            };
+            let payload: Vec<u8> = (0..payload.div_ceil(8)).flat_map(|_| random()).take(payload).collect();
+            let request = AppendRequest {
+                context_id: "large".into(),
+                key: "facts".into(),
+                payload: payload.into(),
+                ..Default::default()
+            };
+            client.append(request).await.unwrap();
+        }
+    }
+}
+
+/// Bytes of memory that a process takes.
+fn resident(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    line.map_or(0, |line| line.trim().trim_end_matches(" kB").trim().parse::<u64>().unwrap() << 10)
+}
+
+/// A request's body: these bytes, and the end or nothing more.
+struct Sent {
+    parts: VecDeque<Bytes>,
+    ends: bool,
+}
+
+impl http_body::Body for Sent {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        match self.parts.pop_front() {
+            Some(part) => Poll::Ready(Some(Ok(Frame::data(part)))),
+            None if self.ends => Poll::Ready(None),
+            None => Poll::Pending,
+        }
+    }
+}
+
+/// Begins a call; the answer, of which nothing is read.
+async fn call(
+    channel: &Channel,
+    method: &str,
+    parts: Vec<Bytes>,
+    ends: bool,
+) -> Result<http::Response<Body>, tonic::transport::Error> {
+    let request = http::Request::post(format!("http://node/{method}"))
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .body(Body::new(Sent { parts: parts.into(), ends }))
+        .unwrap();
+    let mut channel = channel.clone();
+    std::future::poll_fn(|cx| channel.poll_ready(cx)).await?;
+    channel.call(request).await
+}
+
+fn framed(message: &[u8]) -> Bytes {
+    let len = u32::try_from(message.len()).unwrap().to_be_bytes();
+    [&[0], &len[..], message].concat().into()
+}
+
+/// The status that an answer ends with.
+async fn status(answer: http::Response<Body>) -> Code {
+    let (parts, mut body) = answer.into_parts();
+    let mut trailers = parts.headers;
+    while let Some(Ok(frame)) =
+        std::future::poll_fn(|cx| http_body::Body::poll_frame(Pin::new(&mut body), cx)).await
+    {
+        if let Ok(found) = frame.into_trailers() {
+            trailers = found;
+        }
+    }
+    let code = trailers.get("grpc-status").and_then(|code| code.to_str().ok()?.parse::<i32>().ok());
+    Code::from(code.unwrap_or(-1))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn eight_million_empty_items_in_one_batch_are_refused_before_they_are_decoded() {
+    let small = Small::start();
+    let channel = small.channel().await;
+    let batch = framed(&[0x0a, 0].repeat(8 << 20));
+    let answer = call(&channel, STREAM_APPEND, vec![batch], true).await.unwrap();
+    assert_eq!(status(answer).await, Code::InvalidArgument);
+    // One append with a million pairs of metadata, which are more than an entry may have.
+    let pairs: Vec<u8> = (0..1_000_000_u32)
+        .flat_map(|n| [&[0x22, 6, 0x0a, 4][..], &(n | 0x2020_2020).to_le_bytes()].concat())
+        .collect();
+    let answer = call(&channel, APPEND, vec![framed(&pairs)], true).await.unwrap();
+    assert_eq!(status(answer).await, Code::InvalidArgument);
+    small.serves("after the batch").await;
+    small.check();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_that_are_never_finished_take_their_share_and_others_go_on() {
+    let small = Small::start();
+    let begun: Vec<_> = (0..30)
+        .map(|n| {
+            let endpoint = small.node.endpoint();
+            let method = if n % 2 == 0 { APPEND } else { LOAD };
+            tokio::spawn(async move {
+                let channel = Channel::from_shared(endpoint).unwrap().connect().await.unwrap();
+                let mut parts = vec![Bytes::from_static(&[0, 0, 0xf0, 0, 0])];
+                parts.extend((0..15).map(|_| Bytes::from(vec![0x42; 1 << 20])));
+                call(&channel, method, parts, false).await
+            })
+        })
+        .collect();
+    for n in 0..5 {
+        small.serves(&format!("while messages are begun, {n}")).await;
+    }
+    small.check();
+    begun.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_that_are_not_read_take_their_share_and_others_go_on() {
+    let small = Small::start();
+    small.fill(8, 4_000_000).await;
+    let get = framed(&GetRequest { context_id: "large".into(), ..Default::default() }.encode_to_vec());
+    let watch = framed(&WatchRequest { context_id: "large".into(), ..Default::default() }.encode_to_vec());
+    // All on one connection, and some more on connections of their own.
+    let shared = small.channel().await;
+    let mut held = Vec::new();
+    for n in 0..400 {
+        let (channel, own) =
+            if n % 20 == 0 { (small.channel().await, true) } else { (shared.clone(), false) };
+        let (method, request) = match n % 2 {
+            0 => (GET, get.clone()),
+            _ => (STREAM_WATCH, watch.clone()),
+        };
+        let begun = tokio::spawn(async move { (call(&channel, method, vec![request], true).await, channel) });
+        held.push((begun, own));
+    }
+    for n in 0..5 {
+        small.serves(&format!("while answers are not read, {n}")).await;
+    }
+    small.check();
+    for (call, _) in &held {
+        call.abort();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_hundred_unary_snapshots_take_turns() {
+    let small = Small::start();
+    small.fill(20, 200_000).await;
+    let snapshot = framed(&[&[0x0a, 5][..], b"large"].concat());
+    let calls: Vec<_> = (0..200)
+        .map(|_| {
+            let (endpoint, request) = (small.node.endpoint(), snapshot.clone());
+            tokio::spawn(async move {
+                let channel = Channel::from_shared(endpoint).unwrap().connect().await.unwrap();
+                status(call(&channel, SNAPSHOT, vec![request], true).await.unwrap()).await
+            })
+        })
+        .collect();
+    let mut served = 0;
+    for call in calls {
+        match call.await.unwrap() {
+            Code::Ok => served += 1,
+            code => assert!(matches!(code, Code::ResourceExhausted | Code::DeadlineExceeded), "{code:?}"),
+        }
+    }
+    assert!(served > 0);
+    small.check();
+
+    // One over the limit is refused, and nothing of it is built: the node's peak stays where it was.
+    small.fill(60, 1_000_000).await;
+    let peak = small.peak.load(Ordering::Relaxed);
+    let channel = small.channel().await;
+    let answer = call(&channel, SNAPSHOT, vec![snapshot], true).await.unwrap();
+    assert_eq!(status(answer).await, Code::ResourceExhausted);
+    assert!(small.peak.load(Ordering::Relaxed) <= peak.max(MEMORY), "it was built first");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sixty_four_writers_and_two_hundred_watchers_are_served_in_256_mebibytes() {
+    let small = Small::start();
+    let done = Arc::new(AtomicU64::new(0));
+    let delivered = Arc::new(AtomicU64::new(0));
+    let mut tasks = Vec::new();
+    for n in 0..200 {
+        let (channel, delivered) = (small.channel().await, Arc::clone(&delivered));
+        tasks.push(tokio::spawn(async move {
+            let request = WatchRequest { context_id: format!("c{}", n % 8), ..Default::default() };
+            let mut batches = LedgerServiceClient::new(channel).watch(request).await.unwrap().into_inner();
+            while let Ok(Some(batch)) = batches.message().await {
+                delivered.fetch_add(batch.entries.len() as u64, Ordering::Relaxed);
+            }
+        }));
+    }
+    for n in 0..64_u32 {
+        let (channel, done) = (small.channel().await, Arc::clone(&done));
+        tasks.push(tokio::spawn(async move {
+            let mut client = ContextServiceClient::new(channel);
+            loop {
+                let append = AppendRequest {
+                    context_id: format!("c{}", n % 8),
+                    key: "facts".into(),
+                    payload: vec![n as u8; 64 << 10].into(),
+                    ..Default::default()
+                };
+                if client.append(append).await.is_ok() {
+                    done.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        }));
+    }
+    until_async("appends and deliveries flow", async || {
+        let (done, delivered) = (done.load(Ordering::Relaxed), delivered.load(Ordering::Relaxed));
+        (done >= 2000 && delivered >= 20_000).then_some(())
+    })
+    .await;
+    small.check();
+    tasks.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_largest_entry_that_is_taken_can_be_read_by_clients_with_default_settings() {
+    let small = Small::start();
+    let channel = Channel::from_shared(small.node.endpoint()).unwrap().connect().await.unwrap();
+    let mut contexts = ContextServiceClient::new(channel.clone());
+    let mut ledger = LedgerServiceClient::new(channel);
+    let append = |payload: usize| AppendRequest {
+        context_id: "c".repeat(1024),
+        key: "k".repeat(256),
+        payload: vec![7; payload].into(),
+        metadata: (0..1024).map(|n| (format!("{n:04}"), "x".repeat(59))).collect(),
+        entry_id: "i".repeat(256),
+        ..Default::default()
+    };
+    // The largest that is taken, with everything else as large as it may be.
+    let (mut least, mut most) = (0, 4 << 20);
+    while least + 1 < most {
+        let middle = usize::midpoint(least, most);
+        let request = append(middle);
+        let request = AppendRequest { context_id: format!("try-{middle}"), ..request };
+        match contexts.append(request).await {
+            Ok(_) => least = middle,
+            Err(status) => {
+                // The client's own limit must not be what stops it.
+                assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
+                assert!(status.message().contains("max_entry"), "{status:?}");
+                most = middle;
+            }
+        }
+    }
+    let context = format!("try-{least}");
+    assert!(least > 3 << 20, "{least}");
+    let get = GetRequest { context_id: context.clone(), ..Default::default() };
+    assert_eq!(contexts.get(get.clone()).await.unwrap().into_inner().entries.len(), 1);
+    let mut pages = ledger.get(get).await.unwrap().into_inner();
+    assert_eq!(pages.message().await.unwrap().unwrap().entries.len(), 1);
+    let watch = ledger_proto::context::v1::WatchRequest {
+        context_id: context.clone(),
+        bookmarks: true,
+        ..Default::default()
+    };
+    let mut events = contexts.watch(watch).await.unwrap().into_inner();
+    assert_eq!(events.message().await.unwrap().unwrap().entry.unwrap().sequence, 1);
+    let watch = WatchRequest { context_id: context.clone(), ..Default::default() };
+    let mut batches = ledger.watch(watch).await.unwrap().into_inner();
+    assert_eq!(batches.message().await.unwrap().unwrap().entries.len(), 1);
+    let snapshot = ledger_proto::context::v1::SnapshotRequest { context_id: context };
+    contexts.snapshot(snapshot.clone()).await.unwrap();
+    let mut chunks = ledger.snapshot(snapshot).await.unwrap().into_inner();
+    let mut bytes = 0;
+    while let Some(SnapshotChunk { data, .. }) = chunks.message().await.unwrap() {
+        bytes += data.len();
+    }
+    assert!(bytes > 0);
+}
