@@ -62,7 +62,7 @@ impl Snapshot {
                 (number, ledger_store::Append::new(of.clone(), draft))
             });
             let (results, mut received) = tokio::sync::mpsc::unbounded_channel();
-            ledger.submit(appends.collect(), results).await.unwrap();
+            ledger.submit(appends.collect(), ledger_store::Terms::default(), results).await.unwrap();
             while let Some(message) = received.recv().await {
                 assert!(message.results.iter().all(|result| result.result.is_ok()));
             }

@@ -74,7 +74,7 @@ impl Method {
                 "Watch",
             )
             | ("converge.ledger.v1.LedgerService", "Get" | "Snapshot")
-            | ("converge.ledger.v1.ClusterService", "WatchCluster" | "Drain")
+            | ("converge.ledger.v1.ClusterService", "WatchCluster" | "Drain" | "Decommission")
             | ("converge.ledger.v1.IntegrityService", "ForkEntries") => Self { kind: stream, ..small },
             ("converge.ledger.v1.LedgerService", "Append") => Self {
                 kind: client,
@@ -93,6 +93,10 @@ impl Method {
             }
             ("converge.ledger.v1.ClusterService", "Locate") => {
                 Self { request: limits::LOCATE_REQUEST, answer: limits::LISTED, ..small }
+            }
+            // It asks all that is left of the cluster.
+            ("converge.ledger.v1.ClusterService", "Recover") => {
+                Self { is_long: true, answer: limits::LISTED, ..small }
             }
             ("converge.ledger.v1.ClusterService", "Contexts")
             | ("converge.ledger.v1.IntegrityService", "Forks") => Self { answer: limits::LISTED, ..small },
