@@ -96,7 +96,7 @@ impl Method {
             }
             // It asks all that is left of the cluster.
             ("converge.ledger.v1.ClusterService", "Recover") => {
-                Self { is_long: true, answer: limits::LISTED, ..small }
+                Self { request: limits::LISTED, is_long: true, answer: limits::LISTED, ..small }
             }
             ("converge.ledger.v1.ClusterService", "Contexts")
             | ("converge.ledger.v1.IntegrityService", "Forks") => Self { answer: limits::LISTED, ..small },
