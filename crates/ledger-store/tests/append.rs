@@ -146,7 +146,7 @@ fn an_entry_over_the_limit_is_refused_by_its_size_in_a_message_and_the_limit() {
     assert!(error.contains("301 bytes") && error.contains("at most 300"), "{error}");
     let appended = ledger.append(&context("c"), draft("k", "x".repeat(most))).unwrap();
     assert!(appended.entry.message_len() <= 300);
-    let metadata = [("m".to_owned(), "x".repeat(most))].into();
+    let metadata = [("m".to_owned(), "x".repeat(300))].into();
     let draft = ledger_store::Draft { metadata, ..draft("k", "") };
     assert!(ledger.append(&context("c"), draft).is_err(), "metadata counts, too");
 }
