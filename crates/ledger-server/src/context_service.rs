@@ -4,7 +4,7 @@ use std::{collections::VecDeque, sync::Arc};
 
 use bytes::Bytes;
 use futures::{StreamExt as _, stream::BoxStream};
-use ledger_core::{ContextId, Sequence, snapshot::VERSION};
+use ledger_core::{ContextId, Sequence, slot::Slot, snapshot::VERSION};
 use ledger_proto::{
     context::v1::{
         AppendRequest, AppendResponse, GetRequest, GetResponse, LoadRequest, LoadResponse, SnapshotMetadata,
