@@ -28,9 +28,9 @@ use tower::Service as _;
 
 /// What the nodes here are told to keep to.
 const MEMORY: u64 = 256 << 20;
-/// The most that they may take, beside what they count with what the allocator keeps in its arenas: what a control group has
-/// of which this is the default.
-const MOST: u64 = 2 * MEMORY;
+/// The most that they may take, beside what they count with what the allocator keeps: half as much again is what a control group
+/// has left, of which this is the default.
+const MOST: u64 = MEMORY + MEMORY / 2;
 
 const APPEND: &str = "converge.context.v1.ContextService/Append";
 const GET: &str = "converge.context.v1.ContextService/Get";

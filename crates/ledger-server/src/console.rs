@@ -363,14 +363,16 @@ async fn entries(
     let limit = (asked.limit as usize).clamp(1, limits::CONSOLE_ENTRIES);
     let key = convert::key_filter(asked.key.clone())?;
     let here = || async {
-        let (context, filter) =
-            (context.clone(), Filter { key: key.clone(), after, limit, max_bytes: limits::PAGE_BYTES });
+        let (context, filter) = (
+            context.clone(),
+            Filter { key: key.clone(), after, limit, max_bytes: limits::PAGE_BYTES, ..Filter::default() },
+        );
         let read = node.read(move |ledger| {
             let mut entries = Vec::new();
             let covered = ledger.visit(&context, &filter, |view| entries.push(Shown::of(&view)))?;
             Ok((entries, covered))
         });
-        let (entries, Covered { latest, covered, more }) = read.await?;
+        let (entries, Covered { latest, covered, more, .. }) = read.await?;
         Ok(EntriesPage { entries, latest: latest.0, covered: covered.0, more })
     };
     let there = |channel| entries_there(channel, asked.clone(), after, limit);

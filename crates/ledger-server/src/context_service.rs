@@ -56,14 +56,7 @@ impl ContextService for Contexts {
         let work = async {
             let get = Get::check(request.clone())?;
             let (context, at_owner) = (get.context().clone(), get.at_owner());
-            let here = || async {
-                let max = self.0.memory.answer(max);
-                // The entries, and the message that is made of them.
-                let room = call::reserve(call::current(), 2 * max).await?;
-                let answer = get.answer(&self.0, max).await?;
-                room.hand_over(2 * max);
-                Ok(answer)
-            };
+            let here = || get.answer(&self.0, max);
             let there = |channel| {
                 let request = route::forwarded(request.clone());
                 async move { route::answer(reader(channel).get(request)).await }

@@ -228,7 +228,7 @@ impl ForkReading {
             after: self.after,
             limit: limits::PAGE_ENTRIES,
             max_bytes: limits::PAGE_BYTES,
-            key: None,
+            ..Filter::default()
         };
         let page = self.node.read(move |ledger| ledger.fork_entries(&context, fork, &filter)).await?;
         self.after = page.covered;

@@ -133,6 +133,8 @@ pub struct Memory {
     pub receiving: Arc<Share>,
     /// Bytes of answers that are not yet taken.
     pub answers: Arc<Share>,
+    /// Those of them that large ones may take: small ones do not wait behind them.
+    large: Arc<Share>,
     /// Bytes that open calls take.
     pub calls: Arc<Share>,
     /// Reads of the store at the same time: each thread that reads keeps some MiB from one to the next.
@@ -157,6 +159,8 @@ pub struct Client {
 #[derive(Debug)]
 pub struct Charge {
     client: Permit,
+    /// Nothing, of a small one.
+    large: Permit,
     all: Permit,
 }
 
@@ -169,12 +173,16 @@ impl Charge {
     /// Holds what another charge held, too.
     pub fn merge(&mut self, other: Self) {
         self.client.merge(other.client);
+        self.large.merge(other.large);
         self.all.merge(other.all);
     }
 
     /// Holds so much from now on.
     pub fn resize(&mut self, amount: usize) {
         self.client.resize(amount);
+        if self.large.amount() > 0 {
+            self.large.resize(amount);
+        }
         self.all.resize(amount);
     }
 
@@ -183,7 +191,8 @@ impl Charge {
         if amount > self.client.amount() || amount > self.all.amount() {
             return None;
         }
-        Some(Self { client: self.client.split(amount)?, all: self.all.split(amount)? })
+        let large = self.large.split(amount.min(self.large.amount()))?;
+        Some(Self { client: self.client.split(amount)?, large, all: self.all.split(amount)? })
     }
 }
 
@@ -196,15 +205,26 @@ pub enum Of {
     Answers,
 }
 
+impl Client {
+    fn share(&self, of: Of) -> &Arc<Share> {
+        match of {
+            Of::Receiving => &self.receiving,
+            Of::Answers => &self.answers,
+        }
+    }
+}
+
 impl Memory {
     /// The shares of a node.
     pub fn new(config: &Config) -> Self {
         let plan = Plan::of(config.memory);
+        let answers = plan.answers.get().max(2 * config.max_entry.get());
         Self {
             in_flight: Share::new("in_flight", config.max_in_flight.get()),
             forwarding: Share::new("forwarding", plan.forwarding.get().max(config.max_entry.get())),
             receiving: Share::new("receiving", plan.receiving.get().max(2 * config.max_entry.get())),
-            answers: Share::new("answers", plan.answers.get().max(2 * config.max_entry.get())),
+            answers: Share::new("answers", answers),
+            large: Share::new("large answers", answers - answers / 4),
             calls: Share::new("calls", plan.calls.get()),
             reads: usize::try_from((config.memory.0.max(LEAST.0) - BASE) / READ)
                 .map_or(limits::READS, |reads| reads.clamp(4, limits::READS)),
@@ -230,14 +250,18 @@ impl Memory {
 
     /// Bytes of a page for a client: fewer while there is little left.
     pub fn page(&self, most: usize) -> usize {
-        let free = self.answers.capacity().saturating_sub(self.answers.used());
-        (free / 32).clamp(limits::SMALL_PAGE.min(most), most)
+        (self.free() / 32).clamp(limits::SMALL_PAGE.min(most), most)
     }
 
     /// Bytes of an answer that is built at once: fewer while there is little left.
     pub fn answer(&self, most: usize) -> usize {
-        let free = self.answers.capacity().saturating_sub(self.answers.used());
-        (free / 4).clamp(limits::SMALL_PAGE.min(most), most)
+        (self.free() / 4).clamp(limits::SMALL_PAGE.min(most), most)
+    }
+
+    /// Bytes that an answer may have which waits for nobody; 0 while others wait with large ones.
+    fn free(&self) -> usize {
+        let free = |share: &Share| share.capacity().saturating_sub(share.used());
+        free(&self.answers).min(free(&self.large))
     }
 
     /// The part of a connection, kept while it has calls.
@@ -261,27 +285,22 @@ impl Memory {
 
     /// Waits for so many bytes, of the connection's part first.
     pub async fn acquire(&self, client: &Client, of: Of, bytes: usize) -> Charge {
-        let own = match of {
-            Of::Receiving => &client.receiving,
-            Of::Answers => &client.answers,
-        };
-        let client = own.acquire(bytes).await;
-        Charge { client, all: self.share(of).acquire(bytes).await }
+        let client = client.share(of).acquire(bytes).await;
+        let large = self.large.acquire(large(of, bytes)).await;
+        Charge { client, large, all: self.share(of).acquire(bytes).await }
     }
 
     /// So many bytes, if nobody has to wait for them.
     pub fn try_acquire(&self, client: &Client, of: Of, bytes: usize) -> Option<Charge> {
-        let own = match of {
-            Of::Receiving => &client.receiving,
-            Of::Answers => &client.answers,
-        };
-        let client = own.try_acquire(bytes)?;
-        Some(Charge { client, all: self.share(of).try_acquire(bytes)? })
+        let client = client.share(of).try_acquire(bytes)?;
+        let large = self.large.try_acquire(large(of, bytes))?;
+        Some(Charge { client, large, all: self.share(of).try_acquire(bytes)? })
     }
 
     /// So many bytes of answers at once.
     pub fn charge_answer(&self, client: &Client, bytes: usize) -> Charge {
-        Charge { client: client.answers.charge(bytes), all: self.answers.charge(bytes) }
+        let large = self.large.charge(large(Of::Answers, bytes));
+        Charge { client: client.answers.charge(bytes), large, all: self.answers.charge(bytes) }
     }
 
     /// A number for a call.
@@ -315,6 +334,14 @@ impl Memory {
             }
             freed += call.end_unread();
         }
+    }
+}
+
+/// How much of a charge large ones share among themselves.
+const fn large(of: Of, bytes: usize) -> usize {
+    match of {
+        Of::Answers if bytes > 2 * limits::SMALL_PAGE => bytes,
+        _ => 0,
     }
 }
 

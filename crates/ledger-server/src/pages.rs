@@ -64,17 +64,30 @@ impl Get {
     }
 
     fn filter(&self, limit: usize, max_bytes: usize) -> Filter {
-        Filter { key: self.key.clone(), after: self.after, limit: limit.min(self.limit), max_bytes }
+        let limit = limit.min(self.limit);
+        Filter { key: self.key.clone(), after: self.after, limit, max_bytes, max_first: max_bytes }
     }
 
-    /// One answer, cut at a whole entry to stay below so many bytes.
+    /// One answer, cut at a whole entry to stay below so many bytes, of which there are fewer while there is little memory.
     pub async fn answer(self, node: &Node, max_bytes: usize) -> Result<GetResponse, Refusal> {
-        let filter = self.filter(max_bytes / LEAST_ENTRY, max_bytes);
-        let limit = self.limit;
-        let response =
-            node.read(move |ledger| Ok(cut(ledger.get(&self.context, &filter)?, limit, max_bytes))).await?;
-        node.metrics.read_entries.increment(response.entries.len() as u64);
-        Ok(response)
+        let mut most = node.memory.answer(max_bytes);
+        loop {
+            // The entries, and the message that is made of them.
+            let room = call::reserve(call::current(), 2 * most).await?;
+            let (context, limit) = (self.context.clone(), self.limit);
+            let filter = self.filter(most / LEAST_ENTRY, most);
+            let page = node.read(move |ledger| ledger.get(&context, &filter)).await?;
+            match page.larger {
+                // It waits for the room that the first entry takes.
+                Some(bytes) if page.entries.is_empty() => most = bytes,
+                _ => {
+                    let response = cut(page, limit, most);
+                    room.hand_over(2 * most);
+                    node.metrics.read_entries.increment(response.entries.len() as u64);
+                    return Ok(response);
+                }
+            }
+        }
     }
 
     /// All answers, in pages, read while the client takes those before.
@@ -104,8 +117,10 @@ async fn read_ahead(
     is_forwarded: bool,
 ) {
     node.metrics.started(Rpc::GetStream);
+    // What the next entry takes, if that is more than a page.
+    let mut larger = None;
     while let Ok(room) = pages.reserve().await {
-        let bytes = node.memory.page(limits::PAGE_BYTES);
+        let bytes = larger.take().unwrap_or_else(|| node.memory.page(limits::PAGE_BYTES));
         let (context, filter) = (get.context.clone(), get.filter(limits::PAGE_ENTRIES, bytes));
         let read = async {
             node.serving()?;
@@ -125,6 +140,9 @@ async fn read_ahead(
             Ok(((page, reserved), covered))
         };
         match read.await {
+            Ok(((page, _), covered)) if page.entries.is_empty() && covered.larger.is_some() => {
+                (get.after, larger) = (covered.covered, covered.larger);
+            }
             Ok(((page, reserved), Covered { covered, more, .. })) => {
                 get.after = covered;
                 get.limit -= page.entries.len().min(get.limit);

@@ -180,14 +180,29 @@ impl<F> Tail<F> {
         }
     }
 
-    /// What there is: recent entries from memory, older ones from the store, on a thread that may block.
+    /// What there is, as many bytes of it as there is memory for.
     async fn read<T: Send + 'static>(&mut self) -> Result<(Vec<T>, Covered), Refusal>
+    where
+        F: Shape<T>,
+    {
+        let mut most = self.node.memory.page(limits::WATCH_BYTES);
+        loop {
+            let (entries, covered) = self.read_page(most).await?;
+            match covered.larger {
+                // It waits for the room that the next entry takes.
+                Some(bytes) if entries.is_empty() => most = bytes,
+                _ => return Ok((entries, covered)),
+            }
+        }
+    }
+
+    /// A page of so many bytes: recent entries from memory, older ones from the store, on a thread that may block.
+    async fn read_page<T: Send + 'static>(&mut self, page: usize) -> Result<(Vec<T>, Covered), Refusal>
     where
         F: Shape<T>,
     {
         let lost = || Refusal::internal("the watch failed inside the server: watch again");
         let limit = limits::WATCH_ENTRIES;
-        let page = self.node.memory.page(limits::WATCH_BYTES);
         // The page, and the message that is made of it.
         let room = call::reserve(call::current(), 2 * page).await?;
         let bytes = Arc::new(AtomicUsize::new(0));

@@ -20,7 +20,13 @@ pub(crate) fn damaged(context: &ContextId, sequence: Sequence, reason: &str) -> 
 pub(crate) fn page(db: &Db, context: &ContextId, filter: &Filter) -> Result<Page, StoreError> {
     loop {
         let Some((place, head)) = db.head(context)? else {
-            return Ok(Page { entries: Vec::new(), latest: Size(0), covered: filter.after, more: false });
+            return Ok(Page {
+                entries: Vec::new(),
+                latest: Size(0),
+                covered: filter.after,
+                more: false,
+                larger: None,
+            });
         };
         match page_at(db, context, place, &head, filter) {
             // A load may have put another copy of the history in place since the head was read, or it was left.
@@ -40,7 +46,7 @@ pub(crate) fn visit(
     let mut rest = filter.clone();
     loop {
         let Some((place, head)) = db.head(context)? else {
-            return Ok(Covered { latest: Size(0), covered: rest.after, more: false });
+            return Ok(Covered { latest: Size(0), covered: rest.after, more: false, larger: None });
         };
         let mut cursor = Cursor::new(context, &head, &rest, visit);
         let read = cursor.read_all(db, place);
@@ -90,8 +96,8 @@ pub(crate) fn page_at(
     };
     let mut cursor = Cursor::new(context, head, filter, &mut copy);
     cursor.read_all(db, place)?;
-    let Covered { latest, covered, more } = cursor.covered;
-    Ok(Page { entries, latest, covered, more })
+    let Covered { latest, covered, more, larger } = cursor.covered;
+    Ok(Page { entries, latest, covered, more, larger })
 }
 
 /// Takes one entry after the other.
@@ -118,7 +124,7 @@ impl<'a, 'v> Cursor<'a, 'v> {
             key: filter.key.as_ref().map(Key::as_str),
             count: 0,
             bytes: 0,
-            covered: Covered { latest: head.size(), covered: filter.after, more: false },
+            covered: Covered { latest: head.size(), covered: filter.after, more: false, larger: None },
             visit,
         }
     }
@@ -185,6 +191,10 @@ impl<'a, 'v> Cursor<'a, 'v> {
         }
         let view = record::view_entry(sequence, value).map_err(undecodable)?;
         let bytes = self.bytes + view.weight(self.context.as_str().len());
+        if self.count == 0 && bytes > self.filter.max_first {
+            (self.covered.more, self.covered.larger) = (true, Some(bytes));
+            return Ok(false);
+        }
         if bytes > self.filter.max_bytes && self.count > 0 {
             self.covered.more = true;
             return Ok(false);

@@ -94,14 +94,22 @@ pub struct Filter {
     /// At most so many entries.
     pub limit: usize,
     /// Stop before the page's entries pass so many bytes (keys, payloads and metadata); the first entry
-    /// is returned whatever its size.
+    /// is returned whatever its size, up to `max_first`.
     pub max_bytes: usize,
+    /// Most bytes of a page's first entry. One that is larger is not returned: [`Covered::larger`] says how large it is.
+    pub max_first: usize,
 }
 
 impl Default for Filter {
     /// Everything: mind the memory, and page through large contexts.
     fn default() -> Self {
-        Self { key: None, after: Sequence(0), limit: usize::MAX, max_bytes: usize::MAX }
+        Self {
+            key: None,
+            after: Sequence(0),
+            limit: usize::MAX,
+            max_bytes: usize::MAX,
+            max_first: usize::MAX,
+        }
     }
 }
 
@@ -114,6 +122,8 @@ pub struct Covered {
     pub covered: Sequence,
     /// There is more beyond.
     pub more: bool,
+    /// The next entry has so many bytes, which are more than the first of a page may have: nothing was visited.
+    pub larger: Option<usize>,
 }
 
 /// A page of entries.
@@ -127,6 +137,8 @@ pub struct Page {
     pub covered: Sequence,
     /// The page was cut by `limit` or `max_bytes`: entries may follow after `covered`.
     pub more: bool,
+    /// As in [`Covered`].
+    pub larger: Option<usize>,
 }
 
 /// A context as a listing shows it.

@@ -44,15 +44,16 @@ impl Watch {
             entries.push(view.to_entry(&context)?);
             Ok(())
         };
-        let read = match self.recent(limit, max_bytes, &mut take) {
+        let read = match self.recent(limit, max_bytes, usize::MAX, &mut take) {
             Some(read) => read,
-            None => self.stored(limit, max_bytes, &mut take),
+            None => self.stored(limit, max_bytes, usize::MAX, &mut take),
         };
-        let Covered { latest, covered, more } = read?;
-        Ok(Page { entries, latest, covered, more })
+        let Covered { latest, covered, more, larger } = read?;
+        Ok(Page { entries, latest, covered, more, larger })
     }
 
-    /// As [`Watch::read`] of the store, without copying: calls `visit` with each entry where it lies.
+    /// As [`Watch::read`] of the store, without copying: calls `visit` with each entry where it lies. A first entry that is
+    /// larger than `max_bytes` is left for the next time: [`Covered::larger`].
     pub fn visit(
         &mut self,
         limit: usize,
@@ -63,7 +64,7 @@ impl Watch {
             visit(view);
             Ok(())
         };
-        self.stored(limit, max_bytes, &mut visit)
+        self.stored(limit, max_bytes, max_bytes, &mut visit)
     }
 
     /// As [`Watch::visit`], but only from memory: `None` if it would have to read the store.
@@ -77,16 +78,17 @@ impl Watch {
             visit(view);
             Ok(())
         };
-        self.recent(limit, max_bytes, &mut visit)
+        self.recent(limit, max_bytes, max_bytes, &mut visit)
     }
 
     fn stored(
         &mut self,
         limit: usize,
         max_bytes: usize,
+        max_first: usize,
         visit: &mut Visit<'_>,
     ) -> Result<Covered, StoreError> {
-        let filter = Filter { key: self.key.clone(), after: self.delivered, limit, max_bytes };
+        let filter = Filter { key: self.key.clone(), after: self.delivered, limit, max_bytes, max_first };
         let mut delivered = self.delivered;
         let mut visit = |view: EntryView<'_>| {
             delivered = view.sequence;
@@ -105,6 +107,7 @@ impl Watch {
         &mut self,
         limit: usize,
         max_bytes: usize,
+        max_first: usize,
         visit: &mut Visit<'_>,
     ) -> Option<Result<Covered, StoreError>> {
         if let Err(error) = self.inner.shared.quarantine.check(&self.context) {
@@ -114,10 +117,14 @@ impl Watch {
         // Only what is shown as durable is delivered; the entries are remembered just before.
         let shown = latest.0.saturating_sub(self.delivered.0);
         let recent = self.tail.recent_after(self.delivered, (limit as u64).min(shown) as usize)?;
-        let (mut covered, mut bytes) = (self.delivered, 0);
+        let (mut covered, mut bytes, mut larger) = (self.delivered, 0, None);
         for entry in &recent {
             let weight = crate::read::weight(entry);
             if bytes + weight > max_bytes && bytes > 0 {
+                break;
+            }
+            if bytes == 0 && weight > max_first {
+                larger = Some(weight);
                 break;
             }
             if self.key.as_ref().is_none_or(|key| *key == entry.key) {
@@ -129,11 +136,11 @@ impl Watch {
             }
             covered = entry.sequence;
         }
-        if covered == self.delivered && shown > 0 && limit > 0 {
+        if covered == self.delivered && shown > 0 && limit > 0 && larger.is_none() {
             return None;
         }
         self.delivered = covered;
-        Some(Ok(Covered { latest, covered, more: covered < latest.newest() }))
+        Some(Ok(Covered { latest, covered, more: covered < latest.newest(), larger }))
     }
 
     /// Waits until there may be something to read; fails with [`StoreError::Closed`] when the ledger

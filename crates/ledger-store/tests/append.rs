@@ -116,7 +116,13 @@ fn pages_cover_everything_once() {
         for key in [None, Some("rare"), Some("facts"), Some("absent")] {
             let (mut got, mut after) = (Vec::new(), Sequence(0));
             loop {
-                let filter = Filter { key: key.map(|key| Key::new(key).unwrap()), after, limit, max_bytes };
+                let filter = Filter {
+                    key: key.map(|key| Key::new(key).unwrap()),
+                    after,
+                    limit,
+                    max_bytes,
+                    ..Filter::default()
+                };
                 let page = ledger.get(&context, &filter).unwrap();
                 assert!(page.entries.len() <= limit);
                 assert!(!page.more || page.covered > after, "a page makes progress");
@@ -131,6 +137,51 @@ fn pages_cover_everything_once() {
             assert_eq!(got, expected, "limit {limit}, max_bytes {max_bytes}, key {key:?}");
             assert_eq!(after, Sequence(700));
         }
+    }
+}
+
+#[test]
+fn a_first_entry_that_is_too_large_for_a_page_is_left_with_its_size() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = Ledger::open_with(dir.path(), small()).unwrap();
+    let context = context("c");
+    for (key, payload) in [("a", "1".to_owned()), ("b", "x".repeat(5000)), ("b", "3".to_owned())] {
+        ledger.append(&context, draft(key, payload)).unwrap();
+    }
+    let most = 1000;
+    let read = |key: Option<&str>, after, max_first| {
+        let key = key.map(|key| Key::new(key).unwrap());
+        let filter = Filter { key, after: Sequence(after), max_bytes: most, max_first, ..Filter::default() };
+        let page = ledger.get(&context, &filter).unwrap();
+        (page.entries.len(), page.covered.0, page.more, page.larger)
+    };
+    assert_eq!(read(None, 0, most), (1, 1, true, None));
+    let (none, covered, more, larger) = read(None, 1, most);
+    let bytes = larger.unwrap();
+    assert!(bytes > 5000 && bytes < 6000, "{bytes}");
+    assert_eq!((none, covered, more), (0, 1, true));
+    // Those that are filtered out are covered, whatever their size.
+    assert_eq!(read(Some("b"), 0, most), (0, 1, true, Some(bytes)));
+    assert_eq!(read(Some("a"), 1, most), (0, 3, false, None));
+    // With room for it, it is the page.
+    assert_eq!(read(None, 1, bytes), (1, 2, true, None));
+
+    // A watcher is told the same, of what is in memory and of what is stored, and goes on from there.
+    for from_memory in [true, false] {
+        let mut watch = ledger.watch(&context, None, Sequence(0));
+        let mut read = |most| {
+            let mut seen = Vec::new();
+            let covered = match from_memory {
+                true => watch.visit_recent(10, most, |view| seen.push(view.sequence.0)),
+                false => Some(watch.visit(10, most, |view| seen.push(view.sequence.0))),
+            };
+            let covered = covered.expect("it is recent").unwrap();
+            (seen, covered.larger)
+        };
+        assert_eq!(read(most), (vec![1], None), "{from_memory}");
+        assert_eq!(read(most), (vec![], Some(bytes)), "{from_memory}");
+        assert_eq!(read(bytes), (vec![2], None), "{from_memory}");
+        assert_eq!(read(most), (vec![3], None), "{from_memory}");
     }
 }
 

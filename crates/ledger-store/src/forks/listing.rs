@@ -75,7 +75,13 @@ pub(crate) fn entries(db: &Db, context: &ContextId, fork: u64, filter: &Filter) 
     if has_room? && more {
         return Err(reading.damaged("the entry is missing"));
     }
-    Ok(Page { latest: info.ours.size, covered: reading.covered, more, entries: reading.entries })
+    Ok(Page {
+        latest: info.ours.size,
+        covered: reading.covered,
+        more,
+        larger: None,
+        entries: reading.entries,
+    })
 }
 
 /// A page of a fork's entries being read.
