@@ -145,6 +145,9 @@ fn a_first_entry_that_is_too_large_for_a_page_is_left_with_its_size() {
     let dir = tempfile::tempdir().unwrap();
     let ledger = Ledger::open_with(dir.path(), small()).unwrap();
     let context = context("c");
+    let watch = || ledger.watch(&context, None, Sequence(0));
+    // What is appended while somebody watches is in memory.
+    let watches = [watch(), watch()];
     for (key, payload) in [("a", "1".to_owned()), ("b", "x".repeat(5000)), ("b", "3".to_owned())] {
         ledger.append(&context, draft(key, payload)).unwrap();
     }
@@ -167,8 +170,7 @@ fn a_first_entry_that_is_too_large_for_a_page_is_left_with_its_size() {
     assert_eq!(read(None, 1, bytes), (1, 2, true, None));
 
     // A watcher is told the same, of what is in memory and of what is stored, and goes on from there.
-    for from_memory in [true, false] {
-        let mut watch = ledger.watch(&context, None, Sequence(0));
+    for (mut watch, from_memory) in watches.into_iter().zip([true, false]) {
         let mut read = |most| {
             let mut seen = Vec::new();
             let covered = match from_memory {
