@@ -23,7 +23,7 @@ use clap::Parser as _;
 
 /// Many small allocations on several threads: what an RPC server does all day.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
     let args = match args::Args::try_parse() {

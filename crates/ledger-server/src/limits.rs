@@ -65,8 +65,8 @@ pub const WATCH_BYTES: usize = 512 << 10;
 pub const READS: usize = 64;
 /// Loads at the same time.
 pub const LOADS: usize = 8;
-/// Threads that may block: reads, loads, and what the runtime needs for itself.
-pub const BLOCKING_THREADS: usize = READS + LOADS + 24;
+/// Threads that may block, beside those for reads and loads.
+pub const OTHER_THREADS: usize = 24;
 
 /// Contexts in a page of a listing: unless asked for, and at most.
 pub const LISTING: (usize, usize) = (1000, 10_000);

@@ -4,9 +4,10 @@ use std::process::ExitCode;
 
 use ledger_server::{args, permissions, serve, telemetry};
 
-/// Many small allocations on several threads: what an RPC server does all day.
+/// Many allocations on several threads, of which some are let go of by others: what an RPC server does all day. RocksDB's are among
+/// them.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
     let config = match args::parse() {

@@ -226,8 +226,7 @@ impl Memory {
             answers: Share::new("answers", answers),
             large: Share::new("large answers", answers - answers / 4),
             calls: Share::new("calls", plan.calls.get()),
-            reads: usize::try_from((config.memory.0.max(LEAST.0) - BASE) / READ)
-                .map_or(limits::READS, |reads| reads.clamp(4, limits::READS)),
+            reads: reads(config.memory),
             clients: Mutex::default(),
             unread: Mutex::default(),
             number: AtomicU64::new(0),
@@ -335,6 +334,17 @@ impl Memory {
             freed += call.end_unread();
         }
     }
+}
+
+/// Reads of the store at the same time.
+fn reads(memory: ByteSize) -> usize {
+    let reads = usize::try_from((memory.0.max(LEAST.0) - BASE) / READ);
+    reads.map_or(limits::READS, |reads| reads.clamp(4, limits::READS))
+}
+
+/// Threads that may block: reads, loads, and what the runtime needs for itself.
+pub fn blocking_threads(memory: ByteSize) -> usize {
+    reads(memory) + limits::LOADS + limits::OTHER_THREADS
 }
 
 /// How much of a charge large ones share among themselves.

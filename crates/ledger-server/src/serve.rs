@@ -56,7 +56,7 @@ use crate::{
     integrity_service::Integrity,
     keys,
     ledger_service::Streams,
-    limits,
+    limits, memory,
     metrics::Metrics,
     node::Node,
     operators, permissions,
@@ -329,7 +329,7 @@ pub fn main(config: Config) -> ! {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(worker_threads(config.store_options().lanes()))
         .enable_all()
-        .max_blocking_threads(limits::BLOCKING_THREADS)
+        .max_blocking_threads(memory::blocking_threads(config.memory))
         .build()
         .map_err(StartError::Runtime);
     let ended = match runtime {
