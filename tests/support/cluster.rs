@@ -7,7 +7,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use crate::{Node, until};
+use crate::{Node, node::Refused, until};
 
 /// A cluster of `ledgerd` processes. Killed when dropped.
 #[derive(Debug)]
@@ -53,12 +53,20 @@ impl Cluster {
 
     /// Starts a node on its directory.
     pub fn restart(&mut self, number: usize) {
+        self.try_restart(number).unwrap_or_else(|refused| {
+            panic!("node {number} ended with {}:\n{}", refused.status, refused.log)
+        });
+    }
+
+    /// The same; an error if the process ends before it serves.
+    pub fn try_restart(&mut self, number: usize) -> Result<(), Refused> {
         let (id, gossip) = (name(number), self.gossip[number].to_string());
         let seeds = self.gossip.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
         let mut flags = vec!["--node-id", &id, "--gossip-listen", &gossip, "--seeds", &seeds];
         flags.extend(["--first-nodes", &self.first_nodes, "--gossip-interval", "100ms"]);
         flags.extend(self.flags.iter().map(String::as_str));
-        self.nodes[number] = Some(Node::start_with(&self.data_dir(number), &flags));
+        self.nodes[number] = Some(Node::try_start(&self.data_dir(number), &flags)?);
+        Ok(())
     }
 
     /// Where a node keeps its data.

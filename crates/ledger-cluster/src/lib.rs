@@ -12,6 +12,7 @@
 //! | `door` | who may call the service for nodes, and the proof that comes with a call |
 //! | `belonging` | how a node comes to belong to its cluster |
 //! | `known` | other nodes' last addresses, on disk |
+//! | [`others`] | whether the other nodes hold everything |
 //! | [`leaving`] | a node that leaves for good |
 //! | [`recovering`] | going on when too many members of a slot are lost |
 //! | `set_back` | a node that came back with an older disk |
@@ -40,6 +41,7 @@ mod leases;
 pub mod leaving;
 mod load;
 pub mod membership;
+pub mod others;
 mod pace;
 mod peers;
 mod receiving;

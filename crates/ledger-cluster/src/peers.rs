@@ -181,38 +181,9 @@ impl Peers {
         {
             return Ok(channel.clone());
         }
-        let made = self.connect(&address, purpose)?;
+        let made = connect(self.tls.as_ref(), &address, purpose)?;
         *channel = Some((address, made.clone()));
         Ok(made)
-    }
-
-    fn connect(&self, address: &str, purpose: Use) -> Result<Channel, String> {
-        let (stream_window, connection_window) = purpose.windows();
-        let scheme = if self.tls.is_some() { "https" } else { "http" };
-        let mut endpoint = Endpoint::from_shared(format!("{scheme}://{address}"))
-            .map_err(|error| format!("the address {address} makes no sense: {error}"))?
-            .connect_timeout(CONNECT_WITHIN)
-            .http2_keep_alive_interval(Duration::from_secs(1))
-            .keep_alive_timeout(Duration::from_secs(2))
-            .keep_alive_while_idle(true)
-            .initial_stream_window_size(stream_window)
-            .initial_connection_window_size(connection_window);
-        if let Some(tls) = &self.tls {
-            let mut config = ClientTlsConfig::new().identity(Identity::from_pem(&tls.cert, &tls.key));
-            config = match &tls.ca {
-                Some(ca) => config.ca_certificate(Certificate::from_pem(ca)),
-                None => config.with_native_roots(),
-            };
-            endpoint = endpoint.tls_config(config).map_err(|error| error.to_string())?;
-        }
-        Ok(endpoint.connect_with_connector_lazy(service_fn(|uri: Uri| async {
-            let mut http = HttpConnector::new();
-            http.enforce_http(false);
-            http.set_nodelay(true);
-            http.set_connect_timeout(Some(CONNECT_WITHIN));
-            let connection = http.call(uri).await?.into_inner();
-            Ok::<_, <HttpConnector as Service<Uri>>::Error>(TokioIo::new(Corked::new(connection)))
-        })))
     }
 }
 
@@ -276,6 +247,36 @@ impl Outgoings {
         self.bytes.fetch_sub(weight(&next), Ordering::Relaxed);
         Some(next)
     }
+}
+
+/// A connection to a node's gRPC services, which is made when first used.
+pub(crate) fn connect(tls: Option<&PeerTls>, address: &str, purpose: Use) -> Result<Channel, String> {
+    let (stream_window, connection_window) = purpose.windows();
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let mut endpoint = Endpoint::from_shared(format!("{scheme}://{address}"))
+        .map_err(|error| format!("the address {address} makes no sense: {error}"))?
+        .connect_timeout(CONNECT_WITHIN)
+        .http2_keep_alive_interval(Duration::from_secs(1))
+        .keep_alive_timeout(Duration::from_secs(2))
+        .keep_alive_while_idle(true)
+        .initial_stream_window_size(stream_window)
+        .initial_connection_window_size(connection_window);
+    if let Some(tls) = tls {
+        let mut config = ClientTlsConfig::new().identity(Identity::from_pem(&tls.cert, &tls.key));
+        config = match &tls.ca {
+            Some(ca) => config.ca_certificate(Certificate::from_pem(ca)),
+            None => config.with_native_roots(),
+        };
+        endpoint = endpoint.tls_config(config).map_err(|error| error.to_string())?;
+    }
+    Ok(endpoint.connect_with_connector_lazy(service_fn(|uri: Uri| async {
+        let mut http = HttpConnector::new();
+        http.enforce_http(false);
+        http.set_nodelay(true);
+        http.set_connect_timeout(Some(CONNECT_WITHIN));
+        let connection = http.call(uri).await?.into_inner();
+        Ok::<_, <HttpConnector as Service<Uri>>::Error>(TokioIo::new(Corked::new(connection)))
+    })))
 }
 
 fn weight(what: &Outgoing) -> usize {

@@ -56,6 +56,7 @@ pub mod metrics;
 pub mod newest;
 pub mod node;
 pub mod observe;
+pub mod opening;
 pub mod operators;
 pub mod pages;
 pub mod permissions;

@@ -38,7 +38,7 @@ use ledger_proto::{
         ledger::v1::ledger_service_server::{LedgerServiceServer, SERVICE_NAME as LEDGER},
     },
 };
-use ledger_store::{Ledger, StoreError};
+use ledger_store::{Ledger, Options, StoreError};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Router;
@@ -59,7 +59,7 @@ use crate::{
     limits, memory,
     metrics::Metrics,
     node::Node,
-    operators, permissions,
+    opening, operators, permissions,
     standing::{Lone, Standing},
     supervise::{Need, Outcome, Supervisor},
     tls,
@@ -159,10 +159,8 @@ impl Server {
         permissions::warn_of_open(&config);
         let tls = tls::acceptor(&config)?;
         let descriptors = Descriptors::share(raise_limit(), config.max_connections);
-        let (dir, mut options) = (config.data_dir.clone(), config.store_options());
-        options.max_open_files = descriptors.store;
-        let opened = tokio::task::spawn_blocking(move || Ledger::open_with(dir, options)).await;
-        let ledger = opened.map_err(|error| StartError::Services(error.to_string()))??;
+        let options = Options { max_open_files: descriptors.store, ..config.store_options() };
+        let ledger = opening::open(&config, options).await?;
         let started = Self::serve(config, ledger.clone(), tls, descriptors).await;
         if started.is_err()
             && let Err(error) = close(ledger).await

@@ -174,6 +174,7 @@ impl From<StoreError> for Refusal {
             StoreError::DiskFull { .. } => (Code::Unavailable, Some(RETRY_DISK_FULL)),
             StoreError::Closed => (Code::Unavailable, Some(RETRY_SHUTDOWN)),
             StoreError::Open { .. }
+            | StoreError::NotWhole { .. }
             | StoreError::FileDamaged(_)
             | StoreError::SlotDamaged { .. }
             | StoreError::Io(_) => (Code::Internal, None),

@@ -296,7 +296,7 @@ fn open_checked(
         );
         return Ok(db);
     }
-    Err(StoreError::Open {
+    Err(StoreError::NotWhole {
         path: path.display().to_string(),
         reason: format!(
             "its write-ahead log was cut short: changes up to number {expected} were durable, and it goes up to {number}, so \
@@ -310,7 +310,7 @@ fn open_checked(
 /// The error of a log that is damaged before its end, with what would be lost.
 fn with_numbers(error: StoreError, number: u64, expected: u64) -> StoreError {
     match error {
-        StoreError::Open { path, reason } => StoreError::Open {
+        StoreError::NotWhole { path, reason } => StoreError::NotWhole {
             path,
             reason: format!(
                 "{reason} (changes up to number {expected} were durable, and can be read up to {number})"

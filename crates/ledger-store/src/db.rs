@@ -397,18 +397,20 @@ pub(crate) fn read_error(context: &ContextId, sequence: Sequence, error: &rocksd
 }
 
 fn open_error(path: &Path, error: &rocksdb::Error) -> StoreError {
-    let text = error.as_ref();
+    let (text, path) = (error.as_ref(), path.display().to_string());
+    if error.kind() == ErrorKind::Corruption || text.contains("No such file or directory") {
+        let reason = StoreError::FileDamaged(text.to_owned()).to_string();
+        return StoreError::NotWhole { path, reason };
+    }
     let reason = if text.contains("lock hold by current process") || text.contains("While lock file") {
         "another process (or this one) has it open; stop that one, or choose another directory".to_owned()
     } else if space::is_no_space(text) {
-        let needed = space::mebibytes(space::logged(path) + space::HEADROOM);
+        let needed = space::mebibytes(space::logged(Path::new(&path)) + space::HEADROOM);
         format!("no space left on the device ({text}); free at least {needed} and start again")
     } else if text.contains("Read-only file system") || text.contains("Permission denied") {
         format!("it cannot be written ({text}); give this user the right to write there")
-    } else if error.kind() == ErrorKind::Corruption {
-        StoreError::FileDamaged(text.to_owned()).to_string()
     } else {
         text.to_owned()
     };
-    StoreError::Open { path: path.display().to_string(), reason }
+    StoreError::Open { path, reason }
 }

@@ -10,12 +10,20 @@ use ledger_core::{
 /// Cloneable, because one failed group commit fails every append in it.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
-    /// The data directory cannot be used: locked, of a newer format, of another cluster, unwritable.
+    /// The data directory cannot be used as it is: locked, of a newer format, unwritable, without space.
     #[error("cannot open the data directory {path}: {reason}")]
     Open {
         /// The directory.
         path: String,
         /// Why, and what to do.
+        reason: String,
+    },
+    /// Something of the data directory is lost or damaged, so that it cannot be opened: trying again does not help.
+    #[error("cannot open the data directory {path}: {reason}")]
+    NotWhole {
+        /// The directory.
+        path: String,
+        /// What is lost, and what to do.
         reason: String,
     },
     /// A name is not valid.

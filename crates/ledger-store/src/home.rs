@@ -23,13 +23,13 @@ use std::{
 use crate::StoreError;
 
 /// The file that says that there is a database.
-const MARKER: &str = "LEDGER";
+pub(crate) const MARKER: &str = "LEDGER";
 /// First line of the marker: what it is, and the version of its form.
 const FORM: &str = "converge-ledger data directory, version 1";
 const CREATING: &str = "creating";
 const IN_USE: &str = "in use";
 /// The database, below the data directory: beside it a volume's own files do no harm.
-const DATABASE: &str = "db";
+pub(crate) const DATABASE: &str = "db";
 /// What RocksDB calls the file that names the newest manifest.
 const CURRENT: &str = "CURRENT";
 /// Longest marker, bytes.
@@ -99,11 +99,11 @@ impl Home {
                 Ok(Opening::Create)
             }
             (_, Remains::Database) => Ok(Opening::Existing),
-            (Marker::None | Marker::InUse, Remains::WithoutCurrent) => Err(self.refused(format!(
+            (Marker::None | Marker::InUse, Remains::WithoutCurrent) => Err(self.is_not_whole(format!(
                 "the database in {DATABASE}/ has lost its file {CURRENT}, and opening it so would remove all that is left of \
                  it; {keep}"
             ))),
-            (Marker::InUse, Remains::Nothing) => Err(self.refused(format!(
+            (Marker::InUse, Remains::Nothing) => Err(self.is_not_whole(format!(
                 "the file {MARKER} says that there was a database, and {DATABASE}/ is empty or gone; {keep}"
             ))),
         }
@@ -119,6 +119,10 @@ impl Home {
 
     fn refused(&self, reason: String) -> StoreError {
         StoreError::Open { path: self.dir.display().to_string(), reason }
+    }
+
+    fn is_not_whole(&self, reason: String) -> StoreError {
+        StoreError::NotWhole { path: self.dir.display().to_string(), reason }
     }
 
     fn marker(&self) -> Result<Marker, StoreError> {

@@ -85,8 +85,21 @@ impl Ledger {
     }
 
     /// Opens or creates a ledger.
+    ///
+    /// # Errors
+    /// [`StoreError::NotWhole`] if something of the directory is lost or damaged that it cannot do without;
+    /// [`StoreError::Open`] if it cannot be used for another reason.
     pub fn open_with(dir: impl AsRef<Path>, options: Options) -> Result<Self, StoreError> {
         let dir = dir.as_ref();
+        Self::try_open(dir, options).map_err(|error| match error {
+            StoreError::FileDamaged(_) => {
+                StoreError::NotWhole { path: dir.display().to_string(), reason: error.to_string() }
+            }
+            other => other,
+        })
+    }
+
+    fn try_open(dir: &Path, options: Options) -> Result<Self, StoreError> {
         let open = |reason: String| StoreError::Open { path: dir.display().to_string(), reason };
         let home = Home::new(dir)?;
         let opening = home.prepare()?;

@@ -8,7 +8,7 @@ use rocksdb::WriteBatch;
 
 use crate::{
     StoreError,
-    db::Db,
+    db::{Db, io_error},
     families::{self, APART, Place},
 };
 
@@ -70,9 +70,7 @@ impl Meta {
         }
         match (read(db, STORAGE_ID_KEY)?, read(db, SIGNING_SEED_KEY)?) {
             (Some(storage_id), Some(signing_seed)) => Ok(Self { storage_id, signing_seed }),
-            _ => Err(refuse(
-                "its identity is missing: it was not written by this ledger, or is damaged".into(),
-            )),
+            _ => Err(StoreError::FileDamaged("its identity is missing".into())),
         }
     }
 
@@ -157,18 +155,21 @@ pub(crate) fn random<const N: usize>() -> Result<[u8; N], StoreError> {
 
 /// A record of fixed length; `None` if there is none yet.
 pub(crate) fn read<const N: usize>(db: &Db, key: &[u8]) -> Result<Option<[u8; N]>, StoreError> {
-    let name = String::from_utf8_lossy(key);
-    let row = db.get(families::META, key, |bytes| bytes.try_into().ok()).map_err(|error| {
-        StoreError::Io(format!(
-            "the data directory's record of {name:?} is damaged ({error}); keep a copy of the directory, then restore it \
-             from snapshots or let a replica copy it anew"
+    let damaged = |why: &dyn std::fmt::Display| {
+        StoreError::FileDamaged(format!(
+            "the data directory's record {:?} cannot be read: {why}",
+            String::from_utf8_lossy(key)
         ))
+    };
+    let row = db.get(families::META, key, |bytes| bytes.try_into().ok()).map_err(|error| {
+        match io_error(&error) {
+            StoreError::FileDamaged(_) => damaged(&error),
+            other => other,
+        }
     })?;
     match row {
         None => Ok(None),
         Some(Some(bytes)) => Ok(Some(bytes)),
-        Some(None) => Err(StoreError::Io(format!(
-            "the data directory's record of {name:?} is damaged: it is malformed"
-        ))),
+        Some(None) => Err(damaged(&"it has another length")),
     }
 }

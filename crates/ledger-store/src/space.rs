@@ -18,7 +18,7 @@ const RESERVE: u64 = 8 << 20;
 /// Bytes that are left to a node that started on a full disk.
 const LEFT: u64 = 512 << 10;
 /// The reserve, in the data directory.
-const FILE: &str = "RESERVE";
+pub(crate) const FILE: &str = "RESERVE";
 /// Extension of the write-ahead log's files.
 const LOG: &str = "log";
 

@@ -194,7 +194,8 @@ impl Config {
         self.grpc_advertise.clone().or_else(bound)
     }
 
-    fn peer_tls(&self) -> Result<Option<PeerTls>, ConfigError> {
+    /// How nodes reach each other's gRPC services; `None`: without TLS.
+    pub fn peer_tls(&self) -> Result<Option<PeerTls>, ConfigError> {
         let (Some(cert), Some(key)) = (&self.tls_cert, &self.tls_key) else { return Ok(None) };
         let read = |key: &'static str, path: &Path| {
             fs::read(path).map_err(|reason| ConfigError::Tls { key, path: path.to_owned(), reason })

@@ -1,0 +1,149 @@
+//! Whether the other nodes of a cluster hold everything, asked before a node's own directory is given up.
+//!
+//! Every node that is known from the file [`known`] says which slots it owns. An owner has all that was acknowledged, and says so
+//! only while enough members hear it; if each slot has one, nothing depends on the directory that cannot be opened. A new
+//! owner is found within seconds of the failure of the old one, so it is asked again for a while.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    time::Duration,
+};
+
+use futures::{StreamExt as _, stream};
+use ledger_core::{node::NodeId, slot::SLOTS};
+use ledger_proto::ledger::v1::{LocateRequest, MembersRequest, cluster_service_client::ClusterServiceClient};
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::{
+    config::PeerTls,
+    known,
+    peers::{Use, connect},
+};
+
+/// For how long the others are asked.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How long to wait before asking again.
+const AGAIN: Duration = Duration::from_secs(1);
+/// How long one may take to answer.
+const ANSWERED: Duration = Duration::from_secs(3);
+/// How many are asked at once.
+const AT_ONCE: usize = 8;
+
+/// What a node says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Answer {
+    node: String,
+    /// Of its cluster.
+    identity: String,
+    /// The slots that it owns itself.
+    owned: BTreeSet<u32>,
+}
+
+/// Waits until the other nodes own all slots; gives their names. Otherwise why that cannot be said of them.
+///
+/// # Errors
+/// Which nodes did not answer, and how many slots none of those that did owns.
+pub async fn hold_everything(
+    me: &NodeId,
+    tls: Option<&PeerTls>,
+    directory: &Path,
+) -> Result<Vec<String>, String> {
+    let path = directory.to_owned();
+    let mut known = tokio::task::spawn_blocking(move || known::read(&path)).await.unwrap_or_default();
+    known.remove(me);
+    if known.is_empty() {
+        return Err("this node knows of no other: nobody can be asked".to_owned());
+    }
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let asked = known.iter().map(|(node, (_, address))| {
+            let node = node.clone();
+            async move {
+                let answer = timeout(ANSWERED, ask(tls, address)).await;
+                (node, answer.unwrap_or_else(|_| Err("no answer in time".to_owned())))
+            }
+        });
+        let answers: BTreeMap<NodeId, Result<Answer, String>> =
+            stream::iter(asked).buffer_unordered(AT_ONCE).collect().await;
+        let why_not = match judge(me, &answers) {
+            Ok(others) => return Ok(others),
+            Err(why_not) => why_not,
+        };
+        if Instant::now() >= until {
+            return Err(why_not);
+        }
+        tracing::warn!(why_not, "waiting for the other nodes to hold everything");
+        sleep(AGAIN).await;
+    }
+}
+
+async fn ask(tls: Option<&PeerTls>, address: &str) -> Result<Answer, String> {
+    let mut client = ClusterServiceClient::new(connect(tls, address, Use::Requests)?);
+    let said = |status: tonic::Status| status.message().to_owned();
+    let members = client.members(MembersRequest {}).await.map_err(said)?.into_inner();
+    let located = client.locate(LocateRequest::default()).await.map_err(said)?.into_inner();
+    let owned = located.locations.into_iter().filter(|location| location.owner == members.node_id);
+    Ok(Answer {
+        owned: owned.map(|location| location.slot).filter(|slot| *slot < SLOTS.into()).collect(),
+        node: members.node_id,
+        identity: members.identity,
+    })
+}
+
+/// Whether each slot has an owner among those that answered.
+fn judge(me: &NodeId, answers: &BTreeMap<NodeId, Result<Answer, String>>) -> Result<Vec<String>, String> {
+    let others = || answers.values().flatten().filter(|answer| answer.node != me.as_str());
+    let mut identities: BTreeSet<&str> = others().map(|answer| answer.identity.as_str()).collect();
+    identities.remove("");
+    if identities.len() > 1 {
+        return Err(format!("the nodes that answer are of {} clusters", identities.len()));
+    }
+    let owned: BTreeSet<u32> = others().flat_map(|answer| answer.owned.iter().copied()).collect();
+    let missing = usize::from(SLOTS) - owned.len();
+    if missing == 0 {
+        return Ok(others().map(|answer| answer.node.clone()).collect());
+    }
+    let silent: Vec<String> = answers
+        .iter()
+        .filter_map(|(node, answer)| answer.as_ref().err().map(|why| format!("{node} ({why})")))
+        .collect();
+    let silent = match silent.is_empty() {
+        true => "all nodes that are known answer".to_owned(),
+        false => format!("no answer of {}", silent.join(", ")),
+    };
+    Err(format!("{missing} of {SLOTS} slots have no owner among the other nodes; {silent}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(name: &str) -> NodeId {
+        NodeId::new(name).unwrap()
+    }
+
+    fn says(node: &str, identity: &str, owned: std::ops::Range<u32>) -> (NodeId, Result<Answer, String>) {
+        let answer = Answer { node: node.to_owned(), identity: identity.to_owned(), owned: owned.collect() };
+        (id(node), Ok(answer))
+    }
+
+    #[test]
+    fn a_directory_is_given_up_only_if_the_others_own_every_slot() {
+        let judged = |answers: &[(NodeId, Result<Answer, String>)]| {
+            judge(&id("a"), &answers.iter().cloned().collect())
+        };
+        let all = [says("b", "x", 0..600), says("c", "x", 600..1024)];
+        assert_eq!(judged(&all), Ok(vec!["b".to_owned(), "c".to_owned()]));
+        let one_short = judged(&[says("b", "x", 0..600), says("c", "x", 600..1023)]).unwrap_err();
+        assert!(one_short.contains("1 of 1024"), "{one_short}");
+        let silent = judged(&[says("b", "x", 0..600), (id("c"), Err("refused".to_owned()))]).unwrap_err();
+        assert!(silent.contains("424 of 1024") && silent.contains("c (refused)"), "{silent}");
+        // What answers under this node's name is not another one.
+        assert!(judged(&[says("a", "x", 0..1024)]).is_err());
+        assert!(judged(&[(id("b"), says("a", "x", 0..1024).1)]).is_err());
+        let two = judged(&[says("b", "x", 0..600), says("c", "y", 600..1024)]).unwrap_err();
+        assert!(two.contains("2 clusters"), "{two}");
+        assert!(judged(&[]).is_err());
+    }
+}
