@@ -108,9 +108,10 @@ fn judge(me: &NodeId, answers: &BTreeMap<NodeId, Result<Answer, String>>) -> Res
         .iter()
         .filter_map(|(node, answer)| answer.as_ref().err().map(|why| format!("{node} ({why})")))
         .collect();
-    let silent = match silent.is_empty() {
-        true => "all nodes that are known answer".to_owned(),
-        false => format!("no answer of {}", silent.join(", ")),
+    let silent = if silent.is_empty() {
+        "all nodes that are known answer".to_owned()
+    } else {
+        format!("no answer of {}", silent.join(", "))
     };
     Err(format!("{missing} of {SLOTS} slots have no owner among the other nodes; {silent}"))
 }

@@ -173,9 +173,10 @@ fn a_first_entry_that_is_too_large_for_a_page_is_left_with_its_size() {
     for (mut watch, from_memory) in watches.into_iter().zip([true, false]) {
         let mut read = |most| {
             let mut seen = Vec::new();
-            let covered = match from_memory {
-                true => watch.visit_recent(10, most, |view| seen.push(view.sequence.0)),
-                false => Some(watch.visit(10, most, |view| seen.push(view.sequence.0))),
+            let covered = if from_memory {
+                watch.visit_recent(10, most, |view| seen.push(view.sequence.0))
+            } else {
+                Some(watch.visit(10, most, |view| seen.push(view.sequence.0)))
             };
             let covered = covered.expect("it is recent").unwrap();
             (seen, covered.larger)
