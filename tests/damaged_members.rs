@@ -349,6 +349,37 @@ async fn a_healed_context_stays_healed_and_its_readers_never_notice() {
     trio.all_have(&damaged, ENTRIES).await;
 }
 
+/// What nothing heals in place ends with the node copied anew whole, by itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_is_damaged_for_good_has_itself_replaced() {
+    let mut trio =
+        Trio::start(&["--scrub-rate", "1GiB", "--scrub-pause", "200ms", "--replace-damaged", "1s"]);
+    let contexts: Vec<String> = (0..20).map(|number| format!("context-{number}")).collect();
+    for context in &contexts {
+        trio.append(0, context, 1).await;
+    }
+    let all: Vec<&str> = contexts.iter().map(String::as_str).collect();
+    trio.forget(&all).await;
+    assert!(flip(&trio.data(0), "slots") > 0);
+
+    let stopped = trio.nodes[0].take().unwrap().wait();
+    assert_eq!(stopped.status.code(), Some(5), "{}", stopped.log);
+    assert!(stopped.log.contains("has itself replaced"), "{}", stopped.log);
+    // The others lack nothing meanwhile.
+    for context in &all {
+        assert_eq!(trio.append(1, context, 2).await, 2);
+    }
+    trio.begin(0);
+    assert!(trio.node(0).log().contains("is set aside"), "{}", trio.node(0).log());
+    trio.in_step(&all).await;
+    for context in &all {
+        trio.all_have(context, 2).await;
+        assert_eq!(trio.append(0, context, 3).await, 3);
+        assert_eq!(trio.forks(context).await, 0);
+    }
+    assert_eq!(trio.node(0).metric("ledger_store_damaged_families"), Some(0.0));
+}
+
 /// The records of what was promised are read by the scrub too, said, and written anew from memory: the node goes on
 /// promising, so that slots find owners when another node is replaced.
 #[tokio::test(flavor = "multi_thread")]

@@ -13,6 +13,7 @@ use std::{
 use futures::{StreamExt as _, stream};
 use ledger_core::{node::NodeId, slot::SLOTS};
 use ledger_proto::ledger::v1::{LocateRequest, MembersRequest, cluster_service_client::ClusterServiceClient};
+use ledger_store::limited;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::{
@@ -73,7 +74,7 @@ pub async fn hold_everything(
         if Instant::now() >= until {
             return Err(why_not);
         }
-        tracing::warn!(why_not, "waiting for the other nodes to hold everything");
+        limited!(warn, why_not, "waiting for the other nodes to hold everything");
         sleep(AGAIN).await;
     }
 }

@@ -39,7 +39,7 @@ Sizes are bytes or as 64MiB; times are as 250ms, 10s, 5m.
 
 Exit codes: 0 shut down cleanly, 2 wrong configuration, 3 the data directory cannot be opened,
 4 an address cannot be listened on, the ready file cannot be written or TLS files cannot be used,
-5 failed while serving, or the data directory was an older copy of itself (start again), 6 another process runs
+5 failed while serving, or the data directory was an older copy of itself or is damaged for good (start again), 6 another process runs
 as this node since (start again once it has ended), 7 not started because another process runs as this node,
 130 second signal.";
 
@@ -130,6 +130,9 @@ struct Settings {
     /// How old what readers are shown may be, when a node hears too few others to tell; 0s: as old as it is [default: 10s]
     #[arg(long, env = "LEDGER_MAX_STALENESS", value_name = "TIME", global = true)]
     max_staleness: Option<Span>,
+    /// How long files may be damaged for good before a member of a cluster has itself replaced; 0s: never [default: 5m]
+    #[arg(long, env = "LEDGER_REPLACE_DAMAGED", value_name = "TIME", global = true)]
+    replace_damaged: Option<Span>,
     /// How often nodes compare what they keep [default: 10s]
     #[arg(long, env = "LEDGER_ANTI_ENTROPY_INTERVAL", value_name = "TIME", global = true)]
     anti_entropy_interval: Option<Span>,

@@ -70,6 +70,8 @@ pub struct Config {
     pub placement_grace: Span,
     /// How old what readers are shown may be when a node cannot tell; 0: as old as it is.
     pub max_staleness: Span,
+    /// How long files may be damaged for good before a member of a cluster has itself replaced; 0: never.
+    pub replace_damaged: Span,
     /// How often nodes compare what they keep.
     pub anti_entropy_interval: Span,
     /// Bytes per second that catching up may take; 0: no limit.
@@ -199,6 +201,7 @@ impl Default for Config {
             gossip_interval: Span(Duration::from_millis(250)),
             placement_grace: Span::seconds(600),
             max_staleness: Span::seconds(10),
+            replace_damaged: Span::seconds(300),
             anti_entropy_interval: Span::seconds(10),
             catch_up_rate: ByteSize(0),
             durability: DurabilityMode::Always,

@@ -12,6 +12,7 @@
 //! | [`node`] | what all services share |
 //! | [`standing`], [`cluster_view`] | how the node stands: by itself, or in a cluster as it sees it |
 //! | [`operators`], [`admin`] | what operators have the node do to its cluster, and who may |
+//! | [`opening`], [`replacement`] | the data directory opened, set aside where it cannot be, and given up where it is damaged for good |
 //! | [`keys`], [`load`] | the cluster's keys read again; what the node says it has to do |
 //! | [`memory`] | one budget for what clients make the node hold |
 //! | [`admission`], [`call`], [`methods`] | every call's place, deadline and account of bytes |
@@ -62,6 +63,7 @@ pub mod pages;
 pub mod permissions;
 pub mod receiving;
 pub mod relay;
+pub mod replacement;
 pub mod route;
 pub mod scan;
 pub mod serve;

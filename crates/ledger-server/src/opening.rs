@@ -1,10 +1,11 @@
-//! Opening the data directory. A member's that lost something is set aside, once, if the other nodes hold everything.
+//! Opening the data directory. A member's that lost something, or is damaged for good, is set aside, once, if the other nodes
+//! hold everything.
 
 use std::path::Path;
 
 use ledger_cluster::others;
 use ledger_core::node::NodeId;
-use ledger_store::{Ledger, Options, StoreError, set_aside, set_aside_before};
+use ledger_store::{Ledger, Options, StoreError, set_aside, set_aside_before, wants_replacement};
 use tokio::task::spawn_blocking;
 
 use crate::{config::Config, serve::StartError};
@@ -15,6 +16,11 @@ use crate::{config::Config, serve::StartError};
 /// Why the directory cannot be opened, and why it was not set aside.
 pub async fn open(config: &Config, options: Options) -> Result<Ledger, StartError> {
     let dir = config.data_dir.as_path();
+    if let (Ok(Some(why)), Some(node)) = (wants_replacement(dir), &config.node_id)
+        && let Err(why_not) = replace(config, node, &why).await
+    {
+        tracing::warn!(why, why_not, "the data directory was to be set aside for a new one, and is opened as it is");
+    }
     let ledger = match (try_open(dir, options.clone()).await, &config.node_id) {
         (Err(StartError::Store(StoreError::NotWhole { path, reason })), Some(node)) => {
             tracing::error!(path, reason, "the data directory cannot be opened");

@@ -60,6 +60,7 @@ use crate::{
     metrics::Metrics,
     node::Node,
     opening, operators, permissions,
+    replacement::{self, DamagedForGood},
     standing::{Lone, Standing},
     supervise::{Need, Outcome, Supervisor},
     tls,
@@ -135,6 +136,9 @@ pub enum EndError {
     /// A later start of the node is there.
     #[error(transparent)]
     Replaced(#[from] Replaced),
+    /// The files are damaged for good, and the node is to be started again.
+    #[error(transparent)]
+    Damaged(#[from] DamagedForGood),
     /// The store failed to close.
     #[error("the store did not close cleanly: {0}")]
     Close(StoreError),
@@ -240,6 +244,7 @@ impl Server {
         tokio::select! {
             () = self.supervisor.failed() => EndError::GaveUp,
             ended = blind => ended,
+            damaged = replacement::wanted(&self.node) => damaged.into(),
         }
     }
 

@@ -112,7 +112,7 @@ pub use log_limit::LogLimit;
 pub use meta::FORMAT;
 pub use options::{Durability, Options};
 pub use ranges::Range;
-pub use set_aside::{SetAside, set_aside, set_aside_before};
+pub use set_aside::{SetAside, set_aside, set_aside_before, want_replacement, wants_replacement};
 pub use snapshot::SnapshotStream;
 pub use types::*;
 pub use view::{EntryView, IdView};

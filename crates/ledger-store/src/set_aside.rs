@@ -19,6 +19,8 @@ use crate::{
 
 /// Where it is kept, in the data directory.
 const BELOW: &str = "set-aside";
+/// Says that the directory is to be set aside at the next start, and why: it opens, and is damaged for good.
+const REPLACE: &str = "REPLACE";
 /// Says why; it is there once everything is.
 const WHY: &str = "WHY";
 /// Longest reason that is read back, bytes.
@@ -39,13 +41,40 @@ pub struct SetAside {
 /// If that cannot be read.
 pub fn set_aside_before(dir: &Path) -> io::Result<Option<SetAside>> {
     let path = dir.join(BELOW);
+    Ok(read_why(&path.join(WHY))?.map(|why| SetAside { path, why }))
+}
+
+fn read_why(path: &Path) -> io::Result<Option<String>> {
     let mut why = String::new();
-    match File::open(path.join(WHY)) {
+    match File::open(path) {
         Ok(file) => file.take(MAX_WHY).read_to_string(&mut why)?,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
     };
-    Ok(Some(SetAside { path, why: why.trim_end().to_owned() }))
+    Ok(Some(why.trim_end().to_owned()))
+}
+
+fn write_why(path: &Path, why: &str) -> io::Result<()> {
+    let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    file.write_all(format!("{why}\n").as_bytes())?;
+    file.sync_all()?;
+    path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
+}
+
+/// Has a directory set aside at the next start, with why.
+///
+/// # Errors
+/// If that cannot be written.
+pub fn want_replacement(dir: &Path, why: &str) -> io::Result<()> {
+    write_why(&dir.join(REPLACE), why)
+}
+
+/// Why a directory is to be set aside at this start, if it is.
+///
+/// # Errors
+/// If that cannot be read.
+pub fn wants_replacement(dir: &Path) -> io::Result<Option<String>> {
+    read_why(&dir.join(REPLACE))
 }
 
 /// Sets a database that cannot be opened aside, with why. Nobody may have it open.
@@ -63,7 +92,7 @@ pub fn set_aside(dir: &Path, why: &str) -> io::Result<SetAside> {
     File::open(dir)?.sync_all()?;
     // The marker says that there was a database: it goes last, and an older build's directory gets one first.
     Home::new(dir).and_then(|home| home.is_in_use()).map_err(io::Error::other)?;
-    for name in [DATABASE, watermark::FILE, space::FILE, MARKER] {
+    for name in [DATABASE, watermark::FILE, space::FILE, MARKER, REPLACE] {
         match fs::rename(dir.join(name), path.join(name)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -71,11 +100,7 @@ pub fn set_aside(dir: &Path, why: &str) -> io::Result<SetAside> {
         File::open(&path)?.sync_all()?;
         File::open(dir)?.sync_all()?;
     }
-    let mut file =
-        File::options().write(true).create(true).truncate(true).mode(0o600).open(path.join(WHY))?;
-    file.write_all(format!("{why}\n").as_bytes())?;
-    file.sync_all()?;
-    File::open(&path)?.sync_all()?;
+    write_why(&path.join(WHY), why)?;
     Ok(SetAside { path, why: why.to_owned() })
 }
 
@@ -117,6 +142,17 @@ mod tests {
         let old = Ledger::open(&kept.path).unwrap();
         assert_eq!(old.storage_id(), storage);
         assert_eq!(old.get(&context, &crate::Filter::default()).unwrap().entries.len(), 1);
+    }
+
+    #[test]
+    fn a_wish_for_replacement_is_kept_until_it_is_done() {
+        let dir = tempfile::tempdir().unwrap();
+        Ledger::open(dir.path()).unwrap().close().unwrap();
+        assert_eq!(wants_replacement(dir.path()).unwrap(), None);
+        want_replacement(dir.path(), "a table file is damaged").unwrap();
+        assert_eq!(wants_replacement(dir.path()).unwrap().as_deref(), Some("a table file is damaged"));
+        set_aside(dir.path(), "a table file is damaged").unwrap();
+        assert_eq!(wants_replacement(dir.path()).unwrap(), None);
     }
 
     #[test]
