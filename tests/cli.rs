@@ -202,7 +202,7 @@ fn exit_codes_say_what_kind_of_thing_went_wrong() {
         (2, "context_id", &["append", "", "facts", "x"]),
         (2, "context_id", &["get", &long]),
         (2, "key", &["append", "demo", "a\nb", "x"]),
-        (6, "4194304", &["append", "demo", "facts", "--file", "large"]),
+        (6, "max_entry", &["append", "demo", "facts", "--file", "large"]),
         (1, "no-such-file", &["load", "demo", "no-such-file"]),
         (3, "not available", &["get", "demo", "--endpoint", "http://127.0.0.1:1"]),
     ];
