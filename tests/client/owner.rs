@@ -192,6 +192,7 @@ async fn a_node_that_says_nothing_any_more_is_given_up_while_a_call_waits_for_it
         ..Options::default()
     };
     let (client, context) = (Client::connect(&ledger.url(), &options).unwrap(), context("paused"));
+    let patient = Client::connect(&ledger.url(), &Options { tries: 0, ..options }).unwrap();
     client.append(append(&context, 0)).await.unwrap();
     // Its kernel goes on to acknowledge what comes: only the process says nothing.
     ledger.node.signal(Signal::STOP);
@@ -201,7 +202,7 @@ async fn a_node_that_says_nothing_any_more_is_given_up_while_a_call_waits_for_it
         "{error}"
     );
     assert!(error.entry_id().is_some(), "it may have been stored");
-    let mut watch = client.watch(&context, Selection::default());
+    let mut watch = patient.watch(&context, Selection::default());
     ledger.node.signal(Signal::CONT);
     in_time("the first entry", watch.next()).await.unwrap();
     let error = client.with_timeout(Duration::from_millis(1)).append(append(&context, 2)).await;
