@@ -19,7 +19,11 @@ pub async fn open(config: &Config, options: Options) -> Result<Ledger, StartErro
     if let (Ok(Some(why)), Some(node)) = (wants_replacement(dir), &config.node_id)
         && let Err(why_not) = replace(config, node, &why).await
     {
-        tracing::warn!(why, why_not, "the data directory was to be set aside for a new one, and is opened as it is");
+        tracing::warn!(
+            why,
+            why_not,
+            "the data directory was to be set aside for a new one, and is opened as it is"
+        );
     }
     let ledger = match (try_open(dir, options.clone()).await, &config.node_id) {
         (Err(StartError::Store(StoreError::NotWhole { path, reason })), Some(node)) => {

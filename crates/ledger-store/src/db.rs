@@ -9,8 +9,7 @@ use ledger_core::{ContextId, Sequence, slot::Slot};
 use parking_lot::{Mutex, MutexGuard};
 use rocksdb::{
     BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB,
-    DBCompressionType, DBRawIterator, DBRecoveryMode, ErrorKind, ReadOptions, WriteBatch, WriteBufferManager,
-    WriteOptions,
+    DBCompressionType, DBRawIterator, DBRecoveryMode, ErrorKind, ReadOptions, WriteBatch, WriteOptions,
 };
 
 use crate::{
@@ -56,13 +55,7 @@ impl Db {
         how: How,
     ) -> Result<Self, StoreError> {
         let How { opening, recovery, generation, compacts, is_tight } = how;
-        // Tables being filled count in the cache: together they keep to the sum.
-        let cache = Cache::new_lru_cache(options.block_cache + options.write_buffer);
-        let buffers = WriteBufferManager::new_write_buffer_manager_with_cache(
-            options.write_buffer,
-            false,
-            cache.clone(),
-        );
+        let cache = Cache::new_lru_cache(options.block_cache);
         let families = families::ALL.map(|name| {
             let mut family = family(name, &cache, options);
             family.set_disable_auto_compactions(!compacts);
@@ -73,7 +66,7 @@ impl Db {
             }
             ColumnFamilyDescriptor::new(name, family)
         });
-        let mut database = database(options, opening, recovery, &buffers);
+        let mut database = database(options, opening, recovery);
         if is_tight {
             let stays = database.get_options_from_string("avoid_flush_during_recovery=true");
             database = stays.map_err(|error| open_error(path, &error))?;
@@ -108,10 +101,9 @@ impl Db {
     /// it cannot be opened so, either.
     pub(crate) fn readable_up_to(path: &Path, options: &Options) -> Option<u64> {
         let cache = Cache::new_lru_cache(options.block_cache);
-        let buffers = WriteBufferManager::new_write_buffer_manager(options.write_buffer, false);
         let families =
             families::ALL.map(|name| ColumnFamilyDescriptor::new(name, family(name, &cache, options)));
-        let mut database = database(options, Opening::Existing, Recovery::ToLastWhole, &buffers);
+        let mut database = database(options, Opening::Existing, Recovery::ToLastWhole);
         database.create_missing_column_families(false);
         let db = DB::open_cf_descriptors_read_only(&database, path, families, false).ok()?;
         Some(db.latest_sequence_number())
@@ -307,12 +299,7 @@ pub(crate) enum Recovery {
 }
 
 /// Options of the whole database.
-fn database(
-    options: &Options,
-    opening: Opening,
-    recovery: Recovery,
-    buffers: &WriteBufferManager,
-) -> rocksdb::Options {
+fn database(options: &Options, opening: Opening, recovery: Recovery) -> rocksdb::Options {
     let mut db = rocksdb::Options::default();
     // Over remains that have no CURRENT it would remove them all.
     db.create_if_missing(opening == Opening::Create);
@@ -321,7 +308,7 @@ fn database(
         Recovery::Whole => DBRecoveryMode::TolerateCorruptedTailRecords,
         Recovery::ToLastWhole => DBRecoveryMode::PointInTime,
     });
-    db.set_write_buffer_manager(buffers);
+    db.set_db_write_buffer_size(options.write_buffer);
     db.set_max_total_wal_size(2 * options.write_buffer as u64);
     db.set_max_background_jobs(2);
     db.set_bytes_per_sync(1 << 20);

@@ -430,8 +430,9 @@ impl Ledger {
                 |digests| digests.contexts(|slot| shared.readable.is_kept(slot)),
             ),
             disk_bytes: db.property("rocksdb.total-sst-files-size"),
-            // With the tables being filled.
-            memory_bytes: db.cache_usage() + db.property("rocksdb.estimate-table-readers-mem"),
+            memory_bytes: db.cache_usage()
+                + db.property("rocksdb.cur-size-all-mem-tables")
+                + db.property("rocksdb.estimate-table-readers-mem"),
         }
     }
 
