@@ -55,18 +55,7 @@ async fn try_open(dir: &Path, options: Options) -> Result<Ledger, StartError> {
 /// Sets a directory aside, so that the node joins as a new one. Otherwise why not.
 async fn replace(config: &Config, node: &str, reason: &str) -> Result<(), String> {
     let dir = config.data_dir.as_path();
-    match set_aside_before(dir) {
-        Ok(None) => {}
-        Ok(Some(before)) => {
-            return Err(format!(
-                "that was done before ({}, which is kept in {}), so it may be the disk: put the node on another one, or remove \
-                 what is kept to have it done again",
-                before.why,
-                before.path.display()
-            ));
-        }
-        Err(error) => return Err(format!("whether that was done before cannot be read: {error}")),
-    }
+    is_the_first_time(dir)?;
     let node = NodeId::new(node).map_err(|error| error.to_string())?;
     let tls = config.peer_tls().map_err(|error| error.to_string())?;
     let others = others::hold_everything(&node, tls.as_ref(), dir).await?;
@@ -79,4 +68,18 @@ async fn replace(config: &Config, node: &str, reason: &str) -> Result<(), String
         "the data directory is set aside: the other nodes hold everything, and this one joins as a new member"
     );
     Ok(())
+}
+
+/// Whether nothing is set aside in a directory yet. Otherwise why it is not done again.
+pub(crate) fn is_the_first_time(dir: &Path) -> Result<(), String> {
+    match set_aside_before(dir) {
+        Ok(None) => Ok(()),
+        Ok(Some(before)) => Err(format!(
+            "that was done before ({}, which is kept in {}), so it may be the disk: put the node on another one, or remove what is \
+             kept to have it done again",
+            before.why,
+            before.path.display()
+        )),
+        Err(error) => Err(format!("whether that was done before cannot be read: {error}")),
+    }
 }

@@ -16,10 +16,10 @@ use ledger_core::{
     node::Member,
     slot::{SLOTS, Slot},
 };
-use ledger_store::{StoreError, limited, set_aside_before, want_replacement};
+use ledger_store::{StoreError, limited, want_replacement};
 use tokio::time::sleep;
 
-use crate::node::Node;
+use crate::{node::Node, opening::is_the_first_time};
 
 /// How often the store is asked.
 const LOOK: Duration = Duration::from_secs(1);
@@ -78,14 +78,7 @@ async fn damage(node: &Node) -> Option<String> {
 /// Hands over, and leaves word for the next start. Otherwise why not.
 async fn prepare(node: &Node, cluster: &Arc<Cluster>, why: &str) -> Result<(), String> {
     let dir = node.config.data_dir.as_path();
-    let before = set_aside_before(dir).map_err(|error| error.to_string())?;
-    if let Some(before) = before {
-        let path = before.path.display();
-        return Err(format!(
-            "that was done before ({}, which is kept in {path}), so it may be the disk: put the node on another one",
-            before.why
-        ));
-    }
+    is_the_first_time(dir)?;
     if cluster.departure().borrow().how.is_some() {
         return Err("it leaves the cluster for good".to_owned());
     }
