@@ -16,7 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ledger_core::{ContextId, digest::Bucket, slot::Slot};
+use ledger_core::{ContextId, digest::Bucket, node::NodeId, rendezvous, slot::Slot};
 use ledger_proto::{
     context::v1::AppendRequest,
     ledger::v1::{
@@ -347,6 +347,47 @@ async fn a_healed_context_stays_healed_and_its_readers_never_notice() {
     let times = healed();
     assert!(times < 4.0, "it was healed {times} times: it does not hold");
     trio.all_have(&damaged, ENTRIES).await;
+}
+
+/// A node that takes a slot over fetches from a member whose damage nobody has read yet: what does not come is not taken
+/// for all there is, and waits for the member that has it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_source_cannot_read_is_missing_from_a_takeover() {
+    // So slow that the node that is to take over has nothing written when the owner ends.
+    let mut trio = Trio::start(&["--catch-up-rate", "1KiB", "--scrub-rate", "0"]);
+    let names = || NAMES.iter().map(|name| NodeId::new(*name).unwrap());
+    let of = |context: &str| rendezvous::order(Slot::of(&ContextId::new(context).unwrap()), names());
+    let context = "taken-over";
+    let order = of(context).into_iter().map(|node| names().position(|name| name == node).unwrap());
+    let [owner, taker, source] = order.collect::<Vec<_>>().try_into().unwrap();
+    assert_eq!(trio.owner(context, true).await, owner, "the first in order has it");
+
+    trio.kill(taker);
+    for number in 1..=ENTRIES {
+        assert_eq!(trio.append(source, context, number).await, number);
+    }
+    // What it holds is in a table file, and in no cache.
+    trio.nodes[source].take().unwrap().stop_cleanly();
+    trio.begin(source);
+    until_async("the source is in step", async || {
+        let location = trio.located(owner, context).await?;
+        location.replicas.iter().any(|of| of.node_id == NAMES[source] && of.in_step).then_some(())
+    })
+    .await;
+    assert_eq!(trio.owner(context, false).await, owner);
+    assert!(flip(&trio.data(source), "entries") > 0);
+
+    trio.begin(taker);
+    until_async("it has begun to catch up", async || {
+        (trio.node(taker).metric("ledger_cluster_fetched_entries_total")? >= ENTRIES as f64).then_some(())
+    })
+    .await;
+    trio.kill(owner);
+    until_async("the damage is met", async || (trio.damaged(source)? > 0.0).then_some(())).await;
+    trio.begin(owner);
+    assert_eq!(trio.append(taker, context, ENTRIES + 1).await, ENTRIES + 1, "the next entry is the next");
+    trio.all_have(context, ENTRIES + 1).await;
+    assert_eq!(trio.forks(context).await, 0, "nothing is left because of what a disk cannot read");
 }
 
 /// What nothing heals in place ends with the node copied anew whole, by itself.

@@ -39,7 +39,8 @@ use fetching::Fetched;
 
 /// How long a question of a comparison, or the next range, may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
-/// Less than this in a round is not worth another one: what is left comes with the stream.
+/// Less than this in a round is not worth another one when the owner is followed: what is left comes with its stream,
+/// and its offer shows whether all is the same.
 const LITTLE: u64 = 4_096;
 /// Most rounds: somebody writes faster than this node fetches.
 const ROUNDS: usize = 64;
@@ -61,7 +62,8 @@ pub(crate) enum Mode {
 pub(crate) struct Caught {
     /// Slots that were promised to higher claims meanwhile, each with its claim, and left as they are.
     pub(crate) refused: BTreeMap<Slot, Claim>,
-    /// Slots of which one of the two sides cannot read something: what is here is not known to be all there is.
+    /// Slots of which one of the two sides cannot read something, or does not keep them: what is here is not known to be all
+    /// there is.
     pub(crate) unreadable: BTreeSet<Slot>,
 }
 
@@ -137,8 +139,8 @@ pub(crate) async fn run(
         }
         (catch_up.fetched, catch_up.is_unsettled) = (0, false);
         catch_up.caught.unreadable.clear();
-        let found = catch_up.round().await?;
-        if found == 0 || (catch_up.fetched < LITTLE && !catch_up.is_unsettled) {
+        catch_up.round().await?;
+        if catch_up.is_enough() {
             return Ok(catch_up.caught);
         }
     }
@@ -146,13 +148,20 @@ pub(crate) async fn run(
 }
 
 impl CatchUp<'_> {
-    /// Compares once, and repairs what differs; gives how many contexts did.
-    async fn round(&mut self) -> Result<usize, CatchUpError> {
+    /// Whether another round is not needed. Whoever claims a slot has nobody to tell it what is still missing: only a
+    /// comparison after which there was nothing to fetch shows that nothing is.
+    fn is_enough(&self) -> bool {
+        let most = if self.mode == Mode::Follow { LITTLE } else { 1 };
+        self.fetched < most && !self.is_unsettled
+    }
+
+    /// Compares once, and repairs what differs.
+    async fn round(&mut self) -> Result<(), CatchUpError> {
         self.shared.counters.comparisons.fetch_add(1, Ordering::Relaxed);
         let ours = self.shared.ledger.digests(self.claims.keys().copied().collect()).await?;
         let (mut drill, effects) = DrillDown::start(ours);
         let mut todo: VecDeque<Effect> = effects.into();
-        let (mut total, mut fetched) = (0, Fetched::default());
+        let mut fetched = Fetched::default();
         loop {
             let mut found = Vec::new();
             let begin = Instant::now();
@@ -169,6 +178,10 @@ impl CatchUp<'_> {
                     }
                     Effect::NotKept(slots) => {
                         limited!(warn, source = %self.source, slots = slots.len(), "the other node does not keep slots it should");
+                        if self.mode != Mode::Follow {
+                            // It promised what it has of them.
+                            self.caught.unreadable.extend(slots);
+                        }
                     }
                     Effect::Found(finding) => found.push(finding),
                     Effect::Done => is_done = true,
@@ -181,12 +194,10 @@ impl CatchUp<'_> {
             let micros = u64::try_from(begin.elapsed().as_micros()).unwrap_or(u64::MAX);
             counters.comparing_us.fetch_add(micros, Ordering::Relaxed);
             counters.differing.fetch_add(found.len() as u64, Ordering::Relaxed);
-            total += found.len();
             self.repair(found, &mut fetched).await?;
             if is_done {
                 // Each context was looked at once: until now nothing had to wait for what was fetched to be written.
-                self.finish(fetched).await?;
-                return Ok(total);
+                return self.finish(fetched).await;
             }
         }
     }
@@ -216,7 +227,8 @@ impl CatchUp<'_> {
         let mut missing = Vec::new();
         let ahead = self.ahead(&found).await?;
         for finding in found {
-            if !self.claims.contains_key(&Slot::of(&finding.context)) {
+            let slot = Slot::of(&finding.context);
+            if !self.claims.contains_key(&slot) {
                 continue;
             }
             let Finding { context, theirs, verdict, .. } = &finding;
@@ -246,6 +258,7 @@ impl CatchUp<'_> {
                     );
                     let (ledger, context) = (self.shared.ledger.clone(), context.clone());
                     blocking(move || ledger.scrub(&context)).await?;
+                    self.caught.unreadable.insert(slot);
                 }
             }
         }

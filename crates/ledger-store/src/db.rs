@@ -320,6 +320,9 @@ fn database(options: &Options, opening: Opening, recovery: Recovery) -> rocksdb:
     db
 }
 
+/// The part of a memtable that its filter takes: 16 bits and more for each row.
+const MEMTABLE_FILTER: f64 = 0.02;
+
 /// Options of one family.
 fn family(name: &str, cache: &Cache, options: &Options) -> rocksdb::Options {
     let mut table = BlockBasedOptions::default();
@@ -341,6 +344,11 @@ fn family(name: &str, cache: &Cache, options: &Options) -> rocksdb::Options {
     family.set_block_based_table_factory(&table);
     family.set_write_buffer_size(options.write_buffer / 2);
     family.set_max_write_buffer_number(3);
+    if matches!(name, families::IDS | families::HEADS) {
+        // Most of what is looked up in these is not there: a new context, an append that is no repetition.
+        family.set_memtable_whole_key_filtering(true);
+        family.set_memtable_prefix_bloom_ratio(MEMTABLE_FILTER);
+    }
     family.set_level_compaction_dynamic_level_bytes(true);
     let compression = match name {
         // Hashes do not compress.

@@ -61,12 +61,16 @@ pub(crate) fn scan(
     let Some(mut cursor) = rows.cursor(families::SLOTS, &(slot.number() + 1).to_be_bytes()) else {
         return Ok(());
     };
+    // The cursor stands behind the buckets that were read: to move it is what costs.
+    let mut next = None;
     for bucket in buckets {
         let prefix = prefix(slot, *bucket);
-        match after {
+        match (next, after) {
+            (Some(next), _) if *bucket < next => continue,
+            (Some(next), None) if *bucket == next => {}
             // The next key in order.
-            Some(after) => cursor.seek([&prefix[..], after.as_str().as_bytes(), &[0]].concat()),
-            None => cursor.seek(prefix),
+            (_, Some(after)) => cursor.seek([&prefix[..], after.as_str().as_bytes(), &[0]].concat()),
+            (_, None) => cursor.seek(prefix),
         }
         while let Some(name) = cursor.key().and_then(|row| row.strip_prefix(&prefix)) {
             match std::str::from_utf8(name) {
@@ -77,6 +81,8 @@ pub(crate) fn scan(
             cursor.next();
         }
         cursor.status().map_err(|error| io_error(&error))?;
+        let Some(row) = cursor.key() else { break };
+        next = row.get(prefix.len() - 1).copied().map(Bucket);
     }
     Ok(())
 }
@@ -170,6 +176,49 @@ mod tests {
         let context = ContextId::new("a").unwrap();
         let (slot, bucket) = (Slot::of(&context).number(), Bucket::of(&context).0);
         assert_eq!(hex::encode(key(&context)), format!("{slot:04x}{bucket:02x}61"));
+    }
+
+    /// Whatever buckets are asked for, after whatever name, and wherever a bucket is left early.
+    #[test]
+    fn a_scan_finds_what_a_look_at_each_name_would() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = testing::open(dir.path());
+        let slot = Slot::of(&context(0));
+        let contexts: BTreeSet<_> =
+            (0..).map(context).filter(|context| Slot::of(context) == slot).take(60).collect();
+        let mut batch = WriteBatch::default();
+        contexts.iter().for_each(|context| put(&db, &mut batch, context).unwrap());
+        db.write(batch).unwrap();
+        let used: BTreeSet<_> = contexts.iter().map(Bucket::of).collect();
+        for step in 1..=5 {
+            let wanted: BTreeSet<_> = (0..=u8::MAX).step_by(step).map(Bucket).collect();
+            for buckets in [&wanted & &used, wanted] {
+                for after in [None, contexts.iter().nth(7 * step)] {
+                    for most in [1, 2, usize::MAX] {
+                        let mut found: BTreeMap<Bucket, Vec<ContextId>> = BTreeMap::new();
+                        scan(&db.snapshot(), slot, &buckets, after, |name| {
+                            let context = ContextId::new(name).unwrap();
+                            let of_bucket = found.entry(Bucket::of(&context)).or_default();
+                            of_bucket.push(context);
+                            of_bucket.len() < most
+                        })
+                        .unwrap();
+                        let mut expected: BTreeMap<Bucket, Vec<ContextId>> = BTreeMap::new();
+                        for context in
+                            contexts.iter().filter(|context| after.is_none_or(|after| *context > after))
+                        {
+                            let bucket = Bucket::of(context);
+                            if buckets.contains(&bucket)
+                                && expected.get(&bucket).is_none_or(|known| known.len() < most)
+                            {
+                                expected.entry(bucket).or_default().push(context.clone());
+                            }
+                        }
+                        assert_eq!(found, expected, "every {step}th bucket, after {after:?}, at most {most}");
+                    }
+                }
+            }
+        }
     }
 
     #[test]

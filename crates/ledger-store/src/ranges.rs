@@ -12,8 +12,11 @@ use crate::{
     read::damaged,
     record,
     replica::push_record,
-    rows::{self, Snapshot},
+    rows::{self, Rows as _, Snapshot},
 };
+
+/// So few entries are looked up one by one, through the cache: many contexts of few entries share a block.
+const FEW: u64 = 8;
 
 /// Entries that follow each other, and where the history stands before and after them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -108,8 +111,7 @@ pub(crate) fn read_at(
     }
     let (mut records, mut end) = (Vec::new(), after);
     let mut failure = None;
-    let (first, beyond) = (place.entry(next(end)), place.entry(Sequence(to.0 + 1)));
-    let read = rows.read_through(families::ENTRIES, &first, &beyond, |row, value| {
+    let visit = |row: &[u8], value: &[u8]| {
         let sequence = next(end);
         if families::sequence_of(row) != Some(sequence) {
             return false;
@@ -132,7 +134,13 @@ pub(crate) fn read_at(
         push_record(&mut records, value);
         end = Size(sequence.0);
         true
-    });
+    };
+    let read = if to.0 - after.0 <= FEW {
+        each(rows, place, after, to, visit)
+    } else {
+        let (first, beyond) = (place.entry(next(after)), place.entry(Sequence(to.0 + 1)));
+        rows.read_through(families::ENTRIES, &first, &beyond, visit)
+    };
     read.map_err(|error| read_error(context, next(end), &error))?;
     if let Some(failure) = failure {
         return Err(failure);
@@ -151,6 +159,23 @@ pub(crate) fn read_at(
         root: *root,
         records: records.into(),
     })
+}
+
+/// Looks up entries one by one, until `visit` returns false or one is missing.
+fn each(
+    rows: &Snapshot<'_>,
+    place: Place,
+    after: Size,
+    to: Size,
+    mut visit: impl FnMut(&[u8], &[u8]) -> bool,
+) -> Result<(), rocksdb::Error> {
+    for sequence in after.0..to.0 {
+        let row = place.entry(next(Size(sequence)));
+        if rows.get(families::ENTRIES, &row, |value| visit(&row, value))? != Some(true) {
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// As [`read`], for another node to put in place. What a load brought comes with the size up to which it belongs together,

@@ -1,7 +1,7 @@
 //! Fetching what is missing: many short contexts with one message and one write, long ones range by range, and what a
 //! load brought whole or not at all.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 
 use ledger_core::{ContextId, Size, digest::Extent, ownership::Claim, slot::Slot};
 use ledger_proto::ledger::v1::{FetchContext, FetchRequest, FetchedRange};
@@ -33,6 +33,8 @@ pub(super) struct Fetched {
     /// Being written, the oldest first.
     writing: VecDeque<Following>,
     load: Option<FetchedLoad>,
+    /// What was asked for and has not come yet: up to which size of each context.
+    wanted: HashMap<ContextId, Size>,
 }
 
 /// What a load brought, as it comes.
@@ -94,7 +96,10 @@ impl CatchUp<'_> {
         });
         let to = Some(wire::to_member(self.source));
         let request = FetchRequest { to, contexts: wanted.collect(), packs: true };
-        let mut ranges = self.client.fetch(request).await?.into_inner();
+        fetched.wanted = contexts.iter().map(|(context, _, to)| (context.clone(), *to)).collect();
+        let ranges = timeout(PATIENCE, self.client.fetch(request)).await;
+        let mut ranges =
+            ranges.map_err(|_| CatchUpError::Peer("no answer in time".to_owned()))??.into_inner();
         loop {
             let message = timeout(PATIENCE, ranges.message()).await;
             let message = message.map_err(|_| CatchUpError::Peer("no range in time".to_owned()))??;
@@ -108,6 +113,9 @@ impl CatchUp<'_> {
         }
         // Whatever of a load is missing is fetched again, whole.
         self.is_unsettled |= fetched.load.take().is_some();
+        // The source leaves out what it cannot read. The next comparison tells.
+        let wanted = std::mem::take(&mut fetched.wanted);
+        self.is_unsettled |= wanted.keys().any(|context| self.claims.contains_key(&Slot::of(context)));
         Ok(())
     }
 
@@ -122,6 +130,9 @@ impl CatchUp<'_> {
             }
             return Err(CatchUpError::Invalid(format!("context {context} was not asked for")));
         };
+        if fetched.wanted.get(&context).is_some_and(|to| range.end() >= *to) {
+            fetched.wanted.remove(&context);
+        }
         let bytes = range.records.len();
         let counters = &self.shared.counters;
         counters.fetched_entries.fetch_add(range.count, Ordering::Relaxed);
