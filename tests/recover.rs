@@ -224,3 +224,43 @@ async fn of_five_nodes_two_are_lost_and_only_slots_that_need_it_go_on_without_th
     }
     cluster.settle();
 }
+
+/// Of some slots all members are lost, and none of those who are left ever knew them: these go on, too, with nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_five_nodes_three_are_lost_and_slots_that_nobody_else_knew_go_on_empty() {
+    const CONTEXTS: usize = 40;
+    let mut cluster = Cluster::start(5, &[]);
+    let before = client(cluster.node(0));
+    for number in 0..CONTEXTS {
+        assert_eq!(append(&before, number, "before").await, Ok(1));
+    }
+    cluster.settle();
+    for lost in [2, 3, 4] {
+        cluster.kill(lost);
+        std::fs::remove_dir_all(cluster.data_dir(lost)).unwrap();
+    }
+    see_dead(&cluster, 3);
+    until("slots of which nobody is left are shown", || {
+        let (code, said, error) = recover(cluster.node(0), &["--json"]);
+        assert_eq!(code, 0, "{error}");
+        let slots = json(&said);
+        // Three of five: one slot in ten had no other members.
+        let of_nobody = slots.iter().filter(|slot| slot["survivors"].as_array().is_some_and(Vec::is_empty));
+        let of_nobody = of_nobody.count();
+        // Seven of ten had at most one.
+        let stuck = slots.last()?["stuck_slots"].as_u64()?;
+        (of_nobody > 50 && (600..900).contains(&stuck)).then_some(())
+    });
+    let (code, said, error) = recover(cluster.node(1), &["--apply", "--reason", "three volumes are gone"]);
+    assert_eq!(code, 0, "{said}{error}");
+    let mut empty = 0;
+    for number in 0..CONTEXTS {
+        let sequence = append(&client(cluster.node(number % 2)), number, "after").await.unwrap();
+        let expected: &[&str] = if sequence == 1 { &["after"] } else { &["before", "after"] };
+        assert_eq!(payloads(&client(cluster.node(0)), number).await, expected);
+        empty += usize::from(sequence == 1);
+    }
+    assert!(empty < CONTEXTS / 2, "what somebody still held is there: {empty} of {CONTEXTS} are empty");
+    cluster.restart(2);
+    cluster.settle();
+}

@@ -269,7 +269,8 @@ pub(crate) struct Snapshot {
 pub(crate) struct Load {
     /// The context to load into
     pub context: String,
-    /// The snapshot; - for standard input. From a file it is loaded again by itself if the owner is lost meanwhile
+    /// The snapshot; - for standard input, which is kept in TMPDIR meanwhile. It is loaded again by itself if the owner is
+    /// lost
     pub file: PathBuf,
     /// Fail if the context has entries
     #[arg(long)]

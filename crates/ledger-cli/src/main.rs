@@ -13,6 +13,7 @@ mod output;
 mod progress;
 mod prove;
 mod read;
+mod spool;
 mod transfer;
 mod trust;
 mod verify;

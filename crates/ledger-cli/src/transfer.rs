@@ -11,6 +11,7 @@ use crate::{
     args,
     output::{self, Output},
     progress, read,
+    spool::Spool,
 };
 
 pub(crate) async fn snapshot(
@@ -89,7 +90,10 @@ pub(crate) async fn load(client: &Client, command: args::Load, output: &Output) 
     let loaded = if command.file.as_os_str() == "-" {
         let bar = progress::bytes(None);
         let progress = |bytes| bar.set_position(bytes);
-        client.load(&context, command.fail_if_exists, &mut tokio::io::stdin(), progress).await?
+        let mut input = Spool::new(tokio::io::stdin());
+        let loaded = client.load_again(&context, command.fail_if_exists, &mut input, progress).await?;
+        bar.finish_and_clear();
+        loaded
     } else {
         let named = || format!("{} cannot be read", command.file.display());
         let mut file = File::open(&command.file).await.with_context(named)?;
@@ -99,7 +103,7 @@ pub(crate) async fn load(client: &Client, command: args::Load, output: &Output) 
             client.load_again(&context, command.fail_if_exists, &mut file, progress).await?
         } else {
             // A pipe.
-            client.load(&context, command.fail_if_exists, &mut file, progress).await?
+            client.load_again(&context, command.fail_if_exists, &mut Spool::new(file), progress).await?
         };
         bar.finish_and_clear();
         loaded

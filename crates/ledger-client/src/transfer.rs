@@ -14,7 +14,7 @@ use tokio::{
     time::Instant,
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Response, Status, transport::Channel};
+use tonic::{Code, Response, Status, transport::Channel};
 
 use crate::{
     Client, ClientError, convert,
@@ -137,7 +137,7 @@ impl Client {
     ) -> Result<Loaded, ClientError> {
         let aim = Aim::owner_of(context);
         let mut attempts = Attempts::new(self.options());
-        let mut long_tries = 0;
+        let (mut long_tries, mut may_be_done) = (0, false);
         loop {
             // Only choosing the node has a deadline: a load may be of any size.
             let target = match attempts.within(self.target(aim, &attempts.left_alone)).await? {
@@ -163,10 +163,16 @@ impl Client {
             };
             let failed = Failed::new(target.address, status);
             self.note(aim, &failed);
-            // After a connection broke the load may have been done, which a repetition would take for somebody
-            // else's; what a node refused was not.
-            let is_unknown = failed.failure == Failure::Broken && fail_if_exists;
-            if source.is_forgotten() || is_unknown {
+            if may_be_done && failed.status.code() == Code::AlreadyExists {
+                return Err(ClientError::AlreadyExists(format!(
+                    "{}. The connection broke after an earlier try of this load, so what is there may be its own: a load that \
+                     need not be the first finds all of it there then, and changes nothing",
+                    failed.status.message()
+                )));
+            }
+            // What a node refused was not done.
+            may_be_done |= failed.failure == Failure::Broken && fail_if_exists;
+            if source.is_forgotten() {
                 return Err(failed.status.into());
             }
             if began.elapsed() > LONG && long_tries < LONG_TRIES && self.options().tries == 0 {

@@ -189,12 +189,13 @@ enum Ended {
 
 impl Observing {
     async fn next(&mut self) -> Result<Option<InterestEvent>, Refusal> {
-        let mut deadline = Instant::now() + PATIENCE;
+        let (mut deadline, mut began) = (Instant::now() + PATIENCE, None);
         loop {
             let next = match &mut self.source {
                 Source::Choosing => match self.choose().await {
                     Ok(source) => {
                         self.source = source;
+                        began = Some(Instant::now());
                         continue;
                     }
                     Err(refusal) => {
@@ -237,7 +238,10 @@ impl Observing {
                 return Err(refusal);
             }
             self.source = Source::Choosing;
-            deadline = Instant::now() + PATIENCE;
+            // One that ends as soon as it begins is not served.
+            if began.is_none_or(|began| began.elapsed() >= PATIENCE) {
+                deadline = Instant::now() + PATIENCE;
+            }
             self.node.again(refusal, true, deadline).await?;
         }
     }

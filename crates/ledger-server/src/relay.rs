@@ -17,7 +17,7 @@ use ledger_proto::{
     ledger::v1::{WatchBatch, WatchRequest, ledger_service_client::LedgerServiceClient},
 };
 use prost::Message as _;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 use tonic::{Code, Status, Streaming, transport::Channel};
 
 use crate::{
@@ -32,6 +32,9 @@ use crate::{
 
 /// How long a watcher waits for a node that shows the slot. Its client watches again, elsewhere maybe.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// The pause after a source said that the context is damaged there, at first and at most.
+const PAUSE: Duration = Duration::from_millis(25);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// Where a watcher starts, and what it is told.
 #[derive(Debug, Clone)]
@@ -58,7 +61,15 @@ pub fn watch<F: Shape<Bytes>>(
     shape: F,
     is_forwarded: bool,
 ) -> BoxStream<'static, Result<Batch<Bytes>, Status>> {
-    let relay = Relay { node: Arc::clone(node), rpc, start, shape, is_forwarded, source: Source::Choosing };
+    let relay = Relay {
+        node: Arc::clone(node),
+        rpc,
+        start,
+        shape,
+        is_forwarded,
+        source: Source::Choosing,
+        failing: Failing::default(),
+    };
     stream::unfold(Some(relay), |relay| async move {
         let mut relay = relay?;
         match relay.next().await {
@@ -76,6 +87,18 @@ struct Relay<F> {
     shape: F,
     is_forwarded: bool,
     source: Source,
+    failing: Failing,
+}
+
+/// What went wrong since a source last delivered something, or held for long.
+#[derive(Debug, Clone, Copy, Default)]
+struct Failing {
+    /// When the watch ends if that goes on.
+    until: Option<Instant>,
+    /// How many sources said that the context is damaged there.
+    damaged: usize,
+    /// When the source of now began.
+    began: Option<Instant>,
 }
 
 enum Source {
@@ -87,12 +110,12 @@ enum Source {
 
 impl<F: Shape<Bytes>> Relay<F> {
     async fn next(&mut self) -> Result<Batch<Bytes>, Status> {
-        let mut deadline = Instant::now() + PATIENCE;
         loop {
             let ended = match &mut self.source {
                 Source::Choosing => match choose(self.choice()).await {
                     Ok(source) => {
                         self.source = source;
+                        self.failing.began = Some(Instant::now());
                         continue;
                     }
                     Err(refusal) => self.node.refuse(self.rpc, refusal),
@@ -130,14 +153,25 @@ impl<F: Shape<Bytes>> Relay<F> {
             // Another node may do what this one cannot; what is wrong with the request is wrong everywhere.
             // One that is damaged here is read elsewhere from now on.
             let may_differ = matches!(ended.code(), Code::Unavailable | Code::DataLoss);
-            if self.is_forwarded || !may_differ || !self.node.news(deadline).await {
+            if self.is_forwarded || !may_differ || !self.may_go_on(ended.code()).await {
                 return Err(ended);
             }
-            if !matches!(self.source, Source::Choosing) {
-                self.source = Source::Choosing;
-                deadline = Instant::now() + PATIENCE;
-            }
+            self.source = Source::Choosing;
         }
+    }
+
+    /// Waits a moment after a source ended; false if none has served the watcher for too long.
+    async fn may_go_on(&mut self, ended: Code) -> bool {
+        if self.failing.began.take().is_some_and(|began| began.elapsed() >= PATIENCE) {
+            self.failing = Failing::default();
+        }
+        let until = *self.failing.until.get_or_insert_with(|| Instant::now() + PATIENCE);
+        if ended == Code::DataLoss {
+            self.failing.damaged += 1;
+            let pause = PAUSE.saturating_mul(1 << self.failing.damaged.min(6)).min(LONGEST_PAUSE);
+            sleep_until(until.min(Instant::now() + pause)).await;
+        }
+        self.node.news(until).await
     }
 
     fn choice(&self) -> Choice<F> {
@@ -147,6 +181,7 @@ impl<F: Shape<Bytes>> Relay<F> {
             start: self.start.clone(),
             shape: self.shape.clone(),
             is_forwarded: self.is_forwarded,
+            damaged: self.failing.damaged,
         }
     }
 
@@ -175,6 +210,7 @@ impl<F: Shape<Bytes>> Relay<F> {
 
     /// Notes how far the watcher has come.
     fn delivered(&mut self, batch: Batch<Bytes>) -> Batch<Bytes> {
+        (self.failing.until, self.failing.damaged) = (None, 0);
         if let Some(newest) = batch.newest {
             self.start.after = self.start.after.max(newest);
             // It was checked where the watcher began.
@@ -195,11 +231,13 @@ struct Choice<F> {
     start: Start,
     shape: F,
     is_forwarded: bool,
+    /// How many sources in a row said that the context is damaged there.
+    damaged: usize,
 }
 
 /// Begins to watch where the slot is shown.
 async fn choose<F: Shape<Bytes>>(choice: Choice<F>) -> Result<Source, Refusal> {
-    let Choice { node, rpc, start, shape, is_forwarded } = choice;
+    let Choice { node, rpc, start, shape, is_forwarded, damaged } = choice;
     let Start { context, key, after, position, bookmark_ms, .. } = start;
     let mut place = node.reads(&context, false, is_forwarded)?;
     if let (Place::Here(_), Some(position)) = (&place, &position) {
@@ -213,6 +251,12 @@ async fn choose<F: Shape<Bytes>>(choice: Choice<F>) -> Result<Source, Refusal> {
                 node.ledger.digests(vec![Slot::of(&context)]).await?;
             }
         }
+    }
+    if damaged > 1 && !is_forwarded {
+        // Neither this node nor the first that was asked can read it: the other replicas in turn.
+        let others = node.other_replicas(Slot::of(&context));
+        let turn = (damaged - 1) % others.len().max(1);
+        place = others.into_iter().nth(turn).map_or(place, Place::replica);
     }
     match place {
         Place::Here(_) => {

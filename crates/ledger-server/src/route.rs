@@ -45,7 +45,7 @@ pub enum Place {
 }
 
 impl Place {
-    fn replica(channel: Channel) -> Self {
+    pub(crate) fn replica(channel: Channel) -> Self {
         Self::There { channel, owner: None }
     }
 }

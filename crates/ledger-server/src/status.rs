@@ -167,6 +167,7 @@ impl From<StoreError> for Refusal {
             StoreError::NotOwner { .. }
             | StoreError::Moving
             | StoreError::NotAcknowledged
+            | StoreError::Restoring { .. }
             | StoreError::NotInStep { .. } => (Code::Unavailable, Some(RETRY_NOT_OWNER)),
             StoreError::NotCopied { .. } => (Code::DeadlineExceeded, None),
             StoreError::NoSuchFork { .. } => (Code::NotFound, None),

@@ -63,6 +63,16 @@ pub enum StoreError {
         /// The entry that has it.
         sequence: Sequence,
     },
+    /// The context is damaged on this node of a cluster, and is being restored from another one: try again.
+    #[error(
+        "context {context} is damaged on this node ({reason}) and is being restored from another one: try again"
+    )]
+    Restoring {
+        /// The context.
+        context: ContextId,
+        /// What does not match.
+        reason: String,
+    },
     /// A load was told to fail if the context has entries, and it has.
     #[error("context {context} has {size} entries already, and fail_if_exists was set")]
     ContextExists {

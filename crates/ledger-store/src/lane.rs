@@ -422,8 +422,10 @@ impl Lane {
         appends.sort_by_key(|append| append.context_hash);
         let mut staged = Staged::new();
         for Queued { reply, tag, append, .. } in appends {
-            let result =
-                self.stage(db, &mut staged, append).inspect_err(|error| self.shared.quarantine.note(error));
+            let result = self.stage(db, &mut staged, append).map_err(|error| {
+                self.shared.quarantine.note(&error);
+                if self.copies.is_some() { self.shared.quarantine.restoring(error) } else { error }
+            });
             match &mut replies[reply] {
                 Reply::One(slot, ..) => *slot = Some(result.and_then(|stored| stored.appended(db, &staged))),
                 Reply::Many(results, ..) => {

@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     sync::atomic::{AtomicUsize, Ordering},
+    time::{Duration, Instant},
 };
 
 use ledger_core::{
@@ -18,7 +19,7 @@ use crate::{Damage, FamilyDamage, StoreError, limited};
 /// The damage known: one item for each context, and one for each family in which there is some that is no context's.
 #[derive(Debug)]
 pub(crate) struct Quarantine {
-    contexts: Mutex<HashMap<ContextId, Damage>>,
+    contexts: Mutex<HashMap<ContextId, Found>>,
     count: AtomicUsize,
     /// Damaged contexts of each slot.
     slots: Box<[AtomicUsize]>,
@@ -27,6 +28,15 @@ pub(crate) struct Quarantine {
     families: Mutex<BTreeMap<&'static str, String>>,
     changed: watch::Sender<usize>,
 }
+
+#[derive(Debug)]
+struct Found {
+    damage: Damage,
+    at: Instant,
+}
+
+/// How long a context that was found to be damaged is likely to be restored from another node in a moment.
+const RESTORED_WITHIN: Duration = Duration::from_secs(60);
 
 impl Default for Quarantine {
     fn default() -> Self {
@@ -48,7 +58,7 @@ impl Quarantine {
         if self.count.load(Ordering::Acquire) == 0 {
             return Ok(());
         }
-        match self.contexts.lock().get(context).cloned() {
+        match self.contexts.lock().get(context).map(|found| found.damage.clone()) {
             None => Ok(()),
             Some(Damage { context, sequence, reason }) => {
                 Err(StoreError::Damaged { context, sequence, reason })
@@ -66,7 +76,8 @@ impl Quarantine {
         if !self.has(slot) {
             return None;
         }
-        self.contexts.lock().values().find(|damage| Slot::of(&damage.context) == slot).cloned()
+        let contexts = self.contexts.lock();
+        contexts.values().map(|found| &found.damage).find(|damage| Slot::of(&damage.context) == slot).cloned()
     }
 
     /// Whether rows of the slot may lie where a damaged block is in the way of reading them.
@@ -81,10 +92,27 @@ impl Quarantine {
         if !contexts.contains_key(context) {
             limited!(error, %context, %sequence, %reason, "a context is damaged and quarantined");
             let damage = Damage { context: context.clone(), sequence: *sequence, reason: reason.clone() };
-            contexts.insert(context.clone(), damage);
+            contexts.insert(context.clone(), Found { damage, at: Instant::now() });
             of(&self.slots, Slot::of(context)).fetch_add(1, Ordering::AcqRel);
             of(&self.scarred, Slot::of(context)).store(1, Ordering::Relaxed);
             self.counted(contexts.len());
+        }
+    }
+
+    /// What an append to a damaged context is answered with where other nodes have copies. One that was not restored in time
+    /// is lost for all that is known.
+    pub(crate) fn restoring(&self, error: StoreError) -> StoreError {
+        match error {
+            StoreError::Damaged { context, reason, .. }
+                if self
+                    .contexts
+                    .lock()
+                    .get(&context)
+                    .is_some_and(|found| found.at.elapsed() < RESTORED_WITHIN) =>
+            {
+                StoreError::Restoring { context, reason }
+            }
+            error => error,
         }
     }
 
@@ -126,7 +154,7 @@ impl Quarantine {
 
     /// All of it.
     pub(crate) fn list(&self) -> Vec<Damage> {
-        self.contexts.lock().values().cloned().collect()
+        self.contexts.lock().values().map(|found| found.damage.clone()).collect()
     }
 
     fn counted(&self, count: usize) {

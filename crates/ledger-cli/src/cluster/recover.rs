@@ -7,6 +7,7 @@ use std::{
 
 use comfy_table::{Table, presets::NOTHING};
 use ledger_client::ClientError;
+use ledger_core::node::MAX_REPLICAS;
 use ledger_proto::ledger::v1::{
     ClusterMember, KnownSlot, RecoverRequest, RecoverResponse, RecoveriesRequest, Recovery, SlotApproval,
 };
@@ -48,8 +49,16 @@ impl Stuck<'_> {
         self.newest.members.iter().chain(&self.newest.before)
     }
 
+    /// Nobody who is left knows its members: they are among the lost, all of them.
+    fn is_unknown(&self) -> bool {
+        self.newest.members.is_empty()
+    }
+
     /// The lost members of it.
-    fn missing(&self, lost: &BTreeSet<Name>) -> BTreeSet<&str> {
+    fn missing<'b>(&'b self, lost: &'b BTreeSet<Name>) -> BTreeSet<&'b str> {
+        if self.is_unknown() {
+            return lost.iter().map(|(node, _)| node.as_str()).collect();
+        }
         let members = self.named().filter(|member| lost.contains(&name(member)));
         members.map(|member| member.node_id.as_str()).collect()
     }
@@ -68,11 +77,18 @@ impl Stuck<'_> {
         let is_all_lost = self.named().all(|member| lost.contains(&name(member)));
         let heir =
             self.seen.iter().max_by_key(|(_, of)| (of.is_confirmed, of.accepted)).map(|(node, _)| *node);
+        let members = if self.is_unknown() {
+            let mut nodes = BTreeSet::new();
+            let of_a_node_each = lost.iter().filter(|(node, _)| nodes.insert(node)).take(MAX_REPLICAS);
+            of_a_node_each.map(|(node_id, storage_id)| member(node_id, storage_id)).collect()
+        } else {
+            self.newest.members.clone()
+        };
         SlotApproval {
             slot: self.newest.slot,
             placed_in: self.newest.placed_in,
             heir: heir.filter(|_| is_all_lost).cloned(),
-            members: self.newest.members.clone(),
+            members,
             before: self.newest.before.clone(),
         }
     }
@@ -91,13 +107,7 @@ pub(super) async fn run(connection: &Connection, command: Recover, output: &Outp
         first.answers.iter().flat_map(|answer| answer.silent.iter().map(name)).collect();
     let lost = chosen(&silent, &command.lost)?;
     let request = RecoverRequest {
-        lost: lost
-            .iter()
-            .map(|(node_id, storage_id)| ClusterMember {
-                node_id: node_id.clone(),
-                storage_id: storage_id.clone(),
-            })
-            .collect(),
+        lost: lost.iter().map(|(node_id, storage_id)| member(node_id, storage_id)).collect(),
         ..RecoverRequest::default()
     };
     let known = if lost.is_empty() { first } else { ask(&mut node, request.clone()).await? };
@@ -113,6 +123,10 @@ pub(super) async fn run(connection: &Connection, command: Recover, output: &Outp
     let slots = stuck.values().map(|stuck| stuck.approval(&lost)).collect();
     let request = RecoverRequest { slots, ..request };
     apply(&mut node, request, command.reason.unwrap_or_default(), output).await
+}
+
+fn member(node_id: &str, storage_id: &str) -> ClusterMember {
+    ClusterMember { node_id: node_id.to_owned(), storage_id: storage_id.to_owned() }
 }
 
 fn name(member: &ClusterMember) -> Name {
@@ -163,10 +177,11 @@ impl Everywhere for Known {
         }
         let stuck = all.into_iter().filter_map(|(slot, seen)| {
             let newest = seen.iter().map(|(_, of)| *of).max_by_key(|of| rank(of))?;
-            // Where a node owns it, that one must say so too: others may know of older members only.
-            let owner = seen.iter().find(|(node, of)| !of.owner.is_empty() && node.node_id == of.owner);
-            let is_owned =
-                seen.iter().any(|(_, of)| !of.owner.is_empty()) && owner.is_none_or(|(_, of)| !of.is_stuck);
+            // Where a node is said to own it, that one must not be stuck itself: it may wait for members that are lost.
+            let is_owned = seen.iter().filter(|(_, of)| !of.owner.is_empty()).any(|(_, says)| {
+                let owner = seen.iter().find(|(node, _)| node.node_id == says.owner);
+                owner.is_none_or(|(_, of)| !of.is_stuck)
+            });
             let is_stuck = seen.iter().any(|(_, of)| rank(of) == rank(newest) && of.is_stuck) && !is_owned;
             is_stuck.then_some((slot, Stuck { newest, seen }))
         });

@@ -9,7 +9,7 @@ use std::{
 use ledger_core::{
     digest::Digest,
     node::{Member, ReplicaSet},
-    ownership::{Placement, SlotRecord},
+    ownership::SlotRecord,
     slot::Slot,
 };
 use ledger_proto::ledger::v1::{
@@ -106,15 +106,22 @@ fn look(shared: &Shared, lost: &BTreeSet<Member>, is_brief: bool) -> Result<Reco
     }
     let routes = Arc::clone(&shared.routes.borrow());
     let slots = records.iter().filter_map(|(slot, record)| {
-        let placement = record.placement.as_ref()?;
         let owner = match routes.get(*slot).map(|route| &route.owner) {
-            Some(RouteTo::Other(node, _)) => node.to_string(),
+            // One that is gone owns nothing, though nobody took its slots yet.
+            Some(RouteTo::Other(node, _)) if view.get(node).is_some_and(|member| member.alive) => {
+                node.to_string()
+            }
             _ => String::new(),
         };
-        // An owner that has so few waits for copies that nobody can make, or is about to see that.
-        let is_stuck = placement.needs_approval(&gone, shared.config.min_copies);
+        let is_stuck = match &record.placement {
+            // An owner that has so few waits for copies that nobody can make, or is about to see that.
+            Some(placement) => placement.needs_approval(&gone, shared.config.min_copies),
+            // It had members, of which nothing is known here. If nobody knows them, all of them are gone.
+            None if record.was_formed => owner.is_empty(),
+            None => return None,
+        };
         let held = held.get(slot).copied().unwrap_or_default();
-        Some(KnownSlot { owner, is_stuck, ..known_slot(*slot, record, placement, held) })
+        Some(KnownSlot { owner, is_stuck, ..known_slot(*slot, record, held) })
     });
     let refused = may_recover(&view, &gone, lost).err();
     Ok(RecoverAnswer {
@@ -125,16 +132,18 @@ fn look(shared: &Shared, lost: &BTreeSet<Member>, is_brief: bool) -> Result<Reco
     })
 }
 
-fn known_slot(slot: Slot, record: &SlotRecord, placement: &Placement, held: (Digest, u64)) -> KnownSlot {
+fn known_slot(slot: Slot, record: &SlotRecord, held: (Digest, u64)) -> KnownSlot {
     let (digest, entries) = held;
     let members = |set: &ReplicaSet| set.members().iter().map(to_member).collect();
+    let placement = record.placement.as_ref();
+    let before = placement.and_then(|placement| placement.before.as_ref());
     KnownSlot {
         slot: slot.number().into(),
-        members: members(&placement.set),
-        before: placement.before.as_ref().map(members).unwrap_or_default(),
-        placed_in: placement.epoch.0,
-        is_confirmed: placement.is_confirmed,
-        is_settled: placement.before.is_none(),
+        members: placement.map(|placement| members(&placement.set)).unwrap_or_default(),
+        before: before.map(members).unwrap_or_default(),
+        placed_in: placement.map_or(0, |placement| placement.epoch.0),
+        is_confirmed: placement.is_some_and(|placement| placement.is_confirmed),
+        is_settled: placement.is_some() && before.is_none(),
         accepted: record.accepted.0,
         promised: record.promised.as_ref().map_or(0, |claim| claim.epoch.0),
         contexts: digest.count(),

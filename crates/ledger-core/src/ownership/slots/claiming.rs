@@ -49,7 +49,7 @@ impl Slots {
         let not_before = state.not_before;
         let is_its_time = self.is_identified || self.first() == Some(slot);
         let state = self.state(slot);
-        let may = state.record.placement.is_some() || (is_forming && is_its_time && !state.is_formed);
+        let may = self.placement(slot).is_some() || (is_forming && is_its_time && !state.is_formed);
         if !may || !self.is_writable || now < not_before || now < self.started + self.settings.settle {
             return;
         }
@@ -59,13 +59,28 @@ impl Slots {
         }
     }
 
+    /// The members that this node knows of. Where nobody who is left knew any, those that an operator named as lost are as good
+    /// for the heir: it goes on without them.
+    fn placement(&self, slot: Slot) -> Option<Placement> {
+        let State { record, is_formed, .. } = self.state(slot);
+        record.placement.clone().or_else(|| {
+            let approval = self.declared.slots.get(&slot).filter(|_| *is_formed)?;
+            (approval.heir.as_ref() == Some(&self.me)).then(|| Placement {
+                epoch: approval.placed_in,
+                set: approval.set.clone(),
+                is_confirmed: true,
+                before: approval.before.clone(),
+            })
+        })
+    }
+
     /// This node's place among those who may claim a slot: 0 is first. `None`: it may not.
     fn turn(&self, now: Millis, slot: Slot) -> Option<usize> {
         let alive = |set: &ReplicaSet| -> Vec<NodeId> {
             let alive = set.members().iter().filter(|member| self.is_alive(member));
             alive.map(|member| member.node.clone()).collect()
         };
-        match &self.state(slot).record.placement {
+        match &self.placement(slot) {
             None => {
                 let first = self.first_members(now, slot)?;
                 self.place_among(slot, first.members().iter().map(|member| member.node.clone()).collect())
@@ -142,9 +157,10 @@ impl Slots {
         let State { record, heard, .. } = self.state(slot);
         let seen =
             self.owners[usize::from(slot.number())].as_ref().map_or(Epoch::default(), |(_, epoch)| *epoch);
-        let highest = record.highest().max(*heard).max(seen).max(LONE).max(self.after_recovery(slot, record));
+        let known = record.highest().max(*heard).max(seen).max(LONE);
+        let highest = known.max(self.after_recovery(slot, record, known));
         let Some(claim) = Claim::above(highest, &self.me) else { return };
-        let recorded = record.placement.clone();
+        let recorded = self.placement(slot);
         let Some(wanted) = recorded
             .as_ref()
             .map(|placement| placement.set.clone())
@@ -171,9 +187,13 @@ impl Slots {
     }
 
     /// What a recovery's epoch comes after: far above all that lost members may have done unseen.
-    fn after_recovery(&self, slot: Slot, record: &SlotRecord) -> Epoch {
+    fn after_recovery(&self, slot: Slot, record: &SlotRecord, highest: Epoch) -> Epoch {
         let known = record.placement.as_ref();
         match self.declared.slots.get(&slot) {
+            // When its members were recorded is not known, but that it had some.
+            Some(_) if known.is_none() && self.state(slot).is_formed => {
+                Epoch::new(highest.counter().saturating_add(recovery::JUMP), u32::MAX)
+            }
             // What else was recorded since is of after it.
             Some(approval)
                 if known.is_none_or(|known| known.epoch < approval.placed_in || approval.is_about(known)) =>
