@@ -194,9 +194,6 @@ grpc_listen = "{{ include "ledger.any" . }}:50051"
 http_listen = "{{ include "ledger.any" . }}:50080"
 {{- if .Values.cluster.enabled }}
 gossip_listen = "{{ include "ledger.any" . }}:50052"
-{{- if include "ledger.hasKeys" . }}
-cluster_key_file = "/etc/ledger/keys/{{ .Values.cluster.keys.secretKey }}"
-{{- end }}
 {{- if .Values.cluster.insecureGossip }}
 insecure_gossip = true
 {{- end }}
@@ -216,10 +213,14 @@ tls_client_ca = "/etc/ledger/tls/ca.crt"
 {{- end }}
 {{- end }}
 
-{{/* How ledgerctl reaches the ledger from a pod: (dict "root" $ "host" name). Its variables are no settings of ledgerd. */}}
+{{/* How ledgerctl reaches the ledger from a pod: (dict "root" $ "host" name). The key's file is a setting of ledgerd, too. */}}
 {{- define "ledger.ctlEnv" -}}
 - name: LEDGER_ENDPOINT
   value: {{ printf "%s://%s" (ternary "https" "http" (eq (include "ledger.hasTls" .root) "yes")) .host | quote }}
+{{- if include "ledger.hasKeys" .root }}
+- name: LEDGER_CLUSTER_KEY_FILE
+  value: /etc/ledger/keys/{{ .root.Values.cluster.keys.secretKey }}
+{{- end }}
 {{- if include "ledger.hasCa" .root }}
 - name: LEDGER_CA
   value: /etc/ledger/tls/ca.crt
@@ -298,10 +299,6 @@ command: [ledgerctl]
 args: {{ .args | toJson }}
 env:
   {{- include "ledger.ctlEnv" (dict "root" .root "host" (printf "%s.%s.%s:%d" (include "ledger.fullname" .root) .root.Release.Namespace (include "ledger.svc" .root) (int .root.Values.service.port))) | nindent 2 }}
-  {{- if include "ledger.hasKeys" .root }}
-  - name: LEDGER_CLUSTER_KEY_FILE
-    value: /etc/ledger/keys/{{ .root.Values.cluster.keys.secretKey }}
-  {{- end }}
   # What is trusted on first use is kept there, for the steps after.
   - name: XDG_STATE_HOME
     value: /work

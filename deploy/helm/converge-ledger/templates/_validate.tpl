@@ -36,7 +36,7 @@
   {{- if and $v.cluster.insecureGossip $v.cluster.keys.existingSecret -}}
   {{- fail "cluster.insecureGossip and cluster.keys.existingSecret are both set: gossip is sealed if there are keys, so leave one of them out" -}}
   {{- end -}}
-  {{- if hasKey $v.config "accept_lost_writes" -}}
+  {{- if and (hasKey $v.config "accept_lost_writes") (gt $copies 1) -}}
   {{- fail "config.accept_lost_writes is for a node by itself: a member of a cluster with less than it promised joins as a new one, see docs/kubernetes.md" -}}
   {{- end -}}
   {{- if and $v.cluster.firstNodes (ne (len $v.cluster.firstNodes) $copies) -}}
@@ -106,7 +106,7 @@
 {{- fail (printf "terminationGracePeriodSeconds is %d, and config.leave_on_shutdown is true with %d seconds of leave_grace and %d of shutdown_grace: a node would be killed while it leaves" $grace $leave $shutdown) -}}
 {{- end -}}
 
-{{- $set := list "LEDGER_CONFIG" "LEDGER_NODE_ID" "LEDGER_GOSSIP_ADVERTISE" "LEDGER_GRPC_ADVERTISE" "LEDGER_SEEDS" "LEDGER_ZONE" "LEDGER_ENDPOINT" "LEDGER_CA" "LEDGER_CERT" "LEDGER_KEY" "POD_NAME" "POD_NAMESPACE" "POD_IP" "SSL_CERT_FILE" -}}
+{{- $set := list "LEDGER_CONFIG" "LEDGER_NODE_ID" "LEDGER_GOSSIP_ADVERTISE" "LEDGER_GRPC_ADVERTISE" "LEDGER_SEEDS" "LEDGER_ZONE" "LEDGER_CLUSTER_KEY_FILE" "LEDGER_ENDPOINT" "LEDGER_CA" "LEDGER_CERT" "LEDGER_KEY" "POD_NAME" "POD_NAMESPACE" "POD_IP" "SSL_CERT_FILE" -}}
 {{- range $v.extraEnv -}}
   {{- if has .name $set -}}{{- fail (printf "extraEnv has %s, which is the chart's to set" .name) -}}{{- end -}}
 {{- end -}}
