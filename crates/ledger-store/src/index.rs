@@ -187,7 +187,9 @@ mod tests {
         let contexts: BTreeSet<_> =
             (0..).map(context).filter(|context| Slot::of(context) == slot).take(60).collect();
         let mut batch = WriteBatch::default();
-        contexts.iter().for_each(|context| put(&db, &mut batch, context).unwrap());
+        for context in &contexts {
+            put(&db, &mut batch, context).unwrap();
+        }
         db.write(batch).unwrap();
         let used: BTreeSet<_> = contexts.iter().map(Bucket::of).collect();
         for step in 1..=5 {

@@ -36,7 +36,7 @@ struct Found {
 }
 
 /// How long a context that was found to be damaged is likely to be restored from another node in a moment.
-const RESTORED_WITHIN: Duration = Duration::from_secs(60);
+const RESTORED_WITHIN: Duration = Duration::from_mins(1);
 
 impl Default for Quarantine {
     fn default() -> Self {
