@@ -20,7 +20,7 @@ use ledger_proto::{
     context::v1::{AppendRequest, GetRequest, context_service_client::ContextServiceClient},
     ledger::v1::{SnapshotChunk, WatchRequest, ledger_service_client::LedgerServiceClient},
 };
-use ledger_tests::{Node, until_async};
+use ledger_tests::{Node, node, until_async};
 use prost::Message as _;
 use tempfile::TempDir;
 use tonic::{Code, body::Body, transport::Channel};
@@ -54,7 +54,7 @@ impl Small {
         let measured = Arc::downgrade(&peak);
         std::thread::spawn(move || {
             while let Some(peak) = measured.upgrade() {
-                peak.fetch_max(resident(pid), Ordering::Relaxed);
+                peak.fetch_max(node::resident(pid), Ordering::Relaxed);
                 std::thread::sleep(Duration::from_millis(20));
             }
         });
@@ -113,13 +113,6 @@ impl Small {
             client.append(request).await.unwrap();
         }
     }
-}
-
-/// Bytes of memory that a process takes.
-fn resident(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    line.map_or(0, |line| line.trim().trim_end_matches(" kB").trim().parse::<u64>().unwrap() << 10)
 }
 
 /// A request's body: these bytes, and the end or nothing more.

@@ -47,6 +47,13 @@ pub fn ledgerd() -> Command {
     clean(Command::new(binary("ledgerd")))
 }
 
+/// Bytes of memory that a process takes.
+pub fn resident(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    line.map_or(0, |line| line.trim().trim_end_matches(" kB").trim().parse::<u64>().unwrap_or_default() << 10)
+}
+
 /// `ledgerctl` with a clean environment.
 pub fn ledgerctl() -> Command {
     clean(Command::new(binary("ledgerctl")))

@@ -14,9 +14,10 @@
 //! | [`operators`] | the door that operators' calls come through, with the same proof |
 //! | here | the side that is called |
 
-use std::{convert::Infallible, pin::Pin, sync::Arc, task::Poll};
+use std::{convert::Infallible, pin::Pin, sync::Arc, task::Poll, time::Duration};
 
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, request::Parts};
 use http_body_util::{BodyExt as _, Full, Limited};
 use ledger_core::{
     call_proof::{Nonce, Proof, greeting},
@@ -25,7 +26,7 @@ use ledger_core::{
 use ledger_proto::ledger::v1::{GreetRequest, GreetResponse};
 use ledger_store::limited;
 use parking_lot::RwLock;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::timeout};
 use tonic::{
     Status,
     body::Body,
@@ -60,6 +61,10 @@ const GREET: &str = "Greet";
 const STREAMS: [&str; 1] = ["Replicate"];
 /// Most bytes of a request that is no stream.
 const MAX_BODY: usize = 16 << 20;
+/// Most bytes of a greeting: two members and a nonce.
+const MAX_GREETING: usize = 4 << 10;
+/// How long a request that is no stream may take to come.
+const RECEIVED: Duration = Duration::from_secs(10);
 
 /// What a node says of itself to others, and by what it knows them.
 #[derive(Debug)]
@@ -260,7 +265,9 @@ async fn pass(shared: &Shared, mut request: Request<Body>) -> Result<Request<Bod
     request.headers_mut().remove(CALLER);
     let method = method(request.uri().path()).to_owned();
     if method == GREET {
-        return Ok(request);
+        // Anybody may, so it is read before the service decodes it.
+        let (parts, bytes) = read(request, MAX_GREETING).await?;
+        return Ok(Request::from_parts(parts, Body::new(Full::new(bytes))));
     }
     let (caller, body) = match shared.credentials.admit(request.headers(), &method) {
         Ok(proof) => {
@@ -288,13 +295,19 @@ async fn pass(shared: &Shared, mut request: Request<Body>) -> Result<Request<Bod
 
 /// A request that was read as a whole; `None`: it is not what was proven.
 async fn whole(request: Request<Body>, expected: [u8; 32]) -> Result<Option<Request<Body>>, Status> {
-    let (parts, body) = request.into_parts();
-    let read = Limited::new(body, MAX_BODY).collect().await;
-    let read =
-        read.map_err(|error| Status::invalid_argument(format!("the request cannot be read: {error}")))?;
-    let bytes = read.to_bytes();
+    let (parts, bytes) = read(request, MAX_BODY).await?;
     let is_proven = blake3::hash(&bytes) == expected;
     Ok(is_proven.then(|| Request::from_parts(parts, Body::new(Full::new(bytes)))))
+}
+
+/// Reads a request of at most so many bytes, while that does not take too long.
+async fn read(request: Request<Body>, most: usize) -> Result<(Parts, Bytes), Status> {
+    let (parts, body) = request.into_parts();
+    let read = timeout(RECEIVED, Limited::new(body, most).collect()).await;
+    let read = read.map_err(|_| Status::deadline_exceeded("the request did not come in time"))?;
+    let read =
+        read.map_err(|error| Status::invalid_argument(format!("the request cannot be read: {error}")))?;
+    Ok((parts, read.to_bytes()))
 }
 
 /// Who calls without a session. Nodes of before did; they are let in as long as gossip shows that they are such, so that what

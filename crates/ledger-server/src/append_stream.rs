@@ -21,13 +21,13 @@ use std::{
 
 use bytes::Bytes;
 use futures::{Stream, stream};
-use ledger_core::{ContextId, Entry, Position, limits::MAX_METADATA_PAIRS, node::NodeId};
+use ledger_core::{ContextId, Position, limits::MAX_METADATA_PAIRS, node::NodeId};
 use ledger_proto::{
     ledger::v1::{AppendItem, AppendResult, AppendResults, ContextPosition},
     wire::ledger::v1::AppendBatch,
 };
 use ledger_store::{
-    Append, BatchResults, StoreError, Terms,
+    Append, BatchResults, Receipt, StoreError, Terms,
     budget::{Permit, Share},
 };
 use prost::Message as _;
@@ -346,7 +346,7 @@ impl Answers {
         let hashes: Vec<u8> = batch
             .results
             .iter()
-            .flat_map(|result| result.result.as_ref().map_or([0; 32], |(entry, _)| entry.content_hash.0))
+            .flat_map(|result| result.result.as_ref().map_or([0; 32], |stored| stored.content_hash.0))
             .collect();
         let hashes = Bytes::from(hashes);
         let (mut entries, mut payload) = (0, 0);
@@ -357,10 +357,10 @@ impl Answers {
             let finished = |chunk: &Chunk| metrics.append_chunk_seconds.record(chunk.started.elapsed());
             let Some(tag) = chunks.answer(result.tag, finished) else { continue };
             message.results.push(match result.result {
-                Ok((entry, repeated)) => {
+                Ok(stored) => {
                     entries += 1;
-                    payload += entry.payload.len() as u64;
-                    succeeded(tag, &entry, repeated, hashes.slice(index * 32..(index + 1) * 32))
+                    payload += stored.payload_bytes as u64;
+                    succeeded(tag, &stored, hashes.slice(index * 32..(index + 1) * 32))
                 }
                 Err(error) => self.failed(tag, error),
             });
@@ -387,17 +387,17 @@ impl Answers {
     }
 }
 
-fn succeeded(tag: u64, entry: &Entry, repeated_id: bool, content_hash: Bytes) -> AppendResult {
+fn succeeded(tag: u64, stored: &Receipt, content_hash: Bytes) -> AppendResult {
     AppendResult {
         tag,
         error: None,
-        sequence: entry.sequence.0,
-        lamport_clock: entry.lamport.0,
-        appended_at_ns: entry.appended_at_ns,
-        entry_id: entry.id.with_text(str::to_owned),
+        sequence: stored.sequence.0,
+        lamport_clock: stored.lamport.0,
+        appended_at_ns: stored.appended_at_ns,
+        entry_id: stored.id.with_text(str::to_owned),
         content_hash,
-        epoch: entry.epoch.0,
-        repeated_id,
+        epoch: stored.epoch.0,
+        repeated_id: stored.is_repeated,
     }
 }
 

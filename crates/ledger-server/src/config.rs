@@ -501,6 +501,7 @@ impl Config {
                 Suite::Sha256 => HashSuite::Sha256,
             },
             max_entry: self.max_entry.get(),
+            max_legacy: memory::largest_legacy(self.memory),
             max_lamport_ahead: self.max_lamport_ahead,
             lanes: self.lanes,
             block_cache: self.block_cache.get(),

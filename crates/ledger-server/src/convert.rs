@@ -56,6 +56,7 @@ pub fn weight(request: &AppendRequest) -> usize {
 pub struct Names {
     numbers: HashMap<Box<str>, usize>,
     named: Vec<Named>,
+    bytes: usize,
 }
 
 /// A context that a stream has used.
@@ -79,10 +80,12 @@ impl Names {
 
     fn add(&mut self, text: &str) -> Result<usize, Refusal> {
         let context = ContextId::new(text)?;
-        if self.named.len() >= limits::NAMES_PER_STREAM {
-            self.numbers.clear();
-            self.named.clear();
+        // Twice, and what keeps them.
+        let bytes = 2 * text.len() + 128;
+        if self.named.len() >= limits::NAMES_PER_STREAM || self.bytes + bytes > limits::NAMES_BYTES {
+            *self = Self::default();
         }
+        self.bytes += bytes;
         let number = self.named.len();
         self.numbers.insert(text.into(), number);
         self.named.push(Named { context, seen: Seen::default() });
@@ -315,5 +318,11 @@ mod tests {
         }
         assert!(names.named.len() <= limits::NAMES_PER_STREAM);
         assert_eq!(names.named.len(), names.numbers.len());
+        // Whatever they are: a stream that uses many long ones takes no more memory for it.
+        for n in 0..limits::NAMES_PER_STREAM {
+            names.get(&format!("{n:0>1000}")).unwrap();
+            let bytes = names.named.iter().map(|named| 2 * named.context.as_str().len()).sum::<usize>();
+            assert!(bytes <= limits::NAMES_BYTES, "{bytes} bytes of names");
+        }
     }
 }

@@ -48,6 +48,8 @@ pub const RESULTS_PER_MESSAGE: usize = 1024;
 pub const RESULTS_BYTES: usize = 2 << 20;
 /// Names of contexts remembered by one Append stream.
 pub const NAMES_PER_STREAM: usize = 4096;
+/// And so many bytes, with what keeps them.
+pub const NAMES_BYTES: usize = 256 << 10;
 
 /// Entries of a page of a Get stream.
 pub const PAGE_ENTRIES: usize = 2048;

@@ -80,6 +80,11 @@ impl Plan {
     }
 }
 
+/// The largest snapshot of the predecessor that is taken: it is held whole, as it comes and decompressed, one at a time.
+pub fn largest_legacy(memory: ByteSize) -> usize {
+    (memory.get() / 8).clamp(16 << 20, 1 << 30)
+}
+
 /// The memory that the node may take unless it is told: half of what its control group allows, or of the machine's. What
 /// allocators keep, and what RocksDB takes for work in the background, comes on top of it.
 pub fn default_size() -> ByteSize {

@@ -13,12 +13,13 @@ use std::{
     io,
     net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
+    pin::pin,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use ed25519_dalek::SigningKey;
-use futures::StreamExt as _;
+use futures::{FutureExt as _, StreamExt as _};
 use ledger_cluster::{
     Cluster, JoinError, Renewed,
     door::operators::OperatorsDoor,
@@ -70,6 +71,8 @@ use crate::{
 const UPKEEP: Duration = Duration::from_secs(5);
 /// How long health watchers may still read that the node stops.
 const FAREWELL: Duration = Duration::from_millis(100);
+/// How long closing the store may take: it writes what is in memory to table files.
+const CLOSED: Duration = Duration::from_mins(2);
 /// The services whose health is reported; the empty name stands for the node.
 const SERVICES: [&str; 5] = ["", CONTEXT, LEDGER, INTEGRITY, CLUSTER];
 
@@ -304,8 +307,10 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
             None => std::future::pending().await,
         }
     };
+    // Heard to the end, however the end begins: the second signal ends the process at once.
+    let mut shutdown = pin!(shutdown.fuse());
     let failure = tokio::select! {
-        () = shutdown => None,
+        () = &mut shutdown => None,
         () = left => None,
         failure = server.failed() => Some(failure),
     };
@@ -317,14 +322,24 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
             failure = server.failed() => (Some(failure), Ok(())),
         }
     };
-    server.shutdown().await?;
+    let mut ending = pin!(server.shutdown());
+    loop {
+        tokio::select! {
+            ended = &mut ending => break ended?,
+            () = &mut shutdown => {}
+        }
+    }
     failure.map_or(Ok(()), |failure| Err(failure.into())).and_then(|()| Ok(left?))
 }
 
 /// Closes the store. The process ends after that: its threads must not outlive what they work with.
 async fn close(ledger: Ledger) -> Result<(), StoreError> {
-    let closed = tokio::task::spawn_blocking(move || ledger.close()).await;
-    closed.unwrap_or_else(|error| Err(StoreError::Io(error.to_string())))
+    let closed = tokio::task::spawn_blocking(move || ledger.close());
+    match tokio::time::timeout(CLOSED, closed).await {
+        Ok(closed) => closed.unwrap_or_else(|error| Err(StoreError::Io(error.to_string()))),
+        // A disk that hangs. What was acknowledged is in the log.
+        Err(_) => Err(StoreError::Io("the store did not close in time: the disk does not answer".to_owned())),
+    }
 }
 
 /// Serves until SIGTERM or SIGINT, and ends the process. A second signal ends it at once.

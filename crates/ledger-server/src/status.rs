@@ -169,6 +169,7 @@ impl From<StoreError> for Refusal {
             | StoreError::NotAcknowledged
             | StoreError::Restoring { .. }
             | StoreError::NotInStep { .. } => (Code::Unavailable, Some(RETRY_NOT_OWNER)),
+            StoreError::OneAtATime => (Code::ResourceExhausted, Some(RETRY_NOT_OWNER)),
             StoreError::NotCopied { .. } => (Code::DeadlineExceeded, None),
             StoreError::NoSuchFork { .. } => (Code::NotFound, None),
             StoreError::Ask(_) => (Code::InvalidArgument, None),

@@ -588,7 +588,7 @@ impl Waiting {
                 let mut parts: Vec<(Slot, Vec<BatchResult>)> = Vec::new();
                 let mut last: Option<(ContextId, usize)> = None;
                 for result in results {
-                    let Ok((entry, _)) = &result.result else {
+                    let Ok(entry) = &result.result else {
                         refused.push(result);
                         continue;
                     };
@@ -626,7 +626,7 @@ fn newest(positions: &Positions<'_>, results: &[BatchResult]) -> Vec<(ContextId,
     let mut seen = HashSet::<&ContextId, RandomState>::default();
     let stored = results.iter().filter_map(|result| result.result.as_ref().ok());
     stored
-        .map(|(entry, _)| &entry.context_id)
+        .map(|entry| &entry.context_id)
         .filter(|context| seen.insert(context))
         .filter_map(|context| Some((context.clone(), *positions.get(context)?)))
         .collect()

@@ -73,6 +73,11 @@ pub enum StoreError {
         /// What does not match.
         reason: String,
     },
+    /// Another snapshot of the predecessor is being loaded: they are held whole, so that it is one at a time.
+    #[error(
+        "another snapshot of the predecessor is being loaded, and they are taken one at a time: try again"
+    )]
+    OneAtATime,
     /// A load was told to fail if the context has entries, and it has.
     #[error("context {context} has {size} entries already, and fail_if_exists was set")]
     ContextExists {

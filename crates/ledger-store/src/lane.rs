@@ -25,7 +25,7 @@ use rocksdb::WriteBatch;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
-    Append, Appended, BatchResult, BatchResults, Durability, LeftHistory, StoreError, Terms,
+    Append, Appended, BatchResult, BatchResults, Durability, LeftHistory, Receipt, StoreError, Terms,
     commit::{Asked, Installed, Origin, Staged, TakenReply, Touched, Waiting, Written},
     copies::Copies,
     database::Database,
@@ -429,7 +429,7 @@ impl Lane {
             match &mut replies[reply] {
                 Reply::One(slot, ..) => *slot = Some(result.and_then(|stored| stored.appended(db, &staged))),
                 Reply::Many(results, ..) => {
-                    let result = result.map(|stored| (stored.entry, stored.earlier.is_some()));
+                    let result = result.map(|stored| Receipt::of(stored.entry, stored.earlier.is_some()));
                     results.push(BatchResult { tag, result });
                 }
             }

@@ -1,6 +1,9 @@
 //! Loading a snapshot: verified while it is staged, then installed at once.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 use ledger_core::{
     ContextId, Entry, EntryId, HashSuite, Lineage,
@@ -17,9 +20,6 @@ mod staged;
 
 use staged::Staging;
 
-/// The largest blob of the predecessor that is taken, bytes: its format is not read in pieces.
-const MAX_LEGACY: usize = 1 << 30;
-
 /// A load in progress: nothing is visible until [`Load::finish`] returns. Dropping it undoes it.
 #[derive(Debug)]
 pub struct Load {
@@ -33,7 +33,7 @@ pub struct Load {
 enum Source {
     Unknown(Vec<u8>),
     Native(Box<Decoder>, Option<Box<Staging>>),
-    Legacy(Vec<u8>),
+    Legacy(Vec<u8>, LegacyTurn),
 }
 
 impl std::fmt::Debug for Source {
@@ -41,7 +41,7 @@ impl std::fmt::Debug for Source {
         f.write_str(match self {
             Self::Unknown(_) => "Unknown",
             Self::Native(..) => "Native",
-            Self::Legacy(_) => "Legacy",
+            Self::Legacy(..) => "Legacy",
         })
     }
 }
@@ -67,14 +67,8 @@ impl Load {
                 }
                 Ok(())
             }
-            Source::Legacy(blob) => {
-                if blob.len() + chunk.len() > MAX_LEGACY {
-                    return Err(snapshot_limit(
-                        "the blob",
-                        (blob.len() + chunk.len()) as u64,
-                        MAX_LEGACY as u64,
-                    ));
-                }
+            Source::Legacy(blob, _) => {
+                check_legacy(&self.inner, blob.len() + chunk.len())?;
                 blob.extend_from_slice(chunk);
                 Ok(())
             }
@@ -93,7 +87,7 @@ impl Load {
                 decoder.finish()?;
                 staging
             }
-            Source::Legacy(blob) => Some(Box::new(self.stage_legacy(&blob)?)),
+            Source::Legacy(blob, _turn) => Some(Box::new(self.stage_legacy(&blob)?)),
             Source::Unknown(_) => None,
         };
         match staging {
@@ -116,7 +110,9 @@ impl Load {
         let Source::Unknown(start) = &mut self.source else { return Ok(()) };
         let start = std::mem::take(start);
         if legacy::is_legacy(&start) {
-            self.source = Source::Legacy(start);
+            check_legacy(&self.inner, start.len())?;
+            let turn = LegacyTurn::take(&self.inner.shared.legacy).ok_or(StoreError::OneAtATime)?;
+            self.source = Source::Legacy(start, turn);
             return Ok(());
         }
         let max_payload = self.inner.shared.options.max_loaded_payload();
@@ -154,8 +150,9 @@ impl Load {
 
     fn stage_legacy(&self, blob: &[u8]) -> Result<Staging, StoreError> {
         let max_payload = self.inner.shared.options.max_loaded_payload();
-        let found =
-            legacy::Snapshot::decode(blob, legacy::Limits { max_payload, ..legacy::Limits::default() })?;
+        let max_uncompressed = self.inner.shared.options.max_legacy;
+        let limits = legacy::Limits { max_payload, max_uncompressed, ..legacy::Limits::default() };
+        let found = legacy::Snapshot::decode(blob, limits)?;
         found.verify()?;
         let same_context = found.context_id == self.context;
         let origin = Origin { lineage: None, created_at_ns: None, suite: None, same_context };
@@ -171,6 +168,27 @@ impl Load {
         }
         Ok(staging)
     }
+}
+
+/// The turn of a snapshot of the predecessor, which is held whole: one at a time.
+#[derive(Debug)]
+struct LegacyTurn(Arc<AtomicBool>);
+
+impl LegacyTurn {
+    fn take(is_taken: &Arc<AtomicBool>) -> Option<Self> {
+        (!is_taken.swap(true, Ordering::AcqRel)).then(|| Self(Arc::clone(is_taken)))
+    }
+}
+
+impl Drop for LegacyTurn {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
+}
+
+fn check_legacy(inner: &Inner, len: usize) -> Result<(), StoreError> {
+    let max = inner.shared.options.max_legacy;
+    if len > max { Err(snapshot_limit("the blob", len as u64, max as u64)) } else { Ok(()) }
 }
 
 fn snapshot_limit(what: &'static str, value: u64, max: u64) -> StoreError {

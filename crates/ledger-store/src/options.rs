@@ -28,6 +28,9 @@ pub struct Options {
     pub suite: HashSuite,
     /// Largest entry accepted, bytes as it is encoded in a message of the contract.
     pub max_entry: usize,
+    /// Largest snapshot of the predecessor that is taken, bytes, as it comes and decompressed: its format cannot be read in
+    /// pieces, so that it is held whole, both ways.
+    pub max_legacy: usize,
     /// How far above a context's own Lamport time the time received with an append may be.
     pub max_lamport_ahead: u64,
     /// Writer threads; each context belongs to one. 0: one per CPU, at most 4.
@@ -70,6 +73,7 @@ impl Default for Options {
             durability: Durability::Always,
             suite: HashSuite::Blake3,
             max_entry: DEFAULT_MAX_ENTRY,
+            max_legacy: 1 << 30,
             max_lamport_ahead: DEFAULT_MAX_LAMPORT_AHEAD,
             lanes: 0,
             block_cache: 128 << 20,

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeSet,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -32,6 +32,8 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) options: Options,
+    /// A snapshot of the predecessor is being loaded.
+    pub(crate) legacy: Arc<AtomicBool>,
     pub(crate) meta: Meta,
     pub(crate) numbers: Numbers,
     pub(crate) tails: Arc<Tails>,
@@ -93,6 +95,7 @@ impl Shared {
             cluster: watch::Sender::default(),
             copies: OnceLock::new(),
             options,
+            legacy: Arc::default(),
             meta,
             numbers,
             tails: Tails::new(),

@@ -69,8 +69,51 @@ pub struct Appended {
 pub struct BatchResult {
     /// The caller's tag.
     pub tag: u64,
-    /// The entry as stored, and whether its id was known with the same content.
-    pub result: Result<(Entry, bool), StoreError>,
+    /// What was stored.
+    pub result: Result<Receipt, StoreError>,
+}
+
+/// What was stored of an append, without its content: it may wait for long until somebody takes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Receipt {
+    /// The context.
+    pub context_id: ContextId,
+    /// Its sequence.
+    pub sequence: Sequence,
+    /// Its identity.
+    pub id: EntryId,
+    /// Its Lamport time.
+    pub lamport: LamportClock,
+    /// Wall-clock time of the append, nanoseconds since the Unix epoch.
+    pub appended_at_ns: u64,
+    /// Its hash.
+    pub content_hash: Hash,
+    /// In which epoch it was written.
+    pub epoch: Epoch,
+    /// Bytes of its payload.
+    pub payload_bytes: usize,
+    /// Its id was known with the same content.
+    pub is_repeated: bool,
+}
+
+impl Receipt {
+    /// Of an entry.
+    pub(crate) fn of(entry: Entry, is_repeated: bool) -> Self {
+        let Entry { context_id, sequence, id, lamport, appended_at_ns, content_hash, epoch, payload, .. } =
+            entry;
+        let payload_bytes = payload.len();
+        Self {
+            context_id,
+            sequence,
+            id,
+            lamport,
+            appended_at_ns,
+            content_hash,
+            epoch,
+            payload_bytes,
+            is_repeated,
+        }
+    }
 }
 
 /// Results of one group commit, in the order of the appends of each context.

@@ -2,7 +2,7 @@
 
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "each test uses a part of it")]
 
-use ledger_store::{Append, ContextId, Draft, Entry, Hash, Key, Ledger, Options};
+use ledger_store::{Append, ContextId, Draft, Entry, Filter, Hash, Key, Ledger, Options, Sequence};
 
 pub fn context(name: &str) -> ContextId {
     ContextId::new(name).unwrap()
@@ -38,12 +38,15 @@ pub fn append_many(ledger: &Ledger, context: &ContextId, count: usize, all: &mut
     });
     futures::executor::block_on(ledger.submit(appends.collect(), ledger_store::Terms::default(), results))
         .unwrap();
+    let mut stored = first as u64;
     while let Some(message) = received.blocking_recv() {
         for result in message.results {
-            assert_eq!(result.tag, all.len() as u64);
-            all.push(result.result.unwrap().0);
+            assert_eq!(result.tag, stored);
+            stored = result.result.unwrap().sequence.0;
         }
     }
+    let new = Filter { after: Sequence(first as u64), ..Filter::default() };
+    all.extend(ledger.get(context, &new).unwrap().entries);
     assert_eq!(all.len(), first + count);
 }
 
