@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 
 use ledger_core::{
-    ContextId, Sequence,
+    ContextId,
     compare::{Answer, Ask, Listed, MAX_PAGE, Page, Prefixes, Roots},
     digest::{Bucket, ContextSummary},
     slot::Slot,
@@ -18,9 +18,7 @@ use crate::{
     digests::Digests,
     families, index, limited, prove,
     quarantine::Quarantine,
-    read::damaged,
     rows::{self, Rows, Snapshot},
-    stable::Row,
 };
 
 /// Answers a question about the slots that this node `keeps`.
@@ -139,8 +137,8 @@ fn listed(
     quarantine: &Quarantine,
     context: ContextId,
 ) -> Result<Option<Listed>, StoreError> {
-    let missing = || damaged(&context, Sequence(0), "its head is missing");
-    let head = rows::head(rows, &context).and_then(|row| row.ok_or_else(missing));
+    // At another moment than the index, if that is damaged.
+    let head = rows::head(rows, &context).and_then(|row| row.ok_or_else(|| rows::lost_head(&context)));
     Ok(match readable(quarantine, &context, head)? {
         None => Some(Listed::Unreadable(context)),
         Some((_, head)) if head.size().0 == 0 => None,
@@ -157,19 +155,10 @@ fn listed(
 fn roots(rows: &impl Rows, quarantine: &Quarantine, asked: &Prefixes) -> Result<Roots, StoreError> {
     let Prefixes { context, sizes } = asked;
     let read = || {
-        let Some((place, head)) = known_head(rows, context)? else { return Ok(Roots::Absent) };
+        let Some((place, head)) = rows::head(rows, context)? else { return Ok(Roots::Absent) };
         prove::roots_at(rows, context, place, &head, sizes).map(Roots::At)
     };
     Ok(readable(quarantine, context, read())?.unwrap_or(Roots::Unreadable))
-}
-
-/// A context's head. One that is missing though the index has the context is lost, and no proof that there is none.
-fn known_head(rows: &impl Rows, context: &ContextId) -> Result<Row, StoreError> {
-    let row = rows::head(rows, context)?;
-    if row.is_none() && index::has(rows, context)? {
-        return Err(damaged(context, Sequence(0), "its head is missing"));
-    }
-    Ok(row)
 }
 
 /// `None` of a context that cannot be read, now or as it was found before: it goes into quarantine, and does not keep

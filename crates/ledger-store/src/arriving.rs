@@ -130,7 +130,7 @@ impl Ledger {
             return Err(StoreError::Io(format!("{MOST} loads of other nodes are staged here: too many")));
         }
         let db = inner.database.get()?;
-        let row = read_head(&db, context)?.filter(|(_, head)| head.size().0 > 0);
+        let row = inner.noted(read_head(&db, context))?.filter(|(_, head)| head.size().0 > 0);
         let empty = Head::new(announced.suite, announced.lineage, announced.created_at_ns);
         let here = row.as_ref().map_or_else(|| empty.extent(), |(_, head)| head.extent());
         if !same(&here, &announced.after) {

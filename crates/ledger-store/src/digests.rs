@@ -1,7 +1,11 @@
 //! What every slot holds, as digests, kept up to date with every commit.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    hash::BuildHasher as _,
+};
 
+use foldhash::fast::FixedState;
 use ledger_core::{
     ContextId, Head, Sequence,
     digest::{Bucket, Digest, Extent, SlotDigest},
@@ -118,6 +122,7 @@ fn read_all(
     slots: impl Fn(Slot) -> bool,
 ) -> Result<Vec<SlotDigest>, StoreError> {
     let mut fresh: Vec<SlotDigest> = (0..SLOTS).map(|_| SlotDigest::default()).collect();
+    let mut names = Names::new();
     db.scan(families::HEADS, &[], &[0xff], false, |key, value| {
         let name = std::str::from_utf8(key).ok().and_then(|name| ContextId::new(name).ok());
         let Some(context) = name else {
@@ -128,6 +133,7 @@ fn read_all(
         if !slots(slot) {
             return true;
         }
+        names.count(slot, context.as_str());
         match record::decode_head(value) {
             Ok((_, head)) => {
                 fresh[usize::from(slot.number())].replace(&context, None, counted(head.extent()));
@@ -137,7 +143,57 @@ fn read_all(
         true
     })
     .map_err(|error| io_error(&error))?;
+    match note_lost(db, quarantine, &names, slots) {
+        // Peers, who have the names, see what is missing.
+        Err(StoreError::FileDamaged(reason)) => quarantine.note_family(families::SLOTS, &reason),
+        noted => noted?,
+    }
     Ok(fresh)
+}
+
+/// Quarantines the contexts that the index has and the heads, with these names, have not: they are lost, and this node
+/// must not pass for one that never had them.
+fn note_lost(
+    db: &Db,
+    quarantine: &Quarantine,
+    heads: &Names,
+    slots: impl Fn(Slot) -> bool,
+) -> Result<(), StoreError> {
+    let mut names = Names::new();
+    index::everything(db, |slot, name| {
+        if slots(slot) {
+            names.count(slot, name);
+        }
+    })?;
+    let all = (0..=u8::MAX).map(Bucket).collect();
+    for slot in names.differ(heads) {
+        each_head(db, slot, &all, |_, head| {
+            if let Err(error) = head {
+                quarantine.note(&error);
+            }
+        })?;
+    }
+    Ok(())
+}
+
+/// The names of each slot, as a sum of their hashes: different names give different sums, but for one in 2^64.
+struct Names(Vec<u64>);
+
+impl Names {
+    fn new() -> Self {
+        Self(vec![0; usize::from(SLOTS)])
+    }
+
+    fn count(&mut self, slot: Slot, name: &str) {
+        let sum = &mut self.0[usize::from(slot.number())];
+        *sum = sum.wrapping_add(FixedState::default().hash_one(name));
+    }
+
+    /// The slots of which they are not the same.
+    fn differ(&self, other: &Self) -> impl Iterator<Item = Slot> {
+        let sums = (0..SLOTS).zip(self.0.iter().zip(&other.0));
+        sums.filter(|(_, (here, there))| here != there).filter_map(|(number, _)| Slot::new(number))
+    }
 }
 
 /// The same, from the names in the slot index: one look-up for each.
@@ -189,8 +245,7 @@ fn each_head(
 ) -> Result<(), StoreError> {
     index::scan(db, slot, buckets, None, |name| {
         if let Ok(context) = ContextId::new(name) {
-            let missing = || damaged(&context, Sequence(0), "its head is missing");
-            let head = rows::head(db, &context).and_then(|row| row.ok_or_else(missing));
+            let head = rows::head(db, &context).and_then(|row| row.ok_or_else(|| rows::lost_head(&context)));
             visit(&context, head.map(|(_, head)| head));
         }
         true
@@ -289,6 +344,28 @@ mod tests {
         assert!(proves(&kept, right, &[(neighbour.clone(), was)].into()));
         assert!(!proves(&kept, right, &[(neighbour.clone(), shorter)].into()));
         assert!(!proves(&kept, shorter, &[(neighbour, was)].into()));
+    }
+
+    #[test]
+    fn a_context_whose_head_is_lost_is_quarantined_by_the_scan() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = testing::open(dir.path());
+        let contexts: Vec<_> =
+            (0..500).map(|n| Writer::new(&db, &format!("c-{n}"), n).append(1).context.clone()).collect();
+        index::ensure(&db).unwrap();
+        let quarantine = Quarantine::default();
+        Digests::scan(&db, &quarantine).unwrap();
+        assert!(quarantine.list().is_empty());
+
+        let lost = &contexts[123];
+        let mut batch = rocksdb::WriteBatch::default();
+        batch.delete_cf(db.family(families::HEADS).unwrap(), lost.as_str());
+        db.write(batch).unwrap();
+        let others = Quarantine::default();
+        Digests::scan(&db, &others).unwrap().rescan(&db, &quarantine, |slot| slot != Slot::of(lost)).unwrap();
+        assert!(quarantine.list().is_empty(), "of another slot");
+        let found: Vec<_> = others.list().into_iter().map(|damage| damage.context).collect();
+        assert_eq!(found, std::slice::from_ref(lost));
     }
 
     #[test]

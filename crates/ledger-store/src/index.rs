@@ -87,6 +87,19 @@ pub(crate) fn scan(
     Ok(())
 }
 
+/// Calls `visit` with the contexts of all slots in turn, those of a slot by bucket and name.
+pub(crate) fn everything(rows: &impl Rows, mut visit: impl FnMut(Slot, &str)) -> Result<(), StoreError> {
+    rows.scan(families::SLOTS, &[], &[0xff], false, |row, _| {
+        let Some((slot, [_, name @ ..])) = row.split_first_chunk::<2>() else { return true };
+        let slot = Slot::new(u16::from_be_bytes(*slot));
+        if let (Some(slot), Ok(name)) = (slot, std::str::from_utf8(name)) {
+            visit(slot, name);
+        }
+        true
+    })
+    .map_err(|error| io_error(&error))
+}
+
 /// As [`scan`], from the names of the heads: for an index that is damaged. Within a slot the names come in their order.
 pub(crate) fn scan_heads(
     rows: &impl Rows,

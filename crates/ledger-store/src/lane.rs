@@ -31,11 +31,12 @@ use crate::{
     database::Database,
     db::{Db, read_error},
     families::{self, Place},
-    forks, index, prove,
+    forks, prove,
     read::{self, damaged},
     replica::{
         Change, Changed, Commit, Held, Lead, Outgoing, Part, StableUpTo, SyncState, Taken, push_record,
     },
+    rows,
     shared::Shared,
     staging,
     state::{ContextState, read_head},
@@ -203,7 +204,7 @@ impl Stored {
         let context = &entry.context_id;
         let position = if earlier == Some(Earlier::Stored) {
             let Some((place, head)) = read_head(db, context)? else {
-                return Err(damaged(context, Sequence(0), "its head is missing"));
+                return Err(rows::lost_head(context));
             };
             prove::position_at(db, context, place, &head, Size(entry.sequence.0))?
         } else {
@@ -589,12 +590,6 @@ impl Lane {
             Some((_, state)) => state,
             None => match ContextState::load(db, context) {
                 Ok(Some(state)) => state,
-                Ok(None) if index::has(db, context)? => {
-                    // It was there: a new one would begin at 1 again.
-                    let error = damaged(context, Sequence(0), "its head is missing");
-                    self.shared.quarantine.note(&error);
-                    return Err(error);
-                }
                 Ok(None) => self.create(db, context)?,
                 Err(error) => {
                     self.shared.quarantine.note(&error);

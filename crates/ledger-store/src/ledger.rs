@@ -698,7 +698,7 @@ impl Inner {
     }
 
     /// Reads of a context that is not quarantined, and quarantines it if it turns out damaged.
-    fn checked<T>(
+    pub(crate) fn checked<T>(
         &self,
         context: &ContextId,
         read: impl FnOnce(&Db) -> Result<T, StoreError>,
@@ -707,7 +707,8 @@ impl Inner {
         self.noted(self.database.get().and_then(|db| read(&db)))
     }
 
-    fn noted<T>(&self, result: Result<T, StoreError>) -> Result<T, StoreError> {
+    /// Remembers damage that a reading met.
+    pub(crate) fn noted<T>(&self, result: Result<T, StoreError>) -> Result<T, StoreError> {
         result.inspect_err(|error| self.shared.quarantine.note(error))
     }
 

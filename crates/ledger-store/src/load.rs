@@ -97,7 +97,8 @@ impl Load {
     }
 
     fn refuse_existing(&self) -> Result<(), StoreError> {
-        match read_head(&*self.inner.database.get()?, &self.context)? {
+        let head = self.inner.database.get().and_then(|db| read_head(&db, &self.context));
+        match self.inner.noted(head)? {
             Some((_, head)) if self.fail_if_exists && head.size().0 > 0 => {
                 Err(StoreError::ContextExists { context: self.context.clone(), size: head.size().0 })
             }

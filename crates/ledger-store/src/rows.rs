@@ -7,6 +7,7 @@ use crate::{
     StoreError,
     db::{Db, read_error},
     families::{self, Place},
+    index,
     read::damaged,
     record,
     stable::Row,
@@ -37,6 +38,9 @@ pub(crate) trait Rows {
 
     /// The rows of a family before `beyond`, for looking here and there: it costs more to make one than to move it.
     fn cursor(&self, family: &'static str, beyond: &[u8]) -> Option<DBRawIteratorWithThreadMode<'_, DB>>;
+
+    /// Reads several rows of one moment.
+    fn at_once<T>(&self, read: impl FnOnce(&Snapshot<'_>) -> T) -> T;
 }
 
 impl Rows for Db {
@@ -62,6 +66,10 @@ impl Rows for Db {
 
     fn cursor(&self, family: &'static str, beyond: &[u8]) -> Option<DBRawIteratorWithThreadMode<'_, DB>> {
         self.cursor(family, beyond)
+    }
+
+    fn at_once<T>(&self, read: impl FnOnce(&Snapshot<'_>) -> T) -> T {
+        read(&self.snapshot())
     }
 }
 
@@ -153,10 +161,32 @@ impl Rows for Snapshot<'_> {
         options.set_iterate_upper_bound(beyond);
         self.db.cf_handle(family).map(|handle| self.moment.raw_iterator_cf_opt(handle, options))
     }
+    fn at_once<T>(&self, read: impl FnOnce(&Snapshot<'_>) -> T) -> T {
+        read(self)
+    }
 }
 
-/// A context's head and where its rows are, whether it is stable or not.
+/// A context's head and where its rows are, whether it is stable or not; `None` if there is no such context.
+///
+/// Fails with [`StoreError::Damaged`] if the context is known, and its head is lost: that is no proof that there is none,
+/// and whoever took it for one would begin at 1 over what was acknowledged.
 pub(crate) fn head(rows: &impl Rows, context: &ContextId) -> Result<Row, StoreError> {
+    match row(rows, context)? {
+        // It may be created, or removed, between two looks.
+        None if index::has(rows, context)? => rows.at_once(|rows| match row(rows, context)? {
+            None if index::has(rows, context)? => Err(lost_head(context)),
+            row => Ok(row),
+        }),
+        row => Ok(row),
+    }
+}
+
+/// The damage of a context that the index has, without a head.
+pub(crate) fn lost_head(context: &ContextId) -> StoreError {
+    damaged(context, Sequence(0), "its head is missing")
+}
+
+fn row(rows: &impl Rows, context: &ContextId) -> Result<Row, StoreError> {
     let row = rows
         .get(families::HEADS, context.as_str().as_bytes(), record::decode_head)
         .map_err(|error| read_error(context, Sequence(0), &error))?;

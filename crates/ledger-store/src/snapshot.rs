@@ -40,9 +40,8 @@ impl std::fmt::Debug for Source {
 
 impl SnapshotStream {
     pub(crate) fn begin(inner: Arc<Inner>, context: &ledger_core::ContextId) -> Result<Self, StoreError> {
-        inner.shared.quarantine.check(context)?;
         let now = Shared::now_ns();
-        let (place, head) = match inner.database.get()?.head(context)? {
+        let (place, head) = match inner.checked(context, |db| db.head(context))? {
             Some(found) => found,
             // A context that was never written reads as empty; its number is never used.
             None => (

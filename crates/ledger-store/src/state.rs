@@ -224,7 +224,7 @@ fn put_tile(
     batch.put_cf(tiles, place.tile(tile), encode_hashes(hashes));
 }
 
-/// Reads a context's head and where its rows are.
+/// Reads a context's head and where its rows are; see [`rows::head`].
 pub(crate) fn read_head(db: &Db, context: &ContextId) -> Result<Option<(Place, Head)>, StoreError> {
     rows::head(db, context)
 }

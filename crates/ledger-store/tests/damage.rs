@@ -10,7 +10,7 @@ use std::{
 };
 
 use ledger_store::{Filter, Ledger, Options, Sequence, StoreError};
-use support::{append_many, context, copy_dir, draft, flipped, small, tamper};
+use support::{append_many, context, copy_dir, draft, flipped, remove_row, small, tamper};
 
 /// A ledger of a damaged context "c" of 700 entries and an intact context "other".
 fn damaged(family: &str, row: usize, at: impl Fn(usize) -> usize) -> (tempfile::TempDir, Vec<u8>) {
@@ -89,6 +89,53 @@ fn a_damaged_head_takes_no_append() {
     let error = ledger.append(&context("c"), draft("k", "x")).unwrap_err();
     assert_eq!(sequence_of(&error), 0, "{error}");
     ledger.append(&context("other"), draft("k", "x")).unwrap();
+}
+
+/// A ledger of a context "c" of 700 entries whose head is gone.
+fn without_head() -> (tempfile::TempDir, Vec<u8>) {
+    let (dir, snapshot) = damaged("heads", usize::MAX, |_| 0);
+    remove_row(dir.path(), "heads", b"c");
+    (dir, snapshot)
+}
+
+#[test]
+fn a_context_whose_head_is_lost_is_damaged_and_not_empty() {
+    let (dir, snapshot) = without_head();
+    let open = || Ledger::open_with(dir.path(), small()).unwrap();
+    // Each asks a ledger of its own, which knows of nothing yet.
+    let ask: [fn(&Ledger) -> StoreError; 7] = [
+        |ledger| ledger.head(&context("c")).unwrap_err(),
+        |ledger| ledger.get(&context("c"), &Filter::default()).unwrap_err(),
+        |ledger| ledger.checkpoint(&context("c"), None).unwrap_err(),
+        |ledger| ledger.snapshot(&context("c")).unwrap_err(),
+        |ledger| ledger.append(&context("c"), draft("k", "x")).unwrap_err(),
+        |ledger| ledger.watch(&context("c"), None, Sequence(0)).read(10, 1 << 20).unwrap_err(),
+        |ledger| {
+            ledger.scrub(&context("c")).unwrap();
+            ledger.get(&context("c"), &Filter::default()).unwrap_err()
+        },
+    ];
+    for ask in ask {
+        let ledger = open();
+        assert_eq!(sequence_of(&ask(&ledger)), 0);
+        assert_eq!(ledger.damage().len(), 1, "it is quarantined");
+    }
+    // Nothing is loaded over what may still be there.
+    let refused = open().load_from(&context("c"), false, &snapshot[..]).unwrap_err();
+    assert_eq!(sequence_of(&refused), 0);
+}
+
+#[test]
+fn the_scrub_and_a_start_in_a_cluster_find_a_head_that_is_lost() {
+    let (dir, _) = without_head();
+    let scrubbing = Options { scrub_rate: 1 << 30, scrub_pause: Duration::from_millis(1), ..small() };
+    let ledger = Ledger::open_with(dir.path(), scrubbing).unwrap();
+    wait_until("the scrub's finding", || !ledger.damage().is_empty());
+    assert_eq!((ledger.damage()[0].context.as_str(), ledger.damage()[0].sequence), ("c", Sequence(0)));
+    drop(ledger);
+    let ledger = Ledger::open_with(dir.path(), Options { clustered: true, ..small() }).unwrap();
+    let found: Vec<_> = ledger.damage().into_iter().map(|damage| damage.context).collect();
+    assert_eq!(found, [context("c")]);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use ledger_core::{
-    Size,
+    Sequence, Size,
     compare::{AskError, DrillDown, Effect, Event, Finding, MAX_BUCKET_SLOTS, Verdict},
     digest::NodeDigest,
     slot::SLOTS,

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use super::{
-    Arc, Claim, ContextId, Db, Extent, Lane, Place, Slot, StoreError, WriteBatch, index, read_head, staging,
+    Arc, Claim, ContextId, Db, Extent, Lane, Place, Slot, StoreError, WriteBatch, read_head, staging,
 };
 use crate::{
+    index,
     loaded::Span,
     ranges,
     read::damaged,

@@ -89,6 +89,17 @@ pub fn tamper(dir: &std::path::Path, family: &str, change: impl Fn(usize, &[u8],
     }
 }
 
+/// Removes a row of a closed ledger behind its back.
+pub fn remove_row(dir: &std::path::Path, family: &str, key: &[u8]) {
+    let options = rocksdb::Options::default();
+    let path = dir.join("db");
+    let families = rocksdb::DB::list_cf(&options, &path).unwrap();
+    let db = rocksdb::DB::open_cf(&options, &path, families).unwrap();
+    let handle = db.cf_handle(family).unwrap();
+    assert!(db.get_cf(handle, key).unwrap().is_some());
+    db.delete_cf(handle, key).unwrap();
+}
+
 /// With one bit of the byte there flipped.
 pub fn flipped(value: &[u8], at: usize) -> Vec<u8> {
     let mut value = value.to_vec();
