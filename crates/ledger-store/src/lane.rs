@@ -31,7 +31,7 @@ use crate::{
     database::Database,
     db::{Db, read_error},
     families::{self, Place},
-    forks, prove,
+    forks, limited, prove,
     read::{self, damaged},
     replica::{
         Change, Changed, Commit, Held, Lead, Outgoing, Part, StableUpTo, SyncState, Taken, push_record,
@@ -642,8 +642,26 @@ fn known(
     let sequence = db
         .get(families::IDS, &place.id(id), |bytes| bytes.try_into().map(u64::from_be_bytes))
         .map_err(|error| read_error(context, Sequence(0), &error))?;
-    let Some(Ok(sequence)) = sequence else { return Ok(None) };
-    let entry = read::one(db, context, *place, head, Sequence(sequence))?;
+    let sequence = match sequence {
+        None => return Ok(None),
+        // Taken for absence, the append would be stored twice.
+        Some(Err(_)) => {
+            return Err(damaged(context, Sequence(0), &format!("the row of entry id {id} is malformed")));
+        }
+        Some(Ok(sequence)) => Sequence(sequence),
+    };
+    if sequence > head.size().newest() {
+        // Writes were lost, and the row of one of them was not: nothing is stored at its sequence. What is appended now
+        // writes it anew.
+        limited!(warn, %context, %id, %sequence, "an entry id is known of an entry beyond the context's end");
+        return Ok(None);
+    }
+    let entry = read::one(db, context, *place, head, sequence)?;
+    if entry.id != *id {
+        // The same, and others were appended since.
+        limited!(warn, %context, %id, %sequence, "an entry id is known of an entry that has another one");
+        return Ok(None);
+    }
     Ok(Some(Stored { entry, earlier: Some(Earlier::Stored) }))
 }
 

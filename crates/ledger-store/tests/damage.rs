@@ -139,6 +139,40 @@ fn the_scrub_and_a_start_in_a_cluster_find_a_head_that_is_lost() {
 }
 
 #[test]
+fn an_entry_id_beyond_the_history_is_none_and_a_malformed_row_of_one_is_damage() {
+    let dir = tempfile::tempdir().unwrap();
+    let append = |ledger: &Ledger, number: u64| {
+        let append = ledger_store::Append {
+            entry_id: Some(ledger_store::EntryId::new(&format!("id-{number}")).unwrap()),
+            ..ledger_store::Append::new(context("c"), draft("k", format!("payload {number}")))
+        };
+        futures::executor::block_on(ledger.append_async(append))
+    };
+    let with_ids_row = |change: fn(&[u8]) -> Option<Vec<u8>>| {
+        tamper(dir.path(), "ids", |_, key, _| change(key));
+        Ledger::open_with(dir.path(), small()).unwrap()
+    };
+    let ledger = Ledger::open_with(dir.path(), small()).unwrap();
+    (1..=3).for_each(|number| _ = append(&ledger, number).unwrap());
+    drop(ledger);
+    // As after a loss of the writes of heads and entries, but not of ids: beyond the end, and of another entry by now.
+    let stale = |key: &[u8]| match key {
+        key if key.ends_with(b"id-2") => Some(9_u64.to_be_bytes().to_vec()),
+        key if key.ends_with(b"id-3") => Some(1_u64.to_be_bytes().to_vec()),
+        _ => None,
+    };
+    let ledger = with_ids_row(stale);
+    for (number, sequence) in [(1, 1), (2, 4), (3, 5), (2, 4), (3, 5)] {
+        let appended = append(&ledger, number).unwrap();
+        assert_eq!(appended.entry.sequence, Sequence(sequence), "id-{number}");
+        assert_eq!(appended.entry.payload, format!("payload {number}"));
+    }
+    drop(ledger);
+    let ledger = with_ids_row(|key| key.ends_with(b"id-2").then(|| b"no number".to_vec()));
+    assert_eq!(sequence_of(&append(&ledger, 2).unwrap_err()), 0);
+}
+
+#[test]
 fn a_damaged_context_is_healed_by_loading_its_snapshot() {
     let (dir, snapshot) = damaged("entries", 400, |len| len - 1);
     let ledger = Ledger::open_with(dir.path(), small()).unwrap();
