@@ -185,9 +185,9 @@ impl Node {
             return event;
         }
         match event {
-            Event::Recorded(slot, mut record) => {
+            Event::Recorded(slot, Some(mut record)) => {
                 record.placement = record.placement.map(|known| self.off_gossip(slot, known));
-                Event::Recorded(slot, record)
+                Event::Recorded(slot, Some(record))
             }
             Event::Answered { from, slot, claim, answer: Answer::Promised(mut promise) } => {
                 promise.placement = promise.placement.map(|known| self.off_gossip(slot, known));
@@ -375,7 +375,7 @@ impl Node {
                 let store =
                     if self.config.broken == Broken::NoSync { &self.disk.now } else { &self.disk.durable };
                 let record = store.records.get(&slot).cloned().unwrap_or_default();
-                self.events.push_back(Event::Recorded(slot, record));
+                self.events.push_back(Event::Recorded(slot, Some(record)));
             }
             AfterSync::Answer { to, slot, claim, answer } => self.answer(&to, slot, claim, answer),
             AfterSync::Offered { slot, claim } => {

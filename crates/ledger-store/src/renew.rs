@@ -20,8 +20,11 @@ pub(crate) fn renew(db: &Db) -> Result<StorageId, StoreError> {
     let mut buffer = Vec::new();
     for slot in (0..SLOTS).filter_map(Slot::new) {
         let key = slot.number().to_be_bytes();
-        // A record that is damaged says nothing any more.
-        let known = slots::read(db, slot).unwrap_or_default();
+        let known = match slots::read(db, slot) {
+            // It may have said so. A slot that was formed must not be formed anew, beside what the cluster has of it.
+            Err(StoreError::SlotDamaged { .. }) => SlotRecord { was_formed: true, ..SlotRecord::default() },
+            known => known?,
+        };
         let is_confirmed = known.placement.is_some_and(|placement| placement.is_confirmed);
         if known.was_formed || is_confirmed {
             let formed = SlotRecord { was_formed: true, ..SlotRecord::default() };

@@ -218,8 +218,8 @@ pub enum Change {
 pub struct Changed {
     /// The outcome.
     pub outcome: ChangeOutcome,
-    /// The record as it is now.
-    pub record: SlotRecord,
+    /// The record as it is on disk now. `None`: it cannot be read, or nobody knows what of it was written.
+    pub record: Option<SlotRecord>,
 }
 
 /// What became of a change.

@@ -12,8 +12,11 @@ use ledger_core::{
     ownership::{Claim, Placement, SlotRecord},
     slot::Slot,
 };
-use ledger_store::{Ledger, StoreError};
-use support::{context, copy_dir, draft};
+use ledger_store::{
+    Ledger, StoreError,
+    replica::{Change, ChangeOutcome},
+};
+use support::{context, copy_dir, draft, flipped, tamper};
 
 #[test]
 fn no_start_opens_below_what_was_durable_however_the_one_before_ended() {
@@ -104,4 +107,44 @@ fn a_renewed_directory_is_another_storage_that_kept_its_entries_and_forgot_its_p
     assert_eq!(ledger.slot_records().unwrap(), [(slot(3), formed.clone()), (slot(4), formed)]);
     assert_eq!(ledger.get(&name, &ledger_store::Filter::default()).unwrap().entries.len(), 2);
     ledger.append(&name, draft("k", "three")).unwrap();
+}
+
+/// A directory whose record of slot 3, which was formed, is damaged.
+fn with_a_damaged_record() -> (tempfile::TempDir, Slot) {
+    let (dir, slot) = (tempfile::tempdir().unwrap(), Slot::new(3).unwrap());
+    let ledger = Ledger::open(dir.path()).unwrap();
+    let claim = Claim { epoch: Epoch::new(3, 4), claimant: NodeId::new("n").unwrap() };
+    let record = SlotRecord { promised: Some(claim), was_formed: true, ..SlotRecord::default() };
+    ledger.keep_slot_records(&BTreeMap::from([(slot, record)])).unwrap();
+    ledger.close().unwrap();
+    drop(ledger);
+    tamper(dir.path(), "slots", |_, key, value| {
+        (*key == slot.number().to_be_bytes()).then(|| flipped(value, 0))
+    });
+    (dir, slot)
+}
+
+#[test]
+fn a_renewed_directory_whose_record_of_a_slot_is_damaged_does_not_form_it_anew() {
+    let (dir, slot) = with_a_damaged_record();
+    let ledger = Ledger::open(dir.path()).unwrap();
+    assert!(matches!(ledger.slot_record(slot), Err(StoreError::SlotDamaged { .. })));
+    ledger.renew().unwrap();
+    ledger.close().unwrap();
+    drop(ledger);
+
+    let ledger = Ledger::open(dir.path()).unwrap();
+    let formed = SlotRecord { was_formed: true, ..SlotRecord::default() };
+    assert_eq!(ledger.slot_records().unwrap(), [(slot, formed)]);
+}
+
+#[test]
+fn a_record_that_cannot_be_read_is_not_handed_out_as_an_empty_one() {
+    let (dir, slot) = with_a_damaged_record();
+    let ledger = Ledger::open(dir.path()).unwrap();
+    let claim = Claim { epoch: Epoch::new(1, 1), claimant: NodeId::new("m").unwrap() };
+    let changes = vec![(slot, Change::Promise(claim))];
+    let (_, changed) = futures::executor::block_on(ledger.change_slots(changes)).unwrap().remove(0);
+    assert!(matches!(changed.outcome, ChangeOutcome::Failed(StoreError::SlotDamaged { .. })), "{changed:?}");
+    assert_eq!(changed.record, None);
 }

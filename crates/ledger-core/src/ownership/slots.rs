@@ -121,8 +121,9 @@ pub enum Event {
     Tick,
     /// Gossip shows these nodes, this one among them.
     Nodes(Vec<Seen>),
-    /// This node's own record of a slot changed; it is on disk.
-    Recorded(Slot, SlotRecord),
+    /// This node's own record of a slot as it is on disk, after it was changed. `None`: it cannot be read, and what is known
+    /// of it stays.
+    Recorded(Slot, Option<SlotRecord>),
     /// The stream to a node is up: what it is sent from now on arrives in order, or the stream is lost.
     Connected(Member),
     /// The stream to a node is lost.
@@ -566,7 +567,9 @@ impl Slots {
                 self.keep_leases(now, &mut effects);
             }
             Event::Nodes(nodes) => self.saw(now, nodes, &mut effects),
-            Event::Recorded(slot, record) => self.recorded(now, slot, record, &mut effects),
+            Event::Recorded(slot, Some(record)) => self.recorded(now, slot, record, &mut effects),
+            // Taken for an empty one, what was promised would be forgotten.
+            Event::Recorded(_, None) => {}
             Event::Connected(member) => {
                 self.connected.insert(member.clone());
                 self.offer_all(&member, &mut effects);

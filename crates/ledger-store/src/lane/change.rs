@@ -35,8 +35,7 @@ impl Lane {
             {
                 Ok(record) => record,
                 Err(error) => {
-                    let record = SlotRecord::default();
-                    changed.push((slot, Changed { outcome: ChangeOutcome::Failed(error), record }));
+                    changed.push((slot, Changed { outcome: ChangeOutcome::Failed(error), record: None }));
                     continue;
                 }
             };
@@ -48,7 +47,7 @@ impl Lane {
                 cluster = next.as_ref().and_then(|next| record.forms(next));
             }
             let record = next.inspect(|next| _ = records.insert(slot, next.clone())).unwrap_or(record);
-            changed.push((slot, Changed { outcome, record }));
+            changed.push((slot, Changed { outcome, record: Some(record) }));
         }
         if records.is_empty() {
             return changed;
@@ -60,6 +59,7 @@ impl Lane {
                 if records.contains_key(slot) {
                     changed.outcome = ChangeOutcome::Failed(error.clone());
                     // What is on disk is not known.
+                    changed.record = None;
                     self.records.remove(slot);
                 }
             }

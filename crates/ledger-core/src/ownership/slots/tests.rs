@@ -187,7 +187,7 @@ impl Cluster {
                 let answer = match answer {
                     Ok((next, answer)) => {
                         host.records.insert(slot, next.clone());
-                        events.push_back((at, Event::Recorded(slot, next)));
+                        events.push_back((at, Event::Recorded(slot, Some(next))));
                         answer
                     }
                     Err(refused) => Answer::Refused(refused.promised),
@@ -200,7 +200,7 @@ impl Cluster {
                     _ if host.offers.is_some() => host.offers.clone().unwrap(),
                     Ok(next) => {
                         host.records.insert(slot, next.clone());
-                        events.push_back((at, Event::Recorded(slot, next)));
+                        events.push_back((at, Event::Recorded(slot, Some(next))));
                         Outcome::Accepted
                     }
                     Err(NotTaken::Refused(refused)) => Outcome::Refused(refused.promised),
@@ -212,7 +212,7 @@ impl Cluster {
             Effect::Formed { slot } => {
                 let record = host.records.entry(slot).or_default();
                 *record = record.formed();
-                events.push_back((at, Event::Recorded(slot, record.clone())));
+                events.push_back((at, Event::Recorded(slot, Some(record.clone()))));
             }
             Effect::CatchUp { slot, claim, .. } => {
                 events.push_back((index, Event::CaughtUp { slot, claim, is_complete: true }));
@@ -461,7 +461,7 @@ fn a_node_that_refused_the_owner_before_takes_a_handover_all_the_same() {
     let claim = Claim::above(cluster.epoch(), &member(second)).unwrap();
     let (record, _) = cluster.hosts[second].records[&slot()].promise(&claim).unwrap();
     cluster.hosts[second].records.insert(slot(), record.clone());
-    cluster.step(second, Event::Recorded(slot(), record));
+    cluster.step(second, Event::Recorded(slot(), Some(record)));
     cluster.drain(first, true);
     cluster.pass(300);
     assert_eq!(cluster.owners(), [second]);
@@ -517,7 +517,7 @@ fn a_slot_that_its_owner_takes_from_itself_stays_published() {
     let higher = Claim::above(claim.epoch, &member(9)).unwrap();
     let higher = Claim::above(higher.epoch, &member(9)).unwrap();
     let refused = SlotRecord { promised: Some(higher), ..brain.record(slot()).clone() };
-    brain.step(later, Event::Recorded(slot(), refused));
+    brain.step(later, Event::Recorded(slot(), Some(refused)));
     assert_eq!(brain.owned(), [], "not once it gave up");
 }
 
@@ -599,7 +599,7 @@ fn an_owner_steps_down_when_it_hears_of_a_higher_claim() {
     let higher = |cluster: &Cluster, by: usize| Claim::above(cluster.epoch(), &member(by)).unwrap();
     let refuse: [fn(Claim, Member, Claim) -> Event; 3] = [
         |_, _, higher| {
-            Event::Recorded(slot(), SlotRecord { promised: Some(higher), ..SlotRecord::default() })
+            Event::Recorded(slot(), Some(SlotRecord { promised: Some(higher), ..SlotRecord::default() }))
         },
         |claim, from, higher| Event::Offered { from, slot: slot(), claim, outcome: Outcome::Refused(higher) },
         |claim, from, higher| Event::Answered { from, slot: slot(), claim, answer: Answer::Refused(higher) },
