@@ -26,7 +26,9 @@ impl Meter {
             u64::try_from(rate).unwrap_or(u64::MAX)
         });
         state.last = Some((now, stats.appended));
-        state.load = Load { entries_per_second: rounded(rate), contexts: rounded(stats.contexts) };
+        // Not known while the database is opened anew: what was known before is told.
+        let contexts = stats.contexts.map_or(state.load.contexts, rounded);
+        state.load = Load { entries_per_second: rounded(rate), contexts };
         state.load
     }
 
@@ -61,12 +63,18 @@ mod tests {
     fn a_rate_is_what_came_since_the_look_before() {
         let (meter, start) = (Meter::default(), Instant::now());
         let at = |seconds, appended| {
-            let stats = Stats { appended, contexts: 1234, ..Stats::default() };
+            let contexts = (appended != 5501).then_some(1234);
+            let stats = Stats { appended, contexts, ..Stats::default() };
             meter.look(start + Duration::from_secs(seconds), &stats)
         };
         assert_eq!(at(0, 5000), Load { entries_per_second: 0, contexts: 1200 });
         assert_eq!(at(5, 5500).entries_per_second, 100);
         assert_eq!(at(10, 5500).entries_per_second, 0);
+        assert_eq!(
+            at(11, 5501),
+            Load { entries_per_second: 1, contexts: 1200 },
+            "contexts are not known now"
+        );
         // A store that was opened anew counts from zero.
         assert_eq!(at(15, 10).entries_per_second, 0);
         assert_eq!(meter.load().contexts, 1200);

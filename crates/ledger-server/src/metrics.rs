@@ -218,7 +218,7 @@ impl Metrics {
         self.handle().run_upkeep();
     }
 
-    /// The text that Prometheus reads, with what the store says of itself.
+    /// The text that Prometheus reads, with what the store says of itself: what it cannot say now is left out.
     pub fn render(&self, stats: &Stats, writable: bool) -> String {
         let counters = [
             ("ledger_store_appended_entries_total", stats.appended),
@@ -230,19 +230,23 @@ impl Metrics {
             self.set_total(name, value);
         }
         let gauges = [
-            ("ledger_store_quarantined_contexts", stats.quarantined),
-            ("ledger_store_damaged_families", stats.damaged_families),
-            ("ledger_store_damaged_slots", stats.damaged_slots),
-            ("ledger_store_compacts", stats.compacts.into()),
+            ("ledger_store_quarantined_contexts", Some(stats.quarantined)),
+            ("ledger_store_damaged_families", Some(stats.damaged_families)),
+            ("ledger_store_damaged_slots", Some(stats.damaged_slots)),
+            ("ledger_store_compacts", Some(stats.compacts.into())),
             ("ledger_store_contexts_estimate", stats.contexts),
             ("ledger_store_disk_bytes", stats.disk_bytes),
             ("ledger_store_memory_bytes", stats.memory_bytes),
-            ("ledger_store_writable", u64::from(writable)),
+            ("ledger_store_writable", Some(u64::from(writable))),
         ];
+        let mut unknown = Vec::new();
         for (name, value) in gauges {
-            self.set_gauge(name, value as f64);
+            match value {
+                Some(value) => self.set_gauge(name, value as f64),
+                None => unknown.push(name),
+            }
         }
-        self.handle().render()
+        without(self.handle().render(), &unknown)
     }
 
     /// Describes what others count, before it is set.
@@ -285,6 +289,18 @@ impl Metrics {
     fn handle(&self) -> PrometheusHandle {
         self.recorder.handle()
     }
+}
+
+/// The text without some metrics: a value from before would pass for one of now.
+fn without(text: String, names: &[&str]) -> String {
+    if names.is_empty() {
+        return text;
+    }
+    let name_of = |line: &str| {
+        let line = line.strip_prefix("# HELP ").or_else(|| line.strip_prefix("# TYPE ")).unwrap_or(line);
+        line.split([' ', '{']).next().unwrap_or_default().to_owned()
+    };
+    text.split_inclusive('\n').filter(|line| !names.contains(&name_of(line).trim_end())).collect()
 }
 
 fn describe(recorder: &PrometheusRecorder) {
@@ -397,5 +413,26 @@ mod tests {
         }
         drop(alive);
         assert!(metrics.render(&Stats::default(), true).contains("ledger_watchers 0"));
+    }
+
+    #[test]
+    fn what_the_store_cannot_say_now_is_not_rendered() {
+        let (metrics, known) =
+            (Metrics::new(), Stats { disk_bytes: Some(7), compacts: true, ..Stats::default() });
+        let text = metrics.render(&known, true);
+        assert!(text.contains("ledger_store_disk_bytes 7\n"), "{text}");
+        assert!(!text.contains("ledger_store_memory_bytes"), "{text}");
+        let text = metrics.render(&Stats { compacts: true, ..Stats::default() }, false);
+        for gone in ["ledger_store_disk_bytes", "ledger_store_memory_bytes", "ledger_store_contexts_estimate"]
+        {
+            assert!(!text.contains(gone), "{gone} in {text}");
+        }
+        for line in [
+            "ledger_store_compacts 1\n",
+            "ledger_store_writable 0\n",
+            "ledger_store_quarantined_contexts 0\n",
+        ] {
+            assert!(text.contains(line), "{line} in {text}");
+        }
     }
 }

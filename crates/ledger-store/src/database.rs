@@ -123,6 +123,11 @@ impl Database {
         }
     }
 
+    /// The database if it is open now: for what must not wait.
+    pub(crate) fn if_open(&self) -> Option<Arc<Db>> {
+        self.current.lock().clone()
+    }
+
     /// Closes the database for good: its files are closed, and its threads have ended, when this returns. A process may
     /// not end before: what RocksDB's threads work with is gone then. Nobody opens it anew any more.
     pub(crate) fn close(&self) -> Result<(), StoreError> {
@@ -375,10 +380,10 @@ pub(crate) fn keep_open(database: &Database, shared: &Shared, stop: &Receiver<()
 
 #[cfg(test)]
 mod tests {
-    use ledger_core::slot::Slot;
+    use ledger_core::{ContextId, Key, Sequence, entry::Draft, slot::Slot};
 
     use super::*;
-    use crate::testing;
+    use crate::{read::damaged, testing};
 
     #[test]
     fn a_database_opened_anew_is_another_one_and_shows_nothing_even_if_the_first_try_failed() {
@@ -402,5 +407,27 @@ mod tests {
         // By this lanes know that what they remember is of another one.
         assert!(database.get().unwrap().generation() > first);
         assert!(!readable.is_shown(slot), "what was held back before would be seen");
+    }
+
+    #[test]
+    fn while_the_database_is_opened_anew_its_ledger_says_what_is_known_and_no_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = crate::Ledger::open_with(dir.path(), testing::options()).unwrap();
+        let (database, context) = (&ledger.inner().database, ContextId::new("c").unwrap());
+        let draft = Draft { key: Key::new("k").unwrap(), payload: "x".into(), metadata: [].into() };
+        ledger.append(&context, draft).unwrap();
+        let whole = ledger.stats();
+        assert!(
+            whole.compacts && whole.appended == 1 && whole.disk_bytes.is_some() && whole.contexts.is_some()
+        );
+        ledger.inner().shared.quarantine.note(&damaged(&context, Sequence(1), "by this test"));
+
+        let taken = database.current.lock().take();
+        let known = ledger.stats();
+        assert!(known.compacts, "nothing of it is damaged");
+        assert_eq!((known.appended, known.commits, known.quarantined), (1, 1, 1));
+        assert_eq!((known.contexts, known.disk_bytes, known.memory_bytes), (None, None, None));
+        *database.current.lock() = taken;
+        assert_eq!(ledger.stats().contexts, whole.contexts);
     }
 }

@@ -411,10 +411,11 @@ impl Ledger {
         self.inner.shared.counts().0
     }
 
-    /// What the store can say of itself.
+    /// What the store can say of itself, at once: what only the database knows is unknown while that is opened anew.
     pub fn stats(&self) -> Stats {
         let shared = &self.inner.shared;
-        let Ok(db) = self.inner.database.get() else { return Stats::default() };
+        let db = self.inner.database.if_open();
+        let db = db.as_deref();
         let (appended, commits, failed_commits) = shared.counts();
         Stats {
             appended,
@@ -425,14 +426,16 @@ impl Ledger {
             damaged_families: shared.quarantine.families().len() as u64,
             damaged_slots: shared.damaged_slots() as u64,
             compacts: self.inner.database.compacts(),
-            contexts: shared.digests.as_ref().map_or_else(
-                || db.family_property(families::HEADS, "rocksdb.estimate-num-keys"),
-                |digests| digests.contexts(|slot| shared.readable.is_kept(slot)),
-            ),
-            disk_bytes: db.property("rocksdb.total-sst-files-size"),
-            memory_bytes: db.cache_usage()
-                + db.property("rocksdb.cur-size-all-mem-tables")
-                + db.property("rocksdb.estimate-table-readers-mem"),
+            contexts: match &shared.digests {
+                Some(digests) => Some(digests.contexts(|slot| shared.readable.is_kept(slot))),
+                None => db.map(|db| db.family_property(families::HEADS, "rocksdb.estimate-num-keys")),
+            },
+            disk_bytes: db.map(|db| db.property("rocksdb.total-sst-files-size")),
+            memory_bytes: db.map(|db| {
+                db.cache_usage()
+                    + db.property("rocksdb.cur-size-all-mem-tables")
+                    + db.property("rocksdb.estimate-table-readers-mem")
+            }),
         }
     }
 

@@ -277,12 +277,13 @@ pub struct Stats {
     pub damaged_slots: u64,
     /// Whether table files are compacted: not any more after RocksDB met a damaged one.
     pub compacts: bool,
-    /// Number of contexts with entries; on a lone node estimated, and too high for contexts that were just written to.
-    pub contexts: u64,
-    /// Bytes of table files on disk.
-    pub disk_bytes: u64,
-    /// Bytes of memory used by RocksDB: block cache, write buffers, table readers.
-    pub memory_bytes: u64,
+    /// Number of contexts with entries; on a lone node estimated, and too high for contexts that were just written to. `None`
+    /// there while the database is opened anew.
+    pub contexts: Option<u64>,
+    /// Bytes of table files on disk; `None` while the database is opened anew.
+    pub disk_bytes: Option<u64>,
+    /// Bytes of memory used by RocksDB: block cache, write buffers, table readers; `None` while the database is opened anew.
+    pub memory_bytes: Option<u64>,
 }
 
 /// Damage of a family of the database that is not of one context: nothing that was acknowledged is lost with it alone,
