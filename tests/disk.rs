@@ -13,6 +13,7 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use ledger_tests::{
@@ -132,6 +133,97 @@ async fn a_full_disk_refuses_appends_loses_nothing_and_recovers_without_a_restar
     let node = Node::start_with(&disk.path(), &["--write-buffer", "8MiB"]);
     check(&node, &contexts, &outcome).await;
     node.stop_cleanly();
+}
+
+/// Takes all inodes that are left.
+fn fill_with_files(place: &Path) {
+    fs::create_dir(place).unwrap();
+    let mut number = 0;
+    while fs::File::create(place.join(number.to_string())).is_ok() {
+        number += 1;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_is_full_in_another_way_than_by_its_bytes_is_met_in_the_same_way() {
+    let Some(disk) = Tmpfs::mount("size=256m,nr_inodes=512", "no inodes left") else { return };
+    let node = Node::start_with(&disk.path(), &["--write-buffer", "8MiB"]);
+    let rpc = node.rpc().await;
+    rpc.append_fact("small", b"before").await.unwrap();
+    let inodes = disk.0.path().join("inodes");
+    fill_with_files(&inodes);
+    // Until its database needs a new file.
+    let payload = vec![7; 200_000];
+    let refused =
+        until_async("an append is refused", async || rpc.append_fact("large", &payload).await.err()).await;
+    assert_eq!(refused.code(), Code::Unavailable, "{refused}");
+    assert!(refused.message().contains("no space left"), "{refused}");
+
+    // It finds out that bytes are not what is missing, and reads go on, each at once.
+    let read = async || {
+        let asked = Instant::now();
+        assert_eq!(rpc.entries("small", 0).await.unwrap().len(), 1);
+        assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
+    };
+    until_async("it looks whether files can be made", async || {
+        read().await;
+        node.log().contains("takes no new files").then_some(())
+    })
+    .await;
+    for _ in 0..200 {
+        read().await;
+    }
+    assert_eq!(node.metric("ledger_store_writable"), Some(0.0));
+
+    fs::remove_dir_all(inodes).unwrap();
+    until_async("appends work again", async || rpc.append_fact("small", b"after").await.ok()).await;
+    assert_eq!(rpc.entries("small", 0).await.unwrap().len(), 2);
+    node.stop_cleanly();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_load_that_does_not_fit_leaves_appends_their_space() {
+    let Some(disk) = Tmpfs::mount("size=128m", "a load that does not fit") else { return };
+    let node = Node::start_with(&disk.path(), &["--write-buffer", "8MiB"]);
+    let rpc = node.rpc().await;
+    rpc.append_fact("small", b"before").await.unwrap();
+    let elsewhere = TempDir::new().unwrap();
+    let snapshot = elsewhere.path().join("snapshot");
+    tokio::task::block_in_place(|| {
+        large_snapshot(&elsewhere.path().join("source"), &snapshot, 200 << 20);
+    });
+    let (code, _, said) = node.ctl(&["load", "large", snapshot.to_str().unwrap()]);
+    assert!(code != 0 && said.contains("no space left"), "{code}: {said}");
+
+    // Nobody frees anything, and nobody restarts it.
+    until_async("appends go on", async || rpc.append_fact("small", b"after").await.ok()).await;
+    for _ in 0..20 {
+        rpc.append_fact("small", &vec![7; 100_000]).await.unwrap();
+    }
+    let (code, ..) = node.ctl(&["get", "large"]);
+    assert_eq!(code, 7, "nothing of it is there");
+    node.stop_cleanly();
+}
+
+/// Writes a snapshot of a context of so many bytes that nothing compresses.
+fn large_snapshot(source: &Path, snapshot: &Path, bytes: usize) {
+    let ledger = ledger_store::Ledger::open(source).unwrap();
+    let context = ledger_store::ContextId::new("large").unwrap();
+    let mut payload = vec![0; 1 << 20];
+    for _ in 0..bytes.div_ceil(payload.len()) {
+        rand::fill(&mut payload[..]);
+        let draft = ledger_store::Draft {
+            key: ledger_store::Key::new("facts").unwrap(),
+            payload: payload.clone().into(),
+            metadata: [].into(),
+        };
+        ledger.append(&context, draft).unwrap();
+    }
+    let mut file = fs::File::create(snapshot).unwrap();
+    for chunk in ledger.snapshot(&context).unwrap() {
+        file.write_all(&chunk.unwrap()).unwrap();
+    }
+    ledger.close().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -262,8 +262,8 @@ impl Drop for Arriving {
 /// Removes what is staged.
 fn abandon(inner: &Inner, context: &ContextId, place: Place) {
     if let Err(error) = inner.database.get().and_then(|db| staging::abandon(&db, place)) {
-        // It is removed when the ledger is opened again.
-        limited!(warn, %context, %error, "what was staged of another node's load stays until restart");
+        // It is removed when the database is opened again.
+        limited!(warn, %context, %error, "what was staged of another node's load stays until the database is opened anew");
     }
 }
 

@@ -36,13 +36,14 @@ impl Beside {
         if batch.size_in_bytes() < PIECE { Ok(()) } else { self.write(db, shared, batch) }
     }
 
-    /// Writes a batch, durably, and empties it.
+    /// Writes a batch, durably, and empties it. Refused if that left appends too little space on the disk.
     pub(crate) fn write(
         &mut self,
         db: &Db,
         shared: &Shared,
         batch: &mut WriteBatch,
     ) -> Result<(), StoreError> {
+        shared.database.room_to_load(batch.size_in_bytes() as u64)?;
         let begun = Instant::now();
         db.write_unsynced(std::mem::take(batch))?;
         db.sync()?;

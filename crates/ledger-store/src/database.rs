@@ -26,7 +26,7 @@ use crate::{
     readable::Readable,
     shared::Shared,
     space::{self, Reserve},
-    watermark,
+    staging, watermark,
 };
 
 /// How long an operation waits for a database that is being opened anew.
@@ -35,8 +35,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const FAREWELL: Duration = Duration::from_secs(5);
 /// How often a failed database is looked at.
 const LOOK: Duration = Duration::from_millis(200);
-/// How long to wait before opening a database anew that failed for another reason than want of space.
+/// How long to wait before a database is opened anew that failed again soon after the last time, at first and at most.
 const BACK_OFF: Duration = Duration::from_secs(2);
+const LONGEST_BACK_OFF: Duration = Duration::from_mins(1);
 /// How often a database is opened anew because of damaged files, before it is given up.
 const DAMAGED_TRIES: u32 = 3;
 
@@ -69,7 +70,11 @@ impl Database {
         opening: Opening,
     ) -> Result<Self, StoreError> {
         let marks = Arc::new(marks);
-        let reserve = Reserve::of(path.parent().unwrap_or(&path));
+        let directory = path.parent().unwrap_or(&path);
+        if let Err(error) = space::end_probe(directory) {
+            tracing::warn!(%error, "what an interrupted probe of the disk left cannot be removed");
+        }
+        let reserve = Reserve::of(directory);
         let was_tight = opening == Opening::Existing && is_tight(&path, &reserve);
         let db = open_checked(&path, &options, &readable, &marks, opening, was_tight)?;
         if was_tight {
@@ -178,6 +183,10 @@ impl Database {
         };
         let opened = Db::open(&self.path, &self.options, readable, marks, how);
         if let Ok(db) = opened {
+            if let Err(error) = staging::clean_up(&db) {
+                // It is tried again with the next opening, which this failure leads to.
+                limited!(warn, %error, "what loads had staged before the failure stays for now");
+            }
             *self.current.lock() = Some(Arc::new(db));
             self.reopened.notify_all();
             self.reserve.keep();
@@ -224,6 +233,16 @@ impl Database {
         let in_memory =
             self.current.lock().as_ref().map_or(0, |db| db.property("rocksdb.cur-size-all-mem-tables"));
         in_memory + space::HEADROOM
+    }
+
+    /// Refuses to write so much of a load if that left appends too little space: a disk that a load fills holds, until it
+    /// was opened anew, the space that this waits for.
+    pub(crate) fn room_to_load(&self, bytes: u64) -> Result<(), StoreError> {
+        let needed = space::needed_to_load(self.needed()) + bytes;
+        match space::free(&self.path) {
+            Ok(free) if free < needed => Err(StoreError::DiskFull { needed: Some(needed) }),
+            _ => Ok(()),
+        }
     }
 
     /// Free bytes.
@@ -334,7 +353,7 @@ fn wait_until_unused(db: &Weak<Db>) {
 
 /// The thread: opens the database anew after a failed write, until told to stop.
 pub(crate) fn keep_open(database: &Database, shared: &Shared, stop: &Receiver<()>) {
-    let mut tried = None;
+    let mut tries = Tries::default();
     let mut damaged = 0;
     while stop.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
         // It may not have been a commit that failed first.
@@ -349,16 +368,27 @@ pub(crate) fn keep_open(database: &Database, shared: &Shared, stop: &Receiver<()
                 let needed = database.needed();
                 let has_space = database.free() >= needed;
                 if !has_space {
-                    shared.is_short_of(needed);
+                    shared.is_short_of(Some(needed));
                 }
-                has_space
+                has_space.then_some(needed)
             }
-            Some(_) => true,
+            Some(_) => Some(space::HEADROOM),
         };
-        if !due || tried.is_some_and(|at: Instant| at.elapsed() < BACK_OFF) {
+        let Some(needed) = due.filter(|_| tries.are_due(Instant::now())) else { continue };
+        // Until it can be opened again, nothing can be read without this one.
+        if let Err(error) = space::probe(database.directory(), needed) {
+            tries.wait(Instant::now());
+            if space::is_no_space_io(&error) {
+                shared.is_short_of(None);
+            }
+            limited!(
+                warn, %error,
+                "the data directory takes no new files, whatever space there is (look at inodes and quotas): appends wait, and reads go \
+                 on"
+            );
             continue;
         }
-        tried = Some(Instant::now());
+        tries.begin(Instant::now());
         if matches!(shared.failure(), Some(StoreError::FileDamaged(_))) {
             damaged += 1;
             if damaged > DAMAGED_TRIES {
@@ -375,6 +405,31 @@ pub(crate) fn keep_open(database: &Database, shared: &Shared, stop: &Receiver<()
             }
             Err(error) => limited!(error, %error, "the database cannot be opened anew yet"),
         }
+    }
+}
+
+/// When the database is opened anew: at once, and less and less often if it fails again and again.
+#[derive(Debug, Default)]
+struct Tries {
+    /// When it was tried, and how long nothing is tried from then on.
+    last: Option<(Instant, Duration)>,
+}
+
+impl Tries {
+    fn are_due(&self, now: Instant) -> bool {
+        self.last.is_none_or(|(at, pause)| now.saturating_duration_since(at) >= pause)
+    }
+
+    /// It is opened now.
+    fn begin(&mut self, now: Instant) {
+        let lately = |(at, _): &(Instant, _)| now.saturating_duration_since(*at) < 2 * LONGEST_BACK_OFF;
+        let pause = self.last.filter(lately).map_or(BACK_OFF, |(_, pause)| (2 * pause).min(LONGEST_BACK_OFF));
+        self.last = Some((now, pause));
+    }
+
+    /// It was not worth a try: one that takes nothing away.
+    fn wait(&mut self, now: Instant) {
+        self.last = Some((now, BACK_OFF));
     }
 }
 
@@ -407,6 +462,52 @@ mod tests {
         // By this lanes know that what they remember is of another one.
         assert!(database.get().unwrap().generation() > first);
         assert!(!readable.is_shown(slot), "what was held back before would be seen");
+    }
+
+    #[test]
+    fn a_database_that_fails_again_and_again_is_opened_less_and_less_often() {
+        let (mut tries, start) = (Tries::default(), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        assert!(tries.are_due(start), "the first time at once");
+        let (mut now, mut pauses) = (0, Vec::new());
+        for _ in 0..8 {
+            tries.begin(at(now));
+            let due = (now..=now + 60).find(|second| tries.are_due(at(*second))).unwrap();
+            pauses.push(due - now);
+            now = due;
+        }
+        assert_eq!(pauses, [2, 4, 8, 16, 32, 60, 60, 60]);
+        tries.begin(at(now + 600));
+        assert!(tries.are_due(at(now + 602)), "one that went well for long is as any other");
+    }
+
+    #[test]
+    fn what_was_staged_before_a_failure_is_gone_once_the_database_is_opened_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = crate::Ledger::open_with(dir.path(), testing::options()).unwrap();
+        let database = &ledger.inner().database;
+        let place = crate::families::Place { slot: Slot::new(7).unwrap(), number: 1 << 40 };
+        let staged = || {
+            let (mut rows, (first, beyond)) = (0, place.range());
+            let count = |_: &[u8], _: &[u8]| {
+                rows += 1;
+                true
+            };
+            database.get().unwrap().scan(crate::families::ENTRIES, &first, &beyond, true, count).unwrap();
+            rows
+        };
+        let db = database.get().unwrap();
+        staging::begin(&db, place).unwrap();
+        let mut batch = rocksdb::WriteBatch::default();
+        batch.put_cf(db.family(crate::families::ENTRIES).unwrap(), place.entry(Sequence(1)), b"staged");
+        db.write(batch).unwrap();
+        // Whoever staged it cannot remove it: nothing is written any more.
+        db.fail(StoreError::DiskFull { needed: None });
+        assert!(staging::abandon(&db, place).is_err());
+        drop(db);
+        assert_eq!(staged(), 1);
+        database.reopen().unwrap();
+        assert_eq!(staged(), 0);
     }
 
     #[test]

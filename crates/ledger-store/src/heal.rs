@@ -188,6 +188,7 @@ impl Healing {
         let db = self.inner.database.get()?;
         state.accept_verified(&db, &mut self.batch, verified, |_| ())?;
         if self.batch.size_in_bytes() >= BATCH_BYTES {
+            self.inner.database.room_to_load(self.batch.size_in_bytes() as u64)?;
             db.write_unsynced(std::mem::take(&mut self.batch))?;
         }
         Ok(())
@@ -218,8 +219,8 @@ impl Drop for Healing {
         if !self.is_in_place
             && let Err(error) = self.inner.database.get().and_then(|db| staging::abandon(&db, self.place))
         {
-            // It is removed when the ledger is opened again.
-            limited!(warn, context = %self.context, %error, "what was staged to heal a context stays until restart");
+            // It is removed when the database is opened again.
+            limited!(warn, context = %self.context, %error, "what was staged to heal a context stays until the database is opened anew");
         }
     }
 }

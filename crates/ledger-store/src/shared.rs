@@ -184,11 +184,11 @@ impl Shared {
         self.failed.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The disk is full, and so many free bytes are needed: whoever is refused is told.
-    pub(crate) fn is_short_of(&self, needed: u64) {
+    /// The disk is full, and so many free bytes are needed, if that is known: whoever is refused is told.
+    pub(crate) fn is_short_of(&self, needed: Option<u64>) {
         let mut failure = self.failure.lock();
         if let Some(StoreError::DiskFull { needed: told }) = &mut *failure
-            && told.replace(needed) != Some(needed)
+            && std::mem::replace(told, needed) != needed
         {
             limited!(warn, needed, "the disk is full: appends go on once so many bytes are free");
         }

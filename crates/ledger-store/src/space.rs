@@ -19,6 +19,12 @@ const RESERVE: u64 = 8 << 20;
 const LEFT: u64 = 512 << 10;
 /// The reserve, in the data directory.
 pub(crate) const FILE: &str = "RESERVE";
+/// Where it is tried out whether files can be made, in the data directory.
+const PROBE: &str = "PROBE";
+/// Files that are made there: a database that is opened makes a log, a manifest, its options, and a table of each family.
+const PROBES: u64 = 16;
+/// Bytes that a load leaves beside what appends need.
+const LEFT_BY_LOADS: u64 = 16 << 20;
 /// Extension of the write-ahead log's files.
 const LOG: &str = "log";
 
@@ -26,6 +32,30 @@ const LOG: &str = "log";
 pub(crate) fn free(path: &Path) -> io::Result<u64> {
     let volume = rustix::fs::statvfs(path)?;
     Ok(volume.f_bavail.saturating_mul(volume.f_frsize))
+}
+
+/// Whether files of so many bytes together can be made in a directory, and are on the disk then. The free bytes of a volume do
+/// not say that: it may be out of inodes, a quota may be used up, or what is below the volume be full.
+pub(crate) fn probe(dir: &Path, bytes: u64) -> io::Result<()> {
+    let place = dir.join(PROBE);
+    end_probe(dir)?;
+    let tried = fs::create_dir(&place).and_then(|()| {
+        (0..PROBES).try_for_each(|number| make(&place.join(number.to_string()), bytes / PROBES)?.sync_all())
+    });
+    tried.and(end_probe(dir))
+}
+
+/// Removes what a probe made, which may have been cut short.
+pub(crate) fn end_probe(dir: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(dir.join(PROBE)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
+    }
+}
+
+/// Free bytes that there must be for a load to go on, given what appends need: it can be tried again, and they cannot wait.
+pub(crate) const fn needed_to_load(needed: u64) -> u64 {
+    needed + LEFT_BY_LOADS
 }
 
 /// Bytes, as people read them: rounded up.
@@ -93,19 +123,9 @@ impl Reserve {
     }
 
     fn make(&self, bytes: u64) {
-        if let Err(error) = self.try_make(bytes) {
+        if let Err(error) = make(&self.0, bytes) {
             tracing::debug!(%error, "no space can be held in reserve");
             let _ = fs::remove_file(&self.0);
-        }
-    }
-
-    fn try_make(&self, bytes: u64) -> io::Result<()> {
-        let mut file =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&self.0)?;
-        match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, bytes) {
-            Ok(()) => Ok(()),
-            Err(rustix::io::Errno::OPNOTSUPP) => fill(&mut file, bytes),
-            Err(error) => Err(error.into()),
         }
     }
 
@@ -113,6 +133,17 @@ impl Reserve {
     pub(crate) fn give_up(&self) -> bool {
         fs::remove_file(&self.0).is_ok()
     }
+}
+
+/// Makes a file that takes so many bytes.
+fn make(path: &Path, bytes: u64) -> io::Result<File> {
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, bytes) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::OPNOTSUPP) => fill(&mut file, bytes)?,
+        Err(error) => return Err(error.into()),
+    }
+    Ok(file)
 }
 
 fn fill(file: &mut File, bytes: u64) -> io::Result<()> {
@@ -142,6 +173,17 @@ mod tests {
         for (errno, is_full) in [(28, true), (122, true), (27, true), (5, false), (30, false)] {
             assert_eq!(is_no_space_io(&io::Error::from_raw_os_error(errno)), is_full, "{errno}");
         }
+    }
+
+    #[test]
+    fn a_probe_makes_files_and_leaves_none() {
+        let dir = tempfile::tempdir().unwrap();
+        // One that was cut short is no obstacle.
+        fs::create_dir(dir.path().join(PROBE)).unwrap();
+        fs::write(dir.path().join(PROBE).join("3"), b"x").unwrap();
+        probe(dir.path(), 1 << 20).unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        assert!(probe(&dir.path().join("gone"), 1 << 20).is_err());
     }
 
     #[test]

@@ -261,8 +261,8 @@ impl Drop for Staging {
             && let Err(error) =
                 self.inner.database.get().and_then(|db| staging::abandon(&db, self.state.place))
         {
-            // It is removed when the ledger is opened again.
-            limited!(warn, context = %self.context, %error, "what an unfinished load staged stays until restart");
+            // It is removed when the database is opened again.
+            limited!(warn, context = %self.context, %error, "what an unfinished load staged stays until the database is opened anew");
         }
     }
 }
