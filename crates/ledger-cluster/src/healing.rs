@@ -69,17 +69,14 @@ pub(crate) async fn run(shared: Arc<Shared>) {
         }
         let now = Instant::now();
         let damaged: HashSet<ContextId> =
-            shared.ledger.damage().into_iter().map(|found| found.context).take(AT_ONCE).collect();
+            shared.ledger.damage().into_iter().map(|found| found.context).collect();
         patients.retain(|context, patient| damaged.contains(context) || now < patient.due + WELL_AFTER);
-        for context in damaged {
+        for context in due(damaged, &patients, now) {
             let patient = patients.entry(context.clone()).or_insert_with(|| Patient {
                 due: now,
                 backoff: Backoff::new(PAUSE, LONGEST_PAUSE),
                 restored: 0,
             });
-            if now < patient.due {
-                continue;
-            }
             match heal(&shared, &context).await {
                 Ok(None) => {}
                 Ok(Some((source, entries))) => {
@@ -104,6 +101,20 @@ pub(crate) async fn run(shared: Arc<Shared>) {
             patient.due = Instant::now() + patient.backoff.pause();
         }
     }
+}
+
+/// The damaged contexts that are to be tried now, so many at once: those that were never tried, then those that have waited
+/// the longest. However many cannot be healed, the others get their turn.
+fn due(
+    damaged: HashSet<ContextId>,
+    patients: &HashMap<ContextId, Patient>,
+    now: Instant,
+) -> impl Iterator<Item = ContextId> + use<> {
+    let since = |context: &ContextId| patients.get(context).map(|patient| patient.due);
+    let mut due: Vec<_> = damaged.into_iter().map(|context| (since(&context), context)).collect();
+    due.retain(|(since, _)| since.is_none_or(|since| since <= now));
+    due.sort();
+    due.into_iter().map(|(_, context)| context).take(AT_ONCE)
 }
 
 /// Restores a context from the first node that can give it; that node, and how many entries it has. `None`: it is not
@@ -280,4 +291,35 @@ async fn fetch(
         pace.pay(bytes).await;
     }
     Ok(healing)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn contexts_that_cannot_be_healed_do_not_keep_others_from_their_turn() {
+        let name = |number: usize| ContextId::new(format!("c-{number}")).unwrap();
+        let all: HashSet<_> = (0..3 * AT_ONCE).map(name).collect();
+        let (mut patients, mut tried, mut now) = (HashMap::new(), HashSet::new(), Instant::now());
+        // None is ever healed, and a turn takes longer than the pause after it.
+        for _ in 0..3 {
+            let turn: Vec<_> = due(all.clone(), &patients, now).collect();
+            assert_eq!(turn.len(), AT_ONCE);
+            now += LONGEST_PAUSE;
+            for context in turn {
+                let backoff = Backoff::new(PAUSE, LONGEST_PAUSE);
+                patients.insert(context.clone(), Patient { due: now, backoff, restored: 0 });
+                tried.insert(context);
+            }
+        }
+        assert_eq!(tried.len(), all.len(), "each had its turn");
+        let first: Vec<_> = due(all.clone(), &patients, now).collect();
+        assert!(first.iter().all(|context| patients[context].due < now), "those that wait the longest");
+        let later = now + Duration::from_millis(1);
+        for patient in patients.values_mut() {
+            patient.due = later;
+        }
+        assert_eq!(due(all, &patients, now).count(), 0, "none is tried before its time");
+    }
 }
