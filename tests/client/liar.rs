@@ -54,6 +54,8 @@ pub(crate) enum Lie {
     Root(Box<Signer>),
     /// Checkpoints of another context.
     OtherContext(String),
+    /// None, but it is a replica that has heard of no context yet: only the owner's answer has what there is.
+    Behind,
 }
 
 /// A node that lies.
@@ -173,6 +175,10 @@ impl IntegrityService for Liar {
         let lie = self.lies();
         if let Lie::OtherContext(other) = &lie {
             request.context_id.clone_from(other);
+        }
+        if matches!(lie, Lie::Behind) && request.consistency() != context::Consistency::Owner {
+            request.context_id.push_str("/nothing");
+            request.size = 0;
         }
         let context_id = request.context_id.clone();
         let answer = IntegrityServiceClient::new(self.backend()).checkpoint(request).await?;

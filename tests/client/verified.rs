@@ -210,6 +210,22 @@ async fn a_made_up_hash_under_a_made_up_root_proves_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_replica_does_not_know_of_yet_is_asked_of_the_owner_before_it_is_absent() {
+    let ledger = Ledger::start();
+    let replica = Liar::start(ledger.address()).await;
+    let (honest, client) = (client(&ledger.url()), client(&replica.url()));
+    let (context, never) = (context("behind"), context("never"));
+    fill(&honest, &context, 0..5).await;
+    replica.lie(Lie::Behind);
+    assert_eq!(client.checkpoint(&context, None).await.unwrap().position.size, Size(5));
+    let trusted = client.trusted_checkpoint(&context, &first_use()).await.unwrap();
+    assert_eq!(trusted.head().size, Size(5));
+    let read = client.get_verified(&context, Selection::default(), &first_use()).collect().await.unwrap();
+    assert_eq!(read.len(), 5);
+    assert_eq!(client.checkpoint(&never, None).await.unwrap().position.size, Size(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_checkpoint_that_somebody_else_signed_or_of_another_context_is_refused() {
     let ledger = Ledger::start();
     let liar = Liar::start(ledger.address()).await;

@@ -76,8 +76,22 @@ impl Client {
         self.checkpoint_at(Aim::near(context), context, size).await
     }
 
-    /// Aimed at the owner it is the owner's, whichever node the call reaches.
+    /// Aimed at the owner it is the owner's, whichever node the call reaches. Aimed at any it is the owner's if there is
+    /// nothing: a replica may not know of a context yet.
     pub(crate) async fn checkpoint_at(
+        &self,
+        aim: Aim,
+        context: &ContextId,
+        size: Option<Size>,
+    ) -> Result<Checkpoint, ClientError> {
+        let stated = self.stated(aim, context, size).await?;
+        if stated.position.size.0 == 0 && matches!(aim, Aim::Near(_)) {
+            return self.stated(aim.owner(), context, size).await;
+        }
+        Ok(stated)
+    }
+
+    async fn stated(
         &self,
         aim: Aim,
         context: &ContextId,
