@@ -191,13 +191,25 @@ async fn members_that_were_declared_lost_and_are_back_are_new_ones_and_what_only
         assert_eq!(code, 0, "{error}");
         (said.lines().count() == 2).then(|| json(&said))
     });
-    for fork in left {
+    for fork in &left {
         let (node, number) = (fork["node_id"].as_str().unwrap(), fork["fork"].to_string());
         assert!([name(1), name(2)].contains(&node.to_owned()), "{fork}");
         let (_, lines, _) =
             cluster.node(0).ctl(&["forks", context(0).as_str(), "--export", &number, "--node", node]);
         assert!(lines.contains("of two"), "{lines}");
     }
+
+    // Each counts its own: whether a node that is silent has one of that number, too, nobody knows.
+    let of_one = left.iter().find(|fork| fork["node_id"] == name(1).as_str()).unwrap();
+    let number = of_one["fork"].to_string();
+    cluster.kill(2);
+    let of = context(0);
+    let export = ["forks", of.as_str(), "--export", &number];
+    let (code, lines, error) = cluster.node(0).ctl(&export);
+    assert!(code == 8 && lines.contains("of two"), "{code}: {lines}{error}");
+    assert!(error.contains(&name(2)) && error.contains("--node"), "{error}");
+    let (code, lines, error) = cluster.node(0).ctl(&[&export[..], &["--node", &name(1)]].concat());
+    assert!(code == 0 && lines.contains("of two"), "{code}: {lines}{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -36,7 +36,17 @@ pub(crate) async fn run(
     let found = match (command.export, &context) {
         (Some(number), Some(context)) => {
             let (node, fork) = find(&nodes, context, number, &mut silent).await?;
-            return export(node, &fork, &command, output).await;
+            export(node, &fork, &command, output).await?;
+            if silent.is_empty() {
+                return Ok(());
+            }
+            let silent = silent.join(", ");
+            let message = format!(
+                "{silent} did not answer, and may have a fork {number} of context {context} too: this is that of {}; choose one \
+                 with --node",
+                node.id
+            );
+            return Err(Partial(message).into());
         }
         _ => list(&nodes, context.as_ref(), command.limit, output, &mut silent).await?,
     };

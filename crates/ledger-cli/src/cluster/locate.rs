@@ -1,5 +1,7 @@
 //! `ledgerctl cluster locate`.
 
+use std::collections::BTreeSet;
+
 use comfy_table::{Table, presets::NOTHING};
 use ledger_client::{ClientError, ContextId, Epoch};
 use ledger_proto::ledger::v1::{LocateRequest, Location};
@@ -8,6 +10,7 @@ use serde_json::{Value, json};
 use super::survey::{Survey, survey};
 use crate::{
     args::Connection,
+    exit::Partial,
     output::{Output, cell, visible},
 };
 
@@ -26,10 +29,14 @@ pub(super) async fn run(
     let mut table = Table::new();
     table.load_style(NOTHING);
     table.set_header(["context", "slot", "owner", "address", "epoch", "copies"]);
+    let mut silent = BTreeSet::new();
     for page in contexts.chunks(PAGE) {
         let request = LocateRequest { context_ids: page.to_vec(), slots: Vec::new() };
         let located = survey(connection, &client, request).await?;
         for location in &located.locations {
+            if is_silent(location, &located) {
+                silent.insert(visible(&location.owner));
+            }
             if output.is_json() {
                 output.result(&object(location, located.is_known(location)), String::new)?;
             } else {
@@ -40,7 +47,17 @@ pub(super) async fn run(
     if !output.is_json() {
         output.result(&Value::Null, || table.trim_fmt())?;
     }
-    Ok(())
+    if silent.is_empty() {
+        return Ok(());
+    }
+    let silent = silent.into_iter().collect::<Vec<_>>().join(", ");
+    Err(Partial(format!("{silent} did not answer: which copies of what it owns are in step is not known"))
+        .into())
+}
+
+/// Whether a context has an owner, which alone knows how its copies stand, and did not answer.
+fn is_silent(location: &Location, located: &Survey) -> bool {
+    !location.owner.is_empty() && !located.is_known(location)
 }
 
 fn row(location: &Location, located: &Survey) -> [String; 6] {
@@ -64,10 +81,12 @@ fn row(location: &Location, located: &Survey) -> [String; 6] {
 fn copies(location: &Location, is_known: bool) -> String {
     let copy = |replica: &ledger_proto::ledger::v1::Replica| {
         let name = cell(&replica.node_id);
-        match (replica.alive, is_known && !replica.in_step) {
+        match (replica.alive, is_known.then_some(replica.in_step)) {
             (false, _) => format!("{name} (away)"),
-            (true, true) => format!("{name} (behind)"),
-            (true, false) => name,
+            // What an owner has is what there is.
+            (true, None) if replica.node_id != location.owner => format!("{name} (?)"),
+            (true, Some(false)) => format!("{name} (behind)"),
+            (true, _) => name,
         }
     };
     location.replicas.iter().map(copy).collect::<Vec<_>>().join(", ")
@@ -115,7 +134,10 @@ mod tests {
             ..Location::default()
         };
         assert_eq!(copies(&location, true), "a, b (behind), c (away)");
-        assert_eq!(copies(&location, false), "a, b, c (away)");
+        assert_eq!(copies(&location, false), "a, b (?), c (away)");
+        let located = Survey::default();
+        assert!(is_silent(&location, &located), "said at the end, with exit code 8");
+        assert!(!is_silent(&Location { owner: String::new(), ..location.clone() }, &located));
         assert_eq!(object(&location, false)["replicas"][1]["in_step"], Value::Null);
     }
 
