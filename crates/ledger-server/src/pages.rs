@@ -63,6 +63,18 @@ impl Get {
         self.at_owner
     }
 
+    /// What is still to be read; `None`: nothing, for a limit of 0 would ask for everything.
+    fn rest(&self) -> Option<GetRequest> {
+        (self.limit > 0).then(|| GetRequest {
+            context_id: self.context.as_str().to_owned(),
+            key: self.key.as_ref().map_or_else(String::new, |key| key.as_str().to_owned()),
+            after_sequence: self.after.0,
+            // None was given if it is larger.
+            limit: u32::try_from(self.limit).unwrap_or_default(),
+            ..GetRequest::default()
+        })
+    }
+
     fn filter(&self, limit: usize, max_bytes: usize) -> Filter {
         let limit = limit.min(self.limit);
         Filter { key: self.key.clone(), after: self.after, limit, max_bytes, max_first: max_bytes }
@@ -173,18 +185,15 @@ async fn elsewhere(
     pages: &mpsc::Sender<Result<Ahead, Status>>,
 ) -> bool {
     for channel in node.other_replicas(Slot::of(&get.context)) {
-        let request = route::forwarded(GetRequest {
-            context_id: get.context.as_str().to_owned(),
-            key: get.key.as_ref().map_or_else(String::new, |key| key.as_str().to_owned()),
-            after_sequence: get.after.0,
-            limit: u32::try_from(get.limit).unwrap_or_default(),
-            ..GetRequest::default()
-        });
+        let Some(rest) = get.rest() else { return true };
+        let request = route::forwarded(rest);
         let mut reader = LedgerServiceClient::new(channel).max_decoding_message_size(usize::MAX);
         let Ok(answer) = reader.get(request).await else { continue };
         let mut theirs = answer.into_inner();
         loop {
             match theirs.message().await {
+                // It is behind what was delivered already: its end is not that of the context.
+                Ok(Some(page)) if page.latest_sequence < get.after.0 => break,
                 Ok(Some(page)) => {
                     get.after = page.entries.last().map_or(get.after, |entry| Sequence(entry.sequence));
                     get.limit -= page.entries.len().min(get.limit);
@@ -229,4 +238,23 @@ fn cut(page: ledger_store::Page, limit: usize, max_bytes: usize) -> GetResponse 
     let truncated = more && entries.len() < limit;
     let next_after_sequence = if truncated { covered } else { 0 };
     GetResponse { entries, latest_sequence, truncated, next_after_sequence }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_more_is_asked_for_once_the_limit_is_used_up() {
+        let asked =
+            |limit| GetRequest { context_id: "c".into(), key: "k".into(), limit, ..GetRequest::default() };
+        let mut get = Get::check(asked(3)).unwrap();
+        (get.after, get.limit) = (Sequence(7), get.limit - 2);
+        let rest = get.rest().unwrap();
+        assert_eq!((rest.context_id.as_str(), rest.key.as_str()), ("c", "k"));
+        assert_eq!((rest.after_sequence, rest.limit), (7, 1));
+        get.limit -= 1;
+        assert_eq!(get.rest(), None);
+        assert_eq!(Get::check(asked(0)).unwrap().rest().unwrap().limit, 0, "without a limit there is none");
+    }
 }

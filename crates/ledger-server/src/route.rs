@@ -264,7 +264,11 @@ fn another_replica(cluster: &Cluster, slot: Slot) -> Option<Channel> {
 /// The connections to the other living replicas of a slot.
 fn other_replicas(cluster: &Cluster, slot: Slot) -> impl Iterator<Item = Channel> {
     let routes = cluster.routes();
-    let members = routes.borrow().get(slot).map(|route| route.members.clone()).unwrap_or_default();
+    let mut members = routes.borrow().get(slot).map(|route| route.members.clone()).unwrap_or_default();
+    if let Some(RouteTo::Other(owner, _)) = routes.borrow().get(slot).map(|route| &route.owner) {
+        // It lacks nothing.
+        members.sort_by_key(|member| member.node != *owner);
+    }
     let view = cluster.view();
     let others = members.into_iter().filter(|member| member != cluster.me());
     let alive = others.filter(move |member| view.borrow().get(&member.node).is_some_and(|node| node.alive));
