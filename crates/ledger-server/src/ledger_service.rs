@@ -1,8 +1,12 @@
 //! `converge.ledger.v1.LedgerService`: the five operations in streaming form.
 
-use std::sync::Arc;
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
 
-use futures::{Stream, StreamExt as _, stream, stream::BoxStream};
+use futures::{Stream, StreamExt as _, ready, stream, stream::BoxStream};
 use ledger_core::ContextId;
 use ledger_proto::{
     context::v1::{GetRequest, LoadResponse, SnapshotMetadata, SnapshotRequest},
@@ -13,6 +17,7 @@ use ledger_proto::{
 };
 use ledger_store::SnapshotStream;
 use prost::Message as _;
+use tokio::sync::oneshot;
 use tonic::{Request, Response, Status, Streaming, transport::Channel};
 use tracing::debug_span;
 
@@ -191,9 +196,16 @@ async fn load(
     let context = ContextId::new(&first.context_id)?;
     // The chunks can be sent on once only: whoever loads tries again.
     if let Place::There { channel, owner } = node.writes(&context, is_forwarded)? {
-        let chunks = stream::iter([first]).chain(chunks.filter_map(async |chunk| chunk.ok()));
+        let (chunks, broken) = UntilBroken::new(first, chunks);
         let mut there = reader(channel);
-        let loaded = Box::pin(route::answer(there.load(route::forwarded(chunks))));
+        let loaded = Box::pin(async move {
+            tokio::select! {
+                biased;
+                // The owner is told by the end of the call, and whoever loads hears why.
+                Ok(status) = broken => Err(Refusal::new(status.code(), status.message())),
+                loaded = route::answer(there.load(route::forwarded(chunks))) => loaded,
+            }
+        });
         return node.unless_gone(owner, loaded).await;
     }
     // Here only: nodes that send loads on to each other would wait for each other.
@@ -211,6 +223,43 @@ async fn load(
     }
     let loaded = blocking(move || load.finish()).await??;
     Ok(LoadResponse { entries_restored: loaded.restored, latest_sequence: loaded.latest.0 })
+}
+
+/// The chunks of a load for another node, up to the error that they end with. That is handed out apart: as an end of the
+/// stream it would be that of a snapshot that is cut off, and final.
+struct UntilBroken<S> {
+    first: Option<LoadChunk>,
+    rest: S,
+    broke: Option<oneshot::Sender<Status>>,
+}
+
+impl<S> UntilBroken<S> {
+    fn new(first: LoadChunk, rest: S) -> (Self, oneshot::Receiver<Status>) {
+        let (broke, broken) = oneshot::channel();
+        (Self { first: Some(first), rest, broke: Some(broke) }, broken)
+    }
+}
+
+impl<S: Stream<Item = Result<LoadChunk, Status>> + Unpin> Stream for UntilBroken<S> {
+    type Item = LoadChunk;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<LoadChunk>> {
+        if let Some(first) = self.first.take() {
+            return Poll::Ready(Some(first));
+        }
+        if self.broke.is_none() {
+            return Poll::Pending;
+        }
+        match ready!(self.rest.poll_next_unpin(context)) {
+            Some(Ok(chunk)) => Poll::Ready(Some(chunk)),
+            None => Poll::Ready(None),
+            Some(Err(status)) => {
+                // Whoever asked may have gone. If not, the call ends with this, and the stream is dropped.
+                let _ = self.broke.take().map(|broke| broke.send(status));
+                Poll::Pending
+            }
+        }
+    }
 }
 
 async fn next_load_chunk(
@@ -252,4 +301,28 @@ async fn watch(
             })
         })
         .boxed())
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_load_that_breaks_off_is_not_ended_and_its_cause_is_kept() {
+        let chunk = |data: &'static str| LoadChunk { data: data.into(), ..LoadChunk::default() };
+        let broken_off = [Ok(chunk("b")), Err(Status::out_of_range("too large")), Ok(chunk("c"))];
+        let (mut sent, broken) = UntilBroken::new(chunk("a"), stream::iter(broken_off));
+        assert_eq!(sent.next().await.unwrap().data, "a");
+        assert_eq!(sent.next().await.unwrap().data, "b");
+        assert!(sent.next().now_or_never().is_none(), "the owner does not take it for the end");
+        let status = broken.await.unwrap();
+        assert_eq!((status.code(), status.message()), (tonic::Code::OutOfRange, "too large"));
+
+        let (mut sent, broken) = UntilBroken::new(chunk("a"), stream::iter([Ok(chunk("b"))]));
+        assert_eq!(sent.by_ref().count().await, 2);
+        drop(sent);
+        assert!(broken.await.is_err(), "nothing broke");
+    }
 }
