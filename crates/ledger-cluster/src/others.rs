@@ -11,7 +11,10 @@ use std::{
 };
 
 use futures::{StreamExt as _, stream};
-use ledger_core::{node::NodeId, slot::SLOTS};
+use ledger_core::{
+    node::{ClusterId, NodeId},
+    slot::SLOTS,
+};
 use ledger_proto::ledger::v1::{LocateRequest, MembersRequest, cluster_service_client::ClusterServiceClient};
 use ledger_store::limited;
 use tokio::time::{Instant, sleep, timeout};
@@ -41,12 +44,14 @@ struct Answer {
     owned: BTreeSet<u32>,
 }
 
-/// Waits until the other nodes own all slots; gives their names. Otherwise why that cannot be said of them.
+/// Waits until the other nodes own all slots; gives their names. Otherwise why that cannot be said of them. Given the identity of
+/// this node's cluster, if it is known, nodes of another one that are at these addresses by now do not count.
 ///
 /// # Errors
 /// Which nodes did not answer, and how many slots none of those that did owns.
 pub async fn hold_everything(
     me: &NodeId,
+    cluster: Option<ClusterId>,
     tls: Option<&PeerTls>,
     directory: &Path,
 ) -> Result<Vec<String>, String> {
@@ -67,7 +72,7 @@ pub async fn hold_everything(
         });
         let answers: BTreeMap<NodeId, Result<Answer, String>> =
             stream::iter(asked).buffer_unordered(AT_ONCE).collect().await;
-        let why_not = match judge(me, &answers) {
+        let why_not = match judge(me, cluster, &answers) {
             Ok(others) => return Ok(others),
             Err(why_not) => why_not,
         };
@@ -93,7 +98,18 @@ async fn ask(tls: Option<&PeerTls>, address: &str) -> Result<Answer, String> {
 }
 
 /// Whether each slot has an owner among those that answered.
-fn judge(me: &NodeId, answers: &BTreeMap<NodeId, Result<Answer, String>>) -> Result<Vec<String>, String> {
+fn judge(
+    me: &NodeId,
+    cluster: Option<ClusterId>,
+    answers: &BTreeMap<NodeId, Result<Answer, String>>,
+) -> Result<Vec<String>, String> {
+    let cluster = cluster.map(|cluster| cluster.to_string());
+    let answers: BTreeMap<&NodeId, Result<&Answer, String>> = answers
+        .iter()
+        .map(|(asked, answer)| {
+            (asked, as_asked(asked, cluster.as_deref(), answer.as_ref().map_err(String::clone)))
+        })
+        .collect();
     let others = || answers.values().flatten().filter(|answer| answer.node != me.as_str());
     let mut identities: BTreeSet<&str> = others().map(|answer| answer.identity.as_str()).collect();
     identities.remove("");
@@ -117,6 +133,25 @@ fn judge(me: &NodeId, answers: &BTreeMap<NodeId, Result<Answer, String>>) -> Res
     Err(format!("{missing} of {SLOTS} slots have no owner among the other nodes; {silent}"))
 }
 
+/// An answer of the node that was asked: at its address there may be another one by now, of another cluster even.
+fn as_asked<'a>(
+    asked: &NodeId,
+    cluster: Option<&str>,
+    answer: Result<&'a Answer, String>,
+) -> Result<&'a Answer, String> {
+    let answer = answer?;
+    if answer.node != asked.as_str() {
+        return Err(format!("at its address is {} now", answer.node));
+    }
+    match cluster.filter(|cluster| answer.identity != *cluster) {
+        Some(cluster) if answer.identity.is_empty() => {
+            Err(format!("it does not say that it is of cluster {cluster}"))
+        }
+        Some(cluster) => Err(format!("it is of cluster {}, and this node of {cluster}", answer.identity)),
+        None => Ok(answer),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -133,7 +168,7 @@ mod tests {
     #[test]
     fn a_directory_is_given_up_only_if_the_others_own_every_slot() {
         let judged = |answers: &[(NodeId, Result<Answer, String>)]| {
-            judge(&id("a"), &answers.iter().cloned().collect())
+            judge(&id("a"), None, &answers.iter().cloned().collect())
         };
         let all = [says("b", "x", 0..600), says("c", "x", 600..1024)];
         assert_eq!(judged(&all), Ok(vec!["b".to_owned(), "c".to_owned()]));
@@ -147,5 +182,23 @@ mod tests {
         let two = judged(&[says("b", "x", 0..600), says("c", "y", 600..1024)]).unwrap_err();
         assert!(two.contains("2 clusters"), "{two}");
         assert!(judged(&[]).is_err());
+    }
+
+    #[test]
+    fn nobody_else_answers_for_a_node_at_whose_address_it_is_now() {
+        let ours = ClusterId([7; 16]);
+        let judged = |answers: &[(NodeId, Result<Answer, String>)]| {
+            judge(&id("a"), Some(ours), &answers.iter().cloned().collect())
+        };
+        let (ours, theirs) = (ours.to_string(), ClusterId([8; 16]).to_string());
+        assert_eq!(judged(&[says("b", &ours, 0..1024)]), Ok(vec!["b".to_owned()]));
+        let renamed = judged(&[(id("b"), says("x", &ours, 0..1024).1)]).unwrap_err();
+        assert!(renamed.contains("at its address is x"), "{renamed}");
+        // One cluster alone is not two, and may be another one all the same.
+        let foreign = judged(&[says("b", &theirs, 0..1024)]).unwrap_err();
+        assert!(foreign.contains("1024 of 1024") && foreign.contains("it is of cluster"), "{foreign}");
+        assert!(judged(&[says("b", "", 0..1024)]).is_err());
+        let both = judged(&[says("b", &ours, 0..600), says("c", &theirs, 600..1024)]).unwrap_err();
+        assert!(both.contains("424 of 1024"), "{both}");
     }
 }

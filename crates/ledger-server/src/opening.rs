@@ -58,7 +58,7 @@ async fn replace(config: &Config, node: &str, reason: &str) -> Result<(), String
     is_the_first_time(dir)?;
     let node = NodeId::new(node).map_err(|error| error.to_string())?;
     let tls = config.peer_tls().map_err(|error| error.to_string())?;
-    let others = others::hold_everything(&node, tls.as_ref(), dir).await?;
+    let others = others::hold_everything(&node, None, tls.as_ref(), dir).await?;
     let (below, why) = (dir.to_owned(), reason.to_owned());
     let kept = spawn_blocking(move || set_aside(&below, &why)).await.map_err(|error| error.to_string())?;
     let kept = kept.map_err(|error| format!("it cannot be moved: {error}"))?;

@@ -97,7 +97,8 @@ async fn prepare(node: &Node, cluster: &Arc<Cluster>, why: &str) -> Result<(), S
 
 async fn leave_word(node: &Node, cluster: &Cluster, dir: &Path, why: &str) -> Result<(), String> {
     let tls = node.config.peer_tls().map_err(|error| error.to_string())?;
-    others::hold_everything(&cluster.me().node, tls.as_ref(), dir).await?;
+    let cluster_id = *node.ledger.cluster_id().borrow();
+    others::hold_everything(&cluster.me().node, cluster_id, tls.as_ref(), dir).await?;
     let (dir, why) = (dir.to_owned(), why.to_owned());
     let written = tokio::task::spawn_blocking(move || want_replacement(&dir, &why)).await;
     written.map_err(|error| error.to_string())?.map_err(|error| format!("that cannot be noted: {error}"))
