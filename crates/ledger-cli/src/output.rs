@@ -16,7 +16,15 @@ use crate::{args::PayloadFormat, escape};
 /// How many bytes of a binary payload people are shown.
 const PREVIEW: usize = 32;
 /// Fields that may pass 2^53, besides those that end with `_ns`.
-const LARGE: [&str; 4] = ["lamport_clock", "received_lamport", "epoch", "incarnation"];
+const LARGE: [&str; 7] = [
+    "lamport_clock",
+    "received_lamport",
+    "epoch",
+    "accepted_epoch",
+    "promised_epoch",
+    "placed_in",
+    "incarnation",
+];
 
 /// Where results go.
 #[derive(Debug)]
@@ -200,11 +208,15 @@ mod tests {
     #[test]
     fn what_javascript_would_round_is_a_string_and_times_are_given_twice() {
         let max = u64::MAX;
-        let object = json!({ "sequence": 7, "appended_at_ns": 1_795_213_514_528_943_038_u64, "ours": [{ "epoch": max }] });
+        let object = json!({ "sequence": 7, "appended_at_ns": 1_795_213_514_528_943_038_u64, "ours": [{ "epoch": max }],
+            "survivors": [{ "accepted_epoch": max, "promised_epoch": 1, "placed_in": max, "entries": 7 }] });
         let read: Value = serde_json::from_str(&json_line(object)).unwrap();
         let expected = json!({
             "sequence": 7, "appended_at_ns": "1795213514528943038", "appended_at": "2026-11-20T22:25:14.528943038Z",
             "ours": [{ "epoch": "18446744073709551615" }],
+            "survivors": [{
+                "accepted_epoch": "18446744073709551615", "promised_epoch": "1", "placed_in": "18446744073709551615", "entries": 7,
+            }],
         });
         assert_eq!(read, expected);
     }

@@ -169,12 +169,22 @@ async fn cluster(State(node): State<Arc<Node>>) -> Json<Cluster> {
     })
 }
 
+/// A number that may pass 2^53, where JavaScript rounds: a string of digits, as `ledgerctl --json` writes it.
+#[derive(Debug, Clone, Copy)]
+struct Digits(u64);
+
+impl Serialize for Digits {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(&self.0)
+    }
+}
+
 #[derive(Debug, Serialize)]
 struct Listed {
     id: String,
     size: u64,
-    lamport: u64,
-    epoch: u64,
+    lamport: Digits,
+    epoch: Digits,
     suite: String,
 }
 
@@ -198,8 +208,8 @@ async fn contexts(
     let listed = |info: ledger_proto::ledger::v1::ContextInfo| Listed {
         id: info.context_id,
         size: info.size,
-        lamport: info.lamport_clock,
-        epoch: info.epoch,
+        lamport: Digits(info.lamport_clock),
+        epoch: Digits(info.epoch),
         suite: info.hash_suite,
     };
     let missing = page.unlisted.iter().map(|of| {
@@ -218,8 +228,8 @@ async fn contexts(
 struct Stands {
     id: String,
     size: u64,
-    lamport: u64,
-    epoch: u64,
+    lamport: Digits,
+    epoch: Digits,
     suite: String,
     root: String,
     lineage: String,
@@ -256,8 +266,8 @@ async fn context(State(node): State<Arc<Node>>, Query(asked): Query<Asked>) -> R
     Ok(Json(Stands {
         id: asked.id,
         size: checkpoint.size,
-        lamport: checkpoint.lamport_clock,
-        epoch: checkpoint.epoch,
+        lamport: Digits(checkpoint.lamport_clock),
+        epoch: Digits(checkpoint.epoch),
         suite: checkpoint.hash_suite,
         root: hex::encode(checkpoint.root),
         lineage: hex::encode(checkpoint.lineage),
@@ -277,7 +287,7 @@ struct Shown {
     key: String,
     /// Milliseconds since the Unix epoch: what a browser's clock counts in.
     at_ms: u64,
-    lamport: u64,
+    lamport: Digits,
     hash: String,
     metadata: ledger_core::entry::Metadata,
     #[serde(flatten)]
@@ -305,7 +315,7 @@ impl Shown {
             id,
             key: entry.key.to_owned(),
             at_ms: entry.appended_at_ns / 1_000_000,
-            lamport: entry.lamport.0,
+            lamport: Digits(entry.lamport.0),
             hash: entry.content_hash.to_string(),
             metadata: metadata.collect(),
             preview: Preview::of(entry.payload),
@@ -319,7 +329,7 @@ impl Shown {
             id: entry.id,
             key: entry.key,
             at_ms: entry.appended_at_ns / 1_000_000,
-            lamport: entry.lamport_clock,
+            lamport: Digits(entry.lamport_clock),
             hash: hex::encode(&entry.content_hash),
             metadata: entry.metadata,
             preview: Preview::of(&entry.payload),
@@ -484,6 +494,23 @@ impl IntoResponse for Failed {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_browser_would_round_is_a_string() {
+        let listed = Listed {
+            id: "c".into(),
+            size: 7,
+            lamport: Digits((1 << 62) + 1),
+            epoch: Digits(u64::MAX),
+            suite: "blake3".into(),
+        };
+        let shown = serde_json::to_value(listed).unwrap();
+        assert_eq!(
+            (&shown["lamport"], &shown["epoch"]),
+            (&"4611686018427387905".into(), &"18446744073709551615".into())
+        );
+        assert_eq!(shown["size"], 7);
+    }
 
     #[test]
     fn the_page_carries_one_script_and_one_style_and_loads_nothing() {

@@ -94,6 +94,7 @@ async fn the_console_shows_contexts_and_runs_nothing_foreign() {
     let (code, context) = node.http(&format!("/api/context?id={id}")).await;
     assert_eq!(code, 200);
     assert!(context.contains("\"size\":2") && context.contains("signed_note"), "{context}");
+    assert!(context.contains("\"lamport\":\"2\"") && context.contains("\"epoch\":\""), "{context}");
     let (code, cluster) = node.http("/api/cluster").await;
     assert_eq!(code, 200);
     assert!(cluster.contains("\"copies\":1") && cluster.contains("\"slots\":1024"), "{cluster}");

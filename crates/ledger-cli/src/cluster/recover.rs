@@ -6,7 +6,7 @@ use std::{
 };
 
 use comfy_table::{Table, presets::NOTHING};
-use ledger_client::ClientError;
+use ledger_client::{ClientError, Epoch};
 use ledger_core::node::MAX_REPLICAS;
 use ledger_proto::ledger::v1::{
     ClusterMember, KnownSlot, RecoverRequest, RecoverResponse, RecoveriesRequest, Recovery, SlotApproval,
@@ -307,8 +307,8 @@ fn table(stuck: &BTreeMap<u32, Stuck<'_>>, lost: &BTreeSet<Name>) -> String {
                 format!("{}{mark}", visible(&node.node_id)),
                 of.contexts.to_string(),
                 of.entries.to_string(),
-                of.accepted.to_string(),
-                of.placed_in.to_string(),
+                Epoch(of.accepted).counter().to_string(),
+                Epoch(of.placed_in).counter().to_string(),
                 missing.clone(),
             ]);
         }
@@ -412,7 +412,9 @@ fn decision_text(recovery: &Recovery) -> String {
         let heard: Vec<_> = slot
             .heard
             .iter()
-            .map(|member| format!("{} (of epoch {})", visible(&member.node_id), member.accepted))
+            .map(|member| {
+                format!("{} (of epoch {})", visible(&member.node_id), Epoch(member.accepted).counter())
+            })
             .collect();
         lines.push(format!(
             "    slot {} in epoch {} of {}, which heard {}",
