@@ -344,7 +344,7 @@ fn family(name: &str, cache: &Cache, options: &Options) -> rocksdb::Options {
     family.set_block_based_table_factory(&table);
     family.set_write_buffer_size(options.write_buffer / 2);
     family.set_max_write_buffer_number(3);
-    if matches!(name, families::IDS | families::HEADS) {
+    if matches!(name, families::IDS | families::HEADS | families::SLOTS) {
         // Most of what is looked up in these is not there: a new context, an append that is no repetition.
         family.set_memtable_whole_key_filtering(true);
         family.set_memtable_prefix_bloom_ratio(MEMTABLE_FILTER);
