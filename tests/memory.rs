@@ -18,7 +18,9 @@ use bytes::Bytes;
 use http_body::Frame;
 use ledger_proto::{
     context::v1::{AppendRequest, GetRequest, context_service_client::ContextServiceClient},
-    ledger::v1::{SnapshotChunk, WatchRequest, ledger_service_client::LedgerServiceClient},
+    ledger::v1::{
+        AppendBatch, AppendItem, SnapshotChunk, WatchRequest, ledger_service_client::LedgerServiceClient,
+    },
 };
 use ledger_tests::{Node, node, until_async};
 use prost::Message as _;
@@ -36,6 +38,7 @@ const APPEND: &str = "converge.context.v1.ContextService/Append";
 const GET: &str = "converge.context.v1.ContextService/Get";
 const SNAPSHOT: &str = "converge.context.v1.ContextService/Snapshot";
 const LOAD: &str = "converge.context.v1.ContextService/Load";
+const GREET: &str = "converge.ledger.v1.ReplicaService/Greet";
 const STREAM_APPEND: &str = "converge.ledger.v1.LedgerService/Append";
 const STREAM_WATCH: &str = "converge.ledger.v1.LedgerService/Watch";
 
@@ -48,8 +51,11 @@ struct Small {
 
 impl Small {
     fn start() -> Self {
-        let dir = TempDir::new().unwrap();
-        let node = Node::start_with(dir.path(), &["--memory", "256MiB"]);
+        Self::start_in(TempDir::new().unwrap(), &[])
+    }
+
+    fn start_in(dir: TempDir, flags: &[&str]) -> Self {
+        let node = Node::start_with(&dir.path().join("data"), &[&["--memory", "256MiB"], flags].concat());
         let (pid, peak) = (node.pid(), Arc::new(AtomicU64::new(0)));
         let measured = Arc::downgrade(&peak);
         std::thread::spawn(move || {
@@ -372,4 +378,79 @@ async fn the_largest_entry_that_is_taken_can_be_read_by_clients_with_default_set
         bytes += data.len();
     }
     assert!(bytes > 0);
+}
+
+/// A node of a cluster, of which nobody else is there.
+fn member() -> Small {
+    let dir = TempDir::new().unwrap();
+    let key = dir.path().join("key");
+    std::fs::write(&key, format!("{}\n", "a1".repeat(32))).unwrap();
+    std::fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    let key = key.display().to_string();
+    let cluster = ["--node-id", "n0", "--gossip-listen", "127.0.0.1:0", "--cluster-key-file", &key];
+    Small::start_in(dir, &[&cluster[..], &["--call-timeout", "2s"]].concat())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn greetings_of_strangers_are_small_and_end_in_time() {
+    let small = member();
+    // One that says that it is large is refused by its header.
+    let large = vec![Bytes::from_static(&[0, 5, 0, 0, 0]), Bytes::from(vec![0x42; 1 << 20])];
+    let channel = small.channel().await;
+    let answer = call(&channel, GREET, large, false).await.unwrap();
+    assert_eq!(status(answer).await, Code::InvalidArgument);
+    // One that is never finished is answered before its client asks for it.
+    let begun = vec![Bytes::from_static(&[0, 0, 0, 1, 0, 1])];
+    let answer = tokio::time::timeout(Duration::from_secs(20), call(&channel, GREET, begun, false));
+    let answer = answer.await.expect("it ends").unwrap();
+    assert_eq!(status(answer).await, Code::DeadlineExceeded);
+    let begun: Vec<_> = (0..12)
+        .map(|_| {
+            let endpoint = small.node.endpoint();
+            tokio::spawn(async move {
+                let channel = Channel::from_shared(endpoint).unwrap().connect().await.unwrap();
+                let mut parts = vec![Bytes::from_static(&[0, 5, 0, 0, 0])];
+                parts.extend((0..60).map(|_| Bytes::from(vec![0x42; 1 << 20])));
+                status(call(&channel, GREET, parts, false).await.unwrap()).await
+            })
+        })
+        .collect();
+    for begun in begun {
+        // The connection may be closed before the rest is sent.
+        let _ = begun.await;
+    }
+    small.check();
+}
+
+/// Of a writer that sends batch after batch, and reads no result.
+#[tokio::test(flavor = "multi_thread")]
+async fn results_that_are_not_read_keep_no_payloads() {
+    let small = Small::start();
+    // Nothing of the answer is taken before it is read: its window is as good as closed.
+    let endpoint = Channel::from_shared(small.node.endpoint()).unwrap();
+    let channel = endpoint.initial_stream_window_size(1).connect().await.unwrap();
+    let payload = vec![7; 1 << 20];
+    let batch = |tag: u64| {
+        let request = AppendRequest {
+            context_id: "unread".into(),
+            key: "facts".into(),
+            payload: payload.clone().into(),
+            ..Default::default()
+        };
+        let item = AppendItem { tag, request: Some(request) };
+        framed(&AppendBatch { items: vec![item] }.encode_to_vec())
+    };
+    let answer = call(&channel, STREAM_APPEND, (0..600).map(batch).collect(), false).await.unwrap();
+    // All of them are taken: the node reads on though nobody reads what it answers.
+    let mut client = LedgerServiceClient::new(small.channel().await);
+    let watch = WatchRequest { context_id: "unread".into(), bookmark_interval_ms: 100, ..Default::default() };
+    let mut batches = client.watch(watch).await.unwrap().into_inner();
+    let mut last = 0;
+    while last < 600 {
+        let batch = tokio::time::timeout(Duration::from_mins(1), batches.message()).await.unwrap();
+        last = batch.unwrap().unwrap().entries.last().map_or(last, |entry| entry.sequence);
+    }
+    small.serves("while results are not read").await;
+    small.check();
+    drop(answer);
 }

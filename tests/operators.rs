@@ -27,7 +27,7 @@ use ledger_proto::ledger::v1::{
     DecommissionRequest, DrainRequest, GreetRequest, MembersRequest, RecoverRequest, SlotMember,
     cluster_service_client::ClusterServiceClient, replica_service_client::ReplicaServiceClient,
 };
-use ledger_tests::{Node, node::ledgerctl, node::ledgerd, node::resident, repository, until};
+use ledger_tests::{Node, node::ledgerctl, node::ledgerd, repository, until};
 use tempfile::TempDir;
 use tonic::{Code, Request, Status, metadata::MetadataValue, transport::Channel};
 
@@ -214,30 +214,6 @@ fn with<T>(message: T, proof: &[u8]) -> Request<T> {
 /// As gRPC sends `DrainRequest { resume: true }`, and one of nothing.
 const RESUME: [u8; 7] = [0, 0, 0, 0, 2, 8, 1];
 const EMPTY: [u8; 5] = [0; 5];
-
-/// Anybody may greet, so a greeting is as small as one is, and comes in time.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_large_greeting_is_not_taken_in() {
-    let two = Two::start();
-    let channel = channel(&two.nodes[0]).await;
-    let resident = || resident(two.nodes[0].pid());
-    let before = resident();
-    let large = || GreetRequest { nonce: vec![0; 40 << 20].into(), ..GreetRequest::default() };
-    let greetings = (0..8).map(|_| ReplicaServiceClient::new(channel.clone()));
-    let refused = greetings.map(|mut client| async move { client.greet(large()).await.unwrap_err() });
-    for refused in futures::future::join_all(refused).await {
-        assert!(
-            matches!(
-                refused.code(),
-                Code::InvalidArgument | Code::Cancelled | Code::Unknown | Code::Internal
-            ),
-            "{refused}"
-        );
-    }
-    let grown = resident().saturating_sub(before) >> 20;
-    assert!(grown < 100, "a node grew by {grown} MiB for 320 MiB of greetings");
-    Session::greet(channel).await;
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_proof_that_was_overheard_opens_nothing() {

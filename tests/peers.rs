@@ -13,13 +13,16 @@ use std::{
     sync::atomic::{AtomicU8, Ordering},
 };
 
+use ledger_proto::ledger::v1::LoadChunk;
 use ledger_tests::{Node, Refused, node::ledgerd, until};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
+use tokio_stream::StreamExt as _;
 
 /// Exit codes of `ledgerd`.
 const REPLACED: i32 = 6;
 const TAKEN: i32 = 7;
+const FORCED: i32 = 130;
 
 /// Where a node is: an address of its own on the loopback network, with ports that were free just now.
 #[derive(Debug, Clone, Copy)]
@@ -39,10 +42,14 @@ impl Place {
 }
 
 fn try_start(name: &str, dir: &Path, place: Place, seeds: &str) -> Result<Node, Refused> {
+    try_start_with(name, dir, place, seeds, "2s")
+}
+
+fn try_start_with(name: &str, dir: &Path, place: Place, seeds: &str, grace: &str) -> Result<Node, Refused> {
     let mut command = ledgerd();
     command.arg("--data-dir").arg(dir).args(["--node-id", name, "--http-listen", "127.0.0.1:0"]);
     command.args(["--grpc-listen", &place.grpc.to_string(), "--gossip-listen", &place.gossip.to_string()]);
-    command.args(["--gossip-interval", "100ms", "--shutdown-grace", "2s"]);
+    command.args(["--gossip-interval", "100ms", "--shutdown-grace", grace]);
     if !seeds.is_empty() {
         command.args(["--seeds", seeds]);
     }
@@ -168,4 +175,32 @@ fn with_dns_gone_a_node_with_another_address_joins_by_where_the_others_were() {
     three.nodes[2].take().unwrap().kill();
     let node = start("n2", three.dirs[2].path(), three.places[2], nowhere);
     sees(&node, 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_ends_by_itself_hears_signals_all_the_same() {
+    let (dirs, places) = ([(); 3].map(|()| TempDir::new().unwrap()), [(); 3].map(|()| Place::new()));
+    let seeds = places[0].gossip.to_string();
+    let begin =
+        |name: &str, at: usize| try_start_with(name, dirs[at].path(), places[at], &seeds, "10m").unwrap();
+    let (other, first) = (begin("n1", 0), begin("n0", 1));
+    sees(&other, 2);
+    sees(&first, 2);
+    // A call that does not end holds its shutdown up.
+    let begun = LoadChunk { context_id: "loaded".to_owned(), ..LoadChunk::default() };
+    let chunks = tokio_stream::once(begun).chain(tokio_stream::pending());
+    let mut ledger = first.rpc().await.ledger;
+    let load = tokio::spawn(async move { ledger.load(chunks).await });
+    let pid = Pid::from_raw(i32::try_from(first.pid()).unwrap()).unwrap();
+    kill_process(pid, Signal::STOP).unwrap();
+    let second = begin("n0", 2);
+    sees(&second, 2);
+    kill_process(pid, Signal::CONT).unwrap();
+    until("it ends by itself", || first.log().contains("shutting down").then_some(()));
+    first.signal_to_stop();
+    until("the node heard it", || first.log().contains("asked to stop").then_some(()));
+    first.signal_to_stop();
+    let ended = first.wait();
+    assert_eq!(ended.status.code(), Some(FORCED), "{}", ended.log);
+    load.abort();
 }

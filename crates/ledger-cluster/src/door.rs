@@ -17,7 +17,7 @@
 use std::{convert::Infallible, pin::Pin, sync::Arc, task::Poll, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, request::Parts};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use http_body_util::{BodyExt as _, Full, Limited};
 use ledger_core::{
     call_proof::{Nonce, Proof, greeting},
@@ -61,10 +61,10 @@ const GREET: &str = "Greet";
 const STREAMS: [&str; 1] = ["Replicate"];
 /// Most bytes of a request that is no stream.
 const MAX_BODY: usize = 16 << 20;
-/// Most bytes of a greeting: two members and a nonce.
+/// Most bytes of a greeting: two members and a nonce. Anybody may send one.
 const MAX_GREETING: usize = 4 << 10;
-/// How long a request that is no stream may take to come.
-const RECEIVED: Duration = Duration::from_secs(10);
+/// How long a request that is no stream may take to arrive.
+const ARRIVES_WITHIN: Duration = Duration::from_secs(10);
 
 /// What a node says of itself to others, and by what it knows them.
 #[derive(Debug)]
@@ -265,9 +265,7 @@ async fn pass(shared: &Shared, mut request: Request<Body>) -> Result<Request<Bod
     request.headers_mut().remove(CALLER);
     let method = method(request.uri().path()).to_owned();
     if method == GREET {
-        // Anybody may, so it is read before the service decodes it.
-        let (parts, bytes) = read(request, MAX_GREETING).await?;
-        return Ok(Request::from_parts(parts, Body::new(Full::new(bytes))));
+        return Ok(whole(request, MAX_GREETING).await?.map(|bytes| Body::new(Full::new(bytes))));
     }
     let (caller, body) = match shared.credentials.admit(request.headers(), &method) {
         Ok(proof) => {
@@ -286,28 +284,25 @@ async fn pass(shared: &Shared, mut request: Request<Body>) -> Result<Request<Bod
         }
     };
     if let Some(expected) = body {
-        request = whole(request, expected).await?.ok_or_else(stranger)?;
+        let read = whole(request, MAX_BODY).await?;
+        if blake3::hash(read.body()) != expected {
+            return Err(stranger());
+        }
+        request = read.map(|bytes| Body::new(Full::new(bytes)));
     }
     let name = HeaderValue::from_str(caller.as_str()).map_err(|_| stranger())?;
     request.headers_mut().insert(CALLER, name);
     Ok(request)
 }
 
-/// A request that was read as a whole; `None`: it is not what was proven.
-async fn whole(request: Request<Body>, expected: [u8; 32]) -> Result<Option<Request<Body>>, Status> {
-    let (parts, bytes) = read(request, MAX_BODY).await?;
-    let is_proven = blake3::hash(&bytes) == expected;
-    Ok(is_proven.then(|| Request::from_parts(parts, Body::new(Full::new(bytes)))))
-}
-
-/// Reads a request of at most so many bytes, while that does not take too long.
-async fn read(request: Request<Body>, most: usize) -> Result<(Parts, Bytes), Status> {
+/// A request that was read as a whole, of at most so many bytes.
+async fn whole(request: Request<Body>, most: usize) -> Result<Request<Bytes>, Status> {
     let (parts, body) = request.into_parts();
-    let read = timeout(RECEIVED, Limited::new(body, most).collect()).await;
-    let read = read.map_err(|_| Status::deadline_exceeded("the request did not come in time"))?;
+    let read = timeout(ARRIVES_WITHIN, Limited::new(body, most).collect());
+    let read = read.await.map_err(|_| Status::deadline_exceeded("the request did not arrive in time"))?;
     let read =
         read.map_err(|error| Status::invalid_argument(format!("the request cannot be read: {error}")))?;
-    Ok((parts, read.to_bytes()))
+    Ok(Request::from_parts(parts, read.to_bytes()))
 }
 
 /// Who calls without a session. Nodes of before did; they are let in as long as gossip shows that they are such, so that what

@@ -61,7 +61,7 @@ pub fn start(
     let (ended, ended_rx) = oneshot::channel();
     let reader = Reader {
         items: Share::new("entries of a stream", limits::APPEND_ITEMS_IN_FLIGHT),
-        names: Names::default(),
+        names: Names::new(Arc::clone(&node.memory.calls)),
         in_flight: Arc::clone(&in_flight),
         stored,
         places: Places::new(is_forwarded, writer.clone()),

@@ -39,9 +39,9 @@ Sizes are bytes or as 64MiB; times are as 250ms, 10s, 5m.
 
 Exit codes: 0 shut down cleanly, 2 wrong configuration, 3 the data directory cannot be opened,
 4 an address cannot be listened on, the ready file cannot be written or TLS files cannot be used,
-5 failed while serving, or the data directory was an older copy of itself or is damaged for good (start again), 6 another process runs
-as this node since (start again once it has ended), 7 not started because another process runs as this node,
-130 second signal.";
+5 failed while serving or could not close its store, or the data directory was an older copy of itself or is damaged
+for good (start again), 6 another process runs as this node since (start again once it has ended), 7 not started
+because another process runs as this node, 130 second signal.";
 
 /// One durable node of Converge Ledger: append-only, provable contexts over gRPC.
 #[derive(Debug, Parser)]

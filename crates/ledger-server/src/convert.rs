@@ -1,6 +1,6 @@
 //! Between the contract's messages and the store's types. Everything a client sent is checked here.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use bytes::Bytes;
 use ledger_core::{
@@ -11,7 +11,10 @@ use ledger_proto::{
     context::v1::{self as context, AppendRequest, Consistency, Durability},
     ledger::v1 as ledger,
 };
-use ledger_store::{Append, ContextInfo, ForkInfo, Needed, StoreError, Tip};
+use ledger_store::{
+    Append, ContextInfo, ForkInfo, Needed, StoreError, Tip,
+    budget::{Permit, Share},
+};
 
 use crate::{limits, status::Refusal, writers::Seen};
 
@@ -51,12 +54,16 @@ pub fn weight(request: &AppendRequest) -> usize {
     request.payload.len() + metadata + limits::APPEND_OVERHEAD
 }
 
-/// The names of contexts a stream has used: checked once, then shared.
-#[derive(Debug, Default)]
+/// The names of contexts a stream has used: checked once, then shared. They begin anew when they take too many bytes: those
+/// that come with the call, or, while others do not need it, a part of what is for calls.
+#[derive(Debug)]
 pub struct Names {
     numbers: HashMap<Box<str>, usize>,
     named: Vec<Named>,
+    calls: Arc<Share>,
     bytes: usize,
+    /// For what is beyond [`limits::NAMES_BYTES`].
+    more: Option<Permit>,
 }
 
 /// A context that a stream has used.
@@ -69,6 +76,11 @@ pub struct Named {
 }
 
 impl Names {
+    /// None yet, of a call on a node with this share for calls.
+    pub fn new(calls: Arc<Share>) -> Self {
+        Self { numbers: HashMap::new(), named: Vec::new(), calls, bytes: 0, more: None }
+    }
+
     /// The context of a name.
     pub fn get(&mut self, text: &str) -> Result<&mut Named, Refusal> {
         let number = match self.numbers.get(text) {
@@ -80,16 +92,33 @@ impl Names {
 
     fn add(&mut self, text: &str) -> Result<usize, Refusal> {
         let context = ContextId::new(text)?;
-        // Twice, and what keeps them.
-        let bytes = 2 * text.len() + 128;
-        if self.named.len() >= limits::NAMES_PER_STREAM || self.bytes + bytes > limits::NAMES_BYTES {
-            *self = Self::default();
+        // It is kept twice.
+        let bytes = 2 * text.len() + limits::NAME;
+        if !self.has_room(bytes) {
+            // The tables shrink, too.
+            *self = Self::new(Arc::clone(&self.calls));
         }
         self.bytes += bytes;
         let number = self.named.len();
         self.numbers.insert(text.into(), number);
         self.named.push(Named { context, seen: Seen::default() });
         Ok(number)
+    }
+
+    fn has_room(&mut self, bytes: usize) -> bool {
+        if self.bytes + bytes <= limits::NAMES_BYTES {
+            return true;
+        }
+        // Half of it is for other calls.
+        if self.named.len() >= limits::NAMES_PER_STREAM || self.calls.used() > self.calls.capacity() / 2 {
+            return false;
+        }
+        let Some(more) = self.calls.try_acquire(bytes) else { return false };
+        match &mut self.more {
+            Some(held) => held.merge(more),
+            None => self.more = Some(more),
+        }
+        true
     }
 }
 
@@ -308,7 +337,7 @@ mod tests {
 
     #[test]
     fn names_are_checked_and_remembered() {
-        let mut names = Names::default();
+        let mut names = Names::new(Share::new("calls", 16 << 20));
         let [first, again] = [(); 2].map(|()| names.get("a").unwrap().context.clone());
         assert_eq!(first, again);
         assert_eq!(names.get("").unwrap_err().field, Some("context_id"));
@@ -318,11 +347,22 @@ mod tests {
         }
         assert!(names.named.len() <= limits::NAMES_PER_STREAM);
         assert_eq!(names.named.len(), names.numbers.len());
-        // Whatever they are: a stream that uses many long ones takes no more memory for it.
-        for n in 0..limits::NAMES_PER_STREAM {
-            names.get(&format!("{n:0>1000}")).unwrap();
-            let bytes = names.named.iter().map(|named| 2 * named.context.as_str().len()).sum::<usize>();
-            assert!(bytes <= limits::NAMES_BYTES, "{bytes} bytes of names");
+    }
+
+    #[test]
+    fn names_take_what_comes_with_the_call_and_a_part_of_what_is_for_calls() {
+        let calls = Share::new("calls", 1 << 20);
+        let mut streams: Vec<Names> = (0..40).map(|_| Names::new(Arc::clone(&calls))).collect();
+        for n in 0..4096 {
+            let name = format!("{n:01024}");
+            for names in &mut streams {
+                assert_eq!(names.get(&name).unwrap().context.as_str(), name);
+            }
         }
+        let held: usize = streams.iter().map(|names| names.named.len() * (2 * 1024 + limits::NAME)).sum();
+        assert!(held <= streams.len() * limits::NAMES_BYTES + calls.used(), "{held}");
+        assert!(calls.used() <= calls.capacity() / 2 + (4 << 10), "{}", calls.used());
+        drop(streams);
+        assert_eq!(calls.used(), 0);
     }
 }

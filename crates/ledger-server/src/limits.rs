@@ -48,8 +48,10 @@ pub const RESULTS_PER_MESSAGE: usize = 1024;
 pub const RESULTS_BYTES: usize = 2 << 20;
 /// Names of contexts remembered by one Append stream.
 pub const NAMES_PER_STREAM: usize = 4096;
-/// And so many bytes, with what keeps them.
-pub const NAMES_BYTES: usize = 256 << 10;
+/// Bytes of them that come with the call: a part of [`CALL`]. More are taken from what is for calls.
+pub const NAMES_BYTES: usize = 8 << 10;
+/// What a name takes beside its bytes.
+pub const NAME: usize = 160;
 
 /// Entries of a page of a Get stream.
 pub const PAGE_ENTRIES: usize = 2048;

@@ -310,6 +310,15 @@ fn describe(recorder: &PrometheusRecorder) {
         ("ledger_appended_entries_total", "Entries appended and acknowledged."),
         ("ledger_appended_payload_bytes_total", "Bytes of payloads appended and acknowledged."),
         ("ledger_read_entries_total", "Entries sent in answer to Get."),
+        (
+            "ledger_connections_evicted_total",
+            "Connections without a call that were closed for others, by listener.",
+        ),
+        (
+            "ledger_connections_refused_total",
+            "Connections refused because all there may be had calls, by listener.",
+        ),
+        ("ledger_failed_handshakes_total", "TLS handshakes that failed or took too long."),
         ("ledger_watched_entries_total", "Entries sent to watchers."),
         ("ledger_watch_history_reads_total", "Times a watcher read the store instead of recent memory."),
         ("ledger_forwarded_appends_total", "Appends sent on to the owner of their context."),

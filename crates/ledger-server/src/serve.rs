@@ -13,13 +13,12 @@ use std::{
     io,
     net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
-    pin::pin,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use ed25519_dalek::SigningKey;
-use futures::{FutureExt as _, StreamExt as _};
+use futures::StreamExt as _;
 use ledger_cluster::{
     Cluster, JoinError, Renewed,
     door::operators::OperatorsDoor,
@@ -71,8 +70,8 @@ use crate::{
 const UPKEEP: Duration = Duration::from_secs(5);
 /// How long health watchers may still read that the node stops.
 const FAREWELL: Duration = Duration::from_millis(100);
-/// How long closing the store may take: it writes what is in memory to table files.
-const CLOSED: Duration = Duration::from_mins(2);
+/// How long the store may take to close, after the grace of a shutdown.
+const CLOSING: Duration = Duration::from_mins(2);
 /// The services whose health is reported; the empty name stands for the node.
 const SERVICES: [&str; 5] = ["", CONTEXT, LEDGER, INTEGRITY, CLUSTER];
 
@@ -307,10 +306,8 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
             None => std::future::pending().await,
         }
     };
-    // Heard to the end, however the end begins: the second signal ends the process at once.
-    let mut shutdown = pin!(shutdown.fuse());
     let failure = tokio::select! {
-        () = &mut shutdown => None,
+        () = shutdown => None,
         () = left => None,
         failure = server.failed() => Some(failure),
     };
@@ -322,23 +319,29 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
             failure = server.failed() => (Some(failure), Ok(())),
         }
     };
-    let mut ending = pin!(server.shutdown());
-    loop {
-        tokio::select! {
-            ended = &mut ending => break ended?,
-            () = &mut shutdown => {}
-        }
+    let closed = server.shutdown().await;
+    // Why it ended comes first: a supervisor goes by that.
+    let Some(failure) = failure else { return Ok(closed.map(|()| left)??) };
+    if let Err(error) = closed {
+        tracing::error!("{error}");
     }
-    failure.map_or(Ok(()), |failure| Err(failure.into())).and_then(|()| Ok(left?))
+    Err(failure.into())
 }
 
-/// Closes the store. The process ends after that: its threads must not outlive what they work with.
+/// Closes the store. The process ends after that: its threads must not outlive what they work with. A disk that does not
+/// answer any more is not waited for: what was acknowledged is in the log.
 async fn close(ledger: Ledger) -> Result<(), StoreError> {
-    let closed = tokio::task::spawn_blocking(move || ledger.close());
-    match tokio::time::timeout(CLOSED, closed).await {
-        Ok(closed) => closed.unwrap_or_else(|error| Err(StoreError::Io(error.to_string()))),
-        // A disk that hangs. What was acknowledged is in the log.
-        Err(_) => Err(StoreError::Io("the store did not close in time: the disk does not answer".to_owned())),
+    within(CLOSING, move || ledger.close()).await
+}
+
+/// What a thread that may hang brings, if it does so in time.
+async fn within(
+    most: Duration,
+    work: impl FnOnce() -> Result<(), StoreError> + Send + 'static,
+) -> Result<(), StoreError> {
+    match tokio::time::timeout(most, tokio::task::spawn_blocking(work)).await {
+        Ok(done) => done.unwrap_or_else(|error| Err(StoreError::Io(error.to_string()))),
+        Err(_) => Err(StoreError::Io(format!("it was not done within {} s", most.as_secs()))),
     }
 }
 
@@ -352,8 +355,8 @@ pub fn main(config: Config) -> ! {
         .map_err(StartError::Runtime);
     let ended = match runtime {
         Ok(runtime) => {
-            let until = asked_to_stop(config.exit_when_stdin_closes);
-            let ended = runtime.block_on(run(config, until));
+            let stdin_counts = config.exit_when_stdin_closes;
+            let ended = runtime.block_on(async { run(config, asked_to_stop(stdin_counts)).await });
             // What hangs on a client or a disk is not waited for again.
             runtime.shutdown_background();
             ended
@@ -452,14 +455,20 @@ async fn standing(config: &Config, ledger: &Ledger, grpc: SocketAddr) -> Result<
 }
 
 /// Completes at the first signal, or at the end of standard input if that counts. From then on, another signal
-/// ends the process.
-async fn asked_to_stop(stdin_counts: bool) {
+/// ends the process, and does so if the node ends by itself meanwhile: signals are heard as long as the process lives.
+fn asked_to_stop(stdin_counts: bool) -> impl Future<Output = ()> {
+    let asked = CancellationToken::new();
+    tokio::spawn(hear_signals(stdin_counts, asked.clone()));
+    asked.cancelled_owned()
+}
+
+async fn hear_signals(stdin_counts: bool, asked: CancellationToken) {
     use tokio::signal::unix::{SignalKind, signal};
     let (Ok(mut terminate), Ok(mut interrupt)) =
         (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
     else {
         tracing::error!("cannot listen for signals: stop the node with SIGKILL, which is safe for its data");
-        return std::future::pending().await;
+        return;
     };
     let by = tokio::select! {
         _ = terminate.recv() => "SIGTERM",
@@ -467,14 +476,13 @@ async fn asked_to_stop(stdin_counts: bool) {
         () = end_of_stdin(), if stdin_counts => "the end of standard input",
     };
     tracing::info!(by, "asked to stop");
-    tokio::spawn(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        tracing::warn!("asked again: ending at once");
-        end_process(args::EXIT_FORCED);
-    });
+    asked.cancel();
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::warn!("asked again: ending at once");
+    end_process(args::EXIT_FORCED);
 }
 
 /// Completes when standard input ends: whoever held the other end of the pipe closed it, or died.
@@ -618,4 +626,21 @@ fn write_ready_file(path: &Path, grpc: SocketAddr, http: SocketAddr) -> io::Resu
     beside.push(".tmp");
     fs::write(&beside, format!("{ready}\n"))?;
     fs::rename(&beside, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_store_that_does_not_close_is_not_waited_for_for_ever() {
+        let (hung, hangs) = std::sync::mpsc::channel::<()>();
+        let closing = within(CLOSING, move || {
+            let _ = hangs.recv();
+            Ok(())
+        });
+        assert!(matches!(closing.await, Err(StoreError::Io(_))));
+        drop(hung);
+        assert!(within(CLOSING, || Ok(())).await.is_ok());
+    }
 }

@@ -29,7 +29,8 @@ pub enum Accepted {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
-/// A connection that fails its reader when it has been silent for too long, or is closed for another.
+/// A connection that fails when it has been silent for too long, or is closed for another: its reader, and its writer as well,
+/// for whoever waits until the client takes something does not read meanwhile.
 #[derive(Debug)]
 pub struct Tracked<T> {
     inner: T,
@@ -78,6 +79,18 @@ impl<T> Tracked<T> {
         }
         Poll::Pending
     }
+
+    /// What came of writing, unless it waits for a connection that is to be closed.
+    fn written(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if matches!(written, Poll::Ready(Ok(1..))) {
+            self.connection().record_activity();
+        }
+        self.or_closed(cx, written)
+    }
+
+    fn or_closed<R>(&mut self, cx: &mut Context<'_>, done: Poll<io::Result<R>>) -> Poll<io::Result<R>> {
+        if done.is_ready() { done } else { self.poll_closed(cx).map(Err) }
+    }
 }
 
 impl<T: AsyncRead + Unpin> AsyncRead for Tracked<T> {
@@ -103,10 +116,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Tracked<T> {
 impl<T: AsyncWrite + Unpin> AsyncWrite for Tracked<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.inner).poll_write(cx, bytes);
-        if matches!(written, Poll::Ready(Ok(1..))) {
-            self.connection().record_activity();
-        }
-        written
+        self.written(cx, written)
     }
 
     fn poll_write_vectored(
@@ -115,10 +125,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Tracked<T> {
         parts: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.inner).poll_write_vectored(cx, parts);
-        if matches!(written, Poll::Ready(Ok(1..))) {
-            self.connection().record_activity();
-        }
-        written
+        self.written(cx, written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -126,11 +133,13 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Tracked<T> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(cx)
+        let flushed = Pin::new(&mut self.inner).poll_flush(cx);
+        self.or_closed(cx, flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_shutdown(cx)
+        let shut_down = Pin::new(&mut self.inner).poll_shutdown(cx);
+        self.or_closed(cx, shut_down)
     }
 }
 

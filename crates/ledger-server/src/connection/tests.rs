@@ -80,3 +80,58 @@ async fn whoever_is_evicted_is_closed_at_once() {
     let error = read.await.unwrap().unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionAborted);
 }
+
+#[tokio::test(start_paused = true)]
+async fn whoever_takes_nothing_is_closed_in_time_while_the_node_waits_to_write() {
+    use tokio::io::AsyncWriteExt as _;
+    let connections = Connections::new(4);
+    let (_client, server) = tokio::io::duplex(64);
+    let mut tracked = Tracked::new(server, 0, admitted(&connections));
+    let started = tokio::time::Instant::now();
+    let ended = tokio::time::timeout(2 * crate::limits::SILENCE, tracked.write_all(&[7; 100])).await;
+    let error = ended.expect("it ends").unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::TimedOut);
+    assert!(started.elapsed() >= crate::limits::SILENCE);
+    // Nor does saying goodbye wait for ever.
+    let (_client, server) = tokio::io::duplex(64);
+    let mut tls_like = Tracked::new(Never(server), 0, admitted(&connections));
+    let ended = tokio::time::timeout(2 * crate::limits::SILENCE, tls_like.shutdown()).await;
+    assert_eq!(ended.expect("it ends").unwrap_err().kind(), std::io::ErrorKind::TimedOut);
+}
+
+/// A connection whose other end never takes the goodbye.
+struct Never(tokio::io::DuplexStream);
+
+impl tokio::io::AsyncWrite for Never {
+    fn poll_write(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        std::pin::Pin::new(&mut self.0).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(
+        self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        Poll::Pending
+    }
+
+    fn poll_shutdown(
+        self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        Poll::Pending
+    }
+}
+
+impl tokio::io::AsyncRead for Never {
+    fn poll_read(
+        self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+        _: &mut tokio::io::ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        Poll::Pending
+    }
+}
