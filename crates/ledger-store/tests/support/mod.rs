@@ -2,7 +2,7 @@
 
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "each test uses a part of it")]
 
-use ledger_store::{Append, ContextId, Draft, Entry, Filter, Hash, Key, Ledger, Options, Sequence};
+use ledger_store::{Append, ContextId, Draft, Entry, Hash, Key, Ledger, Options};
 
 pub fn context(name: &str) -> ContextId {
     ContextId::new(name).unwrap()
@@ -31,22 +31,34 @@ pub fn small() -> Options {
 pub fn append_many(ledger: &Ledger, context: &ContextId, count: usize, all: &mut Vec<Entry>) {
     let (results, mut received) = tokio::sync::mpsc::unbounded_channel();
     let first = all.len();
-    let appends = (first..first + count).map(|number| {
+    let draft_of = |number: usize| {
         let key = if number % 300 == 123 { "rare" } else { "facts" };
-        let draft = draft(key, format!("payload {number}"));
-        (number as u64, Append::new(context.clone(), draft))
-    });
+        draft(key, format!("payload {number}"))
+    };
+    let appends =
+        (first..first + count).map(|number| (number as u64, Append::new(context.clone(), draft_of(number))));
     futures::executor::block_on(ledger.submit(appends.collect(), ledger_store::Terms::default(), results))
         .unwrap();
-    let mut stored = first as u64;
     while let Some(message) = received.blocking_recv() {
         for result in message.results {
-            assert_eq!(result.tag, stored);
-            stored = result.result.unwrap().sequence.0;
+            assert_eq!(result.tag, all.len() as u64);
+            let stored = result.result.unwrap();
+            let Draft { key, payload, metadata } = draft_of(all.len());
+            assert_eq!(stored.payload_bytes, payload.len());
+            all.push(Entry {
+                id: stored.id,
+                context_id: stored.context_id,
+                sequence: stored.sequence,
+                lamport: stored.lamport,
+                appended_at_ns: stored.appended_at_ns,
+                epoch: stored.epoch,
+                content_hash: stored.content_hash,
+                key,
+                payload,
+                metadata,
+            });
         }
     }
-    let new = Filter { after: Sequence(first as u64), ..Filter::default() };
-    all.extend(ledger.get(context, &new).unwrap().entries);
     assert_eq!(all.len(), first + count);
 }
 
