@@ -635,11 +635,14 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_store_that_does_not_close_is_not_waited_for_for_ever() {
         let (hung, hangs) = std::sync::mpsc::channel::<()>();
-        let closing = within(CLOSING, move || {
+        let closing = tokio::spawn(within(CLOSING, move || {
             let _ = hangs.recv();
             Ok(())
-        });
-        assert!(matches!(closing.await, Err(StoreError::Io(_))));
+        }));
+        // It waits by now. The clock does not go on by itself while a thread works.
+        tokio::task::yield_now().await;
+        tokio::time::advance(2 * CLOSING).await;
+        assert!(matches!(closing.await.unwrap(), Err(StoreError::Io(_))));
         drop(hung);
         assert!(within(CLOSING, || Ok(())).await.is_ok());
     }
