@@ -38,12 +38,17 @@ async fn payloads(client: &Client, number: usize) -> Vec<String> {
     entries.iter().map(|entry| String::from_utf8(entry.payload.to_vec()).unwrap()).collect()
 }
 
-fn see_dead(cluster: &Cluster, count: usize) {
+/// Nodes die, and their disks with them.
+fn lose(cluster: &mut Cluster, lost: &[usize]) {
+    for lost in lost {
+        cluster.kill(*lost);
+        std::fs::remove_dir_all(cluster.data_dir(*lost)).unwrap();
+    }
     // Every survivor has a say in what is lost.
     for node in cluster.running() {
         until("it is seen who is gone", || {
             let (_, members, _) = node.ctl(&["cluster", "members"]);
-            (members.matches("dead").count() == count).then_some(())
+            (members.matches("dead").count() == lost.len()).then_some(())
         });
     }
 }
@@ -60,11 +65,7 @@ async fn two_of_three_volumes_are_lost_and_the_third_goes_on_when_it_is_told_to(
     let (code, said, _) = recover(cluster.node(0), &[]);
     assert!(code == 0 && said.contains("nothing is lost"), "{said}");
 
-    for lost in [1, 2] {
-        cluster.kill(lost);
-        std::fs::remove_dir_all(cluster.data_dir(lost)).unwrap();
-    }
-    see_dead(&cluster, 2);
+    lose(&mut cluster, &[1, 2]);
     let hasty = Options { timeout: std::time::Duration::from_secs(2), ..Options::default() };
     let refused = append(&Client::connect(&cluster.node(0).endpoint(), &hasty).unwrap(), 0, "refused").await;
     assert!(refused.is_err(), "{refused:?}");
@@ -220,11 +221,7 @@ async fn of_five_nodes_two_are_lost_and_only_slots_that_need_it_go_on_without_th
         assert_eq!(append(&before, number, "before").await, Ok(1));
     }
     cluster.settle();
-    for lost in [3, 4] {
-        cluster.kill(lost);
-        std::fs::remove_dir_all(cluster.data_dir(lost)).unwrap();
-    }
-    see_dead(&cluster, 2);
+    lose(&mut cluster, &[3, 4]);
     let (code, said, error) = recover(cluster.node(1), &["--apply", "--reason", "one rack burnt"]);
     assert_eq!(code, 0, "{said}{error}");
     let known = json(&recover(cluster.node(2), &["--history", "--json"]).1).pop().unwrap();
@@ -247,11 +244,7 @@ async fn of_five_nodes_three_are_lost_and_slots_that_nobody_else_knew_go_on_empt
         assert_eq!(append(&before, number, "before").await, Ok(1));
     }
     cluster.settle();
-    for lost in [2, 3, 4] {
-        cluster.kill(lost);
-        std::fs::remove_dir_all(cluster.data_dir(lost)).unwrap();
-    }
-    see_dead(&cluster, 3);
+    lose(&mut cluster, &[2, 3, 4]);
     until("slots of which nobody is left are shown", || {
         let (code, said, error) = recover(cluster.node(0), &["--json"]);
         assert_eq!(code, 0, "{error}");

@@ -3,9 +3,12 @@
 use std::{io::IsTerminal as _, path::Path};
 
 use anyhow::Context as _;
-use ledger_client::{Client, ClientError, ContextId, SnapshotInfo};
+use ledger_client::{Client, ClientError, ContextId, Loaded, SnapshotInfo};
 use serde_json::{Value, json};
-use tokio::{fs::File, io::AsyncSeekExt as _};
+use tokio::{
+    fs::File,
+    io::{AsyncRead, AsyncSeek, AsyncSeekExt as _},
+};
 
 use crate::{
     args,
@@ -87,26 +90,19 @@ pub(crate) fn line(context: &ContextId, info: &SnapshotInfo) -> String {
 
 pub(crate) async fn load(client: &Client, command: args::Load, output: &Output) -> anyhow::Result<()> {
     let context = ContextId::new(&command.context).map_err(ClientError::from)?;
+    let once = command.fail_if_exists;
     let loaded = if command.file.as_os_str() == "-" {
-        let bar = progress::bytes(None);
-        let progress = |bytes| bar.set_position(bytes);
-        let mut input = Spool::new(tokio::io::stdin());
-        let loaded = client.load_again(&context, command.fail_if_exists, &mut input, progress).await?;
-        bar.finish_and_clear();
-        loaded
+        load_from(client, &context, once, &mut Spool::new(tokio::io::stdin()), None).await?
     } else {
         let named = || format!("{} cannot be read", command.file.display());
         let mut file = File::open(&command.file).await.with_context(named)?;
-        let bar = progress::bytes(Some(file.metadata().await.with_context(named)?.len()));
-        let progress = |bytes| bar.set_position(bytes);
-        let loaded = if file.stream_position().await.is_ok() {
-            client.load_again(&context, command.fail_if_exists, &mut file, progress).await?
+        let bytes = Some(file.metadata().await.with_context(named)?.len());
+        if file.stream_position().await.is_ok() {
+            load_from(client, &context, once, &mut file, bytes).await?
         } else {
             // A pipe.
-            client.load_again(&context, command.fail_if_exists, &mut Spool::new(file), progress).await?
-        };
-        bar.finish_and_clear();
-        loaded
+            load_from(client, &context, once, &mut Spool::new(file), bytes).await?
+        }
     };
     let object = json!({
         "context_id": context.as_str(), "restored": loaded.restored, "latest_sequence": loaded.latest.0,
@@ -115,4 +111,18 @@ pub(crate) async fn load(client: &Client, command: args::Load, output: &Output) 
         format!("{} entries restored; {context} has {} now", loaded.restored, loaded.latest)
     })?;
     Ok(())
+}
+
+/// Loads what is read, and shows how far it is, of so many bytes if that is known.
+async fn load_from(
+    client: &Client,
+    context: &ContextId,
+    fail_if_exists: bool,
+    input: &mut (impl AsyncRead + AsyncSeek + Unpin),
+    bytes: Option<u64>,
+) -> Result<Loaded, ClientError> {
+    let bar = progress::bytes(bytes);
+    let loaded = client.load_again(context, fail_if_exists, input, |bytes| bar.set_position(bytes)).await?;
+    bar.finish_and_clear();
+    Ok(loaded)
 }

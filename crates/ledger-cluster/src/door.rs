@@ -265,7 +265,7 @@ async fn pass(shared: &Shared, mut request: Request<Body>) -> Result<Request<Bod
     request.headers_mut().remove(CALLER);
     let method = method(request.uri().path()).to_owned();
     if method == GREET {
-        return Ok(whole(request, MAX_GREETING).await?.map(|bytes| Body::new(Full::new(bytes))));
+        return Ok(as_body(whole(request, MAX_GREETING).await?));
     }
     let (caller, body) = match shared.credentials.admit(request.headers(), &method) {
         Ok(proof) => {
@@ -284,15 +284,22 @@ async fn pass(shared: &Shared, mut request: Request<Body>) -> Result<Request<Bod
         }
     };
     if let Some(expected) = body {
-        let read = whole(request, MAX_BODY).await?;
-        if blake3::hash(read.body()) != expected {
-            return Err(stranger());
-        }
-        request = read.map(|bytes| Body::new(Full::new(bytes)));
+        request = proven(request, expected).await?.ok_or_else(stranger)?;
     }
     let name = HeaderValue::from_str(caller.as_str()).map_err(|_| stranger())?;
     request.headers_mut().insert(CALLER, name);
     Ok(request)
+}
+
+/// A request that was read as a whole; `None`: it is not what was proven.
+async fn proven(request: Request<Body>, expected: [u8; 32]) -> Result<Option<Request<Body>>, Status> {
+    let read = whole(request, MAX_BODY).await?;
+    let is_proven = blake3::hash(read.body()) == expected;
+    Ok(is_proven.then(|| as_body(read)))
+}
+
+fn as_body(read: Request<Bytes>) -> Request<Body> {
+    read.map(|bytes| Body::new(Full::new(bytes)))
 }
 
 /// A request that was read as a whole, of at most so many bytes.

@@ -161,6 +161,7 @@ impl Rows for Snapshot<'_> {
         options.set_iterate_upper_bound(beyond);
         self.db.cf_handle(family).map(|handle| self.moment.raw_iterator_cf_opt(handle, options))
     }
+
     fn at_once<T>(&self, read: impl FnOnce(&Snapshot<'_>) -> T) -> T {
         read(self)
     }

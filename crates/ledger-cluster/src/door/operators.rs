@@ -5,12 +5,11 @@
 use std::{convert::Infallible, pin::Pin, sync::Arc, task::Poll};
 
 use http::{Request, Response};
-use http_body_util::Full;
 use ledger_core::node::NodeId;
 use tonic::{Status, body::Body, server::NamedService};
 use tower::Service;
 
-use super::{NotAdmitted, PROOF, greet_again, method, used, whole};
+use super::{NotAdmitted, PROOF, greet_again, method, proven, used};
 use crate::shared::Shared;
 
 /// The methods that are operators' only.
@@ -96,11 +95,7 @@ async fn pass(shared: &Shared, request: Request<Body>) -> Result<Request<Body>, 
         NotAdmitted::Used => used(),
     })?;
     let expected = proof.body.ok_or_else(unproven)?;
-    let read = whole(request, super::MAX_BODY).await?;
-    if blake3::hash(read.body()) != expected {
-        return Err(unproven());
-    }
-    let mut request = read.map(|bytes| Body::new(Full::new(bytes)));
+    let mut request = proven(request, expected).await?.ok_or_else(unproven)?;
     request.extensions_mut().insert(Operator { name: proof.from.node });
     Ok(request)
 }

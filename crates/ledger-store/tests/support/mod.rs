@@ -88,10 +88,7 @@ pub fn copy_dir(from: &std::path::Path, to: &std::path::Path) {
 
 /// Changes rows of a closed ledger behind its back: `change` gets each row of a family and may return another value.
 pub fn tamper(dir: &std::path::Path, family: &str, change: impl Fn(usize, &[u8], &[u8]) -> Option<Vec<u8>>) {
-    let options = rocksdb::Options::default();
-    let path = dir.join("db");
-    let families = rocksdb::DB::list_cf(&options, &path).unwrap();
-    let db = rocksdb::DB::open_cf(&options, &path, families).unwrap();
+    let db = behind_its_back(dir);
     let handle = db.cf_handle(family).unwrap();
     let rows: Vec<_> = db.iterator_cf(handle, rocksdb::IteratorMode::Start).map(Result::unwrap).collect();
     for (number, (key, value)) in rows.into_iter().enumerate() {
@@ -101,12 +98,16 @@ pub fn tamper(dir: &std::path::Path, family: &str, change: impl Fn(usize, &[u8],
     }
 }
 
+/// The database of a closed ledger.
+fn behind_its_back(dir: &std::path::Path) -> rocksdb::DB {
+    let (options, path) = (rocksdb::Options::default(), dir.join("db"));
+    let families = rocksdb::DB::list_cf(&options, &path).unwrap();
+    rocksdb::DB::open_cf(&options, &path, families).unwrap()
+}
+
 /// Removes a row of a closed ledger behind its back.
 pub fn remove_row(dir: &std::path::Path, family: &str, key: &[u8]) {
-    let options = rocksdb::Options::default();
-    let path = dir.join("db");
-    let families = rocksdb::DB::list_cf(&options, &path).unwrap();
-    let db = rocksdb::DB::open_cf(&options, &path, families).unwrap();
+    let db = behind_its_back(dir);
     let handle = db.cf_handle(family).unwrap();
     assert!(db.get_cf(handle, key).unwrap().is_some());
     db.delete_cf(handle, key).unwrap();

@@ -1,6 +1,6 @@
 //! When to claim a slot, and the takeover until it is ours.
 
-use std::collections::BTreeSet;
+use std::{borrow::Cow, collections::BTreeSet};
 
 use super::{
     Claim, Effect, Epoch, GaveUp, LONE, Member, Millis, NodeId, Phase, Placement, ReplicaSet, Role, Slot,
@@ -61,15 +61,17 @@ impl Slots {
 
     /// The members that this node knows of. Where nobody who is left knew any, those that an operator named as lost are as good
     /// for the heir: it goes on without them.
-    fn placement(&self, slot: Slot) -> Option<Placement> {
+    fn placement(&self, slot: Slot) -> Option<Cow<'_, Placement>> {
         let State { record, is_formed, .. } = self.state(slot);
-        record.placement.clone().or_else(|| {
+        record.placement.as_ref().map(Cow::Borrowed).or_else(|| {
             let approval = self.declared.slots.get(&slot).filter(|_| *is_formed)?;
-            (approval.heir.as_ref() == Some(&self.me)).then(|| Placement {
-                epoch: approval.placed_in,
-                set: approval.set.clone(),
-                is_confirmed: true,
-                before: approval.before.clone(),
+            (approval.heir.as_ref() == Some(&self.me)).then(|| {
+                Cow::Owned(Placement {
+                    epoch: approval.placed_in,
+                    set: approval.set.clone(),
+                    is_confirmed: true,
+                    before: approval.before.clone(),
+                })
             })
         })
     }
@@ -80,7 +82,7 @@ impl Slots {
             let alive = set.members().iter().filter(|member| self.is_alive(member));
             alive.map(|member| member.node.clone()).collect()
         };
-        match &self.placement(slot) {
+        match self.placement(slot).as_deref() {
             None => {
                 let first = self.first_members(now, slot)?;
                 self.place_among(slot, first.members().iter().map(|member| member.node.clone()).collect())
@@ -160,7 +162,7 @@ impl Slots {
         let known = record.highest().max(*heard).max(seen).max(LONE);
         let highest = known.max(self.after_recovery(slot, record, known));
         let Some(claim) = Claim::above(highest, &self.me) else { return };
-        let recorded = self.placement(slot);
+        let recorded = self.placement(slot).map(Cow::into_owned);
         let Some(wanted) = recorded
             .as_ref()
             .map(|placement| placement.set.clone())
