@@ -43,6 +43,8 @@ use crate::{
 const CONTEXTS: usize = 256;
 /// Entries, and rows of families, are read so many bytes at once.
 const PAGE_BYTES: usize = 256 << 10;
+/// What a context costs of the rate, however small: it is read from four families, and a block holds 4 KiB.
+const CONTEXT_BYTES: usize = 4 << 10;
 /// Families of which every block is read, beside what contexts are read by.
 const WHOLE: [&str; 5] = [families::HEADS, families::IDS, families::FORKS, families::SLOTS, families::META];
 
@@ -199,7 +201,7 @@ impl Scrub<'_> {
         while done < head.size().newest() {
             let filter = Filter { after: done, max_bytes: PAGE_BYTES, ..Filter::default() };
             let page = read::page_at(&*self.database.get()?, context, place, head, &filter)?;
-            let mut bytes = 0;
+            let mut bytes = if done == Sequence(0) { CONTEXT_BYTES } else { 0 };
             for entry in &page.entries {
                 bytes += weight(entry);
                 if entry.computed_hash_with::<H>() != entry.content_hash {
