@@ -12,7 +12,7 @@ use std::{
     collections::BTreeSet,
     fs,
     io::{self, Read as _, Write as _},
-    net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
     path::PathBuf,
     sync::{Arc, Mutex},
     thread,
@@ -73,6 +73,10 @@ struct Two {
 
 impl Two {
     fn start() -> Self {
+        Self::start_with(own_address(), &[])
+    }
+
+    fn start_with(address: IpAddr, flags: &[&str]) -> Self {
         let dir = TempDir::new().unwrap();
         fs::write(dir.path().join("keys"), hex::encode(KEY)).unwrap();
         fs::write(dir.path().join("others"), hex::encode([8; 32])).unwrap();
@@ -81,11 +85,11 @@ impl Two {
         let start = |number: usize| {
             let mut command = ledgerd();
             command.arg("--data-dir").arg(dir.path().join(number.to_string()));
-            command.args(["--grpc-listen", &SocketAddr::new(own_address(), 0).to_string()]);
+            command.args(["--grpc-listen", &SocketAddr::new(address, 0).to_string()]);
             command.args(["--http-listen", "127.0.0.1:0", "--node-id", &format!("n{number}")]);
             command.args(["--gossip-listen", &gossip[number].to_string(), "--gossip-interval", "100ms"]);
             command.args(["--seeds", &format!("{},{}", gossip[0], gossip[1]), "--first-nodes", "n0,n1"]);
-            command.args(["--copies", "2", "--cluster-key-file"]).arg(dir.path().join("keys"));
+            command.args(["--copies", "2", "--cluster-key-file"]).arg(dir.path().join("keys")).args(flags);
             Node::try_run(command).unwrap()
         };
         let nodes = vec![start(0), start(1)];
@@ -164,6 +168,25 @@ fn an_operator_on_another_machine_needs_the_clusters_key() {
     let (code, error) = two.ctl(&["cluster", "decommission", "n1"], Some("keys"));
     assert!(code == 2 && error.contains("copies"), "{code}: {error}");
     assert!(two.nodes[0].log().contains("ledgerctl, who has the cluster's key"), "{}", two.nodes[0].log());
+}
+
+#[test]
+fn where_a_proxy_makes_everybody_local_only_the_key_counts() {
+    let two = Two::start_with(Ipv4Addr::LOCALHOST.into(), &["--operators", "key"]);
+    for command in [&["cluster", "drain"][..], &["cluster", "recover"], &["cluster", "decommission", "n1"]] {
+        let (code, error) = two.ctl(command, None);
+        assert!(code != 0 && error.contains("operators = \"key\""), "{command:?}: {code}: {error}");
+    }
+    assert!(two.owned(0) > 0.0, "nothing of it was done");
+    let (code, error) = two.ctl(&["cluster", "drain"], Some("keys"));
+    assert_eq!(code, 0, "{error}");
+    until("it owns nothing", || (two.owned(0) < 0.5).then_some(()));
+
+    let mut without = ledgerd();
+    without.args(["--data-dir", "/nonexistent", "--operators", "key"]);
+    let refused = without.output().unwrap();
+    let error = String::from_utf8_lossy(&refused.stderr);
+    assert!(refused.status.code() == Some(2) && error.contains("cluster_key_file"), "{refused:?}");
 }
 
 /// What somebody has who sits beside an operator's connection, or has the key.

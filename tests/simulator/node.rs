@@ -314,7 +314,10 @@ impl Node {
         let records = self.disk.now.records.values();
         let sets = records.filter_map(|record| record.placement.as_ref()).map(|placement| &placement.set);
         let mut known = sets.flat_map(ReplicaSet::members).peekable();
-        let is_believed = known.peek().is_none() || known.any(|member| member.storage == said_by);
+        let forming = self.brain.first().and_then(|slot| self.record(slot).forming());
+        let is_believed = known.peek().is_none()
+            || known.any(|member| member.storage == said_by)
+            || forming == Some(theirs);
         let may_join = self.brain.first().is_none_or(|slot| self.record(slot).may_join(theirs, &said_by));
         if is_believed && may_join && self.can_write() {
             self.belongs(theirs);

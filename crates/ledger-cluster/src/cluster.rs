@@ -145,7 +145,9 @@ impl Cluster {
         if let Some(id) = belongs {
             config.membership.identity.belongs(id);
         }
-        config.membership.identity.knows(members_of(&records));
+        let first = records.iter().find(|(slot, _)| *slot == Slot::FIRST);
+        let forming = first.and_then(|(_, record)| record.forming());
+        config.membership.identity.knows(members_of(&records), forming);
         if let Some(found) = Membership::taken(&config.membership, me.storage).await {
             return Err(JoinError::Taken { node: me.node, found });
         }

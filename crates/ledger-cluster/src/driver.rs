@@ -11,7 +11,7 @@ use ledger_core::{
     Epoch,
     node::Member,
     ownership::{
-        Claim, SlotRecord, Slots,
+        Claim, Slots,
         slots::{Answer, Ask, Effect, Event, Outcome, Seen},
     },
     slot::{SLOTS, Slot},
@@ -397,16 +397,14 @@ impl Driver {
         }
         let records = (0..SLOTS).filter_map(Slot::new).map(|slot| (slot, self.slots.record(slot).clone()));
         let records: Vec<_> = records.collect();
-        let is_forming = |(slot, record): &(Slot, SlotRecord)| {
-            *slot == Slot::FIRST && record.placement.as_ref().is_some_and(|placement| !placement.is_confirmed)
-        };
-        self.shared.is_forming.store(records.iter().any(is_forming), Ordering::Relaxed);
+        let forming = self.slots.record(Slot::FIRST).forming();
+        self.shared.is_forming.store(forming.is_some(), Ordering::Relaxed);
         let mut known = members_of(&records);
         if !known.is_empty() {
             // Of a cluster that has no identity yet: whoever is heard belongs to it, for those of another are not.
             known.extend(self.shared.view.borrow().members.iter().map(|member| member.storage_id));
         }
-        self.membership.identity().knows(known);
+        self.membership.identity().knows(known, forming);
         if self.shared.ledger.cluster_id().borrow().is_some() {
             self.is_identified = true;
             self.slots.identified();

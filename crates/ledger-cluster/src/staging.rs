@@ -7,7 +7,7 @@ use ledger_proto::ledger::v1::{
     FetchContext, FetchRequest, StageProgress, replica_service_client::ReplicaServiceClient,
 };
 use ledger_store::{
-    Arriving, StoreError, limited,
+    Arriving, StagedLoad, StoreError, limited,
     replica::{Spread, Spreading},
 };
 use tokio::{
@@ -76,8 +76,8 @@ pub(crate) fn begin(
             () = progress.closed() => return,
             () = shared.cancel.cancelled() => return,
         };
-        let number = match staged {
-            Ok(number) => number,
+        let staged = match staged {
+            Ok(staged) => staged,
             Err(error) => {
                 limited!(info, %context, %from, %error, "another node's load cannot be staged here");
                 let _ = progress.send(Err(Status::unavailable(error.to_string()))).await;
@@ -87,13 +87,15 @@ pub(crate) fn begin(
         if progress.send(Ok(StageProgress { is_staged: true })).await.is_ok() {
             tokio::select! {
                 () = progress.closed() => {}
-                () = shared.cancel.cancelled() => return,
+                () = shared.cancel.cancelled() => {}
             }
         }
-        sleep(LINGER).await;
-        let ledger = shared.ledger.clone();
+        tokio::select! {
+            () = sleep(LINGER) => {}
+            () = shared.cancel.cancelled() => {}
+        }
         let _ = blocking(move || {
-            ledger.turn_away(&context, number);
+            drop(staged);
             Ok(())
         })
         .await;
@@ -101,13 +103,13 @@ pub(crate) fn begin(
     told
 }
 
-/// Fetches it whole; gives the number of its rows.
+/// Fetches it whole. Whenever this is dropped, what is staged is removed.
 async fn stage(
     shared: &Arc<Shared>,
     from: &Member,
     wanted: WantedLoad,
     progress: &mpsc::Sender<Result<StageProgress, Status>>,
-) -> Result<u64, CatchUpError> {
+) -> Result<StagedLoad, CatchUpError> {
     let WantedLoad { claim, number, context, announced } = wanted;
     let (ledger, of) = (shared.ledger.clone(), context.clone());
     let arriving = blocking(move || {
@@ -157,7 +159,5 @@ async fn stage(
         let _ = progress.try_send(Ok(StageProgress { is_staged: false }));
         pace.pay(bytes).await;
     }
-    let rows = arriving.number();
-    blocking(move || arriving.finish()).await?;
-    Ok(rows)
+    blocking(move || arriving.finish()).await
 }

@@ -1,12 +1,12 @@
-//! Who may have a node do what is an operator's: until identities come, whoever is on the same machine, or proves to have the
-//! cluster's key ([`ledger_cluster::door::operators`]).
+//! Who may have a node do what is an operator's: until identities come, whoever is on the same machine (unless `operators` is
+//! `key`), or proves to have the cluster's key ([`ledger_cluster::door::operators`]).
 
 use std::{fmt, sync::Arc};
 
 use ledger_cluster::door::operators::Operator;
 use tonic::{Code, Request};
 
-use crate::{connection::Connection, status::Refusal};
+use crate::{config::Operators, connection::Connection, status::Refusal};
 
 /// By what somebody may.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,20 +26,27 @@ impl fmt::Display for By {
     }
 }
 
-/// Refuses an operator's request that neither comes from this machine nor proves to have the cluster's key.
+/// Refuses an operator's request that neither proves to have the cluster's key nor, where that is enough, comes from this
+/// machine.
 ///
 /// # Errors
-/// Names both ways.
-pub fn authorize<T>(request: &Request<T>) -> Result<By, Refusal> {
+/// `PERMISSION_DENIED`, which names the ways that the configuration leaves open.
+pub fn authorize<T>(operators: Operators, request: &Request<T>) -> Result<By, Refusal> {
     if let Some(operator) = request.extensions().get::<Operator>() {
         return Ok(By::Key(operator.clone()));
     }
-    match request.extensions().get::<Arc<Connection>>() {
-        Some(connection) if connection.peer().ip().to_canonical().is_loopback() => Ok(By::Machine),
-        _ => {
-            let message = "only operators may do this: call it on the machine that the node runs on, at a loopback address, or with the \
-                           cluster's key (ledgerctl --cluster-key-file FILE, the file that the node has as cluster_key_file)";
-            Err(Refusal::new(Code::PermissionDenied, message))
+    let message = match (operators, request.extensions().get::<Arc<Connection>>()) {
+        (Operators::Loopback, Some(connection)) if connection.peer().ip().to_canonical().is_loopback() => {
+            return Ok(By::Machine);
         }
-    }
+        (Operators::Loopback, _) => {
+            "only operators may do this: call it on the machine that the node runs on, at a loopback address, or with the \
+             cluster's key (ledgerctl --cluster-key-file FILE, the file that the node has as cluster_key_file)"
+        }
+        (Operators::Key, _) => {
+            "only operators may do this: call it with the cluster's key (ledgerctl --cluster-key-file FILE, the file that the \
+             node has as cluster_key_file); the node's machine is not enough, for it is configured with operators = \"key\""
+        }
+    };
+    Err(Refusal::new(Code::PermissionDenied, message))
 }

@@ -7,7 +7,10 @@ use serde::Serialize;
 use toml::{Table, Value};
 
 use crate::{
-    config::{Config, ConfigError, DurabilityMode, Effective, Layer, LogFormat, Suite, TestPanic, read_file},
+    config::{
+        Config, ConfigError, DurabilityMode, Effective, Layer, LogFormat, Operators, Suite, TestPanic,
+        read_file,
+    },
     environment,
     units::{ByteSize, Span},
 };
@@ -133,6 +136,10 @@ struct Settings {
     /// How long files may be damaged for good before a member of a cluster has itself replaced; 0s: never [default: 5m]
     #[arg(long, env = "LEDGER_REPLACE_DAMAGED", value_name = "TIME", global = true)]
     replace_damaged: Option<Span>,
+    /// Who may drain the node, have it leave for good, and recover without lost members: loopback (callers on the node's
+    /// machine, or with the cluster's key), or key (only with the key, as a proxy beside the node needs it) [default: loopback]
+    #[arg(long, env = "LEDGER_OPERATORS", global = true)]
+    operators: Option<Operators>,
     /// How often nodes compare what they keep [default: 10s]
     #[arg(long, env = "LEDGER_ANTI_ENTROPY_INTERVAL", value_name = "TIME", global = true)]
     anti_entropy_interval: Option<Span>,

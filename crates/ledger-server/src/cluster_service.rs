@@ -61,7 +61,8 @@ impl ClusterService for Members {
     type DrainStream = BoxStream<'static, Result<DrainProgress, Status>>;
 
     async fn drain(&self, request: Request<DrainRequest>) -> Result<Response<Self::DrainStream>, Status> {
-        let by = admin::authorize(&request).map_err(|refusal| self.0.refuse(Rpc::Drain, refusal))?;
+        let by = admin::authorize(self.0.config.operators, &request)
+            .map_err(|refusal| self.0.refuse(Rpc::Drain, refusal))?;
         let resume = request.into_inner().resume;
         limited!(info, resume, %by, "asked to drain");
         self.0.serving().map_err(|refusal| self.0.refuse(Rpc::Drain, refusal))?;
@@ -74,7 +75,8 @@ impl ClusterService for Members {
         &self,
         request: Request<DecommissionRequest>,
     ) -> Result<Response<Self::DecommissionStream>, Status> {
-        let by = admin::authorize(&request).map_err(|refusal| self.0.refuse(Rpc::Decommission, refusal))?;
+        let by = admin::authorize(self.0.config.operators, &request)
+            .map_err(|refusal| self.0.refuse(Rpc::Decommission, refusal))?;
         let request = request.into_inner();
         limited!(info, ?request, %by, "asked to leave for good");
         self.0.serving().map_err(|refusal| self.0.refuse(Rpc::Decommission, refusal))?;
@@ -82,7 +84,8 @@ impl ClusterService for Members {
     }
 
     async fn recover(&self, request: Request<RecoverRequest>) -> Result<Response<RecoverResponse>, Status> {
-        let by = admin::authorize(&request).map_err(|refusal| self.0.refuse(Rpc::Recover, refusal))?;
+        let by = admin::authorize(self.0.config.operators, &request)
+            .map_err(|refusal| self.0.refuse(Rpc::Recover, refusal))?;
         let request = request.into_inner();
         if request.apply {
             limited!(info, lost = request.lost.len(), %by, "asked to go on without members that are lost");

@@ -72,6 +72,8 @@ pub struct Config {
     pub max_staleness: Span,
     /// How long files may be damaged for good before a member of a cluster has itself replaced; 0: never.
     pub replace_damaged: Span,
+    /// Who may have the node drain, leave for good, and go on without lost members.
+    pub operators: Operators,
     /// How often nodes compare what they keep.
     pub anti_entropy_interval: Span,
     /// Bytes per second that catching up may take; 0: no limit.
@@ -158,6 +160,17 @@ pub enum Suite {
     Sha256,
 }
 
+/// Who may have a node do what is an operator's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Operators {
+    /// Whoever calls from a loopback address, or proves to have the cluster's key.
+    Loopback,
+    /// Only who proves to have the cluster's key: where a proxy on the node's machine passes on calls of others, all come from
+    /// loopback addresses.
+    Key,
+}
+
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -202,6 +215,7 @@ impl Default for Config {
             placement_grace: Span::seconds(600),
             max_staleness: Span::seconds(10),
             replace_damaged: Span::seconds(300),
+            operators: Operators::Loopback,
             anti_entropy_interval: Span::seconds(10),
             catch_up_rate: ByteSize(0),
             durability: DurabilityMode::Always,
@@ -411,6 +425,11 @@ impl Effective {
             let reason = "a member of a cluster must not go on with less than it promised: remove its data directory, so that it \
                           joins as a new member and copies what the others hold";
             return Err(wrong("accept_lost_writes", number.to_string(), reason.to_owned()));
+        }
+        if config.operators == Operators::Key && config.cluster_key_file.is_none() {
+            let reason =
+                "nobody could prove a key that the node does not have: set cluster_key_file".to_owned();
+            return Err(wrong("operators", "key".to_owned(), reason));
         }
         cluster::check(config, wrong)?;
         if let Err(error) = config.log.parse::<tracing_subscriber::EnvFilter>() {

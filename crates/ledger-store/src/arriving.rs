@@ -164,14 +164,6 @@ impl Ledger {
         Ok(Some(arriving))
     }
 
-    /// Removes a load that was staged under a number ([`Arriving::number`]), unless it was put in place. Blocks.
-    pub fn turn_away(&self, context: &ContextId, number: u64) {
-        let inner = self.inner();
-        if let Some(arrived) = inner.shared.arrivals.remove(context, number) {
-            abandon(inner, context, arrived.state.place);
-        }
-    }
-
     /// As [`Ledger::range`], of a load that is staged here and offered to other nodes under a number.
     pub fn staged_range(
         &self,
@@ -191,11 +183,6 @@ impl Ledger {
 }
 
 impl Arriving {
-    /// The number under which it is staged.
-    pub fn number(&self) -> u64 {
-        self.state.place.number
-    }
-
     /// What is to be fetched next: the entries after the first size, up to the second. `None` if all is staged.
     pub fn missing(&self) -> Option<(Size, Size)> {
         let after = self.state.head.size();
@@ -224,8 +211,8 @@ impl Arriving {
         self.beside.write_large(&db, &self.inner.shared, &mut self.batch)
     }
 
-    /// All of it is staged: it is durable, and the lane may put it in place. Gives how far the context goes with it.
-    pub fn finish(mut self) -> Result<Extent, StoreError> {
+    /// All of it is staged: it is durable, and the lane may put it in place while what is given back is kept.
+    pub fn finish(mut self) -> Result<StagedLoad, StoreError> {
         let to = self.state.extent();
         if self.missing().is_some() || self.announced.root.is_some_and(|root| root != to.root) {
             return Err(self.refused("it is not what was announced"));
@@ -243,7 +230,8 @@ impl Arriving {
         if let Some(before) = self.inner.shared.arrivals.put(self.context.clone(), arrived) {
             abandon(&self.inner, &self.context, before.state.place);
         }
-        Ok(to)
+        let number = self.state.place.number;
+        Ok(StagedLoad { inner: Arc::clone(&self.inner), context: self.context.clone(), number, to })
     }
 
     fn refused(&self, reason: &str) -> StoreError {
@@ -255,6 +243,40 @@ impl Drop for Arriving {
     fn drop(&mut self) {
         if !self.is_handed_over {
             abandon(&self.inner, &self.context, self.state.place);
+        }
+    }
+}
+
+/// A load that is staged whole. Blocks; dropping it removes what is staged, unless it was put in place.
+#[must_use]
+pub struct StagedLoad {
+    inner: Arc<Inner>,
+    context: ContextId,
+    /// Of its rows.
+    number: u64,
+    to: Extent,
+}
+
+impl StagedLoad {
+    /// How far the context goes with it.
+    pub const fn to(&self) -> Extent {
+        self.to
+    }
+}
+
+impl std::fmt::Debug for StagedLoad {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("StagedLoad")
+            .field("context", &self.context)
+            .field("to", &self.to)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for StagedLoad {
+    fn drop(&mut self) {
+        if let Some(arrived) = self.inner.shared.arrivals.remove(&self.context, self.number) {
+            abandon(&self.inner, &self.context, arrived.state.place);
         }
     }
 }

@@ -130,11 +130,13 @@ impl Ledger {
         self.inner().shared.watch_lost_slots()
     }
 
-    /// How far each context goes that has entries, in order of their names. A head that cannot be read is left out. Blocks.
+    /// How far each context goes that has entries, in order of their names. A head that cannot be decoded is left out, and
+    /// its context quarantined. Blocks.
     pub fn heads(&self, mut each: impl FnMut(&ContextId, Extent)) -> Result<(), StoreError> {
+        let shared = &self.inner().shared;
         let db = self.inner().database.get()?;
         db.scan(families::HEADS, &[], &[0xff], false, |key, value| {
-            if let Some((context, _, head)) = scrub::decode_row(key, value)
+            if let Some((context, _, head)) = scrub::decode_row(shared, key, value)
                 && head.size() > Size::default()
             {
                 each(&context, head.extent());

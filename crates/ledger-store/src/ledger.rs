@@ -380,7 +380,7 @@ impl Ledger {
             }
             read += 1;
             key.clone_into(&mut newest);
-            if let Some((context, place, head)) = scrub::decode_row(key, value)
+            if let Some((context, place, head)) = scrub::decode_row(&self.inner.shared, key, value)
                 && slots(place.slot)
                 && let Some((_, head)) = db.stable().of(&context, Some((place, head)))
             {

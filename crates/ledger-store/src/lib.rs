@@ -94,7 +94,7 @@ mod view;
 mod watch;
 mod watermark;
 
-pub use arriving::{Announced, Arriving};
+pub use arriving::{Announced, Arriving, StagedLoad};
 pub use cluster::{Following, LeftHistory, SyncStates};
 pub use error::StoreError;
 pub use forks::{Evidence, ForkCursor, ForkInfo, ForkList, Tip};

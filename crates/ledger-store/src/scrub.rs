@@ -322,9 +322,14 @@ impl Budget {
     }
 }
 
-/// Decodes whatever a head's row holds, for listings.
-pub(crate) fn decode_row(key: &[u8], value: &[u8]) -> Option<(ContextId, Place, Head)> {
+/// Decodes whatever a head's row holds, for listings. One that cannot be decoded is not absent: its context is quarantined.
+pub(crate) fn decode_row(shared: &Shared, key: &[u8], value: &[u8]) -> Option<(ContextId, Place, Head)> {
     let context = ContextId::new(std::str::from_utf8(key).ok()?).ok()?;
-    let (number, head) = record::decode_head(value).ok()?;
-    Some((context.clone(), Place { slot: Slot::of(&context), number }, head))
+    match record::decode_head(value) {
+        Ok((number, head)) => Some((context.clone(), Place { slot: Slot::of(&context), number }, head)),
+        Err(error) => {
+            shared.quarantine.note(&damaged(&context, Sequence(0), &error.to_string()));
+            None
+        }
+    }
 }

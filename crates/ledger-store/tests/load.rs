@@ -4,7 +4,7 @@
 
 mod support;
 
-use ledger_store::{Filter, Ledger, Loaded, Options, Sequence, Size, StoreError};
+use ledger_store::{Announced, Filter, Ledger, Loaded, Options, Sequence, Size, StoreError};
 use support::{append_many, context, draft, small};
 
 fn snapshot_of(ledger: &Ledger, name: &str) -> Vec<u8> {
@@ -173,4 +173,22 @@ fn what_a_crash_left_of_a_load_is_removed() {
     let reopened = Ledger::open_with(copy.path(), small()).unwrap();
     assert_eq!(reopened.contexts("", "", 10).unwrap().len(), 1);
     assert_eq!(reopened.load_from(&context("copy"), true, &snapshot[..]).unwrap().restored, 3000);
+}
+
+#[test]
+fn a_load_staged_for_another_node_is_removed_when_nobody_puts_it_in_place() {
+    let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let source = Ledger::open_with(one.path(), small()).unwrap();
+    append_many(&source, &context("c"), 300, &mut Vec::new());
+    let range = source.range(&context("c"), Size(0), Size(300), 1 << 20).unwrap();
+    let target = Ledger::open_with(two.path(), small()).unwrap();
+    // More than may be staged at once: each is gone when what stands for it is.
+    for _ in 0..100 {
+        let announced = Announced::by(&range, Size(300), Some(range.root));
+        let mut arriving = target.arrive(&context("c"), announced).unwrap().unwrap();
+        arriving.take(&range).unwrap();
+        let staged = arriving.finish().unwrap();
+        assert_eq!((staged.to().size, staged.to().root), (Size(300), range.root));
+    }
+    assert_eq!(target.sequence(&context("c")).unwrap(), Sequence(0));
 }

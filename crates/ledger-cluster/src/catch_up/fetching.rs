@@ -211,17 +211,16 @@ impl CatchUp<'_> {
             && let Some(FetchedLoad { context, slot, claim, begin, to, arriving, .. }) = fetched.load.take()
         {
             let Some(arriving) = arriving else { return Ok(()) };
-            let number = arriving.number();
-            let Extent { root, .. } = blocking(move || arriving.finish()).await?;
+            let staged = blocking(move || arriving.finish()).await?;
+            let Extent { root, .. } = staged.to();
             let count = to.0 - begin.after.size.0;
             let range = Range { count, root, ..begin };
-            let part = Part { slot, claim, context: context.clone(), range, is_load: true };
+            let part = Part { slot, claim, context, range, is_load: true };
             let following = self.shared.ledger.follow(vec![part], 0).await?;
             self.written(following).await?;
-            let ledger = self.shared.ledger.clone();
             // If it was not put in place it never is.
             blocking(move || {
-                ledger.turn_away(&context, number);
+                drop(staged);
                 Ok(())
             })
             .await?;

@@ -8,6 +8,7 @@
 //! | --- | --- |
 //! | knows no members of any slot | whichever it hears of first |
 //! | knows some, of a build that knew of no identity, or is about to form a cluster | the one that one of these, or of those heard with them, says |
+//! | is about to form a cluster | that one, whoever says its identity: it is made of the identities of those who form it, of which some may have lost their directories meanwhile |
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -38,6 +39,8 @@ struct State {
     ours: Option<ClusterId>,
     /// Nodes that this one knows, if it knows members of any slot; empty: it does not.
     known: BTreeSet<StorageId>,
+    /// The cluster that this node was about to form.
+    forming: Option<ClusterId>,
     others: BTreeMap<ClusterId, Heard>,
 }
 
@@ -88,9 +91,11 @@ impl Identity {
         self.state.lock().ours = Some(id);
     }
 
-    /// The nodes that this one knows, if it knows members of any slot; itself among them.
-    pub(crate) fn knows(&self, members: BTreeSet<StorageId>) {
-        self.state.lock().known = members;
+    /// The nodes that this one knows, if it knows members of any slot, itself among them; and the cluster that it was about to
+    /// form.
+    pub(crate) fn knows(&self, members: BTreeSet<StorageId>, forming: Option<ClusterId>) {
+        let mut state = self.state.lock();
+        (state.known, state.forming) = (members, forming);
     }
 
     /// What this node is about to belong to, from now on.
@@ -111,7 +116,10 @@ impl Identity {
         let mut state = self.state.lock();
         match state.ours {
             Some(ours) if ours == theirs => Judged::Ours,
-            None if state.known.is_empty() || state.known.contains(&said_by) => {
+            None if state.known.is_empty()
+                || state.known.contains(&said_by)
+                || state.forming == Some(theirs) =>
+            {
                 let wanted = Some(Wanted { id: theirs, said_by });
                 self.wanted.send_if_modified(|known| std::mem::replace(known, wanted) != wanted);
                 Judged::Early
@@ -186,10 +194,19 @@ mod tests {
     #[test]
     fn who_knows_members_believes_these_only() {
         let identity = Identity::default();
-        identity.knows([MEMBER].into());
+        identity.knows([MEMBER].into(), None);
         assert_eq!(judge(&identity, Some(B), STRANGER), Judged::Another { say: true });
         assert_eq!(wanted(&identity), None);
         assert_eq!(judge(&identity, Some(A), MEMBER), Judged::Early);
+        assert_eq!(wanted(&identity), Some(A));
+    }
+
+    #[test]
+    fn who_was_about_to_form_a_cluster_knows_its_identity_whoever_says_it() {
+        let identity = Identity::default();
+        identity.knows([MEMBER].into(), Some(A));
+        assert_eq!(judge(&identity, Some(B), STRANGER), Judged::Another { say: true });
+        assert_eq!(judge(&identity, Some(A), STRANGER), Judged::Early);
         assert_eq!(wanted(&identity), Some(A));
     }
 

@@ -176,6 +176,15 @@ impl SlotRecord {
         is_now.then(|| ClusterId::of(&after.set))
     }
 
+    /// The identity of the cluster that a node with this record of the first slot is about to form, or has formed as far as others
+    /// may know. Whoever says it knows these members: it is made of their data directories' identities.
+    pub fn forming(&self) -> Option<ClusterId> {
+        self.placement
+            .as_ref()
+            .filter(|placement| !placement.is_confirmed)
+            .map(|placement| ClusterId::of(&placement.set))
+    }
+
     /// Whether a node that belongs to a cluster, or to none yet, may accept a set of first members of the first slot.
     pub fn may_form(of: Option<ClusterId>, set: &ReplicaSet, is_confirmed: bool) -> bool {
         is_confirmed || of.is_none_or(|id| id == ClusterId::of(set))
