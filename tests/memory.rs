@@ -19,10 +19,11 @@ use http_body::Frame;
 use ledger_proto::{
     context::v1::{AppendRequest, GetRequest, context_service_client::ContextServiceClient},
     ledger::v1::{
-        AppendBatch, AppendItem, SnapshotChunk, WatchRequest, ledger_service_client::LedgerServiceClient,
+        AppendBatch, AppendItem, LocateRequest, SnapshotChunk, WatchRequest,
+        cluster_service_client::ClusterServiceClient, ledger_service_client::LedgerServiceClient,
     },
 };
-use ledger_tests::{Node, node, until_async};
+use ledger_tests::{Cluster, Node, cluster, node, until_async};
 use prost::Message as _;
 use tempfile::TempDir;
 use tonic::{Code, body::Body, transport::Channel};
@@ -39,7 +40,10 @@ const GET: &str = "converge.context.v1.ContextService/Get";
 const SNAPSHOT: &str = "converge.context.v1.ContextService/Snapshot";
 const LOAD: &str = "converge.context.v1.ContextService/Load";
 const GREET: &str = "converge.ledger.v1.ReplicaService/Greet";
+const WATCH: &str = "converge.context.v1.ContextService/Watch";
 const STREAM_APPEND: &str = "converge.ledger.v1.LedgerService/Append";
+const STREAM_GET: &str = "converge.ledger.v1.LedgerService/Get";
+const STREAM_SNAPSHOT: &str = "converge.ledger.v1.LedgerService/Snapshot";
 const STREAM_WATCH: &str = "converge.ledger.v1.LedgerService/Watch";
 
 /// A node with little memory, and the most that it took so far.
@@ -56,20 +60,12 @@ impl Small {
 
     fn start_in(dir: TempDir, flags: &[&str]) -> Self {
         let node = Node::start_with(&dir.path().join("data"), &[&["--memory", "256MiB"], flags].concat());
-        let (pid, peak) = (node.pid(), Arc::new(AtomicU64::new(0)));
-        let measured = Arc::downgrade(&peak);
-        std::thread::spawn(move || {
-            while let Some(peak) = measured.upgrade() {
-                peak.fetch_max(node::resident(pid), Ordering::Relaxed);
-                std::thread::sleep(Duration::from_millis(20));
-            }
-        });
+        let peak = peak_of(node.pid());
         Self { node, peak, _dir: dir }
     }
 
     async fn channel(&self) -> Channel {
-        let endpoint = Channel::from_shared(self.node.endpoint()).unwrap();
-        endpoint.initial_stream_window_size(64 << 10).connect().await.unwrap()
+        channel(&self.node, 64 << 10).await
     }
 
     /// Somebody honest appends and reads.
@@ -92,32 +88,59 @@ impl Small {
     }
 
     fn check(&self) {
-        let peak = self.peak.load(Ordering::Relaxed);
-        println!("at most {} MiB", peak >> 20);
-        assert!(peak < MOST, "{} MiB of {}", peak >> 20, MOST >> 20);
+        check(&self.peak);
     }
 
-    /// Contexts with so many entries of so many bytes each.
+    /// A context with so many entries of so many bytes each.
     async fn fill(&self, entries: usize, payload: usize) {
-        let mut client = ContextServiceClient::new(self.channel().await);
-        for n in 0..entries {
-            // It does not compress.
-            let mut seed = n as u64 + 1;
-            let mut random = || {
-                seed ^= seed << 13;
-                seed ^= seed >> 7;
-                seed ^= seed << 17;
-                seed.to_le_bytes()
-            };
-            let payload: Vec<u8> = (0..payload.div_ceil(8)).flat_map(|_| random()).take(payload).collect();
-            let request = AppendRequest {
-                context_id: "large".into(),
-                key: "facts".into(),
-                payload: payload.into(),
-                ..Default::default()
-            };
-            client.append(request).await.unwrap();
+        fill(&self.node, "large", entries, payload).await;
+    }
+}
+
+/// The most memory that a process takes from now on.
+fn peak_of(pid: u32) -> Arc<AtomicU64> {
+    let peak = Arc::new(AtomicU64::new(0));
+    let measured = Arc::downgrade(&peak);
+    std::thread::spawn(move || {
+        while let Some(peak) = measured.upgrade() {
+            peak.fetch_max(node::resident(pid), Ordering::Relaxed);
+            std::thread::sleep(Duration::from_millis(20));
         }
+    });
+    peak
+}
+
+fn check(peak: &AtomicU64) {
+    let peak = peak.load(Ordering::Relaxed);
+    println!("at most {} MiB", peak >> 20);
+    assert!(peak < MOST, "{} MiB of {}", peak >> 20, MOST >> 20);
+}
+
+/// A connection that lets so many bytes of an answer come before it is read.
+async fn channel(node: &Node, window: u32) -> Channel {
+    let endpoint = Channel::from_shared(node.endpoint()).unwrap();
+    endpoint.initial_stream_window_size(window).connect().await.unwrap()
+}
+
+async fn fill(node: &Node, context: &str, entries: usize, payload: usize) {
+    let mut client = ContextServiceClient::new(channel(node, 64 << 10).await);
+    for n in 0..entries {
+        // It does not compress.
+        let mut seed = n as u64 + 1;
+        let mut random = || {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            seed.to_le_bytes()
+        };
+        let payload: Vec<u8> = (0..payload.div_ceil(8)).flat_map(|_| random()).take(payload).collect();
+        let request = AppendRequest {
+            context_id: context.into(),
+            key: "facts".into(),
+            payload: payload.into(),
+            ..Default::default()
+        };
+        client.append(request).await.unwrap();
     }
 }
 
@@ -453,4 +476,61 @@ async fn results_that_are_not_read_keep_no_payloads() {
     small.serves("while results are not read").await;
     small.check();
     drop(answer);
+}
+
+/// Two nodes with one copy of each context, and two contexts of the second one.
+async fn two_nodes() -> (Cluster, [String; 2]) {
+    let cluster = Cluster::start(2, &["--memory", "256MiB", "--copies", "1"]);
+    let names: Vec<String> = (0..20).map(|n| format!("context-{n}")).collect();
+    let request = LocateRequest { context_ids: names, ..LocateRequest::default() };
+    let mut client = ClusterServiceClient::new(channel(cluster.node(0), 64 << 10).await);
+    let located = client.locate(request).await.unwrap().into_inner().locations;
+    let second = cluster::name(1);
+    let mut names = located.into_iter().filter(|found| found.owner == second).map(|found| found.context_id);
+    let names = [names.next().unwrap(), names.next().unwrap()];
+    (cluster, names)
+}
+
+/// Of contexts that another node has.
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_of_other_nodes_that_are_not_read_take_their_share_and_small_ones_do_not_wait_for_them() {
+    let (cluster, [large, small]) = two_nodes().await;
+    let peaks = [0, 1].map(|number| peak_of(cluster.node(number).pid()));
+    fill(cluster.node(1), &large, 8, 4_000_000).await;
+    fill(cluster.node(1), &small, 1, 5).await;
+    let get = framed(&GetRequest { context_id: large.clone(), ..Default::default() }.encode_to_vec());
+    let mut held = Vec::new();
+    for n in 0..4 {
+        // Nothing of the answers is let come, or some of it.
+        let channel = channel(cluster.node(0), if n % 2 == 0 { 1 } else { 64 << 10 }).await;
+        for _ in 0..8 {
+            for method in [GET, STREAM_GET, STREAM_GET, STREAM_SNAPSHOT, STREAM_WATCH, WATCH] {
+                let (channel, get) = (channel.clone(), get.clone());
+                held.push(tokio::spawn(async move { (call(&channel, method, vec![get], true).await, channel) }));
+            }
+        }
+    }
+    let calls = || cluster.node(1).metric("ledger_memory_used_bytes{share=\"calls\"}").unwrap_or_default();
+    until_async("the calls are at the other node", async || (calls() > 100.0 * 24e3).then_some(())).await;
+    for n in 0..6 {
+        let channel = channel(cluster.node(0), 64 << 10).await;
+        let get = GetRequest { context_id: small.clone(), ..Default::default() };
+        let served = async {
+            let got = ContextServiceClient::new(channel.clone()).get(get.clone()).await.unwrap();
+            assert_eq!(got.into_inner().entries[0].payload.len(), 5);
+            let mut client = LedgerServiceClient::new(channel);
+            let mut pages = client.get(get).await.unwrap().into_inner();
+            assert_eq!(pages.message().await.unwrap().unwrap().entries[0].payload.len(), 5);
+            let watch = WatchRequest { context_id: small.clone(), ..Default::default() };
+            let mut batches = client.watch(watch).await.unwrap().into_inner();
+            assert_eq!(batches.message().await.unwrap().unwrap().entries[0].payload.len(), 5);
+        };
+        let begun = std::time::Instant::now();
+        // Who reads nothing is ended after 10 s.
+        let in_time = tokio::time::timeout(Duration::from_secs(8), served).await;
+        println!("served in {} ms", begun.elapsed().as_millis());
+        assert!(in_time.is_ok(), "small answers wait for large ones, {n}");
+    }
+    peaks.iter().for_each(|peak| check(peak));
+    held.iter().for_each(tokio::task::JoinHandle::abort);
 }

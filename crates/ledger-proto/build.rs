@@ -29,12 +29,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     encoded_entries(descriptors, out.join("wire"))
 }
 
-/// Generates servers whose messages hold entries as bytes: on the wire a message field and a bytes field are
+/// Generates services whose messages hold entries as bytes: on the wire a message field and a bytes field are
 /// the same (Protocol Buffers, "Encoding", length-delimited records).
 fn encoded_entries(mut descriptors: FileDescriptorSet, out: PathBuf) -> Result<(), Box<dyn Error>> {
     fs::create_dir_all(&out)?;
     descriptors.file.retain(|file| FILES[..2].contains(&file.name()));
-    let mut build = tonic_prost_build::configure().bytes(".").build_client(false).out_dir(out);
+    let mut build = tonic_prost_build::configure().bytes(".").out_dir(out);
     for file in &mut descriptors.file {
         let package = file.package().to_owned();
         let module = package.strip_prefix("converge.").unwrap_or(&package).replace('.', "::");

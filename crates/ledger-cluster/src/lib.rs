@@ -58,5 +58,6 @@ mod wire;
 
 pub use cluster::{Cluster, JoinError};
 pub use config::ClusterConfig;
+pub use peers::REQUEST_WINDOW;
 pub use set_back::Renewed;
 pub use shared::Counters;

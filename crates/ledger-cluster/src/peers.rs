@@ -36,6 +36,9 @@ const MESSAGE: usize = 256;
 /// How long it may take to connect.
 const CONNECT_WITHIN: Duration = Duration::from_secs(1);
 
+/// What another node may send ahead on the stream of a request that was sent on to it, bytes: whoever sends it on holds them.
+pub const REQUEST_WINDOW: u32 = 32 << 10;
+
 /// What a connection to another node is for. There is one for each use: who reads slowly holds up no replication.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Use {
@@ -50,8 +53,9 @@ impl Use {
     const fn windows(self) -> (u32, u32) {
         match self {
             Self::Nodes => (8 << 20, 32 << 20),
-            // A slow watcher fills its own window, and never that of the connection, which others share.
-            Self::Requests => (1 << 20, (1 << 31) - 1),
+            // Who reads slowly fills its own window, and never that of the connection, which others share: it has room for
+            // all streams that a node may have open.
+            Self::Requests => (REQUEST_WINDOW, 512 << 20),
         }
     }
 }

@@ -20,7 +20,7 @@ pub mod ledger {
     }
 }
 
-/// The same services for a server that has entries encoded already: where the contract has an
+/// The same services for who has entries encoded already, or passes them on: where the contract has an
 /// [`Entry`](context::v1::Entry), these messages have its bytes, and look the same on the wire.
 pub mod wire {
     /// `converge.context.v1`.

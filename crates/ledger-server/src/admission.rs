@@ -4,7 +4,6 @@
 use std::{
     convert::Infallible,
     future::Future,
-    net::SocketAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -22,6 +21,7 @@ use crate::{
     call::{CALL, Call, reserve},
     connection::Connection,
     limits,
+    memory::{Client, Memory},
     methods::{Kind, Method},
     node::Node,
     receiving::Receiving,
@@ -69,7 +69,7 @@ where
             return refuse(&too_many_calls());
         };
         let (deadline, last) = deadlines(request.headers(), method, node.config.call_timeout.0);
-        let client = node.memory.client(peer(&request));
+        let client = client(&request, &node.memory);
         let is_unary = method.kind == Kind::Unary;
         let call = Call::new(deadline, is_unary, Arc::clone(&node.memory), client, place);
         let receiving = Receiving::new(method, Arc::clone(&call));
@@ -144,16 +144,17 @@ fn refuse(refusal: &Refusal) -> Pin<Box<dyn Future<Output = Result<Response<Body
     Box::pin(std::future::ready(Ok(answer)))
 }
 
-fn too_many_calls() -> Refusal {
+/// The refusal of a call that there is no memory for.
+pub(crate) fn too_many_calls() -> Refusal {
     let message = "the node has no memory left for another call (memory): end streams that are not needed, use fewer at once, \
                    or another node";
     Refusal { retry: Some(limits::RETRY_MEMORY), ..Refusal::new(Code::ResourceExhausted, message) }
 }
 
-/// Where a call comes from. What comes from nowhere is of one client.
-fn peer(request: &Request<Body>) -> SocketAddr {
+/// What the connection of a call may take. What comes without one has a part of its own.
+fn client(request: &Request<Body>, memory: &Memory) -> Arc<Client> {
     let connection = request.extensions().get::<Arc<Connection>>();
-    connection.map_or_else(|| ([0, 0, 0, 0], 0).into(), |connection| connection.peer())
+    connection.map_or_else(|| Arc::new(memory.client()), |connection| connection.client(memory))
 }
 
 /// Until when a call is to be answered, and when it is answered without knowing more: before its client gives up, so

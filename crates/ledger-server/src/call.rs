@@ -3,7 +3,13 @@
 //! Whatever serves a call finds it by [`current`]: handlers while they run, and streams of answers while they are
 //! polled. A task that goes on by itself takes it along.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::{Buf as _, Bytes};
 use parking_lot::Mutex;
@@ -46,9 +52,13 @@ pub struct Call {
     waits_for: Mutex<&'static str>,
     /// Of the request, until it was served.
     request: Mutex<Option<Charge>>,
+    /// Bytes of answers that are being built, or wait for the client to take those before.
+    reserved: AtomicUsize,
     /// Of answers that are built and not yet among the bytes to be sent.
     built: Mutex<Option<Charge>>,
     unread: Mutex<Unread>,
+    /// It is among those that may be ended for others.
+    is_noted: AtomicBool,
     _place: Permit,
 }
 
@@ -58,7 +68,7 @@ struct Unread {
     body: Option<Body>,
     rest: Bytes,
     charge: Option<Charge>,
-    /// When the client last took something of it.
+    /// Since when the client has taken nothing, if it is the client that is waited for.
     since: Option<Instant>,
     is_ended: bool,
 }
@@ -75,37 +85,79 @@ impl AsRef<[u8]> for Charged {
     }
 }
 
-/// Room for an answer that is being built.
-#[derive(Debug)]
+/// Room for an answer that is being built, or waits to be taken.
+#[derive(Debug, Default)]
 pub struct Reserved(Option<(Arc<Call>, Charge)>);
 
 impl Reserved {
+    fn new(call: Arc<Call>, charge: Charge) -> Self {
+        call.reserved.fetch_add(charge.amount(), Ordering::Relaxed);
+        call.note_unread();
+        Self(Some((call, charge)))
+    }
+
+    /// Of what was handed over of the current call's answer, and is taken later after all.
+    pub fn of_built() -> Self {
+        let Some(call) = current() else { return Self::default() };
+        let built = call.built.lock().take();
+        built.map_or_else(Self::default, |charge| Self::new(call, charge))
+    }
+
     /// The answer has so many bytes, and is handed out now.
-    pub fn hand_over(self, bytes: usize) {
-        if let Some((call, mut charge)) = self.0 {
+    pub fn hand_over(mut self, bytes: usize) {
+        if let Some((call, mut charge)) = self.take() {
             charge.resize(bytes);
-            let mut built = call.built.lock();
-            match &mut *built {
-                Some(built) => built.merge(charge),
-                None => *built = Some(charge),
-            }
+            call.hand_over(charge);
         }
+    }
+
+    /// A part of so many bytes is handed out now; of the last part, all that is left.
+    pub fn hand_over_part(&mut self, bytes: usize) {
+        let Some((call, held)) = &mut self.0 else { return };
+        match held.split(bytes) {
+            Some(part) => {
+                call.reserved.fetch_sub(bytes, Ordering::Relaxed);
+                call.hand_over(part);
+            }
+            None => std::mem::take(self).hand_over(bytes),
+        }
+    }
+
+    fn take(&mut self) -> Option<(Arc<Call>, Charge)> {
+        let (call, charge) = self.0.take()?;
+        call.reserved.fetch_sub(charge.amount(), Ordering::Relaxed);
+        Some((call, charge))
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        drop(self.take());
     }
 }
 
 /// Waits until an answer of so many bytes may be built for a call; at once if there is none.
 pub async fn reserve(call: Option<Arc<Call>>, bytes: usize) -> Result<Reserved, Refusal> {
-    let Some(call) = call else { return Ok(Reserved(None)) };
-    if let Some(charge) = call.memory.try_acquire(&call.client, Of::Answers, bytes) {
-        return Ok(Reserved(Some((call, charge))));
+    reserve_of(call, Of::Answers, bytes).await
+}
+
+/// The same for results of appends.
+pub async fn reserve_results(call: Option<Arc<Call>>, bytes: usize) -> Result<Reserved, Refusal> {
+    reserve_of(call, Of::Results, bytes).await
+}
+
+async fn reserve_of(call: Option<Arc<Call>>, of: Of, bytes: usize) -> Result<Reserved, Refusal> {
+    let Some(call) = call else { return Ok(Reserved::default()) };
+    if let Some(charge) = call.memory.try_acquire(&call.client, of, bytes) {
+        return Ok(Reserved::new(call, charge));
     }
     let charge = {
-        let mut acquired = std::pin::pin!(call.memory.acquire(&call.client, Of::Answers, bytes));
+        let mut acquired = std::pin::pin!(call.memory.acquire(&call.client, of, bytes));
         loop {
             tokio::select! {
                 charge = &mut acquired => break charge,
                 () = tokio::time::sleep(memory::LOOK) => {
-                    call.memory.end_unread(bytes);
+                    call.memory.end_unread(&call.client, bytes);
                     if call.is_unary && Instant::now() >= call.deadline {
                         return Err(call.no_room());
                     }
@@ -113,7 +165,7 @@ pub async fn reserve(call: Option<Arc<Call>>, bytes: usize) -> Result<Reserved, 
             }
         }
     };
-    Ok(Reserved(Some((call, charge))))
+    Ok(Reserved::new(call, charge))
 }
 
 impl Call {
@@ -133,8 +185,10 @@ impl Call {
             client,
             waits_for: Mutex::new("its work"),
             request: Mutex::default(),
+            reserved: AtomicUsize::new(0),
             built: Mutex::default(),
             unread: Mutex::default(),
+            is_noted: AtomicBool::new(false),
             _place: place,
         })
     }
@@ -203,16 +257,37 @@ impl Call {
 
     /// What is sent to the client from now on.
     pub fn answer(&self, body: Body) {
-        self.unread.lock().body = Some(body);
+        let mut unread = self.unread.lock();
+        (unread.body, unread.since) = (Some(body), Some(Instant::now()));
     }
 
     /// Nothing more is sent.
     pub fn end(&self) {
         let unread = std::mem::take(&mut *self.unread.lock());
-        self.memory.forget_unread(self.number);
+        self.forget_unread();
         drop(unread);
         let built = self.built.lock().take();
         drop(built);
+    }
+
+    fn hand_over(&self, charge: Charge) {
+        let mut built = self.built.lock();
+        match &mut *built {
+            Some(built) => built.merge(charge),
+            None => *built = Some(charge),
+        }
+    }
+
+    fn note_unread(self: &Arc<Self>) {
+        if !self.is_noted.swap(true, Ordering::Relaxed) {
+            self.memory.note_unread(self);
+        }
+    }
+
+    fn forget_unread(&self) {
+        if self.is_noted.swap(false, Ordering::Relaxed) {
+            self.memory.forget_unread(self.number);
+        }
     }
 
     /// Whether there is nothing more to send.
@@ -241,7 +316,11 @@ impl Call {
         let Some(body) = unread.body.as_mut() else { return Poll::Ready(None) };
         let polled = CALL.sync_scope(Arc::clone(self), || Pin::new(body).poll_frame(cx));
         let frame = match polled {
-            Poll::Pending => return Poll::Pending,
+            Poll::Pending => {
+                // It has taken all there is.
+                unread.since = None;
+                return Poll::Pending;
+            }
             Poll::Ready(Some(Ok(frame))) => frame,
             Poll::Ready(other) => return Poll::Ready(other),
         };
@@ -257,6 +336,7 @@ impl Call {
             }
             None => self.memory.charge_answer(&self.client, bytes.len()),
         };
+        unread.since = Some(Instant::now());
         if bytes.len() <= limits::SENT_AT_ONCE {
             let charged = Charged { bytes, _charge: Some(charge) };
             return Poll::Ready(Some(Ok(http_body::Frame::data(Bytes::from_owner(charged)))));
@@ -264,7 +344,7 @@ impl Call {
         (unread.rest, unread.charge) = (bytes, Some(charge));
         let first = self.next_part(&mut unread);
         drop(unread);
-        self.memory.note_unread(self);
+        self.note_unread();
         Poll::Ready(Some(Ok(first)))
     }
 
@@ -276,7 +356,6 @@ impl Call {
         unread.since = Some(Instant::now());
         let charge = if unread.rest.is_empty() {
             unread.rest = Bytes::new();
-            self.memory.forget_unread(self.number);
             unread.charge.take()
         } else {
             unread.charge.as_mut().and_then(|charge| charge.split(len))
@@ -287,20 +366,32 @@ impl Call {
     /// How many bytes wait for the client, if it has taken none since then.
     pub fn unread_since(&self, since: Instant) -> Option<usize> {
         let unread = self.unread.try_lock()?;
-        let is_stuck = !unread.rest.is_empty() && unread.since.is_some_and(|at| at < since);
-        is_stuck.then(|| unread.charge.as_ref().map_or(0, Charge::amount))
+        let held = self.held(&unread);
+        (held > 0 && unread.since.is_some_and(|at| at < since)).then_some(held)
+    }
+
+    fn held(&self, unread: &Unread) -> usize {
+        let amount = |charge: &Option<Charge>| charge.as_ref().map_or(0, Charge::amount);
+        amount(&unread.charge) + amount(&self.built.lock()) + self.reserved.load(Ordering::Relaxed)
     }
 
     /// Ends the call, whose client takes nothing; gives how many bytes that frees.
     pub fn end_unread(&self) -> usize {
         let Some(mut unread) = self.unread.try_lock() else { return 0 };
+        let freed = self.held(&unread);
         let ended = std::mem::replace(&mut *unread, Unread { is_ended: true, ..Unread::default() });
         drop(unread);
-        self.memory.forget_unread(self.number);
-        let freed = ended.charge.as_ref().map_or(0, Charge::amount);
+        self.forget_unread();
         drop(ended);
         let built = self.built.lock().take();
-        freed + built.as_ref().map_or(0, Charge::amount)
+        drop(built);
+        freed
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        self.forget_unread();
     }
 }
 

@@ -19,7 +19,7 @@ use std::{
     future::poll_fn,
     net::SocketAddr,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     task::Poll,
@@ -34,6 +34,8 @@ pub use calls::CountCalls;
 pub use descriptors::{Descriptors, raise_limit};
 pub use stream::{Accepted, Tracked};
 
+use crate::memory::{Client, Memory};
+
 /// One client's connection. Every gRPC request carries it in its extensions, as `Arc<Connection>`.
 #[derive(Debug)]
 pub struct Connection {
@@ -46,6 +48,8 @@ pub struct Connection {
     active_ms: AtomicU64,
     is_evicted: AtomicBool,
     reader: AtomicWaker,
+    /// What it may take of the node's memory, from its first call on.
+    client: OnceLock<Arc<Client>>,
 }
 
 impl Connection {
@@ -58,12 +62,18 @@ impl Connection {
             active_ms: AtomicU64::new(0),
             is_evicted: AtomicBool::new(false),
             reader: AtomicWaker::new(),
+            client: OnceLock::new(),
         }
     }
 
     /// The client's address.
     pub const fn peer(&self) -> SocketAddr {
         self.peer
+    }
+
+    /// What it may take of the node's memory.
+    pub fn client(&self, memory: &Memory) -> Arc<Client> {
+        Arc::clone(self.client.get_or_init(|| Arc::new(memory.client())))
     }
 
     /// Notes that bytes were read or written.

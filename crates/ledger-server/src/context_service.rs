@@ -14,7 +14,7 @@ use ledger_proto::{
 };
 use ledger_store::{EntryView, Ledger, StoreError, Terms};
 use tokio::time::timeout_at;
-use tonic::{Code, Request, Response, Status, transport::Channel};
+use tonic::{Code, Request, Response, Status, body::Body, client::GrpcService};
 use tracing::debug_span;
 
 use crate::{
@@ -28,6 +28,7 @@ use crate::{
     status::Refusal,
     tail::{Batch, Tail},
     units::ByteSize,
+    upstream::Upstream,
     writers::{self, Seen, Writer},
 };
 
@@ -59,7 +60,7 @@ impl ContextService for Contexts {
             let here = || get.answer(&self.0, max);
             let there = |channel| {
                 let request = route::forwarded(request.clone());
-                async move { route::answer(reader(channel).get(request)).await }
+                async move { route::answer(reader(Upstream::new(channel)).get(request)).await }
             };
             self.0.read_anywhere(&context, at_owner, is_forwarded, here, there).await
         };
@@ -78,7 +79,7 @@ impl ContextService for Contexts {
             let here = || snapshot(&self.0, request.clone());
             let there = |channel| {
                 let request = route::forwarded(request.clone());
-                async move { route::answer(reader(channel).snapshot(request)).await }
+                async move { route::answer(reader(Upstream::new(channel)).snapshot(request)).await }
             };
             self.0.read_anywhere(&context, false, is_forwarded, here, there).await
         };
@@ -125,8 +126,8 @@ impl ContextService for Contexts {
 }
 
 /// The service at another node.
-fn reader(channel: Channel) -> ContextServiceClient<Channel> {
-    ContextServiceClient::new(channel)
+fn reader<C: GrpcService<Body, ResponseBody = Body>>(there: C) -> ContextServiceClient<C> {
+    ContextServiceClient::new(there)
         .max_decoding_message_size(usize::MAX)
         .max_encoding_message_size(usize::MAX)
 }

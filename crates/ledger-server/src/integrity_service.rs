@@ -15,7 +15,9 @@ use ledger_store::{Filter, ForkCursor};
 use tonic::{Request, Response, Status};
 use tracing::debug_span;
 
-use crate::{convert, limits, metrics::Rpc, node::Node, operators, route, status::Refusal};
+use crate::{
+    convert, limits, metrics::Rpc, node::Node, operators, route, status::Refusal, upstream::Upstream,
+};
 
 /// The service.
 #[derive(Debug, Clone)]
@@ -45,7 +47,7 @@ impl IntegrityService for Integrity {
             let here = || inclusion(&self.0, request.clone());
             let there = |channel| {
                 let request = route::forwarded(request.clone());
-                async move { route::answer(IntegrityServiceClient::new(channel).inclusion_proof(request)).await }
+                async move { route::answer(IntegrityServiceClient::new(Upstream::new(channel)).inclusion_proof(request)).await }
             };
             self.0.read_anywhere(&context, false, is_forwarded, here, there).await
         };
@@ -64,7 +66,7 @@ impl IntegrityService for Integrity {
             let here = || consistency(&self.0, request.clone());
             let there = |channel| {
                 let request = route::forwarded(request.clone());
-                async move { route::answer(IntegrityServiceClient::new(channel).consistency_proof(request)).await }
+                async move { route::answer(IntegrityServiceClient::new(Upstream::new(channel)).consistency_proof(request)).await }
             };
             self.0.read_anywhere(&context, false, is_forwarded, here, there).await
         };
@@ -119,7 +121,7 @@ pub(crate) async fn checkpoint(
     let here = || checkpoint_here(node, request.clone());
     let there = |channel| {
         let request = route::forwarded(request.clone());
-        async move { route::answer(IntegrityServiceClient::new(channel).checkpoint(request)).await }
+        async move { route::answer(IntegrityServiceClient::new(Upstream::new(channel)).checkpoint(request)).await }
     };
     node.read_anywhere(&context, at_owner, is_forwarded, here, there).await
 }

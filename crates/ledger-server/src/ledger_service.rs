@@ -13,12 +13,14 @@ use ledger_proto::{
     ledger::v1::{
         AppendResults, LoadChunk, SnapshotChunk, WatchRequest, ledger_service_client::LedgerServiceClient,
     },
-    wire::ledger::v1::{AppendBatch, Page, WatchBatch, ledger_service_server::LedgerService},
+    wire::ledger::v1::{
+        AppendBatch, Page, WatchBatch, ledger_service_client::LedgerServiceClient as EncodedClient,
+        ledger_service_server::LedgerService,
+    },
 };
 use ledger_store::SnapshotStream;
-use prost::Message as _;
 use tokio::sync::oneshot;
-use tonic::{Request, Response, Status, Streaming, transport::Channel};
+use tonic::{Request, Response, Status, Streaming, body::Body, client::GrpcService};
 use tracing::debug_span;
 
 use crate::{
@@ -33,6 +35,7 @@ use crate::{
     standing::Standing,
     status::Refusal,
     tail::Tail,
+    upstream::Upstream,
     writers::Writer,
 };
 
@@ -102,8 +105,8 @@ impl LedgerService for Streams {
 }
 
 /// The service at another node.
-fn reader(channel: Channel) -> LedgerServiceClient<Channel> {
-    LedgerServiceClient::new(channel).max_decoding_message_size(usize::MAX)
+fn reader<C: GrpcService<Body, ResponseBody = Body>>(there: C) -> LedgerServiceClient<C> {
+    LedgerServiceClient::new(there).max_decoding_message_size(usize::MAX)
 }
 
 async fn get(
@@ -117,12 +120,10 @@ async fn get(
     let there = |channel| {
         let request = route::forwarded(request.clone());
         async move {
-            let pages = route::answer(reader(channel).get(request)).await?;
-            let encoded = |page: ledger_proto::ledger::v1::Page| Page {
-                entries: page.entries.iter().map(|entry| entry.encode_to_vec().into()).collect(),
-                latest_sequence: page.latest_sequence,
-            };
-            Ok(pages.map(move |page| page.map(encoded).map_err(ended_there)).boxed())
+            // The entries pass through as they are.
+            let mut there = EncodedClient::new(Upstream::new(channel)).max_decoding_message_size(usize::MAX);
+            let pages = route::answer(there.get(request)).await?;
+            Ok(pages.map(|page| page.map_err(ended_there)).boxed())
         }
     };
     node.read_anywhere(&context, at_owner, is_forwarded, here, there).await
@@ -143,7 +144,7 @@ async fn snapshot_anywhere(
     let there = |channel| {
         let request = route::forwarded(request.clone());
         async move {
-            let chunks = route::answer(reader(channel).snapshot(request)).await?;
+            let chunks = route::answer(reader(Upstream::new(channel)).snapshot(request)).await?;
             Ok(chunks.map(|chunk| chunk.map_err(ended_there)).boxed())
         }
     };

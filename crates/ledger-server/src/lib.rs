@@ -74,6 +74,7 @@ pub mod tail;
 pub mod telemetry;
 pub mod tls;
 pub mod units;
+pub mod upstream;
 pub mod writers;
 
 pub use config::Config;

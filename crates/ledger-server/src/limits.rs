@@ -5,6 +5,8 @@ use std::time::Duration;
 
 /// What a call takes by being open: its stream of HTTP/2, its task, its buffers, bytes.
 pub const CALL: usize = 24 << 10;
+/// What a call takes more for each answer of another node that passes through: what comes before it is paid for, bytes.
+pub const UPSTREAM_WINDOW: usize = ledger_cluster::REQUEST_WINDOW as usize;
 /// Longest time that a call may be given, whatever its client asks for.
 pub const LONGEST_CALL: Duration = Duration::from_mins(10);
 /// When to try again if there was no memory left.

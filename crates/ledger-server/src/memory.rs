@@ -15,7 +15,6 @@
 use std::{
     collections::HashMap,
     fs,
-    net::SocketAddr,
     path::Path,
     sync::{
         Arc, Weak,
@@ -28,7 +27,12 @@ use ledger_store::budget::{Permit, Share};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use crate::{call::Call, config::Config, limits, units::ByteSize};
+use crate::{
+    call::{self, Call},
+    config::Config,
+    limits,
+    units::ByteSize,
+};
 
 /// What the process takes before it serves anybody: the program, its threads, RocksDB's own tables, what the allocator
 /// keeps.
@@ -144,8 +148,7 @@ pub struct Memory {
     pub calls: Arc<Share>,
     /// Reads of the store at the same time: each thread that reads keeps some MiB from one to the next.
     pub reads: usize,
-    clients: Mutex<HashMap<SocketAddr, Arc<Client>>>,
-    /// Calls with answers that their clients do not take.
+    /// Calls that hold bytes of answers: who takes nothing of them may be ended.
     unread: Mutex<HashMap<u64, Weak<Call>>>,
     /// The newest call's number.
     number: AtomicU64,
@@ -158,46 +161,50 @@ pub struct Client {
     pub receiving: Arc<Share>,
     /// Bytes of answers that it has not yet taken.
     pub answers: Arc<Share>,
+    /// Those of them that large ones may take.
+    large: Arc<Share>,
 }
 
 /// What is held of a connection's part and of the whole.
 #[derive(Debug)]
 pub struct Charge {
-    client: Permit,
-    /// Nothing, of a small one.
-    large: Permit,
-    all: Permit,
+    /// Of the connection and of all, what large ones may take: nothing, of a small one.
+    large: [Permit; 2],
+    /// Of the connection and of all.
+    all: [Permit; 2],
 }
 
 impl Charge {
     /// How much is held.
     pub const fn amount(&self) -> usize {
-        self.all.amount()
+        self.all[1].amount()
     }
 
     /// Holds what another charge held, too.
     pub fn merge(&mut self, other: Self) {
-        self.client.merge(other.client);
-        self.large.merge(other.large);
-        self.all.merge(other.all);
+        let both = |held: &mut [Permit; 2], others: [Permit; 2]| {
+            held.iter_mut().zip(others).for_each(|(held, other)| held.merge(other));
+        };
+        both(&mut self.large, other.large);
+        both(&mut self.all, other.all);
     }
 
     /// Holds so much from now on.
     pub fn resize(&mut self, amount: usize) {
-        self.client.resize(amount);
-        if self.large.amount() > 0 {
-            self.large.resize(amount);
-        }
-        self.all.resize(amount);
+        self.large.iter_mut().filter(|large| large.amount() > 0).for_each(|large| large.resize(amount));
+        self.all.iter_mut().for_each(|all| all.resize(amount));
     }
 
     /// Takes a part off, if it holds so much.
     pub fn split(&mut self, amount: usize) -> Option<Self> {
-        if amount > self.client.amount() || amount > self.all.amount() {
+        if self.all.iter().any(|all| amount > all.amount()) {
             return None;
         }
-        let large = self.large.split(amount.min(self.large.amount()))?;
-        Some(Self { client: self.client.split(amount)?, large, all: self.all.split(amount)? })
+        let large = |large: &mut Permit| large.split(amount.min(large.amount()));
+        let [one, other] = &mut self.large;
+        let large = [large(one)?, large(other)?];
+        let [one, other] = &mut self.all;
+        Some(Self { large, all: [one.split(amount)?, other.split(amount)?] })
     }
 }
 
@@ -208,13 +215,15 @@ pub enum Of {
     Receiving,
     /// Answers that are not yet taken.
     Answers,
+    /// The same of appends: however many there are, they do not wait behind large ones.
+    Results,
 }
 
 impl Client {
     fn share(&self, of: Of) -> &Arc<Share> {
         match of {
             Of::Receiving => &self.receiving,
-            Of::Answers => &self.answers,
+            Of::Answers | Of::Results => &self.answers,
         }
     }
 }
@@ -229,10 +238,9 @@ impl Memory {
             forwarding: Share::new("forwarding", plan.forwarding.get().max(config.max_entry.get())),
             receiving: Share::new("receiving", plan.receiving.get().max(2 * config.max_entry.get())),
             answers: Share::new("answers", answers),
-            large: Share::new("large answers", answers - answers / 4),
+            large: Share::new("large answers", large_part(answers)),
             calls: Share::new("calls", plan.calls.get()),
             reads: reads(config.memory),
-            clients: Mutex::default(),
             unread: Mutex::default(),
             number: AtomicU64::new(0),
         }
@@ -252,59 +260,67 @@ impl Memory {
         (connection, (connection / 4).min(limits::STREAM_WINDOW))
     }
 
-    /// Bytes of a page for a client: fewer while there is little left.
+    /// Bytes of a page for the current call: fewer while there is little left.
     pub fn page(&self, most: usize) -> usize {
-        (self.free() / 32).clamp(limits::SMALL_PAGE.min(most), most)
+        self.page_for(call::current().as_deref(), most)
     }
 
-    /// Bytes of an answer that is built at once: fewer while there is little left.
+    /// The same for a call.
+    pub fn page_for(&self, call: Option<&Call>, most: usize) -> usize {
+        self.part_of_free(call, [32, 8], most)
+    }
+
+    /// Bytes of an answer of the current call that is built at once: fewer while there is little left.
     pub fn answer(&self, most: usize) -> usize {
-        (self.free() / 4).clamp(limits::SMALL_PAGE.min(most), most)
+        self.part_of_free(call::current().as_deref(), [4, 2], most)
     }
 
-    /// Bytes that an answer may have which waits for nobody; 0 while others wait with large ones.
-    fn free(&self) -> usize {
+    /// Such a part of what is free, and of what is free of a call's connection. What waits for nobody while others wait with
+    /// large answers is small.
+    fn part_of_free(&self, call: Option<&Call>, [of_all, of_its]: [usize; 2], most: usize) -> usize {
         let free = |share: &Share| share.capacity().saturating_sub(share.used());
-        free(&self.answers).min(free(&self.large))
+        let all = free(&self.answers).min(free(&self.large)) / of_all;
+        let its = call.map(Call::client).map(|client| free(&client.answers).min(free(&client.large)) / of_its);
+        its.map_or(all, |its| all.min(its)).clamp(limits::SMALL_PAGE.min(most), most)
     }
 
-    /// The part of a connection, kept while it has calls.
-    pub fn client(&self, peer: SocketAddr) -> Arc<Client> {
-        let mut clients = self.clients.lock();
-        if clients.len() >= 64 && clients.len().is_power_of_two() {
-            // Those whose calls have ended hold nothing.
-            clients.retain(|_, client| Arc::strong_count(client) > 1);
+    /// The part of a connection.
+    pub fn client(&self) -> Client {
+        let (receiving, answers) = (self.receiving.capacity() / 4, self.answers.capacity() / 4);
+        Client {
+            receiving: Share::new(self.receiving.name(), receiving),
+            answers: Share::new(self.answers.name(), answers),
+            large: Share::new(self.large.name(), large_part(answers)),
         }
-        let part = |share: &Arc<Share>| Share::new(share.name(), share.capacity() / 4);
-        let new = || Client { receiving: part(&self.receiving), answers: part(&self.answers) };
-        Arc::clone(clients.entry(peer).or_insert_with(|| Arc::new(new())))
     }
 
     fn share(&self, of: Of) -> &Arc<Share> {
         match of {
             Of::Receiving => &self.receiving,
-            Of::Answers => &self.answers,
+            Of::Answers | Of::Results => &self.answers,
         }
     }
 
     /// Waits for so many bytes, of the connection's part first.
     pub async fn acquire(&self, client: &Client, of: Of, bytes: usize) -> Charge {
-        let client = client.share(of).acquire(bytes).await;
-        let large = self.large.acquire(large(of, bytes)).await;
-        Charge { client, large, all: self.share(of).acquire(bytes).await }
+        let large = large(of, bytes);
+        let (its_large, its) = (client.large.acquire(large).await, client.share(of).acquire(bytes).await);
+        let large = [its_large, self.large.acquire(large).await];
+        Charge { large, all: [its, self.share(of).acquire(bytes).await] }
     }
 
     /// So many bytes, if nobody has to wait for them.
     pub fn try_acquire(&self, client: &Client, of: Of, bytes: usize) -> Option<Charge> {
-        let client = client.share(of).try_acquire(bytes)?;
-        let large = self.large.try_acquire(large(of, bytes))?;
-        Some(Charge { client, large, all: self.share(of).try_acquire(bytes)? })
+        let large = large(of, bytes);
+        let large = [client.large.try_acquire(large)?, self.large.try_acquire(large)?];
+        Some(Charge { large, all: [client.share(of).try_acquire(bytes)?, self.share(of).try_acquire(bytes)?] })
     }
 
     /// So many bytes of answers at once.
     pub fn charge_answer(&self, client: &Client, bytes: usize) -> Charge {
-        let large = self.large.charge(large(Of::Answers, bytes));
-        Charge { client: client.answers.charge(bytes), large, all: self.answers.charge(bytes) }
+        let large = large(Of::Answers, bytes);
+        let large = [client.large.charge(large), self.large.charge(large)];
+        Charge { large, all: [client.answers.charge(bytes), self.answers.charge(bytes)] }
     }
 
     /// A number for a call.
@@ -312,27 +328,29 @@ impl Memory {
         self.number.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Notes a call whose client has not taken all of an answer.
+    /// Notes a call that holds bytes of answers.
     pub fn note_unread(&self, call: &Arc<Call>) {
         self.unread.lock().insert(call.number(), Arc::downgrade(call));
     }
 
-    /// Its client has taken all of it, or the call has ended.
+    /// The call has ended.
     pub fn forget_unread(&self, number: u64) {
         self.unread.lock().remove(&number);
     }
 
-    /// Others wait: ends calls whose clients have taken nothing for a while, those that hold most first, until so many
-    /// bytes are free.
-    pub fn end_unread(&self, bytes: usize) {
+    /// A connection waits: ends calls whose clients have taken nothing for a while, its own first and those that hold most,
+    /// until so many bytes are free.
+    pub fn end_unread(&self, client: &Arc<Client>, bytes: usize) {
         let since = Instant::now().checked_sub(limits::UNREAD);
         let Some(since) = since else { return };
         let calls: Vec<Arc<Call>> = self.unread.lock().values().filter_map(Weak::upgrade).collect();
-        let mut stuck: Vec<(usize, Arc<Call>)> =
-            calls.into_iter().filter_map(|call| Some((call.unread_since(since)?, call))).collect();
-        stuck.sort_by_key(|(held, _)| std::cmp::Reverse(*held));
+        let mut stuck: Vec<(bool, usize, Arc<Call>)> = calls
+            .into_iter()
+            .filter_map(|call| Some((Arc::ptr_eq(call.client(), client), call.unread_since(since)?, call)))
+            .collect();
+        stuck.sort_by_key(|(is_own, held, _)| std::cmp::Reverse((*is_own, *held)));
         let mut freed = 0;
-        for (_, call) in stuck {
+        for (.., call) in stuck {
             if freed >= bytes {
                 return;
             }
@@ -350,6 +368,11 @@ fn reads(memory: ByteSize) -> usize {
 /// Threads that may block: reads, loads, and what the runtime needs for itself.
 pub fn blocking_threads(memory: ByteSize) -> usize {
     reads(memory) + limits::LOADS + limits::OTHER_THREADS
+}
+
+/// What large answers may take of a share for answers: a quarter of it is for small ones.
+const fn large_part(answers: usize) -> usize {
+    answers - answers / 4
 }
 
 /// How much of a charge large ones share among themselves.

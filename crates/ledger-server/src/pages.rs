@@ -23,6 +23,7 @@ use crate::{
     node::Node,
     route,
     status::Refusal,
+    upstream::{Aside, Upstream},
 };
 
 /// A page read ahead, and the room it takes.
@@ -132,7 +133,7 @@ async fn read_ahead(
     // What the next entry takes, if that is more than a page.
     let mut larger = None;
     while let Ok(room) = pages.reserve().await {
-        let bytes = larger.take().unwrap_or_else(|| node.memory.page(limits::PAGE_BYTES));
+        let bytes = larger.take().unwrap_or_else(|| node.memory.page_for(call.as_deref(), limits::PAGE_BYTES));
         let (context, filter) = (get.context.clone(), get.filter(limits::PAGE_ENTRIES, bytes));
         let read = async {
             node.serving()?;
@@ -187,11 +188,18 @@ async fn elsewhere(
     for channel in node.other_replicas(Slot::of(&get.context)) {
         let Some(rest) = get.rest() else { return true };
         let request = route::forwarded(rest);
-        let mut reader = LedgerServiceClient::new(channel).max_decoding_message_size(usize::MAX);
+        let aside = Aside::default();
+        let there = Upstream::aside(channel, call.cloned(), &aside);
+        let mut reader = LedgerServiceClient::new(there).max_decoding_message_size(usize::MAX);
         let Ok(answer) = reader.get(request).await else { continue };
         let mut theirs = answer.into_inner();
         loop {
-            match theirs.message().await {
+            let message = tokio::select! {
+                message = theirs.message() => message,
+                () = pages.closed() => return true,
+            };
+            let reserved = aside.lock().pop_front().unwrap_or_default();
+            match message {
                 // It is behind what was delivered already: its end is not that of the context.
                 Ok(Some(page)) if page.latest_sequence < get.after.0 => break,
                 Ok(Some(page)) => {
@@ -199,12 +207,6 @@ async fn elsewhere(
                     get.limit -= page.entries.len().min(get.limit);
                     let entries = page.entries.iter().map(|entry| entry.encode_to_vec().into()).collect();
                     let page = Page { entries, latest_sequence: page.latest_sequence };
-                    let bytes = page.entries.iter().map(Bytes::len).sum();
-                    let reserved = tokio::select! {
-                        reserved = call::reserve(call.cloned(), bytes) => reserved,
-                        () = pages.closed() => return true,
-                    };
-                    let Ok(reserved) = reserved else { return false };
                     if pages.send(Ok((page, reserved))).await.is_err() {
                         return true;
                     }

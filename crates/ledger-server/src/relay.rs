@@ -18,7 +18,7 @@ use ledger_proto::{
 };
 use prost::Message as _;
 use tokio::time::{Instant, sleep_until};
-use tonic::{Code, Status, Streaming, transport::Channel};
+use tonic::{Code, Status, Streaming};
 
 use crate::{
     convert,
@@ -28,6 +28,7 @@ use crate::{
     route::{self, Place},
     status::Refusal,
     tail::{Batch, Shape, Tail},
+    upstream::Upstream,
 };
 
 /// How long a watcher waits for a node that shows the slot. Its client watches again, elsewhere maybe.
@@ -278,8 +279,8 @@ async fn choose<F: Shape<Bytes>>(choice: Choice<F>) -> Result<Source, Refusal> {
                 resume_after,
                 bookmark_interval_ms: bookmark_ms.unwrap_or_default(),
             };
-            let mut client: LedgerServiceClient<Channel> =
-                LedgerServiceClient::new(channel).max_decoding_message_size(usize::MAX);
+            let mut client =
+                LedgerServiceClient::new(Upstream::new(channel)).max_decoding_message_size(usize::MAX);
             let batches = route::answer(client.watch(route::forwarded(request)));
             let batches = node.unless_gone(owner.clone(), batches).await?;
             Ok(Source::There(Box::new(batches), owner))

@@ -302,12 +302,10 @@ pub fn refusal(status: Status) -> (Refusal, bool) {
     } else {
         status.message().to_owned()
     };
-    let mut refusal = Refusal::new(code, message);
-    if code == Code::Unavailable {
-        refusal.retry = Some(
-            status.get_details_retry_info().and_then(|info| info.retry_delay).unwrap_or(RETRY_NOT_OWNER),
-        );
-    }
+    // Without a delay, exhausted resources are so for good.
+    let retry = status.get_details_retry_info().and_then(|info| info.retry_delay);
+    let retry = retry.or_else(|| (code == Code::Unavailable).then_some(RETRY_NOT_OWNER));
+    let refusal = Refusal { retry, ..Refusal::new(code, message) };
     (refusal, is_not_owner)
 }
 
