@@ -20,7 +20,7 @@ use ledger_core::{ContextId, digest::Bucket, node::NodeId, rendezvous, slot::Slo
 use ledger_proto::{
     context::v1::AppendRequest,
     ledger::v1::{
-        ForksRequest, LocateRequest, Location, cluster_service_client::ClusterServiceClient,
+        ForksRequest, LocateRequest, Location, WatchRequest, cluster_service_client::ClusterServiceClient,
         integrity_service_client::IntegrityServiceClient,
     },
 };
@@ -458,4 +458,30 @@ async fn a_damaged_slot_record_is_said_and_no_promise_is_forgotten() {
         assert!(lines < 100, "node {name} wrote {lines} lines:\n{}", trio.node(index).log());
     }
     assert_eq!(trio.append(0, &contexts[0], 2).await, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_of_what_its_node_and_the_owner_cannot_read_goes_on_at_the_last_replica() {
+    let context = "damaged";
+    let mut trio = Trio::start(&["--scrub-rate", "0"]);
+    trio.owner(context, true).await;
+    for number in 1..=ENTRIES {
+        trio.append(0, context, number).await;
+    }
+    trio.forget(&[context]).await;
+    let owner = trio.owner(context, true).await;
+    let reader = (owner + 1) % NAMES.len();
+    for hurt in [reader, owner] {
+        assert!(flip(&trio.data(hurt), "entries") > 0);
+    }
+    let request = WatchRequest { context_id: context.to_owned(), ..WatchRequest::default() };
+    let mut watch = trio.rpc(reader).await.ledger.watch(request).await.unwrap().into_inner();
+    let mut seen = 0;
+    while seen < ENTRIES {
+        let batch = timeout(Duration::from_secs(20), watch.message()).await.expect("it goes on").unwrap();
+        for entry in batch.expect("it goes on").entries {
+            seen += 1;
+            assert_eq!((entry.sequence, entry.payload), (seen, payload(seen)));
+        }
+    }
 }

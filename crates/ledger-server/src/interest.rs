@@ -1,6 +1,6 @@
 //! Interest in contexts: who observes which, and what waits for each of them. Nothing of it is stored.
 //!
-//! Each observer has a [`Mailbox`] of bounded size. Broadcasts that find no room are dropped, and the observer is
+//! Each observer has a mailbox of bounded size. Broadcasts that find no room are dropped, and the observer is
 //! told how many; who came and went is never dropped, but may be replaced by the list of all who are there. So an
 //! observer that takes nothing costs a bounded amount of memory and delays nobody.
 
@@ -17,6 +17,7 @@ use ledger_proto::ledger::v1::{InterestEvent, Observer, Observers, interest_even
 use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
+use crate::call;
 use crate::limits::{
     INTEREST_BYTES, OBSERVER_EVENT_BYTES, OBSERVER_EVENTS, OBSERVERS_BYTES, OBSERVERS_PER_CONTEXT,
     OBSERVERS_PER_NODE,
@@ -100,7 +101,7 @@ pub struct Presence {
 
 /// What waits for an observer.
 #[derive(Debug)]
-pub struct Mailbox {
+struct Mailbox {
     state: Mutex<Waiting>,
     changed: Notify,
     /// Bytes that wait in all mailboxes of the node.
@@ -175,7 +176,7 @@ impl Interest {
     }
 
     /// A mailbox whose bytes count on this node.
-    pub fn mailbox(&self) -> Arc<Mailbox> {
+    fn mailbox(&self) -> Arc<Mailbox> {
         Arc::new(Mailbox { state: Mutex::default(), changed: Notify::new(), all: Arc::clone(&self.waiting) })
     }
 
@@ -267,6 +268,11 @@ impl State {
         Some(seat)
     }
 
+    /// What the list of all takes.
+    fn list_bytes(&self) -> usize {
+        self.bytes + EVENT * self.seats.len()
+    }
+
     fn tell(&self, change: InterestEvent) {
         let weight = weight(&change);
         let change = Arc::new(change);
@@ -283,9 +289,14 @@ impl Presence {
             Taken::Event(event) => Ok(event),
             Taken::End(end) => Err(end),
             Taken::Anew => {
+                // The list, what its maps take beside it, and the message that is made of it.
+                let bytes = self.group.0.lock().list_bytes();
+                let room = call::reserve(call::current(), 3 * bytes).await;
+                let room = room.map_err(|refusal| End::Refused(Box::new(refusal)))?;
                 let state = self.group.0.lock();
                 // Changes from here on are told again; those since the marker was taken are in the list.
                 self.mailbox.begin_anew();
+                room.hand_over(2 * state.list_bytes());
                 let observers = state.seats.values().map(|seat| seat.observer.clone()).collect();
                 Ok(event(Event::Members(Observers { observer: self.name.clone(), observers })))
             }
@@ -314,54 +325,10 @@ impl Drop for Presence {
 }
 
 impl Mailbox {
-    /// Puts an event of another node in: a broadcast is dropped if there is no room; for a change that finds none the
-    /// mailbox ends, so that all are told anew. Whether it goes on.
-    pub fn relay(&self, event: InterestEvent) -> bool {
-        let weight = weight(&event);
-        match &event.event {
-            Some(Event::Broadcast(_)) => {
-                self.put(&Arc::new(event), weight);
-                true
-            }
-            Some(Event::Missed(count)) => {
-                self.miss(*count);
-                true
-            }
-            Some(Event::Members(_)) => {
-                // It may be larger than all else together, and there is little before it as a rule.
-                self.relay_change(event, weight, weight + OBSERVER_EVENT_BYTES)
-            }
-            Some(Event::Joined(_) | Event::Left(_)) => {
-                self.relay_change(event, weight, 2 * OBSERVER_EVENT_BYTES)
-            }
-            // Of a newer version.
-            None => true,
-        }
-    }
-
-    fn relay_change(&self, event: InterestEvent, weight: usize, bytes: usize) -> bool {
-        let has_room = self.push(Arc::new(event), weight, 2 * OBSERVER_EVENTS, bytes);
-        if !has_room {
-            self.end(End::Broken);
-        }
-        has_room
-    }
-
     /// Ends the stream, after what waits; a first end stands.
-    pub fn end(&self, end: End) {
+    fn end(&self, end: End) {
         self.state.lock().end.get_or_insert(end);
         self.changed.notify_one();
-    }
-
-    /// The next event of another node, or how it ended.
-    pub async fn relayed(&self) -> Result<InterestEvent, End> {
-        loop {
-            match self.take().await {
-                Taken::Event(event) => return Ok(event),
-                Taken::End(end) => return Err(end),
-                Taken::Anew => {}
-            }
-        }
     }
 
     /// Puts a broadcast in; whether there was room.

@@ -41,6 +41,7 @@ pub mod context_service;
 pub mod convert;
 pub mod encode;
 pub mod environment;
+pub mod failover;
 pub mod forward;
 pub mod gone;
 pub mod http;

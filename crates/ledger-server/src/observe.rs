@@ -1,15 +1,15 @@
 //! Observers of a context, wherever its owner is: they meet at the owner of its slot.
 //!
-//! A node that is not the owner joins there for its client, and passes on what it is told: read at once, into a
-//! mailbox of its own, so that a client that takes nothing does not hold up the connection between the nodes. When the
-//! owner changes it joins again at the new one; the client's stream goes on with all members anew.
+//! A node that is not the owner joins there for its client, and passes on what it is told. It reads that when its client
+//! takes it: what waits, and what is dropped, is so at the owner. When the owner changes it joins again at the new one;
+//! the client's stream goes on with all members anew.
 //!
 //! | state | leaves it when |
 //! | --- | --- |
 //! | choosing | there is an owner → here, or there; there is none → waits for news, but not for ever |
 //! | here, there | another node owns the slot, or the stream breaks → choosing; left or replaced → ended |
 
-use std::{future::pending, sync::Arc, time::Duration};
+use std::{future::pending, sync::Arc};
 
 use futures::{Stream, stream};
 use ledger_cluster::routes::RouteTo;
@@ -22,20 +22,18 @@ use tokio::{
     sync::OwnedSemaphorePermit,
     time::{Instant, timeout_at},
 };
-use tokio_util::task::AbortOnDropHandle;
-use tonic::{Code, Status, Streaming, transport::Channel};
+use tonic::{Code, Status, Streaming, body::Body, client::GrpcService};
 
 use crate::{
-    interest::{End, Mailbox, Presence, event},
+    failover::{Failover, PATIENCE},
+    interest::{End, Presence, event},
     limits,
     metrics::Alive,
     node::Node,
     route::{self, Place},
     status::Refusal,
+    upstream::Upstream,
 };
-
-/// How long an observer, or a broadcast, waits for an owner.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The events of one observer, until it leaves or its client goes.
 pub fn join(
@@ -56,6 +54,7 @@ pub fn join(
         is_forwarded,
         source: Source::Choosing,
         unowned: None,
+        failover: Failover::default(),
     };
     Ok(stream::unfold(Some(observing), |observing| async move {
         let mut observing = observing?;
@@ -156,8 +155,8 @@ fn given_name() -> String {
     format!("observer-{name}")
 }
 
-fn service(channel: Channel) -> ClusterServiceClient<Channel> {
-    ClusterServiceClient::new(channel).max_decoding_message_size(limits::INTEREST_MESSAGE)
+fn service<C: GrpcService<Body, ResponseBody = Body>>(there: C) -> ClusterServiceClient<C> {
+    ClusterServiceClient::new(there).max_decoding_message_size(limits::INTEREST_MESSAGE)
 }
 
 struct Observing {
@@ -168,6 +167,7 @@ struct Observing {
     source: Source,
     /// Since when the slot has no owner.
     unowned: Option<Instant>,
+    failover: Failover,
     _permit: OwnedSemaphorePermit,
     _alive: Alive,
 }
@@ -175,7 +175,7 @@ struct Observing {
 enum Source {
     Choosing,
     Here(Presence),
-    There { owner: NodeId, mailbox: Arc<Mailbox>, _task: AbortOnDropHandle<()> },
+    There { owner: NodeId, events: Box<Streaming<InterestEvent>> },
 }
 
 /// What ends the events of a source.
@@ -189,18 +189,18 @@ enum Ended {
 
 impl Observing {
     async fn next(&mut self) -> Result<Option<InterestEvent>, Refusal> {
-        let (mut deadline, mut began) = (Instant::now() + PATIENCE, None);
         loop {
             let next = match &mut self.source {
                 Source::Choosing => match self.choose().await {
                     Ok(source) => {
                         self.source = source;
-                        began = Some(Instant::now());
+                        self.failover.begin();
                         continue;
                     }
                     Err(refusal) => {
                         let may_wait = refusal.code == Code::Unavailable && !self.is_forwarded;
-                        self.node.again(refusal, may_wait, deadline).await?;
+                        let until = self.failover.ended();
+                        self.node.again(refusal, may_wait, until).await?;
                         continue;
                     }
                 },
@@ -211,16 +211,19 @@ impl Observing {
                         ended = moved(&self.node, slot, None, &mut self.unowned) => Err(ended),
                     }
                 }
-                Source::There { owner, mailbox, .. } => {
+                Source::There { owner, events } => {
                     let slot = Slot::of(&self.context);
                     tokio::select! {
-                        next = mailbox.relayed() => next.map_err(Ended::Stream),
+                        next = relayed(events) => next.map_err(Ended::Stream),
                         ended = moved(&self.node, slot, Some(owner), &mut self.unowned) => Err(ended),
                     }
                 }
             };
             let refusal = match next {
-                Ok(event) => return Ok(Some(event)),
+                Ok(event) => {
+                    self.failover.served();
+                    return Ok(Some(event));
+                }
                 Err(Ended::Stream(End::Left)) => return Ok(None),
                 Err(Ended::Stream(End::Replaced)) => return Err(replaced(&self.observer.name)),
                 Err(Ended::Stream(End::Refused(refusal))) => return Err(*refusal),
@@ -238,11 +241,8 @@ impl Observing {
                 return Err(refusal);
             }
             self.source = Source::Choosing;
-            // One that ends as soon as it begins is not served.
-            if began.is_none_or(|began| began.elapsed() >= PATIENCE) {
-                deadline = Instant::now() + PATIENCE;
-            }
-            self.node.again(refusal, true, deadline).await?;
+            let until = self.failover.ended();
+            self.node.again(refusal, true, until).await?;
         }
     }
 
@@ -261,26 +261,22 @@ impl Observing {
             observer: self.observer.name.clone(),
             metadata: self.observer.metadata.clone(),
         };
-        let mut there = service(channel);
+        let mut there = service(Upstream::new(channel));
         let joined = route::answer(there.join(route::forwarded(request)));
         let events = self.node.unless_gone(Some(owner.clone()), joined).await?;
-        let mailbox = self.node.interest.mailbox();
-        let task = tokio::spawn(pass_on(events, Arc::clone(&mailbox)));
-        Ok(Source::There { owner: owner.node, mailbox, _task: AbortOnDropHandle::new(task) })
+        Ok(Source::There { owner: owner.node, events: Box::new(events) })
     }
 }
 
-/// Puts what the owner tells into the mailbox.
-async fn pass_on(mut events: Streaming<InterestEvent>, mailbox: Arc<Mailbox>) {
+/// The next event that the owner tells, or how its stream ended.
+async fn relayed(events: &mut Streaming<InterestEvent>) -> Result<InterestEvent, End> {
     loop {
         match events.message().await {
-            Ok(Some(event)) => {
-                if !mailbox.relay(event) {
-                    return;
-                }
-            }
-            Ok(None) => return mailbox.end(End::Left),
-            Err(status) => return mailbox.end(how(status)),
+            Ok(Some(event)) if event.event.is_some() => return Ok(event),
+            // Of a newer version.
+            Ok(Some(_)) => {}
+            Ok(None) => return Err(End::Left),
+            Err(status) => return Err(how(status)),
         }
     }
 }

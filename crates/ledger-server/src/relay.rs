@@ -7,7 +7,7 @@
 //! | here | the slot is no longer shown, because this node left it or cannot tell whether it is current, or stands still, or the store fails → choosing, or ended |
 //! | there | the stream breaks → choosing; its history changed → ended |
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::{StreamExt as _, stream, stream::BoxStream};
@@ -17,11 +17,12 @@ use ledger_proto::{
     ledger::v1::{WatchBatch, WatchRequest, ledger_service_client::LedgerServiceClient},
 };
 use prost::Message as _;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::sleep_until;
 use tonic::{Code, Status, Streaming};
 
 use crate::{
     convert,
+    failover::Failover,
     gone::OtherOwner,
     metrics::Rpc,
     node::Node,
@@ -30,12 +31,6 @@ use crate::{
     tail::{Batch, Shape, Tail},
     upstream::Upstream,
 };
-
-/// How long a watcher waits for a node that shows the slot. Its client watches again, elsewhere maybe.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// The pause after a source said that the context is damaged there, at first and at most.
-const PAUSE: Duration = Duration::from_millis(25);
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// Where a watcher starts, and what it is told.
 #[derive(Debug, Clone)]
@@ -69,7 +64,7 @@ pub fn watch<F: Shape<Bytes>>(
         shape,
         is_forwarded,
         source: Source::Choosing,
-        failing: Failing::default(),
+        failover: Failover::default(),
     };
     stream::unfold(Some(relay), |relay| async move {
         let mut relay = relay?;
@@ -88,18 +83,7 @@ struct Relay<F> {
     shape: F,
     is_forwarded: bool,
     source: Source,
-    failing: Failing,
-}
-
-/// What went wrong since a source last delivered something, or held for long.
-#[derive(Debug, Clone, Copy, Default)]
-struct Failing {
-    /// When the watch ends if that goes on.
-    until: Option<Instant>,
-    /// How many sources said that the context is damaged there.
-    damaged: usize,
-    /// When the source of now began.
-    began: Option<Instant>,
+    failover: Failover,
 }
 
 enum Source {
@@ -116,7 +100,7 @@ impl<F: Shape<Bytes>> Relay<F> {
                 Source::Choosing => match choose(self.choice()).await {
                     Ok(source) => {
                         self.source = source;
-                        self.failing.began = Some(Instant::now());
+                        self.failover.begin();
                         continue;
                     }
                     Err(refusal) => self.node.refuse(self.rpc, refusal),
@@ -163,14 +147,9 @@ impl<F: Shape<Bytes>> Relay<F> {
 
     /// Waits a moment after a source ended; false if none has served the watcher for too long.
     async fn may_go_on(&mut self, ended: Code) -> bool {
-        if self.failing.began.take().is_some_and(|began| began.elapsed() >= PATIENCE) {
-            self.failing = Failing::default();
-        }
-        let until = *self.failing.until.get_or_insert_with(|| Instant::now() + PATIENCE);
+        let until = self.failover.ended();
         if ended == Code::DataLoss {
-            self.failing.damaged += 1;
-            let pause = PAUSE.saturating_mul(1 << self.failing.damaged.min(6)).min(LONGEST_PAUSE);
-            sleep_until(until.min(Instant::now() + pause)).await;
+            sleep_until(self.failover.damaged()).await;
         }
         self.node.news(until).await
     }
@@ -182,7 +161,7 @@ impl<F: Shape<Bytes>> Relay<F> {
             start: self.start.clone(),
             shape: self.shape.clone(),
             is_forwarded: self.is_forwarded,
-            damaged: self.failing.damaged,
+            failover: self.failover,
         }
     }
 
@@ -211,7 +190,7 @@ impl<F: Shape<Bytes>> Relay<F> {
 
     /// Notes how far the watcher has come.
     fn delivered(&mut self, batch: Batch<Bytes>) -> Batch<Bytes> {
-        (self.failing.until, self.failing.damaged) = (None, 0);
+        self.failover.served();
         if let Some(newest) = batch.newest {
             self.start.after = self.start.after.max(newest);
             // It was checked where the watcher began.
@@ -232,13 +211,12 @@ struct Choice<F> {
     start: Start,
     shape: F,
     is_forwarded: bool,
-    /// How many sources in a row said that the context is damaged there.
-    damaged: usize,
+    failover: Failover,
 }
 
 /// Begins to watch where the slot is shown.
 async fn choose<F: Shape<Bytes>>(choice: Choice<F>) -> Result<Source, Refusal> {
-    let Choice { node, rpc, start, shape, is_forwarded, damaged } = choice;
+    let Choice { node, rpc, start, shape, is_forwarded, failover } = choice;
     let Start { context, key, after, position, bookmark_ms, .. } = start;
     let mut place = node.reads(&context, false, is_forwarded)?;
     if let (Place::Here(_), Some(position)) = (&place, &position) {
@@ -253,11 +231,11 @@ async fn choose<F: Shape<Bytes>>(choice: Choice<F>) -> Result<Source, Refusal> {
             }
         }
     }
-    if damaged > 1 && !is_forwarded {
+    if !is_forwarded && failover.turn(1).is_some() {
         // Neither this node nor the first that was asked can read it: the other replicas in turn.
         let others = node.other_replicas(Slot::of(&context));
-        let turn = (damaged - 1) % others.len().max(1);
-        place = others.into_iter().nth(turn).map_or(place, Place::replica);
+        let turn = failover.turn(others.len());
+        place = turn.and_then(|turn| others.into_iter().nth(turn)).map_or(place, Place::replica);
     }
     match place {
         Place::Here(_) => {

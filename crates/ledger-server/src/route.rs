@@ -10,7 +10,11 @@ use ledger_cluster::{
     Cluster,
     routes::{Route, RouteTo},
 };
-use ledger_core::{ContextId, Epoch, slot::Slot};
+use ledger_core::{
+    ContextId, Epoch,
+    node::{Member, NodeId},
+    slot::Slot,
+};
 use tokio::time::{Instant, timeout_at};
 use tonic::{Code, Request, Response, Status, metadata::MetadataMap, transport::Channel};
 use tonic_types::StatusExt as _;
@@ -266,13 +270,17 @@ fn other_replicas(cluster: &Cluster, slot: Slot) -> impl Iterator<Item = Channel
     let routes = cluster.routes();
     let mut members = routes.borrow().get(slot).map(|route| route.members.clone()).unwrap_or_default();
     if let Some(RouteTo::Other(owner, _)) = routes.borrow().get(slot).map(|route| &route.owner) {
-        // It lacks nothing.
-        members.sort_by_key(|member| member.node != *owner);
+        owner_first(&mut members, owner);
     }
     let view = cluster.view();
     let others = members.into_iter().filter(|member| member != cluster.me());
     let alive = others.filter(move |member| view.borrow().get(&member.node).is_some_and(|node| node.alive));
     alive.filter_map(|member| cluster.channel(&member.node))
+}
+
+/// The owner lacks nothing; the others stay in order.
+fn owner_first(members: &mut [Member], owner: &NodeId) {
+    members.sort_by_key(|member| member.node != *owner);
 }
 
 /// The refusal of a context that no node owns.
@@ -312,4 +320,25 @@ pub fn refusal(status: Status) -> (Refusal, bool) {
 /// The answer of the node that a request was sent on to.
 pub async fn answer<T>(answered: impl Future<Output = Result<Response<T>, Status>>) -> Result<T, Refusal> {
     answered.await.map(Response::into_inner).map_err(|status| refusal(status).0)
+}
+
+#[cfg(test)]
+mod tests {
+    use ledger_core::node::StorageId;
+
+    use super::*;
+
+    #[test]
+    fn the_owner_is_asked_first_and_the_others_in_their_order() {
+        let node = |name: &str| NodeId::new(name).unwrap();
+        let member = |name: &str| Member { node: node(name), storage: StorageId([1; 16]) };
+        let names = |members: &[Member]| {
+            members.iter().map(|member| member.node.to_string()).collect::<Vec<_>>().join(" ")
+        };
+        for (owner, expected) in [("c", "c b d a"), ("b", "b d c a"), ("x", "b d c a")] {
+            let mut members = ["b", "d", "c", "a"].map(member);
+            owner_first(&mut members, &node(owner));
+            assert_eq!(names(&members), expected, "{owner} owns it");
+        }
+    }
 }

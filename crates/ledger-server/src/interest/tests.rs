@@ -177,21 +177,3 @@ fn observers_and_what_they_say_of_themselves_are_bounded() {
     drop(permits);
     assert_eq!(interest.streams(), 0);
 }
-
-#[test]
-fn what_another_node_tells_is_bounded_and_ends_when_it_cannot_be_kept() {
-    let interest = Interest::default();
-    let mailbox = interest.mailbox();
-    let next = || mailbox.relayed().now_or_never().map(|next| next.map(text));
-    assert!(mailbox.relay(event(Event::Missed(2))) && mailbox.relay(event(Event::Missed(3))));
-    assert_eq!(next().unwrap().unwrap(), "missed 5");
-    assert!(mailbox.relay(InterestEvent::default()), "what is not known is passed over");
-    for _ in 0..2 * OBSERVER_EVENTS {
-        assert!(mailbox.relay(event(Event::Left("b".to_owned()))));
-    }
-    assert!(mailbox.relay(message("dropped")));
-    assert!(!mailbox.relay(event(Event::Left("b".to_owned()))));
-    let before_the_end = std::iter::from_fn(|| next().unwrap().ok()).count();
-    assert_eq!(before_the_end, 2 * OBSERVER_EVENTS + 1);
-    assert!(matches!(next(), Some(Err(End::Broken))));
-}
