@@ -19,8 +19,9 @@ use http_body::Frame;
 use ledger_proto::{
     context::v1::{AppendRequest, GetRequest, context_service_client::ContextServiceClient},
     ledger::v1::{
-        AppendBatch, AppendItem, LocateRequest, SnapshotChunk, WatchRequest,
-        cluster_service_client::ClusterServiceClient, ledger_service_client::LedgerServiceClient,
+        AppendBatch, AppendItem, BroadcastRequest, JoinRequest, LocateRequest, SnapshotChunk,
+        WatchClusterRequest, WatchRequest, cluster_service_client::ClusterServiceClient,
+        interest_event::Event, ledger_service_client::LedgerServiceClient,
     },
 };
 use ledger_tests::{Cluster, Node, cluster, node, until_async};
@@ -40,6 +41,8 @@ const GET: &str = "converge.context.v1.ContextService/Get";
 const SNAPSHOT: &str = "converge.context.v1.ContextService/Snapshot";
 const LOAD: &str = "converge.context.v1.ContextService/Load";
 const GREET: &str = "converge.ledger.v1.ReplicaService/Greet";
+const JOIN: &str = "converge.ledger.v1.ClusterService/Join";
+const WATCH_CLUSTER: &str = "converge.ledger.v1.ClusterService/WatchCluster";
 const WATCH: &str = "converge.context.v1.ContextService/Watch";
 const STREAM_APPEND: &str = "converge.ledger.v1.LedgerService/Append";
 const STREAM_GET: &str = "converge.ledger.v1.LedgerService/Get";
@@ -445,6 +448,33 @@ async fn greetings_of_strangers_are_small_and_end_in_time() {
     small.check();
 }
 
+/// So many appends of so many bytes each.
+fn batch(context: &str, count: u64, payload: usize) -> Bytes {
+    let item = |tag| {
+        let request = AppendRequest {
+            context_id: context.into(),
+            key: "facts".into(),
+            payload: vec![7; payload].into(),
+            ..Default::default()
+        };
+        AppendItem { tag, request: Some(request) }
+    };
+    framed(&AppendBatch { items: (0..count).map(item).collect() }.encode_to_vec())
+}
+
+/// Somebody honest appends by a stream, and is told the sequence.
+async fn appends_by_a_stream(node: &Node, context: &str) {
+    let append = async || {
+        let mut client = LedgerServiceClient::new(channel(node, 64 << 10).await);
+        let request = AppendRequest { context_id: context.into(), key: "facts".into(), ..Default::default() };
+        let items = vec![AppendItem { tag: 5, request: Some(request) }];
+        let batches = tokio_stream::iter([AppendBatch { items }]);
+        let results = client.append(batches).await.ok()?.into_inner().message().await.ok()??;
+        (results.results[0].tag == 5 && results.results[0].sequence > 0).then_some(())
+    };
+    until_async("an append by a stream", append).await;
+}
+
 /// Of a writer that sends batch after batch, and reads no result.
 #[tokio::test(flavor = "multi_thread")]
 async fn results_that_are_not_read_keep_no_payloads() {
@@ -452,18 +482,8 @@ async fn results_that_are_not_read_keep_no_payloads() {
     // Nothing of the answer is taken before it is read: its window is as good as closed.
     let endpoint = Channel::from_shared(small.node.endpoint()).unwrap();
     let channel = endpoint.initial_stream_window_size(1).connect().await.unwrap();
-    let payload = vec![7; 1 << 20];
-    let batch = |tag: u64| {
-        let request = AppendRequest {
-            context_id: "unread".into(),
-            key: "facts".into(),
-            payload: payload.clone().into(),
-            ..Default::default()
-        };
-        let item = AppendItem { tag, request: Some(request) };
-        framed(&AppendBatch { items: vec![item] }.encode_to_vec())
-    };
-    let answer = call(&channel, STREAM_APPEND, (0..600).map(batch).collect(), false).await.unwrap();
+    let batches = (0..600).map(|_| batch("unread", 1, 1 << 20)).collect();
+    let answer = call(&channel, STREAM_APPEND, batches, false).await.unwrap();
     // All of them are taken: the node reads on though nobody reads what it answers.
     let mut client = LedgerServiceClient::new(small.channel().await);
     let watch = WatchRequest { context_id: "unread".into(), bookmark_interval_ms: 100, ..Default::default() };
@@ -484,10 +504,13 @@ async fn two_nodes() -> (Cluster, [String; 2]) {
     let names: Vec<String> = (0..20).map(|n| format!("context-{n}")).collect();
     let request = LocateRequest { context_ids: names, ..LocateRequest::default() };
     let mut client = ClusterServiceClient::new(channel(cluster.node(0), 64 << 10).await);
-    let located = client.locate(request).await.unwrap().into_inner().locations;
     let second = cluster::name(1);
-    let mut names = located.into_iter().filter(|found| found.owner == second).map(|found| found.context_id);
-    let names = [names.next().unwrap(), names.next().unwrap()];
+    let names = until_async("the second node owns some", async || {
+        let located = client.locate(request.clone()).await.ok()?.into_inner().locations;
+        let mut names = located.into_iter().filter(|at| at.owner == second).map(|at| at.context_id);
+        Some([names.next()?, names.next()?])
+    })
+    .await;
     (cluster, names)
 }
 
@@ -506,7 +529,9 @@ async fn answers_of_other_nodes_that_are_not_read_take_their_share_and_small_one
         for _ in 0..8 {
             for method in [GET, STREAM_GET, STREAM_GET, STREAM_SNAPSHOT, STREAM_WATCH, WATCH] {
                 let (channel, get) = (channel.clone(), get.clone());
-                held.push(tokio::spawn(async move { (call(&channel, method, vec![get], true).await, channel) }));
+                held.push(tokio::spawn(
+                    async move { (call(&channel, method, vec![get], true).await, channel) },
+                ));
             }
         }
     }
@@ -531,6 +556,123 @@ async fn answers_of_other_nodes_that_are_not_read_take_their_share_and_small_one
         println!("served in {} ms", begun.elapsed().as_millis());
         assert!(in_time.is_ok(), "small answers wait for large ones, {n}");
     }
-    peaks.iter().for_each(|peak| check(peak));
+    for peak in &peaks {
+        check(peak);
+    }
+    held.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+/// Of streams of many small appends: of this node, and of another one.
+#[tokio::test(flavor = "multi_thread")]
+async fn results_that_are_not_read_take_their_share_and_others_append() {
+    let (cluster, [one, other]) = two_nodes().await;
+    let peaks = [0, 1].map(|number| peak_of(cluster.node(number).pid()));
+    let mut held = Vec::new();
+    for n in 0..20 {
+        let channel = channel(cluster.node(n % 2), 1).await;
+        for _ in 0..4 {
+            // All that a stream may have in flight, and payloads that take more than what is for sending on.
+            let batches = (0..4).map(|_| batch(&one, 4000, 8)).chain((0..40).map(|_| batch(&one, 1, 60_000)));
+            let (channel, batches) = (channel.clone(), batches.collect());
+            held.push(tokio::spawn(
+                async move { (call(&channel, STREAM_APPEND, batches, false).await, channel) },
+            ));
+        }
+    }
+    let stored = || cluster.node(1).metric("ledger_appended_entries_total").unwrap_or_default();
+    until_async("many are stored", async || (stored() > 100_000.0).then_some(())).await;
+    for number in [0, 1] {
+        for context in [&one, &other] {
+            appends_by_a_stream(cluster.node(number), context).await;
+        }
+    }
+    for peak in &peaks {
+        check(peak);
+    }
+    held.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+/// Who observes a context, here and by way of another node.
+#[tokio::test(flavor = "multi_thread")]
+async fn observers_that_read_nothing_take_their_share_and_others_meet() {
+    let (cluster, [context, _]) = two_nodes().await;
+    let peaks = [0, 1].map(|number| peak_of(cluster.node(number).pid()));
+    let request = |name: String| JoinRequest {
+        context_id: context.clone(),
+        observer: name,
+        metadata: [("about".to_owned(), "v".repeat(1900))].into(),
+    };
+    let mut held = Vec::new();
+    for n in 0..8 {
+        let channel = channel(cluster.node(n % 2), if n < 4 { 1 } else { 64 << 10 }).await;
+        for k in 0..50 {
+            let (channel, join) = (channel.clone(), framed(&request(format!("{n}-{k}")).encode_to_vec()));
+            held.push(tokio::spawn(async move { (call(&channel, JOIN, vec![join], true).await, channel) }));
+        }
+    }
+    let observers = || cluster.sum("ledger_observers");
+    until_async("they have come", async || (observers() >= 300.0).then_some(())).await;
+    for number in [0, 1] {
+        let name = format!("honest-{number}");
+        let meets = async || {
+            let mut client = ClusterServiceClient::new(channel(cluster.node(number), 64 << 10).await);
+            let mut events = client.join(request(name.clone())).await.ok()?.into_inner();
+            let Event::Members(members) = events.message().await.ok()??.event? else { return None };
+            let mine = members.observers.iter().find(|observer| observer.name == members.observer)?;
+            assert_eq!((&mine.name, mine.metadata["about"].len()), (&name, 1900));
+            let said = BroadcastRequest {
+                context_id: context.clone(),
+                from: "test".into(),
+                payload: name.clone().into(),
+                ..Default::default()
+            };
+            client.broadcast(said).await.ok()?;
+            loop {
+                if let Event::Broadcast(message) = events.message().await.ok()??.event? {
+                    assert_eq!(message.payload, name.as_bytes());
+                    return Some(());
+                }
+            }
+        };
+        until_async("an observer meets the others", meets).await;
+    }
+    for peak in &peaks {
+        check(peak);
+    }
+    held.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_watchers_do_not_read_is_paid_for_before_it_is_built() {
+    let small = Small::start();
+    small.fill(8, 60_000).await;
+    let watch = framed(&WatchRequest { context_id: "large".into(), ..Default::default() }.encode_to_vec());
+    let mut held = Vec::new();
+    for n in 0..6 {
+        let channel = channel(&small.node, if n % 2 == 0 { 1 } else { 64 << 10 }).await;
+        for _ in 0..50 {
+            for (method, request) in [(WATCH, watch.clone()), (WATCH_CLUSTER, framed(&[]))] {
+                let channel = channel.clone();
+                held.push(tokio::spawn(async move {
+                    (call(&channel, method, vec![request], true).await, channel)
+                }));
+            }
+        }
+    }
+    let watchers = || small.node.metric("ledger_watchers").unwrap_or_default();
+    until_async("they watch", async || (watchers() >= 200.0).then_some(())).await;
+    for n in 0..5 {
+        small.serves(&format!("while watchers do not read, {n}")).await;
+    }
+    let mut cluster = ClusterServiceClient::new(small.channel().await);
+    let told = until_async("somebody watches the cluster", async || {
+        cluster.watch_cluster(WatchClusterRequest {}).await.ok()?.into_inner().message().await.ok()?
+    })
+    .await;
+    assert_eq!((told.members.len(), told.slots.len()), (1, 1024));
+    let peak = small.peak.load(Ordering::Relaxed);
+    println!("at most {} MiB", peak >> 20);
+    // Built at once for all of them it was 118.
+    assert!(peak < 100 << 20, "{} MiB", peak >> 20);
     held.iter().for_each(tokio::task::JoinHandle::abort);
 }

@@ -3,7 +3,8 @@
 //! One task reads batches, checks them and hands each to the store in one call. The response stream is fed by
 //! the store's group commits directly: one message out for each, with no task, channel or permit for a single
 //! entry. What was accepted and not yet answered is bounded, in entries for each stream and in bytes for
-//! the node; at the bound the task reads no further, and HTTP/2 flow control holds the client back.
+//! the node; at the bound the task reads no further, and HTTP/2 flow control holds the client back. Its results are paid
+//! for before it is handed to the store, until the client takes them.
 //!
 //! In a cluster, entries of slots that other nodes own are sent on to them, on one stream for each owner.
 //!
@@ -36,6 +37,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{Code, Status, Streaming};
 
 use crate::{
+    call::{self, Call, Reserved},
     convert::{self, Names},
     forward::{Placed, Places},
     limits,
@@ -59,13 +61,15 @@ pub fn start(
     let (stored, stored_rx) = mpsc::unbounded_channel();
     let (refused, refused_rx) = mpsc::unbounded_channel();
     let (ended, ended_rx) = oneshot::channel();
+    let call = call::current();
     let reader = Reader {
         items: Share::new("entries of a stream", limits::APPEND_ITEMS_IN_FLIGHT),
         names: Names::new(Arc::clone(&node.memory.calls)),
         in_flight: Arc::clone(&in_flight),
         stored,
-        places: Places::new(is_forwarded, writer.clone()),
+        places: Places::new(is_forwarded, writer.clone(), call.clone()),
         writer,
+        call,
         refused,
         node: Arc::clone(&node),
     };
@@ -104,6 +108,8 @@ struct Chunk {
     started: Instant,
     /// Their part of what the stream may have in flight.
     _items: Permit,
+    /// For their results.
+    room: Reserved,
 }
 
 impl InFlight {
@@ -122,7 +128,7 @@ impl InFlight {
 
 impl Chunks {
     /// The client's tag, when the entry is answered. Calls `finished` when its chunk is.
-    fn answer(&mut self, tag: u64, finished: impl FnOnce(&Chunk)) -> Option<u64> {
+    fn answer(&mut self, tag: u64, finished: impl FnOnce(&mut Chunk)) -> Option<u64> {
         let number = usize::try_from((tag >> 16).checked_sub(self.first)?).ok()?;
         let chunk = self.chunks.get_mut(number)?;
         let client = *chunk.tags.get((tag & 0xffff) as usize)?;
@@ -138,10 +144,33 @@ impl Chunks {
     }
 }
 
-/// Room that entries take until they are answered: their number on the stream, and their bytes on the node.
-pub(crate) type Room = [Permit; 2];
 /// Results of entries that the store here never saw, and the room they take until they are sent.
-pub(crate) type Refused = (AppendResults, Vec<Permit>);
+pub(crate) type Refused = (AppendResults, Vec<ResultRoom>);
+
+/// What results take until they are sent: their number on the stream, and bytes of the node's answers.
+#[derive(Debug)]
+pub(crate) struct ResultRoom {
+    pub(crate) items: Permit,
+    pub(crate) answers: Arc<Reserved>,
+}
+
+impl ResultRoom {
+    /// Waits for the room of so many.
+    pub(crate) async fn of(
+        count: usize,
+        items: &Arc<Share>,
+        call: Option<&Arc<Call>>,
+    ) -> Result<Self, Refusal> {
+        let items = items.acquire(count).await;
+        let answers = Arc::new(call::reserve_results(call.cloned(), count * limits::RESULT).await?);
+        Ok(Self { items, answers })
+    }
+
+    /// One result's part.
+    pub(crate) fn split(&mut self) -> Option<Self> {
+        Some(Self { items: self.items.split(1)?, answers: Arc::clone(&self.answers) })
+    }
+}
 
 /// Reads batches and hands them to the store.
 struct Reader {
@@ -154,6 +183,7 @@ struct Reader {
     places: Places,
     /// Who sends the stream, if it says so.
     writer: Option<Writer>,
+    call: Option<Arc<Call>>,
 }
 
 impl Reader {
@@ -247,7 +277,7 @@ impl Reader {
         }
         if !refused.is_empty() {
             // Refusals count against the bound too, until they are sent.
-            let room = self.items.acquire(refused.len()).await;
+            let room = ResultRoom::of(refused.len(), &self.items, self.call.as_ref()).await?;
             let refused = AppendResults { results: refused, ..AppendResults::default() };
             let _ = self.refused.send((refused, vec![room]));
         }
@@ -263,10 +293,11 @@ impl Reader {
 
     async fn submit(&self, tags: Vec<u64>, appends: Vec<Append>, bytes: usize) -> Result<(), Refusal> {
         let items = self.items.acquire(tags.len()).await;
+        let room = call::reserve_results(self.call.clone(), tags.len() * limits::RESULT).await?;
         // A chunk larger than all there is waits for all there is.
         let permit = self.node.memory.in_flight.acquire(bytes).await;
         let started = Instant::now();
-        let chunk = Chunk { left: tags.len(), tags, started, _items: items };
+        let chunk = Chunk { left: tags.len(), tags, started, _items: items, room };
         let first = self.in_flight.push(chunk);
         let tagged = (first..).zip(appends).collect();
         let until = Some(started + self.node.config.call_timeout.0);
@@ -354,7 +385,10 @@ impl Answers {
         let metrics = &self.node.metrics;
         let mut chunks = self.in_flight.lock();
         for (index, result) in batch.results.into_iter().enumerate() {
-            let finished = |chunk: &Chunk| metrics.append_chunk_seconds.record(chunk.started.elapsed());
+            let finished = |chunk: &mut Chunk| {
+                metrics.append_chunk_seconds.record(chunk.started.elapsed());
+                mem::take(&mut chunk.room).hand_over(chunk.tags.len() * limits::RESULT);
+            };
             let Some(tag) = chunks.answer(result.tag, finished) else { continue };
             message.results.push(match result.result {
                 Ok(stored) => {

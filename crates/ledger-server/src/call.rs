@@ -311,7 +311,7 @@ impl Call {
             return Poll::Ready(unread.last_word().map(Ok));
         }
         if !unread.rest.is_empty() {
-            return Poll::Ready(Some(Ok(self.next_part(&mut unread))));
+            return Poll::Ready(Some(Ok(Self::next_part(&mut unread))));
         }
         let Some(body) = unread.body.as_mut() else { return Poll::Ready(None) };
         let polled = CALL.sync_scope(Arc::clone(self), || Pin::new(body).poll_frame(cx));
@@ -342,14 +342,14 @@ impl Call {
             return Poll::Ready(Some(Ok(http_body::Frame::data(Bytes::from_owner(charged)))));
         }
         (unread.rest, unread.charge) = (bytes, Some(charge));
-        let first = self.next_part(&mut unread);
+        let first = Self::next_part(&mut unread);
         drop(unread);
         self.note_unread();
         Poll::Ready(Some(Ok(first)))
     }
 
     /// A part of what is to be sent, copied: so the rest can be let go of if the client does not take it.
-    fn next_part(&self, unread: &mut Unread) -> http_body::Frame<Bytes> {
+    fn next_part(unread: &mut Unread) -> http_body::Frame<Bytes> {
         let len = unread.rest.len().min(limits::SENT_AT_ONCE);
         let bytes = Bytes::copy_from_slice(&unread.rest[..len]);
         unread.rest.advance(len);

@@ -20,7 +20,10 @@ use ledger_store::limited;
 use tonic::{Request, Response, Status};
 use tracing::debug_span;
 
-use crate::{admin, limits, listing, metrics::Rpc, node::Node, observe, operators, route, status::Refusal};
+use crate::{
+    admin, admission::too_many_calls, limits, listing, metrics::Rpc, node::Node, observe, operators, route,
+    status::Refusal,
+};
 
 /// The service.
 #[derive(Debug, Clone)]
@@ -54,8 +57,13 @@ impl ClusterService for Members {
         &self,
         _: Request<WatchClusterRequest>,
     ) -> Result<Response<Self::WatchClusterStream>, Status> {
-        let changes = self.0.standing.changes(&self.0);
-        self.stream(Rpc::WatchCluster, Ok(changes))
+        let changes = self.0.memory.calls.try_acquire(limits::CLUSTER_TOLD).map(|told| {
+            self.0.standing.changes(&self.0).inspect(move |_| {
+                // What was told is remembered as long as more may be.
+                let _ = &told;
+            })
+        });
+        self.stream(Rpc::WatchCluster, changes.ok_or_else(too_many_calls))
     }
 
     type DrainStream = BoxStream<'static, Result<DrainProgress, Status>>;

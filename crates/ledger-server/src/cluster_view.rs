@@ -16,7 +16,10 @@ use ledger_core::{
     slot::{SLOTS, Slot},
 };
 use ledger_proto::ledger::v1 as ledger;
+use prost::Message as _;
 use tokio::sync::watch;
+
+use crate::{call, limits};
 
 /// Where a slot is, as far as this node knows.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -197,11 +200,16 @@ pub fn changes<R: Clone + Send + Sync + 'static>(
         (views, routes, placed, Changes::default()),
         |(mut views, mut routes, placed, mut changes)| async move {
             loop {
+                let bytes = if changes.owners.is_empty() { limits::CLUSTER } else { limits::SMALL_PAGE };
+                // It waits as long as it takes: it is no call that its answer ends.
+                let room = call::reserve(call::current(), bytes).await.ok()?;
                 let view = Arc::clone(&views.borrow_and_update());
                 let known = routes.borrow_and_update().clone();
                 if let Some(change) = changes.step(&view, |slot| placed(&known, slot)) {
+                    room.hand_over(2 * change.encoded_len());
                     return Some((change, (views, routes, placed, changes)));
                 }
+                drop(room);
                 tokio::select! {
                     changed = views.changed() => changed.ok()?,
                     changed = routes.changed() => changed.ok()?,

@@ -18,7 +18,8 @@ use tonic::{Code, Request, Response, Status, body::Body, client::GrpcService};
 use tracing::debug_span;
 
 use crate::{
-    call, convert, encode, limits,
+    call::{self, Reserved},
+    convert, encode, limits,
     metrics::Rpc,
     node::{Node, blocking},
     pages::Get,
@@ -327,7 +328,15 @@ fn watch(
         let start = relay::Start { context, key, after, position: None, bookmark_ms, is_named: true };
         relay::watch(node, Rpc::Watch, start, shape, is_forwarded)
     };
-    Ok(batches.flat_map(|batch| futures::stream::iter(events(batch))).boxed())
+    Ok(batches
+        .flat_map(|batch| {
+            // The page is paid for: what of it is not yet handed out stays so.
+            let mut room = Reserved::of_built();
+            futures::stream::iter(events(batch)).inspect(move |event| {
+                room.hand_over_part(event.as_ref().map_or(0, |event| event.entry.len()));
+            })
+        })
+        .boxed())
 }
 
 /// An event for each entry. The bookmark comes with the last: alone only if there is no entry.

@@ -99,7 +99,7 @@ mod tests {
         assert_eq!(pauses, [50, 100, 200, 400, 800, 1000, 1000]);
         assert_eq!(turns, [None, Some(1), Some(0), Some(1), Some(0), Some(1), Some(0)]);
         assert_eq!(failover.turn(0), None, "there is nobody else");
-        advance(until - Instant::now() - Duration::from_millis(10)).await;
+        advance((until - Instant::now()).saturating_sub(Duration::from_millis(10))).await;
         assert_eq!(failover.damaged(), until, "no pause goes beyond the end");
         failover.served();
         assert_eq!(failover.turn(2), None);

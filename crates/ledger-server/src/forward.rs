@@ -21,7 +21,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, transport::Channel};
 
 use crate::{
-    append_stream::{Refused, Room, failed},
+    append_stream::{Refused, ResultRoom, failed},
+    call::Call,
     gone::OtherOwner,
     limits,
     node::Node,
@@ -50,6 +51,7 @@ pub enum Placed {
 pub struct Places {
     is_forwarded: bool,
     writer: Option<Writer>,
+    call: Option<Arc<Call>>,
     slots: HashMap<Slot, Result<Placed, Refusal>>,
     channels: HashMap<NodeId, Channel>,
     owners: HashMap<NodeId, Forward>,
@@ -70,12 +72,12 @@ struct Message {
 }
 
 /// Of what was sent on and not answered, by our own tags: the client's, and the room that it takes until the answer is
-/// sent. `None` when the stream has ended, so that nothing is put where nobody answers it.
+/// there, and that the answer takes until it is sent. `None` when the stream has ended, so that nothing is put where nobody answers it.
 #[derive(Debug)]
 struct Sent(Mutex<Option<HashMap<u64, SentEntry>>>);
 
-/// The client's tag, and the entry's part of the room: of the stream's entries, and of the node's bytes.
-type SentEntry = (u64, [Option<Permit>; 2]);
+/// The client's tag, and the entry's part of the room: of its result's, and of the node's bytes.
+type SentEntry = (u64, Option<ResultRoom>, Option<Permit>);
 
 impl Default for Sent {
     fn default() -> Self {
@@ -109,9 +111,16 @@ impl Sent {
 }
 
 impl Places {
-    /// Nothing is placed yet of what a writer sends, if it names itself.
-    pub fn new(is_forwarded: bool, writer: Option<Writer>) -> Self {
-        Self { is_forwarded, writer, slots: HashMap::new(), channels: HashMap::new(), owners: HashMap::new() }
+    /// Nothing is placed yet of what a writer sends by a call, if it names itself.
+    pub fn new(is_forwarded: bool, writer: Option<Writer>, call: Option<Arc<Call>>) -> Self {
+        Self {
+            is_forwarded,
+            writer,
+            call,
+            slots: HashMap::new(),
+            channels: HashMap::new(),
+            owners: HashMap::new(),
+        }
     }
 
     /// Where an entry of a context goes.
@@ -169,7 +178,8 @@ impl Places {
         entries: &Arc<Share>,
         results: &mpsc::UnboundedSender<Refused>,
     ) -> Result<(), Refusal> {
-        let mut room = [entries.acquire(items.len()).await, node.memory.forwarding.acquire(bytes).await];
+        let mut room = ResultRoom::of(items.len(), entries, self.call.as_ref()).await?;
+        let mut bytes_room = node.memory.forwarding.acquire(bytes).await;
         let forward = self.channels.get(owner).map(|channel| {
             let begin = || {
                 let gone = node.gone(owner.clone());
@@ -181,7 +191,10 @@ impl Places {
         let (mut refused, mut sent) = (Vec::new(), Vec::with_capacity(items.len()));
         let mut message = Message { items: Vec::with_capacity(items.len()), bytes };
         for (item, size) in items {
-            let entry = (item.tag, part_of(&mut room, size));
+            // It gives its part back by itself: one that waits for copies holds up no others. That is less than its size if the
+            // message is larger than all the room there is.
+            let part = bytes_room.split(size.min(bytes_room.amount()));
+            let entry = (item.tag, room.split(), part);
             let put = match forward {
                 Some(forward) => forward.sent.put(entry),
                 None => Err(entry),
@@ -254,9 +267,9 @@ async fn answers(
     while let Some(mut answer) = answers.message().await? {
         let mut rooms = Vec::with_capacity(answer.results.len());
         answer.results.retain_mut(|result| match sent.take(result.tag) {
-            Some((tag, room)) => {
+            Some((tag, room, _bytes)) => {
                 result.tag = tag;
-                rooms.extend(room.into_iter().flatten());
+                rooms.extend(room);
                 true
             }
             None => false,
@@ -268,18 +281,11 @@ async fn answers(
     Ok(())
 }
 
-/// An entry's part of the room of its message, which it gives back by itself: one that waits for copies holds up no
-/// others. Less than its size if the message is larger than all the room there is.
-fn part_of([entries, bytes]: &mut Room, size: usize) -> [Option<Permit>; 2] {
-    let size = size.min(bytes.amount());
-    [entries.split(1), bytes.split(size)]
-}
-
 /// Entries that are not answered otherwise.
 fn refuse(entries: Vec<SentEntry>, refusal: &Refusal) -> Refused {
-    let mut rooms = Vec::with_capacity(2 * entries.len());
-    let refused = |(tag, room): SentEntry| {
-        rooms.extend(room.into_iter().flatten());
+    let mut rooms = Vec::with_capacity(entries.len());
+    let refused = |(tag, room, _): SentEntry| {
+        rooms.extend(room);
         failed(tag, refusal.clone())
     };
     let results = entries.into_iter().map(refused).collect();

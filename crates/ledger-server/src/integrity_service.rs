@@ -12,11 +12,12 @@ use ledger_proto::ledger::v1::{
     integrity_service_server::IntegrityService,
 };
 use ledger_store::{Filter, ForkCursor};
+use prost::Message as _;
 use tonic::{Request, Response, Status};
 use tracing::debug_span;
 
 use crate::{
-    convert, limits, metrics::Rpc, node::Node, operators, route, status::Refusal, upstream::Upstream,
+    call, convert, limits, metrics::Rpc, node::Node, operators, route, status::Refusal, upstream::Upstream,
 };
 
 /// The service.
@@ -47,7 +48,12 @@ impl IntegrityService for Integrity {
             let here = || inclusion(&self.0, request.clone());
             let there = |channel| {
                 let request = route::forwarded(request.clone());
-                async move { route::answer(IntegrityServiceClient::new(Upstream::new(channel)).inclusion_proof(request)).await }
+                async move {
+                    route::answer(
+                        IntegrityServiceClient::new(Upstream::new(channel)).inclusion_proof(request),
+                    )
+                    .await
+                }
             };
             self.0.read_anywhere(&context, false, is_forwarded, here, there).await
         };
@@ -66,7 +72,12 @@ impl IntegrityService for Integrity {
             let here = || consistency(&self.0, request.clone());
             let there = |channel| {
                 let request = route::forwarded(request.clone());
-                async move { route::answer(IntegrityServiceClient::new(Upstream::new(channel)).consistency_proof(request)).await }
+                async move {
+                    route::answer(
+                        IntegrityServiceClient::new(Upstream::new(channel)).consistency_proof(request),
+                    )
+                    .await
+                }
             };
             self.0.read_anywhere(&context, false, is_forwarded, here, there).await
         };
@@ -224,20 +235,34 @@ impl ForkReading {
 
     /// The next page, and what is left to read.
     async fn next(mut self) -> Result<(ForkPage, Option<Self>), Refusal> {
-        self.node.serving()?;
-        let (context, fork) = (self.context.clone(), self.fork);
-        let filter = Filter {
-            after: self.after,
-            limit: limits::PAGE_ENTRIES,
-            max_bytes: limits::PAGE_BYTES,
-            ..Filter::default()
-        };
-        let page = self.node.read(move |ledger| ledger.fork_entries(&context, fork, &filter)).await?;
-        self.after = page.covered;
-        let mut entries = convert::entries(page.entries);
-        for entry in &mut entries {
-            entry.context_id.clear();
+        let mut bytes = self.node.memory.page(limits::PAGE_BYTES);
+        loop {
+            self.node.serving()?;
+            // The page, and the message that is made of it.
+            let room = call::reserve(call::current(), 2 * bytes).await?;
+            let (context, fork) = (self.context.clone(), self.fork);
+            let filter = Filter {
+                key: None,
+                after: self.after,
+                limit: limits::PAGE_ENTRIES,
+                max_bytes: bytes,
+                max_first: bytes,
+            };
+            let page = self.node.read(move |ledger| ledger.fork_entries(&context, fork, &filter)).await?;
+            self.after = page.covered;
+            match page.larger {
+                // It waits for the room that the next entry takes.
+                Some(larger) if page.entries.is_empty() => bytes = larger,
+                _ => {
+                    let mut entries = convert::entries(page.entries);
+                    for entry in &mut entries {
+                        entry.context_id.clear();
+                    }
+                    let answer = ForkPage { entries };
+                    room.hand_over(2 * answer.encoded_len());
+                    return Ok((answer, page.more.then_some(self)));
+                }
+            }
         }
-        Ok((ForkPage { entries }, page.more.then_some(self)))
     }
 }

@@ -44,6 +44,8 @@ pub const APPEND_ITEMS_IN_FLIGHT: usize = 16 * 1024;
 pub const APPEND_CHUNK_ITEMS: usize = 4096;
 /// Bytes an append is counted with beside its payload and metadata, against `max_in_flight`.
 pub const APPEND_OVERHEAD: usize = 256;
+/// What the result of an append takes until the client takes it, bytes.
+pub const RESULT: usize = 256;
 /// Results gathered in one message if they are ready, and bytes of a message of results.
 pub const RESULTS_PER_MESSAGE: usize = 1024;
 /// See [`RESULTS_PER_MESSAGE`]; a message of results stays below what a client accepts by default.
@@ -80,6 +82,10 @@ pub const LISTING: (usize, usize) = (1000, 10_000);
 pub const FORKS: (usize, usize) = (100, 1000);
 /// Bytes of a listed fork, at most: its context's name, the reason, and the rest.
 pub const FORK_BYTES: usize = 2560;
+/// Bytes of all members and slots of a cluster, as whoever watches it is told them at first, while that is built.
+pub const CLUSTER: usize = 1 << 20;
+/// Bytes of what whoever watches a cluster was told of it.
+pub const CLUSTER_TOLD: usize = 32 << 10;
 /// Contexts located at once.
 pub const LOCATE_CONTEXTS: usize = 1000;
 

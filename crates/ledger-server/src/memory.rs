@@ -280,7 +280,8 @@ impl Memory {
     fn part_of_free(&self, call: Option<&Call>, [of_all, of_its]: [usize; 2], most: usize) -> usize {
         let free = |share: &Share| share.capacity().saturating_sub(share.used());
         let all = free(&self.answers).min(free(&self.large)) / of_all;
-        let its = call.map(Call::client).map(|client| free(&client.answers).min(free(&client.large)) / of_its);
+        let its =
+            call.map(Call::client).map(|client| free(&client.answers).min(free(&client.large)) / of_its);
         its.map_or(all, |its| all.min(its)).clamp(limits::SMALL_PAGE.min(most), most)
     }
 
@@ -313,7 +314,10 @@ impl Memory {
     pub fn try_acquire(&self, client: &Client, of: Of, bytes: usize) -> Option<Charge> {
         let large = large(of, bytes);
         let large = [client.large.try_acquire(large)?, self.large.try_acquire(large)?];
-        Some(Charge { large, all: [client.share(of).try_acquire(bytes)?, self.share(of).try_acquire(bytes)?] })
+        Some(Charge {
+            large,
+            all: [client.share(of).try_acquire(bytes)?, self.share(of).try_acquire(bytes)?],
+        })
     }
 
     /// So many bytes of answers at once.

@@ -133,7 +133,8 @@ async fn read_ahead(
     // What the next entry takes, if that is more than a page.
     let mut larger = None;
     while let Ok(room) = pages.reserve().await {
-        let bytes = larger.take().unwrap_or_else(|| node.memory.page_for(call.as_deref(), limits::PAGE_BYTES));
+        let bytes =
+            larger.take().unwrap_or_else(|| node.memory.page_for(call.as_deref(), limits::PAGE_BYTES));
         let (context, filter) = (get.context.clone(), get.filter(limits::PAGE_ENTRIES, bytes));
         let read = async {
             node.serving()?;

@@ -18,10 +18,11 @@ use ledger_core::{
 use ledger_proto::ledger::v1::{
     ClusterChange, DrainProgress, Location, Member, MembersResponse, OtherCluster, Replica,
 };
+use prost::Message as _;
 use tokio::{sync::watch, time::timeout};
 use tonic::Code;
 
-use crate::{cluster_view, config::Config, node::Node, status::Refusal};
+use crate::{call, cluster_view, config::Config, limits, node::Node, status::Refusal};
 
 /// How long a drain waits for others to own what was handed over.
 const TAKEN_OVER: Duration = Duration::from_secs(5);
@@ -155,12 +156,20 @@ impl Standing {
     }
 
     /// Everything, then what changes of it. Never ends by itself.
-    pub fn changes(&self, node: &Node) -> BoxStream<'static, Result<ClusterChange, Refusal>> {
+    pub fn changes(&self, node: &Arc<Node>) -> BoxStream<'static, Result<ClusterChange, Refusal>> {
         match self {
-            Self::Lone(lone) => {
-                let members = vec![lone.member(Readiness::Ready, node.meter.load())];
-                let slots = (0..SLOTS).filter_map(Slot::new).map(|slot| lone.location(slot, None)).collect();
-                stream::iter([Ok(ClusterChange { members, slots })]).chain(stream::pending()).boxed()
+            Self::Lone(_) => {
+                let node = Arc::clone(node);
+                let told = async move {
+                    let room = call::reserve(call::current(), limits::CLUSTER).await?;
+                    let Self::Lone(lone) = &node.standing else { return Ok(ClusterChange::default()) };
+                    let members = vec![lone.member(Readiness::Ready, node.meter.load())];
+                    let slots = (0..SLOTS).filter_map(Slot::new).map(|slot| lone.location(slot, None));
+                    let told = ClusterChange { members, slots: slots.collect() };
+                    room.hand_over(2 * told.encoded_len());
+                    Ok(told)
+                };
+                stream::once(told).chain(stream::pending()).boxed()
             }
             Self::Joined(cluster) => {
                 let me = cluster.me().node.clone();
