@@ -183,3 +183,27 @@ fn copy_all(from: &Path, to: &Path) {
         }
     }
 }
+
+/// Nothing is lost with it, and nobody waits for what does not come.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_whose_store_loses_a_thread_ends_with_its_own_code_and_goes_on_when_it_is_started_again() {
+    let data = TempDir::new().unwrap();
+    let node = Node::start_with(data.path(), &["--test-panic", "lane"]);
+    let rpc = node.rpc().await;
+    rpc.append_fact("kept", b"before").await.unwrap();
+    let request =
+        AppendRequest { context_id: "kept".into(), key: "test-panic".into(), ..AppendRequest::default() };
+    let refused = rpc.append(request).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::Unavailable, "{refused}");
+    let ended = tokio::task::spawn_blocking(move || node.wait()).await.unwrap();
+    assert_eq!(ended.status.code(), Some(8), "{}", ended.log);
+    for part in ["a thread of the store panicked", "lane-", "start the node again"] {
+        assert!(ended.log.contains(part), "{part}: {}", ended.log);
+    }
+    let again = Node::start(data.path());
+    let rpc = again.rpc().await;
+    rpc.append_fact("kept", b"after").await.unwrap();
+    let payloads: Vec<_> =
+        rpc.entries("kept", 0).await.unwrap().into_iter().map(|entry| entry.payload).collect();
+    assert_eq!(payloads, ["before", "after"]);
+}

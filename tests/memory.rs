@@ -19,8 +19,8 @@ use http_body::Frame;
 use ledger_proto::{
     context::v1::{AppendRequest, GetRequest, context_service_client::ContextServiceClient},
     ledger::v1::{
-        AppendBatch, AppendItem, BroadcastRequest, JoinRequest, LocateRequest, SnapshotChunk,
-        WatchClusterRequest, WatchRequest, cluster_service_client::ClusterServiceClient,
+        AppendBatch, AppendItem, BroadcastRequest, ContextsRequest, JoinRequest, LocateRequest,
+        SnapshotChunk, WatchClusterRequest, WatchRequest, cluster_service_client::ClusterServiceClient,
         interest_event::Event, ledger_service_client::LedgerServiceClient,
     },
 };
@@ -41,6 +41,7 @@ const GET: &str = "converge.context.v1.ContextService/Get";
 const SNAPSHOT: &str = "converge.context.v1.ContextService/Snapshot";
 const LOAD: &str = "converge.context.v1.ContextService/Load";
 const GREET: &str = "converge.ledger.v1.ReplicaService/Greet";
+const CONTEXTS: &str = "converge.ledger.v1.ClusterService/Contexts";
 const JOIN: &str = "converge.ledger.v1.ClusterService/Join";
 const WATCH_CLUSTER: &str = "converge.ledger.v1.ClusterService/WatchCluster";
 const WATCH: &str = "converge.context.v1.ContextService/Watch";
@@ -674,5 +675,57 @@ async fn what_watchers_do_not_read_is_paid_for_before_it_is_built() {
     println!("at most {} MiB", peak >> 20);
     // Built at once for all of them it was 118.
     assert!(peak < 100 << 20, "{} MiB", peak >> 20);
+    held.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+/// Of contexts with long names, asked for by many at once who do not read what they asked for.
+#[tokio::test(flavor = "multi_thread")]
+async fn listings_come_in_pages_that_there_is_memory_for_and_all_contexts_are_in_them() {
+    let small = Small::start();
+    let names: Vec<String> = (0..3000).map(|n| format!("{n:04}-{}", "n".repeat(1000))).collect();
+    let item = |(tag, name): (u64, &String)| {
+        let request = AppendRequest { context_id: name.clone(), key: "facts".into(), ..Default::default() };
+        AppendItem { tag, request: Some(request) }
+    };
+    let batches: Vec<_> =
+        names.chunks(500).map(|names| AppendBatch { items: (0..).zip(names).map(item).collect() }).collect();
+    let mut ledger = LedgerServiceClient::new(small.channel().await);
+    let mut results = ledger.append(tokio_stream::iter(batches)).await.unwrap().into_inner();
+    let mut stored = 0;
+    while let Some(answer) = results.message().await.unwrap() {
+        stored += answer.results.iter().filter(|result| result.error.is_none()).count();
+    }
+    assert_eq!(stored, names.len());
+
+    let request = ContextsRequest { limit: 10_000, ..Default::default() };
+    let mut held = Vec::new();
+    for _ in 0..4 {
+        let channel = small.channel().await;
+        for _ in 0..30 {
+            let (channel, list) = (channel.clone(), framed(&request.encode_to_vec()));
+            held.push(tokio::spawn(
+                async move { (call(&channel, CONTEXTS, vec![list], true).await, channel) },
+            ));
+        }
+    }
+    let mut cluster = ClusterServiceClient::new(small.channel().await);
+    let (mut found, mut pages, mut after) = (Vec::new(), 0, String::new());
+    loop {
+        let request = ContextsRequest { after: after.clone(), ..request.clone() };
+        let page = until_async("a page of the listing", async || {
+            Some(cluster.contexts(request.clone()).await.ok()?.into_inner())
+        })
+        .await;
+        assert!(page.encoded_len() < 4 << 20, "{}", page.encoded_len());
+        found.extend(page.contexts.into_iter().map(|info| info.context_id));
+        pages += 1;
+        if !page.more {
+            break;
+        }
+        after = page.next;
+    }
+    assert_eq!(found, names);
+    assert!(pages > 1, "the first page has what there is memory for");
+    small.check();
     held.iter().for_each(tokio::task::JoinHandle::abort);
 }

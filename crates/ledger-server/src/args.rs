@@ -29,6 +29,8 @@ pub const EXIT_FAILED: u8 = 5;
 pub const EXIT_REPLACED: u8 = 6;
 /// Exit code: another process runs under the node's name, and is well.
 pub const EXIT_TAKEN: u8 = 7;
+/// Exit code: a thread of the store panicked.
+pub const EXIT_PANICKED: u8 = 8;
 /// Exit code: a second signal ended a shutdown at once.
 pub const EXIT_FORCED: u8 = 130;
 

@@ -189,6 +189,8 @@ pub enum TestPanic {
     Console,
     /// Every watcher that meets an entry of the key `test-panic`.
     Watch,
+    /// The lane of the store that meets an append of the key `test-panic`.
+    Lane,
 }
 
 impl Default for Config {
@@ -532,6 +534,7 @@ impl Config {
             scrub_pause: self.scrub_pause.0,
             accept_lost_writes: self.accept_lost_writes,
             clustered: self.node_id.is_some(),
+            test_panic: self.test_panic == Some(TestPanic::Lane),
         }
     }
 

@@ -30,10 +30,12 @@ use prost::Message as _;
 use tokio::time::timeout;
 use tonic::{Code, transport::Channel};
 
-use crate::{convert, limits, node::Node, route, standing::Standing, status::Refusal};
+use crate::{call, convert, limits, node::Node, route, standing::Standing, status::Refusal};
 
 /// How long another node may take for its page.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// What a context takes in a page, at most, and in the message that is made of it, bytes.
+const LISTED: usize = 2 * (MAX_CONTEXT_ID + 160);
 /// How many nodes are asked for a slot, one after the other.
 const ATTEMPTS: usize = 3;
 
@@ -56,6 +58,13 @@ pub(crate) async fn contexts(node: &Node, request: ContextsRequest) -> Result<Co
     let (usual, most) = limits::LISTING;
     let limit = if request.limit == 0 { usual } else { (request.limit as usize).min(most) };
     let slots = slots_of(&request.slots)?;
+    // A page of each node that is asked, and one that is made of them.
+    let pages = match &node.standing {
+        Standing::Joined(cluster) if slots.is_empty() => cluster.view().borrow().members.len() + 1,
+        _ => 1,
+    };
+    let limit = limit.min((node.memory.largest_answer() / (pages * LISTED)).max(1));
+    let room = call::reserve(call::current(), pages * limit * LISTED).await?;
     let (page, unlisted) = match &node.standing {
         Standing::Joined(cluster) if slots.is_empty() => of_cluster(node, cluster, &request, limit).await?,
         standing => {
@@ -72,7 +81,10 @@ pub(crate) async fn contexts(node: &Node, request: ContextsRequest) -> Result<Co
         }
     };
     let Page { contexts, next } = fitting(page, node.config.max_response.get() - limits::RESPONSE_SLACK);
-    Ok(ContextsResponse { contexts, more: next.is_some(), next: next.unwrap_or_default(), unlisted })
+    let answer =
+        ContextsResponse { contexts, more: next.is_some(), next: next.unwrap_or_default(), unlisted };
+    room.hand_over(2 * answer.encoded_len());
+    Ok(answer)
 }
 
 const NOT_SHOWN: &str = "it does not show them";
@@ -122,7 +134,8 @@ async fn of_cluster(
                 (name, slots, listed)
             }
         });
-        for (name, slots, listed) in join_all(listed).await {
+        let listed = join_all(listed).await;
+        for (name, slots, listed) in listed {
             let (page, hidden, reason) = match listed {
                 Ok((page, hidden)) => (page, hidden, NOT_SHOWN.to_owned()),
                 Err(refusal) => (Page::default(), slots.clone(), refusal.message),
@@ -138,8 +151,9 @@ async fn of_cluster(
                 }
             }
         }
+        pages = vec![merged(pages, limit)];
     }
-    Ok((merged(pages, limit), unlisted(&left)))
+    Ok((pages.pop().unwrap_or_default(), unlisted(&left)))
 }
 
 /// What became of asking for a slot.

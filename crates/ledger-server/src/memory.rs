@@ -275,6 +275,11 @@ impl Memory {
         self.part_of_free(call::current().as_deref(), [4, 2], most)
     }
 
+    /// The most that a large answer may hold without waiting for more than there is.
+    pub fn largest_answer(&self) -> usize {
+        large_part(self.answers.capacity() / 4)
+    }
+
     /// Such a part of what is free, and of what is free of a call's connection. What waits for nobody while others wait with
     /// large answers is small.
     fn part_of_free(&self, call: Option<&Call>, [of_all, of_its]: [usize; 2], most: usize) -> usize {

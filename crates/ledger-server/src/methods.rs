@@ -98,8 +98,7 @@ impl Method {
             ("converge.ledger.v1.ClusterService", "Recover") => {
                 Self { request: limits::LISTED, is_long: true, answer: limits::LISTED, ..small }
             }
-            ("converge.ledger.v1.ClusterService", "Contexts")
-            | ("converge.ledger.v1.IntegrityService", "Forks") => Self { answer: limits::LISTED, ..small },
+            ("converge.ledger.v1.IntegrityService", "Forks") => Self { answer: limits::LISTED, ..small },
             (service, _) if service.starts_with("grpc.reflection.") => {
                 Self { kind: client, answer: 0, ..small }
             }

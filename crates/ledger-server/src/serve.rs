@@ -141,6 +141,11 @@ pub enum EndError {
     /// The files are damaged for good, and the node is to be started again.
     #[error(transparent)]
     Damaged(#[from] DamagedForGood),
+    /// The store cannot go on.
+    #[error(
+        "the thread {0} of the store panicked, see the log above: nothing that was acknowledged is lost; start the node again"
+    )]
+    Panicked(String),
     /// The store failed to close.
     #[error("the store did not close cleanly: {0}")]
     Close(StoreError),
@@ -245,6 +250,7 @@ impl Server {
         };
         tokio::select! {
             () = self.supervisor.failed() => EndError::GaveUp,
+            thread = self.node.ledger.broken() => EndError::Panicked(thread),
             ended = blind => ended,
             damaged = replacement::wanted(&self.node) => damaged.into(),
         }
@@ -388,8 +394,10 @@ fn worker_threads(lanes: usize) -> usize {
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {
-    if let Some(EndError::Replaced(_)) = error.downcast_ref() {
-        return args::EXIT_REPLACED;
+    match error.downcast_ref() {
+        Some(EndError::Replaced(_)) => return args::EXIT_REPLACED,
+        Some(EndError::Panicked(_)) => return args::EXIT_PANICKED,
+        _ => {}
     }
     match error.downcast_ref() {
         Some(StartError::Config(_)) => args::EXIT_CONFIG,

@@ -67,6 +67,11 @@ const ROUND: usize = 16;
 /// How often a lane gives up the processor for others to join its commit.
 const GATHER_TURNS: usize = 5;
 
+#[expect(clippy::panic, reason = "a test asked for it")]
+fn panic_as_asked() -> ! {
+    panic!("asked to panic by test_panic")
+}
+
 /// Which of several lanes a slot belongs to.
 pub(crate) fn lane_of(slot: Slot, lanes: usize) -> usize {
     usize::from(slot.number()) % lanes
@@ -370,6 +375,11 @@ impl Lane {
                 self.commit(db, std::mem::take(&mut round), false);
             }
             match command {
+                Command::Append(append, ..)
+                    if self.shared.options.test_panic && append.draft.key.as_str() == "test-panic" =>
+                {
+                    panic_as_asked();
+                }
                 Command::Append(append, reply, terms) => round.push(append, reply, terms, &self.hasher),
                 Command::Batch(appends, reply, terms) => round.extend(appends, &reply, &terms, &self.hasher),
                 Command::Follow(parts, number, reply) => round.follow(parts, number, reply),

@@ -458,6 +458,17 @@ impl Ledger {
         forks::entries(&*self.inner.database.get()?, context, fork, filter)
     }
 
+    /// Completes when a thread that the ledger cannot do without has panicked: gives its name. What it is asked for from then
+    /// on fails with [`StoreError::Closed`], and nothing that was acknowledged is lost: open the ledger anew.
+    pub async fn broken(&self) -> String {
+        let mut broken = self.inner.shared.broken.subscribe();
+        match broken.wait_for(Option::is_some).await.map(|name| name.clone()) {
+            Ok(Some(name)) => name,
+            // It is closed.
+            _ => std::future::pending().await,
+        }
+    }
+
     /// Damage found so far, by reads and by the scrub.
     pub fn damage(&self) -> Vec<Damage> {
         self.inner.shared.quarantine.list()
@@ -557,6 +568,24 @@ impl Ledger {
     }
 }
 
+/// Dropped when a thread ends: tells whether that was by a panic.
+struct TellPanic {
+    name: String,
+    is_essential: bool,
+    shared: Arc<Shared>,
+}
+
+impl Drop for TellPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            tracing::error!(thread = self.name, "a thread of the store panicked");
+            if self.is_essential {
+                self.shared.broken.send_replace(Some(std::mem::take(&mut self.name)));
+            }
+        }
+    }
+}
+
 impl Inner {
     fn start(self: &Arc<Self>) -> std::io::Result<()> {
         let options = &self.shared.options;
@@ -567,26 +596,24 @@ impl Inner {
             let (queue, commands) = mpsc::channel(QUEUE);
             let (database, shared) = (Arc::clone(&self.database), Arc::clone(&self.shared));
             let lane = Lane::new(number, database, shared, to_syncer.clone(), options.head_cache / lanes);
-            let thread = std::thread::Builder::new().name(format!("lane-{number}"));
-            threads.push(thread.spawn(move || lane.run(commands))?);
+            threads.push(self.thread(format!("lane-{number}"), true, move || lane.run(commands))?);
             self.lanes.write().push(queue);
         }
         // The lanes hold the way to it: it ends after the last of them.
         drop(to_syncer);
-        threads.push(std::thread::Builder::new().name("syncer".into()).spawn(move || syncer.run())?);
+        threads.push(self.thread("syncer".to_owned(), true, move || syncer.run())?);
         let (stop, stopped) = crossbeam_channel::bounded::<()>(0);
         if options.scrub_rate > 0 {
             let (database, shared, stopped) =
                 (Arc::clone(&self.database), Arc::clone(&self.shared), stopped.clone());
             let lanes: Vec<_> = self.lanes.read().iter().map(mpsc::Sender::downgrade).collect();
-            let thread = std::thread::Builder::new().name("scrub".into());
-            threads.push(thread.spawn(move || scrub::run(&database, &shared, &lanes, &stopped))?);
+            let run = move || scrub::run(&database, &shared, &lanes, &stopped);
+            threads.push(self.thread("scrub".to_owned(), false, run)?);
         }
         if let Durability::Interval(interval) = options.durability {
             let database = Arc::clone(&self.database);
             let stopped = stopped.clone();
-            let thread = std::thread::Builder::new().name("sync".into());
-            threads.push(thread.spawn(move || {
+            threads.push(self.thread("sync".to_owned(), true, move || {
                 use crossbeam_channel::RecvTimeoutError::Timeout;
                 while stopped.recv_timeout(interval) == Err(Timeout) {
                     if let Err(error) = database.get().and_then(|db| db.sync()) {
@@ -597,8 +624,7 @@ impl Inner {
         }
         if options.clustered {
             let (shared, stopped) = (Arc::clone(&self.shared), stopped.clone());
-            let thread = std::thread::Builder::new().name("deadlines".into());
-            threads.push(thread.spawn(move || {
+            threads.push(self.thread("deadlines".to_owned(), true, move || {
                 while stopped.recv_timeout(LOOK) == Err(crossbeam_channel::RecvTimeoutError::Timeout) {
                     let now = Instant::now();
                     shared.copies().iter().for_each(|copies| copies.expire(now));
@@ -606,10 +632,24 @@ impl Inner {
             })?);
         }
         let (database, shared) = (Arc::clone(&self.database), Arc::clone(&self.shared));
-        let thread = std::thread::Builder::new().name("keep-open".into());
-        threads.push(thread.spawn(move || database::keep_open(&database, &shared, &stopped))?);
+        let run = move || database::keep_open(&database, &shared, &stopped);
+        threads.push(self.thread("keep-open".to_owned(), true, run)?);
         *self.stop.lock() = Some(stop);
         Ok(())
+    }
+
+    /// Starts a thread, whose panic is told at once. Whether the ledger cannot do without it: see [`Ledger::broken`].
+    fn thread(
+        &self,
+        name: String,
+        is_essential: bool,
+        work: impl FnOnce() + Send + 'static,
+    ) -> std::io::Result<JoinHandle<()>> {
+        let told = TellPanic { name: name.clone(), is_essential, shared: Arc::clone(&self.shared) };
+        std::thread::Builder::new().name(name).spawn(move || {
+            let _told = told;
+            work();
+        })
     }
 
     /// Visits the entries of a page, and remembers damage it meets.

@@ -52,6 +52,9 @@ pub struct Options {
     pub accept_lost_writes: Option<u64>,
     /// The ledger is part of a cluster: it takes appends only to slots it owns, and shows only what is stable.
     pub clustered: bool,
+    /// For tests: a lane panics when it meets an append of the key `test-panic`.
+    #[doc(hidden)]
+    pub test_panic: bool,
 }
 
 impl Options {
@@ -84,6 +87,7 @@ impl Default for Options {
             scrub_pause: Duration::from_hours(1),
             accept_lost_writes: None,
             clustered: false,
+            test_panic: false,
         }
     }
 }

@@ -53,6 +53,8 @@ pub(crate) struct Shared {
     pub(crate) carrier: Carrier,
     /// The cluster that the directory belongs to, once it does.
     pub(crate) cluster: watch::Sender<Option<ClusterId>>,
+    /// The thread that panicked, of those that the ledger cannot do without.
+    pub(crate) broken: watch::Sender<Option<String>>,
     /// In a cluster: what waits of each lane.
     copies: OnceLock<Vec<Arc<Copies>>>,
     appended: AtomicU64,
@@ -93,6 +95,7 @@ impl Shared {
             digests,
             carrier: Carrier::new(),
             cluster: watch::Sender::default(),
+            broken: watch::Sender::default(),
             copies: OnceLock::new(),
             options,
             legacy: Arc::default(),
