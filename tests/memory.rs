@@ -17,15 +17,16 @@ use std::{
 use bytes::Bytes;
 use http_body::Frame;
 use ledger_proto::{
-    context::v1::{AppendRequest, GetRequest, context_service_client::ContextServiceClient},
+    context::v1::{AppendRequest, GetRequest, LoadRequest, context_service_client::ContextServiceClient},
     ledger::v1::{
-        AppendBatch, AppendItem, BroadcastRequest, ContextsRequest, JoinRequest, LocateRequest,
+        AppendBatch, AppendItem, BroadcastRequest, ContextsRequest, JoinRequest, LoadChunk, LocateRequest,
         SnapshotChunk, WatchClusterRequest, WatchRequest, cluster_service_client::ClusterServiceClient,
         interest_event::Event, ledger_service_client::LedgerServiceClient,
     },
 };
-use ledger_tests::{Cluster, Node, cluster, node, until_async};
+use ledger_tests::{Cluster, Node, cluster, node, repository, until_async};
 use prost::Message as _;
+use rustix::process::Signal;
 use tempfile::TempDir;
 use tonic::{Code, body::Body, transport::Channel};
 use tower::Service as _;
@@ -146,6 +147,16 @@ async fn fill(node: &Node, context: &str, entries: usize, payload: usize) {
         };
         client.append(request).await.unwrap();
     }
+}
+
+/// What a node's metrics say of a share: held, and all of it.
+fn share(node: &Node, name: &str) -> (f64, f64) {
+    let metrics = node.http_get("/metrics");
+    let value = |metric: &str| {
+        let of = format!("{metric}{{share=\"{name}\"}} ");
+        metrics.lines().find_map(|line| line.strip_prefix(&of)?.trim().parse().ok())
+    };
+    (value("ledger_memory_used_bytes").unwrap(), value("ledger_memory_share_bytes").unwrap())
 }
 
 /// A request's body: these bytes, and the end or nothing more.
@@ -728,4 +739,176 @@ async fn listings_come_in_pages_that_there_is_memory_for_and_all_contexts_are_in
     assert!(pages > 1, "the first page has what there is memory for");
     small.check();
     held.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+/// Hundreds of contexts are watched and written, each with more than the newest entries that one may keep.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_tails_of_watched_contexts_take_their_share() {
+    const CONTEXTS: u64 = 400;
+    const ENTRIES: u64 = 20;
+    let small = Small::start();
+    let mut watchers = Vec::new();
+    for n in 0..CONTEXTS {
+        let mut client = LedgerServiceClient::new(small.channel().await);
+        let request = WatchRequest { context_id: format!("w{n}"), ..Default::default() };
+        let mut batches = client.watch(request).await.unwrap().into_inner();
+        watchers.push(tokio::spawn(async move {
+            let mut seen = 0;
+            while seen < ENTRIES {
+                for entry in batches.message().await.unwrap().unwrap().entries {
+                    seen += 1;
+                    assert_eq!((entry.sequence, entry.payload.len()), (seen, 60_000));
+                }
+            }
+            seen
+        }));
+    }
+    let mut client = LedgerServiceClient::new(small.channel().await);
+    let item = |n: u64| {
+        let request = AppendRequest {
+            context_id: format!("w{}", n % CONTEXTS),
+            key: "facts".into(),
+            payload: vec![n as u8; 60_000].into(),
+            ..Default::default()
+        };
+        AppendItem { tag: n, request: Some(request) }
+    };
+    let batches = (0..CONTEXTS * ENTRIES / 20)
+        .map(move |batch| AppendBatch { items: (batch * 20..(batch + 1) * 20).map(item).collect() });
+    let mut results = client.append(futures::stream::iter(batches)).await.unwrap().into_inner();
+    let (mut answered, mut most) = (0, 0.0_f64);
+    while let Some(message) = results.message().await.unwrap() {
+        assert!(message.results.iter().all(|result| result.error.is_none()));
+        answered += message.results.len() as u64;
+        let (used, all) = share(&small.node, "tails");
+        assert!(used <= all, "{used} of {all}");
+        most = most.max(used / all);
+    }
+    assert_eq!(answered, CONTEXTS * ENTRIES);
+    assert!(most > 0.5, "the tails keep something: {most}");
+    for watcher in watchers {
+        let seen = tokio::time::timeout(Duration::from_mins(2), watcher).await.expect("all is delivered");
+        assert_eq!(seen.unwrap(), ENTRIES);
+    }
+    small.check();
+    until_async("it comes back", async || (share(&small.node, "tails").0 < 1.0).then_some(())).await;
+}
+
+/// They are held whole: what they bring, and what they decompress to, is bounded before it is there.
+#[tokio::test(flavor = "multi_thread")]
+async fn snapshots_of_the_predecessor_take_the_share_of_loads() {
+    let small = Small::start();
+    let chunk = |n: usize| LoadChunk {
+        context_id: if n == 0 { "legacy".into() } else { String::new() },
+        data: [&[if n == 0 { 131 } else { 0 }][..], &vec![0; (1 << 20) - 1]].concat().into(),
+        ..Default::default()
+    };
+    // Eight at once, of 400 MiB each.
+    let loads = (0..8).map(|_| async {
+        let mut client = LedgerServiceClient::new(small.channel().await);
+        client.load(futures::stream::iter((0..400).map(chunk))).await.unwrap_err()
+    });
+    let (_, all) = share(&small.node, "loads");
+    for status in futures::future::join_all(loads).await {
+        assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
+        let is_told = ["for loads (a part of memory)", "one at a time", "loads run on this node"];
+        assert!(is_told.iter().any(|why| status.message().contains(why)), "{status:?}");
+    }
+    // One that says that it is 1 GiB when it is decompressed.
+    let mut client = ContextServiceClient::new(small.channel().await);
+    let bomb = [&[131, 80, 0x40, 0, 0, 0][..], &vec![0; 1 << 20]].concat();
+    let load = |snapshot: Vec<u8>, context_id: &str| LoadRequest {
+        context_id: context_id.into(),
+        snapshot: snapshot.into(),
+        ..Default::default()
+    };
+    let status = client.load(load(bomb, "legacy")).await.unwrap_err();
+    assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
+    assert!(status.message().contains(&format!("this node has {all} for loads")), "{status:?}");
+    small.serves("after that").await;
+    let fixture = std::fs::read(repository().join("tests/fixtures/five-entries.etf")).unwrap();
+    let loaded = client.load(load(fixture, "growth-strategy-001")).await.unwrap().into_inner();
+    assert_eq!(loaded.entries_restored, 5);
+    let peak = small.peak.load(Ordering::Relaxed);
+    println!("at most {} MiB", peak >> 20);
+    assert!(peak < MEMORY, "{} MiB", peak >> 20);
+    assert!(share(&small.node, "loads").0 < 1.0, "nothing is held for them");
+}
+
+/// One of three nodes is hardly ever awake: its connections stand, and it takes next to nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_for_a_slow_replica_is_bounded_and_appends_go_on() {
+    const BYTES: u64 = 600 << 20;
+    const PAYLOAD: usize = 250_000;
+    let cluster = Cluster::start(3, &["--memory", "256MiB"]);
+    let slow = Arc::new(AtomicU64::new(1));
+    let peaks: Vec<_> = cluster.running().map(|node| peak_of(node.pid())).collect();
+    let pid = rustix::process::Pid::from_raw(i32::try_from(cluster.node(2).pid()).unwrap()).unwrap();
+    let asleep = {
+        let slow = Arc::clone(&slow);
+        std::thread::spawn(move || {
+            while slow.load(Ordering::Relaxed) == 1 {
+                rustix::process::kill_process(pid, Signal::STOP).unwrap();
+                std::thread::sleep(Duration::from_millis(400));
+                rustix::process::kill_process(pid, Signal::CONT).unwrap();
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        })
+    };
+    let done = Arc::new(AtomicU64::new(0));
+    let mut writers = Vec::new();
+    for n in 0..32 {
+        let endpoint = cluster.node(n % 2).endpoint();
+        let (channel, done) =
+            (Channel::from_shared(endpoint).unwrap().connect().await.unwrap(), Arc::clone(&done));
+        writers.push(tokio::spawn(async move {
+            let mut client = ContextServiceClient::new(channel);
+            while done.load(Ordering::Relaxed) < BYTES {
+                let append = AppendRequest {
+                    context_id: format!("r{n}"),
+                    key: "facts".into(),
+                    payload: vec![n as u8; PAYLOAD].into(),
+                    ..Default::default()
+                };
+                // Whoever has the slot may change meanwhile.
+                if client.append(append).await.is_ok() {
+                    done.fetch_add(PAYLOAD as u64, Ordering::Relaxed);
+                }
+            }
+        }));
+    }
+    let mut most = (0.0_f64, 0.0_f64);
+    until_async("appends go on", async || {
+        for number in 0..2 {
+            // What is waiting may be over its share by one commit.
+            let (used, all) = share(cluster.node(number), "replication");
+            assert!(used <= all + f64::from(17 << 20), "{used} of {all}");
+            most = (most.0.max(used), all);
+        }
+        (done.load(Ordering::Relaxed) >= BYTES).then_some(())
+    })
+    .await;
+    for writer in writers {
+        writer.await.unwrap();
+    }
+    slow.store(0, Ordering::Relaxed);
+    asleep.join().unwrap();
+    let lost = cluster.sum("ledger_cluster_streams_lost_total");
+    let peaks: Vec<_> = peaks.iter().map(|peak| peak.load(Ordering::Relaxed) >> 20).collect();
+    println!("at most {peaks:?} MiB, {most:?} bytes waited, {lost} streams were lost");
+    assert!(peaks.iter().all(|peak| *peak < MOST >> 20), "{peaks:?}");
+    assert!(most.0 > most.1 / 2.0, "so much waited at most: {most:?}");
+    // It catches up with all of it.
+    cluster.settle();
+    let (first, last) =
+        (cluster.node(0).rpc().await.from_itself(), cluster.node(2).rpc().await.from_itself());
+    for n in 0..32 {
+        let context = format!("r{n}");
+        until_async("the slow one has what the others have", async || {
+            let (one, other) =
+                (first.checkpoint(&context).await.ok()?, last.checkpoint(&context).await.ok()?);
+            (one.size == other.size && one.root == other.root).then_some(())
+        })
+        .await;
+    }
 }

@@ -255,7 +255,7 @@ fn refused(error: snapshot::SnapshotError) -> anyhow::Error {
 fn legacy_snapshot(path: &Path) -> anyhow::Result<(Value, String)> {
     let limits = legacy::Limits { max_payload: MAX_PAYLOAD, ..legacy::Limits::default() };
     let found =
-        legacy::Snapshot::decode(&read(path)?, limits).map_err(|error| not_verified(error.to_string()))?;
+        legacy::Snapshot::decode(read(path)?, limits).map_err(|error| not_verified(error.to_string()))?;
     found.verify().map_err(|error| not_verified(error.to_string()))?;
     let root = found.merkle_root.map(|root| root.to_string());
     let object = json!({

@@ -18,7 +18,7 @@ use ledger_core::{
     slot::{SLOTS, Slot},
 };
 use ledger_proto::ledger::v1::replica_service_server::ReplicaServiceServer;
-use ledger_store::{Ledger, StoreError};
+use ledger_store::{Ledger, StoreError, budget::Share};
 use parking_lot::Mutex;
 use tokio::{
     sync::{mpsc, watch},
@@ -158,7 +158,12 @@ impl Cluster {
         let highest = records.iter().map(|(_, record)| record.highest()).max().unwrap_or_default();
         membership.set_lost(Arc::clone(&decisions.declared().borrow()));
         let shared = Arc::new(Shared {
-            peers: Peers::new(config.tls.clone(), Arc::clone(&credentials)),
+            peers: Peers::new(
+                config.tls.clone(),
+                Arc::clone(&credentials),
+                Share::new("replication", config.replication),
+            ),
+            replicated: Share::new("replicated", config.replicated),
             me: me.clone(),
             ledger: ledger.clone(),
             config,
@@ -249,6 +254,11 @@ impl Cluster {
     /// This node.
     pub fn me(&self) -> &Member {
         &self.shared.me
+    }
+
+    /// The memory that commits take: those that wait for other nodes, and those of others that are being written.
+    pub fn shares(&self) -> [Arc<Share>; 2] {
+        [Arc::clone(self.shared.peers.share()), Arc::clone(&self.shared.replicated)]
     }
 
     /// The settings.

@@ -28,6 +28,11 @@ pub struct ClusterConfig {
     pub anti_entropy_interval: Duration,
     /// Bytes a second that catching up may take; 0: as many as there are.
     pub catch_up_rate: u64,
+    /// Bytes of commits that may wait for other nodes: as many as may be appended and not acknowledged, which replicas that
+    /// are needed may lack. One commit may be larger.
+    pub replication: usize,
+    /// Bytes of other nodes' commits, received and not yet written. One commit may be larger.
+    pub replicated: usize,
     /// How nodes reach each other's gRPC services; `None`: without TLS.
     pub tls: Option<PeerTls>,
 }

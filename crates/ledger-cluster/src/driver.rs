@@ -348,7 +348,7 @@ impl Driver {
                 }
                 Effect::Renew { to, slots } => {
                     if let Some(peer) = self.shared.peers.get(&to) {
-                        peer.send(Outgoing::Renewal(slots));
+                        self.shared.peers.send(peer.number, Outgoing::Renewal(slots));
                     }
                 }
                 Effect::Stop { slot, claim } => leads.push((slot, Lead::Stop { claim })),

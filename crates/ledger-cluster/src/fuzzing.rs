@@ -89,7 +89,7 @@ fn replicated(bytes: &[u8]) -> Result<String, String> {
         Some(Body::Commit(commit)) => {
             let (lane, number, parts) = said(wire::commit(commit, KNOWN))?;
             parts.iter().for_each(framed);
-            let commit = Commit { lane, number, parts };
+            let commit = Commit::new(lane, number, parts);
             let (_, _, again) = said(wire::commit(wire::to_commit(&commit), KNOWN))?;
             assert_eq!(commit.parts, again);
             Ok(format!("commit of {}", "part ".repeat(commit.parts.len().min(9))))
@@ -256,7 +256,7 @@ fn some_messages() -> Option<Vec<(usize, Vec<u8>)>> {
     let stable = [StableUpTo { slot, epoch: Epoch(4), number: 6 }];
     let load = Part { is_load: true, ..part.clone() };
     let staged = Part { range: Range { records: Bytes::new(), ..part.range.clone() }, ..load.clone() };
-    let commit = Arc::new(Commit { lane: 1, number: 3, parts: vec![part.clone(), load, staged] });
+    let commit = Arc::new(Commit::new(1, 3, vec![part.clone(), load, staged]));
     let hello = proto::ReplicateHello { from: Some(wire::to_member(&me)), to: Some(wire::to_member(&other)) };
     let mut messages: Vec<(usize, Vec<u8>)> = [
         Body::Hello(hello),

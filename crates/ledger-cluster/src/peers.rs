@@ -1,11 +1,15 @@
 //! The other nodes: their numbers, their addresses, the connection to each, and the queue of its stream.
+//!
+//! What waits in all queues is bounded by bytes: a commit counts once, for as many peers as it waits. Beyond, the queue whose
+//! oldest message has waited longest is cut: that peer is the slowest, and catches up. Appends that wait for copies hold
+//! no more than the bound, so a peer that is needed for them alone is never the one.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -16,9 +20,13 @@ use ledger_core::{
     replication::Peer,
 };
 use ledger_cork::Corked;
-use ledger_store::{limited, replica::Outgoing};
+use ledger_store::{
+    budget::{Permit, Share},
+    limited,
+    replica::Outgoing,
+};
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::mpsc;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity, Uri};
 use tower::{Service, service_fn};
@@ -28,11 +36,10 @@ use crate::{
     door::{Credentials, calling::Proven},
 };
 
-/// Most bytes that wait for a stream: more than there can be appends in flight, so that a replica that is needed
-/// for them is never dropped for being behind by that much.
-const MOST_WAITING: usize = 320 << 20;
 /// What a message takes beside its records.
-const MESSAGE: usize = 256;
+pub(crate) const MESSAGE: usize = 256;
+/// What it takes for a slot.
+const SLOT: usize = 32;
 /// How long it may take to connect.
 const CONNECT_WITHIN: Duration = Duration::from_secs(1);
 
@@ -66,6 +73,11 @@ pub(crate) struct Peers {
     tls: Option<PeerTls>,
     credentials: Arc<Credentials>,
     list: RwLock<Vec<Arc<PeerState>>>,
+    /// Memory for what waits in the queues.
+    share: Arc<Share>,
+    /// How much was put into queues.
+    turn: AtomicU64,
+    cutting: Mutex<()>,
 }
 
 /// Another node with its data directory.
@@ -79,25 +91,31 @@ pub(crate) struct PeerState {
     proven: Mutex<Option<(String, Proven)>>,
     greets: Arc<AtomicBool>,
     address: RwLock<String>,
-    queue: Mutex<Option<Queue>>,
+    queue: Mutex<Option<Arc<Queue>>>,
 }
 
 /// What waits for a stream.
-#[derive(Debug, Clone)]
+#[derive(Debug, Default)]
 struct Queue {
-    sender: mpsc::UnboundedSender<Outgoing>,
-    bytes: Arc<AtomicUsize>,
+    waiting: Mutex<VecDeque<Waiting>>,
+    changed: Notify,
+    /// Cancelled when nothing more comes.
     lost: CancellationToken,
+}
+
+/// A message that waits for a stream.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    pub(crate) what: Outgoing,
+    /// What it takes; a commit holds that itself.
+    _held: Option<Permit>,
+    /// Its place among all that was put into queues.
+    turn: u64,
 }
 
 /// The other end of a stream's queue.
 #[derive(Debug)]
-pub(crate) struct Outgoings {
-    receiver: mpsc::UnboundedReceiver<Outgoing>,
-    bytes: Arc<AtomicUsize>,
-    /// Cancelled when the queue is too long.
-    pub(crate) lost: CancellationToken,
-}
+pub(crate) struct Outgoings(Arc<Queue>);
 
 impl fmt::Debug for PeerState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -106,8 +124,50 @@ impl fmt::Debug for PeerState {
 }
 
 impl Peers {
-    pub(crate) fn new(tls: Option<PeerTls>, credentials: Arc<Credentials>) -> Self {
-        Self { tls, credentials, list: RwLock::default() }
+    /// None yet; what waits for them may take so much of the memory.
+    pub(crate) fn new(tls: Option<PeerTls>, credentials: Arc<Credentials>, share: Arc<Share>) -> Self {
+        Self {
+            tls,
+            credentials,
+            list: RwLock::default(),
+            share,
+            turn: AtomicU64::new(0),
+            cutting: Mutex::default(),
+        }
+    }
+
+    /// Memory for what waits for them.
+    pub(crate) const fn share(&self) -> &Arc<Share> {
+        &self.share
+    }
+
+    /// Puts something into the queue of a peer, if it has one. Does not wait.
+    pub(crate) fn send(&self, to: Peer, what: Outgoing) {
+        let Some(queue) = self.numbered(to).and_then(|peer| peer.queue.lock().clone()) else { return };
+        let weight = weight(&what);
+        let held = match &what {
+            Outgoing::Commit(commit) => {
+                commit.held.get_or_init(|| self.share.charge(weight));
+                None
+            }
+            _ => Some(self.share.charge(weight)),
+        };
+        queue.put(Waiting { what, _held: held, turn: self.turn.fetch_add(1, Ordering::Relaxed) });
+        if self.share.used() > self.share.capacity() {
+            self.cut();
+        }
+    }
+
+    /// Cuts queues until what waits is within its bytes, or nobody is behind by more than one message.
+    fn cut(&self) {
+        let _one = self.cutting.lock();
+        while self.share.used() > self.share.capacity() {
+            let list = self.list.read();
+            let behind = list.iter().filter_map(|peer| Some((peer.behind_since()?, peer)));
+            let Some((_, slowest)) = behind.min_by_key(|(since, _)| *since) else { return };
+            limited!(warn, peer = %slowest.member, "too much waits for a peer: it has to catch up");
+            slowest.restart();
+        }
     }
 
     /// The peer that a member is. `None`: there were too many of them already.
@@ -209,10 +269,12 @@ impl PeerState {
 
     /// Opens the queue of a stream: what lanes send from now on is in it.
     pub(crate) fn open(&self) -> Outgoings {
-        let (sender, receiver) = mpsc::unbounded_channel();
-        let (bytes, lost) = (Arc::new(AtomicUsize::new(0)), CancellationToken::new());
-        *self.queue.lock() = Some(Queue { sender, bytes: Arc::clone(&bytes), lost: lost.clone() });
-        Outgoings { receiver, bytes, lost }
+        let queue = Arc::<Queue>::default();
+        let before = self.queue.lock().replace(Arc::clone(&queue));
+        if let Some(before) = before {
+            before.end();
+        }
+        Outgoings(queue)
     }
 
     /// Whether the stream to it is up.
@@ -220,36 +282,59 @@ impl PeerState {
         self.queue.lock().is_some()
     }
 
-    /// Closes the queue.
-    pub(crate) fn close(&self) {
-        *self.queue.lock() = None;
-    }
-
-    /// Ends the stream, if there is one: another begins at once.
+    /// Closes the queue, and ends the stream if there is one: another begins at once.
     pub(crate) fn restart(&self) {
-        if let Some(open) = self.queue.lock().take() {
-            open.lost.cancel();
+        let before = self.queue.lock().take();
+        if let Some(before) = before {
+            before.end();
         }
     }
 
-    /// Puts something into the queue, if there is one.
-    pub(crate) fn send(&self, what: Outgoing) {
-        let mut queue = self.queue.lock();
-        let Some(open) = &*queue else { return };
-        let waiting = open.bytes.fetch_add(weight(&what), Ordering::Relaxed);
-        if waiting > MOST_WAITING || open.sender.send(what).is_err() {
-            open.lost.cancel();
-            *queue = None;
+    /// Where the oldest message is among all that were put into queues, if others wait behind it.
+    fn behind_since(&self) -> Option<u64> {
+        let queue = self.queue.lock();
+        let waiting = queue.as_ref()?.waiting.lock();
+        waiting.front().filter(|_| waiting.len() > 1).map(|oldest| oldest.turn)
+    }
+}
+
+impl Queue {
+    fn put(&self, what: Waiting) {
+        let mut waiting = self.waiting.lock();
+        // Looked at with the lock: who ends it empties it after this, or before.
+        if !self.lost.is_cancelled() {
+            waiting.push_back(what);
+            drop(waiting);
+            self.changed.notify_one();
         }
+    }
+
+    /// Nothing more comes, and what waits is let go of.
+    fn end(&self) {
+        self.lost.cancel();
+        let waiting = std::mem::take(&mut *self.waiting.lock());
+        drop(waiting);
+        self.changed.notify_one();
     }
 }
 
 impl Outgoings {
-    /// What is next; `None` when the queue was closed.
-    pub(crate) async fn next(&mut self) -> Option<Outgoing> {
-        let next = self.receiver.recv().await?;
-        self.bytes.fetch_sub(weight(&next), Ordering::Relaxed);
-        Some(next)
+    /// Cancelled when the queue was ended: it was too long, or the stream is to begin anew.
+    pub(crate) fn lost(&self) -> CancellationToken {
+        self.0.lost.clone()
+    }
+
+    /// What is next, which is counted until this is dropped; `None` when the queue was ended.
+    pub(crate) async fn next(&mut self) -> Option<Waiting> {
+        loop {
+            if self.0.lost.is_cancelled() {
+                return None;
+            }
+            if let Some(next) = self.0.waiting.lock().pop_front() {
+                return Some(next);
+            }
+            self.0.changed.notified().await;
+        }
     }
 }
 
@@ -284,8 +369,127 @@ pub(crate) fn connect(tls: Option<&PeerTls>, address: &str, purpose: Use) -> Res
 }
 
 fn weight(what: &Outgoing) -> usize {
-    match what {
-        Outgoing::Commit(commit) => commit.parts.iter().map(|part| part.range.records.len() + MESSAGE).sum(),
-        _ => MESSAGE,
+    let slots = match what {
+        Outgoing::Commit(commit) => {
+            return commit.parts.iter().map(|part| part.range.records.len() + MESSAGE).sum();
+        }
+        Outgoing::Stable(slots) => slots.len(),
+        Outgoing::Mark(mark) => 2 * mark.digests.len(),
+        Outgoing::Renewal(slots) => 2 * slots.len(),
+        Outgoing::Offer(_) => 8,
+    };
+    MESSAGE + slots * SLOT
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use bytes::Bytes;
+    use futures::FutureExt as _;
+    use ledger_core::{
+        ContextId, Epoch, Hash, HashSuite, Lineage, Size, digest::Extent, node::StorageId, ownership::Claim,
+        slot::Slot,
+    };
+    use ledger_store::{
+        Range,
+        replica::{Commit, Part},
+    };
+
+    use super::*;
+    use crate::membership::Incarnation;
+
+    fn peers(capacity: usize, count: u8) -> (Peers, Vec<Arc<PeerState>>) {
+        let member =
+            |n: u8| Member { node: NodeId::new(format!("n{n}")).unwrap(), storage: StorageId([n; 16]) };
+        let sealer = crate::seal::Sealer::new("c", crate::seal::Keyring::none());
+        let credentials = Arc::new(Credentials::new(member(255), Incarnation(1), sealer));
+        let peers = Peers::new(None, credentials, Share::new("replication", capacity));
+        let all = (0..count).map(|n| peers.of(&member(n)).unwrap()).collect();
+        (peers, all)
+    }
+
+    /// A commit that counts so many bytes.
+    fn commit(number: u64, bytes: usize) -> Outgoing {
+        let context = ContextId::new("c").unwrap();
+        let range = Range {
+            lineage: Lineage([0; 16]),
+            suite: HashSuite::Blake3,
+            created_at_ns: 0,
+            after: Extent { size: Size(0), root: Hash([0; 32]) },
+            count: 1,
+            root: Hash([0; 32]),
+            records: Bytes::from(vec![0; bytes - MESSAGE]),
+        };
+        let claim = Claim { epoch: Epoch(1), claimant: NodeId::new("n9").unwrap() };
+        let part = Part { slot: Slot::of(&context), claim, context, range, is_load: false };
+        Outgoing::Commit(Arc::new(Commit::new(0, number, vec![part])))
+    }
+
+    fn taken(outgoings: &mut Outgoings) -> Option<u64> {
+        match outgoings.next().now_or_never()??.what {
+            Outgoing::Commit(commit) => Some(commit.number),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn what_waits_for_several_counts_once_and_the_slowest_is_cut() {
+        let (peers, all) = peers(100_000, 3);
+        let mut queues: Vec<_> = all.iter().map(|peer| peer.open()).collect();
+        // The first takes nothing, the others all but the newest.
+        for number in 0..20 {
+            let commit = commit(number, 10_000);
+            for peer in &all {
+                peers.send(peer.number, commit.clone());
+            }
+            drop(commit);
+            assert!(peers.share.used() <= 100_000, "{}", peers.share.used());
+            if number > 0 {
+                assert_eq!(taken(&mut queues[1]), Some(number - 1));
+                assert_eq!(taken(&mut queues[2]), Some(number - 1));
+            }
+            assert_eq!(all[0].is_alive(), number < 10, "{number}");
+        }
+        assert!(queues[0].lost().is_cancelled() && all[1].is_alive() && all[2].is_alive());
+        assert!(queues[0].next().now_or_never().unwrap().is_none(), "nothing of it is sent any more");
+        assert_eq!((taken(&mut queues[1]), taken(&mut queues[2])), (Some(19), Some(19)));
+        assert_eq!(peers.share.used(), 0);
+        // It begins anew.
+        let mut anew = all[0].open();
+        peers.send(all[0].number, commit(20, 10_000));
+        assert_eq!(taken(&mut anew), Some(20));
+    }
+
+    #[test]
+    fn a_commit_larger_than_all_there_is_may_wait_alone() {
+        let (peers, all) = peers(100_000, 2);
+        let mut queues: Vec<_> = all.iter().map(|peer| peer.open()).collect();
+        let large = commit(1, 1_000_000);
+        for peer in &all {
+            peers.send(peer.number, large.clone());
+        }
+        drop(large);
+        assert!(all.iter().all(|peer| peer.is_alive()));
+        // Who has not taken it when the next one comes is too slow.
+        assert_eq!(taken(&mut queues[1]), Some(1));
+        let next = commit(2, 1_000);
+        for peer in &all {
+            peers.send(peer.number, next.clone());
+        }
+        assert!(!all[0].is_alive() && all[1].is_alive());
+        assert_eq!(taken(&mut queues[1]), Some(2));
+    }
+
+    #[test]
+    fn a_queue_that_was_ended_holds_nothing() {
+        let (peers, all) = peers(100_000, 1);
+        let queue = all[0].open();
+        peers.send(all[0].number, commit(1, 10_000));
+        assert_eq!(peers.share.used(), 10_000);
+        all[0].restart();
+        assert!(queue.lost().is_cancelled());
+        peers.send(all[0].number, commit(2, 10_000));
+        assert_eq!(peers.share.used(), 0);
     }
 }

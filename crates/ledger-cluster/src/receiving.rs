@@ -25,7 +25,9 @@ use ledger_proto::ledger::v1::{
     replica_reply::Body as Reply, replicated::Body,
 };
 use ledger_store::{
-    Following, SyncStates, limited,
+    Following, SyncStates,
+    budget::Permit,
+    limited,
     replica::{Change, ChangeOutcome, Held, Offer, SyncState, Taken},
 };
 use tokio::sync::mpsc;
@@ -33,11 +35,12 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
 use crate::{
+    peers::MESSAGE,
     shared::{Follow, Shared},
     wire,
 };
 
-/// Commits that are being written.
+/// Commits of a stream that are being written, of no more bytes than there is memory for.
 const WRITING: usize = 256;
 /// Replies that wait for the connection.
 const REPLIES: usize = 256;
@@ -47,6 +50,16 @@ const OFFERS: usize = 1024;
 const ENDS_WITHIN: Duration = Duration::from_secs(5);
 
 type Replies = mpsc::Sender<Result<ReplicaReply, Status>>;
+
+/// A commit that is being written.
+#[derive(Debug)]
+struct Writing {
+    lane: u16,
+    number: u64,
+    following: Following,
+    /// What it takes until it is written.
+    _held: Option<Permit>,
+}
 
 /// Takes a stream in the place of the one there was from that node.
 pub(crate) async fn begin(
@@ -79,8 +92,8 @@ pub(crate) async fn begin(
     tokio::spawn(async move {
         let _guard = guard;
         let (writing, written) = mpsc::channel(WRITING);
-        let broken = CancellationToken::new();
-        let answers = tokio::spawn(answer(written, replies.clone(), broken.clone()));
+        let (broken, over) = (CancellationToken::new(), CancellationToken::new());
+        tokio::spawn(answer(written, replies.clone(), broken.clone(), over.clone()));
         let ended = tokio::select! {
             ended = receive(&shared, &from, messages, writing, &replies, renewals) => ended,
             () = ends.cancelled() => Err(Status::aborted("another stream took the place of this one")),
@@ -95,7 +108,7 @@ pub(crate) async fn begin(
             let _ = replies.try_send(Err(status));
         }
         // What is in the lanes is written before the next stream begins: they keep the order.
-        answers.abort();
+        over.cancel();
     });
     Ok(out)
 }
@@ -105,7 +118,7 @@ async fn receive(
     shared: &Arc<Shared>,
     from: &Member,
     mut messages: Streaming<Replicated>,
-    writing: mpsc::Sender<(u16, u64, Following)>,
+    writing: mpsc::Sender<Writing>,
     replies: &Replies,
     renewals: Renewals,
 ) -> Result<(), Status> {
@@ -129,8 +142,11 @@ async fn receive(
                 if parts.iter().any(|part| part.claim.claimant != from.node) {
                     return Err(Status::invalid_argument("a commit of another node's claim"));
                 }
+                // Nothing more is read from the peer meanwhile.
+                let bytes = parts.iter().map(|part| part.range.records.len() + MESSAGE).sum();
+                let held = Some(shared.replicated.acquire(bytes).await);
                 let following = shared.ledger.follow(parts, number).await.map_err(stopping)?;
-                if writing.send((lane, number, following)).await.is_err() {
+                if writing.send(Writing { lane, number, following, _held: held }).await.is_err() {
                     return Ok(());
                 }
             }
@@ -162,7 +178,7 @@ async fn receive(
                 // still be on their way to the disk.
                 for (lane, number) in places {
                     let following = shared.ledger.follow(Vec::new(), number).await.map_err(stopping)?;
-                    if writing.send((lane, number, following)).await.is_err() {
+                    if writing.send(Writing { lane, number, following, _held: None }).await.is_err() {
                         return Ok(());
                     }
                 }
@@ -323,13 +339,21 @@ async fn accept(
     Ok(())
 }
 
-/// Says what is durable, in order.
+/// Says what is durable, in order, until the stream is over; what is still being written then counts until it is.
 async fn answer(
-    mut written: mpsc::Receiver<(u16, u64, Following)>,
+    mut written: mpsc::Receiver<Writing>,
     replies: Replies,
     broken: CancellationToken,
+    over: CancellationToken,
 ) {
-    while let Some((lane, number, following)) = written.recv().await {
+    over.run_until_cancelled(say(&mut written, replies, broken)).await;
+    while let Some(Writing { following, _held, .. }) = written.recv().await {
+        let _ = following.durable().await;
+    }
+}
+
+async fn say(written: &mut mpsc::Receiver<Writing>, replies: Replies, broken: CancellationToken) {
+    while let Some(Writing { lane, number, following, _held }) = written.recv().await {
         let taken = match following.durable().await {
             Ok(taken) => taken,
             Err(error) => {

@@ -1,10 +1,12 @@
 //! The stream to a peer: what this node's lanes write, and what the peer answers.
 
 use std::{
+    future::ready,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
+use futures::{Stream, StreamExt as _, stream};
 use ledger_core::{
     ownership::slots::{Event, Outcome},
     plausible::Implausible,
@@ -15,23 +17,20 @@ use ledger_proto::ledger::v1::{
 };
 use ledger_store::{limited, replica::Outgoing};
 use tokio::{
-    sync::mpsc,
+    sync::oneshot,
     time::{Instant, sleep},
 };
-use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
 use crate::{
     backoff::Backoff,
-    peers::{Outgoings, PeerState},
+    peers::{Outgoings, PeerState, Waiting},
     set_back,
     shared::Shared,
     wire,
 };
 
-/// Messages that wait for the connection.
-const MESSAGES: usize = 32;
 /// The pause after a stream was lost, at first and at most.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
@@ -45,8 +44,8 @@ pub(crate) async fn keep(shared: Arc<Shared>, peer: Arc<PeerState>, stop: Cancel
     let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
     while !stop.is_cancelled() {
         let begun = Instant::now();
-        let ended = stop.run_until_cancelled(stream(&shared, &peer)).await;
-        peer.close();
+        let ended = stop.run_until_cancelled(serve(&shared, &peer)).await;
+        peer.restart();
         shared.tell_lost(&peer.member).await;
         if let Some(status) = ended {
             set_back::heed(&shared, &status);
@@ -61,7 +60,7 @@ pub(crate) async fn keep(shared: Arc<Shared>, peer: Arc<PeerState>, stop: Cancel
 }
 
 /// One stream, until it breaks; gives the reason.
-async fn stream(shared: &Arc<Shared>, peer: &Arc<PeerState>) -> Status {
+async fn serve(shared: &Arc<Shared>, peer: &Arc<PeerState>) -> Status {
     match try_stream(shared, peer).await {
         Ok(()) => Status::unavailable("the stream ended"),
         Err(status) => status,
@@ -71,36 +70,37 @@ async fn stream(shared: &Arc<Shared>, peer: &Arc<PeerState>) -> Status {
 async fn try_stream(shared: &Arc<Shared>, peer: &Arc<PeerState>) -> Result<(), Status> {
     let channel = shared.peers.channel(peer).map_err(Status::unavailable)?;
     let mut client = ReplicaServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
-    let (sender, messages) = mpsc::channel(MESSAGES);
     let (from, to) = (Some(wire::to_member(&shared.me)), Some(wire::to_member(&peer.member)));
     let hello = Replicated { body: Some(Body::Hello(ReplicateHello { from, to })) };
-    sender.try_send(hello).map_err(|_| Status::internal("the stream has no room"))?;
-    let mut replies = client.replicate(ReceiverStream::new(messages)).await?.into_inner();
+    // The connection takes what waits out of the queue itself, when it has room for it.
+    let (queue, opened) = oneshot::channel();
+    let rest = stream::once(opened).filter_map(|queue| ready(queue.ok())).flat_map(messages);
+    let mut replies = client.replicate(stream::once(ready(hello)).chain(rest)).await?.into_inner();
     let outgoings = peer.open();
-    let lost = outgoings.lost.clone();
+    let lost = outgoings.lost();
+    queue.send(outgoings).map_err(|_| Status::unavailable("the connection has gone"))?;
     tracing::debug!(peer = %peer.member, "the stream to a peer is up");
     shared.tell(vec![Event::Connected(peer.member.clone())]).await;
     tokio::select! {
-        () = pump(outgoings, sender) => Err(Status::unavailable("the queue of the stream was closed")),
         () = lost.cancelled() => Err(Status::resource_exhausted("the peer is too slow: it has to catch up")),
         ended = listen(shared, peer, &mut replies) => ended,
     }
 }
 
-/// Sends what the lanes put into the queue.
-async fn pump(mut outgoings: Outgoings, sender: mpsc::Sender<Replicated>) {
-    while let Some(what) = outgoings.next().await {
-        let body = match what {
-            Outgoing::Commit(commit) => Body::Commit(wire::to_commit(&commit)),
-            Outgoing::Offer(offer) => Body::Accept(wire::to_offer(&offer)),
-            Outgoing::Stable(slots) => Body::Stable(wire::to_stable(&slots)),
-            Outgoing::Mark(mark) => Body::Mark(wire::to_mark(&mark)),
-            Outgoing::Renewal(slots) => Body::Renewal(wire::to_renewal(&slots)),
+/// What the lanes put into the queue. A message counts until the next one is asked for: it is encoded then.
+fn messages(outgoings: Outgoings) -> impl Stream<Item = Replicated> {
+    stream::unfold((outgoings, None), |(mut outgoings, before)| async move {
+        drop::<Option<Waiting>>(before);
+        let next = outgoings.next().await?;
+        let body = match &next.what {
+            Outgoing::Commit(commit) => Body::Commit(wire::to_commit(commit)),
+            Outgoing::Offer(offer) => Body::Accept(wire::to_offer(offer)),
+            Outgoing::Stable(slots) => Body::Stable(wire::to_stable(slots)),
+            Outgoing::Mark(mark) => Body::Mark(wire::to_mark(mark)),
+            Outgoing::Renewal(slots) => Body::Renewal(wire::to_renewal(slots)),
         };
-        if sender.send(Replicated { body: Some(body) }).await.is_err() {
-            return;
-        }
-    }
+        Some((Replicated { body: Some(body) }, (outgoings, Some(next))))
+    })
 }
 
 /// Takes the peer's answers.

@@ -21,7 +21,9 @@ use ledger_core::{
     slot::Slot,
 };
 use ledger_store::{
-    Ledger, StoreError, limited,
+    Ledger, StoreError,
+    budget::Share,
+    limited,
     replica::{Change, Changed, Outbox, Outgoing, Spread},
 };
 use parking_lot::Mutex;
@@ -56,6 +58,8 @@ pub(crate) struct Shared {
     /// The highest epoch known of any slot: what others send is compared with it.
     pub(crate) highest: AtomicU64,
     pub(crate) peers: Peers,
+    /// Memory for what other nodes' lanes wrote, until it is written here.
+    pub(crate) replicated: Arc<Share>,
     /// To the driver.
     pub(crate) events: mpsc::Sender<Told>,
     /// To the driver, from lanes, which must not wait: at most one for each slot that was stopped.
@@ -280,8 +284,8 @@ pub(crate) struct Carrier {
 
 impl Outbox for Carrier {
     fn send(&self, peer: Peer, what: Outgoing) {
-        if let Some(peer) = self.shared.upgrade().and_then(|shared| shared.peers.numbered(peer)) {
-            peer.send(what);
+        if let Some(shared) = self.shared.upgrade() {
+            shared.peers.send(peer, what);
         }
     }
 

@@ -4,11 +4,11 @@
 
 mod support;
 
-use std::{net::SocketAddr, path::Path, time::Duration};
+use std::{net::SocketAddr, path::Path, sync::atomic::Ordering, time::Duration};
 
 use ledger_cluster::{ClusterConfig, Renewed, routes::RouteTo, seal::Keyring};
 use ledger_core::slot::{SLOTS, Slot};
-use ledger_store::{ContextId, Needed, StoreError};
+use ledger_store::{Append, ContextId, Draft, Key, Needed, StoreError};
 use support::{DEADLINE, Node, append, owner, payloads, until};
 
 fn context(name: &str) -> ContextId {
@@ -419,5 +419,57 @@ async fn a_node_that_is_stopped_or_killed_and_started_again_stays_who_it_is() {
         read_everywhere(&nodes, &context, &expected).await;
         assert_eq!(*nodes[2].cluster.me(), me);
         assert!(!nodes.iter().any(|node| is_set_back(node) || node.cluster.is_renewed()));
+    }
+}
+
+/// Commits larger than all the memory there is for them at a replica, and as many in flight as may wait for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_in_flight_is_replicated_within_the_memory_for_it_and_no_stream_is_cut() {
+    const PAYLOAD: usize = 300_000;
+    const WRITERS: usize = 8;
+    log();
+    let dirs = dirs(3);
+    let mut nodes: Vec<Node> = Vec::new();
+    for (number, dir) in dirs.iter().enumerate() {
+        let seeds: Vec<SocketAddr> = nodes.iter().map(|node| node.gossip).collect();
+        let set = |config: &mut ClusterConfig| {
+            // Records are a little larger than their payloads.
+            (config.replication, config.replicated) = (WRITERS * (PAYLOAD + 1000), PAYLOAD / 3);
+            config.anti_entropy_interval = Duration::from_mins(10);
+        };
+        nodes.push(Node::start_with(&format!("n{number}"), dir.path(), &seeds, set).await);
+    }
+    until("every slot has an owner", || owned(&nodes) == usize::from(SLOTS)).await;
+    let contexts: Vec<ContextId> = (0..WRITERS).map(|n| context(&format!("w{n}"))).collect();
+    for context in &contexts {
+        append(&nodes, context, "first").await;
+    }
+    let all_copies = async |context: &ContextId, byte: u8| {
+        let draft =
+            Draft { key: Key::new("k").unwrap(), payload: vec![byte; PAYLOAD].into(), metadata: [].into() };
+        let append = Append { needed: Needed::All, ..Append::new(context.clone(), draft) };
+        owner(&nodes, context).unwrap().ledger.append_async(append).await
+    };
+    // Whoever lacks something at first comes in step.
+    for context in &contexts {
+        let mut copies = 0;
+        while copies < 3 {
+            copies = tokio::time::timeout(DEADLINE, all_copies(context, 0)).await.unwrap().unwrap().copies;
+        }
+    }
+    let lost =
+        || nodes.iter().map(|node| node.cluster.counters().streams_lost.load(Ordering::Relaxed)).sum::<u64>();
+    let before = lost();
+    for round in 1..20 {
+        let appends = contexts.iter().map(|context| all_copies(context, round));
+        for appended in tokio::time::timeout(DEADLINE, futures::future::join_all(appends)).await.unwrap() {
+            assert_eq!(appended.unwrap().copies, 3);
+        }
+    }
+    assert_eq!(lost(), before, "no replica was behind by more than what was in flight");
+    for node in &nodes {
+        for share in node.cluster.shares() {
+            until("nothing is held for what was replicated", || share.used() == 0).await;
+        }
     }
 }

@@ -95,15 +95,33 @@ pub fn is_legacy(first_bytes: &[u8]) -> bool {
     first_bytes.first() == Some(&FORMAT_TAG)
 }
 
+/// The size that a compressed blob says it has when it is decompressed; `None` if it is not compressed.
+pub fn declared_size(blob: &[u8]) -> Option<usize> {
+    inflate::declared(blob)
+}
+
 impl Snapshot {
-    /// Reads a blob. The entries may be stored in any order; they come sorted by sequence.
+    /// Reads a blob, of which the payloads are parts. The entries may be stored in any order; they come sorted by sequence.
     ///
     /// # Errors
     ///
     /// The blob is not a snapshot of version 1 or 2, is over a limit, has a field that is not valid here, or
     /// its sequences are not 1, 2, 3, … up to `sequence`.
-    pub fn decode(bytes: &[u8], limits: Limits) -> Result<Self, LegacyError> {
-        decode::decode(bytes, limits)
+    pub fn decode(blob: impl Into<Bytes>, limits: Limits) -> Result<Self, LegacyError> {
+        decode::decode(blob.into(), limits, &mut |_| true)
+    }
+
+    /// The same within bounded memory: `room` is asked for the bytes of each entry beside its payload, and may refuse them.
+    ///
+    /// # Errors
+    ///
+    /// As [`decode`](Self::decode), or there was no room.
+    pub fn decode_within(
+        blob: impl Into<Bytes>,
+        limits: Limits,
+        mut room: impl FnMut(usize) -> bool,
+    ) -> Result<Self, LegacyError> {
+        decode::decode(blob.into(), limits, &mut room)
     }
 
     /// Recomputes every hash the snapshot carries, and checks that no id comes twice. A snapshot of version 1

@@ -125,6 +125,11 @@ impl Limits {
     }
 }
 
+/// Most bytes of memory that a frame takes with one entry of such a payload: see [`Decoder::needs`].
+pub const fn needs(max_payload: usize) -> usize {
+    zstd_frame::needs(max_payload.saturating_add(entry::MAX_WITHOUT_PAYLOAD))
+}
+
 /// Whether bytes start as a snapshot of this format does, of any version.
 pub fn is_snapshot(prefix: &[u8]) -> bool {
     prefix.starts_with(MAGIC)

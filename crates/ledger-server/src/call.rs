@@ -249,6 +249,11 @@ impl Call {
         }
     }
 
+    /// What its request takes, for work with it that goes on when the call is given up.
+    pub fn take_request(&self) -> Option<Charge> {
+        self.request.lock().take()
+    }
+
     /// It was served.
     pub fn release_request(&self) {
         let request = self.request.lock().take();

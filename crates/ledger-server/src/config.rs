@@ -511,7 +511,8 @@ impl Config {
 
     /// How the store is opened.
     pub fn store_options(&self) -> ledger_store::Options {
-        ledger_store::Options {
+        let plan = Plan::of(self.memory);
+        let options = ledger_store::Options {
             durability: match self.durability {
                 DurabilityMode::Always => ledger_store::Durability::Always,
                 DurabilityMode::Interval => ledger_store::Durability::Interval(self.sync_interval.0),
@@ -522,7 +523,8 @@ impl Config {
                 Suite::Sha256 => HashSuite::Sha256,
             },
             max_entry: self.max_entry.get(),
-            max_legacy: memory::largest_legacy(self.memory),
+            loads: plan.loads.get(),
+            tails: plan.tails.get(),
             max_lamport_ahead: self.max_lamport_ahead,
             lanes: self.lanes,
             block_cache: self.block_cache.get(),
@@ -535,7 +537,8 @@ impl Config {
             accept_lost_writes: self.accept_lost_writes,
             clustered: self.node_id.is_some(),
             test_panic: self.test_panic == Some(TestPanic::Lane),
-        }
+        };
+        ledger_store::Options { loads: options.loads.max(options.least_loads()), ..options }
     }
 
     /// The name under which a node signs: `<cluster>/<storage id>`.

@@ -293,13 +293,15 @@ async fn load(node: &Node, request: LoadRequest) -> Result<LoadResponse, Refusal
         );
         return Err(Refusal::new(Code::ResourceExhausted, message));
     }
-    let permit = Arc::clone(&node.loads).acquire_owned().await.map_err(|_| Refusal::shutting_down())?;
+    let turn = node.loads.turn(&node.draining).await?;
+    // The thread goes on when the call is given up, with the snapshot in its memory.
+    let held = call::current().and_then(|call| call.take_request());
     let ledger = node.ledger.clone();
     let loaded = blocking(move || {
         let mut load = ledger.load(&context, request.fail_if_exists)?;
         load.feed(&request.snapshot)?;
         let loaded = load.finish();
-        drop(permit);
+        drop((turn, held));
         loaded
     });
     let loaded = loaded.await??;

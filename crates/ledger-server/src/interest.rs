@@ -6,21 +6,18 @@
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
-    sync::{
-        Arc, Weak,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, Weak},
 };
 
 use ledger_core::ContextId;
 use ledger_proto::ledger::v1::{InterestEvent, Observer, Observers, interest_event::Event};
+use ledger_store::budget::{Permit, Share};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use crate::call;
 use crate::limits::{
-    INTEREST_BYTES, OBSERVER_EVENT_BYTES, OBSERVER_EVENTS, OBSERVERS_BYTES, OBSERVERS_PER_CONTEXT,
-    OBSERVERS_PER_NODE,
+    OBSERVER_EVENT_BYTES, OBSERVER_EVENTS, OBSERVERS_BYTES, OBSERVERS_PER_CONTEXT, OBSERVERS_PER_NODE,
 };
 use crate::status::Refusal;
 
@@ -64,7 +61,8 @@ pub enum End {
 pub struct Interest {
     contexts: Mutex<HashMap<ContextId, Arc<Group>>>,
     streams: Arc<Semaphore>,
-    waiting: Arc<AtomicUsize>,
+    /// Memory for what waits in all mailboxes. What several wait for counts for each.
+    events: Arc<Share>,
 }
 
 /// The observers of a context.
@@ -104,8 +102,8 @@ pub struct Presence {
 struct Mailbox {
     state: Mutex<Waiting>,
     changed: Notify,
-    /// Bytes that wait in all mailboxes of the node.
-    all: Arc<AtomicUsize>,
+    /// Memory for what waits in all mailboxes of the node.
+    all: Arc<Share>,
 }
 
 #[derive(Debug, Default)]
@@ -119,7 +117,7 @@ struct Waiting {
 
 #[derive(Debug)]
 enum Item {
-    Event(Arc<InterestEvent>, usize),
+    Event(Arc<InterestEvent>, Permit),
     Missed(u64),
     /// All observers, as they are when this is taken.
     Anew,
@@ -159,17 +157,13 @@ fn weight(event: &InterestEvent) -> usize {
         }
 }
 
-impl Default for Interest {
-    fn default() -> Self {
-        Self {
-            contexts: Mutex::default(),
-            streams: Arc::new(Semaphore::new(OBSERVERS_PER_NODE)),
-            waiting: Arc::default(),
-        }
-    }
-}
-
 impl Interest {
+    /// Nobody's yet; what waits for observers may take so much. Broadcasts get half of it: the rest is for who comes and goes.
+    pub fn within(events: Arc<Share>) -> Self {
+        let streams = Arc::new(Semaphore::new(OBSERVERS_PER_NODE));
+        Self { contexts: Mutex::default(), streams, events }
+    }
+
     /// Room for one more stream on this node, until it is dropped.
     pub fn stream(&self) -> Result<OwnedSemaphorePermit, Full> {
         Arc::clone(&self.streams).try_acquire_owned().map_err(|_| Full::Node)
@@ -177,7 +171,7 @@ impl Interest {
 
     /// A mailbox whose bytes count on this node.
     fn mailbox(&self) -> Arc<Mailbox> {
-        Arc::new(Mailbox { state: Mutex::default(), changed: Notify::new(), all: Arc::clone(&self.waiting) })
+        Arc::new(Mailbox { state: Mutex::default(), changed: Notify::new(), all: Arc::clone(&self.events) })
     }
 
     /// Makes somebody an observer of a context. The first event names all of them; the others are told. Takes the
@@ -333,8 +327,13 @@ impl Mailbox {
 
     /// Puts a broadcast in; whether there was room.
     fn put(&self, event: &Arc<InterestEvent>, weight: usize) -> bool {
-        let has_room = self.all.load(Ordering::Relaxed).saturating_add(weight) <= INTEREST_BYTES
-            && self.push(Arc::clone(event), weight, OBSERVER_EVENTS, OBSERVER_EVENT_BYTES);
+        let has_room = self.all.used().saturating_add(weight) <= self.all.capacity() / 2
+            && self.push(
+                Arc::clone(event),
+                self.all.try_acquire(weight),
+                OBSERVER_EVENTS,
+                OBSERVER_EVENT_BYTES,
+            );
         if !has_room {
             self.miss(1);
         }
@@ -344,20 +343,26 @@ impl Mailbox {
     /// Puts in who came or went.
     fn put_change(&self, event: &Arc<InterestEvent>, weight: usize) {
         if !self.state.lock().is_overrun
-            && !self.push(Arc::clone(event), weight, 2 * OBSERVER_EVENTS, 2 * OBSERVER_EVENT_BYTES)
+            && !self.push(
+                Arc::clone(event),
+                self.all.try_acquire(weight),
+                2 * OBSERVER_EVENTS,
+                2 * OBSERVER_EVENT_BYTES,
+            )
         {
             self.tell_anew();
         }
     }
 
-    fn push(&self, event: Arc<InterestEvent>, weight: usize, events: usize, bytes: usize) -> bool {
+    /// Puts in what memory is held for.
+    fn push(&self, event: Arc<InterestEvent>, held: Option<Permit>, events: usize, bytes: usize) -> bool {
+        let Some(held) = held else { return false };
         let mut state = self.state.lock();
-        if state.end.is_some() || state.items.len() >= events || state.bytes + weight > bytes {
+        if state.end.is_some() || state.items.len() >= events || state.bytes + held.amount() > bytes {
             return false;
         }
-        state.bytes += weight;
-        self.all.fetch_add(weight, Ordering::Relaxed);
-        state.items.push_back(Item::Event(event, weight));
+        state.bytes += held.amount();
+        state.items.push_back(Item::Event(event, held));
         drop(state);
         self.changed.notify_one();
         true
@@ -406,21 +411,14 @@ impl Mailbox {
             return Some(Taken::End(end.clone()));
         }
         Some(match state.items.pop_front() {
-            Some(Item::Event(event, weight)) => {
-                state.bytes -= weight;
-                self.all.fetch_sub(weight, Ordering::Relaxed);
+            Some(Item::Event(event, held)) => {
+                state.bytes -= held.amount();
                 Taken::Event(Arc::unwrap_or_clone(event))
             }
             Some(Item::Missed(count)) => Taken::Event(event(Event::Missed(count))),
             Some(Item::Anew) => Taken::Anew,
             None => Taken::End(state.end.clone()?),
         })
-    }
-}
-
-impl Drop for Mailbox {
-    fn drop(&mut self) {
-        self.all.fetch_sub(self.state.get_mut().bytes, Ordering::Relaxed);
     }
 }
 

@@ -210,19 +210,30 @@ async fn load(
         return node.unless_gone(owner, loaded).await;
     }
     // Here only: nodes that send loads on to each other would wait for each other.
-    let _permit = node.loads.acquire().await.map_err(|_| Refusal::shutting_down())?;
+    let turn = node.loads.turn(&node.draining).await?;
     let ledger = node.ledger.clone();
-    // The load moves to a thread with each chunk and back: a slow client holds none.
+    // The load moves to a thread with each chunk and back, and its turn with it: a slow client holds no thread, and a thread
+    // that goes on when the call is given up is still a load.
     let mut load = blocking(move || {
         let mut load = ledger.load(&context, first.fail_if_exists)?;
         load.feed(&first.data)?;
-        Ok::<_, ledger_store::StoreError>(load)
+        Ok::<_, ledger_store::StoreError>((load, turn))
     })
     .await??;
     while let Some(chunk) = next_load_chunk(node, &mut chunks).await? {
-        load = blocking(move || load.feed(&chunk.data).map(|()| load)).await??;
+        load = blocking(move || {
+            load.0.feed(&chunk.data)?;
+            Ok::<_, ledger_store::StoreError>(load)
+        })
+        .await??;
     }
-    let loaded = blocking(move || load.finish()).await??;
+    let (load, turn) = load;
+    let finish = move || {
+        let loaded = load.finish();
+        drop(turn);
+        loaded
+    };
+    let loaded = blocking(finish).await??;
     Ok(LoadResponse { entries_restored: loaded.restored, latest_sequence: loaded.latest.0 })
 }
 

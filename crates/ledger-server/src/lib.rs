@@ -52,6 +52,7 @@ pub mod ledger_service;
 pub mod limits;
 pub mod listing;
 pub mod load;
+pub mod loading;
 pub mod memory;
 pub mod methods;
 pub mod metrics;

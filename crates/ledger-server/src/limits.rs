@@ -17,7 +17,7 @@ pub const SENT_AT_ONCE: usize = 16 << 10;
 pub const UNREAD: Duration = Duration::from_secs(10);
 /// How long a message that arrives may wait for memory.
 pub const RECEIVE_WAIT: Duration = Duration::from_secs(5);
-/// How long a client may send less than [`RECEIVE_LEAST`] of a message that it has begun, or of a load.
+/// How long a client may send less than [`RECEIVE_LEAST`] of a message that it has begun.
 pub const RECEIVE_IDLE: Duration = Duration::from_secs(30);
 /// Bytes of a begun message that are to come within [`RECEIVE_IDLE`].
 pub const RECEIVE_LEAST: usize = 4 << 10;
@@ -71,8 +71,16 @@ pub const WATCH_BYTES: usize = 512 << 10;
 
 /// Reads of the store at the same time, each on a thread: pages of Get and Watch, proofs, listings.
 pub const READS: usize = 64;
-/// Loads at the same time.
-pub const LOADS: usize = 8;
+/// Loads at the same time, at least and at most: as many as there is memory for.
+pub const LOADS: (usize, usize) = (2, 8);
+/// How long a load waits until it may begin: what came of it takes memory meanwhile.
+pub const LOAD_WAIT: Duration = Duration::from_secs(30);
+/// When to try again if it might not.
+pub const RETRY_LOAD: Duration = Duration::from_secs(5);
+/// A load brings so many bytes in so much time at least that its client is waited for: 16 KiB a second.
+pub const LOAD_LEAST: usize = 960 << 10;
+/// See [`LOAD_LEAST`].
+pub const LOAD_PACE: Duration = Duration::from_mins(1);
 /// Threads that may block, beside those for reads and loads.
 pub const OTHER_THREADS: usize = 24;
 
@@ -103,8 +111,6 @@ pub const BROADCAST_PAYLOAD: usize = 64 << 10;
 pub const OBSERVER_EVENTS: usize = 256;
 /// Bytes that wait for one observer before broadcasts are dropped.
 pub const OBSERVER_EVENT_BYTES: usize = 1 << 20;
-/// Bytes that wait for all observers of a node before broadcasts are dropped. What several wait for counts for each.
-pub const INTEREST_BYTES: usize = 64 << 20;
 /// Largest message of another node about observers.
 pub const INTEREST_MESSAGE: usize = 2 * OBSERVERS_BYTES;
 

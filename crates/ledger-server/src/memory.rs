@@ -8,6 +8,11 @@
 //! | `receiving` | messages whose bytes are arriving | clients are read later, then refused |
 //! | `answers` | answers built, and not yet taken by their clients | calls wait; who takes nothing is ended |
 //! | `calls` | what a call takes by being open | calls are refused |
+//! | `replication` | commits that wait for other nodes | the slowest of them catches up instead |
+//! | `replicated` | commits of other nodes that are being written | their streams are read no further |
+//! | `tails` | the newest entries of watched contexts | watchers read the store |
+//! | `events` | events that wait for observers | broadcasts are dropped, who is there is told anew |
+//! | `loads` | what loads read, and snapshots of the predecessor as a whole | they are refused |
 //!
 //! A share is never lent to another: calls hold one while they wait for the next, always in this order (receiving, in
 //! flight), so that none of them waits for itself.
@@ -41,6 +46,8 @@ const BASE: u64 = 72 << 20;
 const READ: u64 = 24 << 20;
 /// Least memory to run with.
 pub const LEAST: ByteSize = ByteSize::mib(128);
+/// Most that loads get: three times the largest snapshot of the predecessor.
+const LOADS: u64 = 3 << 30;
 /// Most that a node takes of a machine unless it is told to: its shares reach their largest sizes with less.
 const MOST: u64 = 8 << 30;
 
@@ -63,6 +70,16 @@ pub struct Plan {
     pub answers: ByteSize,
     /// What calls take by being open.
     pub calls: ByteSize,
+    /// Commits that wait for other nodes.
+    pub replication: ByteSize,
+    /// Commits of other nodes that are being written.
+    pub replicated: ByteSize,
+    /// The newest entries of watched contexts.
+    pub tails: ByteSize,
+    /// Events that wait for observers.
+    pub events: ByteSize,
+    /// Loads: also what is left over by the others.
+    pub loads: ByteSize,
 }
 
 impl Plan {
@@ -71,22 +88,55 @@ impl Plan {
         let rest = memory.0.max(LEAST.0) - BASE;
         // In whole MiB, of a hundred parts.
         let part = |parts: u64, most_mib: u64| ByteSize::mib(((rest * parts / 100) >> 20).clamp(1, most_mib));
-        Self {
-            block_cache: part(18, 128),
-            write_buffer: part(18, 128),
-            head_cache: part(6, 64),
-            in_flight: part(13, 256),
-            forwarding: part(7, 256),
-            receiving: part(12, 256),
-            answers: part(14, 512),
-            calls: part(9, 384),
-        }
+        let mut plan = Self {
+            block_cache: part(12, 128),
+            write_buffer: part(12, 128),
+            head_cache: part(4, 64),
+            in_flight: part(11, 256),
+            forwarding: part(5, 256),
+            receiving: part(10, 256),
+            answers: part(12, 512),
+            calls: part(8, 384),
+            replication: part(11, 320),
+            replicated: part(4, 128),
+            tails: part(3, 256),
+            events: part(2, 128),
+            loads: ByteSize(0),
+        };
+        let left = rest - plan.shares().iter().map(|share| share.0).sum::<u64>();
+        plan.loads = ByteSize(left.min(LOADS) >> 20 << 20);
+        plan
     }
-}
 
-/// The largest snapshot of the predecessor that is taken: it is held whole, as it comes and decompressed, one at a time.
-pub fn largest_legacy(memory: ByteSize) -> usize {
-    (memory.get() / 8).clamp(16 << 20, 1 << 30)
+    const fn shares(&self) -> [ByteSize; 13] {
+        let Self {
+            block_cache,
+            write_buffer,
+            head_cache,
+            in_flight,
+            forwarding,
+            receiving,
+            answers,
+            calls,
+            ..
+        } = *self;
+        let Self { replication, replicated, tails, events, loads, .. } = *self;
+        [
+            block_cache,
+            write_buffer,
+            head_cache,
+            in_flight,
+            forwarding,
+            receiving,
+            answers,
+            calls,
+            replication,
+            replicated,
+            tails,
+            events,
+            loads,
+        ]
+    }
 }
 
 /// The memory that the node may take unless it is told: half of what its control group allows, or of the machine's. What
@@ -146,6 +196,10 @@ pub struct Memory {
     large: Arc<Share>,
     /// Bytes that open calls take.
     pub calls: Arc<Share>,
+    /// Bytes of events that wait for observers.
+    pub events: Arc<Share>,
+    /// What the store and the cluster hold within shares of their own.
+    others: Vec<Arc<Share>>,
     /// Reads of the store at the same time: each thread that reads keeps some MiB from one to the next.
     pub reads: usize,
     /// Calls that hold bytes of answers: who takes nothing of them may be ended.
@@ -230,7 +284,7 @@ impl Client {
 
 impl Memory {
     /// The shares of a node.
-    pub fn new(config: &Config) -> Self {
+    pub fn new(config: &Config, others: Vec<Arc<Share>>) -> Self {
         let plan = Plan::of(config.memory);
         let answers = plan.answers.get().max(2 * config.max_entry.get());
         Self {
@@ -240,6 +294,8 @@ impl Memory {
             answers: Share::new("answers", answers),
             large: Share::new("large answers", large_part(answers)),
             calls: Share::new("calls", plan.calls.get()),
+            events: Share::new("events", plan.events.get()),
+            others,
             reads: reads(config.memory),
             unread: Mutex::default(),
             number: AtomicU64::new(0),
@@ -247,8 +303,10 @@ impl Memory {
     }
 
     /// All shares, for metrics.
-    pub fn shares(&self) -> [&Share; 5] {
-        [&self.in_flight, &self.forwarding, &self.receiving, &self.answers, &self.calls]
+    pub fn shares(&self) -> impl Iterator<Item = &Arc<Share>> {
+        let own =
+            [&self.in_flight, &self.forwarding, &self.receiving, &self.answers, &self.calls, &self.events];
+        own.into_iter().chain(&self.others)
     }
 
     /// The HTTP/2 windows for what clients send ahead, of a connection and of a stream: what arrives while a message
@@ -376,7 +434,7 @@ fn reads(memory: ByteSize) -> usize {
 
 /// Threads that may block: reads, loads, and what the runtime needs for itself.
 pub fn blocking_threads(memory: ByteSize) -> usize {
-    reads(memory) + limits::LOADS + limits::OTHER_THREADS
+    reads(memory) + limits::LOADS.1 + limits::OTHER_THREADS
 }
 
 /// What large answers may take of a share for answers: a quarter of it is for small ones.
@@ -403,19 +461,13 @@ mod tests {
     fn the_shares_and_the_rest_are_the_whole() {
         for mib in [128, 192, 256, 512, 1024, 4096, 65536] {
             let plan = Plan::of(ByteSize::mib(mib));
-            let all = [
-                plan.block_cache,
-                plan.write_buffer,
-                plan.head_cache,
-                plan.in_flight,
-                plan.forwarding,
-                plan.receiving,
-                plan.answers,
-                plan.calls,
-            ];
-            let sum: u64 = all.iter().map(|share| share.0).sum();
+            let sum: u64 = plan.shares().iter().map(|share| share.0).sum();
             assert!(sum + BASE <= mib << 20, "{mib}: {plan:?}");
+            // What is written at once is kept until a replica that is needed has it.
+            assert!(plan.replication >= plan.in_flight, "{mib}: {plan:?}");
+            assert!(plan.shares().iter().all(|share| share.0 >= 1 << 20), "{mib}: {plan:?}");
         }
+        assert_eq!(Plan::of(ByteSize::mib(8192)).loads.0, LOADS, "large nodes take snapshots of 1 GiB");
         assert_eq!(Plan::of(ByteSize::mib(1)), Plan::of(LEAST));
     }
 
@@ -444,7 +496,7 @@ mod tests {
 
     #[test]
     fn pages_become_small_while_there_is_little_left() {
-        let memory = Memory::new(&Config::default());
+        let memory = Memory::new(&Config::default(), Vec::new());
         assert_eq!(memory.page(limits::PAGE_BYTES), limits::PAGE_BYTES);
         let held = memory.answers.charge(memory.answers.capacity());
         assert_eq!(memory.page(limits::PAGE_BYTES), limits::SMALL_PAGE);

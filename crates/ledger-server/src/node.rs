@@ -12,8 +12,8 @@ use tracing::{Instrument as _, Span};
 use crate::{
     config::Config,
     interest::Interest,
-    limits,
     load::Meter,
+    loading::Loads,
     memory::Memory,
     metrics::{Metrics, Rpc},
     newest::Newest,
@@ -35,8 +35,8 @@ pub struct Node {
     pub draining: CancellationToken,
     /// What clients make the node hold.
     pub memory: Arc<Memory>,
-    /// Loads that may still start.
-    pub loads: Arc<Semaphore>,
+    /// Loads at the same time.
+    pub loads: Loads,
     /// Signs checkpoints.
     pub signer: Signer,
     /// Newest positions, for bookmarks.
@@ -61,18 +61,20 @@ impl Node {
         signer: Signer,
         standing: Standing,
     ) -> Self {
-        let memory = Arc::new(Memory::new(&config));
+        let of_cluster = standing.cluster().map(|cluster| cluster.shares());
+        let others: Vec<_> = ledger.shares().into_iter().chain(of_cluster.into_iter().flatten()).collect();
+        let memory = Arc::new(Memory::new(&config, others));
         Self {
+            loads: Loads::within(&ledger.shares()[0]),
             ledger,
             metrics,
             draining: CancellationToken::new(),
-            loads: Arc::new(Semaphore::new(limits::LOADS)),
             reads: Arc::new(Semaphore::new(memory.reads)),
+            interest: Arc::new(Interest::within(Arc::clone(&memory.events))),
             memory,
             newest: Newest::default(),
             writers: Writers::default(),
             meter: Meter::default(),
-            interest: Arc::default(),
             standing,
             signer,
             config,

@@ -8,6 +8,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -40,6 +41,39 @@ pub struct Receiving {
     /// When what is arriving is given up, if too little comes.
     timer: Option<Pin<Box<Sleep>>>,
     since_timer: usize,
+    pace: Pace,
+}
+
+/// How fast a load comes. What counts is the time that its client is waited for, not what the node takes.
+#[derive(Debug, Default)]
+struct Pace {
+    came: usize,
+    waited: Duration,
+    /// Since when it is waited for.
+    since: Option<Instant>,
+}
+
+impl Pace {
+    fn came(&mut self, bytes: usize) {
+        self.came += bytes;
+        if let Some(since) = self.since.take() {
+            self.waited += since.elapsed();
+        }
+    }
+
+    /// The client is waited for. Until when that is in order; or how little came.
+    fn waits(&mut self) -> Result<Instant, usize> {
+        let now = Instant::now();
+        let mut waited = self.waited + (now - *self.since.get_or_insert(now));
+        if waited >= limits::LOAD_PACE {
+            let before = std::mem::replace(self, Self { since: Some(now), ..Self::default() });
+            if before.came < limits::LOAD_LEAST {
+                return Err(before.came);
+            }
+            waited = Duration::ZERO;
+        }
+        Ok(now + limits::LOAD_PACE.saturating_sub(waited))
+    }
 }
 
 impl Receiving {
@@ -56,6 +90,7 @@ impl Receiving {
             acquiring: None,
             timer: None,
             since_timer: 0,
+            pace: Pace::default(),
         }
     }
 
@@ -106,10 +141,35 @@ impl Receiving {
         Frame::data(self.bytes.split_to(read))
     }
 
+    /// Fails when too little of a load comes.
+    fn poll_pace(&mut self, cx: &mut Context<'_>) -> Poll<Status> {
+        loop {
+            match self.pace.waits() {
+                Ok(until) => {
+                    let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(until)));
+                    timer.as_mut().reset(until);
+                    ready!(timer.as_mut().poll(cx));
+                }
+                Err(came) => {
+                    let (least, pace) = (limits::LOAD_LEAST, limits::LOAD_PACE.as_secs());
+                    let message = format!(
+                        "the node waited {pace}s for this load and got {came} bytes: a load brings {} KiB a second at least \
+                         ({least} bytes in {pace}s), so that others get their turn; send it faster, from a file",
+                        (least as u64 / pace) >> 10,
+                    );
+                    return Poll::Ready(Status::deadline_exceeded(message));
+                }
+            }
+        }
+    }
+
     /// Fails when what is arriving takes too long.
     fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<Status> {
         let is_waiting = self.acquiring.is_some();
-        if !is_waiting && !self.scan.is_within() && !self.method.is_steady {
+        if !is_waiting && self.method.is_steady {
+            return self.poll_pace(cx);
+        }
+        if !is_waiting && !self.scan.is_within() {
             self.timer = None;
             return Poll::Pending;
         }
@@ -178,6 +238,7 @@ impl http_body::Body for Receiving {
                 Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
                     Ok(bytes) => {
                         this.since_timer += bytes.len();
+                        this.pace.came(bytes.len());
                         this.bytes = bytes;
                     }
                     Err(frame) => return Poll::Ready(Some(Ok(frame))),
@@ -201,6 +262,90 @@ impl Drop for Receiving {
             && let Some(charge) = self.charge.take()
         {
             self.call.hold_request(charge);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body::Body as _;
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::{config::Config, memory::Memory};
+
+    /// What a client sends, when it sends it.
+    struct Sent(mpsc::UnboundedReceiver<Bytes>);
+
+    impl http_body::Body for Sent {
+        type Data = Bytes;
+        type Error = Status;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+            self.0.poll_recv(cx).map(|sent| sent.map(|bytes| Ok(Frame::data(bytes))))
+        }
+    }
+
+    /// A load that comes, of which a first message of 8 MiB is begun.
+    fn load() -> (mpsc::UnboundedSender<Bytes>, Receiving) {
+        let (config, never) = (Config::default(), Instant::now() + Duration::from_hours(24));
+        let memory = Arc::new(Memory::new(&config, Vec::new()));
+        let method = Method::of("/converge.ledger.v1.LedgerService/Load", &config, &memory).unwrap();
+        let (client, place) = (Arc::new(memory.client()), memory.calls.charge(0));
+        let call = Call::new(never, false, memory, client, place);
+        let (sender, sent) = mpsc::unbounded_channel();
+        sender.send(Bytes::from_static(&[0, 0, 0x80, 0, 0])).unwrap();
+        (sender, Receiving::new(method, call).of(Body::new(Sent(sent))))
+    }
+
+    async fn next(receiving: &mut Receiving) -> Result<usize, Status> {
+        let frame = std::future::poll_fn(|cx| Pin::new(&mut *receiving).poll_frame(cx)).await;
+        frame.unwrap().map(|frame| frame.into_data().unwrap().len())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_load_that_comes_too_slowly_is_ended_and_one_that_the_node_takes_slowly_is_not() {
+        // 20 KiB a second are enough, for as long as it takes.
+        let (sender, mut receiving) = load();
+        assert_eq!(next(&mut receiving).await.unwrap(), 5);
+        for _ in 0..300 {
+            let comes = async {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                sender.send(Bytes::from(vec![0; 20 << 10])).unwrap();
+            };
+            let (came, ()) = tokio::join!(next(&mut receiving), comes);
+            assert_eq!(came.unwrap(), 20 << 10);
+        }
+
+        // 10 KiB a second are not.
+        let (sender, mut receiving) = load();
+        assert_eq!(next(&mut receiving).await.unwrap(), 5);
+        let (began, mut came) = (Instant::now(), 0);
+        let status = loop {
+            let comes = async {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                // Nobody may be there any more.
+                let _ = sender.send(Bytes::from(vec![0; 10 << 10]));
+            };
+            match tokio::join!(next(&mut receiving), comes).0 {
+                Ok(bytes) => came += bytes,
+                Err(status) => break status,
+            }
+        };
+        assert!(came > 500 << 10, "{came}");
+        assert!((59..=62).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+        assert_eq!(status.code(), Code::DeadlineExceeded);
+        assert!(status.message().contains("a load brings 16 KiB a second at least"), "{status:?}");
+
+        // The node took two minutes for each part, of which there are few: its client was not waited for.
+        let (sender, mut receiving) = load();
+        for _ in 0..10 {
+            sender.send(Bytes::from(vec![0; 1 << 10])).unwrap();
+            next(&mut receiving).await.unwrap();
+            tokio::time::sleep(Duration::from_mins(2)).await;
         }
     }
 }

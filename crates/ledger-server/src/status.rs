@@ -169,7 +169,10 @@ impl From<StoreError> for Refusal {
             | StoreError::NotAcknowledged
             | StoreError::Restoring { .. }
             | StoreError::NotInStep { .. } => (Code::Unavailable, Some(RETRY_NOT_OWNER)),
-            StoreError::OneAtATime => (Code::ResourceExhausted, Some(RETRY_NOT_OWNER)),
+            StoreError::NoLoadMemory { needed, all } if needed > all => (Code::ResourceExhausted, None),
+            StoreError::OneAtATime | StoreError::NoLoadMemory { .. } => {
+                (Code::ResourceExhausted, Some(RETRY_NOT_OWNER))
+            }
             StoreError::NotCopied { .. } => (Code::DeadlineExceeded, None),
             StoreError::NoSuchFork { .. } => (Code::NotFound, None),
             StoreError::Ask(_) => (Code::InvalidArgument, None),
@@ -234,6 +237,7 @@ const fn legacy_code(error: &LegacyError) -> Code {
         | LegacyError::Field { .. }
         | LegacyError::Gap { .. }
         | LegacyError::DuplicateId { .. } => Code::InvalidArgument,
+        LegacyError::NoRoom => Code::ResourceExhausted,
         LegacyError::HashMismatch { .. } | LegacyError::RootMismatch { .. } => Code::DataLoss,
     }
 }

@@ -7,10 +7,10 @@ mod support;
 use std::{sync::Arc, time::Duration};
 
 use ledger_proto::{
-    context::v1::{AppendRequest, Durability},
+    context::v1::{AppendRequest, Durability, LoadRequest, SnapshotRequest},
     ledger::v1::AppendBatch,
 };
-use ledger_server::units::Span;
+use ledger_server::units::{ByteSize, Span};
 use support::{TestNode, append, free_ports, item, until};
 use tonic::{Code, Request};
 
@@ -125,4 +125,60 @@ async fn a_call_for_a_slot_that_has_long_been_without_an_owner_learns_why_at_onc
         (began.elapsed() < Duration::from_millis(1500)).then_some(())
     })
     .await;
+}
+
+/// A snapshot of a context with so many entries of 1000 bytes.
+async fn snapshot_of(node: &TestNode, entries: u64) -> Vec<u8> {
+    let payload = |n: u64| n.to_be_bytes().repeat(125);
+    let items: Vec<_> = (0..entries).map(|n| item(n, append("source", "k", payload(n)))).collect();
+    let batches: Vec<_> = items.chunks(1000).map(|items| AppendBatch { items: items.to_vec() }).collect();
+    let mut results = node.ledger().await.append(futures::stream::iter(batches)).await.unwrap().into_inner();
+    let mut answered = 0;
+    while let Some(message) = results.message().await.unwrap() {
+        answered += message.results.len() as u64;
+    }
+    assert_eq!(answered, entries);
+    let request = SnapshotRequest { context_id: "source".into() };
+    let mut chunks = node.ledger().await.snapshot(request).await.unwrap().into_inner();
+    let mut snapshot = Vec::new();
+    while let Some(chunk) = chunks.message().await.unwrap() {
+        snapshot.extend_from_slice(&chunk.data);
+    }
+    snapshot
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_load_came_with_counts_until_the_load_has_ended_not_the_call() {
+    let node = TestNode::start_with(|config| config.max_snapshot_message = ByteSize::mib(16)).await;
+    let snapshot = snapshot_of(&node, 40_000).await;
+    let (memory, loads) = (Arc::clone(&node.server.node().memory), &node.server.node().loads);
+    let contexts = node.contexts().await.max_encoding_message_size(usize::MAX);
+    let mut tries = 0;
+    until("a call is given up while its load goes on", async || {
+        tries += 1;
+        let load = LoadRequest {
+            context_id: format!("c{tries}"),
+            snapshot: snapshot.clone().into(),
+            ..Default::default()
+        };
+        let mut contexts = contexts.clone();
+        let call = tokio::spawn(async move { contexts.load(load).await });
+        until("it runs", async || (loads.running() == 1 || call.is_finished()).then_some(())).await;
+        call.abort();
+        // It may have been answered.
+        let _ = call.await;
+        let mut seen = 0;
+        while loads.running() == 1 {
+            let used = memory.receiving.used();
+            // It may have ended meanwhile.
+            if loads.running() == 1 {
+                assert!(used >= snapshot.len(), "{used} of {}", snapshot.len());
+                seen += 1;
+            }
+            tokio::task::yield_now().await;
+        }
+        (seen > 100).then_some(())
+    })
+    .await;
+    until("all of it came back", async || (memory.receiving.used() == 0).then_some(())).await;
 }

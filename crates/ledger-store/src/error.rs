@@ -78,6 +78,14 @@ pub enum StoreError {
         "another snapshot of the predecessor is being loaded, and they are taken one at a time: try again"
     )]
     OneAtATime,
+    /// There is no memory left for a load, or never enough.
+    #[error("{}", no_room(*.needed, *.all))]
+    NoLoadMemory {
+        /// Bytes that it needs at once.
+        needed: usize,
+        /// Bytes that there are for all loads.
+        all: usize,
+    },
     /// A load was told to fail if the context has entries, and it has.
     #[error("context {context} has {size} entries already, and fail_if_exists was set")]
     ContextExists {
@@ -212,4 +220,18 @@ pub enum StoreError {
     /// The ledger is closing or closed.
     #[error("the ledger is shutting down")]
     Closed,
+}
+
+fn no_room(needed: usize, all: usize) -> String {
+    if needed > all {
+        format!(
+            "the load needs {needed} bytes of memory, and this node has {all} for loads (a part of memory): give it more \
+             memory, or load this through a node that has more"
+        )
+    } else {
+        format!(
+            "the load needs {needed} bytes of memory, and other loads hold too much of the {all} that there are for loads (a \
+             part of memory): try again"
+        )
+    }
 }

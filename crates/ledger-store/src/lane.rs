@@ -523,7 +523,7 @@ impl Lane {
             everybody.extend(*peers);
         }
         let is_same = parts.iter().all(|(peers, _)| *peers == everybody);
-        let commit = |parts| Arc::new(Commit { lane: self.number, number, parts });
+        let commit = |parts| Arc::new(Commit::new(self.number, number, parts));
         if is_same {
             let commit = commit(parts.into_iter().map(|(_, part)| part).collect());
             for peer in everybody.iter() {

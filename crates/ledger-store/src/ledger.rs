@@ -24,6 +24,7 @@ use crate::{
     Append, Appended, BatchResults, Checkpointed, ContextInfo, ContextList, Covered, Damage, Durability,
     EntryView, FamilyDamage, Filter, ForkCursor, ForkList, Load, Loaded, Options, Page, ProvenConsistency,
     ProvenInclusion, SnapshotStream, Stats, StoreError, Terms, Watch,
+    budget::Share,
     commit::Installed,
     database::{self, Database},
     db::{Db, io_error},
@@ -285,6 +286,12 @@ impl Ledger {
     /// Begins a load into a context: feed it the snapshot's bytes, then finish it.
     pub fn load(&self, context: &ContextId, fail_if_exists: bool) -> Result<Load, StoreError> {
         Load::begin(Arc::clone(&self.inner), context.clone(), fail_if_exists)
+    }
+
+    /// The memory that loads and the tails of watched contexts take.
+    pub fn shares(&self) -> [Arc<Share>; 2] {
+        let shared = &self.inner.shared;
+        [Arc::clone(&shared.loads), Arc::clone(shared.tails.share())]
     }
 
     /// Loads a whole snapshot from a reader.

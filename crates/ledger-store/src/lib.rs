@@ -107,7 +107,7 @@ pub use ledger_core::{
     entry::{Draft, Metadata},
     tree::proof::{ConsistencyProof, InclusionProof},
 };
-pub use load::Load;
+pub use load::{LOAD, Load};
 pub use log_limit::LogLimit;
 pub use meta::FORMAT;
 pub use options::{Durability, Options};

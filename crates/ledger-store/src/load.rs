@@ -13,12 +13,30 @@ use ledger_core::{
     snapshot::{self, Decoder, Item},
 };
 
-use crate::{Loaded, StoreError, ledger::Inner, state::read_head};
+use crate::{
+    Loaded, StoreError,
+    budget::{Permit, Share},
+    ledger::Inner,
+    state::read_head,
+};
 
 mod spread;
 mod staged;
 
 use staged::Staging;
+
+/// What a load of our own snapshots takes: what was fed and not read, an ordinary frame, what it writes at once, and what is
+/// compared with it. More is taken for larger entries.
+pub const LOAD: usize = 2 << 20;
+/// What of it is for a frame.
+const ORDINARY: usize = 4 * snapshot::FRAME_TARGET;
+/// So much is fed at once.
+const PIECE: usize = 256 << 10;
+
+/// What a load of our own snapshots takes at most whose payloads are no larger than this.
+pub(crate) const fn largest(payload: usize) -> usize {
+    LOAD + snapshot::needs(payload)
+}
 
 /// A load in progress: nothing is visible until [`Load::finish`] returns. Dropping it undoes it.
 #[derive(Debug)]
@@ -27,6 +45,37 @@ pub struct Load {
     context: ContextId,
     fail_if_exists: bool,
     source: Source,
+    room: Room,
+    /// What the largest frame took so far.
+    frame: usize,
+}
+
+/// The memory that a load holds. It never waits for more: what others wait for may be what it holds.
+#[derive(Debug)]
+struct Room {
+    share: Arc<Share>,
+    held: Permit,
+}
+
+impl Room {
+    fn of(share: &Arc<Share>) -> Self {
+        Self { share: Arc::clone(share), held: share.charge(0) }
+    }
+
+    /// Holds so much at least.
+    fn hold(&mut self, needed: usize) -> Result<(), StoreError> {
+        let all = self.share.capacity();
+        let more = needed.saturating_sub(self.held.amount());
+        match self.share.try_acquire(more).filter(|_| needed <= all) {
+            Some(more) => self.held.merge(more),
+            None => return Err(StoreError::NoLoadMemory { needed, all }),
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, more: usize) -> Result<(), StoreError> {
+        self.hold(self.held.amount() + more)
+    }
 }
 
 /// What is being read, once its first bytes are known.
@@ -52,31 +101,46 @@ impl Load {
         context: ContextId,
         fail_if_exists: bool,
     ) -> Result<Self, StoreError> {
-        let load = Self { inner, context, fail_if_exists, source: Source::Unknown(Vec::new()) };
+        let room = Room::of(&inner.shared.loads);
+        let load =
+            Self { inner, context, fail_if_exists, source: Source::Unknown(Vec::new()), room, frame: 0 };
         load.refuse_existing()?;
         Ok(load)
     }
 
     /// Takes the next bytes, in pieces of any size. May write to disk.
     pub fn feed(&mut self, chunk: &[u8]) -> Result<(), StoreError> {
-        match &mut self.source {
-            Source::Unknown(start) => {
-                start.extend_from_slice(chunk);
-                if start.len() >= snapshot::MAGIC.len() {
-                    self.recognise()?;
-                }
-                Ok(())
-            }
-            Source::Legacy(blob, _) => {
-                check_legacy(&self.inner, blob.len() + chunk.len())?;
-                blob.extend_from_slice(chunk);
-                Ok(())
-            }
-            Source::Native(decoder, _) => {
-                decoder.feed(chunk);
-                self.advance()
+        let mut rest = chunk;
+        if let Source::Unknown(start) = &mut self.source {
+            let known = rest.len().min(snapshot::MAGIC.len() - start.len());
+            start.extend_from_slice(&rest[..known]);
+            rest = &rest[known..];
+            if start.len() == snapshot::MAGIC.len() {
+                self.recognise()?;
             }
         }
+        match &mut self.source {
+            Source::Unknown(_) => {}
+            Source::Legacy(blob, _) => {
+                let len = blob.len() + rest.len();
+                if len > blob.capacity() {
+                    // By parts of what there is, so that it is not moved with every chunk.
+                    let capacity = len.max(blob.len() + blob.len() / 8);
+                    self.room.hold(capacity).or_else(|_| self.room.hold(len))?;
+                    blob.reserve_exact(self.room.held.amount().max(len) - blob.len());
+                }
+                blob.extend_from_slice(rest);
+            }
+            Source::Native(..) => {
+                for piece in rest.chunks(PIECE) {
+                    if let Source::Native(decoder, _) = &mut self.source {
+                        decoder.feed(piece);
+                    }
+                    self.advance()?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Verifies the whole and installs it.
@@ -87,9 +151,11 @@ impl Load {
                 decoder.finish()?;
                 staging
             }
-            Source::Legacy(blob, _turn) => Some(Box::new(self.stage_legacy(&blob)?)),
+            Source::Legacy(blob, _turn) => Some(Box::new(self.stage_legacy(blob)?)),
             Source::Unknown(_) => None,
         };
+        // What was read is gone: putting it in place may take a while.
+        self.room.held.resize(self.room.held.amount().min(LOAD));
         match staging {
             Some(staging) => staging.install(self.fail_if_exists),
             None => Err(snapshot::SnapshotError::NotASnapshot.into()),
@@ -111,13 +177,14 @@ impl Load {
         let Source::Unknown(start) = &mut self.source else { return Ok(()) };
         let start = std::mem::take(start);
         if legacy::is_legacy(&start) {
-            check_legacy(&self.inner, start.len())?;
             let turn = LegacyTurn::take(&self.inner.shared.legacy).ok_or(StoreError::OneAtATime)?;
             self.source = Source::Legacy(start, turn);
             return Ok(());
         }
+        self.room.hold(LOAD)?;
         let max_payload = self.inner.shared.options.max_loaded_payload();
         let mut decoder = Decoder::new(snapshot::Limits { max_payload, ..snapshot::Limits::default() });
+        decoder.set_room(0);
         decoder.feed(&start);
         self.source = Source::Native(Box::new(decoder), None);
         self.advance()
@@ -126,7 +193,18 @@ impl Load {
     /// Stages what the decoder has.
     fn advance(&mut self) -> Result<(), StoreError> {
         let Source::Native(decoder, staging) = &mut self.source else { return Ok(()) };
-        while let Some(item) = decoder.next()? {
+        loop {
+            let Some(item) = decoder.next()? else {
+                let needed = decoder.needs();
+                if needed == 0 || needed <= self.frame {
+                    return Ok(());
+                }
+                // The next frame is read, and its bytes gathered, once there is memory for it.
+                self.room.hold(LOAD + needed.saturating_sub(ORDINARY))?;
+                self.frame = needed;
+                decoder.set_room(needed);
+                continue;
+            };
             match (item, staging.as_mut()) {
                 (Item::Header(header), _) => {
                     let same = header.context_id == self.context;
@@ -146,14 +224,30 @@ impl Load {
                 (Item::Entry(_), None) | (Item::End, _) => {}
             }
         }
-        Ok(())
     }
 
-    fn stage_legacy(&self, blob: &[u8]) -> Result<Staging, StoreError> {
+    /// The whole of it is in memory: the blob until it is decompressed, then what it decompressed to, of which the payloads
+    /// are parts, and the entries.
+    fn stage_legacy(&mut self, blob: Vec<u8>) -> Result<Staging, StoreError> {
+        let declared = legacy::declared_size(&blob).unwrap_or_default();
+        self.room.hold(blob.capacity().saturating_add(declared))?;
         let max_payload = self.inner.shared.options.max_loaded_payload();
-        let max_uncompressed = self.inner.shared.options.max_legacy;
+        let max_uncompressed = self.room.share.capacity();
         let limits = legacy::Limits { max_payload, max_uncompressed, ..legacy::Limits::default() };
-        let found = legacy::Snapshot::decode(blob, limits)?;
+        let (mut asked, mut refused) = (0, None);
+        let room = |bytes: usize| {
+            asked += bytes;
+            let added = if asked < PIECE { Ok(()) } else { self.room.add(std::mem::take(&mut asked)) };
+            refused = added.err();
+            refused.is_none()
+        };
+        let found = match legacy::Snapshot::decode_within(blob, limits, room) {
+            Err(legacy::LegacyError::NoRoom) => {
+                let all = max_uncompressed;
+                return Err(refused.unwrap_or(StoreError::NoLoadMemory { needed: all, all }));
+            }
+            found => found?,
+        };
         found.verify()?;
         let same_context = found.context_id == self.context;
         let origin = Origin { lineage: None, created_at_ns: None, suite: None, same_context };
@@ -185,15 +279,6 @@ impl Drop for LegacyTurn {
     fn drop(&mut self) {
         self.0.store(false, Ordering::Release);
     }
-}
-
-fn check_legacy(inner: &Inner, len: usize) -> Result<(), StoreError> {
-    let max = inner.shared.options.max_legacy;
-    if len > max { Err(snapshot_limit("the blob", len as u64, max as u64)) } else { Ok(()) }
-}
-
-fn snapshot_limit(what: &'static str, value: u64, max: u64) -> StoreError {
-    snapshot::SnapshotError::Limit { place: snapshot::Place::Header, what, value, max }.into()
 }
 
 /// What a snapshot says of its context, as far as it holds for the one loaded into.

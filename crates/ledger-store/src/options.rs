@@ -28,9 +28,11 @@ pub struct Options {
     pub suite: HashSuite,
     /// Largest entry accepted, bytes as it is encoded in a message of the contract.
     pub max_entry: usize,
-    /// Largest snapshot of the predecessor that is taken, bytes, as it comes and decompressed: its format cannot be read in
-    /// pieces, so that it is held whole, both ways.
-    pub max_legacy: usize,
+    /// Memory for loads, bytes. A snapshot of the predecessor takes most: its format cannot be read in pieces, so that it is
+    /// held whole, as it comes and decompressed.
+    pub loads: usize,
+    /// Memory for the newest entries of watched contexts, bytes: what is not kept is read from the store.
+    pub tails: usize,
     /// How far above a context's own Lamport time the time received with an append may be.
     pub max_lamport_ahead: u64,
     /// Writer threads; each context belongs to one. 0: one per CPU, at most 4.
@@ -58,6 +60,11 @@ pub struct Options {
 }
 
 impl Options {
+    /// The least memory for loads with which every entry can be loaded.
+    pub fn least_loads(&self) -> usize {
+        crate::load::largest(self.max_loaded_payload())
+    }
+
     /// Largest payload of an entry that is loaded: what older builds took can always be restored.
     pub(crate) fn max_loaded_payload(&self) -> usize {
         self.max_entry.max(CLIENT_MESSAGE)
@@ -76,7 +83,8 @@ impl Default for Options {
             durability: Durability::Always,
             suite: HashSuite::Blake3,
             max_entry: DEFAULT_MAX_ENTRY,
-            max_legacy: 1 << 30,
+            loads: 2 << 30,
+            tails: 128 << 20,
             max_lamport_ahead: DEFAULT_MAX_LAMPORT_AHEAD,
             lanes: 0,
             block_cache: 128 << 20,

@@ -5,7 +5,7 @@
 
 use std::{
     fmt,
-    sync::{Arc, mpsc},
+    sync::{Arc, OnceLock, mpsc},
 };
 
 use ledger_core::{
@@ -19,7 +19,7 @@ use ledger_core::{
 
 use tokio::sync::watch;
 
-use crate::{Announced, Range, StoreError};
+use crate::{Announced, Range, StoreError, budget::Permit};
 
 /// Most bytes of records in one part.
 pub const MAX_PART: usize = 32 << 20;
@@ -59,7 +59,7 @@ pub enum Outgoing {
 }
 
 /// What a group commit of a lane wrote.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Commit {
     /// The lane.
     pub lane: u16,
@@ -67,6 +67,15 @@ pub struct Commit {
     pub number: u64,
     /// The parts, by context.
     pub parts: Vec<Part>,
+    /// What it takes of the memory for commits that wait for peers, from when it first does.
+    pub held: OnceLock<Permit>,
+}
+
+impl Commit {
+    /// A commit that waits nowhere yet.
+    pub const fn new(lane: u16, number: u64, parts: Vec<Part>) -> Self {
+        Self { lane, number, parts, held: OnceLock::new() }
+    }
 }
 
 /// Entries of one context: part of a commit, or a range that was fetched.

@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use crate::{
     Options, StoreError,
     arriving::{Arrivals, Departures},
+    budget::Share,
     copies::{Carrier, Copies},
     database::Database,
     digests::Digests,
@@ -32,6 +33,8 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) options: Options,
+    /// Memory for loads.
+    pub(crate) loads: Arc<Share>,
     /// A snapshot of the predecessor is being loaded.
     pub(crate) legacy: Arc<AtomicBool>,
     pub(crate) meta: Meta,
@@ -97,11 +100,12 @@ impl Shared {
             cluster: watch::Sender::default(),
             broken: watch::Sender::default(),
             copies: OnceLock::new(),
-            options,
+            loads: Share::new("loads", options.loads),
             legacy: Arc::default(),
             meta,
             numbers,
-            tails: Tails::new(),
+            tails: Tails::new(Share::new("tails", options.tails)),
+            options,
             quarantine,
             damaged_slots: watch::Sender::default(),
             scrubbed: AtomicU64::new(0),

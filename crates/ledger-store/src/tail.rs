@@ -7,6 +7,7 @@
 use std::{
     collections::{HashMap, VecDeque, hash_map::RandomState},
     hash::BuildHasher,
+    mem::size_of,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -18,12 +19,17 @@ use ledger_core::{ContextId, Entry, Sequence, Size, slot::Slot};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use crate::read::weight;
+use crate::{
+    budget::{Permit, Share},
+    read::weight,
+};
 
 /// Most entries kept of a watched context.
 const RECENT_ENTRIES: usize = 1024;
-/// Most bytes kept of a watched context.
+/// Most bytes kept of a watched context …
 const RECENT_BYTES: usize = 1 << 20;
+/// … and most of what there is for all of them: so many at least keep something.
+const PART: usize = 16;
 const SHARDS: usize = 64;
 
 /// The tail of one watched context.
@@ -31,12 +37,53 @@ const SHARDS: usize = 64;
 pub(crate) struct Tail {
     size: watch::Sender<Size>,
     recent: Mutex<Recent>,
+    /// Memory for all tails.
+    share: Arc<Share>,
 }
 
 #[derive(Debug, Default)]
 struct Recent {
     entries: VecDeque<Arc<Entry>>,
     bytes: usize,
+    /// Held for them.
+    held: Option<Permit>,
+}
+
+impl Recent {
+    fn push(&mut self, entry: Arc<Entry>) {
+        self.bytes += kept(&entry);
+        self.entries.push_back(entry);
+    }
+
+    /// Forgets the oldest.
+    fn pop(&mut self) {
+        if let Some(old) = self.entries.pop_front() {
+            self.bytes -= kept(&old);
+        }
+    }
+
+    /// Holds what the entries take. While there is not enough left the oldest go, if need be all: watchers read the store then.
+    fn pay(&mut self, share: &Arc<Share>) {
+        loop {
+            let held = self.held.as_ref().map_or(0, Permit::amount);
+            if self.bytes <= held {
+                break;
+            }
+            match (share.try_acquire(self.bytes - held), &mut self.held) {
+                (Some(more), Some(held)) => held.merge(more),
+                (Some(more), none) => *none = Some(more),
+                (None, _) => self.pop(),
+            }
+        }
+        if let Some(held) = &mut self.held {
+            held.resize(self.bytes);
+        }
+    }
+}
+
+/// What a kept entry takes.
+fn kept(entry: &Entry) -> usize {
+    size_of::<Entry>() + weight(entry)
 }
 
 impl Tail {
@@ -64,20 +111,18 @@ impl Tail {
 
     /// Adds committed entries, in order.
     fn extend(&self, entries: impl Iterator<Item = Arc<Entry>>) -> Option<Sequence> {
+        let most = RECENT_BYTES.min(self.share.capacity() / PART);
         let mut recent = self.recent.lock();
         for entry in entries {
             if recent.entries.back().is_some_and(|last| last.sequence.0 + 1 != entry.sequence.0) {
                 *recent = Recent::default();
             }
-            recent.bytes += weight(&entry);
-            recent.entries.push_back(entry);
-            while recent.entries.len() > RECENT_ENTRIES || recent.bytes > RECENT_BYTES {
-                match recent.entries.pop_front() {
-                    Some(old) => recent.bytes -= weight(&old),
-                    None => break,
-                }
+            recent.push(entry);
+            while recent.entries.len() > RECENT_ENTRIES || recent.bytes > most {
+                recent.pop();
             }
         }
+        recent.pay(&self.share);
         recent.entries.back().map(|entry| entry.sequence)
     }
 }
@@ -91,14 +136,17 @@ pub(crate) struct Tails {
     shards: Vec<Shard>,
     watched: AtomicUsize,
     hasher: RandomState,
+    share: Arc<Share>,
 }
 
 impl Tails {
-    pub(crate) fn new() -> Arc<Self> {
+    /// Tails that keep so much together.
+    pub(crate) fn new(share: Arc<Share>) -> Arc<Self> {
         Arc::new(Self {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             watched: AtomicUsize::new(0),
             hasher: RandomState::new(),
+            share,
         })
     }
 
@@ -111,7 +159,8 @@ impl Tails {
     pub(crate) fn join(&self, context: &ContextId) -> Arc<Tail> {
         let mut shard = self.shard(context).lock();
         let (tail, watchers) = shard.entry(context.clone()).or_insert_with(|| {
-            let tail = Tail { size: watch::Sender::new(Size(0)), recent: Mutex::default() };
+            let (size, recent) = (watch::Sender::new(Size(0)), Mutex::default());
+            let tail = Tail { size, recent, share: Arc::clone(&self.share) };
             (Arc::new(tail), 0)
         });
         *watchers += 1;
@@ -129,6 +178,11 @@ impl Tails {
             }
             self.watched.fetch_sub(1, Ordering::SeqCst);
         }
+    }
+
+    /// Memory for what they keep.
+    pub(crate) const fn share(&self) -> &Arc<Share> {
+        &self.share
     }
 
     /// The tail of a context, if anybody watches it.
@@ -159,5 +213,76 @@ impl Tails {
 
     fn shard(&self, context: &ContextId) -> &Shard {
         &self.shards[self.hasher.hash_one(context) as usize % SHARDS]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ledger_core::{EntryId, Epoch, Hash, Key, clock::LamportClock, entry::Metadata};
+
+    use super::*;
+
+    fn entry(context: &ContextId, sequence: u64, payload: usize) -> Entry {
+        Entry {
+            context_id: context.clone(),
+            sequence: Sequence(sequence),
+            id: EntryId::new(&sequence.to_string()).unwrap(),
+            key: Key::new("k").unwrap(),
+            payload: vec![7; payload].into(),
+            appended_at_ns: 0,
+            metadata: Metadata::new(),
+            lamport: LamportClock(sequence),
+            epoch: Epoch(1),
+            content_hash: Hash([0; 32]),
+        }
+    }
+
+    fn context(n: usize) -> ContextId {
+        ContextId::new(format!("c{n}")).unwrap()
+    }
+
+    #[test]
+    fn all_tails_together_keep_what_there_is_for_them_and_the_oldest_go() {
+        let share = Share::new("tails", 1 << 20);
+        let tails = Tails::new(Arc::clone(&share));
+        let watched: Vec<_> = (0..100).map(|n| (context(n), tails.join(&context(n)))).collect();
+        for round in 0..3 {
+            for (context, _) in &watched {
+                let entries = (1..=10).map(|n| entry(context, round * 10 + n, 4000));
+                tails.committed(context, entries, Size(round * 10 + 10));
+                assert!(share.used() <= share.capacity());
+            }
+        }
+        assert!(share.used() > share.capacity() / 2, "{}", share.used());
+        for (context, tail) in &watched {
+            assert_eq!(*tail.subscribe().borrow(), Size(30), "{context} goes on all the same");
+            // Whatever is kept is the newest, without a gap.
+            let kept: Vec<u64> = tail.recent.lock().entries.iter().map(|entry| entry.sequence.0).collect();
+            assert_eq!(kept, (31 - kept.len() as u64..=30).collect::<Vec<_>>(), "{context}");
+            assert!(
+                tail.recent_after(Sequence(0), 100).is_none(),
+                "from the beginning only the store knows it"
+            );
+        }
+        for (context, _) in &watched {
+            tails.leave(context);
+        }
+        drop(watched);
+        assert_eq!(share.used(), 0);
+    }
+
+    #[test]
+    fn a_tail_for_which_nothing_is_left_keeps_nothing_until_there_is() {
+        let share = Share::new("tails", 1 << 20);
+        let tails = Tails::new(Arc::clone(&share));
+        let (context, tail) = (context(0), tails.join(&context(0)));
+        let all = share.try_acquire(share.capacity()).unwrap();
+        tails.committed(&context, [entry(&context, 1, 10)].into_iter(), Size(1));
+        assert!(tail.recent.lock().entries.is_empty());
+        drop(all);
+        tails.committed(&context, [entry(&context, 2, 10)].into_iter(), Size(2));
+        assert!(tail.recent_after(Sequence(0), 10).is_none());
+        assert_eq!(tail.recent_after(Sequence(1), 10).unwrap().len(), 1);
+        assert_eq!(share.used(), tail.recent.lock().bytes);
     }
 }

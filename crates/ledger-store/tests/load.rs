@@ -114,18 +114,18 @@ fn an_empty_context_has_a_snapshot_too() {
     );
 }
 
-/// They are held whole: as large as was configured, also when they are decompressed, and one at a time.
+/// They are held whole: within the memory for loads, also what they decompress to and their entries, and one at a time.
 #[test]
 fn snapshots_of_the_predecessor_take_bounded_memory() {
     let dir = tempfile::tempdir().unwrap();
-    let ledger = Ledger::open_with(dir.path(), Options { max_legacy: 100_000, ..small() }).unwrap();
+    let ledger = Ledger::open_with(dir.path(), Options { loads: 100_000, ..small() }).unwrap();
     let fixture = std::fs::read("../../tests/fixtures/five-entries.etf").unwrap();
     let refused = |blob: &[u8]| ledger.load_from(&context("c"), false, blob).unwrap_err().to_string();
     let large = [vec![131], vec![0; 100_000]].concat();
-    assert!(refused(&large).contains("100001"), "{}", refused(&large));
+    assert!(refused(&large).contains("needs 100001 bytes of memory"), "{}", refused(&large));
     // It says that it is 200 000 bytes when it is decompressed.
-    let bomb = [&[131, 80][..], &200_000_u32.to_be_bytes(), &[0; 100]].concat();
-    assert!(refused(&bomb).contains("200000"), "{}", refused(&bomb));
+    let bomb = [&[131, 80][..], &200_000_u32.to_be_bytes(), &[0; 94]].concat();
+    assert!(refused(&bomb).contains("needs 200100 bytes of memory"), "{}", refused(&bomb));
 
     let mut first = ledger.load(&context("growth-strategy-001"), false).unwrap();
     first.feed(&fixture[..10]).unwrap();

@@ -1,12 +1,16 @@
 //! Fetching what is missing: many short contexts with one message and one write, long ones range by range, and what a
 //! load brought whole or not at all.
 
-use std::collections::{HashMap, VecDeque};
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+};
 
 use ledger_core::{ContextId, Size, digest::Extent, ownership::Claim, slot::Slot};
 use ledger_proto::ledger::v1::{FetchContext, FetchRequest, FetchedRange};
 use ledger_store::{
     Announced, Arriving, Following, Range,
+    budget::Permit,
     replica::{Part, Taken},
 };
 use tokio::time::timeout;
@@ -30,8 +34,8 @@ pub(super) type Missing = (ContextId, Size, Size);
 pub(super) struct Fetched {
     parts: Vec<Part>,
     bytes: usize,
-    /// Being written, the oldest first.
-    writing: VecDeque<Following>,
+    /// Being written, the oldest first, with what it takes.
+    writing: VecDeque<(Following, Permit)>,
     load: Option<FetchedLoad>,
     /// What was asked for and has not come yet: up to which size of each context.
     wanted: HashMap<ContextId, Size>,
@@ -80,7 +84,7 @@ impl CatchUp<'_> {
     /// Waits until all that was fetched is written.
     pub(super) async fn finish(&mut self, mut fetched: Fetched) -> Result<(), CatchUpError> {
         self.write(&mut fetched).await?;
-        for following in fetched.writing {
+        for (following, _held) in fetched.writing {
             self.written(following).await?;
         }
         Ok(())
@@ -153,11 +157,22 @@ impl CatchUp<'_> {
 
     /// Hands over what was fetched, and waits while too much is being written.
     async fn write(&mut self, fetched: &mut Fetched) -> Result<(), CatchUpError> {
-        fetched.bytes = 0;
+        let bytes = std::mem::take(&mut fetched.bytes);
         let parts = std::mem::take(&mut fetched.parts);
-        fetched.writing.push_back(self.shared.ledger.follow(parts, 0).await?);
+        let share = Arc::clone(&self.shared.replicated);
+        let held = loop {
+            // Nothing that is written is held while this waits.
+            if let Some(held) = share.try_acquire(bytes) {
+                break held;
+            }
+            match fetched.writing.pop_front() {
+                Some((oldest, _held)) => self.written(oldest).await?,
+                None => break share.acquire(bytes).await,
+            }
+        };
+        fetched.writing.push_back((self.shared.ledger.follow(parts, 0).await?, held));
         if fetched.writing.len() >= WRITING
-            && let Some(oldest) = fetched.writing.pop_front()
+            && let Some((oldest, _held)) = fetched.writing.pop_front()
         {
             self.written(oldest).await?;
         }
@@ -189,7 +204,7 @@ impl CatchUp<'_> {
         if fetched.load.as_ref().is_none_or(|load| load.context != context) {
             // What was fetched of the context before comes before it.
             self.write(fetched).await?;
-            for following in std::mem::take(&mut fetched.writing) {
+            for (following, _held) in std::mem::take(&mut fetched.writing) {
                 self.written(following).await?;
             }
             let announced = Announced::by(&range, to, None);

@@ -68,6 +68,8 @@ pub(crate) fn config(
         max_staleness: Some(Duration::from_secs(2)),
         anti_entropy_interval: Duration::from_millis(300),
         catch_up_rate: 0,
+        replication: 64 << 20,
+        replicated: 32 << 20,
         tls: None,
     }
 }

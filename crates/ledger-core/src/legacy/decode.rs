@@ -1,6 +1,6 @@
 //! From terms to a snapshot.
 
-use std::fmt::Display;
+use std::{fmt::Display, mem::size_of};
 
 use bytes::Bytes;
 
@@ -18,8 +18,18 @@ use super::{
     term::Reader,
 };
 
-pub(super) fn decode(bytes: &[u8], limits: Limits) -> Result<Snapshot, LegacyError> {
-    let term = inflate::open(bytes, limits.max_uncompressed)?;
+/// What an entry takes beside its fields: its hash, and its place in the table of ids.
+const ENTRY: usize = size_of::<LegacyEntry>() + 128;
+/// What a pair of metadata takes beside its bytes.
+const PAIR: usize = 2 * size_of::<String>() + 64;
+
+/// Asked for bytes of memory as they are needed.
+type Room<'a> = &'a mut dyn FnMut(usize) -> bool;
+
+pub(super) fn decode(blob: Bytes, limits: Limits, room: Room<'_>) -> Result<Snapshot, LegacyError> {
+    let term = inflate::open(&blob, limits.max_uncompressed)?;
+    // What was compressed is of no use any more.
+    drop(blob);
     // The version comes last in the map, and decides what the rest may be.
     let version = version(&term)?;
     let has_hashes = version >= 2;
@@ -42,7 +52,7 @@ pub(super) fn decode(bytes: &[u8], limits: Limits) -> Result<Snapshot, LegacyErr
                 once("merkle_root", owner, &mut merkle_root, root)?;
             }
             b"entries" => {
-                let list = decode_entries(&mut reader, has_hashes, limits)?;
+                let list = decode_entries(&term, &mut reader, has_hashes, limits, room)?;
                 once("entries", owner, &mut entries, list)?;
             }
             _ => reader.skip()?,
@@ -84,15 +94,21 @@ fn version(term: &[u8]) -> Result<u64, LegacyError> {
 }
 
 fn decode_entries(
+    term: &Bytes,
     reader: &mut Reader<'_>,
     has_hashes: bool,
     limits: Limits,
+    room: Room<'_>,
 ) -> Result<Vec<LegacyEntry>, LegacyError> {
     let count = reader.list()?;
     limit("a number of entries", count, limits.max_entries)?;
     let mut entries = Vec::new();
     for position in 1..=count {
-        entries.push(decode_entry(reader, position, has_hashes, limits)?);
+        let entry = decode_entry(term, reader, position, has_hashes, limits)?;
+        if !room(weight(&entry)) {
+            return Err(LegacyError::NoRoom);
+        }
+        entries.push(entry);
     }
     if count > 0 {
         reader.nil()?;
@@ -101,7 +117,14 @@ fn decode_entries(
     Ok(entries)
 }
 
+/// What an entry takes beside its payload, which is a part of the blob.
+fn weight(entry: &LegacyEntry) -> usize {
+    let metadata: usize = entry.metadata.iter().map(|(key, value)| PAIR + key.len() + value.len()).sum();
+    ENTRY + entry.key.as_str().len() + 2 * size_of::<EntryId>() + metadata
+}
+
 fn decode_entry(
+    term: &Bytes,
     reader: &mut Reader<'_>,
     position: u64,
     has_hashes: bool,
@@ -131,7 +154,7 @@ fn decode_entry(
                 let value = reader.binary()?;
                 let max = limits.max_payload.min(MAX_PAYLOAD);
                 limit("a payload in bytes", value.len() as u64, max as u64)?;
-                once("payload", owner, &mut payload, Bytes::copy_from_slice(value))?;
+                once("payload", owner, &mut payload, term.slice_ref(value))?;
             }
             b"appended_at_ns" => once("appended_at_ns", owner, &mut appended_at_ns, reader.unsigned()?)?,
             b"metadata" => once("metadata", owner, &mut metadata, decode_metadata(reader, owner)?)?,

@@ -43,6 +43,9 @@ pub enum LegacyError {
         /// How large it may be.
         max: u64,
     },
+    /// There was no memory for its entries.
+    #[error("there is no memory left for the entries of the predecessor's snapshot")]
+    NoRoom,
     /// The compressed part cannot be decompressed to the size it declares.
     #[error("the predecessor's snapshot cannot be decompressed: {reason}")]
     Compression {

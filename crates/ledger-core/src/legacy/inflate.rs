@@ -1,7 +1,6 @@
 //! The outer form of an external term: plain, or compressed with zlib.
 
-use std::borrow::Cow;
-
+use bytes::Bytes;
 use flate2::{Decompress, FlushDecompress, Status};
 
 use super::{FORMAT_TAG, LegacyError};
@@ -12,7 +11,7 @@ const COMPRESSED: u8 = 80;
 const STEP: usize = 64 * 1024;
 
 /// The term without the format's tag, decompressed if need be to at most `max` bytes.
-pub(super) fn open(bytes: &[u8], max: usize) -> Result<Cow<'_, [u8]>, LegacyError> {
+pub(super) fn open(blob: &Bytes, max: usize) -> Result<Bytes, LegacyError> {
     let check = |size: usize| {
         if size > max {
             let (value, max) = (size as u64, max as u64);
@@ -20,18 +19,26 @@ pub(super) fn open(bytes: &[u8], max: usize) -> Result<Cow<'_, [u8]>, LegacyErro
         }
         Ok(())
     };
-    match bytes {
-        [FORMAT_TAG, COMPRESSED, a, b, c, d, compressed @ ..] => {
-            let size = u32::from_be_bytes([*a, *b, *c, *d]) as usize;
+    match &blob[..] {
+        [FORMAT_TAG, COMPRESSED, _, _, _, _, compressed @ ..] => {
+            let size = declared(blob).unwrap_or_default();
             check(size)?;
-            inflate(compressed, size).map(Cow::Owned)
+            inflate(compressed, size).map(Bytes::from)
         }
         [FORMAT_TAG, COMPRESSED, ..] => Err(LegacyError::Truncated { at: 1 }),
         [FORMAT_TAG, term @ ..] => {
             check(term.len())?;
-            Ok(Cow::Borrowed(term))
+            Ok(blob.slice(1..))
         }
         _ => Err(LegacyError::NotLegacy),
+    }
+}
+
+/// The size after decompression that a compressed term declares.
+pub(super) fn declared(blob: &[u8]) -> Option<usize> {
+    match blob {
+        [FORMAT_TAG, COMPRESSED, a, b, c, d, ..] => Some(u32::from_be_bytes([*a, *b, *c, *d]) as usize),
+        _ => None,
     }
 }
 

@@ -43,12 +43,12 @@ fn fixture(name: &str) -> Fixture {
 }
 
 fn decode(blob: &[u8]) -> Result<Snapshot, LegacyError> {
-    Snapshot::decode(blob, Limits::default())
+    Snapshot::decode(blob.to_vec(), Limits::default())
 }
 
 /// The blob without its compression.
 fn plain(blob: &[u8]) -> Vec<u8> {
-    [&[FORMAT_TAG][..], &inflate::open(blob, 1 << 20).unwrap()].concat()
+    [&[FORMAT_TAG][..], &inflate::open(&blob.to_vec().into(), 1 << 20).unwrap()].concat()
 }
 
 /// The plain blob, compressed.
@@ -366,9 +366,19 @@ fn declared_sizes_are_not_believed() {
     let bomb = compressed(&vec![FORMAT_TAG; 50_000_000]);
     assert!(bomb.len() < 100_000);
     let error =
-        Snapshot::decode(&bomb, Limits { max_uncompressed: 1 << 20, ..Limits::default() }).unwrap_err();
+        Snapshot::decode(bomb, Limits { max_uncompressed: 1 << 20, ..Limits::default() }).unwrap_err();
     assert!(matches!(error, LegacyError::Limit { value: 49_999_999, .. }), "{error}");
-    assert!(Snapshot::decode(&blob, Limits { max_uncompressed: 100, ..Limits::default() }).is_err());
-    assert!(Snapshot::decode(&blob, Limits { max_payload: 16, ..Limits::default() }).is_err());
-    assert!(Snapshot::decode(&blob, Limits { max_entries: 0, ..Limits::default() }).is_err());
+    assert!(Snapshot::decode(blob.clone(), Limits { max_uncompressed: 100, ..Limits::default() }).is_err());
+    assert!(Snapshot::decode(blob.clone(), Limits { max_payload: 16, ..Limits::default() }).is_err());
+    assert!(Snapshot::decode(blob.clone(), Limits { max_entries: 0, ..Limits::default() }).is_err());
+    let mut asked = 0;
+    let within = |most: usize, asked: &mut usize| {
+        Snapshot::decode_within(blob.clone(), Limits::default(), |bytes| {
+            *asked += bytes;
+            *asked <= most
+        })
+    };
+    assert_eq!(within(100, &mut asked), Err(LegacyError::NoRoom));
+    let needed = std::mem::take(&mut asked);
+    assert!(within(needed, &mut asked).is_ok(), "{needed}");
 }

@@ -12,7 +12,7 @@ use super::{
     FRAME_TAG, Header, Limits, MAGIC, Place, SnapshotError, TRAILER_TAG, VERSION, entry,
     fields::Reader,
     history::History,
-    zstd_frame::{InflateError, Inflater, bound},
+    zstd_frame::{InflateError, Inflater, bound, needs},
 };
 
 /// What a snapshot holds, in this order: one header, the entries, one end.
@@ -71,6 +71,8 @@ pub struct Decoder {
     history: History,
     frames: u64,
     inflater: Inflater,
+    /// Bytes that a frame may take.
+    room: usize,
 }
 
 impl Decoder {
@@ -84,6 +86,22 @@ impl Decoder {
             history: History::default(),
             frames: 0,
             inflater: Inflater::default(),
+            room: usize::MAX,
+        }
+    }
+
+    /// From now on a frame that takes more bytes of memory than this is not read: [`next`](Self::next) gives `None`, and
+    /// [`needs`](Self::needs) says how many it takes.
+    pub const fn set_room(&mut self, bytes: usize) {
+        self.room = bytes;
+    }
+
+    /// Bytes of memory that the frame takes that comes next: compressed, decompressed, and to decompress it. 0 if that is
+    /// not known yet, or it was read.
+    pub fn needs(&self) -> usize {
+        match &self.state {
+            State::Frame { uncompressed, .. } => needs(*uncompressed),
+            _ => 0,
         }
     }
 
@@ -187,8 +205,11 @@ impl Decoder {
                     self.state = State::Frame { header, compressed, uncompressed };
                 }
                 State::Frame { header, compressed, uncompressed } => {
+                    self.state = State::Frame { header: header.clone(), compressed, uncompressed };
+                    if self.needs() > self.room {
+                        return Ok(None);
+                    }
                     let Some(bytes) = self.buffer.take(compressed, &mut self.checksum) else {
-                        self.state = State::Frame { header, compressed, uncompressed };
                         return Ok(None);
                     };
                     let frame = self.inflater.inflate(bytes, uncompressed).map_err(|error| match error {

@@ -10,6 +10,7 @@ use zstd::{
 const LEVEL: i32 = 3;
 /// The largest window a frame may ask for, as a power of two: 8 MiB.
 const MAX_WINDOW_LOG: u32 = 23;
+const MAX_WINDOW: usize = 1 << MAX_WINDOW_LOG;
 /// Decompressed bytes are made room for in steps of at least this.
 const STEP: usize = 128 * 1024;
 
@@ -36,6 +37,13 @@ impl Deflater {
 /// How many bytes a frame of `uncompressed` bytes can have at most.
 pub(super) fn bound(uncompressed: usize) -> usize {
     compress_bound(uncompressed)
+}
+
+/// Most bytes of memory for a frame of `uncompressed` bytes: compressed, decompressed, and its window.
+pub(super) const fn needs(uncompressed: usize) -> usize {
+    let window = if uncompressed < MAX_WINDOW { uncompressed } else { MAX_WINDOW };
+    // What cannot be compressed takes a little more, compressed: less than a hundredth.
+    2 * uncompressed + uncompressed / 100 + 1024 + window
 }
 
 /// Why a frame could not be decompressed.

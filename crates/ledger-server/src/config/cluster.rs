@@ -11,7 +11,7 @@ use ledger_cluster::{
 use ledger_core::node::{Incarnation, MAX_REPLICAS, NodeId, StorageId};
 
 use super::{Config, ConfigError};
-use crate::units::Span;
+use crate::{memory::Plan, units::Span};
 
 #[cfg(test)]
 mod tests;
@@ -174,6 +174,7 @@ impl Config {
             owned: Vec::new(),
             halted: Vec::new(),
         };
+        let plan = Plan::of(self.memory);
         Ok(Some(ClusterConfig {
             membership,
             facts,
@@ -184,6 +185,8 @@ impl Config {
             max_staleness: Some(self.max_staleness.0).filter(|bound| !bound.is_zero()),
             anti_entropy_interval: self.anti_entropy_interval.0,
             catch_up_rate: self.catch_up_rate.0,
+            replication: plan.replication.max(self.max_in_flight).get(),
+            replicated: plan.replicated.get(),
             tls: self.peer_tls()?,
         }))
     }

@@ -7,6 +7,11 @@ fn context() -> ContextId {
     ContextId::new("c").unwrap()
 }
 
+/// With 64 MiB for broadcasts.
+fn interest() -> Arc<Interest> {
+    Arc::new(Interest::within(Share::new("events", 128 << 20)))
+}
+
 fn observer(name: &str) -> Observer {
     Observer { name: name.to_owned(), metadata: BTreeMap::new() }
 }
@@ -51,7 +56,7 @@ fn text(event: InterestEvent) -> String {
 
 #[test]
 fn observers_hear_who_is_there_who_comes_and_who_goes() {
-    let interest = Arc::new(Interest::default());
+    let interest = interest();
     let a = join(&interest, "a");
     assert_eq!(told(&a), ["a of a"]);
     let b = join(&interest, "b");
@@ -67,7 +72,7 @@ fn observers_hear_who_is_there_who_comes_and_who_goes() {
 
 #[test]
 fn who_leaves_is_told_nothing_more() {
-    let interest = Arc::new(Interest::default());
+    let interest = interest();
     let (a, b) = (join(&interest, "a"), join(&interest, "b"));
     assert!(interest.leave(&context(), "b"));
     assert!(!interest.leave(&context(), "b"));
@@ -79,7 +84,7 @@ fn who_leaves_is_told_nothing_more() {
 
 #[test]
 fn an_observer_of_the_same_name_takes_the_place_of_the_older_one() {
-    let interest = Arc::new(Interest::default());
+    let interest = interest();
     let (a, older) = (join(&interest, "a"), join(&interest, "b"));
     assert_eq!(told(&a), ["a of a b"]);
     let newer = join(&interest, "b");
@@ -94,7 +99,7 @@ fn an_observer_of_the_same_name_takes_the_place_of_the_older_one() {
 
 #[test]
 fn a_slow_observer_misses_broadcasts_and_slows_nobody() {
-    let interest = Arc::new(Interest::default());
+    let interest = interest();
     let (slow, quick) = (join(&interest, "slow"), join(&interest, "quick"));
     assert_eq!((told(&slow).len(), told(&quick).len()), (1, 1));
     for _ in 0..OBSERVER_EVENTS {
@@ -114,30 +119,42 @@ fn a_slow_observer_misses_broadcasts_and_slows_nobody() {
 
 #[test]
 fn large_broadcasts_are_bounded_by_their_bytes() {
-    let interest = Arc::new(Interest::default());
+    let interest = interest();
     let a = join(&interest, "a");
     told(&a);
     let large = message(vec![0; 64 << 10]);
     let reached: u64 = (0..64).map(|_| interest.broadcast(&context(), large.clone())).sum();
     assert_eq!(reached as usize, OBSERVER_EVENT_BYTES / weight(&large));
-    assert_eq!(interest.waiting.load(Ordering::Relaxed), reached as usize * weight(&large));
+    assert_eq!(interest.events.used(), reached as usize * weight(&large));
     drop(a);
-    assert_eq!(interest.waiting.load(Ordering::Relaxed), 0);
+    assert_eq!(interest.events.used(), 0);
 }
 
 #[test]
 fn all_that_waits_on_a_node_is_bounded() {
-    let interest = Arc::new(Interest::default());
-    interest.waiting.store(INTEREST_BYTES, Ordering::Relaxed);
+    let interest = interest();
+    let half = interest.events.charge(interest.events.capacity() / 2);
     let a = join(&interest, "a");
     assert_eq!(interest.broadcast(&context(), message("")), 0);
     let _b = join(&interest, "b");
     assert_eq!(told(&a), ["a of a b", "missed 1"], "who is there is told all the same");
+    let _c = join(&interest, "c");
+    assert_eq!(told(&a), ["+c"], "of half of it changes are told");
+    // And of the rest nothing but that all are to be told anew.
+    let rest = interest.events.charge(interest.events.capacity() / 2);
+    let used = interest.events.used();
+    let _d = join(&interest, "d");
+    let e = join(&interest, "e");
+    assert_eq!(interest.events.used(), used);
+    assert_eq!(told(&a), ["a of a b c d e"]);
+    drop((half, rest));
+    drop(e);
+    assert_eq!(told(&a), ["-e"]);
 }
 
 #[test]
 fn an_observer_that_was_too_slow_for_changes_is_told_all_members_anew() {
-    let interest = Arc::new(Interest::default());
+    let interest = interest();
     let a = join(&interest, "a");
     told(&a);
     for _ in 0..2 * OBSERVER_EVENTS {
@@ -153,7 +170,7 @@ fn an_observer_that_was_too_slow_for_changes_is_told_all_members_anew() {
 
 #[test]
 fn observers_and_what_they_say_of_themselves_are_bounded() {
-    let interest = Arc::new(Interest::default());
+    let interest = interest();
     let metadata = BTreeMap::from([("k".to_owned(), "v".repeat(60 << 10))]);
     let large = |n: usize| Observer { name: n.to_string(), metadata: metadata.clone() };
     let mut there = Vec::new();

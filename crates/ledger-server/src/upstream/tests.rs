@@ -6,7 +6,8 @@ use super::*;
 use crate::{config::Config, memory::Memory, units::ByteSize};
 
 fn call() -> Arc<Call> {
-    let memory = Arc::new(Memory::new(&Config { memory: ByteSize::mib(128), ..Config::default() }));
+    let memory =
+        Arc::new(Memory::new(&Config { memory: ByteSize::mib(128), ..Config::default() }, Vec::new()));
     let (client, place) = (Arc::new(memory.client()), memory.calls.charge(limits::CALL));
     Call::new(Instant::now() + limits::LONGEST_CALL, false, memory, client, place)
 }
