@@ -89,14 +89,14 @@ impl Plan {
         // In whole MiB, of a hundred parts.
         let part = |parts: u64, most_mib: u64| ByteSize::mib(((rest * parts / 100) >> 20).clamp(1, most_mib));
         let mut plan = Self {
-            block_cache: part(12, 128),
+            block_cache: part(11, 128),
             write_buffer: part(12, 128),
             head_cache: part(4, 64),
             in_flight: part(11, 256),
             forwarding: part(5, 256),
             receiving: part(10, 256),
             answers: part(12, 512),
-            calls: part(8, 384),
+            calls: part(9, 384),
             replication: part(11, 320),
             replicated: part(4, 128),
             tails: part(3, 256),
