@@ -356,7 +356,8 @@ async fn what_a_source_cannot_read_is_missing_from_a_takeover() {
     // So slow that the node that is to take over has nothing written when the owner ends.
     let mut trio = Trio::start(&["--catch-up-rate", "1KiB", "--scrub-rate", "0"]);
     let names = || NAMES.iter().map(|name| NodeId::new(*name).unwrap());
-    let of = |context: &str| rendezvous::order(Slot::of(&ContextId::new(context).unwrap()), names());
+    let of =
+        |context: &str| rendezvous::preference_order(Slot::of(&ContextId::new(context).unwrap()), names());
     let context = "taken-over";
     let order = of(context).into_iter().map(|node| names().position(|name| name == node).unwrap());
     let [owner, taker, source] = order.collect::<Vec<_>>().try_into().unwrap();

@@ -62,7 +62,10 @@ impl Snapshot {
                 (number, ledger_store::Append::new(of.clone(), draft))
             });
             let (results, mut received) = tokio::sync::mpsc::unbounded_channel();
-            ledger.submit(appends.collect(), ledger_store::Terms::default(), results).await.unwrap();
+            ledger
+                .submit(appends.collect(), ledger_store::AppendConditions::default(), results)
+                .await
+                .unwrap();
             while let Some(message) = received.recv().await {
                 assert!(message.results.iter().all(|result| result.result.is_ok()));
             }
@@ -158,7 +161,7 @@ impl Watched {
     }
 }
 
-/// Every node shows the same of a context, once all copies are in step: how many entries.
+/// Every node shows the same of a context, once all copies are in sync: how many entries.
 async fn shown_everywhere(cluster: &Cluster, name: &str, snapshot: &Snapshot) -> u64 {
     cluster.settle();
     let mut rpcs = Vec::new();

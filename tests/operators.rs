@@ -19,7 +19,7 @@ use std::{
 };
 
 use ledger_core::{
-    call_proof::{Nonce, Proof, body_hash},
+    call_proof::{CallProof, Nonce, body_hash},
     cluster_key::CallKey,
     node::{Incarnation, Member, NodeId, StorageId},
 };
@@ -215,16 +215,16 @@ impl Session {
         Self { from, to, caller, called: answer.nonce.as_ref().try_into().unwrap() }
     }
 
-    fn proof(&self, number: u64, key: [u8; 32], method: &str, framed: &[u8]) -> Vec<u8> {
-        let proof = Proof {
+    fn proof(&self, call_number: u64, key: [u8; 32], method: &str, framed: &[u8]) -> Vec<u8> {
+        let proof = CallProof {
             from: self.from.clone(),
             incarnation: Incarnation(0),
             caller: self.caller,
             called: self.called,
-            number,
+            call_number,
             body: Some(body_hash(framed)),
         };
-        proof.made_with(&CallKey::of(&key), method, &self.to)
+        proof.prove_with(&CallKey::of(&key), method, &self.to)
     }
 }
 

@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use simulator::{Broken, Counts, Flags, Run, run};
+use simulator::{Counts, DisabledRule, Flags, Run, run};
 
 /// Something that was promised is broken, not only late.
 fn is_unsafe(run: &Run) -> bool {
@@ -22,9 +22,10 @@ fn is_unsafe(run: &Run) -> bool {
 }
 
 /// What a run violated, and the command that shows it again.
-fn failed(seed: u64, broken: Broken, run: &Run) -> Option<String> {
+fn failed(seed: u64, broken: DisabledRule, run: &Run) -> Option<String> {
     let violation = run.violation.as_ref()?;
-    let flag = if broken == Broken::Nothing { String::new() } else { format!(" --broken {}", broken.name()) };
+    let flag =
+        if broken == DisabledRule::Nothing { String::new() } else { format!(" --broken {}", broken.name()) };
     Some(format!("seed {seed}: {violation}\n  replay it with: just simulate --seed {seed} --trace{flag}"))
 }
 
@@ -32,8 +33,8 @@ fn failed(seed: u64, broken: Broken, run: &Run) -> Option<String> {
 fn no_seed_of_a_thousand_violates_an_invariant() {
     let mut counts = Counts::default();
     for seed in 0..1000 {
-        let run = run(seed, Broken::Nothing, false);
-        if let Some(failed) = failed(seed, Broken::Nothing, &run) {
+        let run = run(seed, DisabledRule::Nothing, false);
+        if let Some(failed) = failed(seed, DisabledRule::Nothing, &run) {
             panic!("{failed}");
         }
         counts.add_all(&run.counts);
@@ -45,13 +46,13 @@ fn no_seed_of_a_thousand_violates_an_invariant() {
 #[test]
 fn a_run_is_decided_by_its_seed() {
     for seed in 0..5 {
-        assert_eq!(run(seed, Broken::Nothing, false), run(seed, Broken::Nothing, false));
+        assert_eq!(run(seed, DisabledRule::Nothing, false), run(seed, DisabledRule::Nothing, false));
     }
 }
 
 #[test]
 fn each_rule_that_is_left_out_is_noticed() {
-    for broken in Broken::ALL {
+    for broken in DisabledRule::ALL {
         let runs = (0..1000).map(|seed| (seed, run(seed, broken, false)));
         let noticed =
             runs.filter(|(_, run)| is_unsafe(run)).find_map(|(seed, run)| failed(seed, broken, &run));

@@ -113,7 +113,7 @@ impl Run {
         self.notes.push(text);
     }
 
-    /// When all is healed: ends the load, waits until all copies are in step, and checks everything.
+    /// When all is healed: ends the load, waits until all copies are in sync, and checks everything.
     pub(crate) async fn finish(mut self, errors: Errors) -> Report {
         self.goes_on("when all is healed").await;
         let told = self.load.stop().await;

@@ -2,7 +2,7 @@
 
 /// What is left out.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Broken {
+pub enum DisabledRule {
     /// Nothing.
     #[default]
     Nothing,
@@ -30,7 +30,7 @@ pub enum Broken {
     LoadsUnsettled,
 }
 
-impl Broken {
+impl DisabledRule {
     /// Every rule that can be left out.
     pub const ALL: [Self; 11] = [
         Self::NoPromiseCheck,

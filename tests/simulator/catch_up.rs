@@ -7,23 +7,23 @@ use std::rc::Rc;
 
 use ledger_core::{
     ContextId, Hash, Size,
-    compare::{self, DrillDown, Finding, Listed, MAX_PAGE, Page, Prefixes, Roots, Side, Verdict},
+    compare::{self, DrillDown, Finding, ListedContext, MAX_PAGE, Page, Roots, RootsRequest, Side, Verdict},
     digest::{Bucket, ContextSummary, SlotDigest},
     node::Member,
     ownership::{
         Claim,
-        slots::{Event, Outcome},
+        slot_manager::{Event, SyncOfferOutcome},
     },
     slot::Slot,
 };
 
 use super::{
     counts::Counted,
-    follow::Taken,
     history::Context,
-    message::{Index, Message, Part, Question, Reply, Up},
+    message::{CatchUpRequest, CatchUpResponse, Index, Message, Part, ReplicaMessage},
     node::{Node, index_of},
-    wants::{Note, Out, Timer},
+    node_output::{NodeOutput, Note, Timer},
+    replicate::ReplicateOutcome,
 };
 
 /// How long a question may take, milliseconds.
@@ -159,7 +159,7 @@ impl Node {
 
     fn complete(&mut self, slot: Slot) {
         if let Some(task) = self.tasks.remove(&slot) {
-            self.out.push(Out::Note(Note::CaughtUp { entries: task.fetched }));
+            self.out.push(NodeOutput::Note(Note::CaughtUp { entries: task.fetched }));
             self.events.push_back(Event::CaughtUp { slot, claim: task.claim, is_complete: true });
         }
     }
@@ -174,8 +174,12 @@ impl Node {
             // The owner may not know yet, and sends nothing that would be refused.
             (Purpose::Follow(owner), Some(promised)) if promised > claim => {
                 if let Some((stream, _)) = self.incoming.get(&owner) {
-                    let body = Up::Offered { slot, claim, outcome: Outcome::Refused(promised) };
-                    self.out.push(Out::Up { stream: *stream, body });
+                    let body = ReplicaMessage::SyncOfferAnswered {
+                        slot,
+                        claim,
+                        outcome: SyncOfferOutcome::Refused(promised),
+                    };
+                    self.out.push(NodeOutput::Up { stream: *stream, body });
                 }
             }
             (Purpose::Follow(_), _) => {}
@@ -186,18 +190,18 @@ impl Node {
         let mut effects = VecDeque::from(effects);
         while let Some(effect) = effects.pop_front() {
             match effect {
-                compare::Effect::Send(ask) => self.ask(slot, Question::Compare(ask)),
-                compare::Effect::Look(ask) => {
+                compare::Effect::AskRemote(ask) => self.ask(slot, CatchUpRequest::Compare(ask)),
+                compare::Effect::AskLocal(ask) => {
                     let answer = self.compared(&ask);
                     let Some(drill) = self.tasks.get_mut(&slot).and_then(|task| task.drill.as_mut()) else {
                         return;
                     };
-                    match drill.step(compare::Event::Ours(answer)) {
+                    match drill.step(compare::Event::Local(answer)) {
                         Ok(more) => effects.extend(more),
                         Err(_) => return self.again(slot),
                     }
                 }
-                compare::Effect::NotKept(_) => {}
+                compare::Effect::NotReplicated(_) => {}
                 compare::Effect::Found(finding) => {
                     if let Some(task) = self.tasks.get_mut(&slot) {
                         task.findings.push_back(finding);
@@ -209,14 +213,14 @@ impl Node {
     }
 
     /// Puts a question to the source.
-    fn ask(&mut self, slot: Slot, question: Question) {
+    fn ask(&mut self, slot: Slot, question: CatchUpRequest) {
         let number = self.number();
         let Some(task) = self.tasks.get_mut(&slot) else { return };
         task.asked = Some(number);
         let to = task.sources[task.at].clone();
         let index = index_of(&to.node);
-        self.out.push(Out::Message { to: index, message: Message::Question { number, to, question } });
-        self.out.push(Out::Timer { after: ANSWER_WITHIN, timer: Timer::Question(number) });
+        self.out.push(NodeOutput::Message { to: index, message: Message::Question { number, to, question } });
+        self.out.push(NodeOutput::Timer { after: ANSWER_WITHIN, timer: Timer::Question(number) });
     }
 
     /// Does something about the next finding.
@@ -235,11 +239,12 @@ impl Node {
         let Some(context) = self.config.contexts.find(&finding.context) else { return self.go_on(slot) };
         let history = &self.disk.now.histories[context];
         let ours = (history.size(), history.root());
-        let theirs = finding.theirs.held().map_or((0, Hash([0; 32])), |theirs| (theirs.size.0, theirs.root));
+        let theirs =
+            finding.remote.summary().map_or((0, Hash([0; 32])), |theirs| (theirs.size.0, theirs.root));
         if let Verdict::Unreadable(side) = finding.verdict {
             return self.unreadable(slot, context, side, theirs.0);
         }
-        if history.extent() != finding.ours.held().map(ContextSummary::extent) {
+        if history.extent() != finding.local.summary().map(ContextSummary::tree_head) {
             // It changed since it was compared: it is compared again.
             task.is_dirty = true;
             return self.go_on(slot);
@@ -249,7 +254,7 @@ impl Node {
             Verdict::Ahead { .. } if keeps_longer => self.go_on(slot),
             Verdict::Ahead { from } if is_follower => {
                 task.doing = Some(Doing::Recheck { context, ours, from: from.0 });
-                self.ask(slot, Question::RootAt { context, size: ours.0 });
+                self.ask(slot, CatchUpRequest::RootAt { context, size: ours.0 });
             }
             Verdict::Ahead { from } => {
                 task.is_dirty = true;
@@ -262,7 +267,7 @@ impl Node {
                 self.fork(context, common.0, theirs);
                 self.fetch(slot, context, common.0, theirs.0);
             }
-            Verdict::InStep | Verdict::Changed | Verdict::Damaged { .. } | Verdict::Unreadable(_) => {
+            Verdict::InSync | Verdict::Changed | Verdict::Damaged { .. } | Verdict::Unreadable(_) => {
                 task.is_dirty = true;
                 self.go_on(slot);
             }
@@ -276,18 +281,18 @@ impl Node {
             return self.give_up(slot);
         }
         task.is_dirty = true;
-        if side == Side::Theirs {
+        if side == Side::Remote {
             return self.go_on(slot);
         }
         task.doing = Some(Doing::Restore(context));
-        self.ask(slot, Question::Fetch { context, after: 0, to, is_whole: true });
+        self.ask(slot, CatchUpRequest::Fetch { context, after: 0, to, is_whole: true });
     }
 
     fn fetch(&mut self, slot: Slot, context: Context, after: u64, to: u64) {
         if let Some(task) = self.tasks.get_mut(&slot) {
             (task.doing, task.is_dirty) = (Some(Doing::Fetch(context, to)), true);
         }
-        self.ask(slot, Question::Fetch { context, after, to, is_whole: false });
+        self.ask(slot, CatchUpRequest::Fetch { context, after, to, is_whole: false });
     }
 
     /// Everything that was found is done.
@@ -303,9 +308,9 @@ impl Node {
             Purpose::Follow(owner) => {
                 let to = task.sources[0].clone();
                 let generation = task.generation;
-                let message = Message::Joins { from: self.member.clone(), to, slot };
-                self.out.push(Out::Message { to: owner, message });
-                self.out.push(Out::Timer { after: RETRY, timer: Timer::Task(slot, generation) });
+                let message = Message::SyncRequest { from: self.member.clone(), to, slot };
+                self.out.push(NodeOutput::Message { to: owner, message });
+                self.out.push(NodeOutput::Timer { after: RETRY, timer: Timer::Task(slot, generation) });
             }
         }
     }
@@ -317,7 +322,7 @@ impl Node {
         (task.drill, task.doing, task.asked) = (None, None, None);
         let (is_claim, failures, generation) = (task.is_claim(), task.failures, task.generation);
         if !is_claim {
-            self.out.push(Out::Timer { after: RETRY, timer: Timer::Task(slot, generation) });
+            self.out.push(NodeOutput::Timer { after: RETRY, timer: Timer::Task(slot, generation) });
         } else if failures < FAILURES {
             self.begin(slot);
         } else {
@@ -338,10 +343,13 @@ impl Node {
         }
     }
 
-    pub(super) fn replied(&mut self, number: u64, reply: Reply) {
+    pub(super) fn replied(&mut self, number: u64, reply: CatchUpResponse) {
         if let Some(context) = self.restoring.remove(&number) {
-            let fetched =
-                if let Reply::Fetched(range, loaded) = &reply { Some((range, *loaded)) } else { None };
+            let fetched = if let CatchUpResponse::Fetched(range, loaded) = &reply {
+                Some((range, *loaded))
+            } else {
+                None
+            };
             return self.fetched_for_restoring(context, fetched);
         }
         let Some((slot, task)) = self.tasks.iter_mut().find(|(_, task)| task.asked == Some(number)) else {
@@ -357,23 +365,23 @@ impl Node {
             return self.again(slot);
         }
         match (reply, doing) {
-            (Reply::Compare(answer), None) => {
+            (CatchUpResponse::Compare(answer), None) => {
                 let Some(drill) = self.tasks.get_mut(&slot).and_then(|task| task.drill.as_mut()) else {
                     return;
                 };
-                match drill.step(compare::Event::Theirs(answer)) {
+                match drill.step(compare::Event::Remote(answer)) {
                     Ok(effects) => self.drilled(slot, effects),
                     Err(_) => self.again(slot),
                 }
             }
-            (Reply::Fetched(range, loaded), Some(Doing::Fetch(context, to))) => {
+            (CatchUpResponse::Fetched(range, loaded), Some(Doing::Fetch(context, to))) => {
                 let count = range.entries.len() as u64;
                 let (end, is_load) = (range.after + count, loaded.is_some());
                 if is_load {
-                    self.out.push(Out::Note(Note::Load(Counted::LoadFetched)));
+                    self.out.push(NodeOutput::Note(Note::Load(Counted::LoadFetched)));
                 }
                 let part = Part { slot, claim, range, is_load, staged_to: None };
-                let reaches = self.take_part(part, 0) == Taken::Reaches;
+                let reaches = self.apply_part(part, 0) == ReplicateOutcome::Durable;
                 if let Some(task) = self.tasks.get_mut(&slot).filter(|_| reaches) {
                     task.fetched += count;
                 }
@@ -382,21 +390,21 @@ impl Node {
                 }
                 self.go_on(slot);
             }
-            (Reply::Fetched(range, loaded), Some(Doing::Restore(context))) => {
+            (CatchUpResponse::Fetched(range, loaded), Some(Doing::Restore(context))) => {
                 if range.after == 0 && !range.entries.is_empty() && self.is_damaged(context) {
-                    self.darken(slot);
-                    self.parked.remove(&context);
+                    self.hide(slot);
+                    self.out_of_order.remove(&context);
                     self.restore(context, &range.entries, loaded);
                 }
                 self.go_on(slot);
             }
-            (Reply::Unreadable, Some(_)) => {
+            (CatchUpResponse::Unreadable, Some(_)) => {
                 if self.tasks.get(&slot).is_some_and(Task::is_claim) {
                     return self.give_up(slot);
                 }
                 self.go_on(slot);
             }
-            (Reply::RootAt { size, root }, Some(Doing::Recheck { context, ours, from })) => {
+            (CatchUpResponse::RootAt { size, root }, Some(Doing::Recheck { context, ours, from })) => {
                 let history = &self.disk.now.histories[context];
                 let is_unchanged = (history.size(), history.root()) == ours;
                 if let Some(task) = self.tasks.get_mut(&slot) {
@@ -412,37 +420,45 @@ impl Node {
     }
 
     /// Answers another node's question.
-    pub(super) fn reply(&mut self, question: Question) -> Reply {
+    pub(super) fn reply(&mut self, question: CatchUpRequest) -> CatchUpResponse {
         match question {
-            Question::Fetch { context, .. } | Question::RootAt { context, .. }
+            CatchUpRequest::Fetch { context, .. } | CatchUpRequest::RootAt { context, .. }
                 if self.is_damaged(context) =>
             {
-                Reply::Unreadable
+                CatchUpResponse::Unreadable
             }
-            Question::Compare(ask) => Reply::Compare(self.compared(&ask)),
-            Question::Fetch { context, after, to, is_whole } => self.fetched(context, after, to, is_whole),
-            Question::RootAt { context, size } => {
+            CatchUpRequest::Compare(ask) => CatchUpResponse::Compare(self.compared(&ask)),
+            CatchUpRequest::Fetch { context, after, to, is_whole } => {
+                self.fetched(context, after, to, is_whole)
+            }
+            CatchUpRequest::RootAt { context, size } => {
                 let history = &self.disk.now.histories[context];
-                Reply::RootAt { size: history.size(), root: history.root_at(size) }
+                CatchUpResponse::RootAt { size: history.size(), root: history.root_at(size) }
             }
         }
     }
 
-    fn compared(&mut self, ask: &compare::Ask) -> compare::Answer {
-        use compare::{Answer, Ask};
+    fn compared(&mut self, ask: &compare::CompareRequest) -> compare::CompareResponse {
+        use compare::{CompareRequest, CompareResponse};
         match ask {
-            Ask::Node { slots, digest } => Answer::to_node(slots, *digest, |slot| Some(self.digest(slot))),
-            Ask::Buckets { slots } => {
+            CompareRequest::Node { slots, digest } => {
+                CompareResponse::to_node(slots, *digest, |slot| Some(self.digest(slot)))
+            }
+            CompareRequest::Buckets { slots } => {
                 let buckets = |slot: &Slot| -> BTreeMap<_, _> {
                     self.digests
                         .get(slot)
                         .map(|digest: &SlotDigest| digest.buckets().collect())
                         .unwrap_or_default()
                 };
-                Answer::Buckets(slots.iter().map(|slot| (*slot, buckets(slot))).collect())
+                CompareResponse::Buckets(slots.iter().map(|slot| (*slot, buckets(slot))).collect())
             }
-            Ask::Contexts { buckets, after } => Answer::Contexts(self.page(buckets, after.as_ref())),
-            Ask::Roots(asked) => Answer::Roots(asked.iter().map(|prefixes| self.roots(prefixes)).collect()),
+            CompareRequest::Contexts { buckets, after } => {
+                CompareResponse::Contexts(self.page(buckets, after.as_ref()))
+            }
+            CompareRequest::Roots(asked) => {
+                CompareResponse::Roots(asked.iter().map(|prefixes| self.roots(prefixes)).collect())
+            }
         }
     }
 
@@ -462,17 +478,17 @@ impl Node {
         let from = after.map_or(Bound::Unbounded, |after| Bound::Excluded((Slot::of(after), after)));
         let mut rest = listed.range((from, Bound::Unbounded)).map(|((_, id), context)| {
             if self.is_damaged(*context) {
-                return Listed::Unreadable((*id).clone());
+                return ListedContext::Unreadable((*id).clone());
             }
             let history = &self.disk.now.histories[*context];
             let (size, root, epoch) = (Size(history.size()), history.root(), history.epoch());
-            Listed::Held(ContextSummary { context: (*id).clone(), size, root, epoch })
+            ListedContext::Present(ContextSummary { context: (*id).clone(), size, root, epoch })
         });
         let contexts: Vec<_> = rest.by_ref().take(MAX_PAGE).collect();
         Page { contexts, more: rest.next().is_some() }
     }
 
-    fn roots(&mut self, Prefixes { context, sizes }: &Prefixes) -> Roots {
+    fn roots(&mut self, RootsRequest { context, sizes }: &RootsRequest) -> Roots {
         let Some(context) = self.config.contexts.find(context) else { return Roots::Absent };
         if self.is_damaged(context) {
             return Roots::Unreadable;

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use ledger_core::replication::Needed;
+use ledger_core::replication::WriteQuorum;
 
 use super::{
     history::{Context, Entry, History},
@@ -12,7 +12,7 @@ use super::{
 };
 
 /// How long a writer waits for an answer, milliseconds.
-const PATIENCE: u64 = 1200;
+const WRITER_TIMEOUT: u64 = 1200;
 /// Acknowledged entries that a writer keeps to put them back.
 const KEPT: usize = 64;
 
@@ -52,7 +52,7 @@ pub struct Writer {
 #[derive(Debug)]
 pub struct Pending {
     pub id: u64,
-    needed: Needed,
+    needed: WriteQuorum,
     until: u64,
 }
 
@@ -66,7 +66,7 @@ pub struct Watcher {
 }
 
 /// What a client asks, of whom.
-pub type Asked = (Index, u64, Request);
+pub type SentRequest = (Index, u64, Request);
 
 impl Writer {
     pub fn new(
@@ -95,7 +95,13 @@ impl Writer {
     }
 
     /// Comes every now and then.
-    pub fn wake(&mut self, now: u64, nodes: &[Index], random: &mut Random, number: &mut u64) -> Vec<Asked> {
+    pub fn wake(
+        &mut self,
+        now: u64,
+        nodes: &[Index],
+        random: &mut Random,
+        number: &mut u64,
+    ) -> Vec<SentRequest> {
         if random.chance(10) {
             // An engine that moves.
             self.target = one_of(nodes, random);
@@ -122,11 +128,11 @@ impl Writer {
         if self.outstanding.len() < self.window && !self.is_done {
             self.next += 1;
             let needed = if random.chance(self.other_copies) {
-                [Needed::One, Needed::One, Needed::Majority, Needed::All][random.index(4)]
+                [WriteQuorum::One, WriteQuorum::One, WriteQuorum::Majority, WriteQuorum::All][random.index(4)]
             } else {
-                Needed::Configured
+                WriteQuorum::Configured
             };
-            let pending = Pending { id: self.base + self.next, needed, until: now + PATIENCE };
+            let pending = Pending { id: self.base + self.next, needed, until: now + WRITER_TIMEOUT };
             let asked = self.append(&pending, number);
             self.outstanding.push_back(pending);
             return vec![asked];
@@ -154,9 +160,9 @@ impl Writer {
         self.is_attached && self.outstanding.is_empty()
     }
 
-    fn append(&self, pending: &Pending, number: &mut u64) -> Asked {
+    fn append(&self, pending: &Pending, number: &mut u64) -> SentRequest {
         *number += 1;
-        let append = Append { context: self.context, id: pending.id, needed: pending.needed };
+        let append = Append { context: self.context, id: pending.id, quorum: pending.needed };
         (self.target, *number, Request::Append(append))
     }
 
@@ -167,7 +173,7 @@ impl Writer {
         response: Response,
         random: &mut Random,
         number: &mut u64,
-    ) -> Vec<Asked> {
+    ) -> Vec<SentRequest> {
         match response {
             Response::Appended { id, is_stable } => {
                 let known = self.outstanding.len();
@@ -194,13 +200,13 @@ impl Writer {
                     .collect();
                 self.put_back += put_back.len() as u64;
                 for id in put_back.into_iter().rev() {
-                    self.outstanding.push_front(Pending { id, needed: Needed::Configured, until: 0 });
+                    self.outstanding.push_front(Pending { id, needed: WriteQuorum::Configured, until: 0 });
                 }
                 for pending in &mut self.outstanding {
-                    pending.until = now + PATIENCE;
-                    if pending.needed == Needed::All {
+                    pending.until = now + WRITER_TIMEOUT;
+                    if pending.needed == WriteQuorum::All {
                         // A member may be away for long.
-                        pending.needed = Needed::Configured;
+                        pending.needed = WriteQuorum::Configured;
                     }
                 }
                 return self.outstanding.iter().map(|pending| self.append(pending, number)).collect();
@@ -226,7 +232,7 @@ impl Watcher {
         Self { context, target: 0, seen: History::default(), request: 0 }
     }
 
-    pub fn wake(&mut self, nodes: &[Index], random: &mut Random, number: &mut u64) -> Asked {
+    pub fn wake(&mut self, nodes: &[Index], random: &mut Random, number: &mut u64) -> SentRequest {
         if random.chance(100) {
             self.target = one_of(nodes, random);
         }
@@ -277,7 +283,7 @@ pub fn one_of(nodes: &[Index], random: &mut Random) -> Index {
 }
 
 /// What a reader asks.
-pub fn read(nodes: &[Index], contexts: usize, random: &mut Random, number: &mut u64) -> Asked {
+pub fn read(nodes: &[Index], contexts: usize, random: &mut Random, number: &mut u64) -> SentRequest {
     *number += 1;
     (one_of(nodes, random), *number, Request::Read { context: random.index(contexts) })
 }

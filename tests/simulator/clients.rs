@@ -1,12 +1,12 @@
 //! Between clients and nodes.
 
 use super::{
-    broken::Broken,
+    broken::DisabledRule,
     client::{self, Client},
     counts::Counted,
     message::{Index, Request, Response},
     node::Node,
-    run::{Happening, World},
+    run::{ScheduledEvent, World},
 };
 
 /// Clocks count whole milliseconds.
@@ -34,7 +34,7 @@ impl World {
         };
         self.ask(number, asked);
         let again = self.random.between(again.0, again.1);
-        self.after(again, Happening::Client(number));
+        self.after(again, ScheduledEvent::Client(number));
     }
 
     /// The nodes that clients know of: an SDK drops those that are gone for good.
@@ -42,12 +42,12 @@ impl World {
         (0..self.hosts.len()).filter(|index| !self.hosts[*index].is_gone).collect()
     }
 
-    pub(super) fn ask(&mut self, client: usize, asked: Vec<client::Asked>) {
+    pub(super) fn ask(&mut self, client: usize, asked: Vec<client::SentRequest>) {
         for (to, request, body) in asked {
             self.counts.add(Counted::Attached, u64::from(matches!(body, Request::Attach { .. })));
             if !self.random.chance(self.network.loss / 4) {
                 let delay = self.random.between(200, 3000);
-                self.after(delay, Happening::Request { to, client, request, body });
+                self.after(delay, ScheduledEvent::Request { to, client, request, body });
             }
         }
     }
@@ -61,12 +61,12 @@ impl World {
         let Some(bound) = self.config.settings.max_staleness else { return };
         let clock = self.clock(index);
         let slot = self.config.contexts.slot(context);
-        let is_current = |node: &Node| node.brain.current_until(clock, slot) > clock;
+        let is_current = |node: &Node| node.slot_manager.current_until(clock, slot) > clock;
         // Without an owner nobody says what was committed last; and by a clock that stands still every lease lasts.
         let is_current = self.hosts[index].node.as_ref().is_some_and(is_current);
         let stands_still = self.hosts.iter().any(|host| !host.clock_runs);
         let stood_still = self.clock_stood_still.is_some_and(|at| self.now < at + 3000 * bound);
-        let is_unleased = self.config.broken == Broken::NoLease;
+        let is_unleased = self.config.broken == DisabledRule::NoLease;
         if !self.invariants.is_strict || stands_still || stood_still || !(is_current || is_unleased) {
             return;
         }

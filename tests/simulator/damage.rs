@@ -1,21 +1,21 @@
 //! What cannot be read: found, said, and restored from others, as in `ledger_store::{quarantine, heal}` and
 //! `ledger_cluster::healing`.
 
-use ledger_core::{digest::Extent, node::Member, slot::Slot};
+use ledger_core::{digest::TreeHead, node::Member, slot::Slot};
 
 use super::{
-    broken::Broken,
+    broken::DisabledRule,
     disk::{Span, Write},
     history::{Context, Entry},
-    message::{Message, Question, Range},
+    message::{CatchUpRequest, Message, Range},
     node::{Node, index_of},
-    wants::Out,
+    node_output::NodeOutput,
 };
 
 impl Node {
     /// The disk damages what it holds of a context. Nobody knows yet.
     pub fn damage(&mut self, context: Context) {
-        if self.config.broken == Broken::DamageIsAbsence {
+        if self.config.broken == DisabledRule::DamageIsAbsence {
             self.visible[context] = 0;
             self.ids[context].clear();
         } else if let Some(extent) = self.disk.now.histories[context].extent() {
@@ -26,7 +26,7 @@ impl Node {
 
     /// Whether appends to a slot wait for copies.
     pub fn waits(&self, context: Context) -> bool {
-        self.waiting.is_waiting(self.config.contexts.slot(context))
+        self.pending.has_pending(self.config.contexts.slot(context))
     }
 
     /// Whether a context cannot be read: whoever tries knows it from then on.
@@ -40,7 +40,7 @@ impl Node {
 
     /// The same, of one who only looks.
     pub fn is_unreadable(&self, context: Context) -> bool {
-        self.disk.now.damaged.contains(&context) && self.config.broken != Broken::DamageIsAbsence
+        self.disk.now.damaged.contains(&context) && self.config.broken != DisabledRule::DamageIsAbsence
     }
 
     /// Whether something of a slot is known to be damaged.
@@ -71,14 +71,15 @@ impl Node {
                 continue;
             }
             let placement = self.record(self.config.contexts.slot(context)).placement;
-            let members = placement.map_or_else(Vec::new, |placement| placement.set.members().to_vec());
+            let members = placement.map_or_else(Vec::new, |placement| placement.members.members().to_vec());
             let others: Vec<Member> = members.into_iter().filter(|member| *member != self.member).collect();
             let Some(to) = self.random.pick(&others) else { continue };
             let number = self.number();
             self.restoring.insert(number, context);
-            let question = Question::Fetch { context, after: 0, to: extent.size.0, is_whole: true };
+            let question = CatchUpRequest::Fetch { context, after: 0, to: extent.size.0, is_whole: true };
             let index = index_of(&to.node);
-            self.out.push(Out::Message { to: index, message: Message::Question { number, to, question } });
+            self.out
+                .push(NodeOutput::Message { to: index, message: Message::Question { number, to, question } });
         }
     }
 
@@ -91,7 +92,7 @@ impl Node {
         let Some(counted) = self.counted.get(&context).copied() else { return };
         let Some((range, loaded)) = fetched.filter(|(range, _)| {
             let size = ledger_core::Size(range.entries.len() as u64);
-            range.after == 0 && Extent { size, root: range.root } == counted
+            range.after == 0 && TreeHead { size, root: range.root } == counted
         }) else {
             return;
         };

@@ -2,47 +2,47 @@
 
 use super::{
     counts::Counted,
-    message::{Down, Index, Message, Up},
+    message::{Index, Message, OwnerMessage, ReplicaMessage},
     network::Stream,
-    run::{Happening, World},
-    wants::Out,
+    node_output::NodeOutput,
+    run::{ScheduledEvent, World},
 };
 
 impl World {
-    pub(super) fn want(&mut self, index: Index, out: Out) {
+    pub(super) fn want(&mut self, index: Index, out: NodeOutput) {
         match out {
-            Out::Message { to, message } => self.send(index, to, message),
-            Out::Down { stream, body } => {
+            NodeOutput::Message { to, message } => self.send(index, to, message),
+            NodeOutput::Down { stream, body } => {
                 if let Some(at) = self.network.arrives(self.now, stream, false, &mut self.random) {
-                    self.at(at, Happening::Down { stream, body });
+                    self.at(at, ScheduledEvent::Down { stream, body });
                 }
             }
-            Out::Up { stream, body } => {
+            NodeOutput::Up { stream, body } => {
                 if let Some(at) = self.network.arrives(self.now, stream, true, &mut self.random) {
-                    self.at(at, Happening::Up { stream, body });
+                    self.at(at, ScheduledEvent::Up { stream, body });
                 }
             }
-            Out::Break { stream } => self.break_stream(stream, 20_000),
-            Out::Respond { client, request, response } => {
+            NodeOutput::Break { stream } => self.break_stream(stream, 20_000),
+            NodeOutput::Respond { client, request, response } => {
                 self.answered(index, &response);
                 if !self.random.chance(self.network.loss / 4) {
                     let delay = self.random.between(200, 3000);
-                    self.after(delay, Happening::Response { client, request, response });
+                    self.after(delay, ScheduledEvent::Response { client, request, response });
                 }
             }
-            Out::Timer { after, timer } => {
+            NodeOutput::Timer { after, timer } => {
                 let life = self.hosts[index].life;
-                self.after(after * 1000, Happening::Timer { node: index, life, timer });
+                self.after(after * 1000, ScheduledEvent::Timer { node: index, life, timer });
             }
-            Out::Sync => {
+            NodeOutput::Sync => {
                 let (low, high) = self.plan.sync;
                 let host = &self.hosts[index];
                 let (life, up_to) = (host.life, host.node.as_ref().map_or(0, |node| node.disk.written));
                 let slow = if host.slow_until > self.now { 200 } else { 1 };
                 let after = self.random.between(low, high) * slow;
-                self.after(after, Happening::Synced { node: index, life, up_to });
+                self.after(after, ScheduledEvent::Synced { node: index, life, up_to });
             }
-            Out::Note(note) => {
+            NodeOutput::Note(note) => {
                 if let Err(violation) = self.noted(index, note) {
                     self.violate(violation);
                 }
@@ -68,10 +68,10 @@ impl World {
         if self.random.chance(self.network.duplicates) {
             self.counts.add(Counted::Duplicated, 1);
             let delay = self.network.delay(&mut self.random);
-            self.after(delay, Happening::Message { from, to, number, message: message.clone() });
+            self.after(delay, ScheduledEvent::Message { from, to, number, message: message.clone() });
         }
         let delay = self.network.delay(&mut self.random);
-        self.after(delay, Happening::Message { from, to, number, message });
+        self.after(delay, ScheduledEvent::Message { from, to, number, message });
     }
 
     pub(super) fn deliver(&mut self, from: Index, to: Index, number: u64, message: Message) {
@@ -84,7 +84,7 @@ impl World {
         self.with(to, |node| node.message(from, message));
     }
 
-    pub(super) fn deliver_down(&mut self, stream: u64, body: Down) {
+    pub(super) fn deliver_down(&mut self, stream: u64, body: OwnerMessage) {
         let Some(known) = self.network.streams.get(&stream).filter(|known| !known.is_broken) else { return };
         let (from, to) = (known.from, known.to);
         if self.network.cut[from][to] || known.to_life.is_none_or(|life| !self.is_alive(to, life)) {
@@ -93,7 +93,7 @@ impl World {
         self.with(to, |node| node.down(from, stream, body));
     }
 
-    pub(super) fn deliver_up(&mut self, stream: u64, body: Up) {
+    pub(super) fn deliver_up(&mut self, stream: u64, body: ReplicaMessage) {
         let Some(known) = self.network.streams.get(&stream).filter(|known| !known.is_broken) else { return };
         let (from, to) = (known.from, known.to);
         if !self.is_alive(from, known.from_life) {
@@ -113,6 +113,6 @@ impl World {
         };
         known.is_broken = true;
         let after = self.random.below(within);
-        self.after(after, Happening::Lost { stream });
+        self.after(after, ScheduledEvent::Lost { stream });
     }
 }

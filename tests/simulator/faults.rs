@@ -1,6 +1,6 @@
 //! What a seed decides: the cluster, its clients, and what goes wrong.
 
-use ledger_core::ownership::slots::Settings;
+use ledger_core::ownership::slot_manager::OwnershipSettings;
 
 use super::random::Random;
 
@@ -79,8 +79,8 @@ impl Fault {
 
 /// What a seed decides.
 #[derive(Debug, Clone)]
-pub struct Plan {
-    pub settings: Settings,
+pub struct RunPlan {
+    pub settings: OwnershipSettings,
     pub nodes: usize,
     /// Whether the nodes that form the cluster are told of each other. In a cluster of more nodes than there are copies
     /// they must be, or those who see only each other form it too.
@@ -111,29 +111,29 @@ pub struct Plan {
     pub dead_after: u64,
 }
 
-impl Plan {
+impl RunPlan {
     pub fn new(random: &mut Random) -> Self {
-        let (copies, min_copies) = match random.below(20) {
+        let (replication_factor, write_quorum) = match random.below(20) {
             0 => (1, 1),
             1 | 2 => (3, 1),
             3 | 4 => (5, 3),
             5 => (3, 3),
             _ => (3, 2),
         };
-        let nodes = (copies.max(3) + random.index(3)).min(6);
-        let turn = random.between(200, 800);
-        let settings = Settings {
-            copies,
-            min_copies,
+        let nodes = (replication_factor.max(3) + random.index(3)).min(6);
+        let claim_turn = random.between(200, 800);
+        let settings = OwnershipSettings {
+            replication_factor,
+            write_quorum,
             first_nodes: Vec::new(),
-            settle: random.between(300, 1500),
-            turn,
-            answer_within: random.between(300, 1200),
-            catch_up_within: random.between(2000, 8000),
-            steady: random.between(500, 3000),
-            short_within: random.between(1000, 5000),
+            settle_time: random.between(300, 1500),
+            claim_turn,
+            response_timeout: random.between(300, 1200),
+            catch_up_timeout: random.between(2000, 8000),
+            stable_after: random.between(500, 3000),
+            quorum_loss_grace: random.between(1000, 5000),
             placement_grace: random.between(2500, 8000),
-            moves: random.between(1, 8) as usize,
+            max_transfers: random.between(1, 8) as usize,
             max_staleness: Some(random.between(1500, 5000)),
         };
         // Each seed has faults of some kinds only: those that are always there hide those that need quiet.
@@ -141,7 +141,7 @@ impl Plan {
         for fault in Fault::ALL {
             let weight = match fault {
                 Fault::CrashAll => random.below(2),
-                // It comes once, after the others: see `Plan::loses_most`.
+                // It comes once, after the others: see `RunPlan::loses_most`.
                 Fault::LoseMost => 0,
                 Fault::Crash | Fault::Partition | Fault::Wipe => random.below(4),
                 _ => random.below(3),
@@ -154,7 +154,7 @@ impl Plan {
         let loaded = random.chance(500).then_some(appended);
         Self {
             nodes,
-            is_listed: random.chance(500) || nodes > copies || faults.contains(&Fault::AddNode),
+            is_listed: random.chance(500) || nodes > replication_factor || faults.contains(&Fault::AddNode),
             slots,
             contexts: appended + usize::from(loaded.is_some()),
             loaded,
@@ -162,7 +162,7 @@ impl Plan {
             watchers: 2,
             other_copies: if random.chance(500) { random.between(50, 400) } else { 0 },
             faults,
-            loses_most: copies > 1 && random.chance(200),
+            loses_most: replication_factor > 1 && random.chance(200),
             fault_every: random.between(300, 2500),
             ambushes: if random.chance(500) { random.between(1, 60) } else { 0 },
             duration: random.between(10_000, 90_000),
@@ -177,6 +177,6 @@ impl Plan {
 
     /// Acknowledged entries survive in the canonical history.
     pub fn is_strict(&self) -> bool {
-        self.settings.min_copies * 2 > self.settings.copies
+        self.settings.write_quorum * 2 > self.settings.replication_factor
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::broken::Broken;
+use super::broken::DisabledRule;
 
 const USAGE: &str = "usage: just simulate [--minutes N] [--seed S] [--runs N] [--trace] [--broken NAME]
   --minutes N    so long (10, if --runs says nothing)
@@ -18,16 +18,16 @@ pub struct Flags {
     pub runs: u64,
     pub limit: Option<Duration>,
     pub is_traced: bool,
-    pub broken: Broken,
+    pub broken: DisabledRule,
 }
 
 impl Flags {
     /// Reads flags, or says what is wrong with them.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let names: Vec<&str> = Broken::ALL.into_iter().map(Broken::name).collect();
+        let names: Vec<&str> = DisabledRule::ALL.into_iter().map(DisabledRule::name).collect();
         let wrong = |what: String| format!("simulate: {what}\n{USAGE} {}", names.join(", "));
         let (mut seed, mut runs, mut minutes) = (1, None, None);
-        let (mut is_traced, mut broken) = (false, Broken::Nothing);
+        let (mut is_traced, mut broken) = (false, DisabledRule::Nothing);
         let mut words = text.split_whitespace();
         while let Some(flag) = words.next() {
             let mut value = || words.next().ok_or_else(|| wrong(format!("{flag} needs a value")));
@@ -42,7 +42,7 @@ impl Flags {
                 "--trace" => is_traced = true,
                 "--broken" => {
                     let name = value()?;
-                    broken = Broken::from_name(name)
+                    broken = DisabledRule::from_name(name)
                         .ok_or_else(|| wrong(format!("there is no `{name}` to leave out")))?;
                 }
                 other => return Err(wrong(format!("what is `{other}`?"))),
@@ -60,7 +60,7 @@ fn flags_are_read_and_wrong_ones_are_named() {
     let flags = Flags::parse("--seed 7 --minutes 60").unwrap();
     assert_eq!((flags.seed, flags.runs, flags.limit), (7, u64::MAX, Some(Duration::from_hours(1))));
     let flags = Flags::parse("--trace --broken no-sync").unwrap();
-    assert_eq!((flags.runs, flags.limit, flags.broken), (1, None, Broken::NoSync));
+    assert_eq!((flags.runs, flags.limit, flags.broken), (1, None, DisabledRule::NoSync));
     for (text, part) in
         [("--runs", "needs a value"), ("--seed x", "`x`"), ("--broken y", "`y`"), ("z", "`z`")]
     {

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, rc::Rc};
 use ledger_core::{
     Epoch,
     node::Member,
-    ownership::slots::{Leaving, Millis, Seen},
+    ownership::slot_manager::{DecommissionMode, Millis, ObservedNode},
     slot::Slot,
 };
 
@@ -20,7 +20,7 @@ pub struct Published {
     pub version: (u64, u64),
     pub is_draining: bool,
     pub is_writable: bool,
-    pub leaving: Option<Leaving>,
+    pub leaving: Option<DecommissionMode>,
     pub owned: BTreeMap<Slot, Epoch>,
 }
 
@@ -36,7 +36,7 @@ struct Heard {
 pub struct Gossip {
     heard: BTreeMap<Index, Heard>,
     /// What the brain was told.
-    told: Vec<Seen>,
+    told: Vec<ObservedNode>,
 }
 
 impl Gossip {
@@ -67,17 +67,17 @@ impl Gossip {
     }
 
     /// What gossip shows, if it is not what it showed before.
-    pub fn changed(&mut self, now: Millis, within: Millis) -> Option<Vec<Seen>> {
-        let seen = self.heard.values().map(|Heard { said, at }| Seen {
+    pub fn changed(&mut self, now: Millis, within: Millis) -> Option<Vec<ObservedNode>> {
+        let seen = self.heard.values().map(|Heard { said, at }| ObservedNode {
             member: said.member.clone(),
             zone: String::new(),
             is_alive: at + within > now,
             is_draining: said.is_draining,
             is_writable: said.is_writable,
-            leaving: said.leaving,
+            decommission: said.leaving,
             owned: said.owned.clone(),
         });
-        let seen: Vec<Seen> = seen.collect();
+        let seen: Vec<ObservedNode> = seen.collect();
         if seen == self.told {
             return None;
         }

@@ -11,11 +11,11 @@ use super::{
     history::History,
     message::Index,
     node::Node,
-    run::{Happening, Stage, World},
+    run::{ScheduledEvent, Stage, World},
 };
 
 /// How long it may take, microseconds.
-const PATIENCE: u64 = 120_000_000;
+const HEALING_TIMEOUT: u64 = 120_000_000;
 /// How often writers attach for the end: slots may change hands for ever where nodes are quick to take others for dead.
 const SETTLED_TIMES: u32 = 4;
 
@@ -51,7 +51,7 @@ impl World {
             _ => 0,
         });
         self.acknowledged_before = acknowledged.collect();
-        self.after(500_000, Happening::IsHealed);
+        self.after(500_000, ScheduledEvent::IsHealed);
     }
 
     pub(super) fn is_healed(&mut self) {
@@ -67,7 +67,7 @@ impl World {
                         writer.attach_again();
                     }
                 }
-                self.after(500_000, Happening::IsHealed);
+                self.after(500_000, ScheduledEvent::IsHealed);
             }
             None => {
                 self.counts.add(Counted::LongestHealing, (self.now - self.healing_since) / 1000);
@@ -81,12 +81,12 @@ impl World {
                 });
                 self.counts.add(Counted::PutBack, put_back.sum());
             }
-            Some(missing) if self.now > self.healing_since + PATIENCE => {
-                self.violate(format!("{} s after the last fault {missing}", PATIENCE / 1_000_000));
+            Some(missing) if self.now > self.healing_since + HEALING_TIMEOUT => {
+                self.violate(format!("{} s after the last fault {missing}", HEALING_TIMEOUT / 1_000_000));
             }
             Some(missing) => {
                 self.note(|| format!("not healed: {missing}"));
-                self.after(500_000, Happening::IsHealed);
+                self.after(500_000, ScheduledEvent::IsHealed);
             }
         }
     }
@@ -138,7 +138,7 @@ impl World {
         let nodes =
             self.hosts.iter().enumerate().filter_map(|(index, host)| Some((index, host.node.as_ref()?)));
         let owned = |(index, node): (Index, &Node)| {
-            node.brain.owned().into_iter().map(move |(slot, epoch)| (index, slot, epoch))
+            node.slot_manager.owned().into_iter().map(move |(slot, epoch)| (index, slot, epoch))
         };
         nodes.flat_map(owned).collect()
     }
@@ -147,7 +147,7 @@ impl World {
     fn owner(&self, slot: Slot) -> Result<Index, String> {
         let owns = |index: &Index| {
             let node = self.hosts[*index].node.as_ref();
-            node.is_some_and(|node| node.brain.owned().iter().any(|(of, _)| *of == slot))
+            node.is_some_and(|node| node.slot_manager.owned().iter().any(|(of, _)| *of == slot))
         };
         let owners: Vec<Index> = (0..self.hosts.len()).filter(owns).collect();
         match owners[..] {
@@ -158,7 +158,7 @@ impl World {
 
     fn members(&self, slot: Slot, owner: Index) -> Vec<Member> {
         let placement = self.hosts[owner].node.as_ref().and_then(|node| node.record(slot).placement);
-        placement.map_or_else(Vec::new, |placement| placement.set.members().to_vec())
+        placement.map_or_else(Vec::new, |placement| placement.members.members().to_vec())
     }
 
     fn unsettled(&self, slot: Slot) -> Option<String> {
@@ -171,10 +171,10 @@ impl World {
         let members = self.members(slot, owner);
         let living = members.iter().filter(|member| alive.contains(member)).count();
         let number = slot.number();
-        if living < self.plan.settings.copies.min(alive.len()) {
+        if living < self.plan.settings.replication_factor.min(alive.len()) {
             return Some(format!("slot {number} has {living} living members of {members:?}"));
         }
-        let in_step = self.hosts[owner].node.as_ref()?.brain.in_step(slot)?;
+        let in_step = self.hosts[owner].node.as_ref()?.slot_manager.in_sync(slot)?;
         let lacking = members.iter().find(|member| alive.contains(member) && !in_step.contains(member));
         lacking
             .map(|member| format!("member {} of slot {number} is not in step with node {owner}", member.node))
@@ -187,7 +187,7 @@ impl World {
         for (index, host) in self.hosts.iter().enumerate() {
             for context in self.config.contexts.of(slot) {
                 let size = owners.disk.now.histories[context].size();
-                let shown = host.node.as_ref().and_then(|node| node.shown(context));
+                let shown = host.node.as_ref().and_then(|node| node.visible_size(context));
                 if shown.is_some_and(|shown| shown != size) {
                     return Some(format!(
                         "node {index} shows {shown:?} of the {size} entries of context {context}"
@@ -205,8 +205,8 @@ impl World {
                 if ours != theirs || durable != ours.size() {
                     return Some(format!("{} and node {owner} differ in context {context}", member.node));
                 }
-                if node.shown(context) != Some(ours.size()) {
-                    let shown = node.shown(context);
+                if node.visible_size(context) != Some(ours.size()) {
+                    let shown = node.visible_size(context);
                     return Some(format!(
                         "{} shows {shown:?} of the {} entries of context {context}",
                         member.node,

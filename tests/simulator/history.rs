@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 
 use ledger_core::{
     ContextId, Epoch, Hash, Size,
-    digest::Extent,
+    digest::TreeHead,
     hash::{Blake3, Hasher as _},
     slot::Slot,
 };
@@ -46,8 +46,8 @@ impl History {
     }
 
     /// What enters a digest; `None` of an empty history, which is no context.
-    pub fn extent(&self) -> Option<Extent> {
-        (self.size() > 0).then(|| Extent { size: Size(self.size()), root: self.root() })
+    pub fn extent(&self) -> Option<TreeHead> {
+        (self.size() > 0).then(|| TreeHead { size: Size(self.size()), root: self.root() })
     }
 
     /// The epoch of the newest entry.

@@ -22,7 +22,7 @@ use super::{
 
 /// An acknowledgement that a disk may take along.
 #[derive(Debug)]
-struct Kept {
+struct AtRiskAcknowledgement {
     context: Context,
     id: u64,
     on: Member,
@@ -44,12 +44,12 @@ pub struct Invariants {
     /// What was acknowledged or shown before disks were lost with it: answers may be under way.
     forgotten: BTreeMap<Context, History>,
     sequences: BTreeMap<(Context, u64), u64>,
-    kept: Vec<Kept>,
+    kept: Vec<AtRiskAcknowledgement>,
 }
 
 /// What clients learn: a context up to a size, as it is at a node.
 #[derive(Debug)]
-pub struct Seen<'a> {
+pub struct Observation<'a> {
     pub what: &'static str,
     pub node: Index,
     pub context: Context,
@@ -124,14 +124,14 @@ impl Invariants {
     pub fn seen(
         &mut self,
         now: u64,
-        seen: &Seen<'_>,
+        seen: &Observation<'_>,
         needed: usize,
         copies: impl FnOnce() -> usize,
     ) -> Checked {
         if !self.is_strict {
             return Ok(());
         }
-        let &Seen { what, node, context, size, history } = seen;
+        let &Observation { what, node, context, size, history } = seen;
         let stable = &mut self.stable[context];
         let both = size.min(stable.size());
         if history.root_at(both) != stable.root_at(both) {
@@ -190,7 +190,7 @@ impl Invariants {
         on: &Member,
     ) -> Checked {
         if !is_stable || !self.is_strict {
-            self.kept.push(Kept { context, id, on: on.clone() });
+            self.kept.push(AtRiskAcknowledgement { context, id, on: on.clone() });
             return Ok(());
         }
         match self.sequences.insert((context, id), sequence) {
@@ -261,7 +261,7 @@ impl Invariants {
                 }
             }
         }
-        for Kept { context, id, on } in &self.kept {
+        for AtRiskAcknowledgement { context, id, on } in &self.kept {
             let is_lost = !there[*context].contains(id);
             if is_lost && disks.iter().any(|(member, _)| member == on) {
                 return Err(format!(

@@ -6,35 +6,35 @@ use ledger_core::{
     Epoch,
     digest::Digest,
     node::Member,
-    ownership::{Claim, slots::Event},
-    replication::{Needed, PeerSet, Stable},
+    ownership::{Claim, slot_manager::Event},
+    replication::{Committed, PeerSet, WriteQuorum},
     slot::Slot,
 };
 
 use super::{
-    broken::Broken,
+    broken::DisabledRule,
     disk::Write,
     history::Context,
-    message::{Append, Down, Index, Offer, Part, Range, Response},
+    message::{Append, Index, OwnerMessage, Part, Range, Response, SyncOffer},
     node::{Node, index_of, peer_of},
-    wants::{AfterSync, Note, Out, Outgoing, Readable},
+    node_output::{AfterSync, NodeOutput, Note, Outgoing, SlotVisibility},
 };
 
 /// A slot that this node owns or is about to.
 #[derive(Debug)]
-pub struct Led {
+pub struct SlotOwnership {
     claim: Claim,
-    sending: PeerSet,
+    stream_peers: PeerSet,
     is_owned: bool,
     is_serving: bool,
     is_stopping: bool,
-    needed: usize,
+    write_quorum: usize,
 }
 
-impl Led {
+impl SlotOwnership {
     fn new(claim: Claim) -> Self {
-        let sending = PeerSet::default();
-        Self { claim, sending, is_owned: false, is_serving: false, is_stopping: false, needed: 0 }
+        let stream_peers = PeerSet::default();
+        Self { claim, stream_peers, is_owned: false, is_serving: false, is_stopping: false, write_quorum: 0 }
     }
 
     pub fn claim(&self) -> &Claim {
@@ -45,8 +45,8 @@ impl Led {
         self.claim.epoch
     }
 
-    pub fn needed(&self) -> usize {
-        self.needed
+    pub fn write_quorum(&self) -> usize {
+        self.write_quorum
     }
 }
 
@@ -59,14 +59,14 @@ pub struct Queued {
 }
 
 /// An append that is to be answered with its sequence.
-pub type Asked = (Queued, u64);
+pub type AnsweredAppend = (Queued, u64);
 
 /// A client, and its request.
-pub type Waits = (usize, u64);
+pub type ClientRequest = (usize, u64);
 
 /// A context that a commit writes to.
 #[derive(Debug)]
-pub(super) struct Begun {
+pub(super) struct CommitContext {
     pub context: Context,
     pub after: u64,
     pub is_load: bool,
@@ -76,25 +76,25 @@ pub(super) struct Begun {
 
 /// What is done with a commit's part of a slot when it is stable.
 #[derive(Debug, Default)]
-pub struct Item {
-    answers: Vec<Asked>,
+pub struct PendingPart {
+    answers: Vec<AnsweredAppend>,
     /// Loads, by who waits for them: how far the context goes with each.
-    loads: Vec<(Waits, Context, u64)>,
+    loads: Vec<(ClientRequest, Context, u64)>,
     reached: Vec<(Context, u64)>,
 }
 
-impl Item {
-    pub fn of_load(waits: Waits, context: Context, size: u64) -> Self {
+impl PendingPart {
+    pub fn of_load(waits: ClientRequest, context: Context, size: u64) -> Self {
         Self { loads: vec![(waits, context, size)], ..Self::default() }
     }
 }
 
 impl Node {
     /// Whether appends to a slot are taken. The record decides, which may have been promised away since.
-    pub(super) fn serves(&self, slot: Slot) -> bool {
-        self.led.get(&slot).is_some_and(|led| {
-            let is_stale = self.record(slot).takes(&led.claim).is_err();
-            led.is_serving && (!is_stale || self.config.broken == Broken::StaleOwner)
+    pub(super) fn serving_epoch(&self, slot: Slot) -> bool {
+        self.owned.get(&slot).is_some_and(|ownership| {
+            let is_stale = self.record(slot).check_append(&ownership.claim).is_err();
+            ownership.is_serving && (!is_stale || self.config.broken == DisabledRule::StaleOwner)
         })
     }
 
@@ -103,27 +103,27 @@ impl Node {
         if !self.can_write() {
             return std::mem::take(&mut self.queue).iter().for_each(|queued| self.unknown(queued));
         }
-        let mut items: Vec<(Slot, Item)> = Vec::new();
-        let mut begun: Vec<Begun> = Vec::new();
+        let mut items: Vec<(Slot, PendingPart)> = Vec::new();
+        let mut begun: Vec<CommitContext> = Vec::new();
         let mut asked = Vec::new();
         for queued in std::mem::take(&mut self.queue) {
             let Append { context, id, .. } = queued.append;
             let slot = self.config.contexts.slot(context);
-            if !self.serves(slot) {
+            if !self.serving_epoch(slot) {
                 let response = self.not_owner(context);
                 let Queued { client, request, .. } = queued;
-                self.out.push(Out::Respond { client, request, response });
+                self.out.push(NodeOutput::Respond { client, request, response });
                 continue;
             }
             if self.is_damaged(context) {
                 let response = self.not_owner(context);
                 let Queued { client, request, .. } = queued;
-                self.out.push(Out::Respond { client, request, response });
+                self.out.push(NodeOutput::Respond { client, request, response });
                 continue;
             }
-            let epoch = self.led[&slot].claim.epoch;
+            let epoch = self.owned[&slot].claim.epoch;
             let at = items.iter().position(|(of, _)| *of == slot).unwrap_or_else(|| {
-                items.push((slot, Item::default()));
+                items.push((slot, PendingPart::default()));
                 items.len() - 1
             });
             let sequence = if let Some(known) = self.ids[context].get(&id) {
@@ -132,14 +132,14 @@ impl Node {
             } else {
                 let size = self.disk.now.histories[context].size();
                 if !begun.iter().any(|of| of.context == context) {
-                    begun.push(Begun { context, after: size, is_load: false, is_staged: false });
+                    begun.push(CommitContext { context, after: size, is_load: false, is_staged: false });
                 }
                 let entry = self.disk.now.histories[context].next(epoch, id);
                 self.extend(context, &[entry]);
-                self.out.push(Out::Note(Note::Created { context, entry, by: epoch }));
+                self.out.push(NodeOutput::Note(Note::Created { context, entry, by: epoch }));
                 size + 1
             };
-            if queued.append.needed == Needed::Configured {
+            if queued.append.quorum == WriteQuorum::Configured {
                 items[at].1.answers.push((queued, sequence));
             } else {
                 asked.push((slot, (queued, sequence)));
@@ -150,16 +150,16 @@ impl Node {
 
     pub(super) fn committed(
         &mut self,
-        mut items: Vec<(Slot, Item)>,
-        begun: &[Begun],
-        asked: Vec<(Slot, Asked)>,
+        mut items: Vec<(Slot, PendingPart)>,
+        begun: &[CommitContext],
+        asked: Vec<(Slot, AnsweredAppend)>,
     ) {
         if !begun.is_empty() {
             self.number += 1;
         }
         let number = self.number;
         let mut parts = Vec::new();
-        for Begun { context, after, is_load, is_staged } in begun {
+        for CommitContext { context, after, is_load, is_staged } in begun {
             let slot = self.config.contexts.slot(*context);
             let size = self.disk.now.histories[*context].size();
             if let Some((_, item)) = items.iter_mut().find(|(of, _)| *of == slot) {
@@ -171,37 +171,37 @@ impl Node {
             }
             parts.push(Part {
                 slot,
-                claim: self.led[&slot].claim.clone(),
+                claim: self.owned[&slot].claim.clone(),
                 range,
                 is_load: *is_load,
                 staged_to: is_staged.then_some(size),
             });
-            if self.config.broken == Broken::UnstableShown {
-                self.show(*context, size);
+            if self.config.broken == DisabledRule::UnstableShown {
+                self.publish(*context, size);
             }
         }
         let mut stable = Vec::new();
         for (slot, item) in items {
             if item.reached.is_empty() {
-                stable.extend(self.waiting.push_behind(slot, item));
+                stable.extend(self.pending.push_barrier(slot, item));
             } else {
-                self.waiting.push(number, slot, item);
+                self.pending.push(number, slot, item);
             }
         }
         for (slot, asked) in asked {
-            self.waiting.ask(slot, asked.0.append.needed, asked);
+            self.pending.push_waiter(slot, asked.0.append.quorum, asked);
         }
         let streams: Vec<(Index, u64)> =
             self.outgoing.iter().filter(|(_, out)| out.is_up).map(|(to, out)| (*to, out.stream)).collect();
         for (to, stream) in streams {
-            let of = |part: &&Part| self.led[&part.slot].sending.contains(peer_of(to));
+            let of = |part: &&Part| self.owned[&part.slot].stream_peers.contains(peer_of(to));
             let parts: Vec<Part> = parts.iter().filter(of).cloned().collect();
             if !parts.is_empty() {
-                self.out.push(Out::Down { stream, body: Down::Commit { number, parts } });
+                self.out.push(NodeOutput::Down { stream, body: OwnerMessage::Commit { number, parts } });
             }
         }
         self.after_sync(AfterSync::Own(number));
-        self.settle(stable);
+        self.acknowledge_committed(stable);
     }
 
     /// Writes entries to a context, unsynced.
@@ -231,31 +231,41 @@ impl Node {
     }
 
     /// This node's disk holds everything up to a number.
-    pub(super) fn own_synced(&mut self, number: u64) {
-        let stable = self.waiting.synced(number);
-        self.settle(stable);
+    pub(super) fn advance_durable_here(&mut self, number: u64) {
+        let stable = self.pending.advance_durable_here(number);
+        self.acknowledge_committed(stable);
     }
 
     /// A peer's disk holds everything that it was sent, up to a number.
-    pub(super) fn holds(&mut self, from: Index, number: u64) {
-        let stable = self.waiting.holds(peer_of(from), number);
-        self.settle(stable);
+    pub(super) fn advance_durable_at(&mut self, from: Index, number: u64) {
+        let stable = self.pending.advance_durable_at(peer_of(from), number);
+        self.acknowledge_committed(stable);
     }
 
     fn acknowledge(&mut self, queued: &Queued, sequence: u64, is_stable: bool) {
         let Queued { client, request, append } = queued;
         let Append { context, id, .. } = *append;
         let response = Response::Appended { id, is_stable };
-        self.out.push(Out::Respond { client: *client, request: *request, response });
-        let led = self.led.get(&self.config.contexts.slot(context));
-        let (in_epoch, needed) = (led.map(|led| led.claim.epoch), led.map_or(1, |led| led.needed));
-        self.out.push(Out::Note(Note::Acknowledged { context, sequence, id, in_epoch, is_stable, needed }));
+        self.out.push(NodeOutput::Respond { client: *client, request: *request, response });
+        let ownership = self.owned.get(&self.config.contexts.slot(context));
+        let (in_epoch, needed) = (
+            ownership.map(|ownership| ownership.claim.epoch),
+            ownership.map_or(1, |ownership| ownership.write_quorum),
+        );
+        self.out.push(NodeOutput::Note(Note::Acknowledged {
+            context,
+            sequence,
+            id,
+            in_epoch,
+            is_stable,
+            needed,
+        }));
     }
 
     /// Acknowledges what has its copies, and tells the peers.
-    fn settle(&mut self, stable: Vec<Stable<Item>>) {
+    fn acknowledge_committed(&mut self, stable: Vec<Committed<PendingPart>>) {
         let mut slots: Vec<(Slot, u64)> = Vec::new();
-        for Stable { slot, number, item, .. } in stable {
+        for Committed { slot, number, item, .. } in stable {
             for (queued, sequence) in item.answers {
                 self.acknowledge(&queued, sequence, true);
             }
@@ -263,7 +273,7 @@ impl Node {
                 self.loaded(waits, context, size);
             }
             for (context, size) in item.reached {
-                self.show(context, size);
+                self.publish(context, size);
             }
             match slots.iter_mut().find(|(of, _)| *of == slot) {
                 Some((_, newest)) => *newest = number,
@@ -271,120 +281,122 @@ impl Node {
             }
         }
         for (slot, number) in slots {
-            let number = if self.waiting.is_waiting(slot) { number } else { self.number };
-            self.tell(slot, number);
-            self.note_stopped(slot);
+            let number = if self.pending.has_pending(slot) { number } else { self.number };
+            self.notify_replicas(slot, number);
+            self.notify_stopped(slot);
         }
-        for (copies, (queued, sequence)) in self.waiting.answered() {
+        for (copies, (queued, sequence)) in self.pending.take_ready_waiters() {
             let slot = self.config.contexts.slot(queued.append.context);
-            let is_stable = self.led.get(&slot).is_some_and(|led| copies >= led.needed);
+            let is_stable = self.owned.get(&slot).is_some_and(|ownership| copies >= ownership.write_quorum);
             self.acknowledge(&queued, sequence, is_stable);
         }
     }
 
     /// Tells the peers on a slot's stream how much of it is stable.
-    fn tell(&mut self, slot: Slot, number: u64) {
-        let Some(led) = self.led.get(&slot) else { return };
-        let (sending, epoch) = (led.sending, led.claim.epoch);
+    fn notify_replicas(&mut self, slot: Slot, number: u64) {
+        let Some(ownership) = self.owned.get(&slot) else { return };
+        let (sending, epoch) = (ownership.stream_peers, ownership.claim.epoch);
         let is_sent = |to: &Index, out: &Outgoing| out.is_up && sending.contains(peer_of(*to));
         for (_, out) in self.outgoing.iter().filter(|(to, out)| is_sent(to, out)) {
-            let body = Down::Stable { slot, epoch, number };
-            self.out.push(Out::Down { stream: out.stream, body });
+            let body = OwnerMessage::CommitIndex { slot, epoch, number };
+            self.out.push(NodeOutput::Down { stream: out.stream, body });
         }
     }
 
     /// Tells the peers, if all of a slot is stable; else what waits will.
-    fn tell_all(&mut self, slot: Slot) {
-        let is_led = self.led.get(&slot).is_some_and(|led| led.is_serving || led.is_stopping);
-        if is_led && !self.waiting.is_waiting(slot) {
-            self.tell(slot, self.number);
+    fn notify_all_committed(&mut self, slot: Slot) {
+        let is_led =
+            self.owned.get(&slot).is_some_and(|ownership| ownership.is_serving || ownership.is_stopping);
+        if is_led && !self.pending.has_pending(slot) {
+            self.notify_replicas(slot, self.number);
         }
     }
 
-    fn note_stopped(&mut self, slot: Slot) {
-        if let Some(led) = self.led.get(&slot)
-            && led.is_stopping
-            && !self.waiting.is_waiting(slot)
+    fn notify_stopped(&mut self, slot: Slot) {
+        if let Some(ownership) = self.owned.get(&slot)
+            && ownership.is_stopping
+            && !self.pending.has_pending(slot)
         {
-            self.events.push_back(Event::Stopped(slot, led.claim.clone()));
+            self.events.push_back(Event::AppendsStopped(slot, ownership.claim.clone()));
         }
     }
 
     /// Puts a peer on a slot's stream, with an offer.
-    pub(super) fn send_to(&mut self, to: &Member, offer: Offer) {
+    pub(super) fn add_stream_peer(&mut self, to: &Member, offer: SyncOffer) {
         let index = index_of(&to.node);
         let Some(out) = self.outgoing.get(&index).filter(|out| out.is_up && out.member == *to) else {
             return;
         };
         let stream = out.stream;
-        let led = self.led.entry(offer.slot).or_insert_with(|| Led::new(offer.claim.clone()));
-        if led.claim != offer.claim {
-            led.claim = offer.claim.clone();
-            (led.is_owned, led.is_serving) = (false, false);
+        let ownership =
+            self.owned.entry(offer.slot).or_insert_with(|| SlotOwnership::new(offer.claim.clone()));
+        if ownership.claim != offer.claim {
+            ownership.claim = offer.claim.clone();
+            (ownership.is_owned, ownership.is_serving) = (false, false);
         }
-        led.sending.insert(peer_of(index));
-        self.out.push(Out::Down { stream, body: Down::Offer(Box::new(offer)) });
+        ownership.stream_peers.insert(peer_of(index));
+        self.out.push(NodeOutput::Down { stream, body: OwnerMessage::SyncOffer(Box::new(offer)) });
     }
 
     /// The slot takes appends.
-    pub(super) fn own(&mut self, slot: Slot, claim: &Claim, needed: usize, was_handed_over: bool) {
+    pub(super) fn begin_serving(&mut self, slot: Slot, claim: &Claim, needed: usize, was_handed_over: bool) {
         // Since it was decided, the slot may have been promised to another node, and its entries taken.
-        if self.record(slot).takes(claim).is_err() && self.config.broken != Broken::StaleOwner {
+        if self.record(slot).check_append(claim).is_err() && self.config.broken != DisabledRule::StaleOwner {
             return;
         }
-        let members = self.record(slot).placement.map_or(needed, |placement| placement.set.len());
-        let led = self.led.entry(slot).or_insert_with(|| Led::new(claim.clone()));
-        if led.claim != *claim {
-            (led.claim, led.is_owned) = (claim.clone(), false);
+        let members = self.record(slot).placement.map_or(needed, |placement| placement.members.len());
+        let ownership = self.owned.entry(slot).or_insert_with(|| SlotOwnership::new(claim.clone()));
+        if ownership.claim != *claim {
+            (ownership.claim, ownership.is_owned) = (claim.clone(), false);
         }
-        let is_new = !led.is_owned;
-        (led.is_owned, led.is_serving, led.is_stopping) = (true, true, false);
-        led.needed = needed;
-        self.waiting.lead(slot, needed, members);
+        let is_new = !ownership.is_owned;
+        (ownership.is_owned, ownership.is_serving, ownership.is_stopping) = (true, true, false);
+        ownership.write_quorum = needed;
+        self.pending.begin_ownership(slot, needed, members);
         self.accepted_at.remove(&slot);
         if is_new {
-            self.out.push(Out::Note(Note::Owned { slot, claim: claim.clone(), was_handed_over }));
+            self.out.push(NodeOutput::Note(Note::Owned { slot, claim: claim.clone(), was_handed_over }));
         }
         // What was here when enough members accepted it is stable.
-        for (context, size) in self.unstable.take(slot) {
-            self.show(context, size);
+        for (context, size) in self.uncommitted.take_slot(slot) {
+            self.publish(context, size);
         }
-        if self.readable.insert(slot, Readable::Shown) != Some(Readable::Shown) || is_new {
-            self.show_slot(slot);
+        if self.visibility.insert(slot, SlotVisibility::Visible) != Some(SlotVisibility::Visible) || is_new {
+            self.publish_slot(slot);
         }
-        self.tell_all(slot);
+        self.notify_all_committed(slot);
     }
 
-    pub(super) fn count(&mut self, slot: Slot, claim: &Claim, member: &Member) {
-        if *member == self.member || self.led.get(&slot).is_none_or(|led| led.claim != *claim) {
+    pub(super) fn add_in_sync(&mut self, slot: Slot, claim: &Claim, member: &Member) {
+        if *member == self.member || self.owned.get(&slot).is_none_or(|ownership| ownership.claim != *claim) {
             return;
         }
-        let stable = self.waiting.count(slot, peer_of(index_of(&member.node)));
-        self.settle(stable);
-        self.tell_all(slot);
+        let stable = self.pending.add_in_sync(slot, peer_of(index_of(&member.node)));
+        self.acknowledge_committed(stable);
+        self.notify_all_committed(slot);
     }
 
     /// A node is no member any more: it is sent nothing further of the slot.
-    pub(super) fn release(&mut self, slot: Slot, claim: &Claim, member: &Member) {
-        if let Some(led) = self.led.get_mut(&slot).filter(|led| led.claim == *claim) {
-            led.sending.remove(peer_of(index_of(&member.node)));
+    pub(super) fn remove_peer(&mut self, slot: Slot, claim: &Claim, member: &Member) {
+        if let Some(ownership) = self.owned.get_mut(&slot).filter(|ownership| ownership.claim == *claim) {
+            ownership.stream_peers.remove(peer_of(index_of(&member.node)));
         }
     }
 
-    pub(super) fn stop(&mut self, slot: Slot, claim: &Claim) {
-        if let Some(led) = self.led.get_mut(&slot).filter(|led| led.claim == *claim) {
-            (led.is_serving, led.is_stopping) = (false, true);
-            self.note_stopped(slot);
+    pub(super) fn stop_appends(&mut self, slot: Slot, claim: &Claim) {
+        if let Some(ownership) = self.owned.get_mut(&slot).filter(|ownership| ownership.claim == *claim) {
+            (ownership.is_serving, ownership.is_stopping) = (false, true);
+            self.notify_stopped(slot);
         }
     }
 
     /// The slot is no longer this node's: those who wait are told to try again.
     pub(super) fn step_down(&mut self, slot: Slot) {
-        if self.config.broken == Broken::StaleOwner {
+        if self.config.broken == DisabledRule::StaleOwner {
             return;
         }
-        self.led.remove(&slot);
-        let (items, unanswered) = self.waiting.end(slot);
+        self.owned.remove(&slot);
+        let (items, unanswered) = self.pending.end_ownership(slot);
         for (queued, _) in unanswered {
             self.unknown(&queued);
         }
@@ -393,24 +405,24 @@ impl Node {
                 self.unknown(&queued);
             }
             for ((client, request), ..) in item.loads {
-                self.out.push(Out::Respond { client, request, response: Response::Unknown });
+                self.out.push(NodeOutput::Respond { client, request, response: Response::Unknown });
             }
             // Until an owner says that it is stable, nobody sees it.
             for reached in item.reached {
-                self.unstable.push(slot, Epoch::default(), 0, reached);
+                self.uncommitted.push(slot, Epoch::default(), 0, reached);
             }
         }
     }
 
     fn unknown(&mut self, queued: &Queued) {
         let Queued { client, request, .. } = *queued;
-        self.out.push(Out::Respond { client, request, response: Response::Unknown });
+        self.out.push(NodeOutput::Respond { client, request, response: Response::Unknown });
     }
 
     /// A peer's stream is lost.
-    pub(super) fn lose(&mut self, peer: ledger_core::replication::Peer) {
-        self.waiting.lose(peer);
-        self.led.values_mut().for_each(|led| led.sending.remove(peer));
+    pub(super) fn peer_disconnected(&mut self, peer: ledger_core::replication::Peer) {
+        self.pending.peer_disconnected(peer);
+        self.owned.values_mut().for_each(|ownership| ownership.stream_peers.remove(peer));
     }
 
     pub(super) fn digest(&self, slot: Slot) -> Digest {
@@ -418,33 +430,33 @@ impl Node {
     }
 
     /// How much readers see of a context, if its slot is shown.
-    pub(super) fn shown(&self, context: Context) -> Option<u64> {
+    pub(super) fn visible_size(&self, context: Context) -> Option<u64> {
         let slot = self.config.contexts.slot(context);
-        let is_leased = self.now < self.brain.shown_until(self.now, slot);
-        self.known_committed(context).filter(|_| is_leased || self.config.broken == Broken::NoLease)
+        let is_leased = self.now < self.slot_manager.visible_until(self.now, slot);
+        self.known_committed(context).filter(|_| is_leased || self.config.broken == DisabledRule::NoLease)
     }
 
     /// How much of a context is known to be committed, whether readers are shown it or not.
     fn known_committed(&self, context: Context) -> Option<u64> {
-        let readable = self.readable.get(&self.config.contexts.slot(context)).copied().unwrap_or_default();
-        (readable == Readable::Shown).then(|| self.visible[context])
+        let readable = self.visibility.get(&self.config.contexts.slot(context)).copied().unwrap_or_default();
+        (readable == SlotVisibility::Visible).then(|| self.visible[context])
     }
 
     /// A context is stable up to a size.
-    pub(super) fn show(&mut self, context: Context, size: u64) {
+    pub(super) fn publish(&mut self, context: Context, size: u64) {
         let size = size.min(self.size_here(context));
         self.visible[context] = self.visible[context].max(size);
         if let Some(size) = self.known_committed(context).filter(|_| !self.is_unreadable(context)) {
-            self.out.push(Out::Note(Note::Shown { context, size }));
+            self.out.push(NodeOutput::Note(Note::Shown { context, size }));
         }
     }
 
     /// Everything of a slot that does not wait is stable.
-    pub(super) fn show_slot(&mut self, slot: Slot) {
+    pub(super) fn publish_slot(&mut self, slot: Slot) {
         let config = Rc::clone(&self.config);
         for context in config.contexts.of(slot) {
             let size = self.size_here(context);
-            self.show(context, if self.waiting.is_waiting(slot) { 0 } else { size });
+            self.publish(context, if self.pending.has_pending(slot) { 0 } else { size });
         }
     }
 }

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use ledger_core::Epoch;
 
 use super::{
-    client::{Asked, one_of},
+    client::{SentRequest, one_of},
     history::{Context, History},
     message::{Index, Request, Response},
     random::Random,
@@ -63,7 +63,7 @@ impl Loader {
         nodes: &[Index],
         random: &mut Random,
         number: &mut u64,
-    ) -> Option<Asked> {
+    ) -> Option<SentRequest> {
         if self.waits.is_some_and(|(_, until)| until > now) || now < self.next {
             return None;
         }

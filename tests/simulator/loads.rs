@@ -6,17 +6,17 @@ use std::rc::Rc;
 use ledger_core::{Epoch, ownership::Claim, replication::PeerSet, slot::Slot};
 
 use super::{
-    broken::Broken,
+    broken::DisabledRule,
     client::Client,
     counts::Counted,
     disk::{Span, Write},
     history::{Context, Entry, History},
     invariants::Checked,
-    lane::{Begun, Item, Waits},
-    message::{Index, Message, Range, Reply, Response},
+    lane::{ClientRequest, CommitContext, PendingPart},
+    message::{CatchUpResponse, Index, Message, Range, Response},
     node::{Node, peer_of},
+    node_output::{NodeOutput, Note},
     run::World,
-    wants::{Note, Out},
 };
 
 /// Most entries that are fetched at once, unless they belong together.
@@ -31,7 +31,7 @@ const GIVE_UP: u64 = 15_000;
 /// A load that is being staged at the members.
 #[derive(Debug)]
 pub struct Loading {
-    waits: Waits,
+    waits: ClientRequest,
     number: u64,
     epoch: Epoch,
     range: Range,
@@ -51,15 +51,15 @@ impl Node {
         is_large: bool,
     ) {
         let (waits, slot) = ((client, request), self.config.contexts.slot(context));
-        if !self.serves(slot) || self.is_damaged(context) || !self.can_write() {
+        if !self.serving_epoch(slot) || self.is_damaged(context) || !self.can_write() {
             let response = self.not_owner(context);
-            return self.out.push(Out::Respond { client, request, response });
+            return self.out.push(NodeOutput::Respond { client, request, response });
         }
         let history = &self.disk.now.histories[context];
         let size = history.size();
         let both = size.min(snapshot.size());
         if history.root_at(both) != snapshot.root_at(both) {
-            return self.out.push(Out::Respond { client, request, response: Response::Differs });
+            return self.out.push(NodeOutput::Respond { client, request, response: Response::Differs });
         }
         if size >= snapshot.size() {
             return self.is_there(waits, slot, context, size);
@@ -85,12 +85,12 @@ impl Node {
     }
 
     /// Everything is there already: it is said to be there once it has its copies.
-    fn is_there(&mut self, waits: Waits, slot: Slot, context: Context, size: u64) {
-        self.out.push(Out::Note(Note::Load(Counted::LoadedAgain)));
-        if self.config.broken == Broken::LoadsUnsettled {
+    fn is_there(&mut self, waits: ClientRequest, slot: Slot, context: Context, size: u64) {
+        self.out.push(NodeOutput::Note(Note::Load(Counted::LoadedAgain)));
+        if self.config.broken == DisabledRule::LoadsUnsettled {
             return self.loaded(waits, context, size);
         }
-        let item = Item::of_load(waits, context, size);
+        let item = PendingPart::of_load(waits, context, size);
         self.committed(vec![(slot, item)], &[], Vec::new());
     }
 
@@ -105,9 +105,9 @@ impl Node {
     fn spread(&mut self, context: Context) {
         let slot = self.config.contexts.slot(context);
         let Some(loading) = self.loads.get(&context) else { return };
-        let (needed, counting) = self.waiting.needs(slot);
+        let (needed, counting) = self.pending.quorum_and_in_sync(slot);
         let waited = self.now.saturating_sub(loading.since);
-        let is_over = !self.serves(slot) || self.led_epoch(slot) != loading.epoch || waited > GIVE_UP;
+        let is_over = !self.serving_epoch(slot) || self.led_epoch(slot) != loading.epoch || waited > GIVE_UP;
         let missing = counting.without(loading.staged_at);
         let has_enough = counting.without(missing).len() + 1 >= needed;
         if is_over || !(has_enough && (missing.is_empty() || waited > STUCK)) {
@@ -123,12 +123,12 @@ impl Node {
             // Its stream begins anew, and it catches up.
             self.close(usize::from(peer.number()));
         }
-        self.out.push(Out::Note(Note::Load(Counted::LoadStaged)));
+        self.out.push(NodeOutput::Note(Note::Load(Counted::LoadStaged)));
         self.install(loading.waits, slot, &loading.range, true);
     }
 
     fn ask_to_stage(&mut self, context: Context, slot: Slot, missing: PeerSet) {
-        let Some(claim) = self.led.get(&slot).map(|led| led.claim().clone()) else { return };
+        let Some(claim) = self.owned.get(&slot).map(|led| led.claim().clone()) else { return };
         let now = self.now;
         let Some(loading) = self.loads.get_mut(&context) else { return };
         if loading.asked > 0 && now < loading.asked + ASK_AGAIN {
@@ -136,12 +136,12 @@ impl Node {
         }
         loading.asked = now;
         let (number, range) = (loading.number, loading.range.clone());
-        self.out.push(Out::Note(Note::Moment));
+        self.out.push(NodeOutput::Note(Note::Moment));
         for peer in missing.iter() {
             let index = usize::from(peer.number());
             let Some(to) = self.outgoing.get(&index).map(|out| out.member.clone()) else { continue };
             let message = Message::Stage { number, to, slot, claim: claim.clone(), range: range.clone() };
-            self.out.push(Out::Message { to: index, message });
+            self.out.push(NodeOutput::Message { to: index, message });
         }
     }
 
@@ -149,7 +149,7 @@ impl Node {
     pub(super) fn stage(&mut self, from: Index, number: u64, slot: Slot, claim: &Claim, range: Range) {
         let history = &self.disk.now.histories[range.context];
         let fits = (history.size(), history.root()) == (range.after, range.after_root);
-        if self.record(slot).may_follow(claim).is_err()
+        if self.record(slot).check_replicate(claim).is_err()
             || !fits
             || self.is_damaged(range.context)
             || !self.can_write()
@@ -157,7 +157,7 @@ impl Node {
             return;
         }
         self.arrived.insert(range.context, range);
-        self.out.push(Out::Message { to: from, message: Message::Staged { number } });
+        self.out.push(NodeOutput::Message { to: from, message: Message::Staged { number } });
     }
 
     pub(super) fn staged(&mut self, from: Index, number: u64) {
@@ -165,23 +165,23 @@ impl Node {
         let Some((context, loading)) = of else { return };
         let context = *context;
         loading.staged_at.insert(peer_of(from));
-        self.out.push(Out::Note(Note::Moment));
+        self.out.push(NodeOutput::Note(Note::Moment));
         self.spread(context);
     }
 
     /// Puts a load in place, and tells the replicas.
-    fn install(&mut self, waits: Waits, slot: Slot, range: &Range, is_staged: bool) {
+    fn install(&mut self, waits: ClientRequest, slot: Slot, range: &Range, is_staged: bool) {
         let Range { context, after, ref entries, .. } = *range;
         let by = self.led_epoch(slot);
         for entry in entries.iter() {
-            self.out.push(Out::Note(Note::Created { context, entry: *entry, by }));
+            self.out.push(NodeOutput::Note(Note::Created { context, entry: *entry, by }));
         }
         self.put_in_place(context, entries);
         let to = after + entries.len() as u64;
-        let item = Item::of_load(waits, context, to);
-        let begun = Begun { context, after, is_load: true, is_staged };
+        let item = PendingPart::of_load(waits, context, to);
+        let begun = CommitContext { context, after, is_load: true, is_staged };
         self.committed(vec![(slot, item)], &[begun], Vec::new());
-        self.out.push(Out::Note(Note::Moment));
+        self.out.push(NodeOutput::Note(Note::Moment));
     }
 
     /// Writes what a load brings, with one write.
@@ -196,15 +196,22 @@ impl Node {
     }
 
     /// A load has its copies.
-    pub(super) fn loaded(&mut self, (client, request): Waits, context: Context, size: u64) {
-        self.out.push(Out::Respond { client, request, response: Response::Loaded { size } });
+    pub(super) fn loaded(&mut self, (client, request): ClientRequest, context: Context, size: u64) {
+        self.out.push(NodeOutput::Respond { client, request, response: Response::Loaded { size } });
         let Some(id) = self.disk.now.histories[context].0.get(size as usize - 1).map(|entry| entry.id) else {
             return;
         };
-        let led = self.led.get(&self.config.contexts.slot(context));
-        let (in_epoch, needed) = led.map_or((None, 1), |led| (Some(led.epoch()), led.needed()));
+        let led = self.owned.get(&self.config.contexts.slot(context));
+        let (in_epoch, needed) = led.map_or((None, 1), |led| (Some(led.epoch()), led.write_quorum()));
         let (sequence, is_stable) = (size, true);
-        self.out.push(Out::Note(Note::Acknowledged { context, sequence, id, in_epoch, is_stable, needed }));
+        self.out.push(NodeOutput::Note(Note::Acknowledged {
+            context,
+            sequence,
+            id,
+            in_epoch,
+            is_stable,
+            needed,
+        }));
     }
 
     /// Nothing of a load is in place anywhere.
@@ -216,27 +223,33 @@ impl Node {
 
     fn give_up_load(&mut self, loading: &Loading) {
         let (client, request) = loading.waits;
-        self.out.push(Out::Respond { client, request, response: Response::Unknown });
+        self.out.push(NodeOutput::Respond { client, request, response: Response::Unknown });
     }
 
     fn led_epoch(&self, slot: Slot) -> Epoch {
-        self.led.get(&slot).map_or(Epoch::default(), super::lane::Led::epoch)
+        self.owned.get(&slot).map_or(Epoch::default(), super::lane::SlotOwnership::epoch)
     }
 
     /// What of a context must be put in place together, as far as this node knows: it forgets it once it is stable.
     fn together(&mut self, context: Context) -> Option<Span> {
         let (after, to) = *self.disk.now.loaded.get(&context)?;
         let is_left = to > self.disk.now.histories[context].size();
-        let is_stable = self.shown(context).is_some_and(|shown| shown >= to);
+        let is_stable = self.visible_size(context).is_some_and(|shown| shown >= to);
         if is_left || is_stable {
             self.disk.write(Write::Stable(context));
             return None;
         }
-        Some((after, to)).filter(|_| self.config.broken != Broken::LoadsInParts)
+        Some((after, to)).filter(|_| self.config.broken != DisabledRule::LoadsInParts)
     }
 
     /// What another node is given of a context.
-    pub(super) fn fetched(&mut self, context: Context, after: u64, to: u64, is_whole: bool) -> Reply {
+    pub(super) fn fetched(
+        &mut self,
+        context: Context,
+        after: u64,
+        to: u64,
+        is_whole: bool,
+    ) -> CatchUpResponse {
         let span = self.together(context);
         let (to, together) = match span {
             Some(_) if is_whole => (to, span),
@@ -245,7 +258,7 @@ impl Node {
             Some((first, last)) if after < last && first < to => (to.max(last), span),
             _ => (to.min(after + FETCHED), None),
         };
-        Reply::Fetched(self.range(context, after, to), together)
+        CatchUpResponse::Fetched(self.range(context, after, to), together)
     }
 }
 

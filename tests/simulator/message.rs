@@ -6,8 +6,8 @@ use ledger_core::{
     Epoch, Hash, compare,
     digest::Digest,
     node::{ClusterId, Member, ReplicaSet, StorageId},
-    ownership::{Claim, slots},
-    replication::Needed,
+    ownership::{Claim, slot_manager},
+    replication::WriteQuorum,
     slot::Slot,
 };
 
@@ -43,15 +43,15 @@ pub enum Message {
         to: Member,
         slot: Slot,
         claim: Claim,
-        ask: slots::Ask,
+        ask: slot_manager::MemberRequest,
     },
     Answer {
         from: Member,
         slot: Slot,
         claim: Claim,
-        answer: slots::Answer,
+        answer: slot_manager::MemberResponse,
     },
-    Joins {
+    SyncRequest {
         from: Member,
         to: Member,
         slot: Slot,
@@ -59,11 +59,11 @@ pub enum Message {
     Question {
         number: u64,
         to: Member,
-        question: Question,
+        question: CatchUpRequest,
     },
     Reply {
         number: u64,
-        reply: Reply,
+        reply: CatchUpResponse,
     },
     /// A load that a member of its slot is to stage beside what is there.
     Stage {
@@ -80,8 +80,8 @@ pub enum Message {
 
 /// A question of a node that catches up.
 #[derive(Debug, Clone)]
-pub enum Question {
-    Compare(compare::Ask),
+pub enum CatchUpRequest {
+    Compare(compare::CompareRequest),
     Fetch {
         context: Context,
         after: u64,
@@ -97,8 +97,8 @@ pub enum Question {
 }
 
 #[derive(Debug, Clone)]
-pub enum Reply {
-    Compare(compare::Answer),
+pub enum CatchUpResponse {
+    Compare(compare::CompareResponse),
     /// And what of it is to be put in place together or not at all.
     Fetched(Range, Option<Span>),
     RootAt {
@@ -133,35 +133,35 @@ pub struct Part {
 
 /// From an owner to a replica: in order, or the stream is lost.
 #[derive(Debug, Clone)]
-pub enum Down {
+pub enum OwnerMessage {
     Commit { number: u64, parts: Vec<Part> },
-    Offer(Box<Offer>),
-    Stable { slot: Slot, epoch: Epoch, number: u64 },
-    Renewal(Vec<slots::Renewal>),
+    SyncOffer(Box<SyncOffer>),
+    CommitIndex { slot: Slot, epoch: Epoch, number: u64 },
+    LeaseRenewal(Vec<slot_manager::LeaseRenewal>),
 }
 
 #[derive(Debug, Clone)]
-pub struct Offer {
+pub struct SyncOffer {
     pub number: u64,
     pub slot: Slot,
     pub claim: Claim,
-    pub set: ReplicaSet,
+    pub members: ReplicaSet,
     pub is_confirmed: bool,
-    pub before: Option<ReplicaSet>,
+    pub previous: Option<ReplicaSet>,
     pub digest: Digest,
 }
 
 /// From the replica, on the same stream.
 #[derive(Debug, Clone)]
-pub enum Up {
+pub enum ReplicaMessage {
     Durable(u64),
-    Offered {
+    SyncOfferAnswered {
         slot: Slot,
         claim: Claim,
-        outcome: slots::Outcome,
+        outcome: slot_manager::SyncOfferOutcome,
     },
     /// To a renewal: slots that were promised to a higher claim.
-    Renewed(BTreeMap<Slot, Option<Claim>>),
+    LeaseRenewed(BTreeMap<Slot, Option<Claim>>),
 }
 
 /// What a client asks of a node.
@@ -195,7 +195,7 @@ pub struct Append {
     pub context: Context,
     pub id: u64,
     /// Copies that it is acknowledged with.
-    pub needed: Needed,
+    pub quorum: WriteQuorum,
 }
 
 #[derive(Debug, Clone)]

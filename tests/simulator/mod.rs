@@ -3,15 +3,15 @@
 //!
 //! | here | is in a real node |
 //! | --- | --- |
-//! | [`node`], [`perform`], [`streams`], [`wants`] | the shell around [`ledger_core::ownership::Slots`] |
-//! | [`lane`], [`follow`], [`serve`] | the lane of a store, the replica's side of it, and what clients are answered |
+//! | [`node`], [`perform`], [`streams`], [`node_output`] | the shell around [`ledger_core::ownership::SlotManager`] |
+//! | [`lane`], [`replicate`], [`serve`] | the lane of a store, the replica's side of it, and what clients are answered |
 //! | [`loads`] | loads in `ledger_store::load`, `ledger_cluster::staging` |
 //! | [`catch_up`] | catching up with an owner or, as a claimant, with the best replicas |
 //! | [`gossip`] | chitchat |
 //! | [`disk`], [`network`], [`deliver`] | what they are called |
 //! | [`client`], [`clients`], [`loader`] | the SDK |
-//! | [`faults`], [`mischief`], [`healing`], [`operators`] | bad luck, and operators |
-//! | [`invariants`], [`noted`], [`counts`] | what must hold, and what happened |
+//! | [`faults`], [`fault_injection`], [`healing`], [`operators`] | bad luck, and operators |
+//! | [`invariants`], [`note_checks`], [`counts`] | what must hold, and what happened |
 //! | [`run`] | time |
 //!
 //! [`broken`] leaves out a rule, to see that it is missed; [`flags`] are those of `just simulate`.
@@ -26,9 +26,9 @@ mod counts;
 mod damage;
 mod deliver;
 mod disk;
+mod fault_injection;
 mod faults;
 mod flags;
-mod follow;
 mod gossip;
 mod healing;
 mod history;
@@ -37,19 +37,19 @@ mod lane;
 mod loader;
 mod loads;
 mod message;
-mod mischief;
 mod network;
 mod node;
-mod noted;
+mod node_output;
+mod note_checks;
 mod operators;
 mod perform;
 mod random;
+mod replicate;
 mod run;
 mod serve;
 mod streams;
-mod wants;
 
-pub use broken::Broken;
+pub use broken::DisabledRule;
 pub use counts::Counts;
 pub use flags::Flags;
 pub use run::{Run, run};

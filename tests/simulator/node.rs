@@ -8,27 +8,27 @@ use std::{
 
 use ledger_core::{
     Epoch,
-    digest::{Extent, SlotDigest},
+    digest::{SlotDigest, TreeHead},
     node::{ClusterId, Member, NodeId, ReplicaSet, StorageId},
     ownership::{
-        Claim, Declared, Placement, SlotRecord, Slots,
-        slots::{Answer, Event, Leaving, Millis, Outcome as Offered},
+        Claim, DeclaredLosses, Placement, SlotManager, SlotRecord,
+        slot_manager::{DecommissionMode, Event, MemberResponse, Millis, SyncOfferOutcome as Offered},
     },
-    replication::{Peer, Unstable, Waiting},
+    replication::{Peer, PendingCommits, UncommittedWrites},
     slot::Slot,
 };
 
 use super::{
-    broken::Broken,
+    broken::DisabledRule,
     catch_up::Task,
     disk::{Disk, Write},
     gossip::{Gossip, Published},
     history::Context,
-    lane::{Asked, Item, Led, Queued},
+    lane::{AnsweredAppend, PendingPart, Queued, SlotOwnership},
     loads::Loading,
     message::{Index, Message, Part, Range},
+    node_output::{AfterSync, Config, NodeOutput, Note, Outgoing, SlotVisibility, Timer},
     random::Random,
-    wants::{AfterSync, Config, Note, Out, Outgoing, Readable, Timer},
 };
 
 #[derive(Debug)]
@@ -39,14 +39,14 @@ pub struct Node {
     /// Its clock.
     pub now: Millis,
     pub disk: Disk,
-    pub brain: Slots,
+    pub slot_manager: SlotManager,
     pub(super) random: Random,
     pub(super) gossip: Gossip,
     version: (u64, u64),
     pub is_draining: bool,
-    pub leaving: Option<Leaving>,
+    pub leaving: Option<DecommissionMode>,
     is_writable: bool,
-    pub(super) out: Vec<Out>,
+    pub(super) out: Vec<NodeOutput>,
     pub(super) events: VecDeque<Event>,
     pub(super) after_sync: VecDeque<(u64, AfterSync)>,
     next_number: u64,
@@ -57,15 +57,15 @@ pub struct Node {
     pub(super) renewed: BTreeMap<Index, Millis>,
     // The lane.
     pub(super) number: u64,
-    pub(super) waiting: Waiting<Item, Asked>,
-    pub(super) led: BTreeMap<Slot, Led>,
+    pub(super) pending: PendingCommits<PendingPart, AnsweredAppend>,
+    pub(super) owned: BTreeMap<Slot, SlotOwnership>,
     pub(super) queue: Vec<Queued>,
-    pub(super) unstable: Unstable<(Context, u64)>,
+    pub(super) uncommitted: UncommittedWrites<(Context, u64)>,
     pub(super) accepted_at: BTreeMap<Slot, (Epoch, u64)>,
-    pub(super) readable: BTreeMap<Slot, Readable>,
+    pub(super) visibility: BTreeMap<Slot, SlotVisibility>,
     pub(super) visible: Vec<u64>,
-    pub(super) in_step: BTreeMap<Slot, Claim>,
-    pub(super) parked: BTreeMap<Context, VecDeque<(Part, u64)>>,
+    pub(super) in_sync: BTreeMap<Slot, Claim>,
+    pub(super) out_of_order: BTreeMap<Context, VecDeque<(Part, u64)>>,
     pub(super) ids: Vec<BTreeMap<u64, u64>>,
     pub(super) digests: BTreeMap<Slot, SlotDigest>,
     /// Loads being staged at the members.
@@ -76,7 +76,7 @@ pub struct Node {
     /// Contexts that were found damaged.
     pub(super) quarantine: BTreeSet<Context>,
     /// How far damaged contexts went that the digests still count: from before they were.
-    pub(super) counted: BTreeMap<Context, Extent>,
+    pub(super) counted: BTreeMap<Context, TreeHead>,
     /// Questions for the histories of damaged contexts.
     pub(super) restoring: BTreeMap<u64, Context>,
     // Catching up.
@@ -106,9 +106,9 @@ impl Node {
     ) -> Self {
         let slots = config.contexts.slots.clone();
         let records = disk.now.records.clone();
-        let mut brain = Slots::of(slots, member.clone(), config.settings.clone(), records, now);
+        let mut slot_manager = SlotManager::of(slots, member.clone(), config.settings.clone(), records, now);
         if disk.now.cluster.is_some() {
-            brain.identified();
+            slot_manager.set_identified();
         }
         let contexts = config.contexts.len();
         let mut node = Self {
@@ -117,7 +117,7 @@ impl Node {
             config,
             now,
             disk,
-            brain,
+            slot_manager,
             random,
             gossip: Gossip::default(),
             version: (incarnation, 0),
@@ -132,15 +132,15 @@ impl Node {
             incoming: BTreeMap::new(),
             renewed: BTreeMap::new(),
             number: 0,
-            waiting: Waiting::default(),
-            led: BTreeMap::new(),
+            pending: PendingCommits::default(),
+            owned: BTreeMap::new(),
             queue: Vec::new(),
-            unstable: Unstable::default(),
+            uncommitted: UncommittedWrites::default(),
             accepted_at: BTreeMap::new(),
-            readable: BTreeMap::new(),
+            visibility: BTreeMap::new(),
             visible: vec![0; contexts],
-            in_step: BTreeMap::new(),
-            parked: BTreeMap::new(),
+            in_sync: BTreeMap::new(),
+            out_of_order: BTreeMap::new(),
             ids: vec![BTreeMap::new(); contexts],
             digests: BTreeMap::new(),
             loads: BTreeMap::new(),
@@ -162,16 +162,19 @@ impl Node {
     }
 
     /// Does what the events since ask for; gives what is to be done outside.
-    pub fn run(&mut self) -> Vec<Out> {
+    pub fn run(&mut self) -> Vec<NodeOutput> {
         while let Some(event) = self.events.pop_front() {
             let event = self.seen(event);
             if !matches!(
                 event,
-                Event::Tick | Event::Nodes(_) | Event::Renewed { .. } | Event::RenewalAnswered { .. }
+                Event::Tick
+                    | Event::NodesObserved(_)
+                    | Event::LeaseRenewed { .. }
+                    | Event::LeaseRenewalAnswered { .. }
             ) {
                 self.trace(|_| format!("{event:?}"));
             }
-            for effect in self.brain.step(self.now, event) {
+            for effect in self.slot_manager.step(self.now, event) {
                 self.trace(|_| format!("    => {effect:?}"));
                 self.perform(effect);
             }
@@ -181,17 +184,17 @@ impl Node {
 
     /// In the variant that reads the members off gossip, that is what the brain gets to see.
     fn seen(&self, event: Event) -> Event {
-        if self.config.broken != Broken::MembersOffGossip {
+        if self.config.broken != DisabledRule::MembersOffGossip {
             return event;
         }
         match event {
-            Event::Recorded(slot, Some(mut record)) => {
+            Event::RecordChanged(slot, Some(mut record)) => {
                 record.placement = record.placement.map(|known| self.off_gossip(slot, known));
-                Event::Recorded(slot, Some(record))
+                Event::RecordChanged(slot, Some(record))
             }
-            Event::Answered { from, slot, claim, answer: Answer::Promised(mut promise) } => {
+            Event::Response { from, slot, claim, answer: MemberResponse::Promised(mut promise) } => {
                 promise.placement = promise.placement.map(|known| self.off_gossip(slot, known));
-                Event::Answered { from, slot, claim, answer: Answer::Promised(promise) }
+                Event::Response { from, slot, claim, answer: MemberResponse::Promised(promise) }
             }
             event => event,
         }
@@ -200,11 +203,11 @@ impl Node {
     fn off_gossip(&self, slot: Slot, known: Placement) -> Placement {
         use ledger_core::{node::ReplicaSet, rendezvous};
         let alive = self.gossip.alive(self.now, self.config.dead_after);
-        let order = rendezvous::order(slot, alive.iter().map(|(_, member)| member.node.clone()));
-        let first = order.into_iter().take(self.config.settings.copies);
+        let order = rendezvous::preference_order(slot, alive.iter().map(|(_, member)| member.node.clone()));
+        let first = order.into_iter().take(self.config.settings.replication_factor);
         let members = first.filter_map(|node| alive.iter().find(|(_, member)| member.node == node));
         match ReplicaSet::new(members.map(|(_, member)| member.clone())) {
-            Ok(set) => Placement { set, is_confirmed: true, ..known },
+            Ok(set) => Placement { members: set, is_confirmed: true, ..known },
             Err(_) => known,
         }
     }
@@ -213,7 +216,7 @@ impl Node {
     pub(super) fn trace(&mut self, what: impl FnOnce(&Self) -> String) {
         if self.config.is_traced {
             let what = what(self);
-            self.out.push(Out::Note(Note::Trace(what)));
+            self.out.push(NodeOutput::Note(Note::Trace(what)));
         }
     }
 
@@ -231,7 +234,7 @@ impl Node {
             is_draining: self.is_draining,
             is_writable: self.is_writable,
             leaving: self.leaving,
-            owned: self.brain.owned().into_iter().collect(),
+            owned: self.slot_manager.owned().into_iter().collect(),
         });
         self.gossip.hear(self.now, &[said]);
         let mut others: Vec<Index> = self.gossip.known().chain(self.config.seeds.iter().copied()).collect();
@@ -242,11 +245,11 @@ impl Node {
             if let Some(to) = self.random.pick(&others) {
                 let (cluster, said_by) = (self.disk.now.cluster, self.member.storage);
                 let message = Message::Gossip { cluster, said_by, all: self.gossip.all() };
-                self.out.push(Out::Message { to, message });
+                self.out.push(NodeOutput::Message { to, message });
             }
         }
         if let Some(seen) = self.gossip.changed(self.now, self.config.dead_after) {
-            self.events.push_back(Event::Nodes(seen));
+            self.events.push_back(Event::NodesObserved(seen));
         }
         self.events.push_back(Event::Tick);
         self.scrub();
@@ -260,14 +263,14 @@ impl Node {
     }
 
     /// Leaves for good, or stays after all. It knows again after a restart: see `Host`.
-    pub fn leave(&mut self, leaving: Option<Leaving>) {
+    pub fn leave(&mut self, leaving: Option<DecommissionMode>) {
         self.leaving = leaving;
         self.drain(leaving.is_some());
     }
 
     /// An operator declared these members lost, all there ever were.
-    pub fn declare_lost(&mut self, declared: Declared) {
-        self.events.push_back(Event::DeclaredLost(declared));
+    pub fn declare_lost(&mut self, declared: DeclaredLosses) {
+        self.events.push_back(Event::LossesDeclared(declared));
     }
 
     /// Whether the disk takes writes. The first that it refuses is how the node learns of it.
@@ -285,9 +288,9 @@ impl Node {
         if before == record {
             return;
         }
-        if self.brain.first() == Some(slot)
+        if self.slot_manager.first_slot() == Some(slot)
             && self.disk.now.cluster.is_none()
-            && let Some(id) = before.forms(&record)
+            && let Some(id) = before.cluster_formed_by(&record)
         {
             self.belongs(id);
         }
@@ -297,7 +300,7 @@ impl Node {
     /// It belongs to a cluster, from now on.
     fn belongs(&mut self, id: ClusterId) {
         self.disk.write(Write::Cluster(id));
-        self.brain.identified();
+        self.slot_manager.set_identified();
     }
 
     /// Whether it has heard of nodes that are numbered from there.
@@ -309,16 +312,19 @@ impl Node {
     pub(super) fn is_ours(&mut self, theirs: Option<ClusterId>, said_by: StorageId) -> bool {
         let Some(theirs) = theirs else { return true };
         if let Some(ours) = self.disk.now.cluster {
-            return ours == theirs || self.config.broken == Broken::ClustersMerge;
+            return ours == theirs || self.config.broken == DisabledRule::ClustersMerge;
         }
         let records = self.disk.now.records.values();
-        let sets = records.filter_map(|record| record.placement.as_ref()).map(|placement| &placement.set);
+        let sets = records.filter_map(|record| record.placement.as_ref()).map(|placement| &placement.members);
         let mut known = sets.flat_map(ReplicaSet::members).peekable();
-        let forming = self.brain.first().and_then(|slot| self.record(slot).forming());
+        let forming = self.slot_manager.first_slot().and_then(|slot| self.record(slot).forming());
         let is_believed = known.peek().is_none()
             || known.any(|member| member.storage == said_by)
             || forming == Some(theirs);
-        let may_join = self.brain.first().is_none_or(|slot| self.record(slot).may_join(theirs, &said_by));
+        let may_join = self
+            .slot_manager
+            .first_slot()
+            .is_none_or(|slot| self.record(slot).may_join_cluster(theirs, &said_by));
         if is_believed && may_join && self.can_write() {
             self.belongs(theirs);
         }
@@ -328,7 +334,8 @@ impl Node {
 
     /// Whether first members may be accepted here.
     pub(super) fn may_form(&self, slot: Slot, set: &ReplicaSet, is_confirmed: bool) -> bool {
-        self.brain.first() != Some(slot) || SlotRecord::may_form(self.disk.now.cluster, set, is_confirmed)
+        self.slot_manager.first_slot() != Some(slot)
+            || SlotRecord::may_accept_first_members(self.disk.now.cluster, set, is_confirmed)
     }
 
     pub(super) fn record(&self, slot: Slot) -> ledger_core::ownership::SlotRecord {
@@ -337,7 +344,7 @@ impl Node {
 
     /// Does something once all that was written is durable.
     pub(super) fn after_sync(&mut self, what: AfterSync) {
-        if self.config.broken == Broken::NoSync {
+        if self.config.broken == DisabledRule::NoSync {
             self.want_sync();
             return self.done(what);
         }
@@ -351,7 +358,7 @@ impl Node {
     pub(super) fn want_sync(&mut self) {
         if !self.disk.is_syncing && self.disk.synced < self.disk.written {
             self.disk.is_syncing = true;
-            self.out.push(Out::Sync);
+            self.out.push(NodeOutput::Sync);
         }
     }
 
@@ -367,23 +374,26 @@ impl Node {
 
     fn done(&mut self, what: AfterSync) {
         match what {
-            AfterSync::Own(number) => self.own_synced(number),
+            AfterSync::Own(number) => self.advance_durable_here(number),
             AfterSync::Up { to, stream, body } => {
                 if self.incoming.get(&to).is_some_and(|(known, _)| *known == stream) {
-                    self.out.push(Out::Up { stream, body });
+                    self.out.push(NodeOutput::Up { stream, body });
                 }
             }
             // What it is by now is no less true: but the brain must see no more than is durable.
             AfterSync::Recorded(slot) => {
-                let store =
-                    if self.config.broken == Broken::NoSync { &self.disk.now } else { &self.disk.durable };
+                let store = if self.config.broken == DisabledRule::NoSync {
+                    &self.disk.now
+                } else {
+                    &self.disk.durable
+                };
                 let record = store.records.get(&slot).cloned().unwrap_or_default();
-                self.events.push_back(Event::Recorded(slot, Some(record)));
+                self.events.push_back(Event::RecordChanged(slot, Some(record)));
             }
             AfterSync::Answer { to, slot, claim, answer } => self.answer(&to, slot, claim, answer),
             AfterSync::Offered { slot, claim } => {
                 let (from, outcome) = (self.member.clone(), Offered::Accepted);
-                self.events.push_back(Event::Offered { from, slot, claim, outcome });
+                self.events.push_back(Event::SyncOfferAnswered { from, slot, claim, outcome });
             }
         }
     }

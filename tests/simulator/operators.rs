@@ -3,24 +3,24 @@
 use std::collections::BTreeSet;
 
 use ledger_core::{
-    node::{Member, PromisesNeeded, ReplicaSet},
-    ownership::{Approval, Declared, SlotRecord, slots::Owner},
+    node::{Member, PromiseQuorum, ReplicaSet},
+    ownership::{DeclaredLosses, RecoveryApproval, SlotRecord, slot_manager::Owner},
     slot::Slot,
 };
 
 use super::{
     client::Client,
     counts::Counted,
+    fault_injection::{Undo, is_damaged},
     faults::Fault,
     message::Index,
-    mischief::{Undo, is_damaged},
     node::index_of,
-    run::{Happening, Stage, World},
+    run::{ScheduledEvent, Stage, World},
 };
 
 /// How often a node that leaves asks whether it is named still, microseconds.
 pub const LOOKS_EVERY: u64 = 500_000;
-/// How often in a row nobody must name it: as in `ledger_cluster::leaving`.
+/// How often in a row nobody must name it: as in `ledger_cluster::ownership::decommission`.
 const TIMES: u32 = 6;
 /// How long after the loss of most disks an operator acts.
 const OPERATOR: u64 = 3_000_000;
@@ -38,7 +38,7 @@ impl World {
         let unnamed = if is_unnamed { self.hosts[node].unnamed + 1 } else { 0 };
         self.hosts[node].unnamed = unnamed;
         if unnamed < TIMES || !self.remembers(|without| without == node) {
-            return self.after(LOOKS_EVERY, Happening::Undo(Undo::Left(node)));
+            return self.after(LOOKS_EVERY, ScheduledEvent::Undo(Undo::Left(node)));
         }
         self.note(|| format!("n{node} has left"));
         self.counts.add(Counted::Left, 1);
@@ -53,7 +53,7 @@ impl World {
     /// Whether the owner of a slot, as a node sees it in gossip, does not count it as a member.
     fn is_unnamed(&self, slot: Slot, node: Index) -> bool {
         let Some(asking) = &self.hosts[node].node else { return false };
-        let Owner::Other(owner, _) = asking.brain.owner(slot) else { return false };
+        let Owner::Other(owner, _) = asking.slot_manager.owner(slot) else { return false };
         let owner = index_of(&owner);
         let Some(asked) = self.hosts[owner].node.as_ref() else { return false };
         let answers = self.hosts[owner].paused_until <= self.now
@@ -61,8 +61,8 @@ impl World {
             && !self.network.cut[owner][node];
         let named = &self.hosts[node].member.node;
         answers
-            && matches!(asked.brain.owner(slot), Owner::Me(_))
-            && asked.record(slot).placement.is_some_and(|known| known.set.get(named).is_none())
+            && matches!(asked.slot_manager.owner(slot), Owner::Me(_))
+            && asked.record(slot).placement.is_some_and(|known| known.members.get(named).is_none())
     }
 
     /// Most disks of a slot are lost, but for some. What nobody is left to know is forgotten: what is left is what the others
@@ -99,7 +99,7 @@ impl World {
         for slot in hit {
             for context in self.config.contexts.of(slot) {
                 let shown = self.hosts.iter().filter(|host| !lost.contains(&host.member));
-                let shown = shown.filter_map(|host| host.node.as_ref()?.shown(context)).max();
+                let shown = shown.filter_map(|host| host.node.as_ref()?.visible_size(context)).max();
                 let shown = shown.unwrap_or_default();
                 self.note(|| format!("context {context} goes on with what survivors showed: {shown}"));
                 self.invariants.forget(context, shown);
@@ -111,7 +111,7 @@ impl World {
             self.crash(index);
             self.wipe(index);
         }
-        self.after(OPERATOR, Happening::Undo(Undo::Recover));
+        self.after(OPERATOR, ScheduledEvent::Undo(Undo::Recover));
     }
 
     fn is_here(&self, member: &Member) -> bool {
@@ -122,9 +122,9 @@ impl World {
     fn is_hit(&self, slot: Slot, lost: &BTreeSet<Member>) -> bool {
         self.sets_of(slot).iter().any(|set| {
             let left = set.members().iter().filter(|of| self.is_here(of) && !lost.contains(of)).count();
-            match set.promises_needed(self.plan.settings.min_copies.clamp(1, set.len())) {
-                PromisesNeeded::AtLeast(needed) => left < needed,
-                PromisesNeeded::EveryLive => true,
+            match set.promise_quorum(self.plan.settings.write_quorum.clamp(1, set.len())) {
+                PromiseQuorum::AtLeast(needed) => left < needed,
+                PromiseQuorum::EveryLive => true,
             }
         })
     }
@@ -143,7 +143,7 @@ impl World {
         self.note(|| format!("an operator declares {lost:?} lost"));
         let slots = self.config.contexts.slots.clone();
         let approved = slots.iter().filter_map(|slot| Some((*slot, self.approval(*slot, &lost)?)));
-        let declared = Declared { slots: approved.collect(), lost };
+        let declared = DeclaredLosses { slots: approved.collect(), lost };
         self.declared.clone_from(&declared);
         for index in 0..self.hosts.len() {
             self.with(index, |node| node.declare_lost(declared.clone()));
@@ -151,7 +151,7 @@ impl World {
     }
 
     /// How a slot may go on: with the newest members that anybody knows.
-    fn approval(&self, slot: Slot, lost: &BTreeSet<Member>) -> Option<Approval> {
+    fn approval(&self, slot: Slot, lost: &BTreeSet<Member>) -> Option<RecoveryApproval> {
         let records: Vec<(Member, SlotRecord)> = self
             .hosts
             .iter()
@@ -159,7 +159,7 @@ impl World {
             .collect();
         let known = records.iter().filter_map(|(_, record)| record.placement.as_ref());
         let newest = known.max_by_key(|placement| placement.rank())?;
-        if !newest.needs_approval(lost, self.plan.settings.min_copies) {
+        if !newest.needs_approval(lost, self.plan.settings.write_quorum) {
             return None;
         }
         let is_known =
@@ -167,7 +167,7 @@ impl World {
         let best = records.iter().max_by_key(|(_, record)| (is_known(record), record.accepted));
         let heir = best.map(|(member, _)| member.clone());
         let heir = heir.filter(|_| newest.named().all(|member| lost.contains(member)));
-        Some(Approval::of(newest, heir))
+        Some(RecoveryApproval::of(newest, heir))
     }
 
     /// Whether a watcher may find that what it saw is gone.

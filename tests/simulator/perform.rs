@@ -1,57 +1,57 @@
-//! Doing what the brain says, and answering others' brains, as in `ledger_cluster::{driver, service}`.
+//! Doing what the brain says, and answering others' brains, as in `ledger_cluster::{driver, peers::service}`.
 
 use ledger_core::{
     node::Member,
     ownership::{
-        Claim, NotTaken,
-        slots::{Answer, Ask, Effect, Event, Outcome as Offered},
+        Claim, ReplicaRefusal,
+        slot_manager::{Effect, Event, MemberRequest, MemberResponse, SyncOfferOutcome as Offered},
     },
     slot::Slot,
 };
 
 use super::{
-    broken::Broken,
-    message::{Down, Message, Offer},
+    broken::DisabledRule,
+    message::{Message, OwnerMessage, SyncOffer},
     node::{Node, index_of},
-    wants::{AfterSync, Note, Out},
+    node_output::{AfterSync, NodeOutput, Note},
 };
 
 impl Node {
     /// A question to this node's replica, from itself or another.
-    pub(super) fn asked(&mut self, from: Member, slot: Slot, claim: Claim, ask: Ask) {
-        if let Ask::Inquire { asked } = ask {
-            let known = self.brain.knows(self.now, slot);
-            return self.answer(&from, slot, claim, Answer::Known { asked, known });
+    pub(super) fn asked(&mut self, from: Member, slot: Slot, claim: Claim, ask: MemberRequest) {
+        if let MemberRequest::QuerySlot { sent_at } = ask {
+            let known = self.slot_manager.slot_knowledge(self.now, slot);
+            return self.answer(&from, slot, claim, MemberResponse::SlotKnown { asked: sent_at, known });
         }
-        if ask != Ask::TakeOver && !self.can_write() {
-            return self.answer(&from, slot, claim, Answer::NotNow);
+        if ask != MemberRequest::TakeOver && !self.can_write() {
+            return self.answer(&from, slot, claim, MemberResponse::Unavailable);
         }
         let mut record = self.record(slot);
         let answer = match ask {
             // Without all that it had it is no witness of what the longest history is.
-            Ask::Promise if self.has_damage(slot) && record.may_follow(&claim).is_ok() => {
-                return self.answer(&from, slot, claim, Answer::NotNow);
+            MemberRequest::Promise if self.has_damage(slot) && record.check_replicate(&claim).is_ok() => {
+                return self.answer(&from, slot, claim, MemberResponse::Unavailable);
             }
-            Ask::Promise => {
-                if self.config.broken == Broken::NoPromiseCheck {
+            MemberRequest::Promise => {
+                if self.config.broken == DisabledRule::NoPromiseCheck {
                     record.promised = None;
                 }
-                record.promise(&claim).map(|(next, promise)| (next, Answer::Promised(promise)))
+                record.promise(&claim).map(|(next, promise)| (next, MemberResponse::Promised(promise)))
             }
-            Ask::Confirm => match record.confirm(&claim) {
-                Ok(next) => Ok((next, Answer::Done)),
-                Err(NotTaken::Refused(refused)) => Err(refused),
-                Err(_) => return self.answer(&from, slot, claim, Answer::NotNow),
+            MemberRequest::ConfirmMembers => match record.confirm(&claim) {
+                Ok(next) => Ok((next, MemberResponse::Done)),
+                Err(ReplicaRefusal::HigherClaimPromised(refused)) => Err(refused),
+                Err(_) => return self.answer(&from, slot, claim, MemberResponse::Unavailable),
             },
-            Ask::TakeOver => {
+            MemberRequest::TakeOver => {
                 self.handed_over.push(slot);
-                self.events.push_back(Event::HandedOver(slot, claim.clone()));
-                return self.answer(&from, slot, claim, Answer::Done);
+                self.events.push_back(Event::HandoverReceived(slot, claim.clone()));
+                return self.answer(&from, slot, claim, MemberResponse::Done);
             }
-            Ask::Inquire { .. } => return,
+            MemberRequest::QuerySlot { .. } => return,
         };
         match answer {
-            Err(refused) => self.answer(&from, slot, claim, Answer::Refused(refused.promised)),
+            Err(refused) => self.answer(&from, slot, claim, MemberResponse::Refused(refused.promised)),
             Ok((next, answer)) => {
                 self.write_record(slot, next);
                 self.after_sync(AfterSync::Recorded(slot));
@@ -60,37 +60,42 @@ impl Node {
         }
     }
 
-    pub(super) fn answer(&mut self, to: &Member, slot: Slot, claim: Claim, answer: Answer) {
+    pub(super) fn answer(&mut self, to: &Member, slot: Slot, claim: Claim, answer: MemberResponse) {
         let from = self.member.clone();
         if *to == self.member {
-            self.events.push_back(Event::Answered { from, slot, claim, answer });
+            self.events.push_back(Event::Response { from, slot, claim, answer });
         } else {
             let message = Message::Answer { from, slot, claim, answer };
-            self.out.push(Out::Message { to: index_of(&to.node), message });
+            self.out.push(NodeOutput::Message { to: index_of(&to.node), message });
         }
     }
 
     pub(super) fn perform(&mut self, effect: Effect) {
-        if !matches!(effect, Effect::Count { .. } | Effect::Renew { .. }) {
-            self.out.push(Out::Note(Note::Moment));
+        if !matches!(effect, Effect::AddInSync { .. } | Effect::RenewLeases { .. }) {
+            self.out.push(NodeOutput::Note(Note::Moment));
         }
         match effect {
-            Effect::Ask { to, slot, claim, ask } => {
+            Effect::SendRequest { to, slot, claim, request } => {
                 let from = self.member.clone();
                 if to == self.member {
-                    self.asked(from, slot, claim, ask);
+                    self.asked(from, slot, claim, request);
                 } else {
                     let index = index_of(&to.node);
-                    let message = Message::Ask { from, to, slot, claim, ask };
-                    self.out.push(Out::Message { to: index, message });
+                    let message = Message::Ask { from, to, slot, claim, ask: request };
+                    self.out.push(NodeOutput::Message { to: index, message });
                 }
             }
-            Effect::Offer { to, slot, claim, set, is_confirmed, before } => {
-                let may_form = self.may_form(slot, &set, is_confirmed);
+            Effect::OfferSync { to, slot, claim, members, is_confirmed, previous } => {
+                let may_form = self.may_form(slot, &members, is_confirmed);
                 if to == self.member && !(may_form && self.can_write()) {
-                    self.events.push_back(Event::Offered { from: to, slot, claim, outcome: Offered::NotNow });
+                    self.events.push_back(Event::SyncOfferAnswered {
+                        from: to,
+                        slot,
+                        claim,
+                        outcome: Offered::Unavailable,
+                    });
                 } else if to == self.member {
-                    match self.record(slot).accept(&claim, &set, is_confirmed, before.as_ref()) {
+                    match self.record(slot).accept(&claim, &members, is_confirmed, previous.as_ref()) {
                         Ok(next) => {
                             self.write_record(slot, next);
                             self.after_sync(AfterSync::Recorded(slot));
@@ -98,53 +103,62 @@ impl Node {
                         }
                         Err(refused) => {
                             let outcome = match refused {
-                                NotTaken::Refused(refused) => Offered::Refused(refused.promised),
-                                NotTaken::OtherMembers(placement) => Offered::OtherMembers(placement),
-                                NotTaken::NotAccepted { .. } | NotTaken::Formed => Offered::NotNow,
+                                ReplicaRefusal::HigherClaimPromised(refused) => {
+                                    Offered::Refused(refused.promised)
+                                }
+                                ReplicaRefusal::OtherMembers(placement) => Offered::OtherMembers(placement),
+                                ReplicaRefusal::NotAccepted { .. } | ReplicaRefusal::AlreadyFormed => {
+                                    Offered::Unavailable
+                                }
                             };
-                            self.events.push_back(Event::Offered { from: to, slot, claim, outcome });
+                            self.events.push_back(Event::SyncOfferAnswered {
+                                from: to,
+                                slot,
+                                claim,
+                                outcome,
+                            });
                         }
                     }
                 } else {
-                    let offer = Offer {
+                    let offer = SyncOffer {
                         number: self.number,
                         slot,
                         claim,
-                        set,
+                        members,
                         is_confirmed,
-                        before,
+                        previous,
                         digest: self.digest(slot),
                     };
-                    self.send_to(&to, offer);
+                    self.add_stream_peer(&to, offer);
                 }
             }
             Effect::CatchUp { slot, claim, from } => self.claim_task(slot, claim, from),
-            Effect::Recovered { slot, recovery, .. } => {
-                self.out.push(Out::Note(Note::Recovered { slot, recovery }));
+            Effect::RecordRecovery { slot, recovery, .. } => {
+                self.out.push(NodeOutput::Note(Note::Recovered { slot, recovery }));
             }
-            Effect::Own { slot, claim, needed } => {
+            Effect::BeginServing { slot, claim, write_quorum } => {
                 let was_handed_over = self.handed_over.contains(&slot);
                 self.handed_over.retain(|of| *of != slot);
-                self.own(slot, &claim, needed, was_handed_over);
+                self.begin_serving(slot, &claim, write_quorum, was_handed_over);
             }
-            Effect::Count { slot, claim, member } => self.count(slot, &claim, &member),
-            Effect::Release { slot, claim, member } => self.release(slot, &claim, &member),
-            Effect::Renew { to, slots } => {
+            Effect::AddInSync { slot, claim, member } => self.add_in_sync(slot, &claim, &member),
+            Effect::RemoveReplica { slot, claim, member } => self.remove_peer(slot, &claim, &member),
+            Effect::RenewLeases { to, slots } => {
                 let stream =
                     self.outgoing.get(&index_of(&to.node)).filter(|out| out.is_up && out.member == to);
                 if let Some(stream) = stream.map(|out| out.stream) {
-                    self.out.push(Out::Down { stream, body: Down::Renewal(slots) });
+                    self.out.push(NodeOutput::Down { stream, body: OwnerMessage::LeaseRenewal(slots) });
                 }
             }
-            Effect::Stop { slot, claim } => self.stop(slot, &claim),
-            Effect::Decline { slot, claim } => {
+            Effect::StopAppends { slot, claim } => self.stop_appends(slot, &claim),
+            Effect::DeclineHandover { slot, claim } => {
                 let (from, to) = (self.member.clone(), index_of(&claim.claimant));
-                let message = Message::Answer { from, slot, claim, answer: Answer::NotNow };
-                self.out.push(Out::Message { to, message });
+                let message = Message::Answer { from, slot, claim, answer: MemberResponse::Unavailable };
+                self.out.push(NodeOutput::Message { to, message });
             }
-            Effect::Formed { slot } => {
+            Effect::RecordFormed { slot } => {
                 if self.can_write() {
-                    let next = self.record(slot).formed();
+                    let next = self.record(slot).record_formed();
                     self.write_record(slot, next);
                     self.after_sync(AfterSync::Recorded(slot));
                 }

@@ -9,25 +9,25 @@ use std::{
 use ledger_core::{
     Epoch,
     node::{Member, NodeId, ReplicaSet, StorageId},
-    ownership::{Declared, slots::Leaving},
+    ownership::{DeclaredLosses, slot_manager::DecommissionMode},
     slot::Slot,
 };
 
 use super::{
-    broken::Broken,
+    broken::DisabledRule,
     client::{Client, Watcher, Writer},
     counts::{Counted, Counts},
     disk::{Disk, Store},
-    faults::Plan,
+    fault_injection::Undo,
+    faults::RunPlan,
     history::Contexts,
     invariants::Invariants,
     loader::Loader,
-    message::{Down, Index, Message, Request, Response, Up},
-    mischief::Undo,
+    message::{Index, Message, OwnerMessage, ReplicaMessage, Request, Response},
     network::Network,
     node::Node,
+    node_output::{Config, Timer},
     random::Random,
-    wants::{Config, Timer},
 };
 
 /// A run, and what it violated.
@@ -41,11 +41,11 @@ pub struct Run {
 
 /// Something that happens at a time.
 #[derive(Debug)]
-pub(super) enum Happening {
+pub(super) enum ScheduledEvent {
     Tick { node: Index, life: u64 },
     Message { from: Index, to: Index, number: u64, message: Message },
-    Down { stream: u64, body: Down },
-    Up { stream: u64, body: Up },
+    Down { stream: u64, body: OwnerMessage },
+    Up { stream: u64, body: ReplicaMessage },
     Lost { stream: u64 },
     Synced { node: Index, life: u64, up_to: u64 },
     Timer { node: Index, life: u64, timer: Timer },
@@ -62,7 +62,7 @@ pub(super) enum Happening {
 struct Scheduled {
     at: u64,
     order: u64,
-    what: Happening,
+    what: ScheduledEvent,
 }
 
 impl PartialEq for Scheduled {
@@ -100,7 +100,7 @@ pub(super) struct Host {
     pub clock: (u64, u64),
     pub clock_runs: bool,
     /// It leaves for good: on its disk.
-    pub leaving: Option<Leaving>,
+    pub leaving: Option<DecommissionMode>,
     /// How often in a row nobody named it since.
     pub unnamed: u32,
     pub paused_until: u64,
@@ -120,7 +120,7 @@ pub(super) enum Stage {
 }
 
 pub(super) struct World {
-    pub plan: Plan,
+    pub plan: RunPlan,
     pub config: Rc<Config>,
     pub random: Random,
     /// Microseconds.
@@ -137,7 +137,7 @@ pub(super) struct World {
     pub next_request: u64,
     next_storage: u64,
     /// What an operator decided.
-    pub declared: Declared,
+    pub declared: DeclaredLosses,
     /// Contexts of which acknowledged entries may be lost with the disks they were on.
     pub changed: BTreeSet<usize>,
     pub last_loss: u64,
@@ -158,7 +158,7 @@ pub(super) struct World {
 const MOST_STEPS: u64 = 20_000_000;
 
 /// Runs a seed.
-pub fn run(seed: u64, broken: Broken, trace: bool) -> Run {
+pub fn run(seed: u64, broken: DisabledRule, trace: bool) -> Run {
     let whole = || {
         let mut world = World::new(seed, broken, trace);
         world.go();
@@ -174,9 +174,9 @@ pub fn run(seed: u64, broken: Broken, trace: bool) -> Run {
 }
 
 impl World {
-    fn new(seed: u64, broken: Broken, trace: bool) -> Self {
+    fn new(seed: u64, broken: DisabledRule, trace: bool) -> Self {
         let mut random = Random::new(seed);
-        let plan = Plan::new(&mut random);
+        let plan = RunPlan::new(&mut random);
         let contexts = Rc::new(Contexts::new(plan.contexts, plan.slots));
         let mut settings = plan.settings.clone();
         let name = |index: usize| NodeId::new(format!("n{index}")).unwrap();
@@ -207,7 +207,7 @@ impl World {
             owned: BTreeMap::new(),
             next_request: 0,
             next_storage: 0,
-            declared: Declared::default(),
+            declared: DeclaredLosses::default(),
             changed: BTreeSet::new(),
             last_loss: 0,
             clock_stood_still: None,
@@ -226,8 +226,8 @@ impl World {
             world.start(host);
         }
         world.add_clients();
-        world.after(world.plan.settings.settle * 1000, Happening::Fault);
-        world.after(world.plan.duration * 1000, Happening::Heal);
+        world.after(world.plan.settings.settle_time * 1000, ScheduledEvent::Fault);
+        world.after(world.plan.duration * 1000, ScheduledEvent::Heal);
         let plan = format!("{:?}", world.plan);
         world.note(|| plan);
         world
@@ -249,7 +249,7 @@ impl World {
         }
         self.clients.push(Client::Reader);
         for client in 0..self.clients.len() {
-            self.after(client as u64 * 1000, Happening::Client(client));
+            self.after(client as u64 * 1000, ScheduledEvent::Client(client));
         }
     }
 
@@ -298,7 +298,7 @@ impl World {
             node.declare_lost(declared);
         });
         self.note(|| format!("n{index} starts"));
-        self.after(1000, Happening::Tick { node: index, life });
+        self.after(1000, ScheduledEvent::Tick { node: index, life });
     }
 
     /// Milliseconds that a node's clock shows.
@@ -308,11 +308,11 @@ impl World {
         if host.clock_runs { shown + (self.now - since) / 1000 } else { shown }
     }
 
-    pub fn after(&mut self, micros: u64, what: Happening) {
+    pub fn after(&mut self, micros: u64, what: ScheduledEvent) {
         self.at(self.now + micros, what);
     }
 
-    pub(super) fn at(&mut self, at: u64, what: Happening) {
+    pub(super) fn at(&mut self, at: u64, what: ScheduledEvent) {
         self.order += 1;
         self.queue.push(Reverse(Scheduled { at, order: self.order, what }));
     }
@@ -341,21 +341,21 @@ impl World {
     }
 
     /// The node that something happens to, or when it can.
-    fn target(&self, what: &Happening) -> Option<Index> {
+    fn target(&self, what: &ScheduledEvent) -> Option<Index> {
         match what {
-            Happening::Tick { node, .. } | Happening::Synced { node, .. } | Happening::Timer { node, .. } => {
-                Some(*node)
-            }
-            Happening::Message { to, .. } | Happening::Request { to, .. } => Some(*to),
-            Happening::Down { stream, .. } => self.network.streams.get(stream).map(|stream| stream.to),
-            Happening::Up { stream, .. } | Happening::Lost { stream } => {
+            ScheduledEvent::Tick { node, .. }
+            | ScheduledEvent::Synced { node, .. }
+            | ScheduledEvent::Timer { node, .. } => Some(*node),
+            ScheduledEvent::Message { to, .. } | ScheduledEvent::Request { to, .. } => Some(*to),
+            ScheduledEvent::Down { stream, .. } => self.network.streams.get(stream).map(|stream| stream.to),
+            ScheduledEvent::Up { stream, .. } | ScheduledEvent::Lost { stream } => {
                 self.network.streams.get(stream).map(|stream| stream.from)
             }
             _ => None,
         }
     }
 
-    fn happen(&mut self, what: Happening) {
+    fn happen(&mut self, what: ScheduledEvent) {
         let target = self.target(&what);
         if let Some(index) = target {
             let until = self.hosts[index].paused_until;
@@ -364,17 +364,17 @@ impl World {
             }
         }
         match what {
-            Happening::Tick { node, life } => {
+            ScheduledEvent::Tick { node, life } => {
                 if self.is_alive(node, life) {
                     self.with(node, Node::tick);
                     let again = 100_000 + self.random.below(100_000);
-                    self.after(again, Happening::Tick { node, life });
+                    self.after(again, ScheduledEvent::Tick { node, life });
                 }
             }
-            Happening::Message { from, to, number, message } => self.deliver(from, to, number, message),
-            Happening::Down { stream, body } => self.deliver_down(stream, body),
-            Happening::Up { stream, body } => self.deliver_up(stream, body),
-            Happening::Lost { stream } => {
+            ScheduledEvent::Message { from, to, number, message } => self.deliver(from, to, number, message),
+            ScheduledEvent::Down { stream, body } => self.deliver_down(stream, body),
+            ScheduledEvent::Up { stream, body } => self.deliver_up(stream, body),
+            ScheduledEvent::Lost { stream } => {
                 if let Some(gone) = self.network.streams.remove(&stream)
                     && self.is_alive(gone.from, gone.from_life)
                 {
@@ -382,26 +382,26 @@ impl World {
                     self.with(gone.from, |node| node.stream_lost(stream));
                 }
             }
-            Happening::Synced { node, life, up_to } => {
+            ScheduledEvent::Synced { node, life, up_to } => {
                 if self.is_alive(node, life) {
                     self.with(node, |node| node.synced(up_to));
                 }
             }
-            Happening::Timer { node, life, timer } => {
+            ScheduledEvent::Timer { node, life, timer } => {
                 if self.is_alive(node, life) {
                     self.with(node, |node| node.timer(timer));
                 }
             }
-            Happening::Client(client) => self.wake(client),
-            Happening::Request { to, client, request, body } => {
+            ScheduledEvent::Client(client) => self.wake(client),
+            ScheduledEvent::Request { to, client, request, body } => {
                 self.with(to, |node| node.request(client, request, body));
             }
-            Happening::Response { client, request, response } => self.respond(client, request, response),
-            Happening::Fault => self.fault(),
-            Happening::Ambush => self.ambush(),
-            Happening::Undo(undo) => self.undo(undo),
-            Happening::Heal => self.heal(),
-            Happening::IsHealed => self.is_healed(),
+            ScheduledEvent::Response { client, request, response } => self.respond(client, request, response),
+            ScheduledEvent::Fault => self.fault(),
+            ScheduledEvent::Ambush => self.ambush(),
+            ScheduledEvent::Undo(undo) => self.undo(undo),
+            ScheduledEvent::Heal => self.heal(),
+            ScheduledEvent::IsHealed => self.is_healed(),
         }
     }
 

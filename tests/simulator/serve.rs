@@ -1,13 +1,13 @@
 //! What clients are answered.
 
-use ledger_core::ownership::slots::{Owner, Settings};
+use ledger_core::ownership::slot_manager::{Owner, OwnershipSettings};
 
 use super::{
     history::Context,
     lane::Queued,
     message::{Request, Response},
     node::{Node, index_of},
-    wants::{Out, Timer},
+    node_output::{NodeOutput, Timer},
 };
 
 impl Node {
@@ -16,7 +16,7 @@ impl Node {
             Request::Append(append) => {
                 if self.queue.is_empty() {
                     let after = self.random.below(3);
-                    self.out.push(Out::Timer { after, timer: Timer::Commit });
+                    self.out.push(NodeOutput::Timer { after, timer: Timer::Commit });
                 }
                 return self.queue.push(Queued { client, request, append });
             }
@@ -26,7 +26,7 @@ impl Node {
             Request::Attach { context, kept } => {
                 if self.is_damaged(context) {
                     self.not_owner(context)
-                } else if self.serves(self.config.contexts.slot(context)) {
+                } else if self.serving_epoch(self.config.contexts.slot(context)) {
                     let missing: Vec<u64> =
                         kept.into_iter().filter(|id| !self.ids[context].contains_key(id)).collect();
                     self.trace(|_| {
@@ -38,7 +38,7 @@ impl Node {
                 }
             }
             Request::Read { context } if self.is_damaged(context) => Response::NotReadable,
-            Request::Read { context } => match self.shown(context) {
+            Request::Read { context } => match self.visible_size(context) {
                 Some(size) => {
                     let root = self.disk.now.histories[context].root_at(size).unwrap();
                     Response::Read { context, size, root }
@@ -48,17 +48,18 @@ impl Node {
             Request::Watch { context, .. } if self.is_damaged(context) => Response::NotReadable,
             Request::Watch { context, after, root } => self.watched(context, after, root),
         };
-        self.out.push(Out::Respond { client, request, response });
+        self.out.push(NodeOutput::Respond { client, request, response });
     }
 
     fn watched(&self, context: Context, after: u64, root: ledger_core::Hash) -> Response {
         let history = &self.disk.now.histories[context];
-        match self.shown(context) {
+        match self.visible_size(context) {
             None => Response::NotReadable,
             // It is behind; or, where what was shown can be taken back, the watcher saw what is gone.
             Some(size) if size < after => {
-                let Settings { copies, min_copies, .. } = self.config.settings;
-                let is_gone = min_copies * 2 <= copies && self.serves(self.config.contexts.slot(context));
+                let OwnershipSettings { replication_factor, write_quorum, .. } = self.config.settings;
+                let is_gone = write_quorum * 2 <= replication_factor
+                    && self.serving_epoch(self.config.contexts.slot(context));
                 if is_gone { Response::Changed } else { Response::NotReadable }
             }
             Some(_) if history.root_at(after) != Some(root) => Response::Changed,
@@ -70,7 +71,7 @@ impl Node {
     }
 
     pub(super) fn not_owner(&self, context: Context) -> Response {
-        let hint = match self.brain.owner(self.config.contexts.slot(context)) {
+        let hint = match self.slot_manager.owner(self.config.contexts.slot(context)) {
             Owner::Other(node, _) => Some(index_of(&node)),
             Owner::Me(_) => Some(self.index),
             Owner::Nobody(_) => None,

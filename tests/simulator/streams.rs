@@ -1,11 +1,11 @@
 //! The streams of a node, and what comes to it from other nodes.
 
-use ledger_core::ownership::slots::Event;
+use ledger_core::ownership::slot_manager::Event;
 
 use super::{
-    message::{Index, Message, Up},
+    message::{Index, Message, ReplicaMessage},
     node::{Node, peer_of},
-    wants::{Out, Outgoing},
+    node_output::{NodeOutput, Outgoing},
 };
 
 impl Node {
@@ -25,7 +25,7 @@ impl Node {
             let stream = self.number();
             let hello = Message::Hello { stream, from: self.member.clone(), to: member.clone() };
             self.outgoing.insert(to, Outgoing { stream, member, is_up: false, since: self.now });
-            self.out.push(Out::Message { to, message: hello });
+            self.out.push(NodeOutput::Message { to, message: hello });
         }
     }
 
@@ -34,8 +34,8 @@ impl Node {
         if let Some(gone) = self.outgoing.remove(&to)
             && gone.is_up
         {
-            self.lose(peer_of(to));
-            self.events.push_back(Event::Lost(gone.member));
+            self.peer_disconnected(peer_of(to));
+            self.events.push_back(Event::PeerDisconnected(gone.member));
         }
     }
 
@@ -49,7 +49,7 @@ impl Node {
     /// A stream that another node opened breaks here.
     pub(super) fn break_stream(&mut self, from: Index) {
         if let Some((stream, _)) = self.incoming.remove(&from) {
-            self.out.push(Out::Break { stream });
+            self.out.push(NodeOutput::Break { stream });
         }
     }
 
@@ -62,12 +62,12 @@ impl Node {
             }
             Message::Hello { stream, from: member, to } => {
                 if to == self.member && self.incoming.get(&from).is_none_or(|(known, _)| *known < stream) {
-                    // Nothing led by that node is in step until it says so on this stream.
-                    self.in_step.retain(|_, claim| claim.claimant != member.node);
+                    // Nothing led by that node is in sync until it says so on this stream.
+                    self.in_sync.retain(|_, claim| claim.claimant != member.node);
                     self.incoming.insert(from, (stream, member));
                     self.renewed.insert(from, self.now);
                     self.tasks.retain(|_, task| !task.follows(from));
-                    self.out.push(Out::Message { to: from, message: Message::Welcome { stream } });
+                    self.out.push(NodeOutput::Message { to: from, message: Message::Welcome { stream } });
                 }
             }
             Message::Welcome { stream } => {
@@ -75,7 +75,7 @@ impl Node {
                     && !outgoing.is_up
                 {
                     outgoing.is_up = true;
-                    self.events.push_back(Event::Connected(outgoing.member.clone()));
+                    self.events.push_back(Event::PeerConnected(outgoing.member.clone()));
                 }
             }
             Message::Ask { from, to, slot, claim, ask } => {
@@ -84,17 +84,18 @@ impl Node {
                 }
             }
             Message::Answer { from, slot, claim, answer } => {
-                self.events.push_back(Event::Answered { from, slot, claim, answer });
+                self.events.push_back(Event::Response { from, slot, claim, answer });
             }
-            Message::Joins { from, to, slot } => {
+            Message::SyncRequest { from, to, slot } => {
                 if to == self.member {
-                    self.events.push_back(Event::Joins(from, slot));
+                    self.events.push_back(Event::SyncRequested(from, slot));
                 }
             }
             Message::Question { number, to, question } => {
                 if to == self.member {
                     let reply = self.reply(question);
-                    self.out.push(Out::Message { to: from, message: Message::Reply { number, reply } });
+                    self.out
+                        .push(NodeOutput::Message { to: from, message: Message::Reply { number, reply } });
                 }
             }
             Message::Reply { number, reply } => self.replied(number, reply),
@@ -108,20 +109,20 @@ impl Node {
     }
 
     /// From the replica at the other end of a stream.
-    pub fn up(&mut self, from: Index, stream: u64, body: Up) {
+    pub fn up(&mut self, from: Index, stream: u64, body: ReplicaMessage) {
         let Some(member) = self.outgoing.get(&from).filter(|known| known.stream == stream && known.is_up)
         else {
             return;
         };
         match body {
-            Up::Durable(number) => self.holds(from, number),
-            Up::Offered { slot, claim, outcome } => {
+            ReplicaMessage::Durable(number) => self.advance_durable_at(from, number),
+            ReplicaMessage::SyncOfferAnswered { slot, claim, outcome } => {
                 let from = member.member.clone();
-                self.events.push_back(Event::Offered { from, slot, claim, outcome });
+                self.events.push_back(Event::SyncOfferAnswered { from, slot, claim, outcome });
             }
-            Up::Renewed(refused) => {
+            ReplicaMessage::LeaseRenewed(refused) => {
                 let from = member.member.clone();
-                self.events.push_back(Event::RenewalAnswered { from, refused });
+                self.events.push_back(Event::LeaseRenewalAnswered { from, refused });
             }
         }
     }

@@ -2,12 +2,12 @@
 //!
 //! A control character moves the cursor or begins an escape sequence (U+009B is one byte of such in some terminals), and
 //! a character of the bidirectional algorithm (U+202E) shows text in another order than it has. Neither reaches a
-//! terminal: both are written as their code. Which these are says [`ledger_core::steering`].
+//! terminal: both are written as their code. Which these are says [`ledger_core::control_characters`].
 
 use std::fmt::Write as _;
 
-use ledger_core::steering;
-pub(crate) use ledger_core::steering::steers;
+use ledger_core::control_characters;
+pub(crate) use ledger_core::control_characters::is_control;
 
 /// Longest text of a cell of a table, characters: one long name does not widen every row.
 const CELL: usize = 48;
@@ -20,7 +20,7 @@ pub(crate) fn visible(text: &str) -> String {
             '\n' => shown.push_str("\\n"),
             '\r' => shown.push_str("\\r"),
             '\t' => shown.push_str("\\t"),
-            c if steers(c) => {
+            c if is_control(c) => {
                 let _ = write!(shown, "\\u{{{:x}}}", u32::from(c));
             }
             c => shown.push(c),
@@ -49,7 +49,7 @@ pub(crate) fn cell(text: &str) -> String {
 
 /// JSON whose strings have no such character, but its escape, which means the same.
 pub(crate) fn json(text: &str) -> String {
-    steering::escaped(text, |c| steers(c) && c != '\n').unwrap_or_else(|| text.to_owned())
+    control_characters::escaped(text, |c| is_control(c) && c != '\n').unwrap_or_else(|| text.to_owned())
 }
 
 #[cfg(test)]
@@ -63,7 +63,7 @@ mod tests {
         assert_eq!(visible_lines("one\ntwo\u{2066}"), "one\ntwo\\u{2066}");
         for c in (0..=0x10_ffff).filter_map(char::from_u32) {
             let shown = visible(&c.to_string());
-            assert!(!shown.chars().any(steers), "{:x}", u32::from(c));
+            assert!(!shown.chars().any(is_control), "{:x}", u32::from(c));
         }
     }
 
@@ -71,7 +71,7 @@ mod tests {
     fn json_means_what_it_meant() {
         let value = serde_json::json!({ "a\u{202e}": "x\u{9b}\u{e0001}\x1b\n✓" });
         let shown = json(&value.to_string());
-        assert!(!shown.chars().any(steers), "{shown}");
+        assert!(!shown.chars().any(is_control), "{shown}");
         assert_eq!(serde_json::from_str::<serde_json::Value>(&shown).unwrap(), value);
     }
 

@@ -56,7 +56,7 @@ pub(crate) fn usage(error: &clap::Error, json: bool) -> ExitCode {
     if json {
         let text = text.strip_prefix("error: ").unwrap_or(&text).trim_end();
         report(text, "usage", 2, true);
-    } else if text.chars().any(|c| c != '\n' && escape::steers(c)) {
+    } else if text.chars().any(|c| c != '\n' && escape::is_control(c)) {
         output::complain(text.trim_end());
     } else {
         let _ = error.print();

@@ -27,7 +27,7 @@ const MAX_ITEMS: usize = 256;
 /// The sending side of a stream of appends. Drop it, or call [`Appender::finish`], to end the stream.
 #[derive(Debug)]
 pub struct Appender {
-    queue: mpsc::Sender<Sent>,
+    queue: mpsc::Sender<SentAppend>,
     window: Arc<Semaphore>,
     next_tag: u64,
 }
@@ -35,7 +35,7 @@ pub struct Appender {
 /// The receiving side: one receipt for every append.
 #[derive(Debug)]
 pub struct Receipts {
-    news: mpsc::UnboundedReceiver<News>,
+    news: mpsc::UnboundedReceiver<RouterMessage>,
     window: Arc<Semaphore>,
     ready: VecDeque<Receipt>,
     positions: Vec<(ContextId, Position)>,
@@ -44,14 +44,14 @@ pub struct Receipts {
 
 /// An append on its way to the router.
 #[derive(Debug)]
-struct Sent {
+struct SentAppend {
     tag: u64,
     append: Append,
 }
 
 /// What the router tells the receiving side. Bounded by the window: what is told has not been given back.
 #[derive(Debug)]
-enum News {
+enum RouterMessage {
     /// What a node answered; the tags are the caller's.
     Results(AppendResults),
     /// Receipts that no node gave.
@@ -111,7 +111,7 @@ impl Appender {
         let ended = || ClientError::Unavailable("the stream of appends has ended".into());
         let permit = self.window.acquire().await.map_err(|_| ended())?;
         let tag = self.next_tag;
-        self.queue.send(Sent { tag, append }).await.map_err(|_| ended())?;
+        self.queue.send(SentAppend { tag, append }).await.map_err(|_| ended())?;
         // Given back with the receipt.
         permit.forget();
         self.next_tag += 1;
@@ -138,12 +138,12 @@ impl Receipts {
                 return Ok(None);
             }
             match self.news.recv().await {
-                Some(News::Results(results)) => self.take(results)?,
-                Some(News::Failed(receipts)) => {
+                Some(RouterMessage::Results(results)) => self.take(results)?,
+                Some(RouterMessage::Failed(receipts)) => {
                     self.window.add_permits(receipts.len());
                     self.ready.extend(receipts);
                 }
-                Some(News::Finished) => self.finished = true,
+                Some(RouterMessage::Finished) => self.finished = true,
                 None => {
                     return Err(ClientError::Unavailable(
                         "the task of the stream of appends has ended".into(),

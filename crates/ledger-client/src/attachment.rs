@@ -20,7 +20,7 @@ use std::{collections::HashMap, time::Duration};
 use ledger_core::{ContextId, Position, Sequence};
 use tokio::time::Instant;
 
-use self::buffer::{Buffer, Mark, Place};
+use self::buffer::{Buffer, StoredAt, WriterMark};
 use crate::{
     Append, Appended, Client, ClientError, Durability,
     address::Address,
@@ -67,14 +67,14 @@ pub struct Attachment {
     /// The position after its newest entry.
     position: Option<Position>,
     /// The owner it was last sure of.
-    sure: Option<Sure>,
+    sure: Option<OwnerCertainty>,
     /// Copies there should be, and with which an append is acknowledged.
     copies: Option<(u32, u32)>,
 }
 
 /// What makes a writer sure that its owner is the one it was.
 #[derive(Debug)]
-struct Sure {
+struct OwnerCertainty {
     owner: Address,
     since: Instant,
     /// Connections to it that had ended.
@@ -225,12 +225,12 @@ impl Attachment {
             self.buffer.discard();
             return Ok(true);
         }
-        let place = Place { sequence: entry.sequence, content_hash: entry.content_hash };
+        let place = StoredAt { sequence: entry.sequence, content_hash: entry.content_hash };
         let is_safe = self.is_safe(durability);
         self.buffer.acknowledge(place, is_safe);
         // A repetition may be answered with a position further on.
         let root = (position.size.newest() == entry.sequence).then_some(position.root);
-        self.buffer.mark(Mark { place, epoch: entry.epoch, root });
+        self.buffer.mark(WriterMark { place, epoch: entry.epoch, root });
         self.position = Some(position);
         // A connection that was made meanwhile is noticed by what the answer says.
         self.sure = Some(self.sure_of(address));
@@ -304,12 +304,12 @@ impl Attachment {
                     )));
                 }
             };
-            let place = Place { sequence: stored.sequence, content_hash: stored.content_hash };
+            let place = StoredAt { sequence: stored.sequence, content_hash: stored.content_hash };
             moved |= before != Some(place);
             let is_safe = self.is_safe(append.durability);
             self.buffer.acknowledge(place, is_safe);
             if before != Some(place) {
-                self.buffer.mark(Mark { place, epoch: stored.epoch, root: None });
+                self.buffer.mark(WriterMark { place, epoch: stored.epoch, root: None });
             }
         }
         // What was sent has its receipts: the task has ended or is about to.
@@ -320,7 +320,7 @@ impl Attachment {
 
     /// Whether the owner is the one it was a moment ago.
     async fn is_sure(&mut self) -> bool {
-        let Some(Sure { owner, since, ends }) = &self.sure else { return false };
+        let Some(OwnerCertainty { owner, since, ends }) = &self.sure else { return false };
         if since.elapsed() > SURE_FOR || self.client.nodes().ends(owner) != *ends {
             return false;
         }
@@ -329,9 +329,9 @@ impl Attachment {
         target.is_ok_and(|target| target.address == *owner)
     }
 
-    fn sure_of(&self, owner: Address) -> Sure {
+    fn sure_of(&self, owner: Address) -> OwnerCertainty {
         let ends = self.client.nodes().ends(&owner);
-        Sure { owner, since: Instant::now(), ends }
+        OwnerCertainty { owner, since: Instant::now(), ends }
     }
 
     /// Whether an acknowledgement says that enough copies were made.

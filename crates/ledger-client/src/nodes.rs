@@ -36,11 +36,11 @@ pub(crate) struct Nodes {
     given: Vec<Address>,
     /// To the given addresses: taken without a lock where there is only one.
     channels: Vec<Channel>,
-    known: Mutex<Known>,
+    known: Mutex<KnownState>,
 }
 
 #[derive(Debug, Default)]
-struct Known {
+struct KnownState {
     nodes: HashMap<Address, Node>,
     /// Which of the given addresses is used for what any node can answer.
     current: usize,
@@ -144,7 +144,7 @@ impl Nodes {
     fn any_at(&self, left_alone: &LeftAlone, now: Instant) -> Address {
         let mut known = self.lock();
         let count = self.given.len();
-        let free_at = |known: &Known, address: &Address| {
+        let free_at = |known: &KnownState, address: &Address| {
             known.avoided_until(address).max(left_alone.until(address)).unwrap_or(now)
         };
         for index in (known.current..known.current + count).map(|index| index % count) {
@@ -220,7 +220,7 @@ impl Nodes {
     }
 
     /// Gives up the channel used least recently of those that were not given. Calls on it go on.
-    fn make_room(&self, known: &mut Known) {
+    fn make_room(&self, known: &mut KnownState) {
         let others = known.nodes.iter().filter(|(address, _)| !self.given.contains(address));
         let oldest = others.min_by_key(|(_, node)| node.used).map(|(address, _)| address.clone());
         if let Some(oldest) = oldest {
@@ -228,12 +228,12 @@ impl Nodes {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Known> {
+    fn lock(&self) -> MutexGuard<'_, KnownState> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Known {
+impl KnownState {
     fn avoided_until(&self, address: &Address) -> Option<Instant> {
         self.nodes.get(address)?.avoided_until
     }

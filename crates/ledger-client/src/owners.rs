@@ -22,12 +22,12 @@ struct Table {
     /// By slot: [`SLOTS`] of them, so that it is bounded whatever is asked.
     slots: Vec<Option<Address>>,
     /// A node that knows of no owners: a lone one, which takes everything.
-    lone: Option<Address>,
+    standalone: Option<Address>,
 }
 
 impl Default for Owners {
     fn default() -> Self {
-        let table = Table { slots: vec![None; usize::from(SLOTS)], lone: None };
+        let table = Table { slots: vec![None; usize::from(SLOTS)], standalone: None };
         Self { table: Mutex::new(table), learned: AtomicBool::new(false) }
     }
 }
@@ -41,7 +41,7 @@ impl Owners {
     /// The owner of a slot.
     pub(crate) fn of(&self, slot: Slot) -> Option<Address> {
         let table = self.lock();
-        table.slots[usize::from(slot.number())].as_ref().or(table.lone.as_ref()).cloned()
+        table.slots[usize::from(slot.number())].as_ref().or(table.standalone.as_ref()).cloned()
     }
 
     /// A node told who owns a slot.
@@ -51,8 +51,8 @@ impl Owners {
     }
 
     /// A node knows of no owners, and takes everything itself.
-    pub(crate) fn learn_lone(&self, node: Address) {
-        self.lock().lone = Some(node);
+    pub(crate) fn learn_standalone(&self, node: Address) {
+        self.lock().standalone = Some(node);
         self.learned.store(true, Ordering::Relaxed);
     }
 
@@ -63,8 +63,8 @@ impl Owners {
         if known.as_ref() == Some(owner) {
             *known = None;
         }
-        if table.lone.as_ref() == Some(owner) {
-            table.lone = None;
+        if table.standalone.as_ref() == Some(owner) {
+            table.standalone = None;
         }
     }
 
@@ -73,8 +73,8 @@ impl Owners {
         let mut table = self.lock();
         let of_node = |known: &Option<Address>| known.as_ref() == Some(node);
         table.slots.iter_mut().filter(|known| of_node(known)).for_each(|known| *known = None);
-        if of_node(&table.lone) {
-            table.lone = None;
+        if of_node(&table.standalone) {
+            table.standalone = None;
         }
     }
 
@@ -98,7 +98,7 @@ mod tests {
         assert_eq!(owners.of(two), Some(b.clone()), "it has moved on since");
         owners.forget_node(&a);
         assert_eq!([one, two, three].map(|slot| owners.of(slot)), [None, Some(b), None]);
-        owners.learn_lone(a.clone());
+        owners.learn_standalone(a.clone());
         assert_eq!(owners.of(three), Some(a.clone()));
         owners.forget(three, &a);
         assert_eq!(owners.of(three), None);

@@ -238,11 +238,11 @@ impl Client {
                 }
                 Ok(())
             }
-            // A lone node, or one of a version that knows of no owners: it takes what it is given.
+            // A standalone node, or one of a version that knows of no owners: it takes what it is given.
             Err(failed) if failed.failure == Failure::Final => {
                 self.nodes().answered(asked);
                 if failed.status.code() == Code::Unimplemented {
-                    self.owners().learn_lone(asked.clone());
+                    self.owners().learn_standalone(asked.clone());
                 }
                 Ok(())
             }

@@ -3,6 +3,12 @@
 //! Every change is made in a claim, and only as long as no higher one was promised. What comes is verified by the
 //! lanes, entry by entry and by the root at the end of each range.
 
+pub(crate) mod healing;
+pub(crate) mod range_sender;
+pub(crate) mod rate_limiter;
+pub(crate) mod sync_slots;
+pub(crate) mod throttle;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet, VecDeque},
     sync::{Arc, atomic::Ordering},
@@ -12,15 +18,15 @@ use std::{
 use ledger_core::{
     ContextId, Epoch, Size,
     compare::{
-        Answer, Ask, CompareError, DrillDown, Effect, Event, Finding, Holding, MAX_COMPARED, Prefixes, Side,
-        Verdict,
+        CompareError, CompareRequest, CompareResponse, ContextStatus, DrillDown, Effect, Event, Finding,
+        MAX_COMPARED, RootsRequest, Side, Verdict,
     },
     node::Member,
     ownership::Claim,
     slot::Slot,
 };
 use ledger_proto::ledger::v1::replica_service_client::ReplicaServiceClient;
-use ledger_store::{Evidence, LeftHistory, StoreError, Tip, limited};
+use ledger_store::{Evidence, ForkOutcome, StoreError, Tip, limited};
 use prost::Message as _;
 use tokio::{
     task::spawn_blocking,
@@ -29,8 +35,8 @@ use tokio::{
 use tonic::Status;
 
 use crate::{
-    door::calling::Proven, healing, pace::Pace, sending::MAX_MESSAGE, service::MAX_FETCH, shared::Shared,
-    wire,
+    catch_up::rate_limiter::RateLimiter, peers::call_auth::client::AuthenticatedChannel,
+    peers::service::MAX_FETCH, peers::wire, replicate::owner_stream::MAX_MESSAGE, shared::Shared,
 };
 
 mod fetching;
@@ -38,28 +44,28 @@ mod fetching;
 use fetching::Fetched;
 
 /// How long a question of a comparison, or the next range, may take.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Less than this in a round is not worth another one when the owner is followed: what is left comes with its stream,
 /// and its offer shows whether all is the same.
-const LITTLE: u64 = 4_096;
+const ENOUGH_ENTRIES: u64 = 4_096;
 /// Most rounds: somebody writes faster than this node fetches.
-const ROUNDS: usize = 64;
+const MAX_ROUNDS: usize = 64;
 
 /// What to make of a longer history on this side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Mode {
+pub(crate) enum CatchUpMode {
     /// The other side owns the slots: its history is the one. What this side has beyond it goes to the forks, and what
     /// this side cannot read is restored from it.
-    Follow,
+    FollowOwner,
     /// The other side's is the one: what this side has beyond it goes to the forks.
-    Adopt,
+    AdoptRemote,
     /// The longest of both is the one.
-    Longest,
+    KeepLongest,
 }
 
 /// What came of catching up with a node.
 #[derive(Debug, Default)]
-pub(crate) struct Caught {
+pub(crate) struct CatchUpResult {
     /// Slots that were promised to higher claims meanwhile, each with its claim, and left as they are.
     pub(crate) refused: BTreeMap<Slot, Claim>,
     /// Slots of which one of the two sides cannot read something, or does not keep them: what is here is not known to be all
@@ -100,25 +106,25 @@ pub(crate) async fn blocking<T: Send + 'static>(
 struct CatchUp<'a> {
     shared: &'a Arc<Shared>,
     source: &'a Member,
-    client: ReplicaServiceClient<Proven>,
+    client: ReplicaServiceClient<AuthenticatedChannel>,
     /// What is brought in step, each slot in a claim.
     claims: BTreeMap<Slot, Claim>,
-    caught: Caught,
-    mode: Mode,
+    result: CatchUpResult,
+    mode: CatchUpMode,
     /// Entries fetched in this round.
     fetched: u64,
     /// Something changed while it was looked at, or did not fit.
-    is_unsettled: bool,
-    pace: Pace,
+    has_changed: bool,
+    rate_limiter: RateLimiter,
 }
 
-/// Brings slots in step with what a node holds, as far as it stands still and can be read.
+/// Brings slots in sync with what a node holds, as far as it stands still and can be read.
 pub(crate) async fn run(
     shared: &Arc<Shared>,
     source: &Member,
     claims: &BTreeMap<Slot, Claim>,
-    mode: Mode,
-) -> Result<Caught, CatchUpError> {
+    mode: CatchUpMode,
+) -> Result<CatchUpResult, CatchUpError> {
     let peer = shared.peers.get(source).ok_or_else(|| CatchUpError::Peer("it is not known".to_owned()))?;
     let channel = shared.peers.channel(&peer).map_err(CatchUpError::Peer)?;
     let client = ReplicaServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
@@ -127,21 +133,21 @@ pub(crate) async fn run(
         source,
         client,
         claims: claims.clone(),
-        caught: Caught::default(),
+        result: CatchUpResult::default(),
         mode,
         fetched: 0,
-        is_unsettled: false,
-        pace: Pace::new(shared.config.catch_up_rate),
+        has_changed: false,
+        rate_limiter: RateLimiter::new(shared.config.catch_up_rate),
     };
-    for _ in 0..ROUNDS {
+    for _ in 0..MAX_ROUNDS {
         if catch_up.claims.is_empty() {
-            return Ok(catch_up.caught);
+            return Ok(catch_up.result);
         }
-        (catch_up.fetched, catch_up.is_unsettled) = (0, false);
-        catch_up.caught.unreadable.clear();
+        (catch_up.fetched, catch_up.has_changed) = (0, false);
+        catch_up.result.unreadable.clear();
         catch_up.round().await?;
         if catch_up.is_enough() {
-            return Ok(catch_up.caught);
+            return Ok(catch_up.result);
         }
     }
     Err(CatchUpError::TooFast)
@@ -151,8 +157,8 @@ impl CatchUp<'_> {
     /// Whether another round is not needed. Whoever claims a slot has nobody to tell it what is still missing: only a
     /// comparison after which there was nothing to fetch shows that nothing is.
     fn is_enough(&self) -> bool {
-        let most = if self.mode == Mode::Follow { LITTLE } else { 1 };
-        self.fetched < most && !self.is_unsettled
+        let most = if self.mode == CatchUpMode::FollowOwner { ENOUGH_ENTRIES } else { 1 };
+        self.fetched < most && !self.has_changed
     }
 
     /// Compares once, and repairs what differs.
@@ -168,19 +174,19 @@ impl CatchUp<'_> {
             let mut is_done = false;
             while let Some(effect) = todo.pop_front() {
                 match effect {
-                    Effect::Send(ask) => {
+                    Effect::AskRemote(ask) => {
                         let answer = self.ask(&ask).await?;
-                        todo.extend(drill.step(Event::Theirs(answer))?);
+                        todo.extend(drill.step(Event::Remote(answer))?);
                     }
-                    Effect::Look(ask) => {
-                        let answer = self.look(ask).await?;
-                        todo.extend(drill.step(Event::Ours(answer))?);
+                    Effect::AskLocal(ask) => {
+                        let answer = self.ask_local(ask).await?;
+                        todo.extend(drill.step(Event::Local(answer))?);
                     }
-                    Effect::NotKept(slots) => {
+                    Effect::NotReplicated(slots) => {
                         limited!(warn, source = %self.source, slots = slots.len(), "the other node does not keep slots it should");
-                        if self.mode != Mode::Follow {
+                        if self.mode != CatchUpMode::FollowOwner {
                             // It promised what it has of them.
-                            self.caught.unreadable.extend(slots);
+                            self.result.unreadable.extend(slots);
                         }
                     }
                     Effect::Found(finding) => found.push(finding),
@@ -202,22 +208,22 @@ impl CatchUp<'_> {
         }
     }
 
-    async fn ask(&mut self, ask: &Ask) -> Result<Answer, CatchUpError> {
-        let question = wire::to_ask(self.source, ask);
+    async fn ask(&mut self, ask: &CompareRequest) -> Result<CompareResponse, CatchUpError> {
+        let question = wire::to_compare_request(self.source, ask);
         let asked = question.encoded_len();
-        let answer = timeout(PATIENCE, self.client.compare(question)).await;
+        let answer = timeout(RESPONSE_TIMEOUT, self.client.compare(question)).await;
         let answer = answer.map_err(|_| CatchUpError::Peer("no answer in time".to_owned()))??.into_inner();
         let counters = &self.shared.counters;
         counters.questions.fetch_add(1, Ordering::Relaxed);
         counters.compared_bytes.fetch_add((asked + answer.encoded_len()) as u64, Ordering::Relaxed);
-        wire::answer(answer).map_err(|error| self.unread(&error))
+        wire::compare_response(answer).map_err(|error| self.unread(&error))
     }
 
-    fn unread(&self, error: &wire::Unread) -> CatchUpError {
-        CatchUpError::Invalid(self.shared.unread(&self.source.node, error).message().to_owned())
+    fn unread(&self, error: &wire::RejectedMessage) -> CatchUpError {
+        CatchUpError::Invalid(self.shared.reject(&self.source.node, error).message().to_owned())
     }
 
-    async fn look(&self, ask: Ask) -> Result<Answer, CatchUpError> {
+    async fn ask_local(&self, ask: CompareRequest) -> Result<CompareResponse, CatchUpError> {
         let ledger = self.shared.ledger.clone();
         blocking(move || ledger.compare(&ask, |_| true)).await
     }
@@ -231,17 +237,17 @@ impl CatchUp<'_> {
             if !self.claims.contains_key(&slot) {
                 continue;
             }
-            let Finding { context, theirs, verdict, .. } = &finding;
-            let their_size = theirs.size().unwrap_or(Size(0));
+            let Finding { context, remote, verdict, .. } = &finding;
+            let their_size = remote.size().unwrap_or(Size(0));
             match *verdict {
-                Verdict::InStep => {}
+                Verdict::InSync => {}
                 Verdict::Behind { from } => missing.push((context.clone(), from, their_size)),
-                Verdict::Ahead { .. } if self.mode == Mode::Longest => {}
+                Verdict::Ahead { .. } if self.mode == CatchUpMode::KeepLongest => {}
                 Verdict::Ahead { from } => {
                     if ahead.contains(context) {
                         self.leave(&finding, from).await?;
                     } else {
-                        self.is_unsettled = true;
+                        self.has_changed = true;
                     }
                 }
                 Verdict::Diverged { common } => {
@@ -249,7 +255,7 @@ impl CatchUp<'_> {
                         missing.push((context.clone(), common, their_size));
                     }
                 }
-                Verdict::Changed => self.is_unsettled = true,
+                Verdict::Changed => self.has_changed = true,
                 Verdict::Unreadable(side) => self.unreadable(&finding, side).await,
                 Verdict::Damaged { different, equal } => {
                     limited!(
@@ -258,7 +264,7 @@ impl CatchUp<'_> {
                     );
                     let (ledger, context) = (self.shared.ledger.clone(), context.clone());
                     blocking(move || ledger.scrub(&context)).await?;
-                    self.caught.unreadable.insert(slot);
+                    self.result.unreadable.insert(slot);
                 }
             }
         }
@@ -267,13 +273,14 @@ impl CatchUp<'_> {
 
     /// One side cannot read what it has of a context. Nothing is given up for that, nor taken for the best there is.
     async fn unreadable(&mut self, finding: &Finding, side: Side) {
-        let Finding { context, theirs, .. } = finding;
+        let Finding { context, remote, .. } = finding;
         let slot = Slot::of(context);
-        if let (Side::Ours, Mode::Follow, Holding::Held(theirs)) = (side, self.mode, theirs)
+        if let (Side::Local, CatchUpMode::FollowOwner, ContextStatus::Present(theirs)) =
+            (side, self.mode, remote)
             && let Some(claim) = self.claims.get(&slot)
         {
-            match healing::in_claim(self.shared, context, self.source, claim, theirs.extent()).await {
-                Ok(()) => return self.is_unsettled = true,
+            match healing::in_claim(self.shared, context, self.source, claim, theirs.tree_head()).await {
+                Ok(()) => return self.has_changed = true,
                 Err(error) => {
                     limited!(warn, %context, source = %self.source, %error, "a damaged context cannot be restored from the owner yet");
                 }
@@ -284,24 +291,28 @@ impl CatchUp<'_> {
                 "a context cannot be read: its slot cannot be brought in step before it is restored"
             );
         }
-        self.caught.unreadable.insert(slot);
+        self.result.unreadable.insert(slot);
     }
 
     /// The contexts whose history here goes on beyond theirs, asked now that ours is known: theirs only grows. Of a slot
     /// that is written to many may only have looked like it.
     async fn ahead(&mut self, found: &[Finding]) -> Result<HashSet<ContextId>, CatchUpError> {
         let mut ahead = HashSet::new();
-        if self.mode == Mode::Longest {
+        if self.mode == CatchUpMode::KeepLongest {
             return Ok(ahead);
         }
         let looks_ahead = found.iter().filter(|finding| matches!(finding.verdict, Verdict::Ahead { .. }));
-        let ours: Vec<_> =
-            looks_ahead.filter_map(|finding| Some((&finding.context, finding.ours.held()?.size))).collect();
+        let ours: Vec<_> = looks_ahead
+            .filter_map(|finding| Some((&finding.context, finding.local.summary()?.size)))
+            .collect();
         for some in ours.chunks(MAX_COMPARED) {
             let prefixes = some
                 .iter()
-                .map(|(context, size)| Prefixes { context: (*context).clone(), sizes: vec![*size] });
-            let Answer::Roots(roots) = self.ask(&Ask::Roots(prefixes.collect())).await? else { continue };
+                .map(|(context, size)| RootsRequest { context: (*context).clone(), sizes: vec![*size] });
+            let CompareResponse::Roots(roots) = self.ask(&CompareRequest::Roots(prefixes.collect())).await?
+            else {
+                continue;
+            };
             // Only what they could read is evidence: a history of theirs that ends earlier, or none.
             let shorter = some.iter().zip(roots).filter(|(_, roots)| roots.is_shorter_than(1));
             ahead.extend(shorter.map(|((context, _), _)| (*context).clone()));
@@ -312,38 +323,45 @@ impl CatchUp<'_> {
     /// A slot was promised to a higher claim: it is no longer for this node to change.
     fn refused(&mut self, slot: Slot, by: Claim) {
         self.claims.remove(&slot);
-        self.caught.refused.insert(slot, by);
+        self.result.refused.insert(slot, by);
     }
 
     /// Moves what a context has after `common` to the forks; whether it did.
     async fn leave(&mut self, finding: &Finding, common: Size) -> Result<bool, CatchUpError> {
-        let Finding { context, ours: Holding::Held(ours), theirs, .. } = finding else { return Ok(false) };
+        let Finding { context, local: ContextStatus::Present(ours), remote, .. } = finding else {
+            return Ok(false);
+        };
         let Some(claim) = self.claims.get(&Slot::of(context)) else { return Ok(false) };
-        let theirs = match theirs {
-            Holding::Absent => Tip { size: Size(0), root: ours.root, epoch: Epoch::default() },
-            Holding::Held(at) => Tip { size: at.size, root: at.root, epoch: at.epoch },
+        let theirs = match remote {
+            ContextStatus::Absent => Tip { size: Size(0), root: ours.root, epoch: Epoch::default() },
+            ContextStatus::Present(at) => Tip { size: at.size, root: at.root, epoch: at.epoch },
             // That is no evidence of another history.
-            Holding::Unreadable => return Ok(false),
+            ContextStatus::Unreadable => return Ok(false),
         };
         let reason = format!(
             "node {} holds another history, and owns the slot or is its source (epoch {})",
             self.source.node, claim.epoch
         );
         let evidence = Evidence { theirs, reason };
-        let left =
-            self.shared.ledger.leave_history(context.clone(), claim.clone(), common, ours.extent(), evidence);
+        let left = self.shared.ledger.fork_history(
+            context.clone(),
+            claim.clone(),
+            common,
+            ours.tree_head(),
+            evidence,
+        );
         let is_left = match left.await {
             // What would be left cannot be read: it stays as it is.
             Err(error @ StoreError::Damaged { .. }) => {
                 limited!(warn, %context, %error, "a damaged context is not left for another history");
-                self.caught.unreadable.insert(Slot::of(context));
+                self.result.unreadable.insert(Slot::of(context));
                 return Ok(false);
             }
             left => left?,
         };
         let is_left = match is_left {
-            LeftHistory::At(size) => size == common,
-            LeftHistory::Refused(by) => {
+            ForkOutcome::Forked(size) => size == common,
+            ForkOutcome::Refused(by) => {
                 self.refused(Slot::of(context), by);
                 return Ok(false);
             }
@@ -351,7 +369,7 @@ impl CatchUp<'_> {
         if is_left {
             self.shared.counters.forks.fetch_add(1, Ordering::Relaxed);
         }
-        self.is_unsettled = true;
+        self.has_changed = true;
         Ok(is_left)
     }
 }

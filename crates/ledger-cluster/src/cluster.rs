@@ -12,8 +12,8 @@ use std::{
 use ledger_core::{
     node::{Member, NodeId, ReplicaSet, StorageId},
     ownership::{
-        SlotRecord, Slots,
-        slots::{Event, Settings},
+        SlotManager, SlotRecord,
+        slot_manager::{Event, OwnershipSettings},
     },
     slot::{SLOTS, Slot},
 };
@@ -27,29 +27,31 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
-    belonging::{self, Fence},
+    catch_up::healing,
+    catch_up::sync_slots,
+    catch_up::throttle::CatchUpThrottle,
     config::ClusterConfig,
-    door::{Credentials, Door, operators::OperatorsDoor},
-    driver::Driver,
-    following, healing, known,
-    leases::Leases,
-    leaving::{self, Departure},
-    load::Load,
-    membership::{Found, Membership, Replaced, StartError, View, facts::Readiness},
-    peers::{Peers, Use},
-    recovering::{self, Decisions},
-    routes::Routes,
-    seal::{Keyring, Sealer},
-    sending::MAX_MESSAGE,
-    service::Replicas,
-    set_back::{self, Renewed},
-    shared::{Carrier, Counters, Shared},
+    membership::known_nodes,
+    membership::seal::{Keyring, Sealer},
+    membership::{Membership, Replaced, RunningNode, StartError, View, facts::Readiness},
+    ownership::decommission::{self, DecommissionState},
+    ownership::driver::Driver,
+    ownership::formation::{self, FormationFence},
+    ownership::recovery::{self, Decisions},
+    ownership::routes::Routes,
+    ownership::stale_volume::{self, Reidentified},
+    peers::call_auth::{CallAuthenticator, Credentials, operators::OperatorAuthenticator},
+    peers::service::Replicas,
+    peers::{ChannelUse, Peers},
+    replicate::leases::Leases,
+    replicate::owner_stream::MAX_MESSAGE,
+    shared::{Counters, Shared, StreamOutbox},
 };
 
 /// What waits for the driver.
-const EVENTS: usize = 1024;
+const DRIVER_QUEUE: usize = 1024;
 /// Crowds of slots that wait to be brought in step.
-const FOLLOWS: usize = 256;
+const SYNC_QUEUE: usize = 256;
 
 /// Why a node did not join its cluster.
 #[derive(Debug, thiserror::Error)]
@@ -62,29 +64,30 @@ pub enum JoinError {
     Store(#[from] StoreError),
     /// The data directory was made another one: start the node again.
     #[error(transparent)]
-    Renewed(#[from] Renewed),
+    Reidentified(#[from] Reidentified),
     /// Another process runs under the node's name, and is well.
     #[error(
         "another process runs as node {node}: it gossips at {}, its gRPC services are at {}, its data directory is {}; stop that one first, or \
          give this one a node_id of its own", .found.gossip, .found.grpc, .found.storage
     )]
-    Taken {
+    NameTaken {
         /// The name.
         node: NodeId,
         /// Who has it.
-        found: Found,
+        found: RunningNode,
     },
 }
 
 /// Makes a directory another one that has lost what it promised.
-async fn forgotten(ledger: &Ledger) -> Renewed {
+async fn reidentify_forgotten(ledger: &Ledger) -> Reidentified {
     let of = ledger.clone();
     let slots =
         move || (0..SLOTS).filter_map(Slot::new).filter(|slot| of.slot_record(*slot).is_err()).count();
     let count = tokio::task::spawn_blocking(slots).await.unwrap_or_default();
     let ledger = ledger.clone();
-    let renewed = tokio::task::spawn_blocking(move || set_back::forget(&ledger, count)).await;
-    renewed.unwrap_or_else(|error| Renewed::Forgetful {
+    let renewed =
+        tokio::task::spawn_blocking(move || stale_volume::reidentify_forgotten(&ledger, count)).await;
+    renewed.unwrap_or_else(|error| Reidentified::RecordsUnreadable {
         slots: count,
         reason: StoreError::Io(error.to_string()),
     })
@@ -107,7 +110,7 @@ impl Cluster {
             let read = move || {
                 Ok::<_, StoreError>((
                     ledger.slot_records()?,
-                    Departure::read(&ledger)?,
+                    DecommissionState::read(&ledger)?,
                     Decisions::read(&ledger)?,
                 ))
             };
@@ -115,47 +118,47 @@ impl Cluster {
         };
         let (records, departure, decisions) = match read.map_err(|error| StoreError::Io(error.to_string()))? {
             // What was promised is lost: only as a new member may it take part.
-            Err(StoreError::SlotDamaged { .. }) => return Err(forgotten(&ledger).await.into()),
+            Err(StoreError::SlotDamaged { .. }) => return Err(reidentify_forgotten(&ledger).await.into()),
             read => read?,
         };
-        let (events, told) = mpsc::channel(EVENTS);
+        let (events, told) = mpsc::channel(DRIVER_QUEUE);
         let (from_lanes, lanes) = mpsc::unbounded_channel();
-        let (follows, followed) = mpsc::channel(FOLLOWS);
+        let (sync_tasks, followed) = mpsc::channel(SYNC_QUEUE);
         let incarnation = config.membership.incarnation;
         let sealer = Sealer::new(&config.membership.cluster_id, config.membership.keyring.clone());
         let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-        let settings = Settings {
-            copies: config.copies,
-            min_copies: config.min_copies,
+        let settings = OwnershipSettings {
+            replication_factor: config.replication_factor,
+            write_quorum: config.write_quorum,
             first_nodes: config.first_nodes.clone(),
             placement_grace: millis(config.placement_grace),
             max_staleness: config.max_staleness.map(millis),
-            settle: millis(config.membership.gossip_interval.saturating_mul(4)),
-            ..Settings::default()
+            settle_time: millis(config.membership.gossip_interval.saturating_mul(4)),
+            ..OwnershipSettings::default()
         };
-        config.facts.opened = Some(ledger.opening_mark());
-        config.facts.durable = Some(ledger.durable_mark());
+        config.facts.opened = Some(ledger.opening_index());
+        config.facts.durable = Some(ledger.durable_index());
         let directory = ledger.directory().to_owned();
         let addresses = {
             let directory = directory.clone();
-            tokio::task::spawn_blocking(move || known::read(&directory)).await.unwrap_or_default()
+            tokio::task::spawn_blocking(move || known_nodes::read(&directory)).await.unwrap_or_default()
         };
         config.membership.known = addresses.values().map(|(gossip, _)| *gossip).collect();
         let belongs = *ledger.cluster_id().borrow();
         if let Some(id) = belongs {
-            config.membership.identity.belongs(id);
+            config.membership.identity.set_cluster(id);
         }
         let first = records.iter().find(|(slot, _)| *slot == Slot::FIRST);
         let forming = first.and_then(|(_, record)| record.forming());
-        config.membership.identity.knows(members_of(&records), forming);
-        if let Some(found) = Membership::taken(&config.membership, me.storage).await {
-            return Err(JoinError::Taken { node: me.node, found });
+        config.membership.identity.set_known_nodes(members_of(&records), forming);
+        if let Some(found) = Membership::find_namesake(&config.membership, me.storage).await {
+            return Err(JoinError::NameTaken { node: me.node, found });
         }
-        config.facts.leaving = departure.how;
+        config.facts.decommission = departure.mode;
         let membership = Membership::start(config.membership.clone(), config.facts.clone()).await?;
         let membership = Arc::new(membership);
         let credentials = Arc::new(Credentials::new(me.clone(), incarnation, sealer));
-        let highest = records.iter().map(|(_, record)| record.highest()).max().unwrap_or_default();
+        let highest = records.iter().map(|(_, record)| record.highest_epoch()).max().unwrap_or_default();
         membership.set_lost(Arc::clone(&decisions.declared().borrow()));
         let shared = Arc::new(Shared {
             peers: Peers::new(
@@ -168,87 +171,84 @@ impl Cluster {
             ledger: ledger.clone(),
             config,
             credentials,
-            fence: Fence::default(),
+            formation: FormationFence::default(),
             is_forming: AtomicBool::new(false),
             highest: AtomicU64::new(highest.0),
             events,
             from_lanes,
-            follows,
+            sync_tasks,
             routes: watch::Sender::default(),
             hidden: watch::Sender::default(),
             started: Instant::now(),
             incoming: Mutex::default(),
-            load: Arc::new(Load::new(Instant::now())),
+            throttle: Arc::new(CatchUpThrottle::new(Instant::now())),
             counters: Counters::default(),
             view: membership.view(),
-            found: OnceLock::new(),
-            renewed: watch::Sender::default(),
-            departure: watch::Sender::new(departure),
-            leaving: watch::Sender::default(),
+            rolled_back: OnceLock::new(),
+            reidentified: watch::Sender::default(),
+            decommission: watch::Sender::new(departure),
+            decommission_status: watch::Sender::default(),
             decisions,
             cancel: CancellationToken::new(),
         });
         // Nothing is shown before this node knows that it is a member.
         for slot in (0..SLOTS).filter_map(Slot::new) {
-            ledger.lease(slot, Some(shared.started), true);
+            ledger.set_lease(slot, Some(shared.started), true);
         }
         let runtime = tokio::runtime::Handle::current();
-        ledger.carry(Arc::new(Carrier { shared: Arc::downgrade(&shared), runtime }));
+        ledger.set_outbox(Arc::new(StreamOutbox { shared: Arc::downgrade(&shared), runtime }));
         let driver = Driver {
             shared: Arc::clone(&shared),
             membership: Arc::clone(&membership),
-            slots: Slots::new(me.clone(), settings, records, 0),
+            slots: SlotManager::new(me.clone(), settings, records, 0),
             is_identified: false,
             events: told,
             from_lanes: lanes,
             leases: Leases::default(),
             published: Instant::now(),
-            marked: Instant::now(),
+            durable_index_sent: Instant::now(),
             alive: std::collections::BTreeSet::new(),
             streams: std::collections::HashMap::new(),
             owned: Vec::new(),
-            askers: std::collections::HashMap::new(),
+            requesters: std::collections::HashMap::new(),
             changer: None,
         };
         let tasks = vec![
             AbortOnDropHandle::new(tokio::spawn(driver.run())),
-            AbortOnDropHandle::new(tokio::spawn(following::run(Arc::clone(&shared), followed))),
+            AbortOnDropHandle::new(tokio::spawn(sync_slots::run(Arc::clone(&shared), followed))),
             AbortOnDropHandle::new(tokio::spawn(compare(Arc::clone(&shared)))),
             AbortOnDropHandle::new(tokio::spawn(healing::run(Arc::clone(&shared)))),
-            AbortOnDropHandle::new(tokio::spawn(set_back::watch_records(Arc::clone(&shared)))),
-            AbortOnDropHandle::new(tokio::spawn(belonging::keep(
+            AbortOnDropHandle::new(tokio::spawn(stale_volume::watch_records(Arc::clone(&shared)))),
+            AbortOnDropHandle::new(tokio::spawn(formation::keep(
                 Arc::clone(&shared),
                 Arc::clone(&membership),
             ))),
-            AbortOnDropHandle::new(tokio::spawn(known::keep(
+            AbortOnDropHandle::new(tokio::spawn(known_nodes::keep(
                 directory,
                 addresses,
                 me.node,
                 membership.view(),
             ))),
-            AbortOnDropHandle::new(tokio::spawn(leaving::run(Arc::clone(&shared)))),
-            AbortOnDropHandle::new(tokio::spawn(recovering::run(
-                Arc::clone(&shared),
-                Arc::clone(&membership),
-            ))),
+            AbortOnDropHandle::new(tokio::spawn(decommission::run(Arc::clone(&shared)))),
+            AbortOnDropHandle::new(tokio::spawn(recovery::run(Arc::clone(&shared), Arc::clone(&membership)))),
         ];
-        let is_leaving = departure.how.is_some();
+        let is_leaving = departure.mode.is_some();
         membership.set_readiness(if is_leaving { Readiness::Draining } else { Readiness::Ready });
         Ok(Self { shared, membership, tasks: Mutex::new(tasks) })
     }
 
     /// The service for the other nodes.
-    pub fn service(&self) -> Door<ReplicaServiceServer<Replicas>> {
+    pub fn service(&self) -> CallAuthenticator<ReplicaServiceServer<Replicas>> {
         let service = ReplicaServiceServer::new(Replicas(Arc::clone(&self.shared)))
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(usize::MAX);
-        Door::new(service, Arc::clone(&self.shared))
+        CallAuthenticator::new(service, Arc::clone(&self.shared))
     }
 
     /// A service of which some methods are operators': who proves to have the cluster's key is told to it as an
-    /// [`Operator`](crate::door::operators::Operator).
-    pub fn for_operators<S>(&self, service: S) -> OperatorsDoor<S> {
-        OperatorsDoor::new(service, Arc::clone(&self.shared))
+    /// [`Operator`](crate::peers::call_auth::operators::Operator).
+    pub fn for_operators<S>(&self, service: S) -> OperatorAuthenticator<S> {
+        OperatorAuthenticator::new(service, Arc::clone(&self.shared))
     }
 
     /// This node.
@@ -277,7 +277,7 @@ impl Cluster {
     }
 
     /// How often a slot was no longer shown here though it was, from now on: whoever reads it looks elsewhere.
-    pub fn hidden(&self) -> watch::Receiver<u64> {
+    pub fn watch_hidden(&self) -> watch::Receiver<u64> {
         self.shared.hidden.subscribe()
     }
 
@@ -304,7 +304,7 @@ impl Cluster {
     pub async fn drain(&self, is_draining: bool) {
         let readiness = if is_draining { Readiness::Draining } else { Readiness::Ready };
         self.membership.set_readiness(readiness);
-        self.shared.tell(vec![Event::Drain(is_draining)]).await;
+        self.shared.send_events(vec![Event::Drain(is_draining)]).await;
     }
 
     /// The connection to another node, for requests that are forwarded to it.
@@ -316,13 +316,13 @@ impl Cluster {
             Member { node: found.node_id.clone(), storage: found.storage_id }
         };
         let peer = self.shared.peers.get(&member)?;
-        self.shared.peers.channel_for(&peer, Use::Requests).ok()
+        self.shared.peers.channel_for(&peer, ChannelUse::Requests).ok()
     }
 
     /// Waits until this node's data directory turns out to be older than what the node had said. It is another one then,
     /// and the ledger is closed: start the node again.
-    pub fn renewed(&self) -> impl Future<Output = Renewed> + use<> {
-        let mut renewed = self.shared.renewed.subscribe();
+    pub fn reidentified(&self) -> impl Future<Output = Reidentified> + use<> {
+        let mut renewed = self.shared.reidentified.subscribe();
         async move {
             if let Ok(found) = renewed.wait_for(Option::is_some).await
                 && let Some(renewed) = &*found
@@ -355,14 +355,14 @@ impl Cluster {
         self.membership.is_replaced() || self.shared.credentials.replaced.borrow().is_some()
     }
 
-    /// Whether the node cannot go on: see [`Cluster::renewed`].
-    pub fn is_renewed(&self) -> bool {
-        self.shared.found.get().is_some() || self.shared.renewed.borrow().is_some()
+    /// Whether the node cannot go on: see [`Cluster::reidentified`].
+    pub fn is_reidentified(&self) -> bool {
+        self.shared.rolled_back.get().is_some() || self.shared.reidentified.borrow().is_some()
     }
 
     /// Says goodbye and stops. Drain first: what is owned until then has no owner for a moment.
     pub async fn leave(&self) {
-        self.membership.set_durable(self.shared.ledger.durable_mark());
+        self.membership.set_durable(self.shared.ledger.durable_index());
         self.membership.leave().await;
         self.shared.cancel.cancel();
         let tasks = std::mem::take(&mut *self.tasks.lock());
@@ -381,7 +381,8 @@ impl Drop for Cluster {
 /// The data directories that records of slots name.
 pub(crate) fn members_of(records: &[(Slot, SlotRecord)]) -> BTreeSet<StorageId> {
     let placements = records.iter().filter_map(|(_, record)| record.placement.as_ref());
-    let sets = placements.flat_map(|placement| std::iter::once(&placement.set).chain(&placement.before));
+    let sets =
+        placements.flat_map(|placement| std::iter::once(&placement.members).chain(&placement.previous));
     sets.flat_map(ReplicaSet::members).map(|member| member.storage).collect()
 }
 
@@ -393,7 +394,7 @@ async fn compare(shared: Arc<Shared>) {
     loop {
         tick.tick().await;
         for peer in shared.peers.alive() {
-            if shared.ledger.mark(peer.number, slots.clone()).await.is_err() {
+            if shared.ledger.send_digest_checkpoint(peer.number, slots.clone()).await.is_err() {
                 return;
             }
         }

@@ -15,10 +15,10 @@ pub struct ClusterConfig {
     /// and owning nothing. How far the directory goes is filled in.
     pub facts: Facts,
     /// Copies there should be of each slot, 1 to 7.
-    pub copies: usize,
-    /// Copies after which an append is acknowledged, 1 to `copies`.
-    pub min_copies: usize,
-    /// The nodes that form the cluster the first time; empty: whoever is there, once they are `copies`.
+    pub replication_factor: usize,
+    /// Copies after which an append is acknowledged, 1 to `replication_factor`.
+    pub write_quorum: usize,
+    /// The nodes that form the cluster the first time; empty: whoever is there, once they are `replication_factor`.
     pub first_nodes: Vec<NodeId>,
     /// How long a node may be away before its place is given to another.
     pub placement_grace: Duration,

@@ -9,14 +9,14 @@ use std::{
 use bytes::Bytes;
 use ledger_core::{
     ContextId, Epoch, Hash, HashSuite, Lineage, Size,
-    compare::{Answer, Ask, Listed, Page, Prefixes, Roots},
-    digest::{Bucket, ContextSummary, Digest, Extent, NodeDigest},
+    compare::{CompareRequest, CompareResponse, ListedContext, Page, Roots, RootsRequest},
+    digest::{Bucket, ContextSummary, Digest, NodeDigest, TreeHead},
     node::{Incarnation, Member, NodeId, ReplicaSet, StorageId},
     ownership::{
         Claim, Placement, Promise,
-        slots::{Known, Renewal},
+        slot_manager::{LeaseRenewal, SlotKnowledge},
     },
-    plausible::Bounds,
+    plausible::PlausibleBounds,
     slot::Slot,
 };
 use ledger_proto::ledger::v1::{
@@ -24,20 +24,20 @@ use ledger_proto::ledger::v1::{
     replica_service_client::ReplicaServiceClient, replicated::Body, slot_answer::Answer as SlotAnswered,
 };
 use ledger_store::{
-    Range,
-    replica::{Commit, Mark, Offer, Part, StableUpTo},
+    EntryRange,
+    replicate::replica::{Commit, CommitIndex, DigestCheckpoint, Part, SyncOffer},
 };
 use prost::Message;
 use tonic::transport::Channel;
 
 use crate::{
-    door::Credentials,
     membership::facts,
-    seal::{Keyring, Sealer},
-    wire,
+    membership::seal::{Keyring, Sealer},
+    peers::call_auth::Credentials,
+    peers::wire,
 };
 
-pub use crate::door::calling::Proven;
+pub use crate::peers::call_auth::client::AuthenticatedChannel;
 
 pub use facts::read_values;
 
@@ -48,14 +48,14 @@ pub fn proven(
     keyring: Keyring,
     from: Member,
     to: Member,
-) -> ReplicaServiceClient<Proven> {
+) -> ReplicaServiceClient<AuthenticatedChannel> {
     let credentials = Credentials::new(from, Incarnation(u64::MAX >> 11), Sealer::new(cluster, keyring));
     let greets = Arc::new(AtomicBool::new(true));
-    ReplicaServiceClient::new(Proven::new(channel, Arc::new(credentials), to, greets))
+    ReplicaServiceClient::new(AuthenticatedChannel::new(channel, Arc::new(credentials), to, greets))
 }
 
 /// What the node that reads them knows.
-const KNOWN: Bounds = Bounds::above(Epoch::new(1 << 20, 0));
+const KNOWN: PlausibleBounds = PlausibleBounds::above(Epoch::new(1 << 20, 0));
 
 /// Takes the bytes of a message, and says what came of it.
 pub type Reader = fn(&[u8]) -> Result<String, String>;
@@ -68,12 +68,12 @@ fn decode<M: Message + Default>(bytes: &[u8]) -> Result<M, String> {
     M::decode(bytes).map_err(|_| "no message".to_owned())
 }
 
-fn said<T>(read: Result<T, wire::Unread>) -> Result<T, String> {
+fn said<T>(read: Result<T, wire::RejectedMessage>) -> Result<T, String> {
     read.map_err(|error| error.to_string())
 }
 
 /// Law: what is read, sent on and read again is the same.
-fn same<T: PartialEq + Debug>(read: &T, again: &Result<T, wire::Unread>) {
+fn same<T: PartialEq + Debug>(read: &T, again: &Result<T, wire::RejectedMessage>) {
     assert_eq!(Ok(read), again.as_ref());
 }
 
@@ -95,23 +95,23 @@ fn replicated(bytes: &[u8]) -> Result<String, String> {
             Ok(format!("commit of {}", "part ".repeat(commit.parts.len().min(9))))
         }
         Some(Body::Accept(accept)) => {
-            let offer = said(wire::offer(&accept, KNOWN))?;
-            same(&offer, &wire::offer(&wire::to_offer(&offer), KNOWN));
-            Ok(format!("offer {} {}", offer.is_confirmed, offer.before.is_some()))
+            let offer = said(wire::sync_offer(&accept, KNOWN))?;
+            same(&offer, &wire::sync_offer(&wire::to_sync_offer(&offer), KNOWN));
+            Ok(format!("offer {} {}", offer.is_confirmed, offer.previous.is_some()))
         }
         Some(Body::Stable(stable)) => {
-            let slots = said(wire::stable(&stable, KNOWN))?;
-            same(&slots, &wire::stable(&wire::to_stable(&slots), KNOWN));
+            let slots = said(wire::commit_indexes(&stable, KNOWN))?;
+            same(&slots, &wire::commit_indexes(&wire::to_commit_indexes(&slots), KNOWN));
             Ok(format!("stable {}", "slot ".repeat(slots.len().min(9))))
         }
         Some(Body::Mark(mark)) => {
-            let (slots, _) = said(wire::mark(&mark))?;
+            let (slots, _) = said(wire::digest_checkpoint(&mark))?;
             Ok(format!("mark {}", "slot ".repeat(slots.len().min(9))))
         }
         Some(Body::Renewal(renewal)) => {
             let owner = claim(1).ok_or("no owner")?.claimant;
-            let slots = said(wire::renewal(&renewal, &owner, KNOWN))?;
-            same(&slots, &wire::renewal(&wire::to_renewal(&slots), &owner, KNOWN));
+            let slots = said(wire::lease_renewal(&renewal, &owner, KNOWN))?;
+            same(&slots, &wire::lease_renewal(&wire::to_lease_renewal(&slots), &owner, KNOWN));
             Ok(format!("renewal {}", "slot ".repeat(slots.len().min(9))))
         }
         None => Ok("nothing".to_owned()),
@@ -158,8 +158,8 @@ fn slot_answers(bytes: &[u8]) -> Result<String, String> {
                 "refused"
             }
             Some(SlotAnswered::Known(known)) => {
-                let known = said(wire::known(known, KNOWN))?;
-                same(&known, &wire::known(&wire::to_known(&known), KNOWN));
+                let known = said(wire::slot_knowledge(known, KNOWN))?;
+                same(&known, &wire::slot_knowledge(&wire::to_slot_knowledge(&known), KNOWN));
                 "known"
             }
             Some(SlotAnswered::Done(_)) => "done",
@@ -171,31 +171,33 @@ fn slot_answers(bytes: &[u8]) -> Result<String, String> {
 }
 
 fn compare_ask(bytes: &[u8]) -> Result<String, String> {
-    let ask = said(wire::ask(decode(bytes)?))?;
+    let ask = said(wire::compare_request(decode(bytes)?))?;
     // Its errors name contexts: what is wrong with them is tested elsewhere.
     let checked = ask.check().map_err(|_| "out of bounds".to_owned());
     let to = member(1).ok_or("no member")?;
-    same(&ask, &wire::ask(wire::to_ask(&to, &ask)));
+    same(&ask, &wire::compare_request(wire::to_compare_request(&to, &ask)));
     checked?;
     Ok(match ask {
-        Ask::Node { .. } => "ask node",
-        Ask::Buckets { .. } => "ask buckets",
-        Ask::Contexts { after: None, .. } => "ask contexts",
-        Ask::Contexts { .. } => "ask contexts after",
-        Ask::Roots(_) => "ask roots",
+        CompareRequest::Node { .. } => "ask node",
+        CompareRequest::Buckets { .. } => "ask buckets",
+        CompareRequest::Contexts { after: None, .. } => "ask contexts",
+        CompareRequest::Contexts { .. } => "ask contexts after",
+        CompareRequest::Roots(_) => "ask roots",
     }
     .to_owned())
 }
 
 fn compare_answer(bytes: &[u8]) -> Result<String, String> {
-    let answer = said(wire::answer(decode(bytes)?))?;
-    same(&answer, &wire::answer(wire::to_answer(answer.clone())));
+    let answer = said(wire::compare_response(decode(bytes)?))?;
+    same(&answer, &wire::compare_response(wire::to_compare_response(answer.clone())));
     Ok(match answer {
-        Answer::InStep => "in step".to_owned(),
-        Answer::Slots(slots) => format!("slots {}", "slot ".repeat(slots.len().min(9))),
-        Answer::Buckets(slots) => format!("buckets {}", "slot ".repeat(slots.len().min(9))),
-        Answer::Contexts(page) => format!("contexts {}", "context ".repeat(page.contexts.len().min(9))),
-        Answer::Roots(roots) => format!("roots {}", "context ".repeat(roots.len().min(9))),
+        CompareResponse::InSync => "in step".to_owned(),
+        CompareResponse::Slots(slots) => format!("slots {}", "slot ".repeat(slots.len().min(9))),
+        CompareResponse::Buckets(slots) => format!("buckets {}", "slot ".repeat(slots.len().min(9))),
+        CompareResponse::Contexts(page) => {
+            format!("contexts {}", "context ".repeat(page.contexts.len().min(9)))
+        }
+        CompareResponse::Roots(roots) => format!("roots {}", "context ".repeat(roots.len().min(9))),
     })
 }
 
@@ -225,17 +227,17 @@ fn claim(counter: u64) -> Option<Claim> {
 fn some_messages() -> Option<Vec<(usize, Vec<u8>)>> {
     use ledger_proto::ledger::v1 as proto;
     let (me, other) = (member(1)?, member(2)?);
-    let set = ReplicaSet::new([me.clone(), other.clone()]).ok()?;
+    let members = ReplicaSet::new([me.clone(), other.clone()]).ok()?;
     let (slot, context) = (Slot::new(5)?, ContextId::new("demo").ok()?);
     let part = Part {
         slot,
         claim: claim(1)?,
         context: context.clone(),
-        range: Range {
+        range: EntryRange {
             lineage: Lineage([3; 16]),
             suite: HashSuite::Blake3,
             created_at_ns: 7,
-            after: Extent { size: Size(2), root: Hash([1; 32]) },
+            after: TreeHead { size: Size(2), root: Hash([1; 32]) },
             root: Hash([2; 32]),
             count: 2,
             records: Bytes::from_static(b"\x02\0\0\0ab\x01\0\0\0c"),
@@ -244,28 +246,36 @@ fn some_messages() -> Option<Vec<(usize, Vec<u8>)>> {
     };
     let placement = Placement {
         epoch: Epoch(9),
-        set: set.clone(),
+        members: members.clone(),
         is_confirmed: true,
-        before: Some(ReplicaSet::new([other.clone()]).ok()?),
+        previous: Some(ReplicaSet::new([other.clone()]).ok()?),
     };
     let digest = Digest::default();
-    let offer =
-        Offer { lane: 1, number: 8, slot, claim: claim(2)?, set, is_confirmed: false, before: None, digest };
-    let renewal = Renewal { slot, claim: claim(2)?, age: Some(70) };
-    let mark = Mark { lane: 0, number: 4, digests: vec![(slot, digest)] };
-    let stable = [StableUpTo { slot, epoch: Epoch(4), number: 6 }];
+    let offer = SyncOffer {
+        lane: 1,
+        number: 8,
+        slot,
+        claim: claim(2)?,
+        members,
+        is_confirmed: false,
+        previous: None,
+        digest,
+    };
+    let renewal = LeaseRenewal { slot, claim: claim(2)?, age: Some(70) };
+    let mark = DigestCheckpoint { lane: 0, number: 4, digests: vec![(slot, digest)] };
+    let stable = [CommitIndex { slot, epoch: Epoch(4), number: 6 }];
     let load = Part { is_load: true, ..part.clone() };
-    let staged = Part { range: Range { records: Bytes::new(), ..part.range.clone() }, ..load.clone() };
+    let staged = Part { range: EntryRange { records: Bytes::new(), ..part.range.clone() }, ..load.clone() };
     let commit = Arc::new(Commit::new(1, 3, vec![part.clone(), load, staged]));
     let hello = proto::ReplicateHello { from: Some(wire::to_member(&me)), to: Some(wire::to_member(&other)) };
     let mut messages: Vec<(usize, Vec<u8>)> = [
         Body::Hello(hello),
         Body::Commit(wire::to_commit(&commit)),
-        Body::Accept(wire::to_offer(&offer)),
-        Body::Accept(wire::to_offer(&Offer { before: placement.before.clone(), ..offer })),
-        Body::Stable(wire::to_stable(&stable)),
-        Body::Mark(wire::to_mark(&mark)),
-        Body::Renewal(wire::to_renewal(&[renewal])),
+        Body::Accept(wire::to_sync_offer(&offer)),
+        Body::Accept(wire::to_sync_offer(&SyncOffer { previous: placement.previous.clone(), ..offer })),
+        Body::Stable(wire::to_commit_indexes(&stable)),
+        Body::Mark(wire::to_digest_checkpoint(&mark)),
+        Body::Renewal(wire::to_lease_renewal(&[renewal])),
     ]
     .into_iter()
     .map(|body| (0, Replicated { body: Some(body) }.encode_to_vec()))
@@ -285,12 +295,12 @@ fn some_messages() -> Option<Vec<(usize, Vec<u8>)>> {
     let (from, to) = (Some(wire::to_member(&me)), Some(wire::to_member(&other)));
     messages.push((1, SlotAsks { from, to, asks: asks.collect() }.encode_to_vec()));
 
-    let known = Known { accepted: Epoch(3), placement: Some(placement.clone()), is_owned: true };
+    let known = SlotKnowledge { accepted: Epoch(3), placement: Some(placement.clone()), is_owned: true };
     let promise = Promise { accepted: Epoch(3), placement: Some(placement) };
     for answer in [
         SlotAnswered::Promised(wire::to_promise(&promise)),
         SlotAnswered::Done(nothing),
-        SlotAnswered::Known(wire::to_known(&known)),
+        SlotAnswered::Known(wire::to_slot_knowledge(&known)),
         SlotAnswered::Refused(wire::to_claim(&claim(4)?)),
         SlotAnswered::NotNow("later".to_owned()),
     ] {
@@ -301,31 +311,36 @@ fn some_messages() -> Option<Vec<(usize, Vec<u8>)>> {
     let slots = BTreeSet::from([slot, Slot::new(9)?]);
     let buckets = BTreeSet::from([Bucket(1), Bucket(200)]);
     for ask in [
-        Ask::Node { slots: slots.clone(), digest: NodeDigest(Hash([4; 32])) },
-        Ask::Buckets { slots },
-        Ask::Contexts { buckets: BTreeMap::from([(slot, buckets.clone())]), after: Some(context.clone()) },
-        Ask::Roots(vec![Prefixes { context: context.clone(), sizes: vec![Size(1), Size(9)] }]),
+        CompareRequest::Node { slots: slots.clone(), digest: NodeDigest(Hash([4; 32])) },
+        CompareRequest::Buckets { slots },
+        CompareRequest::Contexts {
+            buckets: BTreeMap::from([(slot, buckets.clone())]),
+            after: Some(context.clone()),
+        },
+        CompareRequest::Roots(vec![RootsRequest { context: context.clone(), sizes: vec![Size(1), Size(9)] }]),
     ] {
-        messages.push((3, CompareAsk::encode_to_vec(&wire::to_ask(&other, &ask))));
+        messages.push((3, CompareAsk::encode_to_vec(&wire::to_compare_request(&other, &ask))));
     }
     let summary =
         ContextSummary { context: context.clone(), size: Size(4), root: Hash([5; 32]), epoch: Epoch(6) };
     for answer in [
-        Answer::InStep,
-        Answer::Slots([(slot, digest)].into_iter().collect()),
-        Answer::Buckets([(slot, buckets.into_iter().map(|bucket| (bucket, digest)).collect())].into()),
-        Answer::Contexts(Page {
-            contexts: vec![Listed::Held(summary), Listed::Unreadable(context.clone())],
+        CompareResponse::InSync,
+        CompareResponse::Slots([(slot, digest)].into_iter().collect()),
+        CompareResponse::Buckets(
+            [(slot, buckets.into_iter().map(|bucket| (bucket, digest)).collect())].into(),
+        ),
+        CompareResponse::Contexts(Page {
+            contexts: vec![ListedContext::Present(summary), ListedContext::Unreadable(context.clone())],
             more: true,
         }),
-        Answer::Roots(vec![
+        CompareResponse::Roots(vec![
             Roots::At(vec![Hash([6; 32]), Hash([7; 32])]),
             Roots::At(Vec::new()),
             Roots::Absent,
             Roots::Unreadable,
         ]),
     ] {
-        messages.push((4, CompareAnswer::encode_to_vec(&wire::to_answer(answer))));
+        messages.push((4, CompareAnswer::encode_to_vec(&wire::to_compare_response(answer))));
     }
     let range = FetchedRange {
         range: Some(wire::to_range(&part.context, &part.range)),

@@ -4,6 +4,11 @@
 //! one node's opinion at one moment: it serves to route, to show and to propose. Nothing that must be true
 //! (who may append, who counts for a promise) is ever read off it.
 
+pub mod gossip;
+pub(crate) mod known_nodes;
+pub mod seal;
+pub mod seeds;
+
 use std::{
     net::SocketAddr,
     sync::{
@@ -14,7 +19,7 @@ use std::{
 };
 
 use chitchat::spawn_chitchat;
-use ledger_core::{Epoch, ownership::slots::Leaving, slot::Slot};
+use ledger_core::{Epoch, ownership::slot_manager::DecommissionMode, slot::Slot};
 use parking_lot::Mutex;
 use tokio::{
     net::UdpSocket,
@@ -24,31 +29,31 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
-    gossip::{GossipControl, GossipCounts, SealedTransport},
-    seal::{Keyring, Sealer},
-    seeds::{Resolver, Seeds},
+    membership::gossip::{GossipControl, GossipCounts, SealedTransport},
+    membership::seal::{Keyring, Sealer},
+    membership::seeds::{Resolver, Seeds},
 };
 
 mod config;
+pub mod durability;
 pub mod facts;
+mod gossip_task;
 pub mod identity;
-mod keeper;
-pub mod marks;
 pub mod owned;
 mod probe;
 pub mod view;
 
-pub use crate::gossip::Found;
+pub use crate::membership::gossip::RunningNode;
 pub use config::{Detector, MembershipConfig, StartError};
-pub use facts::{BadText, Facts, Load, Readiness};
+pub use durability::RolledBack;
+pub use facts::{BadText, Facts, NodeLoad, Readiness};
 pub use identity::{Identity, OtherCluster};
 pub use ledger_core::node::{ClusterId, Incarnation, NodeId, StorageId};
-pub use marks::SetBack;
-pub use view::{Member, View};
+pub use view::{View, ViewMember};
 
 use config::{advertised, chitchat_config};
-use keeper::{Gossip, Greeter, Keeper};
-use view::Roster;
+use gossip_task::{Gossip, GossipTask, SeedGreeter};
+use view::ViewBuilder;
 
 /// Gossip ended though nobody asked it to. The view is stale from then on: stop the node, or start the
 /// membership again with a higher incarnation.
@@ -62,7 +67,7 @@ pub struct GossipEnded {
 /// A later start of this node is there: this process is not the node any more.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "another process runs as this node, {node}, since this one was started (start {incarnation}, this one is {ours}{}): this one ends, and what \
+    "another process runs as this node, {node}, since this one was started (start {incarnation}, this one is {this_start}{}): this one ends, and what \
      it knows may be old; started again it takes part if the other one is gone", at(.grpc_address)
 )]
 pub struct Replaced {
@@ -71,7 +76,7 @@ pub struct Replaced {
     /// The later start.
     pub incarnation: Incarnation,
     /// This one.
-    pub ours: Incarnation,
+    pub this_start: Incarnation,
     /// Where the later one's gRPC services are; empty if that is not known.
     pub grpc_address: String,
 }
@@ -91,7 +96,7 @@ pub struct Membership {
     /// What it would be ready for with a disk that takes writes, and whether it has one.
     ready: Mutex<(Readiness, bool)>,
     view: watch::Receiver<Arc<View>>,
-    lost: view::Lost,
+    lost: view::LostMembers,
     bad_values: Arc<AtomicU64>,
     most_keys: Arc<AtomicU64>,
     ended: watch::Receiver<Option<GossipEnded>>,
@@ -130,12 +135,17 @@ impl Membership {
         control.sees(view.clone());
         let (ended_tx, ended) = watch::channel(None);
         let (replaced_tx, replaced) = watch::channel(None);
-        let (cancel, lost) = (CancellationToken::new(), view::Lost::default());
-        let mut keeper = Keeper {
+        let (cancel, lost) = (CancellationToken::new(), view::LostMembers::default());
+        let mut keeper = GossipTask {
             chitchat: chitchat.clone(),
             facts: facts_rx,
             view: view_tx,
-            roster: Roster::new(me, config.detector.min_silence, Arc::clone(&identity), Arc::clone(&lost)),
+            roster: ViewBuilder::new(
+                me,
+                config.detector.min_silence,
+                Arc::clone(&identity),
+                Arc::clone(&lost),
+            ),
             identity: Arc::clone(&identity),
             bad_values: Arc::clone(&bad_values),
             most_keys: Arc::clone(&most_keys),
@@ -146,7 +156,7 @@ impl Membership {
         let run = keeper.run(config.gossip_interval, ended_tx, cancel.clone());
         let mut tasks = vec![AbortOnDropHandle::new(tokio::spawn(run))];
         if seeds.has_names() || !config.known.is_empty() {
-            let greeter = Greeter {
+            let greeter = SeedGreeter {
                 chitchat: chitchat.clone(),
                 known: config.known.clone(),
                 resolver: Resolver::new(&seeds, config.gossip_listen),
@@ -188,8 +198,8 @@ impl Membership {
 
     /// Who runs under this node's name already, from another directory or another machine, if it answers: to be asked before
     /// the name is taken.
-    pub async fn taken(config: &MembershipConfig, storage: StorageId) -> Option<Found> {
-        probe::taken(config, storage, config.identity.ours()).await
+    pub async fn find_namesake(config: &MembershipConfig, storage: StorageId) -> Option<RunningNode> {
+        probe::find_namesake(config, storage, config.identity.cluster()).await
     }
 
     /// To which cluster this node belongs, and which others are heard.
@@ -198,7 +208,7 @@ impl Membership {
     }
 
     /// This node belongs to a cluster, and says so.
-    pub(crate) fn belongs(&self, id: ClusterId) {
+    pub(crate) fn set_cluster(&self, id: ClusterId) {
         self.control.belongs(id);
     }
 
@@ -248,13 +258,13 @@ impl Membership {
     }
 
     /// These members were declared lost by an operator, all there ever were: they count for nothing if they are back.
-    pub fn set_lost(&self, lost: Arc<ledger_core::ownership::Declared>) {
+    pub fn set_lost(&self, lost: Arc<ledger_core::ownership::DeclaredLosses>) {
         *self.lost.write() = lost;
     }
 
     /// Says whether this node leaves for good.
-    pub fn set_leaving(&self, leaving: Option<Leaving>) {
-        self.set(|facts| &mut facts.leaving, leaving);
+    pub fn set_decommission(&self, leaving: Option<DecommissionMode>) {
+        self.set(|facts| &mut facts.decommission, leaving);
     }
 
     /// Says how far this node's data directory is durable; what was once said stays true. Each change travels to all
@@ -265,7 +275,7 @@ impl Membership {
 
     /// Says what this node has to do. Each change travels to all nodes: round the figures, and set them every
     /// few seconds.
-    pub fn set_load(&self, load: Load) {
+    pub fn set_load(&self, load: NodeLoad) {
         self.set(|facts| &mut facts.load, load);
     }
 

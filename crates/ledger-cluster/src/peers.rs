@@ -4,6 +4,10 @@
 //! oldest message has waited longest is cut: that peer is the slowest, and catches up. Appends that wait for copies hold
 //! no more than the bound, so a peer that is needed for them alone is never the one.
 
+pub mod call_auth;
+pub mod service;
+pub(crate) mod wire;
+
 use std::{
     collections::{HashMap, VecDeque},
     fmt,
@@ -23,7 +27,7 @@ use ledger_cork::Corked;
 use ledger_store::{
     budget::{Permit, Share},
     limited,
-    replica::Outgoing,
+    replicate::replica::Outgoing,
 };
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
@@ -33,29 +37,29 @@ use tower::{Service, service_fn};
 
 use crate::{
     config::PeerTls,
-    door::{Credentials, calling::Proven},
+    peers::call_auth::{Credentials, client::AuthenticatedChannel},
 };
 
 /// What a message takes beside its records.
-pub(crate) const MESSAGE: usize = 256;
+pub(crate) const MESSAGE_OVERHEAD: usize = 256;
 /// What it takes for a slot.
 const SLOT: usize = 32;
 /// How long it may take to connect.
-const CONNECT_WITHIN: Duration = Duration::from_secs(1);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What another node may send ahead on the stream of a request that was sent on to it, bytes: whoever sends it on holds them.
 pub const REQUEST_WINDOW: u32 = 32 << 10;
 
 /// What a connection to another node is for. There is one for each use: who reads slowly holds up no replication.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Use {
+pub(crate) enum ChannelUse {
     /// What nodes say to each other.
     Nodes,
     /// Requests of clients that are sent on.
     Requests,
 }
 
-impl Use {
+impl ChannelUse {
     /// HTTP/2 windows for what comes back, of a stream and of the connection, bytes.
     const fn windows(self) -> (u32, u32) {
         match self {
@@ -72,7 +76,7 @@ impl Use {
 pub(crate) struct Peers {
     tls: Option<PeerTls>,
     credentials: Arc<Credentials>,
-    list: RwLock<Vec<Arc<PeerState>>>,
+    list: RwLock<Vec<Arc<PeerHandle>>>,
     /// Memory for what waits in the queues.
     share: Arc<Share>,
     /// How much was put into queues.
@@ -81,22 +85,22 @@ pub(crate) struct Peers {
 }
 
 /// Another node with its data directory.
-pub(crate) struct PeerState {
+pub(crate) struct PeerHandle {
     /// Its number here.
     pub(crate) number: Peer,
     /// Who it is.
     pub(crate) member: Member,
     channels: [Mutex<Option<(String, Channel)>>; 2],
     /// The one for what nodes say to each other, with its address, and the session on it.
-    proven: Mutex<Option<(String, Proven)>>,
+    proven: Mutex<Option<(String, AuthenticatedChannel)>>,
     greets: Arc<AtomicBool>,
     address: RwLock<String>,
-    queue: Mutex<Option<Arc<Queue>>>,
+    queue: Mutex<Option<Arc<StreamQueue>>>,
 }
 
 /// What waits for a stream.
 #[derive(Debug, Default)]
-struct Queue {
+struct StreamQueue {
     waiting: Mutex<VecDeque<Waiting>>,
     changed: Notify,
     /// Cancelled when nothing more comes.
@@ -115,9 +119,9 @@ pub(crate) struct Waiting {
 
 /// The other end of a stream's queue.
 #[derive(Debug)]
-pub(crate) struct Outgoings(Arc<Queue>);
+pub(crate) struct StreamReceiver(Arc<StreamQueue>);
 
-impl fmt::Debug for PeerState {
+impl fmt::Debug for PeerHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "PeerState({})", self.member)
     }
@@ -144,7 +148,7 @@ impl Peers {
     /// Puts something into the queue of a peer, if it has one. Does not wait.
     pub(crate) fn send(&self, to: Peer, what: Outgoing) {
         let Some(queue) = self.numbered(to).and_then(|peer| peer.queue.lock().clone()) else { return };
-        let weight = weight(&what);
+        let weight = cost_bytes(&what);
         let held = match &what {
             Outgoing::Commit(commit) => {
                 commit.held.get_or_init(|| self.share.charge(weight));
@@ -171,7 +175,7 @@ impl Peers {
     }
 
     /// The peer that a member is. `None`: there were too many of them already.
-    pub(crate) fn of(&self, member: &Member) -> Option<Arc<PeerState>> {
+    pub(crate) fn of(&self, member: &Member) -> Option<Arc<PeerHandle>> {
         if let Some(known) = self.get(member) {
             return Some(known);
         }
@@ -183,7 +187,7 @@ impl Peers {
             limited!(error, %member, "too many nodes were met since this one started: start it anew to meet more");
             return None;
         };
-        let peer = Arc::new(PeerState {
+        let peer = Arc::new(PeerHandle {
             number,
             member: member.clone(),
             channels: Default::default(),
@@ -197,17 +201,17 @@ impl Peers {
     }
 
     /// A peer that is known.
-    pub(crate) fn get(&self, member: &Member) -> Option<Arc<PeerState>> {
+    pub(crate) fn get(&self, member: &Member) -> Option<Arc<PeerHandle>> {
         self.list.read().iter().find(|peer| peer.member == *member).cloned()
     }
 
     /// A peer by number.
-    pub(crate) fn numbered(&self, number: Peer) -> Option<Arc<PeerState>> {
+    pub(crate) fn numbered(&self, number: Peer) -> Option<Arc<PeerHandle>> {
         self.list.read().get(usize::from(number.number())).cloned()
     }
 
     /// The peers whose streams are up.
-    pub(crate) fn alive(&self) -> Vec<Arc<PeerState>> {
+    pub(crate) fn alive(&self) -> Vec<Arc<PeerHandle>> {
         self.list.read().iter().filter(|peer| peer.is_alive()).cloned().collect()
     }
 
@@ -218,8 +222,8 @@ impl Peers {
     }
 
     /// The connection to a peer for what nodes say to each other.
-    pub(crate) fn channel(&self, peer: &PeerState) -> Result<Proven, String> {
-        let channel = self.channel_for(peer, Use::Nodes)?;
+    pub(crate) fn channel(&self, peer: &PeerHandle) -> Result<AuthenticatedChannel, String> {
+        let channel = self.channel_for(peer, ChannelUse::Nodes)?;
         let address = peer.address.read().clone();
         let mut proven = peer.proven.lock();
         if let Some((of, proven)) = &*proven
@@ -228,13 +232,13 @@ impl Peers {
             return Ok(proven.clone());
         }
         let (credentials, greets) = (Arc::clone(&self.credentials), Arc::clone(&peer.greets));
-        let made = Proven::new(channel, credentials, peer.member.clone(), greets);
+        let made = AuthenticatedChannel::new(channel, credentials, peer.member.clone(), greets);
         *proven = Some((address, made.clone()));
         Ok(made)
     }
 
     /// The connection to a peer for a use, which is made when first used and again whenever it breaks.
-    pub(crate) fn channel_for(&self, peer: &PeerState, purpose: Use) -> Result<Channel, String> {
+    pub(crate) fn channel_for(&self, peer: &PeerHandle, purpose: ChannelUse) -> Result<Channel, String> {
         let address = peer.address.read().clone();
         if address.is_empty() {
             return Err(format!("the address of node {} is not known", peer.member.node));
@@ -251,7 +255,7 @@ impl Peers {
     }
 }
 
-impl PeerState {
+impl PeerHandle {
     /// Notes where the peer is; whether that is new.
     pub(crate) fn set_address(&self, address: &str) -> bool {
         let mut known = self.address.write();
@@ -268,13 +272,13 @@ impl PeerState {
     }
 
     /// Opens the queue of a stream: what lanes send from now on is in it.
-    pub(crate) fn open(&self) -> Outgoings {
-        let queue = Arc::<Queue>::default();
+    pub(crate) fn open(&self) -> StreamReceiver {
+        let queue = Arc::<StreamQueue>::default();
         let before = self.queue.lock().replace(Arc::clone(&queue));
         if let Some(before) = before {
             before.end();
         }
-        Outgoings(queue)
+        StreamReceiver(queue)
     }
 
     /// Whether the stream to it is up.
@@ -298,7 +302,7 @@ impl PeerState {
     }
 }
 
-impl Queue {
+impl StreamQueue {
     fn put(&self, what: Waiting) {
         let mut waiting = self.waiting.lock();
         // Looked at with the lock: who ends it empties it after this, or before.
@@ -318,7 +322,7 @@ impl Queue {
     }
 }
 
-impl Outgoings {
+impl StreamReceiver {
     /// Cancelled when the queue was ended: it was too long, or the stream is to begin anew.
     pub(crate) fn lost(&self) -> CancellationToken {
         self.0.lost.clone()
@@ -339,12 +343,12 @@ impl Outgoings {
 }
 
 /// A connection to a node's gRPC services, which is made when first used.
-pub(crate) fn connect(tls: Option<&PeerTls>, address: &str, purpose: Use) -> Result<Channel, String> {
+pub(crate) fn connect(tls: Option<&PeerTls>, address: &str, purpose: ChannelUse) -> Result<Channel, String> {
     let (stream_window, connection_window) = purpose.windows();
     let scheme = if tls.is_some() { "https" } else { "http" };
     let mut endpoint = Endpoint::from_shared(format!("{scheme}://{address}"))
         .map_err(|error| format!("the address {address} makes no sense: {error}"))?
-        .connect_timeout(CONNECT_WITHIN)
+        .connect_timeout(CONNECT_TIMEOUT)
         .http2_keep_alive_interval(Duration::from_secs(1))
         .keep_alive_timeout(Duration::from_secs(2))
         .keep_alive_while_idle(true)
@@ -362,23 +366,23 @@ pub(crate) fn connect(tls: Option<&PeerTls>, address: &str, purpose: Use) -> Res
         let mut http = HttpConnector::new();
         http.enforce_http(false);
         http.set_nodelay(true);
-        http.set_connect_timeout(Some(CONNECT_WITHIN));
+        http.set_connect_timeout(Some(CONNECT_TIMEOUT));
         let connection = http.call(uri).await?.into_inner();
         Ok::<_, <HttpConnector as Service<Uri>>::Error>(TokioIo::new(Corked::new(connection)))
     })))
 }
 
-fn weight(what: &Outgoing) -> usize {
+fn cost_bytes(what: &Outgoing) -> usize {
     let slots = match what {
         Outgoing::Commit(commit) => {
-            return commit.parts.iter().map(|part| part.range.records.len() + MESSAGE).sum();
+            return commit.parts.iter().map(|part| part.range.records.len() + MESSAGE_OVERHEAD).sum();
         }
-        Outgoing::Stable(slots) => slots.len(),
-        Outgoing::Mark(mark) => 2 * mark.digests.len(),
-        Outgoing::Renewal(slots) => 2 * slots.len(),
-        Outgoing::Offer(_) => 8,
+        Outgoing::CommitIndex(slots) => slots.len(),
+        Outgoing::DigestCheckpoint(mark) => 2 * mark.digests.len(),
+        Outgoing::LeaseRenewal(slots) => 2 * slots.len(),
+        Outgoing::SyncOffer(_) => 8,
     };
-    MESSAGE + slots * SLOT
+    MESSAGE_OVERHEAD + slots * SLOT
 }
 
 #[cfg(test)]
@@ -388,21 +392,21 @@ mod tests {
     use bytes::Bytes;
     use futures::FutureExt as _;
     use ledger_core::{
-        ContextId, Epoch, Hash, HashSuite, Lineage, Size, digest::Extent, node::StorageId, ownership::Claim,
-        slot::Slot,
+        ContextId, Epoch, Hash, HashSuite, Lineage, Size, digest::TreeHead, node::StorageId,
+        ownership::Claim, slot::Slot,
     };
     use ledger_store::{
-        Range,
-        replica::{Commit, Part},
+        EntryRange,
+        replicate::replica::{Commit, Part},
     };
 
     use super::*;
     use crate::membership::Incarnation;
 
-    fn peers(capacity: usize, count: u8) -> (Peers, Vec<Arc<PeerState>>) {
+    fn peers(capacity: usize, count: u8) -> (Peers, Vec<Arc<PeerHandle>>) {
         let member =
             |n: u8| Member { node: NodeId::new(format!("n{n}")).unwrap(), storage: StorageId([n; 16]) };
-        let sealer = crate::seal::Sealer::new("c", crate::seal::Keyring::none());
+        let sealer = crate::membership::seal::Sealer::new("c", crate::membership::seal::Keyring::none());
         let credentials = Arc::new(Credentials::new(member(255), Incarnation(1), sealer));
         let peers = Peers::new(None, credentials, Share::new("replication", capacity));
         let all = (0..count).map(|n| peers.of(&member(n)).unwrap()).collect();
@@ -412,21 +416,21 @@ mod tests {
     /// A commit that counts so many bytes.
     fn commit(number: u64, bytes: usize) -> Outgoing {
         let context = ContextId::new("c").unwrap();
-        let range = Range {
+        let range = EntryRange {
             lineage: Lineage([0; 16]),
             suite: HashSuite::Blake3,
             created_at_ns: 0,
-            after: Extent { size: Size(0), root: Hash([0; 32]) },
+            after: TreeHead { size: Size(0), root: Hash([0; 32]) },
             count: 1,
             root: Hash([0; 32]),
-            records: Bytes::from(vec![0; bytes - MESSAGE]),
+            records: Bytes::from(vec![0; bytes - MESSAGE_OVERHEAD]),
         };
         let claim = Claim { epoch: Epoch(1), claimant: NodeId::new("n9").unwrap() };
         let part = Part { slot: Slot::of(&context), claim, context, range, is_load: false };
         Outgoing::Commit(Arc::new(Commit::new(0, number, vec![part])))
     }
 
-    fn taken(outgoings: &mut Outgoings) -> Option<u64> {
+    fn taken(outgoings: &mut StreamReceiver) -> Option<u64> {
         match outgoings.next().now_or_never()??.what {
             Outgoing::Commit(commit) => Some(commit.number),
             _ => None,

@@ -14,9 +14,9 @@ use ledger_core::{
     node::{Member, NodeId},
     ownership::{
         Claim,
-        slots::{Event, Known, Millis},
+        slot_manager::{Event, Millis, SlotKnowledge},
     },
-    plausible::Bounds,
+    plausible::PlausibleBounds,
     replication::Peer,
     slot::Slot,
 };
@@ -24,7 +24,7 @@ use ledger_store::{
     Ledger, StoreError,
     budget::Share,
     limited,
-    replica::{Change, Changed, Outbox, Outgoing, Spread},
+    replicate::replica::{Outbox, Outgoing, RecordChange, RecordChanged, StagingRequest},
 };
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -32,17 +32,18 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Status, metadata::MetadataMap};
 
 use crate::{
-    belonging::Fence,
+    catch_up::throttle::CatchUpThrottle,
     config::ClusterConfig,
-    door::{self, Credentials},
-    leaving::{Departure, Progress},
-    load::Load,
-    membership::{SetBack, View},
+    membership::{RolledBack, View},
+    ownership::decommission::{DecommissionState, DecommissionStatus},
+    ownership::formation::FormationFence,
+    ownership::recovery::Decisions,
+    ownership::routes::Routes,
+    ownership::stale_volume::Reidentified,
     peers::Peers,
-    recovering::Decisions,
-    routes::Routes,
-    set_back::Renewed,
-    staging, wire,
+    peers::call_auth::{self, Credentials},
+    peers::wire,
+    replicate::staging,
 };
 
 /// What the parts share.
@@ -53,7 +54,7 @@ pub(crate) struct Shared {
     pub(crate) config: ClusterConfig,
     pub(crate) credentials: Arc<Credentials>,
     /// Until the cluster has an identity: who asked this node whether it belongs to one, and whether it is about to form one.
-    pub(crate) fence: Fence,
+    pub(crate) formation: FormationFence,
     pub(crate) is_forming: AtomicBool,
     /// The highest epoch known of any slot: what others send is compared with it.
     pub(crate) highest: AtomicU64,
@@ -61,11 +62,11 @@ pub(crate) struct Shared {
     /// Memory for what other nodes' lanes wrote, until it is written here.
     pub(crate) replicated: Arc<Share>,
     /// To the driver.
-    pub(crate) events: mpsc::Sender<Told>,
+    pub(crate) events: mpsc::Sender<DriverMessage>,
     /// To the driver, from lanes, which must not wait: at most one for each slot that was stopped.
     pub(crate) from_lanes: mpsc::UnboundedSender<Vec<Event>>,
-    /// To the followers: slots to bring in step with an owner.
-    pub(crate) follows: mpsc::Sender<Follow>,
+    /// To the followers: slots to bring in sync with an owner.
+    pub(crate) sync_tasks: mpsc::Sender<SyncTask>,
     pub(crate) routes: watch::Sender<Arc<Routes>>,
     /// How often a slot was no longer shown, because its lease ended or the node left it.
     pub(crate) hidden: watch::Sender<u64>,
@@ -74,18 +75,18 @@ pub(crate) struct Shared {
     /// Streams from other nodes, so that a new one ends the old one first.
     pub(crate) incoming: Mutex<BTreeMap<NodeId, Incoming>>,
     /// What others that catch up may be given.
-    pub(crate) load: Arc<Load>,
+    pub(crate) throttle: Arc<CatchUpThrottle>,
     pub(crate) counters: Counters,
     /// The nodes as this one sees them.
     pub(crate) view: watch::Receiver<Arc<View>>,
     /// This node's directory turned out to be older than it had said …
-    pub(crate) found: OnceLock<SetBack>,
+    pub(crate) rolled_back: OnceLock<RolledBack>,
     /// … and how that ended.
-    pub(crate) renewed: watch::Sender<Option<Renewed>>,
+    pub(crate) reidentified: watch::Sender<Option<Reidentified>>,
     /// Whether this node leaves for good …
-    pub(crate) departure: watch::Sender<Departure>,
+    pub(crate) decommission: watch::Sender<DecommissionState>,
     /// … and how far it is.
-    pub(crate) leaving: watch::Sender<Progress>,
+    pub(crate) decommission_status: watch::Sender<DecommissionStatus>,
     /// What operators decided after losses.
     pub(crate) decisions: Decisions,
     pub(crate) cancel: CancellationToken,
@@ -102,20 +103,20 @@ pub(crate) struct Incoming {
 
 /// What the driver is told.
 #[derive(Debug)]
-pub(crate) enum Told {
+pub(crate) enum DriverMessage {
     /// These happened.
     Events(Vec<Event>),
     /// Owners hand slots over to this node. The answer names those that it does not take.
-    HandedOver(Vec<(Slot, Claim)>, oneshot::Sender<BTreeSet<Slot>>),
+    Handover(Vec<(Slot, Claim)>, oneshot::Sender<BTreeSet<Slot>>),
     /// Another node asks what is known of slots.
-    Inquired(Vec<Slot>, oneshot::Sender<Vec<(Slot, Known)>>),
+    SlotQuery(Vec<Slot>, oneshot::Sender<Vec<(Slot, SlotKnowledge)>>),
     /// The stream to a peer is lost. The answer comes when the lanes know: before that no other may be begun.
-    Lost(Member, oneshot::Sender<()>),
+    PeerDisconnected(Member, oneshot::Sender<()>),
 }
 
 /// Slots that this node does not hold as their owner does.
 #[derive(Debug)]
-pub(crate) struct Follow {
+pub(crate) struct SyncTask {
     pub(crate) owner: Member,
     pub(crate) slots: BTreeMap<Slot, Claim>,
 }
@@ -141,10 +142,10 @@ pub struct Counters {
     pub comparing_us: AtomicU64,
     /// Contexts that differed.
     pub differing: AtomicU64,
-    /// Slots that are being brought in step with their owners now.
+    /// Slots that are being brought in sync with their owners now.
     pub catching_up: AtomicU64,
     /// Marks of owners that were compared with what is here.
-    pub marks: AtomicU64,
+    pub digest_checkpoints: AtomicU64,
     /// Those of them that differed.
     pub differences: AtomicU64,
     /// Takeovers that this node completed.
@@ -160,31 +161,31 @@ pub struct Counters {
 }
 
 impl Counters {
-    pub(crate) fn add_mark(&self, is_different: bool) {
-        self.marks.fetch_add(1, Ordering::Relaxed);
+    pub(crate) fn count_digest_checkpoint(&self, is_different: bool) {
+        self.digest_checkpoints.fetch_add(1, Ordering::Relaxed);
         self.differences.fetch_add(is_different.into(), Ordering::Relaxed);
     }
 }
 
 impl Shared {
     /// Tells the driver; waits while it has much to do.
-    pub(crate) async fn tell(&self, events: Vec<Event>) {
+    pub(crate) async fn send_events(&self, events: Vec<Event>) {
         // It is gone only when the node stops.
-        let _ = self.events.send(Told::Events(events)).await;
+        let _ = self.events.send(DriverMessage::Events(events)).await;
     }
 
     /// Tells the driver that slots are handed over to this node; gives those that it does not take.
     pub(crate) async fn hand_over(&self, slots: Vec<(Slot, Claim)>) -> BTreeSet<Slot> {
         let (declined, known) = oneshot::channel();
-        let _ = self.events.send(Told::HandedOver(slots, declined)).await;
+        let _ = self.events.send(DriverMessage::Handover(slots, declined)).await;
         // Without an answer the node stops.
         known.await.unwrap_or_default()
     }
 
     /// What this node knows of slots, by all that it was told before.
-    pub(crate) async fn inquire(&self, slots: Vec<Slot>) -> Vec<(Slot, Known)> {
+    pub(crate) async fn query_slots(&self, slots: Vec<Slot>) -> Vec<(Slot, SlotKnowledge)> {
         let (answer, known) = oneshot::channel();
-        let _ = self.events.send(Told::Inquired(slots, answer)).await;
+        let _ = self.events.send(DriverMessage::SlotQuery(slots, answer)).await;
         // Without an answer the node stops.
         known.await.unwrap_or_default()
     }
@@ -199,37 +200,37 @@ impl Shared {
     /// owning what no lane takes appends for.
     pub(crate) async fn change_slots(
         self: &Arc<Self>,
-        changes: Vec<(Slot, Change)>,
-    ) -> Result<Vec<(Slot, Changed)>, StoreError> {
+        changes: Vec<(Slot, RecordChange)>,
+    ) -> Result<Vec<(Slot, RecordChanged)>, StoreError> {
         let shared = Arc::clone(self);
         let changed = tokio::spawn(async move {
             let changed = shared.ledger.change_slots(changes).await?;
             let recorded =
-                changed.iter().map(|(slot, changed)| Event::Recorded(*slot, changed.record.clone()));
-            shared.tell(recorded.collect()).await;
+                changed.iter().map(|(slot, changed)| Event::RecordChanged(*slot, changed.record.clone()));
+            shared.send_events(recorded.collect()).await;
             Ok(changed)
         });
         changed.await.unwrap_or_else(|error| Err(StoreError::Io(error.to_string())))
     }
 
     /// Tells the driver that the stream to a peer is lost, and waits until the lanes know.
-    pub(crate) async fn tell_lost(&self, peer: &Member) {
+    pub(crate) async fn peer_disconnected(&self, peer: &Member) {
         let (done, known) = oneshot::channel();
-        if self.events.send(Told::Lost(peer.clone(), done)).await.is_ok() {
+        if self.events.send(DriverMessage::PeerDisconnected(peer.clone(), done)).await.is_ok() {
             // Without an answer the node stops.
             let _ = known.await;
         }
     }
 
     /// Whether a member's directory is older than what was heard of it: nothing that it promises or holds counts.
-    pub(crate) fn set_back(&self, member: &Member) -> Option<SetBack> {
+    pub(crate) fn rolled_back(&self, member: &Member) -> Option<RolledBack> {
         let view = self.view.borrow();
-        view.get(&member.node).filter(|known| known.storage_id == member.storage)?.set_back
+        view.get(&member.node).filter(|known| known.storage_id == member.storage)?.rolled_back
     }
 
     /// Refuses if this node's own directory is older than what it had said.
-    pub(crate) fn remembers(&self) -> Result<(), Status> {
-        if self.found.get().is_none() && self.set_back(&self.me).is_none() {
+    pub(crate) fn check_not_rolled_back(&self) -> Result<(), Status> {
+        if self.rolled_back.get().is_none() && self.rolled_back(&self.me).is_none() {
             return Ok(());
         }
         Err(Status::unavailable("this node's data directory is older than it was: it joins anew"))
@@ -242,23 +243,23 @@ impl Shared {
 
     /// Who calls, as the door found out.
     pub(crate) fn caller(&self, metadata: &MetadataMap) -> Result<NodeId, Status> {
-        self.remembers()?;
-        door::caller(metadata)
+        self.check_not_rolled_back()?;
+        call_auth::caller(metadata)
     }
 
     /// What numbers of other nodes are compared with.
-    pub(crate) fn bounds(&self) -> Bounds {
-        Bounds::above(Epoch(self.highest.load(Ordering::Relaxed)))
+    pub(crate) fn bounds(&self) -> PlausibleBounds {
+        PlausibleBounds::above(Epoch(self.highest.load(Ordering::Relaxed)))
     }
 
     /// Notes the highest epoch known.
-    pub(crate) fn knows(&self, epoch: Epoch) {
+    pub(crate) fn note_epoch(&self, epoch: Epoch) {
         self.highest.fetch_max(epoch.0, Ordering::Relaxed);
     }
 
     /// Refuses what a node sent. Says so if it has the form and cannot be true: nodes do not err in that.
-    pub(crate) fn unread(&self, from: &NodeId, error: &wire::Unread) -> Status {
-        if matches!(error, wire::Unread::Implausible(_)) {
+    pub(crate) fn reject(&self, from: &NodeId, error: &wire::RejectedMessage) -> Status {
+        if matches!(error, wire::RejectedMessage::Implausible(_)) {
             self.counters.implausible.fetch_add(1, Ordering::Relaxed);
             limited!(error, %from, %error, "what a node sent is refused: a number in it cannot be true; if it goes on, look after that node");
         }
@@ -276,22 +277,22 @@ impl Shared {
 
 /// What the lanes send their messages with.
 #[derive(Debug)]
-pub(crate) struct Carrier {
+pub(crate) struct StreamOutbox {
     pub(crate) shared: Weak<Shared>,
     /// Of the node: lanes and loads have threads of their own.
     pub(crate) runtime: tokio::runtime::Handle,
 }
 
-impl Outbox for Carrier {
+impl Outbox for StreamOutbox {
     fn send(&self, peer: Peer, what: Outgoing) {
         if let Some(shared) = self.shared.upgrade() {
             shared.peers.send(peer, what);
         }
     }
 
-    fn spread(&self, peer: Peer, spread: Spread) {
+    fn request_staging(&self, peer: Peer, spread: StagingRequest) {
         if let Some(shared) = self.shared.upgrade() {
-            self.runtime.spawn(staging::ask(shared, peer, spread));
+            self.runtime.spawn(staging::request_staging(shared, peer, spread));
         }
     }
 
@@ -303,13 +304,13 @@ impl Outbox for Carrier {
 
     fn stopped(&self, slot: Slot, claim: Claim) {
         if let Some(shared) = self.shared.upgrade() {
-            let _ = shared.from_lanes.send(vec![Event::Stopped(slot, claim)]);
+            let _ = shared.from_lanes.send(vec![Event::AppendsStopped(slot, claim)]);
         }
     }
 
-    fn gave_up(&self, slots: Vec<Slot>) {
+    fn ownership_lost(&self, slots: Vec<Slot>) {
         if let Some(shared) = self.shared.upgrade() {
-            let _ = shared.from_lanes.send(slots.into_iter().map(Event::GaveUp).collect());
+            let _ = shared.from_lanes.send(slots.into_iter().map(Event::OwnershipLost).collect());
         }
     }
 }

@@ -6,9 +6,9 @@ mod support;
 
 use std::{net::SocketAddr, path::Path, sync::atomic::Ordering, time::Duration};
 
-use ledger_cluster::{ClusterConfig, Renewed, routes::RouteTo, seal::Keyring};
+use ledger_cluster::{ClusterConfig, Reidentified, membership::seal::Keyring, ownership::routes::SlotOwner};
 use ledger_core::slot::{SLOTS, Slot};
-use ledger_store::{Append, ContextId, Draft, Key, Needed, StoreError};
+use ledger_store::{Append, ContextId, Draft, Key, StoreError, WriteQuorum};
 use support::{DEADLINE, Node, append, owner, payloads, until};
 
 fn context(name: &str) -> ContextId {
@@ -183,25 +183,25 @@ async fn an_append_gets_the_copies_that_it_asks_for_and_is_told() {
     until("all members hold the slot", || {
         let routes = node.cluster.routes();
         let routes = routes.borrow();
-        routes.get(Slot::of(&context)).is_some_and(|route| route.in_step.len() == 3)
+        routes.get(Slot::of(&context)).is_some_and(|route| route.in_sync.len() == 3)
     })
     .await;
-    let all = node.append_with(&context, "all", Needed::All).await.unwrap();
+    let all = node.append_with(&context, "all", WriteQuorum::All).await.unwrap();
     assert_eq!(all.copies, 3);
-    assert!(node.append_with(&context, "most", Needed::Majority).await.unwrap().copies >= 2);
+    assert!(node.append_with(&context, "most", WriteQuorum::Majority).await.unwrap().copies >= 2);
 
     let me = node.cluster.me().node.clone();
     while let Some(other) = nodes.iter().position(|node| node.cluster.me().node != me) {
         nodes.remove(other).kill().await;
     }
     // The others are gone, so only one copy can be had: it is acknowledged, and shown to nobody.
-    let one = nodes[0].append_with(&context, "one", Needed::One).await.unwrap();
+    let one = nodes[0].append_with(&context, "one", WriteQuorum::One).await.unwrap();
     assert_eq!(one.copies, 1);
     if let Ok(shown) = payloads(&nodes[0], &context) {
         assert_eq!(shown, ["first", "all", "most"]);
     }
     // Nobody waits for ever for two: who asks is told so, and why.
-    let two = nodes[0].append_with(&context, "two", Needed::Configured);
+    let two = nodes[0].append_with(&context, "two", WriteQuorum::Configured);
     let two = tokio::time::timeout(Duration::from_secs(30), two).await.unwrap();
     assert!(matches!(two, Err(StoreError::NotAcknowledged)), "{two:?}");
     until("it is known why nobody owns the slot", || {
@@ -209,7 +209,7 @@ async fn an_append_gets_the_copies_that_it_asks_for_and_is_told() {
         let routes = routes.borrow();
         let route = routes.get(Slot::of(&context));
         route.is_some_and(
-            |route| matches!(&route.owner, RouteTo::Nobody(why) if why.contains("of the slot's 3 replicas")),
+            |route| matches!(&route.owner, SlotOwner::Nobody(why) if why.contains("of the slot's 3 replicas")),
         )
     })
     .await;
@@ -323,15 +323,16 @@ async fn a_node_whose_volume_is_restored_joins_as_another_member_and_nothing_ack
     put(older.path(), dirs[number].path());
     // It notices by what the others remember of it.
     restart(&mut nodes, &dirs, number).await;
-    let renewed = tokio::time::timeout(DEADLINE, nodes[last].cluster.renewed()).await.unwrap();
-    let Renewed::As { storage, .. } = renewed else { panic!("{renewed}") };
+    let renewed = tokio::time::timeout(DEADLINE, nodes[last].cluster.reidentified()).await.unwrap();
+    let Reidentified::Stale { storage, .. } = renewed else { panic!("{renewed}") };
     assert_ne!(storage, before.storage);
     assert!(nodes[last].append(&context, "stopped").await.is_err());
     until("it owns nothing by what it says", || {
         nodes[..last].iter().all(|node| {
             let view = node.cluster.view();
             let view = view.borrow();
-            view.get(&before.node).is_some_and(|member| member.set_back.is_some() && member.owned.is_empty())
+            view.get(&before.node)
+                .is_some_and(|member| member.rolled_back.is_some() && member.owned.is_empty())
         })
     })
     .await;
@@ -346,13 +347,13 @@ async fn a_node_whose_volume_is_restored_joins_as_another_member_and_nothing_ack
         let routes = owner.cluster.routes();
         let routes = routes.borrow();
         routes.get(Slot::of(&context)).is_some_and(|route| {
-            route.members.contains(&me) && !route.members.contains(&before) && route.in_step.contains(&me)
+            route.members.contains(&me) && !route.members.contains(&before) && route.in_sync.contains(&me)
         })
     })
     .await;
     append_some(&nodes, &context, "last", &mut expected).await;
     read_everywhere(&nodes, &context, &expected).await;
-    assert!(nodes.iter().all(|node| !node.cluster.is_renewed()));
+    assert!(nodes.iter().all(|node| !node.cluster.is_reidentified()));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -384,8 +385,8 @@ async fn a_node_that_gossip_forgot_is_told_by_its_peers_that_its_volume_is_an_ol
 
     put(older.path(), dirs[2].path());
     nodes.push(Node::start_with("n2", dirs[2].path(), &seeds, forgetful).await);
-    let renewed = tokio::time::timeout(DEADLINE, nodes[2].cluster.renewed()).await.unwrap();
-    assert!(matches!(renewed, Renewed::As { .. }), "{renewed}");
+    let renewed = tokio::time::timeout(DEADLINE, nodes[2].cluster.reidentified()).await.unwrap();
+    assert!(matches!(renewed, Reidentified::Stale { .. }), "{renewed}");
     nodes.remove(2).kill().await;
     nodes.push(Node::start_with("n2", dirs[2].path(), &seeds, forgetful).await);
     append_some(&nodes, &context, "last", &mut expected).await;
@@ -401,7 +402,7 @@ async fn a_node_that_is_stopped_or_killed_and_started_again_stays_who_it_is() {
     for round in 0..4 {
         append_some(&nodes, &context, &format!("{round}-"), &mut expected).await;
         let is_set_back =
-            |node: &Node| node.cluster.view().borrow().members.iter().any(|m| m.set_back.is_some());
+            |node: &Node| node.cluster.view().borrow().members.iter().any(|m| m.rolled_back.is_some());
         let first = nodes.remove(0);
         let (me, number) = (first.cluster.me().clone(), usize::try_from(round).unwrap() % 3);
         assert_eq!(me.node.as_str(), format!("n{number}"));
@@ -418,7 +419,7 @@ async fn a_node_that_is_stopped_or_killed_and_started_again_stays_who_it_is() {
         restart(&mut nodes, &dirs, number).await;
         read_everywhere(&nodes, &context, &expected).await;
         assert_eq!(*nodes[2].cluster.me(), me);
-        assert!(!nodes.iter().any(|node| is_set_back(node) || node.cluster.is_renewed()));
+        assert!(!nodes.iter().any(|node| is_set_back(node) || node.cluster.is_reidentified()));
     }
 }
 
@@ -447,7 +448,7 @@ async fn what_is_in_flight_is_replicated_within_the_memory_for_it_and_no_stream_
     let all_copies = async |context: &ContextId, byte: u8| {
         let draft =
             Draft { key: Key::new("k").unwrap(), payload: vec![byte; PAYLOAD].into(), metadata: [].into() };
-        let append = Append { needed: Needed::All, ..Append::new(context.clone(), draft) };
+        let append = Append { quorum: WriteQuorum::All, ..Append::new(context.clone(), draft) };
         owner(&nodes, context).unwrap().ledger.append_async(append).await
     };
     // Whoever lacks something at first comes in step.

@@ -166,7 +166,7 @@ async fn a_cluster_that_was_formed_without_an_identity_agrees_on_one_and_is_none
     let names: Vec<String> = opened.iter().map(|(_, member)| member.node.to_string()).collect();
     for (ledger, member) in opened {
         let epoch = Epoch::new(2, 7);
-        let placement = Placement { epoch, set: set.clone(), is_confirmed: true, before: None };
+        let placement = Placement { epoch, members: set.clone(), is_confirmed: true, previous: None };
         let record = SlotRecord {
             promised: Some(Claim { epoch, claimant: set.members()[0].node.clone() }),
             accepted: epoch,

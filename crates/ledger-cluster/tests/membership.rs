@@ -13,12 +13,12 @@ use std::{
 
 use chitchat::{ChitchatConfig, ChitchatId, FailureDetectorConfig, spawn_chitchat};
 use ledger_cluster::{
-    gossip::{GossipControl, SealedTransport},
+    membership::gossip::{GossipControl, SealedTransport},
+    membership::seal::{Keyring, Sealer},
     membership::{
-        Detector, Facts, Incarnation, Load, Member, Membership, MembershipConfig, NodeId, Readiness,
-        StartError, StorageId, View,
+        Detector, Facts, Incarnation, Membership, MembershipConfig, NodeId, NodeLoad, Readiness, StartError,
+        StorageId, View, ViewMember,
     },
-    seal::{Keyring, Sealer},
 };
 use ledger_core::{
     Epoch,
@@ -61,10 +61,10 @@ fn facts(name: &str) -> Facts {
         readiness: Readiness::Ready,
         zone: "eu-1a".into(),
         format: 1,
-        load: Load { entries_per_second: 10, contexts: 20 },
+        load: NodeLoad { entries_per_second: 10, contexts: 20 },
         opened: None,
         durable: None,
-        leaving: None,
+        decommission: None,
         owned: Vec::new(),
         halted: Vec::new(),
     }
@@ -120,8 +120,8 @@ async fn three_nodes_find_each_other_through_one_seed() {
             let Facts { grpc_address, storage_id, readiness, zone, format, load, owned, .. } = facts(name);
             let member = view.get(&id(name)).unwrap();
             let (incarnation, since) = (Incarnation(1), member.since);
-            let expected = Member {
-                leaving: None,
+            let expected = ViewMember {
+                decommission: None,
                 node_id: id(name),
                 incarnation,
                 storage_id,
@@ -136,7 +136,7 @@ async fn three_nodes_find_each_other_through_one_seed() {
                 greets: true,
                 gossip_address: member.gossip_address,
                 cluster: None,
-                set_back: None,
+                rolled_back: None,
                 since,
             };
             assert_eq!(*member, expected);
@@ -276,7 +276,7 @@ async fn keys_rotate_without_losing_a_member() {
     for (step, keys) in [&[OLD, NEW][..], &[NEW, OLD], &[NEW]].into_iter().enumerate() {
         for (number, node) in nodes.into_iter().enumerate() {
             node.set_keyring(Keyring::of(keys));
-            let load = Load { entries_per_second: step as u64, contexts: number as u64 };
+            let load = NodeLoad { entries_per_second: step as u64, contexts: number as u64 };
             node.set_load(load);
             let name = ["a", "b", "c"][number];
             for reader in nodes {
@@ -390,12 +390,12 @@ async fn what_a_peer_says_badly_is_left_out_and_counted_once() {
     let member = a.view().borrow().get(&id("odd")).unwrap().clone();
     assert_eq!(
         (member.readiness, member.load, member.zone.as_str()),
-        (Readiness::Joining, Load::default(), "eu-1a")
+        (Readiness::Joining, NodeLoad::default(), "eu-1a")
     );
     assert_eq!(a.bad_values(), 4);
     // Another of its values changes: the bad ones are not counted again, and a good one is taken.
     odd.with_chitchat(|chitchat| chitchat.self_node_state().set("load", "3,4")).await;
-    let heard = Load { entries_per_second: 3, contexts: 4 };
+    let heard = NodeLoad { entries_per_second: 3, contexts: 4 };
     until(&a, "its load is heard", |view| view.get(&id("odd")).unwrap().load == heard).await;
     assert_eq!(a.bad_values(), 4);
     odd.shutdown().await.unwrap();

@@ -10,7 +10,7 @@
 //! | 8 | the caller's incarnation, big-endian |
 //! | 16 | the caller's storage id |
 //! | 32 | BLAKE3 of what is sent; zeroes if it is a stream |
-//! | 32 | the keyed hash, see [`Proof::text`] |
+//! | 32 | the keyed hash, see [`CallProof::text`] |
 //! | rest | the caller's name |
 
 use crate::{
@@ -26,7 +26,7 @@ const FORMAT: u8 = 1;
 
 /// What is proven.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Proof {
+pub struct CallProof {
     /// Who calls.
     pub from: Member,
     /// Its start; an operator has none.
@@ -36,19 +36,19 @@ pub struct Proof {
     /// The number of the node that is called.
     pub called: Nonce,
     /// The how-manieth call of the session it is, from 1.
-    pub number: u64,
+    pub call_number: u64,
     /// A hash of what is sent; `None`: it is a stream.
     pub body: Option<[u8; 32]>,
 }
 
-impl Proof {
+impl CallProof {
     /// The text whose keyed hash proves a call of a method. It says all that there is to say of the call, each at its place.
     pub fn text(&self, method: &str, to: &Member) -> Vec<u8> {
         let mut text = b"call".to_vec();
         for part in [
             method.as_bytes(),
             &self.incarnation.0.to_be_bytes(),
-            &self.number.to_be_bytes(),
+            &self.call_number.to_be_bytes(),
             &self.body.unwrap_or_default(),
             &[u8::from(self.body.is_none())],
         ] {
@@ -59,7 +59,7 @@ impl Proof {
     }
 
     /// The bytes that travel, made with a key of the cluster.
-    pub fn made_with(&self, key: &CallKey, method: &str, to: &Member) -> Vec<u8> {
+    pub fn prove_with(&self, key: &CallKey, method: &str, to: &Member) -> Vec<u8> {
         self.encode(key.prove(&self.text(method, to)))
     }
 
@@ -69,7 +69,7 @@ impl Proof {
             &[FORMAT, u8::from(self.body.is_none())][..],
             &self.caller,
             &self.called,
-            &self.number.to_be_bytes(),
+            &self.call_number.to_be_bytes(),
             &self.incarnation.0.to_be_bytes(),
             &self.from.storage.0,
             &self.body.unwrap_or_default(),
@@ -87,13 +87,13 @@ impl Proof {
             return None;
         }
         let (caller, called) = (take(&mut rest)?, take(&mut rest)?);
-        let number = u64::from_be_bytes(take(&mut rest)?);
+        let call_number = u64::from_be_bytes(take(&mut rest)?);
         let incarnation = Incarnation(u64::from_be_bytes(take(&mut rest)?));
         let storage = StorageId(take(&mut rest)?);
         let (body, hash) = (take(&mut rest)?, blake3::Hash::from_bytes(take(&mut rest)?));
         let node = NodeId::new(std::str::from_utf8(rest).ok()?).ok()?;
         let body = (is_stream == 0).then_some(body);
-        Some((Self { from: Member { node, storage }, incarnation, caller, called, number, body }, hash))
+        Some((Self { from: Member { node, storage }, incarnation, caller, called, call_number, body }, hash))
     }
 }
 
@@ -140,13 +140,13 @@ mod tests {
         Member { node: NodeId::new(name).unwrap(), storage: StorageId([storage; 16]) }
     }
 
-    fn proof() -> Proof {
-        Proof {
+    fn proof() -> CallProof {
+        CallProof {
             from: member("a", 1),
             incarnation: Incarnation(7),
             caller: [2; 16],
             called: [3; 16],
-            number: 4,
+            call_number: 4,
             body: Some([5; 32]),
         }
     }
@@ -154,12 +154,12 @@ mod tests {
     #[test]
     fn a_proof_is_read_as_it_was_written() {
         let hash = blake3::hash(b"x");
-        for proof in [proof(), Proof { body: None, ..proof() }] {
-            assert_eq!(Proof::decode(&proof.encode(hash)), Some((proof, hash)));
+        for proof in [proof(), CallProof { body: None, ..proof() }] {
+            assert_eq!(CallProof::decode(&proof.encode(hash)), Some((proof, hash)));
         }
         let bytes = proof().encode(hash);
-        assert_eq!(Proof::decode(&bytes[..bytes.len() - 1]), None, "without a name");
-        assert_eq!(Proof::decode(&[&[9], &bytes[1..]].concat()), None, "of another format");
+        assert_eq!(CallProof::decode(&bytes[..bytes.len() - 1]), None, "without a name");
+        assert_eq!(CallProof::decode(&[&[9], &bytes[1..]].concat()), None, "of another format");
     }
 
     #[test]
@@ -175,15 +175,15 @@ mod tests {
             greeting(&to, &base.from, &base.caller, &base.called),
         ];
         let others = [
-            Proof { from: member("aa", 1), ..proof() },
-            Proof { from: member("a", 9), ..proof() },
-            Proof { incarnation: Incarnation(8), ..proof() },
-            Proof { caller: [9; 16], ..proof() },
-            Proof { called: [9; 16], ..proof() },
-            Proof { number: 5, ..proof() },
-            Proof { body: Some([6; 32]), ..proof() },
-            Proof { body: None, ..proof() },
-            Proof { body: Some([0; 32]), ..proof() },
+            CallProof { from: member("aa", 1), ..proof() },
+            CallProof { from: member("a", 9), ..proof() },
+            CallProof { incarnation: Incarnation(8), ..proof() },
+            CallProof { caller: [9; 16], ..proof() },
+            CallProof { called: [9; 16], ..proof() },
+            CallProof { call_number: 5, ..proof() },
+            CallProof { body: Some([6; 32]), ..proof() },
+            CallProof { body: None, ..proof() },
+            CallProof { body: Some([0; 32]), ..proof() },
         ];
         texts.extend(others.iter().map(|other| other.text("Slots", &to)));
         let count = texts.len();
@@ -199,7 +199,7 @@ mod tests {
             if known && let Some(first) = bytes.first_mut() {
                 *first = FORMAT;
             }
-            if let Some((proof, hash)) = Proof::decode(&bytes) {
+            if let Some((proof, hash)) = CallProof::decode(&bytes) {
                 prop_assert_eq!(proof.encode(hash), bytes);
             }
         }

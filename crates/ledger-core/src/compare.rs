@@ -12,7 +12,7 @@
 //! | 4 | up to 128 contexts, and up to 17 sizes of each | the roots at these sizes | 4 again; then 3 for the next page |
 //!
 //! Two nodes in step exchange one question of some 160 bytes and an answer of one. One context that differs
-//! is found in four round trips, or up to six more if its histories forked ([`Compare`]).
+//! is found in four round trips, or up to six more if its histories forked ([`HistorySearch`]).
 //!
 //! Invariants:
 //!
@@ -23,7 +23,7 @@
 //!   never a fact about entries: whoever acts on it checks it against the present head, and checks what it
 //!   fetches against roots.
 //! - What changed while it was looked at is left alone. The next round compares it again.
-//! - What a side cannot read is unreadable, never absent or shorter ([`Holding`]): no verdict is made of it.
+//! - What a side cannot read is unreadable, never absent or shorter ([`ContextStatus`]): no verdict is made of it.
 
 mod drill_down;
 mod error;
@@ -34,9 +34,9 @@ mod search;
 mod tests;
 
 pub use drill_down::{DrillDown, Effect, Event, Finding, MAX_ROUNDS};
-pub use error::{AskError, CompareError, Side};
+pub use error::{CompareError, CompareRequestError, Side};
 pub use message::{
-    Answer, Ask, Holding, Listed, MAX_BUCKET_SLOTS, MAX_COMPARED, MAX_PAGE, MAX_PIVOTS, MAX_SIZES, Page,
-    Prefixes, Roots,
+    CompareRequest, CompareResponse, ContextStatus, ListedContext, MAX_BUCKET_SLOTS, MAX_COMPARED, MAX_PAGE,
+    MAX_PIVOTS, MAX_SIZES, Page, Roots, RootsRequest,
 };
-pub use search::{Compare, MAX_COMPARE_ROUNDS, Verdict};
+pub use search::{HistorySearch, MAX_COMPARE_ROUNDS, Verdict};

@@ -37,7 +37,7 @@ const NODE_KEY: &[u8; 32] = b"converge-ledger shared digest. 1";
 
 /// How far a history goes: what of a context enters a digest, beside its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Extent {
+pub struct TreeHead {
     /// Number of entries.
     pub size: Size,
     /// Merkle root at that size.
@@ -59,8 +59,8 @@ pub struct ContextSummary {
 
 impl ContextSummary {
     /// How far its history goes.
-    pub const fn extent(&self) -> Extent {
-        Extent { size: self.size, root: self.root }
+    pub const fn tree_head(&self) -> TreeHead {
+        TreeHead { size: self.size, root: self.root }
     }
 }
 
@@ -76,12 +76,12 @@ pub struct Digest {
 
 impl Digest {
     /// Adds a context.
-    pub fn add(&mut self, context: &ContextId, extent: Extent) {
+    pub fn add(&mut self, context: &ContextId, extent: TreeHead) {
         self.add_all(&Self::of(context, extent));
     }
 
     /// Removes a context.
-    pub fn remove(&mut self, context: &ContextId, extent: Extent) {
+    pub fn remove(&mut self, context: &ContextId, extent: TreeHead) {
         self.remove_all(&Self::of(context, extent));
     }
 
@@ -130,7 +130,7 @@ impl Digest {
 
     /// The digest of one context: BLAKE3, keyed, of size ‖ root ‖ id. The id is last because it alone has no
     /// fixed length.
-    fn of(context: &ContextId, extent: Extent) -> Self {
+    fn of(context: &ContextId, extent: TreeHead) -> Self {
         let mut hasher = blake3::Hasher::new_keyed(ELEMENT_KEY);
         hasher.update(&extent.size.0.to_be_bytes());
         hasher.update(&extent.root.0);
@@ -178,7 +178,7 @@ impl SlotDigest {
 
     /// Notes that a context of this slot went from `old` (`None`: it was not there) to `new` (`None`: it
     /// is no more).
-    pub fn replace(&mut self, context: &ContextId, old: Option<Extent>, new: Option<Extent>) {
+    pub fn replace(&mut self, context: &ContextId, old: Option<TreeHead>, new: Option<TreeHead>) {
         if old == new {
             return;
         }
@@ -225,7 +225,7 @@ impl SlotDigest {
     }
 }
 
-/// One hash for all slots that two nodes share: if it is equal on both, they are in step.
+/// One hash for all slots that two nodes share: if it is equal on both, they are in sync.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct NodeDigest(pub Hash);
 

@@ -27,8 +27,8 @@ use crate::{
     limits::{CLIENT_MESSAGE, MAX_SEQUENCE},
 };
 
-pub use error::{Found, LegacyError, Owner};
-pub use hash::{Proof, Sibling, content_hash, root, verify_proof};
+pub use error::{FieldOwner, FoundInstead, LegacyError};
+pub use hash::{LegacyProof, Sibling, content_hash, root, verify_proof};
 
 /// The newest version of the predecessor's snapshots.
 pub const VERSION: u64 = 2;

@@ -26,7 +26,7 @@
 //! | [`cluster_key`] | the cluster's keys as text, and what proves to have one |
 //! | [`call_proof`] | what is proven of a call to a node, once |
 //! | [`plausible`] | whether numbers that another node sends can be true |
-//! | [`steering`] | characters that steer a terminal |
+//! | [`control_characters`] | characters that steer a terminal |
 //! | [`limits`] | every bound on what is accepted |
 
 pub mod call_proof;
@@ -34,6 +34,7 @@ pub mod checkpoint;
 pub mod clock;
 pub mod cluster_key;
 pub mod compare;
+pub mod control_characters;
 pub mod digest;
 pub mod entry;
 pub mod hash;
@@ -48,7 +49,6 @@ pub mod rendezvous;
 pub mod replication;
 pub mod slot;
 pub mod snapshot;
-pub mod steering;
 pub mod tree;
 
 pub use entry::Entry;

@@ -15,10 +15,10 @@ pub const MAX_PAYLOAD: usize = 256 * 1024 * 1024;
 /// Largest message that gRPC clients accept unless they are configured otherwise, bytes.
 pub const CLIENT_MESSAGE: usize = 4 * 1024 * 1024;
 /// Room left in a message beside an entry, bytes: for what comes with it, and for what later versions add.
-pub const MESSAGE_ROOM: usize = 64 * 1024;
+pub const MESSAGE_HEADROOM: usize = 64 * 1024;
 /// Largest entry a node accepts unless configured otherwise, bytes as it is encoded in a message: every client can read
 /// what any client wrote.
-pub const DEFAULT_MAX_ENTRY: usize = CLIENT_MESSAGE - MESSAGE_ROOM;
+pub const DEFAULT_MAX_ENTRY: usize = CLIENT_MESSAGE - MESSAGE_HEADROOM;
 /// The highest sequence a context can reach. Kept below 2^63 so that sizes and offsets never overflow.
 pub const MAX_SEQUENCE: u64 = (1 << 62) - 1;
 /// How far above a context's own Lamport time a received one may be, unless configured otherwise.

@@ -6,7 +6,7 @@
 use crate::{
     ContextId, Entry, EntryId, Epoch, Hash, HashSuite, Lineage, Sequence, Size,
     clock::{ClockOverflow, LamportClock},
-    digest::Extent,
+    digest::TreeHead,
     entry::{Draft, Fields, content_hash, metadata_hash},
     hash::Hasher,
     limits::MAX_SEQUENCE,
@@ -105,8 +105,8 @@ impl Head {
     }
 
     /// How far the history goes.
-    pub fn extent(&self) -> Extent {
-        Extent { size: self.size(), root: self.root() }
+    pub fn tree_head(&self) -> TreeHead {
+        TreeHead { size: self.size(), root: self.root() }
     }
 
     /// Where the history stands.

@@ -129,7 +129,7 @@ pub enum ReplicaSetError {
 
 /// How many promises a takeover needs before the claimant may own the slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PromisesNeeded {
+pub enum PromiseQuorum {
     /// From this many members, the claimant included.
     AtLeast(usize),
     /// From every member that is alive: acknowledgements need so few copies that no smaller number would
@@ -183,7 +183,7 @@ impl ReplicaSet {
     /// How many members must know that they are the members, when appends are acknowledged at `min_copies` copies and
     /// so many members are alive: more than half, or who knows it could be lost with a disk, and the others never find
     /// each other. Where availability comes first, those alive must do.
-    pub fn knowing(&self, min_copies: usize, alive: usize) -> usize {
+    pub fn members_that_must_know(&self, min_copies: usize, alive: usize) -> usize {
         let most = self.len() / 2 + 1;
         min_copies.max(most.min(alive)).clamp(1, self.len())
     }
@@ -193,13 +193,13 @@ impl ReplicaSet {
     /// With m copies of R members, any R − m + 1 members include one of the m that acknowledged. If m is
     /// more than R / 2, that is at most half of R + 1, so it can be had while some members are away. With
     /// fewer copies (availability first) there is no fixed number.
-    pub fn promises_needed(&self, min_copies: usize) -> PromisesNeeded {
+    pub fn promise_quorum(&self, min_copies: usize) -> PromiseQuorum {
         let members = self.len();
         if min_copies > members / 2 {
             // More copies than members are never reached, and must not make takeovers need none.
-            PromisesNeeded::AtLeast((members + 1).saturating_sub(min_copies).max(1))
+            PromiseQuorum::AtLeast((members + 1).saturating_sub(min_copies).max(1))
         } else {
-            PromisesNeeded::EveryLive
+            PromiseQuorum::EveryLive
         }
     }
 }
@@ -327,13 +327,17 @@ mod tests {
             let set = set_of(size);
             for (copies, alive) in (1..=size).flat_map(|copies| (0..=size).map(move |alive| (copies, alive)))
             {
-                let knowing = set.knowing(copies, alive);
+                let knowing = set.members_that_must_know(copies, alive);
                 assert!((copies..=size).contains(&knowing));
                 assert_eq!(2 * knowing > size, 2 * copies > size || 2 * alive > size);
             }
         }
-        assert_eq!(set_of(3).knowing(1, 3), 2, "a lost disk does not take the only record along");
-        assert_eq!(set_of(3).knowing(1, 1), 1);
+        assert_eq!(
+            set_of(3).members_that_must_know(1, 3),
+            2,
+            "a lost disk does not take the only record along"
+        );
+        assert_eq!(set_of(3).members_that_must_know(1, 1), 1);
     }
 
     #[test]
@@ -341,18 +345,18 @@ mod tests {
         for size in 1..=MAX_REPLICAS {
             let set = set_of(size);
             for copies in 0..=size {
-                match set.promises_needed(copies) {
-                    PromisesNeeded::AtLeast(promises) => {
+                match set.promise_quorum(copies) {
+                    PromiseQuorum::AtLeast(promises) => {
                         assert!(2 * copies > size);
                         assert_eq!(copies + promises, size + 1);
                     }
-                    PromisesNeeded::EveryLive => assert!(2 * copies <= size),
+                    PromiseQuorum::EveryLive => assert!(2 * copies <= size),
                 }
             }
-            assert_eq!(set.promises_needed(size + 1), PromisesNeeded::AtLeast(1));
-            assert_eq!(set.promises_needed(usize::MAX), PromisesNeeded::AtLeast(1));
+            assert_eq!(set.promise_quorum(size + 1), PromiseQuorum::AtLeast(1));
+            assert_eq!(set.promise_quorum(usize::MAX), PromiseQuorum::AtLeast(1));
         }
-        assert_eq!(set_of(3).promises_needed(2), PromisesNeeded::AtLeast(2));
-        assert_eq!(set_of(1).promises_needed(1), PromisesNeeded::AtLeast(1));
+        assert_eq!(set_of(3).promise_quorum(2), PromiseQuorum::AtLeast(2));
+        assert_eq!(set_of(1).promise_quorum(1), PromiseQuorum::AtLeast(1));
     }
 }

@@ -25,17 +25,17 @@
 //!   a takeover: two views of gossip could give two sets that share nobody.
 //! - Members that an operator declared lost are not waited for where the others are too few: [`recovery`].
 
-pub mod copies;
+pub mod match_indexes;
 pub mod record;
 pub mod recovery;
-pub mod slots;
+pub mod slot_manager;
 pub mod takeover;
 
-pub use copies::Copies;
-pub use record::{Claim, NotTaken, Placement, Promise, Refused, SlotRecord};
-pub use recovery::{Approval, Declared, Recovery};
-pub use slots::Slots;
-pub use takeover::{Effect, Event, GaveUp, Phase, Takeover};
+pub use match_indexes::MatchIndexes;
+pub use record::{Claim, HigherClaimPromised, Placement, Promise, ReplicaRefusal, SlotRecord};
+pub use recovery::{DeclaredLosses, Recovery, RecoveryApproval};
+pub use slot_manager::SlotManager;
+pub use takeover::{Effect, Event, Phase, Takeover, TakeoverFailure};
 
 #[cfg(test)]
 mod tests;

@@ -7,11 +7,11 @@ use crate::{Epoch, Size, limits::MAX_SEQUENCE};
 
 /// An epoch counts at most this much further than the highest that a node knows: far more than there are takeovers while a
 /// node does not listen.
-pub const MAX_JUMP: u64 = 1 << 20;
+pub const MAX_EPOCH_JUMP: u64 = 1 << 20;
 /// No epoch counts further, whatever is known: as many are left to go on with.
-pub const MAX_COUNT: u64 = 1 << 31;
+pub const MAX_EPOCH_COUNT: u64 = 1 << 31;
 /// No data directory is durable further: RocksDB's numbers have 56 bits.
-pub const MAX_MARK: u64 = (1 << 56) - 1;
+pub const MAX_DURABLE_INDEX: u64 = (1 << 56) - 1;
 
 /// A number cannot be true.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -42,11 +42,11 @@ pub enum Implausible {
 
 /// What is known of epochs, to compare others with.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Bounds {
+pub struct PlausibleBounds {
     highest: Epoch,
 }
 
-impl Bounds {
+impl PlausibleBounds {
     /// The highest epoch known is this: in records of this node, or as nodes of the cluster say in gossip.
     pub const fn above(highest: Epoch) -> Self {
         Self { highest }
@@ -55,14 +55,14 @@ impl Bounds {
     /// The epoch, if it can be one.
     pub fn epoch(self, epoch: u64) -> Result<Epoch, Implausible> {
         let epoch = Epoch(epoch);
-        let limit = self.highest.count().saturating_add(MAX_JUMP).min(MAX_COUNT);
+        let limit = self.highest.count().saturating_add(MAX_EPOCH_JUMP).min(MAX_EPOCH_COUNT);
         if epoch.count() <= limit { Ok(epoch) } else { Err(Implausible::Epoch { epoch, limit }) }
     }
 }
 
 /// Whether an epoch leaves room for others: all that can be said of one that nothing is known to compare with.
 pub const fn leaves_room(epoch: Epoch) -> bool {
-    epoch.count() <= MAX_COUNT
+    epoch.count() <= MAX_EPOCH_COUNT
 }
 
 /// The size, if a context can have it.
@@ -77,13 +77,13 @@ mod tests {
     #[test]
     fn an_epoch_is_taken_up_to_a_jump_above_what_is_known_and_never_beyond_the_half() {
         for known in [0, 1, 77, 1 << 30] {
-            let bounds = Bounds::above(Epoch::new(known, 5));
+            let bounds = PlausibleBounds::above(Epoch::new(known, 5));
             let highest = Epoch::new(known + (1 << 20), u32::MAX);
             assert_eq!(bounds.epoch(highest.0), Ok(highest));
             assert!(bounds.epoch(highest.0 + 1).is_err());
             assert!(bounds.epoch(u64::MAX).is_err());
         }
-        let bounds = Bounds::above(Epoch(u64::MAX));
+        let bounds = PlausibleBounds::above(Epoch(u64::MAX));
         assert!(bounds.epoch(Epoch::new(1 << 31, 0).0).is_ok());
         assert!(bounds.epoch(Epoch::new((1 << 31) + 1, 0).0).is_err());
         assert!(bounds.epoch(u64::MAX).is_err(), "one that was taken by mistake takes no other along");
@@ -92,7 +92,7 @@ mod tests {
 
     #[test]
     fn what_is_refused_is_named_with_its_limit() {
-        let text = Bounds::default().epoch(u64::MAX).unwrap_err().to_string();
+        let text = PlausibleBounds::default().epoch(u64::MAX).unwrap_err().to_string();
         assert!(text.contains("18446744073709551615") && text.contains("1048576"), "{text}");
         assert_eq!(size(MAX_SEQUENCE), Ok(Size(MAX_SEQUENCE)));
         assert!(size(MAX_SEQUENCE + 1).unwrap_err().to_string().contains("4611686018427387904"));

@@ -11,7 +11,7 @@ use crate::{node::NodeId, slot::Slot};
 
 /// A node that may keep a slot.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Candidate {
+pub struct PlacementCandidate {
     /// The node.
     pub node: NodeId,
     /// Where it stands, such as a rack or a data centre. Nodes that say nothing stand together in "".
@@ -19,7 +19,7 @@ pub struct Candidate {
 }
 
 /// The nodes in the order in which a slot prefers them, each once.
-pub fn order(slot: Slot, nodes: impl IntoIterator<Item = NodeId>) -> Vec<NodeId> {
+pub fn preference_order(slot: Slot, nodes: impl IntoIterator<Item = NodeId>) -> Vec<NodeId> {
     let mut nodes: Vec<_> = nodes.into_iter().collect();
     nodes.sort_unstable();
     nodes.dedup();
@@ -31,11 +31,15 @@ pub fn order(slot: Slot, nodes: impl IntoIterator<Item = NodeId>) -> Vec<NodeId>
 /// The `copies` nodes that should keep a slot (all of them if there are fewer), the most preferred first.
 ///
 /// Zones come before weights: no zone gets a second copy while another zone has none, nor a third while
-/// another has room for a second. Within that, higher weights win. Without zones this is [`order`], cut.
+/// another has room for a second. Within that, higher weights win. Without zones this is [`preference_order`], cut.
 ///
 /// A node that goes still moves only the slots it kept: its zone's next node takes its place or a worse one,
 /// so nobody else is pushed out.
-pub fn wanted_set(slot: Slot, candidates: impl IntoIterator<Item = Candidate>, copies: usize) -> Vec<NodeId> {
+pub fn preferred_members(
+    slot: Slot,
+    candidates: impl IntoIterator<Item = PlacementCandidate>,
+    copies: usize,
+) -> Vec<NodeId> {
     let mut candidates: Vec<_> = candidates.into_iter().collect();
     candidates.sort_unstable();
     // Of a node that is said to be in two zones the first by name counts, so the order of input does not.
@@ -76,12 +80,12 @@ mod tests {
         (0..SLOTS).filter_map(Slot::new)
     }
 
-    fn candidate(node: &str, zone: &str) -> Candidate {
-        Candidate { node: NodeId::new(node).unwrap(), zone: zone.to_owned() }
+    fn candidate(node: &str, zone: &str) -> PlacementCandidate {
+        PlacementCandidate { node: NodeId::new(node).unwrap(), zone: zone.to_owned() }
     }
 
     /// Nodes of random names, each in one of up to four zones.
-    fn cluster() -> impl Strategy<Value = Vec<Candidate>> {
+    fn cluster() -> impl Strategy<Value = Vec<PlacementCandidate>> {
         let nodes = prop::collection::btree_map("[a-z][a-z0-9-]{0,12}", 0..4_u8, 2..=10);
         nodes
             .prop_map(|nodes| nodes.iter().map(|(name, zone)| candidate(name, &format!("z{zone}"))).collect())
@@ -90,8 +94,10 @@ mod tests {
     #[test]
     fn the_order_of_a_slot_never_changes_between_releases() {
         let nodes = ["ledger-0", "ledger-1", "ledger-2"].map(|name| NodeId::new(name).unwrap());
-        let first: Vec<_> =
-            slots().take(8).map(|slot| order(slot, nodes.clone())[0].as_str()[7..].to_owned()).collect();
+        let first: Vec<_> = slots()
+            .take(8)
+            .map(|slot| preference_order(slot, nodes.clone())[0].as_str()[7..].to_owned())
+            .collect();
         assert_eq!(first.join(""), "11202212");
     }
 
@@ -99,9 +105,9 @@ mod tests {
     fn too_few_nodes_all_keep_the_slot_and_nobody_keeps_it_twice() {
         let nodes = [candidate("a", "x"), candidate("b", "y"), candidate("a", "z")];
         for slot in slots() {
-            assert_eq!(wanted_set(slot, nodes.clone(), 5).len(), 2);
-            assert_eq!(wanted_set(slot, nodes.clone(), 0), []);
-            assert_eq!(wanted_set(slot, [], 3), []);
+            assert_eq!(preferred_members(slot, nodes.clone(), 5).len(), 2);
+            assert_eq!(preferred_members(slot, nodes.clone(), 0), []);
+            assert_eq!(preferred_members(slot, [], 3), []);
         }
     }
 
@@ -113,12 +119,12 @@ mod tests {
             (nodes, shuffled) in cluster().prop_flat_map(|n| (Just(n.clone()), Just(n).prop_shuffle())),
             copies in 1..5_usize,
         ) {
-            let names = |nodes: &[Candidate]| nodes.iter().map(|c| c.node.clone()).collect::<Vec<_>>();
+            let names = |nodes: &[PlacementCandidate]| nodes.iter().map(|c| c.node.clone()).collect::<Vec<_>>();
             for slot in slots().step_by(31) {
-                prop_assert_eq!(order(slot, names(&nodes)), order(slot, names(&shuffled)));
+                prop_assert_eq!(preference_order(slot, names(&nodes)), preference_order(slot, names(&shuffled)));
                 prop_assert_eq!(
-                    wanted_set(slot, nodes.clone(), copies),
-                    wanted_set(slot, shuffled.clone(), copies)
+                    preferred_members(slot, nodes.clone(), copies),
+                    preferred_members(slot, shuffled.clone(), copies)
                 );
             }
         }
@@ -127,9 +133,9 @@ mod tests {
         fn without_zones_the_wanted_set_begins_the_order(nodes in cluster(), copies in 1..5_usize) {
             let nodes: Vec<_> = nodes.iter().map(|c| candidate(c.node.as_str(), "")).collect();
             for slot in slots().step_by(31) {
-                let mut order = order(slot, nodes.iter().map(|c| c.node.clone()));
+                let mut order = preference_order(slot, nodes.iter().map(|c| c.node.clone()));
                 order.truncate(copies);
-                prop_assert_eq!(wanted_set(slot, nodes.clone(), copies), order);
+                prop_assert_eq!(preferred_members(slot, nodes.clone(), copies), order);
             }
         }
 
@@ -141,8 +147,8 @@ mod tests {
             let mut left = nodes.clone();
             let gone = left.remove(gone).node;
             for slot in slots() {
-                let before: BTreeSet<_> = wanted_set(slot, nodes.clone(), copies).into_iter().collect();
-                let after: BTreeSet<_> = wanted_set(slot, left.clone(), copies).into_iter().collect();
+                let before: BTreeSet<_> = preferred_members(slot, nodes.clone(), copies).into_iter().collect();
+                let after: BTreeSet<_> = preferred_members(slot, left.clone(), copies).into_iter().collect();
                 let lost: Vec<_> = before.difference(&after).collect();
                 prop_assert!(lost.is_empty() || lost == [&gone]);
                 prop_assert!(after.difference(&before).count() <= usize::from(before.contains(&gone)));
@@ -154,7 +160,7 @@ mod tests {
             let zone_of: BTreeMap<_, _> = nodes.iter().map(|c| (&c.node, &c.zone)).collect();
             let zones = zone_of.values().collect::<BTreeSet<_>>().len();
             for slot in slots().step_by(31) {
-                let set = wanted_set(slot, nodes.clone(), copies);
+                let set = preferred_members(slot, nodes.clone(), copies);
                 prop_assert_eq!(set.len(), copies.min(nodes.len()));
                 let distinct = set.iter().map(|node| zone_of[node]).collect::<BTreeSet<_>>().len();
                 prop_assert_eq!(distinct, copies.min(zones));
@@ -165,7 +171,7 @@ mod tests {
         fn slots_spread_evenly(nodes in cluster()) {
             let mut first = BTreeMap::new();
             for slot in slots() {
-                let preferred = order(slot, nodes.iter().map(|c| c.node.clone())).remove(0);
+                let preferred = preference_order(slot, nodes.iter().map(|c| c.node.clone())).remove(0);
                 *first.entry(preferred).or_insert(0_u32) += 1;
             }
             // Random placement of 1024 slots on 10 nodes gives 102 each, give or take 10: 60 % is six

@@ -5,10 +5,10 @@
 //!
 //! | question | answered by |
 //! | --- | --- |
-//! | Owner: which commits have enough copies? | [`Waiting`] |
-//! | Owner: which appends have the copies that they asked for? | [`Needed`] |
+//! | Owner: which commits have enough copies? | [`PendingCommits`] |
+//! | Owner: which appends have the copies that they asked for? | [`WriteQuorum`] |
 //! | Replica: does a part of a commit fit what is here? | [`fit`] |
-//! | Replica: which commits may be shown? | [`Unstable`] |
+//! | Replica: which commits may be shown? | [`UncommittedWrites`] |
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
@@ -87,7 +87,7 @@ impl PeerSet {
 
 /// Copies that an append is acknowledged with. What readers are shown does not depend on it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
-pub enum Needed {
+pub enum WriteQuorum {
     /// As many as the cluster is configured for.
     #[default]
     Configured,
@@ -101,23 +101,23 @@ pub enum Needed {
 
 /// A slot that this node owns.
 #[derive(Debug, Clone, Copy, Default)]
-struct Led {
+struct OwnedSlot {
     /// Peers whose copies count: members that accepted the epoch.
-    counting: PeerSet,
+    in_sync: PeerSet,
     /// Copies needed, this node's included.
-    needed: usize,
+    write_quorum: usize,
     /// Members of the slot, this node included.
-    members: usize,
+    replication_factor: usize,
     /// The number of the slot's newest commit.
-    newest: u64,
+    newest_commit: u64,
     /// Commits of the slot that wait.
-    waiting: usize,
+    pending: usize,
 }
 
-impl Led {
+impl OwnedSlot {
     /// Copies of a commit, given how far this node and each peer hold everything.
-    fn copies(&self, number: u64, synced: u64, held: &[u64]) -> usize {
-        let peers = self.counting.iter().filter(|peer| held[usize::from(peer.0)] >= number).count();
+    fn count_copies(&self, number: u64, synced: u64, held: &[u64]) -> usize {
+        let peers = self.in_sync.iter().filter(|peer| held[usize::from(peer.0)] >= number).count();
         peers + usize::from(synced >= number)
     }
 }
@@ -125,30 +125,30 @@ impl Led {
 /// Commits that wait for copies, each with what is to be done once it has enough; and answers `A` to those who asked
 /// for other than the configured number of copies.
 #[derive(Debug)]
-pub struct Waiting<T, A = ()> {
-    synced: u64,
-    held: [u64; MAX_PEERS as usize],
-    led: HashMap<Slot, Led, RandomState>,
+pub struct PendingCommits<T, A = ()> {
+    durable_here: u64,
+    durable_at: [u64; MAX_PEERS as usize],
+    owned: HashMap<Slot, OwnedSlot, RandomState>,
     /// In the order of their numbers.
     queue: VecDeque<(u64, Slot, T)>,
-    asked: VecDeque<(u64, Slot, Needed, A)>,
+    waiters: VecDeque<(u64, Slot, WriteQuorum, A)>,
 }
 
-impl<T, A> Default for Waiting<T, A> {
+impl<T, A> Default for PendingCommits<T, A> {
     fn default() -> Self {
         Self {
-            synced: 0,
-            held: [0; MAX_PEERS as usize],
-            led: HashMap::default(),
+            durable_here: 0,
+            durable_at: [0; MAX_PEERS as usize],
+            owned: HashMap::default(),
             queue: VecDeque::new(),
-            asked: VecDeque::new(),
+            waiters: VecDeque::new(),
         }
     }
 }
 
 /// A commit that has enough copies.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Stable<T> {
+pub struct Committed<T> {
     /// Of which slot.
     pub slot: Slot,
     /// Its number.
@@ -159,44 +159,50 @@ pub struct Stable<T> {
     pub item: T,
 }
 
-impl<T, A> Waiting<T, A> {
+impl<T, A> PendingCommits<T, A> {
     /// This node owns a slot of so many members: its commits need so many copies, this node's included. Peers that
     /// count stay.
-    pub fn lead(&mut self, slot: Slot, needed: usize, members: usize) {
-        let led = self.led.entry(slot).or_default();
-        (led.needed, led.members) = (needed.max(1), members.max(1));
+    pub fn begin_ownership(&mut self, slot: Slot, needed: usize, members: usize) {
+        let owned_slot = self.owned.entry(slot).or_default();
+        (owned_slot.write_quorum, owned_slot.replication_factor) = (needed.max(1), members.max(1));
     }
 
     /// Counts a peer's copies of a slot, which it holds up to wherever it is.
-    pub fn count(&mut self, slot: Slot, peer: Peer) -> Vec<Stable<T>> {
-        self.led.entry(slot).or_default().counting.insert(peer);
-        self.settle()
+    pub fn add_in_sync(&mut self, slot: Slot, peer: Peer) -> Vec<Committed<T>> {
+        self.owned.entry(slot).or_default().in_sync.insert(peer);
+        self.take_committed()
     }
 
     /// Whether a peer's copies of a slot count.
-    pub fn counts(&self, slot: Slot, peer: Peer) -> bool {
-        self.led.get(&slot).is_some_and(|led| led.counting.contains(peer))
+    pub fn is_in_sync(&self, slot: Slot, peer: Peer) -> bool {
+        self.owned.get(&slot).is_some_and(|owned_slot| owned_slot.in_sync.contains(peer))
     }
 
     /// Copies that a slot's commits need, this node's included, and the peers whose copies count.
-    pub fn needs(&self, slot: Slot) -> (usize, PeerSet) {
-        self.led.get(&slot).map_or((0, PeerSet::default()), |led| (led.needed, led.counting))
+    pub fn quorum_and_in_sync(&self, slot: Slot) -> (usize, PeerSet) {
+        self.owned
+            .get(&slot)
+            .map_or((0, PeerSet::default()), |owned_slot| (owned_slot.write_quorum, owned_slot.in_sync))
     }
 
     /// A peer's stream is lost: nothing more of it counts until it is counted again.
-    pub fn lose(&mut self, peer: Peer) {
-        self.led.values_mut().for_each(|led| led.counting.remove(peer));
+    pub fn peer_disconnected(&mut self, peer: Peer) {
+        self.owned.values_mut().for_each(|owned_slot| owned_slot.in_sync.remove(peer));
     }
 
     /// This node no longer owns a slot: gives back what waited.
-    pub fn end(&mut self, slot: Slot) -> (Vec<T>, Vec<A>) {
-        self.led.remove(&slot);
+    pub fn end_ownership(&mut self, slot: Slot) -> (Vec<T>, Vec<A>) {
+        self.owned.remove(&slot);
         let mut unanswered = Vec::new();
-        let mut asked = VecDeque::new();
-        for (number, of, needed, answer) in self.asked.drain(..) {
-            if of == slot { unanswered.push(answer) } else { asked.push_back((number, of, needed, answer)) }
+        let mut unanswered_waiters = VecDeque::new();
+        for (number, of, needed, answer) in self.waiters.drain(..) {
+            if of == slot {
+                unanswered.push(answer);
+            } else {
+                unanswered_waiters.push_back((number, of, needed, answer));
+            }
         }
-        self.asked = asked;
+        self.waiters = unanswered_waiters;
         let mut ended = Vec::new();
         let mut rest = VecDeque::with_capacity(self.queue.len());
         for (number, of, item) in self.queue.drain(..) {
@@ -208,94 +214,94 @@ impl<T, A> Waiting<T, A> {
 
     /// Adds a commit to a slot. Numbers never fall.
     pub fn push(&mut self, number: u64, slot: Slot, item: T) {
-        let led = self.led.entry(slot).or_default();
-        (led.newest, led.waiting) = (number, led.waiting + 1);
+        let owned_slot = self.owned.entry(slot).or_default();
+        (owned_slot.newest_commit, owned_slot.pending) = (number, owned_slot.pending + 1);
         self.queue.push_back((number, slot, item));
     }
 
-    /// Adds an answer to what a slot's newest commit, or an earlier one, wrote: [`Self::answered`] gives it back once
+    /// Adds an answer to what a slot's newest commit, or an earlier one, wrote: [`Self::take_ready_waiters`] gives it back once
     /// that has the copies needed.
-    pub fn ask(&mut self, slot: Slot, needed: Needed, answer: A) {
-        let newest = self.led.get(&slot).map_or(0, |led| led.newest);
-        self.asked.push_back((newest, slot, needed, answer));
+    pub fn push_waiter(&mut self, slot: Slot, needed: WriteQuorum, answer: A) {
+        let newest = self.owned.get(&slot).map_or(0, |owned_slot| owned_slot.newest_commit);
+        self.waiters.push_back((newest, slot, needed, answer));
     }
 
     /// Takes the answers that can be given, each with the number of copies there are.
-    pub fn answered(&mut self) -> Vec<(usize, A)> {
+    pub fn take_ready_waiters(&mut self) -> Vec<(usize, A)> {
         let mut answered = Vec::new();
-        for (number, slot, needed, answer) in std::mem::take(&mut self.asked) {
-            let led = self.led.get(&slot).copied().unwrap_or_default();
-            let copies = led.copies(number, self.synced, &self.held);
-            let is_done = led.needed > 0
+        for (number, slot, needed, answer) in std::mem::take(&mut self.waiters) {
+            let owned_slot = self.owned.get(&slot).copied().unwrap_or_default();
+            let copies = owned_slot.count_copies(number, self.durable_here, &self.durable_at);
+            let is_done = owned_slot.write_quorum > 0
                 && match needed {
-                    Needed::Configured => copies >= led.needed,
-                    Needed::One => self.synced >= number,
-                    Needed::Majority => copies > led.members / 2,
-                    Needed::All => copies >= led.members,
+                    WriteQuorum::Configured => copies >= owned_slot.write_quorum,
+                    WriteQuorum::One => self.durable_here >= number,
+                    WriteQuorum::Majority => copies > owned_slot.replication_factor / 2,
+                    WriteQuorum::All => copies >= owned_slot.replication_factor,
                 };
             if is_done {
                 answered.push((copies, answer));
             } else {
-                self.asked.push_back((number, slot, needed, answer));
+                self.waiters.push_back((number, slot, needed, answer));
             }
         }
         answered
     }
 
     /// Looks at all commits that wait.
-    pub fn visit(&mut self, mut visit: impl FnMut(&mut T)) {
+    pub fn for_each_mut(&mut self, mut visit: impl FnMut(&mut T)) {
         self.queue.iter_mut().for_each(|(_, _, item)| visit(item));
     }
 
     /// Takes the answers that nobody waits for any more: those that `is_over`.
-    pub fn take_asked(&mut self, is_over: impl Fn(&A) -> bool) -> Vec<A> {
-        let (over, asked): (VecDeque<_>, VecDeque<_>) =
-            std::mem::take(&mut self.asked).into_iter().partition(|(_, _, _, answer)| is_over(answer));
-        self.asked = asked;
+    pub fn take_waiters_if(&mut self, is_over: impl Fn(&A) -> bool) -> Vec<A> {
+        let (over, unanswered_waiters): (VecDeque<_>, VecDeque<_>) =
+            std::mem::take(&mut self.waiters).into_iter().partition(|(_, _, _, answer)| is_over(answer));
+        self.waiters = unanswered_waiters;
         over.into_iter().map(|(_, _, _, answer)| answer).collect()
     }
 
     /// Adds what wrote nothing, such as the answer to a repeated append: it is done once all that waits of the slot
     /// is. It has no number of its own, which might be that of a commit to other slots only: the slot's peers are
     /// never sent that one.
-    pub fn push_behind(&mut self, slot: Slot, item: T) -> Option<Stable<T>> {
-        let led = self.led.entry(slot).or_default();
-        if led.waiting > 0
+    pub fn push_barrier(&mut self, slot: Slot, item: T) -> Option<Committed<T>> {
+        let owned_slot = self.owned.entry(slot).or_default();
+        if owned_slot.pending > 0
             && let Some(last) = self.queue.iter().rposition(|(_, of, _)| *of == slot)
         {
-            led.waiting += 1;
+            owned_slot.pending += 1;
             let number = self.queue[last].0;
             self.queue.insert(last + 1, (number, slot, item));
             return None;
         }
-        if led.needed > 0 {
-            let copies = led.copies(0, self.synced, &self.held);
-            return Some(Stable { slot, number: 0, copies, item });
+        if owned_slot.write_quorum > 0 {
+            let copies = owned_slot.count_copies(0, self.durable_here, &self.durable_at);
+            return Some(Committed { slot, number: 0, copies, item });
         }
-        led.waiting += 1;
+        owned_slot.pending += 1;
         self.queue.push_front((0, slot, item));
         None
     }
 
     /// Everything up to a number is durable here.
-    pub fn synced(&mut self, number: u64) -> Vec<Stable<T>> {
-        self.synced = self.synced.max(number);
-        self.settle()
+    pub fn advance_durable_here(&mut self, number: u64) -> Vec<Committed<T>> {
+        self.durable_here = self.durable_here.max(number);
+        self.take_committed()
     }
 
     /// Everything up to a number is durable at a peer.
-    pub fn holds(&mut self, peer: Peer, number: u64) -> Vec<Stable<T>> {
-        let held = &mut self.held[usize::from(peer.0)];
+    pub fn advance_durable_at(&mut self, peer: Peer, number: u64) -> Vec<Committed<T>> {
+        let held = &mut self.durable_at[usize::from(peer.0)];
         if number <= *held {
             return Vec::new();
         }
         *held = number;
-        self.settle()
+        self.take_committed()
     }
 
     /// Whether a slot has commits that wait.
-    pub fn is_waiting(&self, slot: Slot) -> bool {
-        self.led.get(&slot).is_some_and(|led| led.waiting > 0)
+    pub fn has_pending(&self, slot: Slot) -> bool {
+        self.owned.get(&slot).is_some_and(|owned_slot| owned_slot.pending > 0)
     }
 
     /// Number of commits that wait.
@@ -309,21 +315,21 @@ impl<T, A> Waiting<T, A> {
     }
 
     /// Takes the commits that have enough copies, in order for each slot.
-    fn settle(&mut self) -> Vec<Stable<T>> {
+    fn take_committed(&mut self) -> Vec<Committed<T>> {
         // Nobody holds more than this: what comes after need not be looked at.
-        let highest = self.held.iter().copied().max().unwrap_or_default().max(self.synced);
+        let highest = self.durable_at.iter().copied().max().unwrap_or_default().max(self.durable_here);
         let beyond = self.queue.partition_point(|(number, _, _)| *number <= highest);
-        let mut stable = Vec::new();
+        let mut committed = Vec::new();
         let mut kept = Vec::new();
         let mut blocked = std::collections::HashSet::<Slot, RandomState>::default();
         for (number, slot, item) in self.queue.drain(..beyond) {
-            let led = self.led.get(&slot).copied().unwrap_or_default();
-            let copies = led.copies(number, self.synced, &self.held);
-            if led.needed > 0 && copies >= led.needed && !blocked.contains(&slot) {
-                if let Some(led) = self.led.get_mut(&slot) {
-                    led.waiting -= 1;
+            let owned_slot = self.owned.get(&slot).copied().unwrap_or_default();
+            let copies = owned_slot.count_copies(number, self.durable_here, &self.durable_at);
+            if owned_slot.write_quorum > 0 && copies >= owned_slot.write_quorum && !blocked.contains(&slot) {
+                if let Some(owned_slot) = self.owned.get_mut(&slot) {
+                    owned_slot.pending -= 1;
                 }
-                stable.push(Stable { slot, number, copies, item });
+                committed.push(Committed { slot, number, copies, item });
             } else {
                 blocked.insert(slot);
                 kept.push((number, slot, item));
@@ -332,20 +338,20 @@ impl<T, A> Waiting<T, A> {
         for commit in kept.into_iter().rev() {
             self.queue.push_front(commit);
         }
-        stable
+        committed
     }
 }
 
 /// How a part of a commit, or a fetched range, fits a context of a replica.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fit {
+pub enum RangeFit {
     /// It continues what is here, after this many of its entries that are here already.
     Continues {
         /// Entries to skip.
         skip: u64,
     },
     /// All of it is here already, or other entries in its place: the root at its end tells.
-    Known,
+    AlreadyHere,
     /// So many entries are missing before it.
     Gap {
         /// How many.
@@ -353,32 +359,32 @@ pub enum Fit {
     },
 }
 
-/// How entries after one size, `count` of them, fit a history of a size. Whether they are the same history
+/// How entries after one size, `add_in_sync` of them, fit a history of a size. Whether they are the same history
 /// is for the roots to say.
-pub fn fit(here: Size, after: Size, count: u64) -> Fit {
+pub fn fit(here: Size, after: Size, count: u64) -> RangeFit {
     if after.0 > here.0 {
-        return Fit::Gap { missing: after.0 - here.0 };
+        return RangeFit::Gap { missing: after.0 - here.0 };
     }
     match here.0 - after.0 {
-        skip if skip < count => Fit::Continues { skip },
-        _ => Fit::Known,
+        skip if skip < count => RangeFit::Continues { skip },
+        _ => RangeFit::AlreadyHere,
     }
 }
 
 /// What a replica wrote and may not show yet: the owner says when it is stable.
 #[derive(Debug)]
-pub struct Unstable<T> {
+pub struct UncommittedWrites<T> {
     /// By slot: the epoch, and its commits in order.
     slots: BTreeMap<Slot, (Epoch, VecDeque<(u64, T)>)>,
 }
 
-impl<T> Default for Unstable<T> {
+impl<T> Default for UncommittedWrites<T> {
     fn default() -> Self {
         Self { slots: BTreeMap::new() }
     }
 }
 
-impl<T> Unstable<T> {
+impl<T> UncommittedWrites<T> {
     /// Keeps what a commit of an epoch's owner left.
     pub fn push(&mut self, slot: Slot, epoch: Epoch, number: u64, item: T) {
         let (of, queue) = self.slots.entry(slot).or_insert_with(|| (epoch, VecDeque::new()));
@@ -387,7 +393,7 @@ impl<T> Unstable<T> {
     }
 
     /// Everything of the slot up to a number is stable, says the owner of an epoch: gives back what was kept, in order.
-    pub fn stable(&mut self, slot: Slot, epoch: Epoch, number: u64) -> Vec<T> {
+    pub fn take_committed(&mut self, slot: Slot, epoch: Epoch, number: u64) -> Vec<T> {
         match self.slots.get_mut(&slot) {
             Some((of, queue)) if *of == epoch => {
                 let end = queue.partition_point(|(kept, _)| *kept <= number);
@@ -398,7 +404,7 @@ impl<T> Unstable<T> {
     }
 
     /// Gives back all that was kept of a slot, in order.
-    pub fn take(&mut self, slot: Slot) -> Vec<T> {
+    pub fn take_slot(&mut self, slot: Slot) -> Vec<T> {
         self.slots
             .remove(&slot)
             .map_or_else(Vec::new, |(_, queue)| queue.into_iter().map(|(_, item)| item).collect())

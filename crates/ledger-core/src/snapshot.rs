@@ -46,7 +46,7 @@ mod zstd_frame;
 
 pub use decoder::{Decoder, Item};
 pub use encoder::Encoder;
-pub use error::{Place, SnapshotError};
+pub use error::{SnapshotError, SnapshotSection};
 
 /// The first bytes of every snapshot.
 pub const MAGIC: &[u8; 8] = b"CVGLSNAP";

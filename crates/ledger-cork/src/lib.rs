@@ -28,15 +28,15 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tonic::transport::server::Connected;
 
 /// What is this large is written at once: copying it would cost more than it saves, bytes.
-const LARGE: usize = 8 << 10;
+const WRITE_THROUGH_BYTES: usize = 8 << 10;
 /// Most bytes held back.
-const MOST: usize = 64 << 10;
+const MAX_BUFFERED_BYTES: usize = 64 << 10;
 
 /// A connection whose small writes are gathered.
 #[derive(Debug)]
 pub struct Corked<T> {
     inner: T,
-    held: BytesMut,
+    buffer: BytesMut,
     /// A flush was asked for, and waits for the tick.
     due: bool,
     /// Flushes in this turn.
@@ -79,7 +79,7 @@ impl<T> Corked<T> {
     pub fn new(inner: T) -> Self {
         let tick = Arc::new(Tick { has_come: AtomicBool::new(true), ..Tick::default() });
         let closing = Closing::AtOnce;
-        Self { inner, held: BytesMut::new(), due: false, flushes: 0, in_burst: false, tick, closing }
+        Self { inner, buffer: BytesMut::new(), due: false, flushes: 0, in_burst: false, tick, closing }
     }
 
     /// Gathers the writes of a connection, and closes it in stages: after writing has ended, what still comes is read and
@@ -92,12 +92,12 @@ impl<T> Corked<T> {
 impl<T: AsyncWrite + Unpin> Corked<T> {
     /// Writes all that is held.
     fn drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while !self.held.is_empty() {
-            let written = ready!(Pin::new(&mut self.inner).poll_write(cx, &self.held))?;
+        while !self.buffer.is_empty() {
+            let written = ready!(Pin::new(&mut self.inner).poll_write(cx, &self.buffer))?;
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
-            self.held.advance(written);
+            self.buffer.advance(written);
         }
         self.due = false;
         Poll::Ready(Ok(()))
@@ -143,14 +143,14 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Corked<T> {
 
 impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Corked<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        if bytes.len() >= LARGE {
+        if bytes.len() >= WRITE_THROUGH_BYTES {
             ready!(self.drain(cx))?;
             return Pin::new(&mut self.inner).poll_write(cx, bytes);
         }
-        if self.held.len() + bytes.len() > MOST {
+        if self.buffer.len() + bytes.len() > MAX_BUFFERED_BYTES {
             ready!(self.drain(cx))?;
         }
-        self.held.extend_from_slice(bytes);
+        self.buffer.extend_from_slice(bytes);
         Poll::Ready(Ok(bytes.len()))
     }
 
@@ -160,15 +160,15 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Corked<T> {
         parts: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let len = parts.iter().map(|part| part.len()).sum::<usize>();
-        if len >= LARGE {
+        if len >= WRITE_THROUGH_BYTES {
             ready!(self.drain(cx))?;
             return Pin::new(&mut self.inner).poll_write_vectored(cx, parts);
         }
-        if self.held.len() + len > MOST {
+        if self.buffer.len() + len > MAX_BUFFERED_BYTES {
             ready!(self.drain(cx))?;
         }
         for part in parts {
-            self.held.extend_from_slice(part);
+            self.buffer.extend_from_slice(part);
         }
         Poll::Ready(Ok(len))
     }
@@ -178,11 +178,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Corked<T> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.held.is_empty() {
+        if self.buffer.is_empty() {
             return Pin::new(&mut self.inner).poll_flush(cx);
         }
         ready!(self.drain_if_due(cx))?;
-        if self.held.is_empty() {
+        if self.buffer.is_empty() {
             return Poll::Ready(Ok(()));
         }
         if self.tick.has_come.load(Ordering::Acquire) {

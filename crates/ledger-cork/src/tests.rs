@@ -49,7 +49,7 @@ impl AsyncRead for Recorder {
 
 /// Flushes until nothing is held, as a connection's task does whenever it is woken.
 async fn settle(corked: &mut Corked<Recorder>) {
-    while !corked.held.is_empty() {
+    while !corked.buffer.is_empty() {
         corked.flush().await.unwrap();
         tokio::task::yield_now().await;
     }
@@ -92,8 +92,8 @@ async fn what_is_large_goes_through_after_what_is_held() {
     let recorder = Recorder::new(usize::MAX);
     let mut corked = Corked::new(recorder.clone());
     corked.write_all(b"first").await.unwrap();
-    corked.write_all(&[7; LARGE]).await.unwrap();
-    assert_eq!(recorder.sizes(), [5, LARGE]);
+    corked.write_all(&[7; WRITE_THROUGH_BYTES]).await.unwrap();
+    assert_eq!(recorder.sizes(), [5, WRITE_THROUGH_BYTES]);
 }
 
 #[tokio::test]
@@ -105,7 +105,7 @@ async fn no_more_than_the_limit_is_held_and_no_byte_is_lost_or_moved() {
         let bytes = n.to_be_bytes().repeat(1 + n as usize % 300);
         corked.write_all(&bytes).await.unwrap();
         sent.extend_from_slice(&bytes);
-        assert!(corked.held.len() <= MOST);
+        assert!(corked.buffer.len() <= MAX_BUFFERED_BYTES);
         if n % 7 == 0 {
             corked.flush().await.unwrap();
         }

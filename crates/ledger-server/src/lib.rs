@@ -1,83 +1,44 @@
 //! The server of Converge Ledger: gRPC services over a [`Ledger`](ledger_store::Ledger), and the daemon `ledgerd`.
 //!
-//! A request, top to bottom: a service ([`context_service`], [`ledger_service`], [`integrity_service`],
-//! [`cluster_service`]) → [`convert`] (checks everything a client sent) → the store → [`convert`] back, or
-//! [`status`] where it failed. [`serve`] starts and stops all of it, [`supervise`] keeps it running.
+//! A request, top to bottom: a service ([`context_service`](services::context_service), [`ledger_service`](services::ledger_service), [`integrity_service`](services::integrity_service),
+//! [`cluster_service`](services::cluster_service)) → [`convert`](grpc::convert) (checks everything a client sent) → the store → [`convert`](grpc::convert) back, or
+//! [`status`](grpc::status) where it failed. [`serve`](daemon::serve) starts and stops all of it, [`supervise`](daemon::supervise) keeps it running.
 //!
 //! | module | holds |
 //! | --- | --- |
-//! | [`args`], [`config`], [`units`] | the settings: defaults, file, environment, flags |
-//! | [`serve`] | start, supervise, shut down |
-//! | [`supervise`] | tasks that are restarted one for one |
+//! | [`args`](settings::args), [`config`](settings::config), [`units`](settings::units) | the settings: defaults, file, environment, flags |
+//! | [`serve`](daemon::serve) | start, supervise, shut down |
+//! | [`supervise`](daemon::supervise) | tasks that are restarted one for one |
 //! | [`node`] | what all services share |
-//! | [`standing`], [`cluster_view`] | how the node stands: by itself, or in a cluster as it sees it |
-//! | [`operators`], [`admin`] | what operators have the node do to its cluster, and who may |
-//! | [`opening`], [`replacement`] | the data directory opened, set aside where it cannot be, and given up where it is damaged for good |
-//! | [`keys`], [`load`] | the cluster's keys read again; what the node says it has to do |
+//! | [`mode`](membership::mode), [`cluster_view`](membership::cluster_view) | how the node stands: by itself, or in a cluster as it sees it |
+//! | [`operators`](membership::operators), [`admin`](membership::admin) | what operators have the node do to its cluster, and who may |
+//! | [`opening`](daemon::opening), [`replacement`](daemon::replacement) | the data directory opened, set aside where it cannot be, and given up where it is damaged for good |
+//! | [`keys`](daemon::keys), [`load_meter`](daemon::load_meter) | the cluster's keys read again; what the node says it has to do |
 //! | [`memory`] | one budget for what clients make the node hold |
-//! | [`admission`], [`call`], [`methods`] | every call's place, deadline and account of bytes |
-//! | [`receiving`], [`scan`] | requests as their bytes arrive |
+//! | [`admission`](grpc::admission), [`call`](grpc::call), [`methods`](grpc::methods) | every call's place, deadline and account of bytes |
+//! | [`request_body`](grpc::request_body), [`scan`](grpc::scan) | requests as their bytes arrive |
 //! | [`limits`] | every other bound |
-//! | [`tail`], [`newest`] | one watcher: history, then the live tail; and its bookmarks |
-//! | [`encode`] | entries in the contract's encoding, from where they lie |
-//! | [`pages`] | a context read in pages, ahead of the client |
-//! | [`append_stream`] | the pipelined append |
-//! | [`writers`] | whether several writers take turns on a context |
-//! | [`interest`], [`observe`] | observers of contexts, and their streams wherever the owner moves |
-//! | [`http`], [`console`], [`metrics`] | probes, Prometheus, a page to look at contexts |
+//! | [`watcher`](services::watcher), [`newest_positions`](services::newest_positions) | one watcher: history, then the live tail; and its bookmarks |
+//! | [`encode`](grpc::encode) | entries in the contract's encoding, from where they lie |
+//! | [`pages`](services::pages) | a context read in pages, ahead of the client |
+//! | [`append_stream`](services::append_stream) | the pipelined append |
+//! | [`writers`](services::writers) | whether several writers take turns on a context |
+//! | [`interest`](services::interest), [`observe`](services::observe) | observers of contexts, and their streams wherever the owner moves |
+//! | [`http_router`](http::http_router), [`console`](http::console), [`metrics`](http::metrics) | probes, Prometheus, a page to look at contexts |
 
-pub mod admin;
-pub mod admission;
-pub mod append_stream;
-pub mod args;
-pub mod call;
-pub mod cluster_metrics;
-pub mod cluster_service;
-pub mod cluster_view;
-pub mod config;
-pub mod connection;
-pub mod console;
-pub mod context_service;
-pub mod convert;
-pub mod encode;
-pub mod environment;
+pub mod daemon;
 pub mod failover;
-pub mod forward;
-pub mod gone;
+pub mod grpc;
 pub mod http;
-pub mod integrity_service;
-pub mod interest;
-pub mod keys;
-pub mod ledger_service;
 pub mod limits;
-pub mod listing;
-pub mod load;
 pub mod loading;
+pub mod membership;
 pub mod memory;
-pub mod methods;
-pub mod metrics;
-pub mod newest;
 pub mod node;
-pub mod observe;
-pub mod opening;
-pub mod operators;
-pub mod pages;
-pub mod permissions;
-pub mod receiving;
-pub mod relay;
-pub mod replacement;
-pub mod route;
-pub mod scan;
-pub mod serve;
-pub mod standing;
-pub mod status;
-pub mod supervise;
-pub mod tail;
-pub mod telemetry;
-pub mod tls;
-pub mod units;
+pub mod routing;
+pub mod services;
+pub mod settings;
 pub mod upstream;
-pub mod writers;
 
-pub use config::Config;
-pub use serve::{Server, StartError};
+pub use daemon::serve::{Server, StartError};
+pub use settings::config::Config;

@@ -1,5 +1,5 @@
 //! Every bound on what the server holds for its clients, in one place. What entries may look like is in
-//! [`ledger_core::limits`]; what an operator may change is in [`crate::config`].
+//! [`ledger_core::limits`]; what an operator may change is in [`crate::settings::config`].
 
 use std::time::Duration;
 

@@ -10,7 +10,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
-use crate::{call, limits, status::Refusal};
+use crate::{grpc::call, grpc::status::Refusal, limits};
 
 /// Loads that may run at the same time: each takes memory, and a thread now and then.
 #[derive(Debug)]

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use ledger_server::{args, permissions, serve, telemetry};
+use ledger_server::{daemon::permissions, daemon::serve, daemon::telemetry, settings::args};
 
 /// Many allocations on several threads, of which some are let go of by others: what an RPC server does all day. RocksDB's are among
 /// them.

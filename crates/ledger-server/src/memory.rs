@@ -33,27 +33,27 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::{
-    call::{self, Call},
-    config::Config,
+    grpc::call::{self, Call},
     limits,
-    units::ByteSize,
+    settings::config::Config,
+    settings::units::ByteSize,
 };
 
 /// What the process takes before it serves anybody: the program, its threads, RocksDB's own tables, what the allocator
 /// keeps.
-const BASE: u64 = 72 << 20;
+const BASE_BYTES: u64 = 72 << 20;
 /// What a thread that reads the store may keep.
-const READ: u64 = 24 << 20;
+const READ_THREAD_BYTES: u64 = 24 << 20;
 /// Least memory to run with.
-pub const LEAST: ByteSize = ByteSize::mib(128);
+pub const MIN_MEMORY: ByteSize = ByteSize::mib(128);
 /// Most that loads get: three times the largest snapshot of the predecessor.
 const LOADS: u64 = 3 << 30;
 /// Most that a node takes of a machine unless it is told to: its shares reach their largest sizes with less.
-const MOST: u64 = 8 << 30;
+const MAX_DEFAULT_MEMORY: u64 = 8 << 30;
 
 /// How the budget is shared out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Plan {
+pub struct MemoryPlan {
     /// `RocksDB`'s block cache.
     pub block_cache: ByteSize,
     /// Memory for writes not yet in table files.
@@ -82,10 +82,10 @@ pub struct Plan {
     pub loads: ByteSize,
 }
 
-impl Plan {
+impl MemoryPlan {
     /// Shares out so many bytes.
     pub fn of(memory: ByteSize) -> Self {
-        let rest = memory.0.max(LEAST.0) - BASE;
+        let rest = memory.0.max(MIN_MEMORY.0) - BASE_BYTES;
         // In whole MiB, of a hundred parts.
         let part = |parts: u64, most_mib: u64| ByteSize::mib(((rest * parts / 100) >> 20).clamp(1, most_mib));
         let mut plan = Self {
@@ -147,7 +147,7 @@ pub fn default_size() -> ByteSize {
         Some(limit) => limit.min(machine) / 2,
         None => machine / 2,
     };
-    ByteSize((bytes.clamp(LEAST.0, MOST) >> 20) << 20)
+    ByteSize((bytes.clamp(MIN_MEMORY.0, MAX_DEFAULT_MEMORY) >> 20) << 20)
 }
 
 fn machine_bytes() -> Option<u64> {
@@ -210,7 +210,7 @@ pub struct Memory {
 
 /// What one connection may take of the shares: a part, so that others go on.
 #[derive(Debug)]
-pub struct Client {
+pub struct ClientMemory {
     /// Bytes of its messages that are arriving.
     pub receiving: Arc<Share>,
     /// Bytes of answers that it has not yet taken.
@@ -264,7 +264,7 @@ impl Charge {
 
 /// Which of the shares that a connection has a part of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Of {
+pub enum ClientShare {
     /// Messages that are arriving.
     Receiving,
     /// Answers that are not yet taken.
@@ -273,11 +273,11 @@ pub enum Of {
     Results,
 }
 
-impl Client {
-    fn share(&self, of: Of) -> &Arc<Share> {
+impl ClientMemory {
+    fn share(&self, of: ClientShare) -> &Arc<Share> {
         match of {
-            Of::Receiving => &self.receiving,
-            Of::Answers | Of::Results => &self.answers,
+            ClientShare::Receiving => &self.receiving,
+            ClientShare::Answers | ClientShare::Results => &self.answers,
         }
     }
 }
@@ -285,7 +285,7 @@ impl Client {
 impl Memory {
     /// The shares of a node.
     pub fn new(config: &Config, others: Vec<Arc<Share>>) -> Self {
-        let plan = Plan::of(config.memory);
+        let plan = MemoryPlan::of(config.memory);
         let answers = plan.answers.get().max(2 * config.max_entry.get());
         Self {
             in_flight: Share::new("in_flight", config.max_in_flight.get()),
@@ -349,24 +349,24 @@ impl Memory {
     }
 
     /// The part of a connection.
-    pub fn client(&self) -> Client {
+    pub fn client(&self) -> ClientMemory {
         let (receiving, answers) = (self.receiving.capacity() / 4, self.answers.capacity() / 4);
-        Client {
+        ClientMemory {
             receiving: Share::new(self.receiving.name(), receiving),
             answers: Share::new(self.answers.name(), answers),
             large: Share::new(self.large.name(), large_part(answers)),
         }
     }
 
-    fn share(&self, of: Of) -> &Arc<Share> {
+    fn share(&self, of: ClientShare) -> &Arc<Share> {
         match of {
-            Of::Receiving => &self.receiving,
-            Of::Answers | Of::Results => &self.answers,
+            ClientShare::Receiving => &self.receiving,
+            ClientShare::Answers | ClientShare::Results => &self.answers,
         }
     }
 
     /// Waits for so many bytes, of the connection's part first.
-    pub async fn acquire(&self, client: &Client, of: Of, bytes: usize) -> Charge {
+    pub async fn acquire(&self, client: &ClientMemory, of: ClientShare, bytes: usize) -> Charge {
         let large = large(of, bytes);
         let (its_large, its) = (client.large.acquire(large).await, client.share(of).acquire(bytes).await);
         let large = [its_large, self.large.acquire(large).await];
@@ -374,7 +374,7 @@ impl Memory {
     }
 
     /// So many bytes, if nobody has to wait for them.
-    pub fn try_acquire(&self, client: &Client, of: Of, bytes: usize) -> Option<Charge> {
+    pub fn try_acquire(&self, client: &ClientMemory, of: ClientShare, bytes: usize) -> Option<Charge> {
         let large = large(of, bytes);
         let large = [client.large.try_acquire(large)?, self.large.try_acquire(large)?];
         Some(Charge {
@@ -384,8 +384,8 @@ impl Memory {
     }
 
     /// So many bytes of answers at once.
-    pub fn charge_answer(&self, client: &Client, bytes: usize) -> Charge {
-        let large = large(Of::Answers, bytes);
+    pub fn charge_answer(&self, client: &ClientMemory, bytes: usize) -> Charge {
+        let large = large(ClientShare::Answers, bytes);
         let large = [client.large.charge(large), self.large.charge(large)];
         Charge { large, all: [client.answers.charge(bytes), self.answers.charge(bytes)] }
     }
@@ -407,7 +407,7 @@ impl Memory {
 
     /// A connection waits: ends calls whose clients have taken nothing for a while, its own first and those that hold most,
     /// until so many bytes are free.
-    pub fn end_unread(&self, client: &Arc<Client>, bytes: usize) {
+    pub fn end_unread(&self, client: &Arc<ClientMemory>, bytes: usize) {
         let since = Instant::now().checked_sub(limits::UNREAD);
         let Some(since) = since else { return };
         let calls: Vec<Arc<Call>> = self.unread.lock().values().filter_map(Weak::upgrade).collect();
@@ -428,7 +428,7 @@ impl Memory {
 
 /// Reads of the store at the same time.
 fn reads(memory: ByteSize) -> usize {
-    let reads = usize::try_from((memory.0.max(LEAST.0) - BASE) / READ);
+    let reads = usize::try_from((memory.0.max(MIN_MEMORY.0) - BASE_BYTES) / READ_THREAD_BYTES);
     reads.map_or(limits::READS, |reads| reads.clamp(4, limits::READS))
 }
 
@@ -443,15 +443,15 @@ const fn large_part(answers: usize) -> usize {
 }
 
 /// How much of a charge large ones share among themselves.
-const fn large(of: Of, bytes: usize) -> usize {
+const fn large(of: ClientShare, bytes: usize) -> usize {
     match of {
-        Of::Answers if bytes > 2 * limits::SMALL_PAGE => bytes,
+        ClientShare::Answers if bytes > 2 * limits::SMALL_PAGE => bytes,
         _ => 0,
     }
 }
 
 /// How long whoever waits for memory waits before those who take nothing are ended for it.
-pub const LOOK: Duration = Duration::from_millis(500);
+pub const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 #[cfg(test)]
 mod tests {
@@ -460,15 +460,15 @@ mod tests {
     #[test]
     fn the_shares_and_the_rest_are_the_whole() {
         for mib in [128, 192, 256, 512, 1024, 4096, 65536] {
-            let plan = Plan::of(ByteSize::mib(mib));
+            let plan = MemoryPlan::of(ByteSize::mib(mib));
             let sum: u64 = plan.shares().iter().map(|share| share.0).sum();
-            assert!(sum + BASE <= mib << 20, "{mib}: {plan:?}");
+            assert!(sum + BASE_BYTES <= mib << 20, "{mib}: {plan:?}");
             // What is written at once is kept until a replica that is needed has it.
             assert!(plan.replication >= plan.in_flight, "{mib}: {plan:?}");
             assert!(plan.shares().iter().all(|share| share.0 >= 1 << 20), "{mib}: {plan:?}");
         }
-        assert_eq!(Plan::of(ByteSize::mib(8192)).loads.0, LOADS, "large nodes take snapshots of 1 GiB");
-        assert_eq!(Plan::of(ByteSize::mib(1)), Plan::of(LEAST));
+        assert_eq!(MemoryPlan::of(ByteSize::mib(8192)).loads.0, LOADS, "large nodes take snapshots of 1 GiB");
+        assert_eq!(MemoryPlan::of(ByteSize::mib(1)), MemoryPlan::of(MIN_MEMORY));
     }
 
     #[test]

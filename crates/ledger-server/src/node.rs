@@ -10,16 +10,16 @@ use tonic::{Response, Status};
 use tracing::{Instrument as _, Span};
 
 use crate::{
-    config::Config,
-    interest::Interest,
-    load::Meter,
+    daemon::load_meter::LoadMeter,
+    grpc::status::Refusal,
+    http::metrics::{Metrics, Rpc},
     loading::Loads,
+    membership::mode::NodeMode,
     memory::Memory,
-    metrics::{Metrics, Rpc},
-    newest::Newest,
-    standing::Standing,
-    status::Refusal,
-    writers::Writers,
+    services::interest::Interest,
+    services::newest_positions::NewestPositions,
+    services::writers::Writers,
+    settings::config::Config,
 };
 
 /// What all services share.
@@ -40,13 +40,13 @@ pub struct Node {
     /// Signs checkpoints.
     pub signer: Signer,
     /// Newest positions, for bookmarks.
-    pub newest: Newest,
+    pub newest: NewestPositions,
     /// Who writes which context.
     pub writers: Writers,
     /// By itself, or in a cluster.
-    pub standing: Standing,
+    pub mode: NodeMode,
     /// What there is to do, measured now and then.
-    pub meter: Meter,
+    pub meter: LoadMeter,
     /// Observers of contexts.
     pub interest: Arc<Interest>,
     reads: Arc<Semaphore>,
@@ -59,9 +59,9 @@ impl Node {
         config: Config,
         metrics: Arc<Metrics>,
         signer: Signer,
-        standing: Standing,
+        mode: NodeMode,
     ) -> Self {
-        let of_cluster = standing.cluster().map(|cluster| cluster.shares());
+        let of_cluster = mode.cluster().map(|cluster| cluster.shares());
         let others: Vec<_> = ledger.shares().into_iter().chain(of_cluster.into_iter().flatten()).collect();
         let memory = Arc::new(Memory::new(&config, others));
         Self {
@@ -72,10 +72,10 @@ impl Node {
             reads: Arc::new(Semaphore::new(memory.reads)),
             interest: Arc::new(Interest::within(Arc::clone(&memory.events))),
             memory,
-            newest: Newest::default(),
+            newest: NewestPositions::default(),
             writers: Writers::default(),
-            meter: Meter::default(),
-            standing,
+            meter: LoadMeter::default(),
+            mode,
             signer,
             config,
         }
@@ -115,13 +115,13 @@ impl Node {
     }
 
     /// An append did not get its copies in time: says which members of its slot it may be for.
-    pub fn not_copied(&self, slot: Slot, refusal: Refusal) -> Refusal {
-        let Some(cluster) = self.standing.cluster() else { return refusal };
+    pub fn explain_not_copied(&self, slot: Slot, refusal: Refusal) -> Refusal {
+        let Some(cluster) = self.mode.cluster() else { return refusal };
         let (routes, view) = (cluster.routes(), cluster.view());
         let (routes, view) = (routes.borrow(), view.borrow());
         let Some(route) = routes.get(slot) else { return refusal };
         let missing =
-            route.members.iter().filter(|member| *member != cluster.me() && !route.in_step.contains(member));
+            route.members.iter().filter(|member| *member != cluster.me() && !route.in_sync.contains(member));
         let named = missing.map(|member| {
             let is_alive = view.get(&member.node).is_some_and(|node| node.alive);
             format!("{} ({})", member.node, if is_alive { "behind" } else { "not heard of" })

@@ -21,21 +21,21 @@ use tonic::{Status, body::Body, transport::Channel};
 use tower::Service;
 
 use crate::{
-    admission::too_many_calls,
-    call::{self, Call, Reserved},
+    grpc::admission::too_many_calls,
+    grpc::call::{self, Call, ReservedAnswer},
+    grpc::status::Refusal,
     limits,
-    status::Refusal,
 };
 
 /// The compression flag and the length before each message (gRPC over HTTP/2, "Length-Prefixed-Message").
 const HEADER: usize = 5;
 
 /// Room for messages that have arrived and are not handed out yet, of each its own.
-pub type Aside = Arc<Mutex<VecDeque<Reserved>>>;
+pub type Aside = Arc<Mutex<VecDeque<ReservedAnswer>>>;
 
 type BoxError = Box<dyn Error + Send + Sync>;
 type Answered = Pin<Box<dyn Future<Output = Result<Response<Body>, BoxError>> + Send>>;
-type Reserving = Pin<Box<dyn Future<Output = Result<Reserved, Refusal>> + Send>>;
+type Reserving = Pin<Box<dyn Future<Output = Result<ReservedAnswer, Refusal>> + Send>>;
 
 /// Another node that is asked for a call: what it answers is the call's answer, and counts as such.
 #[derive(Debug, Clone)]
@@ -105,7 +105,7 @@ struct Passing {
     len: usize,
     left: usize,
     /// For it.
-    reserved: Option<Reserved>,
+    reserved: Option<ReservedAnswer>,
     reserving: Option<Reserving>,
     /// Bytes that are not yet handed out.
     bytes: Bytes,

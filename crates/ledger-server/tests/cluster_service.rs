@@ -17,7 +17,7 @@ use ledger_proto::ledger::v1::{
     ClusterChange, DrainRequest, LocateRequest, MembersRequest, WatchClusterRequest,
     cluster_service_client::ClusterServiceClient,
 };
-use ledger_server::serve::EndError;
+use ledger_server::daemon::serve::EndError;
 use support::{DEADLINE, TestNode, append, assert_retry, copy_dir, field, free_ports, until};
 use tonic::{Code, Streaming, transport::Channel};
 
@@ -53,7 +53,7 @@ impl Watched {
 /// How many slots prefer one of two nodes.
 fn preferred_by(name: &str, all: [&str; 2]) -> usize {
     let id = |name: &str| NodeId::new(name).unwrap();
-    let first = |slot| rendezvous::order(slot, all.map(id)).swap_remove(0);
+    let first = |slot| rendezvous::preference_order(slot, all.map(id)).swap_remove(0);
     (0..SLOTS).filter_map(Slot::new).filter(|slot| first(*slot) == id(name)).count()
 }
 
@@ -147,7 +147,7 @@ async fn a_node_on_a_restored_volume_ends_to_be_started_again_as_another_member(
 
     let b = TestNode::join_in(older, "b", ports, 1).await;
     let ended = tokio::time::timeout(DEADLINE, b.server.failed()).await.unwrap();
-    assert!(matches!(ended, EndError::Renewed(_)), "{ended}");
+    assert!(matches!(ended, EndError::Reidentified(_)), "{ended}");
     assert!(ended.to_string().contains("start the node again"), "{ended}");
     // It may have heard that from the other node before that one heard its gossip.
     let mut client = a.cluster().await;

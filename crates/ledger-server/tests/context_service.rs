@@ -7,7 +7,7 @@ mod support;
 use std::{collections::BTreeMap, time::Duration};
 
 use ledger_proto::context::v1::{AppendRequest, GetRequest, LoadRequest, SnapshotRequest, WatchRequest};
-use ledger_server::units::ByteSize;
+use ledger_server::settings::units::ByteSize;
 use support::{DEADLINE, TestNode, append, append_all, field, get, next_entry, watch};
 use tonic::Code;
 

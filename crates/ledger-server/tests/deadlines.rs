@@ -10,7 +10,7 @@ use ledger_proto::{
     context::v1::{AppendRequest, Durability, LoadRequest, SnapshotRequest},
     ledger::v1::AppendBatch,
 };
-use ledger_server::units::{ByteSize, Span};
+use ledger_server::settings::units::{ByteSize, HumanDuration};
 use support::{TestNode, append, free_ports, item, until};
 use tonic::{Code, Request};
 
@@ -22,10 +22,10 @@ async fn alone() -> TestNode {
             config.node_id = Some(name.into());
             config.gossip_listen = ([127, 0, 0, 1], ports[own]).into();
             config.seeds = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
-            config.gossip_interval = Span(Duration::from_millis(50));
+            config.gossip_interval = HumanDuration(Duration::from_millis(50));
             (config.copies, config.min_copies, config.lanes) = (2, Some(1), 1);
-            config.call_timeout = Span(Duration::from_secs(2));
-            config.shutdown_grace = Span::seconds(20);
+            config.call_timeout = HumanDuration(Duration::from_secs(2));
+            config.shutdown_grace = HumanDuration::seconds(20);
         })
         .await
     };
@@ -110,7 +110,7 @@ async fn a_call_for_a_slot_that_has_long_been_without_an_owner_learns_why_at_onc
     let node = TestNode::start_with(|config| {
         config.node_id = Some("alpha".into());
         config.gossip_listen = ([127, 0, 0, 1], ports[0]).into();
-        config.gossip_interval = Span(Duration::from_millis(50));
+        config.gossip_interval = HumanDuration(Duration::from_millis(50));
         config.first_nodes = vec!["alpha".into(), "beta".into()];
         config.copies = 2;
     })

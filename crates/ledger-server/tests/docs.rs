@@ -100,8 +100,8 @@ fn every_key_is_documented_with_its_default() {
 
 #[test]
 fn metrics_that_are_documented_exist_and_the_others_describe_themselves() {
-    let mut known = metrics_in(include_str!("../src/metrics.rs"));
-    for (name, is_described) in metrics_in(include_str!("../src/cluster_metrics.rs")) {
+    let mut known = metrics_in(include_str!("../src/http/metrics.rs"));
+    for (name, is_described) in metrics_in(include_str!("../src/http/cluster_metrics.rs")) {
         *known.entry(name).or_default() |= is_described;
     }
     assert!(known.len() > 60, "the sources are read: {known:?}");
@@ -131,7 +131,7 @@ fn exit_codes_are_documented() {
         rows.filter(|row| row[0].parse::<u8>().is_ok()).map(|row| (row[0].clone(), quoted(&row[1]))).collect()
     };
 
-    let source = include_str!("../src/args.rs");
+    let source = include_str!("../src/settings/args.rs");
     let constants = source.lines().filter_map(|line| line.strip_prefix("pub const EXIT_")?.split_once(" = "));
     let known: BTreeSet<String> = constants.map(|(_, code)| code.trim_end_matches(';').to_owned()).collect();
     assert!(known.len() > 6, "the source is read: {known:?}");

@@ -19,7 +19,7 @@ use ledger_proto::{
         CheckpointRequest, ConsistencyProofRequest, ForkEntriesRequest, ForksRequest, InclusionProofRequest,
     },
 };
-use ledger_server::config::Suite;
+use ledger_server::settings::config::Suite;
 use ledger_store::{Append, Evidence, Ledger, Tip};
 use support::{TestNode, append, append_all, field, free_ports, until};
 use tonic::Code;
@@ -140,11 +140,11 @@ async fn leave(ledger: &Ledger, name: &str, entries: usize, common: u64) -> Vec<
         all.push(ledger.append_async(append).await.unwrap().entry);
     }
     let head = ledger.head(&context).unwrap().unwrap();
-    let ours = head.extent();
+    let ours = head.tree_head();
     let claim = Claim { epoch: Epoch::new(9, 9), claimant: NodeId::new("owner").unwrap() };
     let theirs = Tip { size: Size(7), root: Hash([7; 32]), epoch: Epoch(77) };
     let evidence = Evidence { theirs, reason: format!("{name} is another at the owner") };
-    ledger.leave_history(context, claim, Size(common), ours, evidence).await.unwrap();
+    ledger.fork_history(context, claim, Size(common), ours, evidence).await.unwrap();
     all
 }
 

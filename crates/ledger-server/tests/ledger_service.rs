@@ -69,8 +69,8 @@ async fn every_entry_gets_one_result_in_order_for_each_context() {
 #[tokio::test]
 async fn a_batch_larger_than_what_may_be_in_flight_goes_through() {
     let node = TestNode::start_with(|config| {
-        config.max_entry = ledger_server::units::ByteSize(1000);
-        config.max_in_flight = ledger_server::units::ByteSize(2000);
+        config.max_entry = ledger_server::settings::units::ByteSize(1000);
+        config.max_in_flight = ledger_server::settings::units::ByteSize(2000);
     })
     .await;
     let items = (0..20_000).map(|n| item(n, append("c", "k", "x"))).collect();

@@ -13,7 +13,7 @@ use std::{
 };
 
 use ledger_proto::ledger::v1::{AppendBatch, WatchRequest};
-use ledger_server::{config::TestPanic, units::Span};
+use ledger_server::{settings::config::TestPanic, settings::units::HumanDuration};
 use support::{
     DEADLINE, TestNode, append, append_all, assert_retry, assert_told_or_cut_off, get, item, next_entry,
     until, watch,
@@ -225,7 +225,9 @@ async fn watchers_and_health_learn_of_a_shutdown() {
 
 #[tokio::test]
 async fn a_client_that_hangs_does_not_hold_the_shutdown_for_ever() {
-    let node = TestNode::start_with(|config| config.shutdown_grace = Span(Duration::from_millis(500))).await;
+    let node =
+        TestNode::start_with(|config| config.shutdown_grace = HumanDuration(Duration::from_millis(500)))
+            .await;
     // An upload that never ends its stream, and a raw connection that never speaks.
     let (sender, chunks) = tokio::sync::mpsc::channel::<ledger_proto::ledger::v1::LoadChunk>(1);
     let mut client = node.ledger().await;

@@ -1,7 +1,7 @@
 //! What can go wrong, as a caller can act on it.
 
 use ledger_core::{
-    ContextId, EntryId, Sequence, clock::TooFarAhead, compare::AskError, entry::MetadataTooLarge,
+    ContextId, EntryId, Sequence, clock::TooFarAhead, compare::CompareRequestError, entry::MetadataTooLarge,
     id::IdError, legacy::LegacyError, log::LogError, slot::Slot, snapshot::SnapshotError,
 };
 
@@ -190,7 +190,7 @@ pub enum StoreError {
     },
     /// A peer's question when comparing is over its bounds.
     #[error(transparent)]
-    Ask(#[from] AskError),
+    Ask(#[from] CompareRequestError),
     /// There is no such fork of the context.
     #[error("context {context} has no fork {fork}: list its forks")]
     NoSuchFork {
@@ -202,7 +202,7 @@ pub enum StoreError {
     /// The disk is full. Reads go on; appends work again once there is space.
     #[error(
         "no space left in the data directory: nothing was appended; appends go on by themselves once {} free",
-        needed.map_or_else(|| "some is".to_owned(), |needed| format!("{} are", crate::space::mebibytes(needed)))
+        needed.map_or_else(|| "some is".to_owned(), |needed| format!("{} are", crate::engine::space::mebibytes(needed)))
     )]
     DiskFull {
         /// Free bytes that there must be.

@@ -21,30 +21,36 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
-    Append, Appended, BatchResults, Checkpointed, ContextInfo, ContextList, Covered, Damage, Durability,
-    EntryView, FamilyDamage, Filter, ForkCursor, ForkList, Load, Loaded, Options, Page, ProvenConsistency,
-    ProvenInclusion, SnapshotStream, Stats, StoreError, Terms, Watch,
+    Append, AppendConditions, Appended, BatchResults, Checkpointed, ContextInfo, ContextList, Covered,
+    Damage, Durability, EntryView, FamilyDamage, Filter, ForkCursor, ForkList, Load, Loaded, Options, Page,
+    ProvenConsistency, ProvenInclusion, SnapshotStream, Stats, StoreError, Watch,
     budget::Share,
-    commit::Installed,
-    database::{self, Database},
-    db::{Db, io_error},
-    digests::Digests,
-    families, forks,
-    home::Home,
-    incarnation, index,
-    lane::{Command, Install, Lane, MAX_COMMAND, QUEUE, lane_of},
+    directory::attributes,
+    directory::data_dir::DataDir,
+    directory::incarnation,
+    directory::meta::{self, Meta, Numbers},
+    directory::slot_records,
+    engine::db::{Db, io_error},
+    engine::durable_index::DurableIndex,
+    engine::families,
+    engine::index,
+    engine::reopenable_db::{self, ReopenableDb},
+    engine::space,
+    engine::watermark::{self, Watermark},
+    integrity::forks,
+    integrity::quarantine::Quarantine,
+    integrity::scrub,
     limited,
-    loaded::LoadedSpans,
-    marks::Marks,
-    meta::{self, Meta, Numbers},
-    notes, prove,
-    quarantine::Quarantine,
-    read,
-    readable::Readable,
-    scrub,
-    shared::{Known, Shared},
-    slots, space, staging, syncer,
-    watermark::{self, Watermark},
+    read::pages,
+    read::prove,
+    read::visibility::SlotVisibility,
+    replicate::digests::Digests,
+    shared::{OpenedState, Shared},
+    write::commit::Installed,
+    write::lane::{Command, Install, Lane, MAX_COMMAND_APPENDS, MAX_QUEUED_COMMANDS, lane_of},
+    write::staging,
+    write::syncer,
+    write::uncommitted_loads::UncommittedLoads,
 };
 
 /// A page of a listing reads so many heads for each context that it may have, …
@@ -52,11 +58,11 @@ const HEADS_PER_CONTEXT: usize = 32;
 /// … and so many in any case.
 const LEAST_HEADS: usize = 10_000;
 /// Length of an entry id that the ledger makes.
-const GIVEN_ID: usize = 32;
+const GENERATED_ID_LENGTH: usize = 32;
 /// How often those are looked for whose time is over, or who went.
-const LOOK: Duration = Duration::from_millis(100);
+const EXPIRY_INTERVAL: Duration = Duration::from_millis(100);
 /// How long a load waits for its copies.
-const COPIED_WITHIN: Duration = Duration::from_mins(10);
+const LOAD_COMMIT_TIMEOUT: Duration = Duration::from_mins(10);
 
 /// A durable ledger in a data directory. Cheap to clone; all methods may be called from any thread.
 ///
@@ -69,7 +75,7 @@ pub struct Ledger {
 /// What all clones share.
 #[derive(Debug)]
 pub(crate) struct Inner {
-    pub(crate) database: Arc<Database>,
+    pub(crate) database: Arc<ReopenableDb>,
     pub(crate) shared: Arc<Shared>,
     /// True once the ledger closes; wakes watchers.
     pub(crate) closed: watch::Sender<bool>,
@@ -102,7 +108,7 @@ impl Ledger {
 
     fn try_open(dir: &Path, options: Options) -> Result<Self, StoreError> {
         let open = |reason: String| StoreError::Open { path: dir.display().to_string(), reason };
-        let home = Home::new(dir)?;
+        let home = DataDir::new(dir)?;
         let opening = home.prepare()?;
         let watermark = Watermark::open(dir).map_err(|error| {
             let remedy = if space::is_no_space_io(&error) {
@@ -112,9 +118,9 @@ impl Ledger {
             };
             open(format!("its file {} cannot be written ({error}); {remedy}", watermark::FILE))
         })?;
-        let readable = Arc::new(Readable::new(options.clustered));
-        let (path, marks) = (home.database(), Marks::new(watermark));
-        let database = Database::open(path, options.clone(), Arc::clone(&readable), marks, opening)?;
+        let readable = Arc::new(SlotVisibility::new(options.clustered));
+        let (path, marks) = (home.database(), DurableIndex::new(watermark));
+        let database = ReopenableDb::open(path, options.clone(), Arc::clone(&readable), marks, opening)?;
         let database = Arc::new(database);
         let db = database.get()?;
         let meta = Meta::open(&db, dir)?;
@@ -125,9 +131,9 @@ impl Ledger {
         let numbers = Numbers::open(&db)?;
         let quarantine = Quarantine::default();
         let digests = options.clustered.then(|| Digests::scan(&db, &quarantine)).transpose()?;
-        let known = Known { digests, quarantine, loaded: LoadedSpans::open(&db)? };
+        let known = OpenedState { digests, quarantine, loaded: UncommittedLoads::open(&db)? };
         let shared = Shared::new(options, meta, numbers, Arc::clone(&database), readable, known);
-        if database.was_tight() {
+        if database.was_short_of_space() {
             shared.commit_failed(&StoreError::DiskFull { needed: Some(database.needed()) });
         }
         shared.cluster.send_replace(meta::read(&db, meta::CLUSTER_ID_KEY)?.map(ClusterId));
@@ -161,7 +167,7 @@ impl Ledger {
     ) -> Result<Appended, StoreError> {
         let append = Append { received_lamport: received.0, ..Append::new(context.clone(), draft) };
         let (reply, result) = oneshot::channel();
-        let (queue, command) = self.inner.command(append, Terms::default(), reply)?;
+        let (queue, command) = self.inner.command(append, AppendConditions::default(), reply)?;
         queue.blocking_send(command).map_err(|_| StoreError::Closed)?;
         drop(queue);
         result.blocking_recv().map_err(|_| StoreError::Closed)?
@@ -170,11 +176,11 @@ impl Ledger {
     /// As [`Ledger::append`], for async code and with all options. Dropping the future does not undo the
     /// append.
     pub async fn append_async(&self, append: Append) -> Result<Appended, StoreError> {
-        self.append_on(append, Terms::default()).await
+        self.append_on(append, AppendConditions::default()).await
     }
 
     /// As [`Ledger::append_async`], on terms.
-    pub async fn append_on(&self, append: Append, terms: Terms) -> Result<Appended, StoreError> {
+    pub async fn append_on(&self, append: Append, terms: AppendConditions) -> Result<Appended, StoreError> {
         let (reply, result) = oneshot::channel();
         let (queue, command) = self.inner.command(append, terms, reply)?;
         queue.send(command).await.map_err(|_| StoreError::Closed)?;
@@ -190,7 +196,7 @@ impl Ledger {
     pub async fn submit(
         &self,
         appends: Vec<(u64, Append)>,
-        terms: Terms,
+        terms: AppendConditions,
         results: mpsc::UnboundedSender<BatchResults>,
     ) -> Result<(), StoreError> {
         let queues = self.inner.lanes.read().clone();
@@ -211,7 +217,7 @@ impl Ledger {
         }
         for (queue, mut share) in queues.iter().zip(shares) {
             while !share.is_empty() {
-                let rest = share.split_off(share.len().min(MAX_COMMAND));
+                let rest = share.split_off(share.len().min(MAX_COMMAND_APPENDS));
                 let command = Command::Batch(share, results.clone(), terms.clone());
                 share = rest;
                 if let Err(mpsc::error::SendError(Command::Batch(batch, ..))) = queue.send(command).await {
@@ -232,7 +238,7 @@ impl Ledger {
     /// The context's head; `None` if it was never written.
     pub fn head(&self, context: &ContextId) -> Result<Option<Head>, StoreError> {
         self.inner
-            .noted(self.inner.database.get().and_then(|db| db.head(context)))
+            .quarantine_damage(self.inner.database.get().and_then(|db| db.head(context)))
             .map(|found| found.map(|(_, head)| head))
     }
 
@@ -316,8 +322,9 @@ impl Ledger {
     /// The position at a size; `None`: the newest. A context that was never written has size 0, the root of the
     /// empty tree and a lineage of zeros.
     pub fn checkpoint(&self, context: &ContextId, size: Option<Size>) -> Result<Checkpointed, StoreError> {
-        self.inner
-            .checked(context, |db| prove::checkpoint(db, context, size, self.inner.shared.options.suite))
+        self.inner.with_quarantine(context, |db| {
+            prove::checkpoint(db, context, size, self.inner.shared.options.suite)
+        })
     }
 
     /// Proves that an entry is in the tree of a size; `None`: the newest.
@@ -327,7 +334,7 @@ impl Ledger {
         sequence: Sequence,
         size: Option<Size>,
     ) -> Result<ProvenInclusion, StoreError> {
-        self.inner.checked(context, |db| prove::inclusion(db, context, sequence, size))
+        self.inner.with_quarantine(context, |db| prove::inclusion(db, context, sequence, size))
     }
 
     /// Proves that the tree of one size is a prefix of the tree of another; `None`: the newest.
@@ -337,12 +344,12 @@ impl Ledger {
         old: Size,
         new: Option<Size>,
     ) -> Result<ProvenConsistency, StoreError> {
-        self.inner.checked(context, |db| prove::consistency(db, context, old, new))
+        self.inner.with_quarantine(context, |db| prove::consistency(db, context, old, new))
     }
 
     /// Checks that the context's history passes through a position: [`StoreError::HistoryChanged`] if not.
     pub fn check_position(&self, context: &ContextId, position: &Position) -> Result<(), StoreError> {
-        self.inner.checked(context, |db| {
+        self.inner.with_quarantine(context, |db| {
             prove::check_position(db, context, position, self.inner.shared.options.suite)
         })
     }
@@ -389,7 +396,7 @@ impl Ledger {
             key.clone_into(&mut newest);
             if let Some((context, place, head)) = scrub::decode_row(&self.inner.shared, key, value)
                 && slots(place.slot)
-                && let Some((_, head)) = db.stable().of(&context, Some((place, head)))
+                && let Some((_, head)) = db.committed_heads().of(&context, Some((place, head)))
             {
                 contexts.push(ContextInfo {
                     size: head.size(),
@@ -418,7 +425,7 @@ impl Ledger {
         self.inner.shared.counts().0
     }
 
-    /// What the store can say of itself, at once: what only the database knows is unknown while that is opened anew.
+    /// What the store can say of itself, at once: what only the database knows is unknown while that is reopened.
     pub fn stats(&self) -> Stats {
         let shared = &self.inner.shared;
         let db = self.inner.database.if_open();
@@ -434,7 +441,7 @@ impl Ledger {
             damaged_slots: shared.damaged_slots() as u64,
             compacts: self.inner.database.compacts(),
             contexts: match &shared.digests {
-                Some(digests) => Some(digests.contexts(|slot| shared.readable.is_kept(slot))),
+                Some(digests) => Some(digests.contexts(|slot| shared.visibility.is_member(slot))),
                 None => db.map(|db| db.family_property(families::HEADS, "rocksdb.estimate-num-keys")),
             },
             disk_bytes: db.map(|db| db.property("rocksdb.total-sst-files-size")),
@@ -506,7 +513,7 @@ impl Ledger {
         self.inner.shared.failure().map_or(Ok(()), Err)
     }
 
-    /// Whether commits can be written, from now on: false after one failed, until the database was opened anew.
+    /// Whether commits can be written, from now on: false after one failed, until the database was reopened.
     pub fn watch_writable(&self) -> watch::Receiver<bool> {
         self.inner.shared.watch_writable()
     }
@@ -534,30 +541,30 @@ impl Ledger {
     /// Counts a start of the node, and gives its number: higher at every call than at any before. It is on disk when
     /// this returns. Blocks.
     pub fn next_incarnation(&self) -> Result<Incarnation, StoreError> {
-        self.inner.database.marks().start();
+        self.inner.database.durable_index().start();
         incarnation::next(&*self.inner.database.get()?)
             .inspect_err(|error| self.inner.shared.commit_failed(error))
     }
 
     /// What the node noted under a name about itself; `None`: nothing. Blocks.
-    pub fn note(&self, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
-        notes::read(&*self.inner.database.get()?, name)
+    pub fn node_attribute(&self, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        attributes::read(&*self.inner.database.get()?, name)
     }
 
     /// Notes something under a name in place of what was noted before, or nothing; it is on disk when this returns. Blocks.
-    pub fn keep_note(&self, name: &str, note: Option<&[u8]>) -> Result<(), StoreError> {
-        notes::keep(&*self.inner.database.get()?, name, note)
+    pub fn set_node_attribute(&self, name: &str, note: Option<&[u8]>) -> Result<(), StoreError> {
+        attributes::write(&*self.inner.database.get()?, name, note)
             .inspect_err(|error| self.inner.shared.commit_failed(error))
     }
 
     /// What this replica promised and accepted of a slot.
     pub fn slot_record(&self, slot: Slot) -> Result<SlotRecord, StoreError> {
-        slots::read(&*self.inner.database.get()?, slot)
+        slot_records::read(&*self.inner.database.get()?, slot)
     }
 
     /// Keeps what this replica promised and accepted of slots, all or none; returns when it is on disk.
     pub fn keep_slot_records(&self, records: &BTreeMap<Slot, SlotRecord>) -> Result<(), StoreError> {
-        slots::write(&*self.inner.database.get()?, records, None)
+        slot_records::write(&*self.inner.database.get()?, records, None)
             .inspect_err(|error| self.inner.shared.commit_failed(error))
     }
 
@@ -600,7 +607,7 @@ impl Inner {
         let lanes = options.lanes();
         let mut threads = self.threads.lock();
         for number in 0..lanes {
-            let (queue, commands) = mpsc::channel(QUEUE);
+            let (queue, commands) = mpsc::channel(MAX_QUEUED_COMMANDS);
             let (database, shared) = (Arc::clone(&self.database), Arc::clone(&self.shared));
             let lane = Lane::new(number, database, shared, to_syncer.clone(), options.head_cache / lanes);
             threads.push(self.thread(format!("lane-{number}"), true, move || lane.run(commands))?);
@@ -632,14 +639,16 @@ impl Inner {
         if options.clustered {
             let (shared, stopped) = (Arc::clone(&self.shared), stopped.clone());
             threads.push(self.thread("deadlines".to_owned(), true, move || {
-                while stopped.recv_timeout(LOOK) == Err(crossbeam_channel::RecvTimeoutError::Timeout) {
+                while stopped.recv_timeout(EXPIRY_INTERVAL)
+                    == Err(crossbeam_channel::RecvTimeoutError::Timeout)
+                {
                     let now = Instant::now();
-                    shared.copies().iter().for_each(|copies| copies.expire(now));
+                    shared.replication().iter().for_each(|copies| copies.expire(now));
                 }
             })?);
         }
         let (database, shared) = (Arc::clone(&self.database), Arc::clone(&self.shared));
-        let run = move || database::keep_open(&database, &shared, &stopped);
+        let run = move || reopenable_db::keep_open(&database, &shared, &stopped);
         threads.push(self.thread("keep-open".to_owned(), true, run)?);
         *self.stop.lock() = Some(stop);
         Ok(())
@@ -664,14 +673,14 @@ impl Inner {
         &self,
         context: &ContextId,
         filter: &Filter,
-        visit: &mut read::Visit<'_>,
+        visit: &mut pages::Visit<'_>,
     ) -> Result<Covered, StoreError> {
-        self.checked(context, |db| read::visit(db, context, filter, visit))
+        self.with_quarantine(context, |db| pages::visit(db, context, filter, visit))
     }
 
     /// Reads a page, and remembers damage it meets.
     pub(crate) fn page(&self, context: &ContextId, filter: &Filter) -> Result<Page, StoreError> {
-        self.checked(context, |db| read::page(db, context, filter))
+        self.with_quarantine(context, |db| pages::page(db, context, filter))
     }
 
     /// Puts a staged history in place; false if a replica that counts by now has not staged it. Blocks.
@@ -681,8 +690,8 @@ impl Inner {
     }
 
     /// Waits until all that was written of a slot has its copies, if this node owns it in that epoch. Blocks.
-    pub(crate) fn settled(&self, slot: Slot, epoch: Epoch) -> Result<(), StoreError> {
-        self.installed(slot, |done| Command::Settled(slot, epoch, done)).map(|_| ())
+    pub(crate) fn await_committed(&self, slot: Slot, epoch: Epoch) -> Result<(), StoreError> {
+        self.installed(slot, |done| Command::AwaitCommitted(slot, epoch, done)).map(|_| ())
     }
 
     fn installed(&self, slot: Slot, command: impl FnOnce(Installed) -> Command) -> Result<bool, StoreError> {
@@ -690,7 +699,7 @@ impl Inner {
         let queue = self.queue(slot)?;
         queue.blocking_send(command(done)).map_err(|_| StoreError::Closed)?;
         drop(queue);
-        match result.recv_timeout(COPIED_WITHIN) {
+        match result.recv_timeout(LOAD_COMMIT_TIMEOUT) {
             Ok(installed) => installed,
             Err(RecvTimeoutError::Timeout) => Err(StoreError::NotAcknowledged),
             Err(RecvTimeoutError::Disconnected) => Err(StoreError::Closed),
@@ -720,7 +729,7 @@ impl Inner {
     fn command(
         &self,
         append: Append,
-        terms: Terms,
+        terms: AppendConditions,
         reply: oneshot::Sender<Result<Appended, StoreError>>,
     ) -> Result<(mpsc::Sender<Command>, Command), StoreError> {
         self.check(&append)?;
@@ -729,7 +738,7 @@ impl Inner {
 
     /// Refuses what no context could take.
     fn check(&self, append: &Append) -> Result<(), StoreError> {
-        let id_len = append.entry_id.as_ref().map_or(GIVEN_ID, |id| id.with_text(str::len));
+        let id_len = append.entry_id.as_ref().map_or(GENERATED_ID_LENGTH, |id| id.with_text(str::len));
         self.check_size(&append.context, id_len, &append.draft)?;
         ledger_core::entry::check_metadata(&append.draft.metadata)?;
         Ok(())
@@ -748,18 +757,18 @@ impl Inner {
     }
 
     /// Reads of a context that is not quarantined, and quarantines it if it turns out damaged.
-    pub(crate) fn checked<T>(
+    pub(crate) fn with_quarantine<T>(
         &self,
         context: &ContextId,
         read: impl FnOnce(&Db) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         self.shared.quarantine.check(context)?;
-        self.noted(self.database.get().and_then(|db| read(&db)))
+        self.quarantine_damage(self.database.get().and_then(|db| read(&db)))
     }
 
     /// Remembers damage that a reading met.
-    pub(crate) fn noted<T>(&self, result: Result<T, StoreError>) -> Result<T, StoreError> {
-        result.inspect_err(|error| self.shared.quarantine.note(error))
+    pub(crate) fn quarantine_damage<T>(&self, result: Result<T, StoreError>) -> Result<T, StoreError> {
+        result.inspect_err(|error| self.shared.quarantine.record(error))
     }
 
     fn close(&self) -> Result<(), StoreError> {
@@ -768,9 +777,9 @@ impl Inner {
 
     /// Closes the database, once everything that writes has stopped.
     pub(crate) fn close_database(&self) -> Result<(), StoreError> {
-        for copies in self.shared.copies() {
+        for copies in self.shared.replication() {
             // What still waits for copies holds the database. Whether it gets them is not known here any more.
-            copies.failed(&StoreError::NotAcknowledged);
+            copies.on_write_failed(&StoreError::NotAcknowledged);
         }
         self.database.close()
     }

@@ -62,7 +62,7 @@ pub struct Options {
 impl Options {
     /// The least memory for loads with which every entry can be loaded.
     pub fn least_loads(&self) -> usize {
-        crate::load::largest(self.max_loaded_payload())
+        crate::write::load::largest(self.max_loaded_payload())
     }
 
     /// Largest payload of an entry that is loaded: what older builds took can always be restored.

@@ -15,18 +15,18 @@ use tokio::sync::watch;
 
 use crate::{
     Options, StoreError,
-    arriving::{Arrivals, Departures},
     budget::Share,
-    copies::{Carrier, Copies},
-    database::Database,
-    digests::Digests,
-    lane::lane_of,
+    directory::meta::{Meta, Numbers},
+    engine::reopenable_db::ReopenableDb,
+    integrity::quarantine::Quarantine,
     limited,
-    loaded::LoadedSpans,
-    meta::{Meta, Numbers},
-    quarantine::Quarantine,
-    readable::Readable,
-    tail::Tails,
+    read::tail::Tails,
+    read::visibility::SlotVisibility,
+    replicate::digests::Digests,
+    replicate::incoming_load::{OfferedLoads, StagedLoads},
+    replicate::lane_replication::{LaneReplication, OutboxCell},
+    write::lane::lane_of,
+    write::uncommitted_loads::UncommittedLoads,
 };
 
 /// What lanes and readers share.
@@ -42,24 +42,24 @@ pub(crate) struct Shared {
     pub(crate) tails: Arc<Tails>,
     pub(crate) quarantine: Quarantine,
     pub(crate) scrubbed: AtomicU64,
-    pub(crate) database: Arc<Database>,
-    pub(crate) readable: Arc<Readable>,
+    pub(crate) database: Arc<ReopenableDb>,
+    pub(crate) visibility: Arc<SlotVisibility>,
     /// In a cluster: what every slot holds.
     pub(crate) digests: Option<Digests>,
     /// In a cluster: loads of other nodes that are staged here.
-    pub(crate) arrivals: Arrivals,
+    pub(crate) staged_loads: StagedLoads,
     /// In a cluster: loads that other nodes may stage.
-    pub(crate) departures: Departures,
+    pub(crate) offered_loads: OfferedLoads,
     /// In a cluster: what loads brought that may not be stable.
-    pub(crate) loaded: LoadedSpans,
+    pub(crate) uncommitted_loads: UncommittedLoads,
     /// In a cluster: carries what lanes send.
-    pub(crate) carrier: Carrier,
+    pub(crate) outbox: OutboxCell,
     /// The cluster that the directory belongs to, once it does.
     pub(crate) cluster: watch::Sender<Option<ClusterId>>,
     /// The thread that panicked, of those that the ledger cannot do without.
     pub(crate) broken: watch::Sender<Option<String>>,
     /// In a cluster: what waits of each lane.
-    copies: OnceLock<Vec<Arc<Copies>>>,
+    replication: OnceLock<Vec<Arc<LaneReplication>>>,
     appended: AtomicU64,
     commits: AtomicU64,
     failed: AtomicU64,
@@ -73,10 +73,10 @@ pub(crate) struct Shared {
 
 /// What is known of a database from the moment it is opened.
 #[derive(Debug, Default)]
-pub(crate) struct Known {
+pub(crate) struct OpenedState {
     pub(crate) digests: Option<Digests>,
     pub(crate) quarantine: Quarantine,
-    pub(crate) loaded: LoadedSpans,
+    pub(crate) loaded: UncommittedLoads,
 }
 
 impl Shared {
@@ -84,22 +84,22 @@ impl Shared {
         options: Options,
         meta: Meta,
         numbers: Numbers,
-        database: Arc<Database>,
-        readable: Arc<Readable>,
-        known: Known,
+        database: Arc<ReopenableDb>,
+        visibility: Arc<SlotVisibility>,
+        known: OpenedState,
     ) -> Self {
-        let Known { digests, quarantine, loaded } = known;
+        let OpenedState { digests, quarantine, loaded: uncommitted_loads } = known;
         Self {
-            arrivals: Arrivals::default(),
-            departures: Departures::default(),
-            loaded,
+            staged_loads: StagedLoads::default(),
+            offered_loads: OfferedLoads::default(),
+            uncommitted_loads,
             database,
-            readable,
+            visibility,
             digests,
-            carrier: Carrier::new(),
+            outbox: OutboxCell::new(),
             cluster: watch::Sender::default(),
             broken: watch::Sender::default(),
-            copies: OnceLock::new(),
+            replication: OnceLock::new(),
             loads: Share::new("loads", options.loads),
             legacy: Arc::default(),
             meta,
@@ -118,20 +118,20 @@ impl Shared {
     }
 
     /// In a cluster: what waits of each lane; made when first asked for.
-    pub(crate) fn copies(&self) -> &[Arc<Copies>] {
-        self.copies.get_or_init(|| {
+    pub(crate) fn replication(&self) -> &[Arc<LaneReplication>] {
+        self.replication.get_or_init(|| {
             let lanes = if self.options.clustered { self.options.lanes() } else { 0 };
             (0..lanes).map(|_| Arc::default()).collect()
         })
     }
 
     /// In a cluster: what waits of a slot's lane.
-    pub(crate) fn copies_of(&self, slot: Slot) -> Option<&Arc<Copies>> {
-        let copies = self.copies();
+    pub(crate) fn replication_of(&self, slot: Slot) -> Option<&Arc<LaneReplication>> {
+        let copies = self.replication();
         if copies.is_empty() { None } else { copies.get(lane_of(slot, copies.len())) }
     }
 
-    /// A lone node's own epoch: the first, told apart by its storage id.
+    /// A standalone node's own epoch: the first, told apart by its storage id.
     pub(crate) fn epoch(&self) -> Epoch {
         let [first, second, third, ..] = self.meta.storage_id;
         Epoch::new(1, u32::from_be_bytes([0, first, second, third]))
@@ -154,13 +154,13 @@ impl Shared {
     }
 
     /// Counts a commit.
-    pub(crate) fn committed(&self, entries: u64) {
+    pub(crate) fn count_commit(&self, entries: u64) {
         self.appended.fetch_add(entries, Ordering::Relaxed);
         self.commits.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The database was opened anew: there is reason to hope.
-    pub(crate) fn recovered(&self) {
+    /// The database was reopened: there is reason to hope.
+    pub(crate) fn on_reopened(&self) {
         *self.failure.lock() = None;
         self.writable.send_replace(true);
     }
@@ -180,13 +180,18 @@ impl Shared {
             }
         }
         self.writable.send_if_modified(|writable| std::mem::replace(writable, false));
-        // Nothing may go on holding the database: it is opened anew.
-        let led: Vec<_> =
-            self.copies.get().into_iter().flatten().flat_map(|copies| copies.failed(error)).collect();
+        // Nothing may go on holding the database: it is reopened.
+        let led: Vec<_> = self
+            .replication
+            .get()
+            .into_iter()
+            .flatten()
+            .flat_map(|copies| copies.on_write_failed(error))
+            .collect();
         if !led.is_empty()
-            && let Some(outbox) = self.carrier.get()
+            && let Some(outbox) = self.outbox.get()
         {
-            outbox.gave_up(led);
+            outbox.ownership_lost(led);
         }
         self.failed.fetch_add(1, Ordering::Relaxed);
     }

@@ -4,7 +4,7 @@ use std::{path::Path, sync::Arc};
 
 use ledger_core::{
     ContextId, Entry, EntryId, Epoch, HashSuite, Head, Key, Lineage, Position,
-    digest::{ContextSummary, Extent},
+    digest::{ContextSummary, TreeHead},
     entry::Draft,
     log::Stamp,
     slot::Slot,
@@ -13,12 +13,12 @@ use rocksdb::WriteBatch;
 
 use crate::{
     Options,
-    db::{Db, How, Recovery},
-    families::Place,
-    home::Opening,
-    readable::Readable,
+    directory::data_dir::OpenMode,
+    engine::db::{Db, How, Recovery},
+    engine::families::RowLocation,
+    read::visibility::SlotVisibility,
     shared::Shared,
-    state::ContextState,
+    write::state::ContextState,
 };
 
 /// Small caches: much happens early.
@@ -32,7 +32,7 @@ pub(crate) fn open(dir: &Path) -> Db {
 }
 
 pub(crate) fn open_with(dir: &Path, options: &Options) -> Db {
-    Db::open(dir, options, Readable::new(false).into(), Arc::default(), created()).unwrap()
+    Db::open(dir, options, SlotVisibility::new(false).into(), Arc::default(), created()).unwrap()
 }
 
 /// The writer of a context.
@@ -53,7 +53,7 @@ impl<'a> Writer<'a> {
 
     pub(crate) fn of(db: &'a Db, name: &str, number: u64, suite: HashSuite) -> Self {
         let context = ContextId::new(name).unwrap();
-        let place = Place { slot: Slot::of(&context), number };
+        let place = RowLocation { slot: Slot::of(&context), number };
         let state = ContextState::new(place, Head::new(suite, Lineage([7; 16]), 11));
         Self { db, context, state, all: Vec::new(), epoch: Epoch::new(1, 1) }
     }
@@ -107,8 +107,8 @@ impl<'a> Writer<'a> {
         self.state.head.position()
     }
 
-    pub(crate) fn extent(&self) -> Extent {
-        self.state.head.extent()
+    pub(crate) fn extent(&self) -> TreeHead {
+        self.state.head.tree_head()
     }
 
     pub(crate) fn summary(&self) -> ContextSummary {
@@ -120,7 +120,7 @@ impl<'a> Writer<'a> {
 /// How a database is opened where there was none.
 pub(crate) fn created() -> How {
     How {
-        opening: Opening::Create,
+        opening: OpenMode::Create,
         recovery: Recovery::Whole,
         generation: 0,
         compacts: true,

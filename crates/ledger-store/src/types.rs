@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Instant};
 
 use ledger_core::{
     ContextId, Entry, EntryId, Epoch, Hash, HashSuite, Key, Lineage, Position, Sequence, Size,
-    clock::LamportClock, entry::Draft, replication::Needed,
+    clock::LamportClock, entry::Draft, replication::WriteQuorum,
 };
 
 use crate::{StoreError, budget::Permit};
@@ -23,31 +23,31 @@ pub struct Append {
     /// In a cluster: only if the slot is owned in this epoch. Appends that are sent without waiting for each other
     /// keep their order if they name the epoch: after one that is refused all are.
     pub epoch: Option<Epoch>,
-    /// In a cluster: the copies that it is acknowledged with. A lone node's one copy is all there are.
-    pub needed: Needed,
+    /// In a cluster: the copies that it is acknowledged with. A standalone node's one copy is all there are.
+    pub quorum: WriteQuorum,
 }
 
 impl Append {
     /// An append of nothing but a draft: the ledger makes the id, and it is acknowledged with the configured copies.
     pub fn new(context: ContextId, draft: Draft) -> Self {
-        let needed = Needed::Configured;
-        Self { context, draft, received_lamport: 0, entry_id: None, epoch: None, needed }
+        let quorum = WriteQuorum::Configured;
+        Self { context, draft, received_lamport: 0, entry_id: None, epoch: None, quorum }
     }
 }
 
 /// On what terms appends are taken.
 #[derive(Debug, Clone, Default)]
-pub struct Terms {
+pub struct AppendConditions {
     /// In a cluster: until when they may wait for their copies; `None`: as long as it takes. What is stored stays, and
     /// may get them later.
-    pub until: Option<Instant>,
+    pub deadline: Option<Instant>,
     /// What they hold while they wait, whoever goes on waiting for the answer.
     pub permit: Option<Arc<Permit>>,
 }
 
-impl Terms {
-    pub(crate) fn is_over(&self, now: Instant) -> bool {
-        self.until.is_some_and(|until| until <= now)
+impl AppendConditions {
+    pub(crate) fn is_expired(&self, now: Instant) -> bool {
+        self.deadline.is_some_and(|until| until <= now)
     }
 }
 
@@ -277,12 +277,12 @@ pub struct Stats {
     pub damaged_slots: u64,
     /// Whether table files are compacted: not any more after RocksDB met a damaged one.
     pub compacts: bool,
-    /// Number of contexts with entries; on a lone node estimated, and too high for contexts that were just written to. `None`
-    /// there while the database is opened anew.
+    /// Number of contexts with entries; on a standalone node estimated, and too high for contexts that were just written to. `None`
+    /// there while the database is reopened.
     pub contexts: Option<u64>,
-    /// Bytes of table files on disk; `None` while the database is opened anew.
+    /// Bytes of table files on disk; `None` while the database is reopened.
     pub disk_bytes: Option<u64>,
-    /// Bytes of memory used by RocksDB: block cache, write buffers, table readers; `None` while the database is opened anew.
+    /// Bytes of memory used by RocksDB: block cache, write buffers, table readers; `None` while the database is reopened.
     pub memory_bytes: Option<u64>,
 }
 

@@ -251,7 +251,7 @@ fn what_was_promised_of_a_slot_is_there_after_opening_again() {
     let slot = |number| Slot::new(number).unwrap();
     let node = NodeId::new("ledger-1").unwrap();
     let member = Member { node, storage: StorageId([1; 16]) };
-    let claim = Claim::above(ledger_store::Epoch::default(), &member).unwrap();
+    let claim = Claim::lowest_above(ledger_store::Epoch::default(), &member).unwrap();
     let set = ReplicaSet::new([member]).unwrap();
     let (promised, _) = SlotRecord::default().promise(&claim).unwrap();
     let accepted = promised.accept(&claim, &set, false, None).unwrap();

@@ -5,8 +5,8 @@
 mod support;
 
 use futures::executor::block_on;
-use ledger_core::{digest::Extent, node::NodeId, ownership::Claim, slot::Slot};
-use ledger_store::{Epoch, Evidence, Hash, Ledger, LeftHistory, Size, Tip, replica::Change};
+use ledger_core::{digest::TreeHead, node::NodeId, ownership::Claim, slot::Slot};
+use ledger_store::{Epoch, Evidence, ForkOutcome, Hash, Ledger, Size, Tip, replicate::replica::RecordChange};
 
 use support::{append_many, context};
 
@@ -18,7 +18,7 @@ fn nothing_is_left_in_a_claim_once_a_higher_one_was_promised() {
     append_many(&ledger, &context, 10, &mut Vec::new());
     let extent = || {
         let head = ledger.head(&context).unwrap().unwrap();
-        Extent { size: head.size(), root: head.root() }
+        TreeHead { size: head.size(), root: head.root() }
     };
     let claim = |counter| Claim {
         epoch: Epoch::new(counter, 1),
@@ -29,12 +29,12 @@ fn nothing_is_left_in_a_claim_once_a_higher_one_was_promised() {
     let leave = |claim: Claim| {
         let theirs = Tip { size: Size(44), root: Hash([7; 32]), epoch: Epoch(77) };
         let evidence = Evidence { theirs, reason: "the owner's history differs".to_owned() };
-        block_on(ledger.leave_history(context.clone(), claim, Size(6), extent(), evidence)).unwrap()
+        block_on(ledger.fork_history(context.clone(), claim, Size(6), extent(), evidence)).unwrap()
     };
-    block_on(ledger.change_slots(vec![(Slot::of(&context), Change::Promise(high.clone()))])).unwrap();
-    assert_eq!(leave(low), LeftHistory::Refused(high.clone()));
+    block_on(ledger.change_slots(vec![(Slot::of(&context), RecordChange::Promise(high.clone()))])).unwrap();
+    assert_eq!(leave(low), ForkOutcome::Refused(high.clone()));
     assert_eq!(extent(), before);
-    assert_eq!(leave(high), LeftHistory::At(Size(6)));
+    assert_eq!(leave(high), ForkOutcome::Forked(Size(6)));
     assert_eq!(extent().size, Size(6));
     ledger.close().unwrap();
 }

@@ -4,7 +4,7 @@
 
 mod support;
 
-use ledger_store::{Announced, Filter, Ledger, Loaded, Options, Sequence, Size, StoreError};
+use ledger_store::{Filter, Ledger, LoadDescriptor, Loaded, Options, Sequence, Size, StoreError};
 use support::{append_many, context, draft, small};
 
 fn snapshot_of(ledger: &Ledger, name: &str) -> Vec<u8> {
@@ -184,8 +184,8 @@ fn a_load_staged_for_another_node_is_removed_when_nobody_puts_it_in_place() {
     let target = Ledger::open_with(two.path(), small()).unwrap();
     // More than may be staged at once: each is gone when what stands for it is.
     for _ in 0..100 {
-        let announced = Announced::by(&range, Size(300), Some(range.root));
-        let mut arriving = target.arrive(&context("c"), announced).unwrap().unwrap();
+        let announced = LoadDescriptor::of_range(&range, Size(300), Some(range.root));
+        let mut arriving = target.stage_load(&context("c"), announced).unwrap().unwrap();
         arriving.take(&range).unwrap();
         let staged = arriving.finish().unwrap();
         assert_eq!((staged.to().size, staged.to().root), (Size(300), range.root));

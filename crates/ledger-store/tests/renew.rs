@@ -14,7 +14,7 @@ use ledger_core::{
 };
 use ledger_store::{
     Ledger, StoreError,
-    replica::{Change, ChangeOutcome},
+    replicate::replica::{RecordChange, RecordChangeOutcome},
 };
 use support::{context, copy_dir, draft, flipped, tamper};
 
@@ -28,26 +28,26 @@ fn no_start_opens_below_what_was_durable_however_the_one_before_ended() {
         let at = killed.path().join(round.to_string());
         let ledger = Ledger::open(dir.path()).unwrap();
         ledger.next_incarnation().unwrap();
-        assert!(ledger.opening_mark() >= durable, "{} after {durable}", ledger.opening_mark());
-        assert!(ledger.durable_mark() > ledger.opening_mark());
+        assert!(ledger.opening_index() >= durable, "{} after {durable}", ledger.opening_index());
+        assert!(ledger.durable_index() > ledger.opening_index());
         for number in 0..50 {
             let name = context(&format!("{round}-{}", number % 7));
             ledger.append(&name, draft("k", format!("{round}-{number}"))).unwrap();
         }
-        let said = ledger.durable_mark();
+        let said = ledger.durable_index();
         copy_dir(dir.path(), &at);
         ledger.close().unwrap();
-        durable = ledger.durable_mark();
+        durable = ledger.durable_index();
         assert!(durable >= said);
         drop(ledger);
 
         let again = Ledger::open(&at).unwrap();
-        assert!(again.opening_mark() >= said, "{} after {said}", again.opening_mark());
+        assert!(again.opening_index() >= said, "{} after {said}", again.opening_index());
     }
     // Opening alone changes nothing of it.
-    let opened = Ledger::open(dir.path()).unwrap().opening_mark();
+    let opened = Ledger::open(dir.path()).unwrap().opening_index();
     assert!(opened >= durable);
-    assert!(Ledger::open(dir.path()).unwrap().opening_mark() >= opened);
+    assert!(Ledger::open(dir.path()).unwrap().opening_index() >= opened);
 }
 
 #[test]
@@ -60,7 +60,7 @@ fn an_older_copy_opens_below_what_was_durable() {
     ledger.append(&context("a"), draft("k", "second")).unwrap();
     let copied = Ledger::open(older.path()).unwrap();
     copied.next_incarnation().unwrap();
-    assert!(copied.opening_mark() < ledger.durable_mark());
+    assert!(copied.opening_index() < ledger.durable_index());
     assert_eq!(copied.storage(), ledger.storage());
 }
 
@@ -80,30 +80,30 @@ fn a_renewed_directory_is_another_storage_that_kept_its_entries_and_forgot_its_p
         accepted: claim.epoch,
         placement: Some(Placement {
             epoch: claim.epoch,
-            set: ReplicaSet::new(members.clone()).unwrap(),
+            members: ReplicaSet::new(members.clone()).unwrap(),
             is_confirmed,
-            before: None,
+            previous: None,
         }),
-        was_formed: false,
+        is_formed: false,
     };
     let records = BTreeMap::from([
         (slot(1), SlotRecord { promised: Some(claim.clone()), ..SlotRecord::default() }),
         (slot(2), placed(false)),
         (slot(3), placed(true)),
-        (slot(4), SlotRecord { was_formed: true, ..SlotRecord::default() }),
+        (slot(4), SlotRecord { is_formed: true, ..SlotRecord::default() }),
     ]);
     ledger.keep_slot_records(&records).unwrap();
 
-    let renewed = ledger.renew().unwrap();
+    let renewed = ledger.reidentify().unwrap();
     assert_ne!(renewed, before);
     assert!(matches!(ledger.append(&name, draft("k", "three")), Err(StoreError::Closed)));
-    assert!(matches!(ledger.renew(), Err(StoreError::Closed)));
+    assert!(matches!(ledger.reidentify(), Err(StoreError::Closed)));
     ledger.close().unwrap();
     drop(ledger);
 
     let ledger = Ledger::open(dir.path()).unwrap();
     assert_eq!(ledger.storage(), renewed);
-    let formed = SlotRecord { was_formed: true, ..SlotRecord::default() };
+    let formed = SlotRecord { is_formed: true, ..SlotRecord::default() };
     assert_eq!(ledger.slot_records().unwrap(), [(slot(3), formed.clone()), (slot(4), formed)]);
     assert_eq!(ledger.get(&name, &ledger_store::Filter::default()).unwrap().entries.len(), 2);
     ledger.append(&name, draft("k", "three")).unwrap();
@@ -114,7 +114,7 @@ fn with_a_damaged_record() -> (tempfile::TempDir, Slot) {
     let (dir, slot) = (tempfile::tempdir().unwrap(), Slot::new(3).unwrap());
     let ledger = Ledger::open(dir.path()).unwrap();
     let claim = Claim { epoch: Epoch::new(3, 4), claimant: NodeId::new("n").unwrap() };
-    let record = SlotRecord { promised: Some(claim), was_formed: true, ..SlotRecord::default() };
+    let record = SlotRecord { promised: Some(claim), is_formed: true, ..SlotRecord::default() };
     ledger.keep_slot_records(&BTreeMap::from([(slot, record)])).unwrap();
     ledger.close().unwrap();
     drop(ledger);
@@ -129,12 +129,12 @@ fn a_renewed_directory_whose_record_of_a_slot_is_damaged_does_not_form_it_anew()
     let (dir, slot) = with_a_damaged_record();
     let ledger = Ledger::open(dir.path()).unwrap();
     assert!(matches!(ledger.slot_record(slot), Err(StoreError::SlotDamaged { .. })));
-    ledger.renew().unwrap();
+    ledger.reidentify().unwrap();
     ledger.close().unwrap();
     drop(ledger);
 
     let ledger = Ledger::open(dir.path()).unwrap();
-    let formed = SlotRecord { was_formed: true, ..SlotRecord::default() };
+    let formed = SlotRecord { is_formed: true, ..SlotRecord::default() };
     assert_eq!(ledger.slot_records().unwrap(), [(slot, formed)]);
 }
 
@@ -143,8 +143,11 @@ fn a_record_that_cannot_be_read_is_not_handed_out_as_an_empty_one() {
     let (dir, slot) = with_a_damaged_record();
     let ledger = Ledger::open(dir.path()).unwrap();
     let claim = Claim { epoch: Epoch::new(1, 1), claimant: NodeId::new("m").unwrap() };
-    let changes = vec![(slot, Change::Promise(claim))];
+    let changes = vec![(slot, RecordChange::Promise(claim))];
     let (_, changed) = futures::executor::block_on(ledger.change_slots(changes)).unwrap().remove(0);
-    assert!(matches!(changed.outcome, ChangeOutcome::Failed(StoreError::SlotDamaged { .. })), "{changed:?}");
+    assert!(
+        matches!(changed.outcome, RecordChangeOutcome::Failed(StoreError::SlotDamaged { .. })),
+        "{changed:?}"
+    );
     assert_eq!(changed.record, None);
 }

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use futures::FutureExt as _;
 use ledger_core::{
     Epoch,
-    digest::{Digest, Extent},
+    digest::{Digest, TreeHead},
     node::{Member, NodeId, ReplicaSet},
     ownership::Claim,
     replication::Peer,
@@ -17,7 +17,10 @@ use ledger_core::{
 };
 use ledger_store::{
     Append, ContextId, Ledger, Options, Sequence, Size, StoreError,
-    replica::{Change, ChangeOutcome, Held, Lead, Offer, Outbox, Outgoing, Part, Spread, StableUpTo},
+    replicate::replica::{
+        CommitIndex, Outbox, Outgoing, OwnerCommand, Part, RecordChange, RecordChangeOutcome, ReplicaStatus,
+        StagingRequest, SyncOffer,
+    },
 };
 use support::{append_many, context, draft, flipped, small, tamper};
 use tokio::task::block_in_place;
@@ -31,20 +34,20 @@ impl Outbox for Sent {
         self.0.lock().unwrap().push(what);
     }
 
-    fn spread(&self, _: Peer, _: Spread) {}
+    fn request_staging(&self, _: Peer, _: StagingRequest) {}
 
     fn restart(&self, _: Peer) {}
 
     fn stopped(&self, _: Slot, _: Claim) {}
 
-    fn gave_up(&self, _: Vec<Slot>) {}
+    fn ownership_lost(&self, _: Vec<Slot>) {}
 }
 
 impl Sent {
-    fn offer(&self) -> Offer {
+    fn offer(&self) -> SyncOffer {
         let sent = self.0.lock().unwrap();
         let mut offers = sent.iter().filter_map(|sent| match sent {
-            Outgoing::Offer(offer) => Some(offer.clone()),
+            Outgoing::SyncOffer(offer) => Some(offer.clone()),
             _ => None,
         });
         offers.next().expect("an offer was sent")
@@ -78,8 +81,14 @@ struct Two {
 }
 
 /// Accepts a claim with confirmed members, offered or not.
-fn accepting(claim: &Claim, set: &ReplicaSet, offer: Option<(Digest, u64)>) -> Change {
-    Change::Accept { claim: claim.clone(), set: set.clone(), is_confirmed: true, before: None, offer }
+fn accepting(claim: &Claim, set: &ReplicaSet, offer: Option<(Digest, u64)>) -> RecordChange {
+    RecordChange::Accept {
+        claim: claim.clone(),
+        members: set.clone(),
+        is_confirmed: true,
+        previous: None,
+        offer,
+    }
 }
 
 fn claim(epoch: u32, claimant: &str) -> Claim {
@@ -98,19 +107,27 @@ impl Two {
         let context = context("c");
         let (slot, claim) = (Slot::of(&context), claim(5, "owner"));
         let sent = Arc::new(Sent::default());
-        owner.carry(Arc::clone(&sent) as Arc<dyn Outbox>);
+        owner.set_outbox(Arc::clone(&sent) as Arc<dyn Outbox>);
         let peer = Peer::new(0).unwrap();
-        let offer =
-            Lead::Offer { peer, claim: claim.clone(), set: set.clone(), is_confirmed: true, before: None };
-        let own = Lead::Own { claim: claim.clone(), needed: 1 };
+        let offer = OwnerCommand::OfferSync {
+            peer,
+            claim: claim.clone(),
+            members: set.clone(),
+            is_confirmed: true,
+            previous: None,
+        };
+        let own = OwnerCommand::BeginServing { claim: claim.clone(), write_quorum: 1 };
 
         owner.change_slots(vec![(slot, accepting(&claim, &set, None))]).await.unwrap();
-        owner.lead(vec![(slot, offer), (slot, own)]).await.unwrap();
+        owner.apply_owner_commands(vec![(slot, offer), (slot, own)]).await.unwrap();
         let two = Self { dirs, owner, replica, sent, set, claim, context, slot };
         // It answers when the offer was made, too.
         two.append("first").await;
         let offer = two.sent.offer();
-        assert!(matches!(two.accept(&two.claim, offer.digest, offer.number).await, ChangeOutcome::Done));
+        assert!(matches!(
+            two.accept(&two.claim, offer.digest, offer.number).await,
+            RecordChangeOutcome::Done
+        ));
         two.stable(offer.number).await;
         two
     }
@@ -124,7 +141,7 @@ impl Two {
         self.owner.append_async(append).await.map(|_| ())
     }
 
-    async fn accept(&self, claim: &Claim, digest: Digest, number: u64) -> ChangeOutcome {
+    async fn accept(&self, claim: &Claim, digest: Digest, number: u64) -> RecordChangeOutcome {
         let accept = accepting(claim, &self.set, Some((digest, number)));
         self.replica.change_slots(vec![(self.slot, accept)]).await.unwrap().remove(0).1.outcome
     }
@@ -132,13 +149,13 @@ impl Two {
     /// Brings the owner's newest commit to the replica; gives its number.
     async fn replicate(&self) -> u64 {
         let (parts, number) = self.sent.commit();
-        self.replica.follow(parts, number).await.unwrap().durable().await.unwrap();
+        self.replica.replicate(parts, number).await.unwrap().durable().await.unwrap();
         number
     }
 
     async fn stable(&self, number: u64) {
-        let up_to = StableUpTo { slot: self.slot, epoch: self.claim.epoch, number };
-        self.replica.stable(vec![up_to]).await.unwrap();
+        let up_to = CommitIndex { slot: self.slot, epoch: self.claim.epoch, number };
+        self.replica.advance_commit_index(vec![up_to]).await.unwrap();
         // The lane has done it when it answers.
         self.replica.digests(vec![self.slot]).await.unwrap();
     }
@@ -167,14 +184,14 @@ async fn what_is_fetched_late_does_not_hide_a_slot_that_is_in_step() {
     let two = Two::start().await;
     let first = two.replicate().await;
     two.stable(first).await;
-    assert!(two.replica.shows(two.slot));
+    assert!(two.replica.is_visible(two.slot));
     // A comparison that began before the slot was in step fetches what is here by now, and the next entry.
     let (parts, _) = two.sent.commit();
-    two.replica.follow(parts, 0).await.unwrap().durable().await.unwrap();
+    two.replica.replicate(parts, 0).await.unwrap().durable().await.unwrap();
     two.append("second").await;
     let (parts, _) = two.sent.commit();
-    two.replica.follow(parts, 0).await.unwrap().durable().await.unwrap();
-    assert!(two.replica.shows(two.slot));
+    two.replica.replicate(parts, 0).await.unwrap().durable().await.unwrap();
+    assert!(two.replica.is_visible(two.slot));
     // The stream brings it.
     let second = two.replicate().await;
     two.stable(second).await;
@@ -191,24 +208,30 @@ async fn what_a_claimant_fetched_is_shown_once_the_next_owner_says_that_it_is_st
     };
     let first = two.replicate().await;
     two.stable(first).await;
-    // It lost step, and is in step again without hearing yet what is stable.
-    assert!(matches!(two.accept(&claim(6, "owner"), Digest::default(), 1).await, ChangeOutcome::Differs));
+    // It lost step, and is in sync again without hearing yet what is stable.
+    assert!(matches!(
+        two.accept(&claim(6, "owner"), Digest::default(), 1).await,
+        RecordChangeOutcome::Diverged
+    ));
     let outcome = two.accept(&claim(6, "owner"), digest_of(&two.owner).await, 1).await;
-    assert!(matches!(outcome, ChangeOutcome::Done), "{outcome:?}");
-    assert!(!two.replica.shows(two.slot));
+    assert!(matches!(outcome, RecordChangeOutcome::Done), "{outcome:?}");
+    assert!(!two.replica.is_visible(two.slot));
     // It claims the slot itself, and fetches what it lacks …
     two.append("second").await;
     let (mut parts, _) = two.sent.commit();
     let own = claim(7, "replica");
-    two.replica.change_slots(vec![(two.slot, Change::Promise(own.clone()))]).await.unwrap();
+    two.replica.change_slots(vec![(two.slot, RecordChange::Promise(own.clone()))]).await.unwrap();
     parts[0].claim = own;
-    two.replica.follow(parts, 0).await.unwrap().durable().await.unwrap();
+    two.replica.replicate(parts, 0).await.unwrap().durable().await.unwrap();
     // … but another owns it.
     let next = claim(8, "owner");
     let outcome = two.accept(&next, digest_of(&two.owner).await, 5).await;
-    assert!(matches!(outcome, ChangeOutcome::Done), "{outcome:?}");
-    assert!(!two.replica.shows(two.slot), "nothing of it is known to be stable");
-    two.replica.stable(vec![StableUpTo { slot: two.slot, epoch: next.epoch, number: 5 }]).await.unwrap();
+    assert!(matches!(outcome, RecordChangeOutcome::Done), "{outcome:?}");
+    assert!(!two.replica.is_visible(two.slot), "nothing of it is known to be stable");
+    two.replica
+        .advance_commit_index(vec![CommitIndex { slot: two.slot, epoch: next.epoch, number: 5 }])
+        .await
+        .unwrap();
     // The lane has done it when it answers.
     digest_of(&two.replica).await;
     let mut watch = two.replica.watch(&two.context, None, Sequence(0));
@@ -228,8 +251,8 @@ async fn a_watcher_is_not_shown_what_is_left_for_the_next_owners_history() {
     two.append("second").await;
     two.replicate().await;
     let outcome = two.accept(&claim(6, "other"), Digest::default(), 0).await;
-    assert!(matches!(outcome, ChangeOutcome::Differs), "{outcome:?}");
-    assert!(!two.replica.shows(two.slot));
+    assert!(matches!(outcome, RecordChangeOutcome::Diverged), "{outcome:?}");
+    assert!(!two.replica.is_visible(two.slot));
     assert!(watch.changed().now_or_never().is_none(), "it was shown what is not stable");
 }
 
@@ -237,12 +260,12 @@ async fn a_watcher_is_not_shown_what_is_left_for_the_next_owners_history() {
 async fn a_node_that_accepted_another_owner_does_not_lead_by_a_word_that_comes_late() {
     let two = Two::start().await;
     // Decided, but not yet said to the lane, when another claim is accepted.
-    let late = Lead::Own { claim: two.claim.clone(), needed: 1 };
+    let late = OwnerCommand::BeginServing { claim: two.claim.clone(), write_quorum: 1 };
     let digest = two.owner.digests(vec![two.slot]).await.unwrap()[&two.slot];
     let accept = accepting(&claim(6, "replica"), &two.set, Some((digest, 9)));
     let outcome = two.owner.change_slots(vec![(two.slot, accept)]).await.unwrap().remove(0).1.outcome;
-    assert!(matches!(outcome, ChangeOutcome::Done), "{outcome:?}");
-    two.owner.lead(vec![(two.slot, late)]).await.unwrap();
+    assert!(matches!(outcome, RecordChangeOutcome::Done), "{outcome:?}");
+    two.owner.apply_owner_commands(vec![(two.slot, late)]).await.unwrap();
     assert!(two.try_append("in a stale epoch").await.is_err());
 }
 
@@ -250,16 +273,17 @@ async fn a_node_that_accepted_another_owner_does_not_lead_by_a_word_that_comes_l
 async fn only_slots_in_step_with_an_owner_are_compared_with_what_it_holds() {
     let two = Two::start().await;
     let owner = two.claim.claimant.clone();
-    let held =
-        || async { two.replica.held(&owner, vec![two.slot]).await.unwrap().remove(&two.slot).unwrap() };
+    let held = || async {
+        two.replica.replica_status(&owner, vec![two.slot]).await.unwrap().remove(&two.slot).unwrap()
+    };
     two.replicate().await;
     let digest = two.owner.digests(vec![two.slot]).await.unwrap()[&two.slot];
-    assert_eq!(held().await, Held::InStep(digest));
+    assert_eq!(held().await, ReplicaStatus::InSync(digest));
     // The slot moves: what another owner's history holds is not to be held against this one's.
     let other = claim(6, "other");
     let outcome = two.accept(&other, digest, 0).await;
-    assert!(matches!(outcome, ChangeOutcome::Done), "{outcome:?}");
-    assert_eq!(held().await, Held::Promised(other));
+    assert!(matches!(outcome, RecordChangeOutcome::Done), "{outcome:?}");
+    assert_eq!(held().await, ReplicaStatus::Promised(other));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -270,7 +294,13 @@ async fn what_was_not_acknowledged_does_not_hide_what_came_after_it() {
     let digests = |of: Ledger| async move { of.digests(vec![slot]).await.unwrap()[&slot] };
     let common = digests(two.owner.clone()).await;
     // The owner is cut off with an entry whose second copy it does not hear of.
-    two.owner.lead(vec![(slot, Lead::Own { claim: two.claim.clone(), needed: 2 })]).await.unwrap();
+    two.owner
+        .apply_owner_commands(vec![(
+            slot,
+            OwnerCommand::BeginServing { claim: two.claim.clone(), write_quorum: 2 },
+        )])
+        .await
+        .unwrap();
     let append = Append::new(context.clone(), draft("facts", "second".to_owned()));
     let cut_off = two.owner.clone();
     let unanswered = tokio::spawn(async move { cut_off.append_async(append).await });
@@ -282,7 +312,13 @@ async fn what_was_not_acknowledged_does_not_hide_what_came_after_it() {
     let claim = claim(6, "replica");
     let change = |offer| vec![(slot, accepting(&claim, &two.set, offer))];
     two.replica.change_slots(change(None)).await.unwrap();
-    two.replica.lead(vec![(slot, Lead::Own { claim: claim.clone(), needed: 1 })]).await.unwrap();
+    two.replica
+        .apply_owner_commands(vec![(
+            slot,
+            OwnerCommand::BeginServing { claim: claim.clone(), write_quorum: 1 },
+        )])
+        .await
+        .unwrap();
     for payload in ["other", "another"] {
         let append = Append::new(context.clone(), draft("facts", payload.to_owned()));
         two.replica.append_async(append).await.unwrap();
@@ -291,17 +327,17 @@ async fn what_was_not_acknowledged_does_not_hide_what_came_after_it() {
     // The owner hears of it by an offer, before it steps down.
     let offer = Some((digests(two.replica.clone()).await, 1));
     let outcome = two.owner.change_slots(change(offer)).await.unwrap().remove(0).1.outcome;
-    assert!(matches!(outcome, ChangeOutcome::Differs), "{outcome:?}");
-    two.owner.lead(vec![(slot, Lead::StepDown)]).await.unwrap();
+    assert!(matches!(outcome, RecordChangeOutcome::Diverged), "{outcome:?}");
+    two.owner.apply_owner_commands(vec![(slot, OwnerCommand::StepDown)]).await.unwrap();
     assert!(unanswered.await.unwrap().is_err());
     let range = two.replica.range(context, Size(2), Size(4), usize::MAX).unwrap();
     let part = Part { slot, claim: claim.clone(), context: context.clone(), range, is_load: false };
-    two.owner.follow(vec![part], 0).await.unwrap().durable().await.unwrap();
+    two.owner.replicate(vec![part], 0).await.unwrap().durable().await.unwrap();
     let outcome = two.owner.change_slots(change(offer)).await.unwrap().remove(0).1.outcome;
-    assert!(matches!(outcome, ChangeOutcome::Done), "{outcome:?}");
-    two.owner.stable(vec![StableUpTo { slot, epoch: claim.epoch, number: 1 }]).await.unwrap();
+    assert!(matches!(outcome, RecordChangeOutcome::Done), "{outcome:?}");
+    two.owner.advance_commit_index(vec![CommitIndex { slot, epoch: claim.epoch, number: 1 }]).await.unwrap();
     digests(two.owner.clone()).await;
-    assert!(two.owner.shows(slot));
+    assert!(two.owner.is_visible(slot));
     assert_eq!(two.owner.checkpoint(context, None).unwrap().position.size, Size(4));
 }
 
@@ -326,7 +362,13 @@ async fn load_ten(
 ) -> tokio::task::JoinHandle<Result<ledger_store::Loaded, StoreError>> {
     block_in_place(|| append_many(elsewhere, &two.context, 10, &mut Vec::new()));
     let (snapshot, owner) = (snapshot(elsewhere, &two.context), two.owner.clone());
-    two.owner.lead(vec![(two.slot, Lead::Own { claim: two.claim.clone(), needed: 2 })]).await.unwrap();
+    two.owner
+        .apply_owner_commands(vec![(
+            two.slot,
+            OwnerCommand::BeginServing { claim: two.claim.clone(), write_quorum: 2 },
+        )])
+        .await
+        .unwrap();
     let (before, context) = (two.sent.commit().1, two.context.clone());
     let load = tokio::task::spawn_blocking(move || owner.load_from(&context, false, snapshot.as_slice()));
     while two.sent.commit().1 == before {
@@ -355,7 +397,7 @@ async fn what_a_load_brought_stays_together_in_a_context_that_is_healed() {
         let theirs = two.owner.range(context, Size(0), all, 1 << 20).unwrap();
         assert!(replica.range(context, Size(0), all, 1 << 20).is_err(), "{family}");
         let healing = if family == "heads" {
-            let theirs = Extent { size: all, root: theirs.root };
+            let theirs = TreeHead { size: all, root: theirs.root };
             replica.heal_in_claim(context, two.claim.clone(), theirs)
         } else {
             replica.heal(context)
@@ -399,7 +441,7 @@ async fn an_owner_that_steps_down_keeps_a_load_that_it_put_in_place() {
     let two = Two::start().await;
     let (_dir, elsewhere) = elsewhere(&two);
     let load = load_ten(&two, &elsewhere).await;
-    two.owner.lead(vec![(two.slot, Lead::StepDown)]).await.unwrap();
+    two.owner.apply_owner_commands(vec![(two.slot, OwnerCommand::StepDown)]).await.unwrap();
     assert!(matches!(load.await.unwrap(), Err(StoreError::NotAcknowledged)));
     // Replicas may hold it, and it be the history of later owners.
     let kept = two.owner.range(&two.context, Size(0), Size(11), 1 << 20).unwrap();
@@ -422,8 +464,11 @@ async fn a_load_that_is_repeated_is_not_said_to_be_there_before_it_has_its_copie
     assert!(early.is_err(), "it is on one disk alone: {early:?}");
     let peer = Peer::new(0).unwrap();
     let number = two.replicate().await;
-    two.owner.lead(vec![(two.slot, Lead::Count { claim: two.claim.clone(), peer })]).await.unwrap();
-    two.owner.peer_holds(peer, 0, number).unwrap();
+    two.owner
+        .apply_owner_commands(vec![(two.slot, OwnerCommand::AddInSync { claim: two.claim.clone(), peer })])
+        .await
+        .unwrap();
+    two.owner.advance_peer_durable(peer, 0, number).unwrap();
     assert_eq!(load.await.unwrap().unwrap().restored, 10);
     let loaded = again.await.unwrap().unwrap();
     assert_eq!((loaded.restored, loaded.latest), (0, Size(11)));

@@ -20,7 +20,7 @@ const CONTEXTS: u64 = 64;
 const AWAY: usize = 2;
 /// How often it is looked how far the node is.
 const LOOK: Duration = Duration::from_millis(20);
-/// How long after a node is in step the rate is measured again.
+/// How long after a node is in sync the rate is measured again.
 const SETTLE: Duration = Duration::from_secs(1);
 /// How long catching up may take.
 const PATIENCE: Duration = Duration::from_mins(2);
@@ -30,7 +30,7 @@ const PATIENCE: Duration = Duration::from_mins(2);
 struct CaughtUp {
     /// When it was first seen to compare.
     begin: Instant,
-    /// When its owners first said that it is in step.
+    /// When its owners first said that it is in sync.
     end: Instant,
     /// Entries that it fetched.
     fetched: f64,
@@ -168,7 +168,7 @@ async fn reach(pump: &Pump, count: u64) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Watches the node until it is in step.
+/// Watches the node until it is in sync.
 async fn watch(nodes: &Nodes, acknowledged: impl Fn() -> u64) -> anyhow::Result<CaughtUp> {
     let start = Instant::now();
     let mut begin = None;

@@ -122,7 +122,7 @@ impl Nodes {
         Ok(nodes)
     }
 
-    /// Starts those that do not run, and waits until all is in step.
+    /// Starts those that do not run, and waits until all is in sync.
     pub(super) async fn start_all(&mut self) -> anyhow::Result<()> {
         for node in 0..self.list.len() {
             if self.list[node].running.is_none() {

@@ -86,7 +86,7 @@ async fn write(dir: &Path, context: &ContextId, entries: u64) -> anyhow::Result<
             let batch =
                 (sent..entries.min(sent + BATCH)).map(|tag| (tag, append.clone())).collect::<Vec<_>>();
             sent += batch.len() as u64;
-            ledger.submit(batch, ledger_store::Terms::default(), results.clone()).await?;
+            ledger.submit(batch, ledger_store::AppendConditions::default(), results.clone()).await?;
         }
         let batch = stored.recv().await.context("the ledger closed")?;
         done += batch.results.len() as u64;

@@ -26,7 +26,7 @@ pub(super) async fn run(run: &mut Run<'_>) -> anyhow::Result<()> {
         let victim = usize::try_from(round)? % nodes.len();
         let lost = owned_by(&nodes, &writer, victim).await;
         ensure!(!lost.is_empty(), "the node to be killed owns none of the contexts");
-        // Not in step with anything that the nodes do from time to time.
+        // Not in sync with anything that the nodes do from time to time.
         sleep(Duration::from_millis(rand::random_range(0..1000))).await;
         let known = writer.told.lock().acks.len();
         let killed = nodes.kill(victim);

@@ -1,5 +1,5 @@
 //! Calls that only operators may make. A node takes them from its own machine, and from whoever proves to have the cluster's
-//! key: which is never sent. See `ledger_cluster::door`.
+//! key: which is never sent. See `ledger_cluster::peers::call_auth`.
 
 use std::{
     fs,
@@ -8,7 +8,7 @@ use std::{
 
 use ledger_client::ClientError;
 use ledger_core::{
-    call_proof::{Nonce, Proof, body_hash, greeting},
+    call_proof::{CallProof, Nonce, body_hash, greeting},
     cluster_key::{self, CallKey},
     node::{self, Incarnation, NodeId, StorageId},
 };
@@ -121,15 +121,15 @@ fn to_member(member: &node::Member) -> SlotMember {
 
 impl Session {
     fn prove<M: Message>(&self, method: &str, message: &M) -> Vec<u8> {
-        let proof = Proof {
+        let proof = CallProof {
             from: self.from.clone(),
             incarnation: Incarnation(0),
             caller: self.caller,
             called: self.called,
-            number: self.calls.fetch_add(1, Ordering::Relaxed) + 1,
+            call_number: self.calls.fetch_add(1, Ordering::Relaxed) + 1,
             body: Some(body_hash(&framed(message))),
         };
-        proof.made_with(&self.key, method, &self.to)
+        proof.prove_with(&self.key, method, &self.to)
     }
 }
 
@@ -166,8 +166,8 @@ mod tests {
         let message = DrainRequest { resume: true };
         assert_eq!(framed(&message), [0, 0, 0, 0, 2, 8, 1]);
         for number in 1..3 {
-            let (proof, hash) = Proof::decode(&session.prove("Drain", &message)).unwrap();
-            assert_eq!((proof.number, proof.body), (number, Some(body_hash(&framed(&message)))));
+            let (proof, hash) = CallProof::decode(&session.prove("Drain", &message)).unwrap();
+            assert_eq!((proof.call_number, proof.body), (number, Some(body_hash(&framed(&message)))));
             assert!(key.is_proven(&proof.text("Drain", &to), hash.as_bytes()));
             assert!(!key.is_proven(&proof.text("Recover", &to), hash.as_bytes()));
             assert!(!CallKey::of(&[8; 32]).is_proven(&proof.text("Drain", &to), hash.as_bytes()));

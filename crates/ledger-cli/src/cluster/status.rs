@@ -61,7 +61,7 @@ struct Nodes {
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Slots {
     total: usize,
-    /// So many copies are in step at their owner that an append is acknowledged now.
+    /// So many copies are in sync at their owner that an append is acknowledged now.
     taking: usize,
     /// Fewer copies in step than there should be, the owner included.
     short: usize,

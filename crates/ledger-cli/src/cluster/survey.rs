@@ -123,7 +123,7 @@ impl Survey {
         Self { members, locations, answered: said.keys().cloned().collect(), unheard: unheard.collect() }
     }
 
-    /// Whether somebody knows who is in step.
+    /// Whether somebody knows who is in sync.
     pub(crate) fn is_known(&self, location: &Location) -> bool {
         self.answered.contains(&location.owner)
     }

@@ -9,7 +9,7 @@ pub(super) type StreamId = u32;
 
 /// An append without a receipt.
 #[derive(Debug)]
-pub(super) struct Kept {
+pub(super) struct PendingAppend {
     /// The caller's tag: tags rise in the order of sending.
     pub tag: u64,
     pub append: Append,
@@ -24,12 +24,12 @@ pub(super) struct Kept {
 /// Appends without a receipt. The place of one is its tag on the wire.
 #[derive(Debug, Default)]
 pub(super) struct Pending {
-    places: Vec<Option<Kept>>,
+    places: Vec<Option<PendingAppend>>,
     free: Vec<u32>,
 }
 
 impl Pending {
-    pub(super) fn insert(&mut self, kept: Kept) -> u32 {
+    pub(super) fn insert(&mut self, kept: PendingAppend) -> u32 {
         if let Some(place) = self.free.pop() {
             self.places[place as usize] = Some(kept);
             return place;
@@ -38,11 +38,11 @@ impl Pending {
         (self.places.len() - 1) as u32
     }
 
-    pub(super) fn get_mut(&mut self, place: u64) -> Option<&mut Kept> {
+    pub(super) fn get_mut(&mut self, place: u64) -> Option<&mut PendingAppend> {
         self.places.get_mut(usize::try_from(place).ok()?)?.as_mut()
     }
 
-    pub(super) fn remove(&mut self, place: u32) -> Option<Kept> {
+    pub(super) fn remove(&mut self, place: u32) -> Option<PendingAppend> {
         let kept = self.places.get_mut(place as usize)?.take()?;
         self.free.push(place);
         Some(kept)
@@ -60,7 +60,7 @@ impl Pending {
 
     /// Those under way on a stream.
     pub(super) fn on(&self, stream: StreamId) -> Vec<u32> {
-        let on = |(place, kept): (usize, &Option<Kept>)| {
+        let on = |(place, kept): (usize, &Option<PendingAppend>)| {
             kept.as_ref().is_some_and(|kept| kept.stream == stream).then_some(place as u32)
         };
         self.places.iter().enumerate().filter_map(on).collect()
@@ -80,9 +80,9 @@ mod tests {
 
     use super::*;
 
-    fn kept(tag: u64, stream: StreamId) -> Kept {
+    fn kept(tag: u64, stream: StreamId) -> PendingAppend {
         let append = Append::new(&ContextId::new("c").unwrap(), "k", "").unwrap();
-        Kept { tag, append, made: true, group: 0, stream }
+        PendingAppend { tag, append, made: true, group: 0, stream }
     }
 
     #[test]

@@ -40,9 +40,9 @@ use tokio::{
 use tonic::{Code, Response, Status};
 
 use super::{
-    MAX_ITEMS, News, Receipt, Sent,
+    MAX_ITEMS, Receipt, RouterMessage, SentAppend,
     outgoing::{self, Sender},
-    pending::{Kept, Pending, StreamId},
+    pending::{Pending, PendingAppend, StreamId},
 };
 use crate::{
     Client, ClientError,
@@ -59,21 +59,21 @@ use crate::{
 const STREAMS: usize = 4;
 
 /// What came of a stream: answers, an error, or its end.
-type Heard = (StreamId, Option<Result<AppendResults, Status>>);
+type StreamEvent = (StreamId, Option<Result<AppendResults, Status>>);
 
 /// The task behind an appender.
 pub(super) struct Router {
     client: Client,
-    queue: mpsc::Receiver<Sent>,
+    queue: mpsc::Receiver<SentAppend>,
     /// More may be sent.
     is_open: bool,
-    told: mpsc::UnboundedSender<News>,
+    told: mpsc::UnboundedSender<RouterMessage>,
     room: Arc<Semaphore>,
     pending: Pending,
     groups: Vec<Group>,
     streams: Vec<OwnerStream>,
     last_stream: StreamId,
-    heard: SelectAll<BoxStream<'static, Heard>>,
+    heard: SelectAll<BoxStream<'static, StreamEvent>>,
     /// Groups that are draining or holding.
     holding: Vec<u16>,
     /// Groups that are pausing, and until when.
@@ -88,11 +88,11 @@ type Found = Vec<(u16, Result<Target, Failed>)>;
 
 #[derive(Debug, Default)]
 struct Group {
-    at: At,
+    at: GroupState,
     /// Appends under way.
     in_flight: u32,
     /// Appends that wait, in any order.
-    held: Vec<u32>,
+    waiting: Vec<u32>,
     /// Failures in a row, and since when.
     tried: u32,
     since: Option<Instant>,
@@ -100,11 +100,11 @@ struct Group {
 }
 
 #[derive(Debug, Default)]
-enum At {
+enum GroupState {
     #[default]
     New,
     Searching,
-    Flowing(StreamId),
+    Sending(StreamId),
     Draining(StreamId),
     Holding {
         on: StreamId,
@@ -124,7 +124,7 @@ struct OwnerStream {
     has_refused: bool,
     has_answered: bool,
     /// When it last answered, or began to have something to answer.
-    alive: Instant,
+    last_answered: Instant,
     _under_way: Option<UnderWay>,
     /// Ends the answers when it is dropped.
     _gone: oneshot::Sender<()>,
@@ -134,8 +134,8 @@ impl Router {
     /// A router, when a node has answered.
     pub(super) async fn start(
         client: Client,
-        queue: mpsc::Receiver<Sent>,
-        told: mpsc::UnboundedSender<News>,
+        queue: mpsc::Receiver<SentAppend>,
+        told: mpsc::UnboundedSender<RouterMessage>,
         room: Arc<Semaphore>,
     ) -> Result<Self, ClientError> {
         let mut router = Self {
@@ -201,32 +201,32 @@ impl Router {
             self.search();
             self.streams.iter_mut().for_each(|stream| stream.sender.flush());
         }
-        let _ = self.told.send(News::Finished);
+        let _ = self.told.send(RouterMessage::Finished);
     }
 
     /// Takes an append from the caller.
-    fn take(&mut self, Sent { tag, mut append }: Sent) {
+    fn take(&mut self, SentAppend { tag, mut append }: SentAppend) {
         let made = append.entry_id.is_none();
         let id = append.identify();
         let group = Slot::of(&append.context).number();
-        let kept = Kept { tag, append, made, group, stream: 0 };
+        let kept = PendingAppend { tag, append, made, group, stream: 0 };
         let state = &mut self.groups[usize::from(group)];
         match &state.at {
-            At::Flowing(stream) => {
+            GroupState::Sending(stream) => {
                 let stream = *stream;
                 let place = self.pending.insert(kept);
                 self.put(place, stream);
             }
-            At::Closed(status) => {
+            GroupState::Closed(status) => {
                 let result = Err(ClientError::from(status.clone()).of_entry(&id));
-                let _ = self.told.send(News::Failed(vec![Receipt { tag, result }]));
+                let _ = self.told.send(RouterMessage::Failed(vec![Receipt { tag, result }]));
             }
             at => {
-                if matches!(at, At::New) {
-                    state.at = At::Searching;
+                if matches!(at, GroupState::New) {
+                    state.at = GroupState::Searching;
                     self.to_search.push(group);
                 }
-                state.held.push(self.pending.insert(kept));
+                state.waiting.push(self.pending.insert(kept));
             }
         }
     }
@@ -238,7 +238,7 @@ impl Router {
         kept.stream = on;
         self.groups[usize::from(kept.group)].in_flight += 1;
         if stream.in_flight == 0 {
-            stream.alive = Instant::now();
+            stream.last_answered = Instant::now();
         }
         stream.in_flight += 1;
         if let Some(item) = self.pending.item(place) {
@@ -269,7 +269,7 @@ impl Router {
         if !mem::replace(&mut stream.has_answered, true) {
             client.nodes().answered(&stream.address);
         }
-        stream.alive = Instant::now();
+        stream.last_answered = Instant::now();
         results.retain_mut(|result| {
             let Some(kept) = pending.get_mut(result.tag).filter(|kept| kept.stream == stream.id) else {
                 strange = true;
@@ -281,12 +281,12 @@ impl Router {
             let group = &mut groups[usize::from(kept.group)];
             group.in_flight -= 1;
             if let Some(error) = &result.error
-                && matches!(group.at, At::Flowing(_) | At::Draining(_))
+                && matches!(group.at, GroupState::Sending(_) | GroupState::Draining(_))
                 && let failure @ Failure::Busy { .. } = Failure::of_item(error.code, error.retry_after_ms)
             {
                 let status = Status::unavailable(error.message.clone());
                 let why = Failed { at: stream.address.clone(), status, failure };
-                group.at = At::Holding { on: stream.id, why };
+                group.at = GroupState::Holding { on: stream.id, why };
                 stream.has_refused = true;
                 if let Some(slot) = Slot::new(kept.group) {
                     client.owners().forget(slot, &stream.address);
@@ -295,8 +295,8 @@ impl Router {
                     holding.push(kept.group);
                 }
             }
-            if matches!(group.at, At::Holding { .. }) {
-                group.held.push(place);
+            if matches!(group.at, GroupState::Holding { .. }) {
+                group.waiting.push(place);
                 held = true;
                 return false;
             }
@@ -312,7 +312,7 @@ impl Router {
             positions.clear();
         }
         if !results.is_empty() {
-            let _ = self.told.send(News::Results(AppendResults { results, positions, copies }));
+            let _ = self.told.send(RouterMessage::Results(AppendResults { results, positions, copies }));
         }
         if !self.holding.is_empty() {
             self.release();
@@ -329,9 +329,9 @@ impl Router {
         for group in answered {
             let state = &mut self.groups[usize::from(group)];
             match mem::take(&mut state.at) {
-                At::Holding { why, .. } => self.fail(group, &why),
-                At::Draining(_) if !state.held.is_empty() => {
-                    state.at = At::Searching;
+                GroupState::Holding { why, .. } => self.fail(group, &why),
+                GroupState::Draining(_) if !state.waiting.is_empty() => {
+                    state.at = GroupState::Searching;
                     self.to_search.push(group);
                 }
                 _ => {}
@@ -352,8 +352,8 @@ impl Router {
     /// Lets what flows on a stream go to another when all that is under way on it is answered.
     fn drain(&mut self, stream: StreamId) {
         for (number, group) in (0..).zip(&mut self.groups) {
-            if matches!(group.at, At::Flowing(id) if id == stream) {
-                group.at = At::Draining(stream);
+            if matches!(group.at, GroupState::Sending(id) if id == stream) {
+                group.at = GroupState::Draining(stream);
                 self.holding.push(number);
             }
         }
@@ -370,12 +370,12 @@ impl Router {
             let group = &mut self.groups[usize::from(kept.group)];
             group.in_flight -= 1;
             if Some(place) != too_large {
-                group.held.push(place);
+                group.waiting.push(place);
             }
         }
         if let Some(kept) = too_large.and_then(|place| self.pending.remove(place)) {
             let result = Err(ClientError::from(failed.status.clone()));
-            let _ = self.told.send(News::Failed(vec![Receipt { tag: kept.tag, result }]));
+            let _ = self.told.send(RouterMessage::Failed(vec![Receipt { tag: kept.tag, result }]));
             // Nothing is wrong with the node nor with the others: they go on at once.
             self.drain(stream.id);
             return self.release();
@@ -413,8 +413,8 @@ impl Router {
     fn fail(&mut self, number: u16, failed: &Failed) {
         let options = self.client.options();
         let group = &mut self.groups[usize::from(number)];
-        if group.held.is_empty() {
-            group.at = At::New;
+        if group.waiting.is_empty() {
+            group.at = GroupState::New;
             return;
         }
         let now = Instant::now();
@@ -424,29 +424,29 @@ impl Router {
             return self.close(number, &failed.status);
         }
         group.left_alone.add(&failed.at, failed.failure.wait(), now);
-        group.at = At::Pausing;
+        group.at = GroupState::Pausing;
         self.pausing.push((now + pause(group.tried), number));
     }
 
     /// Gives up on a group.
     fn close(&mut self, number: u16, status: &Status) {
         let group = &mut self.groups[usize::from(number)];
-        group.at = At::Closed(status.clone());
-        let mut held = mem::take(&mut group.held);
+        group.at = GroupState::Closed(status.clone());
+        let mut held = mem::take(&mut group.waiting);
         self.pending.sort(&mut held);
         let kept = held.into_iter().filter_map(|place| self.pending.remove(place));
         let receipts = kept.map(|mut kept| {
             let result = Err(ClientError::from(status.clone()).of_entry(&kept.append.identify()));
             Receipt { tag: kept.tag, result }
         });
-        let _ = self.told.send(News::Failed(receipts.collect()));
+        let _ = self.told.send(RouterMessage::Failed(receipts.collect()));
     }
 
     /// When something is to be done though nothing is heard.
     fn due(&self) -> Option<Instant> {
         let timeout = self.client.options().timeout;
         let waiting = self.streams.iter().filter(|stream| stream.in_flight > 0);
-        let stalled = waiting.map(|stream| stream.alive + timeout).min();
+        let stalled = waiting.map(|stream| stream.last_answered + timeout).min();
         let pausing = self.pausing.iter().map(|(until, _)| *until).min();
         stalled.into_iter().chain(pausing).min()
     }
@@ -457,11 +457,11 @@ impl Router {
         let (due, left) = mem::take(&mut self.pausing).into_iter().partition(|(until, _)| *until <= now);
         self.pausing = left;
         for (_, group) in due {
-            self.groups[usize::from(group)].at = At::Searching;
+            self.groups[usize::from(group)].at = GroupState::Searching;
             self.to_search.push(group);
         }
         let timeout = self.client.options().timeout;
-        let is_stalled = |stream: &OwnerStream| stream.in_flight > 0 && stream.alive + timeout <= now;
+        let is_stalled = |stream: &OwnerStream| stream.in_flight > 0 && stream.last_answered + timeout <= now;
         while let Some(index) = self.streams.iter().position(is_stalled) {
             let text = format!("the node answered no append within {timeout:?}");
             let failed = Failed::new(self.streams[index].address.clone(), Status::unavailable(text));
@@ -501,14 +501,14 @@ impl Router {
             };
             let group = &mut self.groups[usize::from(number)];
             if let Some(until) = group.left_alone.until(&target.address).filter(|at| *at > Instant::now()) {
-                group.at = At::Pausing;
+                group.at = GroupState::Pausing;
                 self.pausing.push((until, number));
                 continue;
             }
-            let mut held = mem::take(&mut group.held);
+            let mut held = mem::take(&mut group.waiting);
             self.pending.sort(&mut held);
             let stream = self.stream_to(target);
-            self.groups[usize::from(number)].at = At::Flowing(stream);
+            self.groups[usize::from(number)].at = GroupState::Sending(stream);
             for place in held {
                 self.put(place, stream);
             }
@@ -545,7 +545,7 @@ impl Router {
         let (gone, is_gone) = oneshot::channel();
         let heard = answers.map(Some).chain(stream::iter([None])).map(move |heard| (id, heard));
         self.heard.push(heard.take_until(is_gone).boxed());
-        let alive = Instant::now();
+        let last_answered = Instant::now();
         let under_way = self.client.nodes().under_way(&address);
         self.streams.push(OwnerStream {
             id,
@@ -555,7 +555,7 @@ impl Router {
             in_flight: 0,
             has_refused: false,
             has_answered: false,
-            alive,
+            last_answered,
             _gone: gone,
         });
         id
@@ -576,10 +576,10 @@ impl Drop for Router {
     }
 }
 
-impl At {
+impl GroupState {
     const fn stream(&self) -> Option<StreamId> {
         match self {
-            Self::Flowing(id) | Self::Draining(id) | Self::Holding { on: id, .. } => Some(*id),
+            Self::Sending(id) | Self::Draining(id) | Self::Holding { on: id, .. } => Some(*id),
             Self::New | Self::Searching | Self::Pausing | Self::Closed(_) => None,
         }
     }

@@ -13,32 +13,32 @@ use crate::{Append, ClientError};
 /// Bytes that an append is counted with beside its content.
 const OVERHEAD: usize = 256;
 /// Marks kept. They outlast their appends, to tell how far a history is the one that was written.
-const MARKS: usize = 16 * 1024;
+const MAX_WRITER_MARKS: usize = 16 * 1024;
 
 /// An append that is kept.
 #[derive(Debug)]
-pub(super) struct Kept {
+pub(super) struct BufferedAppend {
     pub append: Append,
     pub id: EntryId,
     /// Where it is stored, once that is acknowledged.
-    pub written: Option<Place>,
+    pub written: Option<StoredAt>,
     /// Where it was stored, if the ledger may have lost it.
-    pub before: Option<Place>,
+    pub before: Option<StoredAt>,
     /// Enough copies were made of it.
     is_safe: bool,
 }
 
 /// Where an entry is stored, and what is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct StoredAt {
     pub sequence: Sequence,
     pub content_hash: Hash,
 }
 
 /// What is known of the history after an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Mark {
-    pub place: Place,
+pub(super) struct WriterMark {
+    pub place: StoredAt,
     pub epoch: Epoch,
     /// The root of all entries up to this one, if the ledger said it.
     pub root: Option<Hash>,
@@ -46,11 +46,11 @@ pub(super) struct Mark {
 
 #[derive(Debug)]
 pub(super) struct Buffer {
-    kept: VecDeque<Kept>,
+    kept: VecDeque<BufferedAppend>,
     bytes: usize,
     max_entries: usize,
     max_bytes: usize,
-    marks: VecDeque<Mark>,
+    marks: VecDeque<WriterMark>,
     /// The newest entry of this writer that is not kept any more.
     dropped: Sequence,
 }
@@ -93,7 +93,7 @@ impl Buffer {
             self.drop_oldest();
         }
         self.bytes += bytes;
-        self.kept.push_back(Kept {
+        self.kept.push_back(BufferedAppend {
             append: append.clone(),
             id: id.clone(),
             written: None,
@@ -109,7 +109,7 @@ impl Buffer {
     }
 
     /// The appends that are not acknowledged, oldest first.
-    pub(super) fn waiting(&self) -> impl Iterator<Item = &Kept> {
+    pub(super) fn waiting(&self) -> impl Iterator<Item = &BufferedAppend> {
         self.kept.iter().skip(self.first_waiting())
     }
 
@@ -118,7 +118,7 @@ impl Buffer {
     }
 
     /// The oldest append that is not acknowledged is stored. `is_safe`: it need not be kept for long.
-    pub(super) fn acknowledge(&mut self, place: Place, is_safe: bool) {
+    pub(super) fn acknowledge(&mut self, place: StoredAt, is_safe: bool) {
         let first = self.first_waiting();
         if let Some(kept) = self.kept.get_mut(first) {
             kept.written = Some(place);
@@ -134,7 +134,7 @@ impl Buffer {
     }
 
     /// The oldest append that is not acknowledged will never be stored, or was before this writer began.
-    pub(super) fn discard(&mut self) -> Option<Kept> {
+    pub(super) fn discard(&mut self) -> Option<BufferedAppend> {
         let discarded = self.kept.remove(self.first_waiting())?;
         self.bytes -= discarded.append.bytes() + OVERHEAD;
         Some(discarded)
@@ -149,17 +149,17 @@ impl Buffer {
         }
     }
 
-    pub(super) fn mark(&mut self, mark: Mark) {
+    pub(super) fn mark(&mut self, mark: WriterMark) {
         while self.marks.back().is_some_and(|newest| newest.place.sequence >= mark.place.sequence) {
             self.marks.pop_back();
         }
-        if self.marks.len() == MARKS {
+        if self.marks.len() == MAX_WRITER_MARKS {
             self.marks.pop_front();
         }
         self.marks.push_back(mark);
     }
 
-    pub(super) fn marks(&self) -> &VecDeque<Mark> {
+    pub(super) fn marks(&self) -> &VecDeque<WriterMark> {
         &self.marks
     }
 
@@ -170,13 +170,13 @@ impl Buffer {
             return Err(common);
         }
         self.marks.retain(|mark| mark.place.sequence.0 <= common.0);
-        let lost = |kept: &&mut Kept| kept.written.is_some_and(|place| place.sequence.0 > common.0);
+        let lost = |kept: &&mut BufferedAppend| kept.written.is_some_and(|place| place.sequence.0 > common.0);
         let lost = self.kept.iter_mut().filter(lost).map(|kept| kept.before = kept.written.take());
         Ok(lost.count())
     }
 
     /// What was taken for lost is where it was.
-    pub(super) fn restore_marks(&mut self, marks: VecDeque<Mark>) {
+    pub(super) fn restore_marks(&mut self, marks: VecDeque<WriterMark>) {
         self.marks = marks;
     }
 
@@ -204,7 +204,11 @@ impl Buffer {
 
 /// The sizes at which the root is known, newest last: of the position a writer began at, of its marks, and of its
 /// newest position.
-pub(super) fn known_roots(base: &Position, marks: &VecDeque<Mark>, position: &Position) -> Vec<(Size, Hash)> {
+pub(super) fn known_roots(
+    base: &Position,
+    marks: &VecDeque<WriterMark>,
+    position: &Position,
+) -> Vec<(Size, Hash)> {
     let of_marks = marks.iter().filter_map(|mark| Some((Size(mark.place.sequence.0), mark.root?)));
     let ends = [(base.size, base.root), (position.size, position.root)];
     let mut known: Vec<_> = ends.into_iter().chain(of_marks).filter(|(size, _)| size.0 > 0).collect();
@@ -225,12 +229,12 @@ mod tests {
         append
     }
 
-    fn place(sequence: u64) -> Place {
-        Place { sequence: Sequence(sequence), content_hash: Hash([sequence as u8; 32]) }
+    fn place(sequence: u64) -> StoredAt {
+        StoredAt { sequence: Sequence(sequence), content_hash: Hash([sequence as u8; 32]) }
     }
 
-    fn mark(sequence: u64) -> Mark {
-        Mark { place: place(sequence), epoch: Epoch(0), root: Some(Hash([0; 32])) }
+    fn mark(sequence: u64) -> WriterMark {
+        WriterMark { place: place(sequence), epoch: Epoch(0), root: Some(Hash([0; 32])) }
     }
 
     fn keep(buffer: &mut Buffer, number: u64) -> Result<(), ClientError> {

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::{
     Attachment,
-    buffer::{Mark, known_roots},
+    buffer::{WriterMark, known_roots},
 };
 use crate::{Client, ClientError, ReadFrom, Selection, nodes::LeftAlone, retry::pause, route::Aim};
 
@@ -19,7 +19,7 @@ const SHOWN_WITHIN: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub(super) struct Found {
     position: Option<Position>,
-    marks: VecDeque<Mark>,
+    marks: VecDeque<WriterMark>,
 }
 
 impl Attachment {
@@ -173,7 +173,7 @@ impl Attachment {
                 let answer = answer.into_inner();
                 (answer.copies.max(1), answer.min_copies.max(1))
             }
-            // A lone node that knows of no cluster.
+            // A standalone node that knows of no cluster.
             Err(ClientError::Invalid(_)) => (1, 1),
             Err(error) => return Err(error),
         });

@@ -6,28 +6,28 @@ use std::{
     sync::Arc,
 };
 
-use ledger_core::{ContextId, Size, digest::Extent, ownership::Claim, slot::Slot};
+use ledger_core::{ContextId, Size, digest::TreeHead, ownership::Claim, slot::Slot};
 use ledger_proto::ledger::v1::{FetchContext, FetchRequest, FetchedRange};
 use ledger_store::{
-    Announced, Arriving, Following, Range,
+    EntryRange, IncomingLoad, LoadDescriptor, PendingReplication,
     budget::Permit,
-    replica::{Part, Taken},
+    replicate::replica::{Part, ReplicateOutcome},
 };
 use tokio::time::timeout;
 
-use super::{CatchUp, CatchUpError, Ordering, PATIENCE, blocking, wire};
-use crate::service::MAX_FETCH;
+use super::{CatchUp, CatchUpError, Ordering, RESPONSE_TIMEOUT, blocking, wire};
+use crate::peers::service::MAX_FETCH;
 
 /// Writes that are under way.
-const WRITING: usize = 8;
+const MAX_PENDING_WRITES: usize = 8;
 /// So many ranges are written together, or as many as have so many bytes.
-const TOGETHER: usize = 1024;
-const TOGETHER_BYTES: usize = 512 << 10;
+const BATCH_RANGES: usize = 1024;
+const BATCH_BYTES: usize = 512 << 10;
 /// Contexts fetched with one question have at most so many entries beside the last one.
 const BATCH_ENTRIES: u64 = 65_536;
 
 /// A context to fetch: after a size, up to another.
-pub(super) type Missing = (ContextId, Size, Size);
+pub(super) type MissingRange = (ContextId, Size, Size);
 
 /// What was fetched and is not written yet.
 #[derive(Debug, Default)]
@@ -35,7 +35,7 @@ pub(super) struct Fetched {
     parts: Vec<Part>,
     bytes: usize,
     /// Being written, the oldest first, with what it takes.
-    writing: VecDeque<(Following, Permit)>,
+    writing: VecDeque<(PendingReplication, Permit)>,
     load: Option<FetchedLoad>,
     /// What was asked for and has not come yet: up to which size of each context.
     wanted: HashMap<ContextId, Size>,
@@ -48,17 +48,17 @@ struct FetchedLoad {
     slot: Slot,
     claim: Claim,
     /// The range with which it begins, without its records.
-    begin: Range,
+    begin: EntryRange,
     to: Size,
     /// `None`: the context moved on here meanwhile. It is compared again.
-    arriving: Option<Arriving>,
+    arriving: Option<IncomingLoad>,
 }
 
 impl CatchUp<'_> {
     /// Fetches contexts. Some of what came may not be written yet when it returns.
     pub(super) async fn fetch(
         &mut self,
-        contexts: &[Missing],
+        contexts: &[MissingRange],
         fetched: &mut Fetched,
     ) -> Result<(), CatchUpError> {
         let mut rest = contexts;
@@ -91,7 +91,11 @@ impl CatchUp<'_> {
     }
 
     /// Fetches contexts with one question.
-    async fn fetch_batch(&mut self, contexts: &[Missing], fetched: &mut Fetched) -> Result<(), CatchUpError> {
+    async fn fetch_batch(
+        &mut self,
+        contexts: &[MissingRange],
+        fetched: &mut Fetched,
+    ) -> Result<(), CatchUpError> {
         let wanted = contexts.iter().map(|(context, after, to)| FetchContext {
             context_id: context.as_str().to_owned(),
             after_size: after.0,
@@ -101,11 +105,11 @@ impl CatchUp<'_> {
         let to = Some(wire::to_member(self.source));
         let request = FetchRequest { to, contexts: wanted.collect(), packs: true };
         fetched.wanted = contexts.iter().map(|(context, _, to)| (context.clone(), *to)).collect();
-        let ranges = timeout(PATIENCE, self.client.fetch(request)).await;
+        let ranges = timeout(RESPONSE_TIMEOUT, self.client.fetch(request)).await;
         let mut ranges =
             ranges.map_err(|_| CatchUpError::Peer("no answer in time".to_owned()))??.into_inner();
         loop {
-            let message = timeout(PATIENCE, ranges.message()).await;
+            let message = timeout(RESPONSE_TIMEOUT, ranges.message()).await;
             let message = message.map_err(|_| CatchUpError::Peer("no range in time".to_owned()))??;
             let Some(mut message) = message else { break };
             let more = std::mem::take(&mut message.more);
@@ -113,13 +117,13 @@ impl CatchUp<'_> {
             for range in std::iter::once(message).chain(more) {
                 bytes += self.take(range, fetched).await?;
             }
-            self.pace.pay(bytes as u64).await;
+            self.rate_limiter.acquire(bytes as u64).await;
         }
         // Whatever of a load is missing is fetched again, whole.
-        self.is_unsettled |= fetched.load.take().is_some();
+        self.has_changed |= fetched.load.take().is_some();
         // The source leaves out what it cannot read. The next comparison tells.
         let wanted = std::mem::take(&mut fetched.wanted);
-        self.is_unsettled |= wanted.keys().any(|context| self.claims.contains_key(&Slot::of(context)));
+        self.has_changed |= wanted.keys().any(|context| self.claims.contains_key(&Slot::of(context)));
         Ok(())
     }
 
@@ -129,7 +133,7 @@ impl CatchUp<'_> {
         let (context, range) = wire::range(range).map_err(|error| self.unread(&error))?;
         let slot = Slot::of(&context);
         let Some(claim) = self.claims.get(&slot).cloned() else {
-            if self.caught.refused.contains_key(&slot) {
+            if self.result.refused.contains_key(&slot) {
                 return Ok(0);
             }
             return Err(CatchUpError::Invalid(format!("context {context} was not asked for")));
@@ -149,7 +153,7 @@ impl CatchUp<'_> {
         }
         fetched.parts.push(Part { slot, claim, context, range, is_load: to.0 > 0 });
         fetched.bytes += bytes;
-        if fetched.bytes >= TOGETHER_BYTES || fetched.parts.len() >= TOGETHER {
+        if fetched.bytes >= BATCH_BYTES || fetched.parts.len() >= BATCH_RANGES {
             self.write(fetched).await?;
         }
         Ok(bytes)
@@ -170,8 +174,8 @@ impl CatchUp<'_> {
                 None => break share.acquire(bytes).await,
             }
         };
-        fetched.writing.push_back((self.shared.ledger.follow(parts, 0).await?, held));
-        if fetched.writing.len() >= WRITING
+        fetched.writing.push_back((self.shared.ledger.replicate(parts, 0).await?, held));
+        if fetched.writing.len() >= MAX_PENDING_WRITES
             && let Some((oldest, _held)) = fetched.writing.pop_front()
         {
             self.written(oldest).await?;
@@ -179,13 +183,13 @@ impl CatchUp<'_> {
         Ok(())
     }
 
-    async fn written(&mut self, following: Following) -> Result<(), CatchUpError> {
+    async fn written(&mut self, following: PendingReplication) -> Result<(), CatchUpError> {
         for taken in following.durable().await? {
             match taken {
-                Taken::Reaches(_) => {}
-                Taken::Missing | Taken::Differs => self.is_unsettled = true,
-                Taken::Refused { slot, by, .. } => self.refused(slot, by),
-                Taken::Invalid(reason) => return Err(CatchUpError::Invalid(reason)),
+                ReplicateOutcome::Durable(_) => {}
+                ReplicateOutcome::Gap | ReplicateOutcome::Diverged => self.has_changed = true,
+                ReplicateOutcome::Refused { slot, by, .. } => self.refused(slot, by),
+                ReplicateOutcome::Invalid(reason) => return Err(CatchUpError::Invalid(reason)),
             }
         }
         Ok(())
@@ -197,7 +201,7 @@ impl CatchUp<'_> {
         context: ContextId,
         slot: Slot,
         claim: Claim,
-        range: Range,
+        range: EntryRange,
         to: Size,
         fetched: &mut Fetched,
     ) -> Result<(), CatchUpError> {
@@ -207,11 +211,11 @@ impl CatchUp<'_> {
             for (following, _held) in std::mem::take(&mut fetched.writing) {
                 self.written(following).await?;
             }
-            let announced = Announced::by(&range, to, None);
+            let announced = LoadDescriptor::of_range(&range, to, None);
             let (ledger, of) = (self.shared.ledger.clone(), context.clone());
-            let arriving = blocking(move || ledger.arrive(&of, announced)).await?;
-            let begin = Range { records: bytes::Bytes::new(), ..range.clone() };
-            self.is_unsettled |= arriving.is_none();
+            let arriving = blocking(move || ledger.stage_load(&of, announced)).await?;
+            let begin = EntryRange { records: bytes::Bytes::new(), ..range.clone() };
+            self.has_changed |= arriving.is_none();
             fetched.load = Some(FetchedLoad { context, slot, claim, begin, to, arriving });
         }
         let Some(load) = &mut fetched.load else { return Ok(()) };
@@ -227,11 +231,11 @@ impl CatchUp<'_> {
         {
             let Some(arriving) = arriving else { return Ok(()) };
             let staged = blocking(move || arriving.finish()).await?;
-            let Extent { root, .. } = staged.to();
+            let TreeHead { root, .. } = staged.to();
             let count = to.0 - begin.after.size.0;
-            let range = Range { count, root, ..begin };
+            let range = EntryRange { count, root, ..begin };
             let part = Part { slot, claim, context, range, is_load: true };
-            let following = self.shared.ledger.follow(vec![part], 0).await?;
+            let following = self.shared.ledger.replicate(vec![part], 0).await?;
             self.written(following).await?;
             // If it was not put in place it never is.
             blocking(move || {

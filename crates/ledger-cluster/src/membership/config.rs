@@ -10,8 +10,8 @@ use super::{
     identity::Identity,
 };
 use crate::{
-    seal::Keyring,
-    seeds::{SeedError, Seeds},
+    membership::seal::Keyring,
+    membership::seeds::{SeedError, Seeds},
 };
 
 /// How a node judges that another one is dead: phi accrual (Hayashibara et al., 2004) as chitchat has it.

@@ -4,16 +4,16 @@
 //! | --- | --- |
 //! | `grpc` | where its gRPC service listens, `host:port` |
 //! | `storage` | the id of its data directory, 32 hex digits |
-//! | `ready` | `joining`, `ready`, `draining`, `read-only` or `leaving` |
+//! | `ready` | `joining`, `ready`, `draining`, `read-only` or `decommission` |
 //! | `zone` | where it stands, any short text |
 //! | `format` | version of its storage format, decimal |
 //! | `load` | entries per second and contexts, decimal, with a comma between |
 //! | `pulse` | a number that changes every second or so, see [`PULSE`] |
 //! | `cluster` | the identity of the cluster that it belongs to, 32 hex digits; empty: to none yet |
 //! | `greets` | `1`: it takes part in sessions between nodes, see `door` |
-//! | `opened` | how far its data directory went when it was opened for this start, decimal, see [`super::marks`] |
+//! | `opened` | how far its data directory went when it was opened for this start, decimal, see [`super::durability`] |
 //! | `durable` | how far it is durable, decimal |
-//! | `leaves` | `no`, `replaced` or `fewer`: whether and how it leaves for good, see [`Leaving`] |
+//! | `decommission_text` | `no`, `replaced` or `fewer`: whether and how it leaves for good, see [`DecommissionMode`] |
 //! | `slots.0` … `slots.15` | the slots it owns, see [`owned`] |
 //! | `halted` | those of them to which it takes no appends at the moment, see [`owned::encode_set`] |
 //!
@@ -25,8 +25,8 @@ use std::fmt;
 use ledger_core::{
     Epoch,
     node::{ClusterId, StorageId},
-    ownership::slots::Leaving,
-    plausible::MAX_MARK,
+    ownership::slot_manager::DecommissionMode,
+    plausible::MAX_DURABLE_INDEX,
     slot::Slot,
 };
 
@@ -82,7 +82,7 @@ impl Readiness {
 
 /// How much a node has to do.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Load {
+pub struct NodeLoad {
     /// Entries appended per second, lately.
     pub entries_per_second: u64,
     /// Contexts it holds.
@@ -103,17 +103,17 @@ pub struct Facts {
     /// Version of its storage format.
     pub format: u32,
     /// What it has to do.
-    pub load: Load,
+    pub load: NodeLoad,
     /// How far its data directory went when it was opened for this start ([`ledger_store::Ledger::opening_mark`]);
     /// `None`: that is not said.
     pub opened: Option<u64>,
     /// How far it is durable ([`ledger_store::Ledger::durable_mark`]); `None`: that is not said.
     pub durable: Option<u64>,
     /// Whether it leaves for good.
-    pub leaving: Option<Leaving>,
+    pub decommission: Option<DecommissionMode>,
     /// The slots it owns, each once, with the epoch it owns it in.
     pub owned: Vec<(Slot, Epoch)>,
-    /// Those of them to which it takes no appends at the moment, because too few copies are in step; in order.
+    /// Those of them to which it takes no appends at the moment, because too few copies are in sync; in order.
     pub halted: Vec<Slot>,
 }
 
@@ -126,7 +126,7 @@ impl Facts {
     /// Keys and values for gossip, those first that a member is nothing without. Gossip brings them in this order, so
     /// whoever can deal with the node has heard whether its directory went back.
     pub fn to_values(&self) -> Vec<(String, String)> {
-        let Load { entries_per_second, contexts } = self.load;
+        let NodeLoad { entries_per_second, contexts } = self.load;
         let mark = |key: &str, mark: Option<u64>| mark.map(|mark| (key.to_owned(), mark.to_string()));
         let mut values = Vec::from_iter(mark(OPENED, self.opened));
         values.extend([
@@ -137,7 +137,7 @@ impl Facts {
             ("zone".to_owned(), self.zone.clone()),
             (GREETS.to_owned(), "1".to_owned()),
             ("load".to_owned(), format!("{entries_per_second},{contexts}")),
-            (LEAVES.to_owned(), leaves(self.leaving).to_owned()),
+            (LEAVES.to_owned(), decommission_text(self.decommission).to_owned()),
         ]);
         values.extend(mark(DURABLE, self.durable));
         let slots = owned::encode(&self.owned).into_iter().enumerate();
@@ -155,11 +155,11 @@ const DURABLE: &str = "durable";
 const LEAVES: &str = "leaves";
 const HALTED: &str = "halted";
 
-const fn leaves(leaving: Option<Leaving>) -> &'static str {
+const fn decommission_text(leaving: Option<DecommissionMode>) -> &'static str {
     match leaving {
         None => "no",
-        Some(Leaving::Replaced) => "replaced",
-        Some(Leaving::Fewer) => "fewer",
+        Some(DecommissionMode::Replaced) => "replaced",
+        Some(DecommissionMode::AllowFewer) => "fewer",
     }
 }
 
@@ -173,36 +173,36 @@ pub(super) const PULSE: &str = "pulse";
 
 /// What was heard of a node so far.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Heard {
+pub(super) struct GossipedFacts {
     grpc_address: Option<String>,
     storage_id: Option<StorageId>,
     readiness: Readiness,
     zone: String,
     format: u32,
-    load: Load,
+    load: NodeLoad,
     pulse: Option<u64>,
     greets: bool,
     cluster: Option<ClusterId>,
     opened: Option<u64>,
     durable: Option<u64>,
-    leaving: Option<Leaving>,
+    leaving: Option<DecommissionMode>,
     owned: [Vec<(Slot, Epoch)>; owned::GROUPS as usize],
     halted: Vec<Slot>,
 }
 
 /// What reading a value led to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Reading {
-    Taken,
+pub(super) enum ParseOutcome {
+    Parsed,
     /// The key is none of ours.
     Unknown,
     /// The value doesn't parse; what was known stays.
     Bad,
 }
 
-impl Heard {
+impl GossipedFacts {
     /// Takes a value in. Any text may come in.
-    pub(super) fn read(&mut self, key: &str, value: &str) -> Reading {
+    pub(super) fn read(&mut self, key: &str, value: &str) -> ParseOutcome {
         let taken = match key {
             "grpc" => check("", value).ok().map(|()| self.grpc_address = Some(value.to_owned())),
             "storage" => StorageId::parse(value).map(|id| self.storage_id = Some(id)),
@@ -214,18 +214,18 @@ impl Heard {
             "zone" => {
                 (value.is_empty() || check("", value).is_ok()).then(|| value.clone_into(&mut self.zone))
             }
-            "load" => Load::parse(value).map(|load| self.load = load),
+            "load" => NodeLoad::parse(value).map(|load| self.load = load),
             PULSE => decimal(value).map(|pulse| self.pulse = Some(pulse)),
             CLUSTER => {
                 let id = ClusterId::parse(value);
                 (id.is_some() || value.is_empty()).then(|| self.cluster = id)
             }
             GREETS => (value == "1").then(|| self.greets = true),
-            OPENED => mark(value).map(|mark| self.opened = Some(mark)),
-            DURABLE => mark(value).map(|mark| self.durable = Some(mark)),
-            LEAVES => [None, Some(Leaving::Replaced), Some(Leaving::Fewer)]
+            OPENED => parse_durable_index(value).map(|mark| self.opened = Some(mark)),
+            DURABLE => parse_durable_index(value).map(|mark| self.durable = Some(mark)),
+            LEAVES => [None, Some(DecommissionMode::Replaced), Some(DecommissionMode::AllowFewer)]
                 .into_iter()
-                .find(|leaving| leaves(*leaving) == value)
+                .find(|leaving| decommission_text(*leaving) == value)
                 .map(|leaving| self.leaving = leaving),
             HALTED => owned::decode_set(value).map(|halted| self.halted = halted),
             _ => {
@@ -235,12 +235,12 @@ impl Heard {
                 let Some((group, known)) =
                     group.and_then(|group| Some((group, self.owned.get_mut(usize::from(group))?)))
                 else {
-                    return Reading::Unknown;
+                    return ParseOutcome::Unknown;
                 };
                 owned::decode(group, value).map(|slots| *known = slots)
             }
         };
-        if taken.is_some() { Reading::Taken } else { Reading::Bad }
+        if taken.is_some() { ParseOutcome::Parsed } else { ParseOutcome::Bad }
     }
 
     /// The pulse, if the node has one.
@@ -269,7 +269,7 @@ impl Heard {
             load: self.load,
             opened: self.opened,
             durable: self.durable,
-            leaving: self.leaving,
+            decommission: self.leaving,
             owned: self.owned.concat(),
             halted: self.halted.clone(),
         })
@@ -279,12 +279,12 @@ impl Heard {
 /// What keys and values of a node come to, and how many were bad.
 #[doc(hidden)]
 pub fn read_values<'a>(values: impl IntoIterator<Item = (&'a str, &'a str)>) -> (Option<Facts>, usize) {
-    let mut heard = Heard::default();
-    let bad = values.into_iter().filter(|(key, value)| heard.read(key, value) == Reading::Bad).count();
+    let mut heard = GossipedFacts::default();
+    let bad = values.into_iter().filter(|(key, value)| heard.read(key, value) == ParseOutcome::Bad).count();
     (heard.facts(), bad)
 }
 
-impl Load {
+impl NodeLoad {
     fn parse(text: &str) -> Option<Self> {
         let (entries_per_second, contexts) = text.split_once(',')?;
         Some(Self { entries_per_second: decimal(entries_per_second)?, contexts: decimal(contexts)? })
@@ -292,8 +292,8 @@ impl Load {
 }
 
 /// How far a directory is durable, if one can be.
-fn mark(text: &str) -> Option<u64> {
-    decimal(text).filter(|mark| *mark <= MAX_MARK)
+fn parse_durable_index(text: &str) -> Option<u64> {
+    decimal(text).filter(|mark| *mark <= MAX_DURABLE_INDEX)
 }
 
 /// Digits only: `u64::from_str` would take a sign too.
@@ -320,10 +320,10 @@ mod tests {
             readiness: Readiness::Draining,
             zone: "eu-1a".into(),
             format: 3,
-            load: Load { entries_per_second: 12, contexts: 345 },
+            load: NodeLoad { entries_per_second: 12, contexts: 345 },
             opened: Some(6),
-            durable: Some(MAX_MARK),
-            leaving: Some(Leaving::Fewer),
+            durable: Some(MAX_DURABLE_INDEX),
+            decommission: Some(DecommissionMode::AllowFewer),
             owned: vec![
                 (Slot::new(3).unwrap(), Epoch(9)),
                 (Slot::new(1000).unwrap(), Epoch::new(1 << 31, 7)),
@@ -334,17 +334,17 @@ mod tests {
 
     #[test]
     fn facts_survive_gossip() {
-        let mut heard = Heard::default();
+        let mut heard = GossipedFacts::default();
         for (key, value) in facts().to_values() {
             assert_eq!(heard.facts().is_some(), !matches!(&*key, "opened" | "grpc" | "storage"), "{key}");
-            assert_eq!(heard.read(&key, &value), Reading::Taken, "{key}={value}");
+            assert_eq!(heard.read(&key, &value), ParseOutcome::Parsed, "{key}={value}");
         }
         assert_eq!(heard.facts(), Some(facts()));
     }
 
     #[test]
     fn a_bad_value_leaves_what_was_known() {
-        let mut heard = Heard::default();
+        let mut heard = GossipedFacts::default();
         for (key, value) in facts().to_values() {
             heard.read(&key, &value);
         }
@@ -387,12 +387,12 @@ mod tests {
             ("halted", "?"),
             ("halted", &long),
         ] {
-            assert_eq!(heard.read(key, value), Reading::Bad, "{key}={value}");
+            assert_eq!(heard.read(key, value), ParseOutcome::Bad, "{key}={value}");
         }
         for key in
             ["", "slots", "slots.", "slots.16", "slots.-1", "slots.07", "slots.99999999", "grpc2", "Grpc"]
         {
-            assert_eq!(heard.read(key, "x"), Reading::Unknown, "{key}");
+            assert_eq!(heard.read(key, "x"), ParseOutcome::Unknown, "{key}");
         }
         assert_eq!(heard.facts(), Some(facts()));
     }
@@ -409,7 +409,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_text_may_come_in(key in "(grpc|storage|ready|format|zone|load|opened|durable|leaves|halted|slots\\.[0-9]{1,2})", value in any::<String>()) {
-            Heard::default().read(&key, &value);
+            GossipedFacts::default().read(&key, &value);
         }
     }
 }

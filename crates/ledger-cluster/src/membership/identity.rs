@@ -30,22 +30,22 @@ const GONE_AFTER: Duration = Duration::from_mins(5);
 /// To which cluster this node belongs, or may come to.
 #[derive(Debug, Default)]
 pub struct Identity {
-    state: Mutex<State>,
-    wanted: watch::Sender<Option<Wanted>>,
+    state: Mutex<IdentityState>,
+    wanted: watch::Sender<Option<JoinTarget>>,
 }
 
 #[derive(Debug, Default)]
-struct State {
-    ours: Option<ClusterId>,
+struct IdentityState {
+    cluster: Option<ClusterId>,
     /// Nodes that this one knows, if it knows members of any slot; empty: it does not.
     known: BTreeSet<StorageId>,
     /// The cluster that this node was about to form.
     forming: Option<ClusterId>,
-    others: BTreeMap<ClusterId, Heard>,
+    others: BTreeMap<ClusterId, SightedCluster>,
 }
 
 #[derive(Debug)]
-struct Heard {
+struct SightedCluster {
     from: SocketAddr,
     at: Instant,
     said: Option<Instant>,
@@ -53,7 +53,7 @@ struct Heard {
 
 /// A cluster that this node may come to belong to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Wanted {
+pub struct JoinTarget {
     /// Its identity.
     pub id: ClusterId,
     /// The data directory of the node that said so.
@@ -71,35 +71,35 @@ pub struct OtherCluster {
 
 /// What becomes of what came in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Judged {
+pub(crate) enum DatagramOrigin {
     /// It is of this cluster, or of a node that belongs to none yet.
-    Ours,
+    This,
     /// It is of the cluster that this node is about to belong to: it is said again when it does.
-    Early,
+    Joining,
     /// It is of another cluster; with the identity of this one, if it has one, if it is time to say so.
-    Another { say: bool },
+    Other { say: bool },
 }
 
 impl Identity {
     /// This node's cluster, if it belongs to one.
-    pub fn ours(&self) -> Option<ClusterId> {
-        self.state.lock().ours
+    pub fn cluster(&self) -> Option<ClusterId> {
+        self.state.lock().cluster
     }
 
     /// This node belongs to a cluster, from now on.
-    pub(crate) fn belongs(&self, id: ClusterId) {
-        self.state.lock().ours = Some(id);
+    pub(crate) fn set_cluster(&self, id: ClusterId) {
+        self.state.lock().cluster = Some(id);
     }
 
     /// The nodes that this one knows, if it knows members of any slot, itself among them; and the cluster that it was about to
     /// form.
-    pub(crate) fn knows(&self, members: BTreeSet<StorageId>, forming: Option<ClusterId>) {
+    pub(crate) fn set_known_nodes(&self, members: BTreeSet<StorageId>, forming: Option<ClusterId>) {
         let mut state = self.state.lock();
         (state.known, state.forming) = (members, forming);
     }
 
     /// What this node is about to belong to, from now on.
-    pub(crate) fn wanted(&self) -> watch::Receiver<Option<Wanted>> {
+    pub(crate) fn wanted(&self) -> watch::Receiver<Option<JoinTarget>> {
         self.wanted.subscribe()
     }
 
@@ -111,25 +111,30 @@ impl Identity {
     }
 
     /// Judges what was sent in a cluster, if the sender belongs to one; `said_by` is its data directory.
-    pub(crate) fn judge(&self, theirs: Option<ClusterId>, said_by: StorageId, from: SocketAddr) -> Judged {
-        let Some(theirs) = theirs else { return Judged::Ours };
+    pub(crate) fn classify(
+        &self,
+        theirs: Option<ClusterId>,
+        said_by: StorageId,
+        from: SocketAddr,
+    ) -> DatagramOrigin {
+        let Some(theirs) = theirs else { return DatagramOrigin::This };
         let mut state = self.state.lock();
-        match state.ours {
-            Some(ours) if ours == theirs => Judged::Ours,
+        match state.cluster {
+            Some(ours) if ours == theirs => DatagramOrigin::This,
             None if state.known.is_empty()
                 || state.known.contains(&said_by)
                 || state.forming == Some(theirs) =>
             {
-                let wanted = Some(Wanted { id: theirs, said_by });
+                let wanted = Some(JoinTarget { id: theirs, said_by });
                 self.wanted.send_if_modified(|known| std::mem::replace(known, wanted) != wanted);
-                Judged::Early
+                DatagramOrigin::Joining
             }
-            _ => Judged::Another { say: state.hear(theirs, from) },
+            _ => DatagramOrigin::Other { say: state.hear(theirs, from) },
         }
     }
 }
 
-impl State {
+impl IdentityState {
     /// Notes that another cluster was heard; whether to say so.
     fn hear(&mut self, id: ClusterId, from: SocketAddr) -> bool {
         let now = Instant::now();
@@ -137,7 +142,7 @@ impl State {
             let oldest = self.others.iter().min_by_key(|(_, heard)| heard.at).map(|(id, _)| *id);
             oldest.and_then(|oldest| self.others.remove(&oldest));
         }
-        let heard = self.others.entry(id).or_insert(Heard { from, at: now, said: None });
+        let heard = self.others.entry(id).or_insert(SightedCluster { from, at: now, said: None });
         (heard.from, heard.at) = (from, now);
         let is_time = heard.said.is_none_or(|said| now >= said + SAID_EVERY);
         if is_time {
@@ -156,8 +161,8 @@ mod tests {
     const MEMBER: StorageId = StorageId([1; 16]);
     const STRANGER: StorageId = StorageId([2; 16]);
 
-    fn judge(identity: &Identity, theirs: Option<ClusterId>, said_by: StorageId) -> Judged {
-        identity.judge(theirs, said_by, ([10, 0, 0, 1], 7946).into())
+    fn judge(identity: &Identity, theirs: Option<ClusterId>, said_by: StorageId) -> DatagramOrigin {
+        identity.classify(theirs, said_by, ([10, 0, 0, 1], 7946).into())
     }
 
     fn wanted(identity: &Identity) -> Option<ClusterId> {
@@ -167,13 +172,13 @@ mod tests {
     #[test]
     fn who_belongs_to_a_cluster_takes_nothing_from_another() {
         let identity = Identity::default();
-        identity.belongs(A);
-        assert_eq!(judge(&identity, Some(A), STRANGER), Judged::Ours);
-        assert_eq!(judge(&identity, None, STRANGER), Judged::Ours, "it may come to belong");
-        assert_eq!(judge(&identity, Some(B), MEMBER), Judged::Another { say: true });
+        identity.set_cluster(A);
+        assert_eq!(judge(&identity, Some(A), STRANGER), DatagramOrigin::This);
+        assert_eq!(judge(&identity, None, STRANGER), DatagramOrigin::This, "it may come to belong");
+        assert_eq!(judge(&identity, Some(B), MEMBER), DatagramOrigin::Other { say: true });
         assert_eq!(
             judge(&identity, Some(B), MEMBER),
-            Judged::Another { say: false },
+            DatagramOrigin::Other { say: false },
             "not with each datagram"
         );
         assert_eq!(identity.others().iter().map(|other| other.id).collect::<Vec<_>>(), [B]);
@@ -183,37 +188,37 @@ mod tests {
     #[test]
     fn who_belongs_to_none_comes_to_belong_to_the_first_that_it_hears() {
         let identity = Identity::default();
-        assert_eq!(judge(&identity, None, STRANGER), Judged::Ours);
-        assert_eq!(judge(&identity, Some(A), STRANGER), Judged::Early);
+        assert_eq!(judge(&identity, None, STRANGER), DatagramOrigin::This);
+        assert_eq!(judge(&identity, Some(A), STRANGER), DatagramOrigin::Joining);
         assert_eq!(wanted(&identity), Some(A));
-        identity.belongs(A);
-        assert_eq!(judge(&identity, Some(B), STRANGER), Judged::Another { say: true });
+        identity.set_cluster(A);
+        assert_eq!(judge(&identity, Some(B), STRANGER), DatagramOrigin::Other { say: true });
         assert_eq!(wanted(&identity), Some(A));
     }
 
     #[test]
     fn who_knows_members_believes_these_only() {
         let identity = Identity::default();
-        identity.knows([MEMBER].into(), None);
-        assert_eq!(judge(&identity, Some(B), STRANGER), Judged::Another { say: true });
+        identity.set_known_nodes([MEMBER].into(), None);
+        assert_eq!(judge(&identity, Some(B), STRANGER), DatagramOrigin::Other { say: true });
         assert_eq!(wanted(&identity), None);
-        assert_eq!(judge(&identity, Some(A), MEMBER), Judged::Early);
+        assert_eq!(judge(&identity, Some(A), MEMBER), DatagramOrigin::Joining);
         assert_eq!(wanted(&identity), Some(A));
     }
 
     #[test]
     fn who_was_about_to_form_a_cluster_knows_its_identity_whoever_says_it() {
         let identity = Identity::default();
-        identity.knows([MEMBER].into(), Some(A));
-        assert_eq!(judge(&identity, Some(B), STRANGER), Judged::Another { say: true });
-        assert_eq!(judge(&identity, Some(A), STRANGER), Judged::Early);
+        identity.set_known_nodes([MEMBER].into(), Some(A));
+        assert_eq!(judge(&identity, Some(B), STRANGER), DatagramOrigin::Other { say: true });
+        assert_eq!(judge(&identity, Some(A), STRANGER), DatagramOrigin::Joining);
         assert_eq!(wanted(&identity), Some(A));
     }
 
     #[test]
     fn no_more_others_are_remembered_than_there_is_room_for() {
         let identity = Identity::default();
-        identity.belongs(A);
+        identity.set_cluster(A);
         for number in 0..100 {
             judge(&identity, Some(ClusterId([number + 20; 16])), STRANGER);
         }

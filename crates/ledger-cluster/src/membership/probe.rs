@@ -16,21 +16,21 @@ use tokio::{
 
 use super::MembershipConfig;
 use crate::{
-    gossip::{
+    membership::gossip::{
         MAX_DATAGRAM,
-        word::{Found, Word},
+        identity_message::{IdentityMessage, RunningNode},
     },
-    seal::Sealer,
-    seeds::{Resolver, Seeds},
+    membership::seal::Sealer,
+    membership::seeds::{Resolver, Seeds},
 };
 
 /// How long to wait for the first answer of those who may know.
-const ANSWERED: Duration = Duration::from_millis(300);
+const FIRST_TIMEOUT: Duration = Duration::from_millis(300);
 /// How long others may take after the first answer.
-const OTHERS: Duration = Duration::from_millis(50);
+const FURTHER_TIMEOUT: Duration = Duration::from_millis(50);
 /// How long whoever is named may take to answer for itself, and how often it is asked meanwhile.
-const ITSELF: Duration = Duration::from_secs(1);
-const AGAIN: Duration = Duration::from_millis(200);
+const SELF_TIMEOUT: Duration = Duration::from_secs(1);
+const RETRY_PAUSE: Duration = Duration::from_millis(200);
 
 /// The socket with which is asked.
 struct Probe<'a> {
@@ -41,11 +41,11 @@ struct Probe<'a> {
 }
 
 /// Who runs under this node's name, if it answers. Failing to ask is no reason not to start.
-pub(super) async fn taken(
+pub(super) async fn find_namesake(
     config: &MembershipConfig,
     storage: StorageId,
     cluster: Option<ClusterId>,
-) -> Option<Found> {
+) -> Option<RunningNode> {
     let listen = config.gossip_listen;
     let socket = UdpSocket::bind((listen.ip(), 0)).await.ok()?;
     let sealer = Sealer::new(&config.cluster_id, config.keyring.clone());
@@ -55,13 +55,13 @@ pub(super) async fn taken(
     let begun = Instant::now();
     if seeds.has_names() {
         let mut resolver = Resolver::new(&seeds, listen);
-        asked.extend(timeout_at(begun + ANSWERED, resolver.resolve()).await.unwrap_or_default());
+        asked.extend(timeout_at(begun + FIRST_TIMEOUT, resolver.resolve()).await.unwrap_or_default());
     }
     let advertised = config.gossip_advertise.unwrap_or(listen);
     let is_me = |address: &SocketAddr| address.ip() == advertised.ip() && address.port() == advertised.port();
     asked.retain(|address| !is_me(address) && (address.is_ipv4() || !listen.is_ipv4()));
     // On this machine, with this directory: it was this node, before. The lock of the directory says that it has ended.
-    let is_before = |found: &Found| found.storage == storage && found.gossip.ip() == advertised.ip();
+    let is_before = |found: &RunningNode| found.storage == storage && found.gossip.ip() == advertised.ip();
     let named = probe.named(&asked, cluster).await.into_iter();
     for found in named.filter(|found| !is_before(found) && !is_me(&found.gossip)) {
         if let Some(itself) = probe.itself(found.gossip, cluster).await
@@ -75,16 +75,16 @@ pub(super) async fn taken(
 
 impl Probe<'_> {
     /// Whom those who may know name; one of each address.
-    async fn named(&self, asked: &BTreeSet<SocketAddr>, cluster: Option<ClusterId>) -> Vec<Found> {
+    async fn named(&self, asked: &BTreeSet<SocketAddr>, cluster: Option<ClusterId>) -> Vec<RunningNode> {
         for address in asked {
             self.ask(*address).await;
         }
-        let mut named: Vec<Found> = Vec::new();
-        let (mut answers, mut until) = (0, Instant::now() + ANSWERED);
+        let mut named: Vec<RunningNode> = Vec::new();
+        let (mut answers, mut until) = (0, Instant::now() + FIRST_TIMEOUT);
         while answers < asked.len() {
             let Some(found) = self.answer(until, cluster).await else { break };
             answers += 1;
-            until = until.min(Instant::now() + OTHERS);
+            until = until.min(Instant::now() + FURTHER_TIMEOUT);
             if let Some(found) = found
                 && named.iter().all(|known| known.gossip != found.gossip)
             {
@@ -95,11 +95,11 @@ impl Probe<'_> {
     }
 
     /// Who answers for itself at an address.
-    async fn itself(&self, address: SocketAddr, cluster: Option<ClusterId>) -> Option<Found> {
-        let until = Instant::now() + ITSELF;
+    async fn itself(&self, address: SocketAddr, cluster: Option<ClusterId>) -> Option<RunningNode> {
+        let until = Instant::now() + SELF_TIMEOUT;
         while Instant::now() < until {
             self.ask(address).await;
-            let again = until.min(Instant::now() + AGAIN);
+            let again = until.min(Instant::now() + RETRY_PAUSE);
             while let Some(answer) = self.answer(again, cluster).await {
                 if let Some(found) = answer.filter(|found| found.is_itself && found.gossip == address) {
                     return Some(found);
@@ -110,7 +110,7 @@ impl Probe<'_> {
     }
 
     async fn ask(&self, address: SocketAddr) {
-        let word = Word::Ask { number: self.number, node: self.node.clone() };
+        let word = IdentityMessage::WhoIs { number: self.number, node: self.node.clone() };
         if let Ok(datagram) = self.sealer.seal(&word.encode()) {
             // Whoever cannot be reached does not answer.
             let _ = self.socket.send_to(&datagram, address).await;
@@ -118,7 +118,7 @@ impl Probe<'_> {
     }
 
     /// The next answer; `None`: there is no more in time.
-    async fn answer(&self, until: Instant, cluster: Option<ClusterId>) -> Option<Option<Found>> {
+    async fn answer(&self, until: Instant, cluster: Option<ClusterId>) -> Option<Option<RunningNode>> {
         let mut buffer = [0; MAX_DATAGRAM];
         loop {
             let len = match timeout_at(until, self.socket.recv_from(&mut buffer)).await {
@@ -134,8 +134,8 @@ impl Probe<'_> {
             let Some((theirs, payload)) = opened else { continue };
             let is_another = cluster.is_some() && theirs.is_some() && theirs != cluster;
             let text = if theirs.is_some() { payload.get(16..) } else { payload.get(..) };
-            match text.and_then(Word::decode) {
-                Some(Word::Answer { number, found }) if number == self.number && !is_another => {
+            match text.and_then(IdentityMessage::decode) {
+                Some(IdentityMessage::Is { number, found }) if number == self.number && !is_another => {
                     return Some(found);
                 }
                 _ => {}

@@ -11,7 +11,7 @@ use chitchat::{Chitchat, ChitchatId, NodeState, Version};
 use ledger_core::{
     Epoch,
     node::{ClusterId, Incarnation, NodeId, StorageId},
-    ownership::slots::Leaving,
+    ownership::slot_manager::DecommissionMode,
     slot::{SLOTS, Slot},
 };
 use ledger_store::limited;
@@ -20,9 +20,9 @@ use parking_lot::RwLock;
 
 use super::{
     Replaced,
-    facts::{Heard, Load, Readiness, Reading},
+    durability::{DurabilityHistory, RolledBack},
+    facts::{GossipedFacts, NodeLoad, ParseOutcome, Readiness},
     identity::Identity,
-    marks::{Marks, SetBack},
 };
 
 /// Most nodes that are looked at; chitchat's messages name every node, so far fewer make a cluster.
@@ -33,7 +33,7 @@ const MIN_PAUSE: Duration = Duration::from_secs(2);
 
 /// A node of the cluster, by what it says and by whether it is heard.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Member {
+pub struct ViewMember {
     /// Its stable name.
     pub node_id: NodeId,
     /// Its start; a higher one replaces a lower one at once.
@@ -53,9 +53,9 @@ pub struct Member {
     /// Version of its storage format.
     pub format: u32,
     /// What it has to do.
-    pub load: Load,
+    pub load: NodeLoad,
     /// Whether it leaves for good, or has left.
-    pub leaving: Option<Leaving>,
+    pub decommission: Option<DecommissionMode>,
     /// The slots it says it owns, in order. A dead member's are those it owned when last heard.
     pub owned: Vec<(Slot, Epoch)>,
     /// Those of them to which it says it takes no appends at the moment, in order.
@@ -65,19 +65,19 @@ pub struct Member {
     /// Whether it takes part in sessions between nodes: nodes of before there were any do not.
     pub greets: bool,
     /// Its data directory is older than what was heard of it: it has forgotten promises, and counts for nothing.
-    pub set_back: Option<SetBack>,
+    pub rolled_back: Option<RolledBack>,
     /// When this node first saw the incarnation as it is, alive or dead.
     pub since: Instant,
 }
 
-impl Member {
+impl ViewMember {
     /// Whether it is alive, and has not forgotten what it promised.
-    pub const fn counts(&self) -> bool {
-        self.alive && self.set_back.is_none()
+    pub const fn is_usable(&self) -> bool {
+        self.alive && self.rolled_back.is_none()
     }
 }
 
-impl Member {
+impl ViewMember {
     /// Whether it says that it takes no appends to a slot at the moment.
     pub fn is_halted(&self, slot: Slot) -> bool {
         self.halted.binary_search(&slot).is_ok()
@@ -88,7 +88,7 @@ impl Member {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct View {
     /// In the order of their ids.
-    pub members: Vec<Member>,
+    pub members: Vec<ViewMember>,
     me: (NodeId, Incarnation),
 }
 
@@ -98,13 +98,13 @@ impl View {
     }
 
     /// The member of that name.
-    pub fn get(&self, node_id: &NodeId) -> Option<&Member> {
+    pub fn get(&self, node_id: &NodeId) -> Option<&ViewMember> {
         let at = self.members.binary_search_by(|member| member.node_id.cmp(node_id)).ok()?;
         self.members.get(at)
     }
 
     /// This node; `None` if a later incarnation of it was heard, so that this one must stop.
-    pub fn me(&self) -> Option<&Member> {
+    pub fn me(&self) -> Option<&ViewMember> {
         self.get(&self.me.0).filter(|member| member.incarnation == self.me.1)
     }
 
@@ -120,18 +120,18 @@ impl View {
         Some(Replaced {
             node: node.clone(),
             incarnation: later.incarnation,
-            ours: *ours,
+            this_start: *ours,
             grpc_address: later.grpc_address.clone(),
         })
     }
 
     /// The members that are alive.
-    pub fn alive(&self) -> impl Iterator<Item = &Member> {
+    pub fn alive(&self) -> impl Iterator<Item = &ViewMember> {
         self.members.iter().filter(|member| member.alive)
     }
 
     /// The living member that claims a slot, with its epoch; of several the one with the highest.
-    pub fn claim(&self, slot: Slot) -> Option<(&Member, Epoch)> {
+    pub fn claim(&self, slot: Slot) -> Option<(&ViewMember, Epoch)> {
         let claims = self.alive().filter_map(|member| {
             let at = member.owned.binary_search_by_key(&slot, |&(slot, _)| slot).ok()?;
             Some((member, member.owned.get(at)?.1))
@@ -143,7 +143,7 @@ impl View {
     /// slot that several claim is the one's with the highest epoch; the dead own nothing.
     pub fn taking(&self) -> Vec<(usize, usize)> {
         let mut owners = vec![None; usize::from(SLOTS)];
-        for (at, member) in self.members.iter().enumerate().filter(|(_, member)| member.counts()) {
+        for (at, member) in self.members.iter().enumerate().filter(|(_, member)| member.is_usable()) {
             for (slot, epoch) in &member.owned {
                 let Some(owner) = owners.get_mut(usize::from(slot.number())) else { continue };
                 *owner = (*owner).max(Some((*epoch, at, member.is_halted(*slot))));
@@ -161,9 +161,9 @@ impl View {
 
 /// One incarnation of a node, as heard so far.
 #[derive(Debug)]
-struct Seen {
+struct ObservedIncarnation {
     version: Version,
-    heard: Heard,
+    heard: GossipedFacts,
     /// Keys whose value is bad, with its version, so that each is counted once.
     bad: BTreeMap<String, Version>,
     heartbeat: u64,
@@ -175,33 +175,33 @@ struct Seen {
 }
 
 /// Members that an operator declared lost: they count for nothing if they are back.
-pub(super) type Lost = Arc<RwLock<Arc<ledger_core::ownership::Declared>>>;
+pub(super) type LostMembers = Arc<RwLock<Arc<ledger_core::ownership::DeclaredLosses>>>;
 
 /// Makes views of chitchat's state, remembering what only changes with time.
 #[derive(Debug)]
-pub(super) struct Roster {
+pub(super) struct ViewBuilder {
     me: (NodeId, Incarnation),
     identity: Arc<Identity>,
     min_silence: Duration,
     /// A pulse that stood still for so long is of a node that is cut off.
     max_pause: Duration,
-    seen: HashMap<ChitchatId, Seen>,
-    marks: Marks,
+    seen: HashMap<ChitchatId, ObservedIncarnation>,
+    durability: DurabilityHistory,
     /// Those of which it was logged that they were set back.
-    told: HashSet<(NodeId, StorageId)>,
+    logged: HashSet<(NodeId, StorageId)>,
     /// Members that an operator declared lost.
-    lost: Lost,
+    lost: LostMembers,
     pub(super) bad_values: u64,
     /// Keys of the node that has most of them.
     pub(super) most_keys: usize,
 }
 
-impl Roster {
+impl ViewBuilder {
     pub(super) fn new(
         me: (NodeId, Incarnation),
         min_silence: Duration,
         identity: Arc<Identity>,
-        lost: Lost,
+        lost: LostMembers,
     ) -> Self {
         let max_pause = min_silence.saturating_mul(2).max(MIN_PAUSE);
         Self {
@@ -210,8 +210,8 @@ impl Roster {
             min_silence,
             max_pause,
             seen: HashMap::new(),
-            marks: Marks::default(),
-            told: HashSet::new(),
+            durability: DurabilityHistory::default(),
+            logged: HashSet::new(),
             lost,
             bad_values: 0,
             most_keys: 0,
@@ -224,9 +224,9 @@ impl Roster {
         let states = chitchat.node_states();
         self.most_keys = states.values().map(NodeState::num_key_values).max().unwrap_or_default();
         self.seen.retain(|id, _| states.contains_key(id));
-        self.marks.begin();
-        let ours = self.identity.ours();
-        let mut members = BTreeMap::<NodeId, Member>::new();
+        self.durability.begin();
+        let ours = self.identity.cluster();
+        let mut members = BTreeMap::<NodeId, ViewMember>::new();
         for (id, state) in states {
             if self.seen.len() >= MAX_NODES
                 && !self.seen.contains_key(id)
@@ -240,20 +240,20 @@ impl Roster {
             if !is_me && ours.is_some() && member.cluster.is_some_and(|theirs| Some(theirs) != ours) {
                 continue;
             }
-            let rank = |member: &Member| (member.incarnation, member.alive);
+            let rank = |member: &ViewMember| (member.incarnation, member.alive);
             match members.get(&member.node_id) {
                 Some(other) if rank(other) >= rank(&member) => {}
                 _ => drop(members.insert(member.node_id.clone(), member)),
             }
         }
         // Once all is heard: what speaks against one incarnation is what others said.
-        let mut members: Vec<Member> = members.into_values().collect();
-        self.judge(&mut members);
+        let mut members: Vec<ViewMember> = members.into_values().collect();
+        self.detect_rollbacks(&mut members);
         View { members, me: self.me.clone() }
     }
 
     /// Notes which members' directories went back; says so once.
-    fn judge(&mut self, members: &mut [Member]) {
+    fn detect_rollbacks(&mut self, members: &mut [ViewMember]) {
         let mut told = HashSet::new();
         let lost = Arc::clone(&self.lost.read());
         for member in members {
@@ -262,20 +262,20 @@ impl Roster {
                 node: member.node_id.clone(),
                 storage: member.storage_id,
             });
-            member.set_back = if is_lost {
-                Some(SetBack { opened: 0, heard: SetBack::DECLARED_LOST })
+            member.rolled_back = if is_lost {
+                Some(RolledBack { opened: 0, heard: RolledBack::DECLARED_LOST })
             } else {
-                self.marks.set_back(&directory, member.incarnation)
+                self.durability.rolled_back(&directory, member.incarnation)
             };
-            let Some(found) = member.set_back.filter(|_| member.alive) else { continue };
-            let SetBack { opened, heard } = found;
-            if !self.told.contains(&directory) {
+            let Some(found) = member.rolled_back.filter(|_| member.alive) else { continue };
+            let RolledBack { opened, heard } = found;
+            if !self.logged.contains(&directory) {
                 let (node, storage) = &directory;
                 limited!(error, %node, %storage, opened, heard, "a node is back that has forgotten what it promised, and counts for nothing until it joins anew: {found}");
             }
             told.insert(directory);
         }
-        self.told = told;
+        self.logged = told;
     }
 
     fn member(
@@ -285,10 +285,10 @@ impl Roster {
         live: bool,
         is_me: bool,
         now: Instant,
-    ) -> Option<Member> {
-        let seen = self.seen.entry(id.clone()).or_insert_with(|| Seen {
+    ) -> Option<ViewMember> {
+        let seen = self.seen.entry(id.clone()).or_insert_with(|| ObservedIncarnation {
             version: 0,
-            heard: Heard::default(),
+            heard: GossipedFacts::default(),
             bad: BTreeMap::new(),
             heartbeat: 0,
             heard_at: now,
@@ -322,8 +322,8 @@ impl Roster {
         let since = seen.since;
         let (node_id, facts) = (node_id?, facts?);
         let directory = (node_id.clone(), facts.storage_id);
-        self.marks.hear(directory, Incarnation(id.generation_id), facts.opened, facts.durable);
-        Some(Member {
+        self.durability.hear(directory, Incarnation(id.generation_id), facts.opened, facts.durable);
+        Some(ViewMember {
             node_id,
             incarnation: Incarnation(id.generation_id),
             storage_id: facts.storage_id,
@@ -334,24 +334,24 @@ impl Roster {
             zone: facts.zone,
             format: facts.format,
             load: facts.load,
-            leaving: facts.leaving,
+            decommission: facts.decommission,
             owned: facts.owned,
             halted: facts.halted,
             alive,
             greets,
-            set_back: None,
+            rolled_back: None,
             since,
         })
     }
 }
 
-impl Seen {
+impl ObservedIncarnation {
     /// Reads what the node says; how many values were bad for the first time.
     fn read(&mut self, state: &NodeState) -> u64 {
         let mut still_bad = BTreeSet::new();
         let mut new = 0;
         for (key, value) in state.key_values_including_deleted().filter(|(_, value)| !value.is_deleted()) {
-            if self.heard.read(key, &value.value) != Reading::Bad {
+            if self.heard.read(key, &value.value) != ParseOutcome::Bad {
                 continue;
             }
             still_bad.insert(key.to_owned());

@@ -9,11 +9,11 @@ use std::{
 
 use ledger_cluster::{
     Cluster, ClusterConfig,
-    membership::{Detector, Facts, Incarnation, Load, MembershipConfig, NodeId, Readiness},
-    routes::RouteTo,
+    membership::{Detector, Facts, Incarnation, MembershipConfig, NodeId, NodeLoad, Readiness},
+    ownership::routes::SlotOwner,
 };
 use ledger_core::slot::Slot;
-use ledger_store::{Append, Appended, ContextId, Draft, Key, Ledger, Needed, Options, StoreError};
+use ledger_store::{Append, Appended, ContextId, Draft, Key, Ledger, Options, StoreError, WriteQuorum};
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
@@ -54,15 +54,15 @@ pub(crate) fn config(
             readiness: Readiness::Joining,
             zone: String::new(),
             format: 1,
-            load: Load::default(),
+            load: NodeLoad::default(),
             opened: None,
             durable: None,
-            leaving: None,
+            decommission: None,
             owned: Vec::new(),
             halted: Vec::new(),
         },
-        copies: 3,
-        min_copies: 2,
+        replication_factor: 3,
+        write_quorum: 2,
         first_nodes: Vec::new(),
         placement_grace: Duration::from_secs(5),
         max_staleness: Some(Duration::from_secs(2)),
@@ -130,23 +130,23 @@ impl Node {
     }
 
     pub(crate) async fn append(&self, context: &ContextId, text: &str) -> Result<Appended, StoreError> {
-        self.append_with(context, text, Needed::Configured).await
+        self.append_with(context, text, WriteQuorum::Configured).await
     }
 
     pub(crate) async fn append_with(
         &self,
         context: &ContextId,
         text: &str,
-        needed: Needed,
+        quorum: WriteQuorum,
     ) -> Result<Appended, StoreError> {
         let draft =
             Draft { key: Key::new("k").unwrap(), payload: text.to_owned().into(), metadata: [].into() };
         let entry_id = Some(ledger_store::EntryId::new(text).unwrap());
-        self.ledger.append_async(Append { entry_id, needed, ..Append::new(context.clone(), draft) }).await
+        self.ledger.append_async(Append { entry_id, quorum, ..Append::new(context.clone(), draft) }).await
     }
 
     pub(crate) fn owns(&self, slot: Slot) -> bool {
-        matches!(self.cluster.routes().borrow().get(slot).map(|route| &route.owner), Some(RouteTo::Me(_)))
+        matches!(self.cluster.routes().borrow().get(slot).map(|route| &route.owner), Some(SlotOwner::Me(_)))
     }
 }
 
@@ -165,7 +165,7 @@ pub(crate) fn owner<'a>(nodes: &'a [Node], context: &ContextId) -> Option<&'a No
 }
 
 /// Where a context is, as each node knows it.
-fn routes(nodes: &[Node], context: &ContextId) -> Vec<Option<ledger_cluster::routes::Route>> {
+fn routes(nodes: &[Node], context: &ContextId) -> Vec<Option<ledger_cluster::ownership::routes::SlotRoute>> {
     nodes.iter().map(|node| node.cluster.routes().borrow().get(Slot::of(context)).cloned()).collect()
 }
 

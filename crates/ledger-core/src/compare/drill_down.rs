@@ -22,8 +22,8 @@ use crate::{
 };
 
 use super::{
-    Answer, Ask, Compare, CompareError, Holding, Listed, MAX_BUCKET_SLOTS, MAX_COMPARED, MAX_PAGE, Page,
-    Prefixes, Roots, Side, Verdict,
+    CompareError, CompareRequest, CompareResponse, ContextStatus, HistorySearch, ListedContext,
+    MAX_BUCKET_SLOTS, MAX_COMPARED, MAX_PAGE, Page, Roots, RootsRequest, Side, Verdict,
 };
 
 /// Most rounds (a question, and both answers) of one drill-down. At 512 contexts a page that is enough for some
@@ -33,21 +33,21 @@ pub const MAX_ROUNDS: u32 = 100_000;
 /// What happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// This node's own store answered [`Effect::Look`].
-    Ours(Answer),
-    /// The peer answered [`Effect::Send`].
-    Theirs(Answer),
+    /// This node's own store answered [`Effect::AskLocal`].
+    Local(CompareResponse),
+    /// The peer answered [`Effect::AskRemote`].
+    Remote(CompareResponse),
 }
 
 /// What is to be done.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
     /// Put the question to the peer.
-    Send(Ask),
+    AskRemote(CompareRequest),
     /// Put the question to this node's own store. Its answer may come before or after the peer's.
-    Look(Ask),
+    AskLocal(CompareRequest),
     /// The peer does not keep these slots: what it was believed to share is out of date.
-    NotKept(BTreeSet<Slot>),
+    NotReplicated(BTreeSet<Slot>),
     /// A context differs.
     Found(Finding),
     /// Everything was looked at. Nothing follows.
@@ -60,10 +60,10 @@ pub struct Finding {
     /// The context.
     pub context: ContextId,
     /// What this node listed.
-    pub ours: Holding,
+    pub local: ContextStatus,
     /// What the peer listed.
-    pub theirs: Holding,
-    /// How they relate. Never [`Verdict::InStep`]. One that has the context alone is ahead from size 0, if the other
+    pub remote: ContextStatus,
+    /// How they relate. Never [`Verdict::InSync`]. One that has the context alone is ahead from size 0, if the other
     /// could read that it has not.
     pub verdict: Verdict,
 }
@@ -73,7 +73,7 @@ pub struct Finding {
 #[derive(Debug)]
 pub struct DrillDown {
     /// The digests of our slots at the start.
-    ours: BTreeMap<Slot, Digest>,
+    local: BTreeMap<Slot, Digest>,
     /// Slots that differ and were not looked into yet.
     slots: BTreeSet<Slot>,
     /// The rest of the listing under way.
@@ -81,8 +81,8 @@ pub struct DrillDown {
     /// Contexts of the last page that differ.
     comparing: Vec<Pair>,
     /// The question under way, and the answer that came first.
-    asked: Option<Ask>,
-    answers: (Option<Answer>, Option<Answer>),
+    request: Option<CompareRequest>,
+    responses: (Option<CompareResponse>, Option<CompareResponse>),
     rounds: u32,
 }
 
@@ -94,39 +94,40 @@ struct Listing {
 
 #[derive(Debug)]
 struct Pair {
-    ours: ContextSummary,
-    theirs: ContextSummary,
-    compare: Compare,
+    local: ContextSummary,
+    remote: ContextSummary,
+    compare: HistorySearch,
 }
 
 /// Where a context comes in a listing.
-type Place<'a> = (Slot, &'a ContextId);
+type ListingKey<'a> = (Slot, &'a ContextId);
 
-fn place(context: &ContextId) -> Place<'_> {
+fn listing_key(context: &ContextId) -> ListingKey<'_> {
     (Slot::of(context), context)
 }
 
 impl DrillDown {
     /// Begins a comparison, given the digests of the slots that this node and the peer both keep.
-    pub fn start(ours: BTreeMap<Slot, Digest>) -> (Self, Vec<Effect>) {
-        let ask = Ask::Node { slots: ours.keys().copied().collect(), digest: NodeDigest::of(&ours) };
+    pub fn start(local: BTreeMap<Slot, Digest>) -> (Self, Vec<Effect>) {
+        let ask =
+            CompareRequest::Node { slots: local.keys().copied().collect(), digest: NodeDigest::of(&local) };
         let mut drill = Self {
-            ours,
+            local,
             slots: BTreeSet::new(),
             listing: None,
             comparing: Vec::new(),
-            asked: None,
-            answers: (None, None),
+            request: None,
+            responses: (None, None),
             rounds: 0,
         };
-        if drill.ours.is_empty() {
+        if drill.local.is_empty() {
             return (drill, vec![Effect::Done]);
         }
         // Our side of this one is known already: it is what the digest was made of.
-        drill.answers.0 = Some(Answer::InStep);
-        drill.asked = Some(ask.clone());
+        drill.responses.0 = Some(CompareResponse::InSync);
+        drill.request = Some(ask.clone());
         drill.rounds = 1;
-        (drill, vec![Effect::Send(ask)])
+        (drill, vec![Effect::AskRemote(ask)])
     }
 
     /// Number of questions so far: round trips to the peer.
@@ -138,61 +139,70 @@ impl DrillDown {
     /// error there is nothing more to do, and every further answer is an error as well.
     pub fn step(&mut self, event: Event) -> Result<Vec<Effect>, CompareError> {
         let (side, answer) = match event {
-            Event::Ours(answer) => (Side::Ours, answer),
-            Event::Theirs(answer) => (Side::Theirs, answer),
+            Event::Local(answer) => (Side::Local, answer),
+            Event::Remote(answer) => (Side::Remote, answer),
         };
         let answers = match side {
-            Side::Ours => &mut self.answers.0,
-            Side::Theirs => &mut self.answers.1,
+            Side::Local => &mut self.responses.0,
+            Side::Remote => &mut self.responses.1,
         };
-        if self.asked.is_none() || answers.is_some() {
-            self.asked = None;
-            return Err(CompareError::NotAsked { side });
+        if self.request.is_none() || answers.is_some() {
+            self.request = None;
+            return Err(CompareError::UnexpectedResponse { side });
         }
         *answers = Some(answer);
 
         let mut effects = Vec::new();
-        match std::mem::take(&mut self.answers) {
+        match std::mem::take(&mut self.responses) {
             (Some(ours), Some(theirs)) => {
-                if let Some(asked) = self.asked.take() {
-                    self.answered(asked, ours, theirs, &mut effects)?;
-                    self.go_on(&mut effects)?;
+                if let Some(asked) = self.request.take() {
+                    self.on_responses(asked, ours, theirs, &mut effects)?;
+                    self.next_requests(&mut effects)?;
                 }
             }
-            one_of_them => self.answers = one_of_them,
+            one_of_them => self.responses = one_of_them,
         }
         Ok(effects)
     }
 
-    fn answered(
+    fn on_responses(
         &mut self,
-        asked: Ask,
-        ours: Answer,
-        theirs: Answer,
+        asked: CompareRequest,
+        ours: CompareResponse,
+        theirs: CompareResponse,
         effects: &mut Vec<Effect>,
     ) -> Result<(), CompareError> {
         let name = asked.name();
-        let other =
-            |side, answer: &Answer| CompareError::OtherAnswer { side, asked: name, answer: answer.name() };
+        let other = |side, answer: &CompareResponse| CompareError::WrongResponse {
+            side,
+            asked: name,
+            answer: answer.name(),
+        };
         match (asked, ours, theirs) {
-            (Ask::Node { .. }, _, Answer::InStep) => Ok(()),
-            (Ask::Node { slots, .. }, _, Answer::Slots(theirs)) => self.take_slots(slots, &theirs, effects),
-            (Ask::Buckets { slots }, Answer::Buckets(ours), Answer::Buckets(theirs)) => {
-                self.take_buckets(&slots, &ours, &theirs)
+            (CompareRequest::Node { .. }, _, CompareResponse::InSync) => Ok(()),
+            (CompareRequest::Node { slots, .. }, _, CompareResponse::Slots(theirs)) => {
+                self.take_slots(slots, &theirs, effects)
             }
-            (Ask::Contexts { buckets, after }, Answer::Contexts(ours), Answer::Contexts(theirs)) => {
-                self.take_pages(Listing { buckets, after }, ours, theirs, effects)
-            }
-            (Ask::Roots(asked), Answer::Roots(ours), Answer::Roots(theirs)) => {
+            (
+                CompareRequest::Buckets { slots },
+                CompareResponse::Buckets(ours),
+                CompareResponse::Buckets(theirs),
+            ) => self.take_buckets(&slots, &ours, &theirs),
+            (
+                CompareRequest::Contexts { buckets, after },
+                CompareResponse::Contexts(ours),
+                CompareResponse::Contexts(theirs),
+            ) => self.take_pages(Listing { buckets, after }, ours, theirs, effects),
+            (CompareRequest::Roots(asked), CompareResponse::Roots(ours), CompareResponse::Roots(theirs)) => {
                 self.take_roots(asked.len(), &ours, &theirs, effects)
             }
             // One of them is of another kind: ours if it is not what was asked for.
             (asked, ours, theirs) => Err(match (&asked, &ours) {
-                (Ask::Node { .. }, _)
-                | (Ask::Buckets { .. }, Answer::Buckets(_))
-                | (Ask::Contexts { .. }, Answer::Contexts(_))
-                | (Ask::Roots(_), Answer::Roots(_)) => other(Side::Theirs, &theirs),
-                _ => other(Side::Ours, &ours),
+                (CompareRequest::Node { .. }, _)
+                | (CompareRequest::Buckets { .. }, CompareResponse::Buckets(_))
+                | (CompareRequest::Contexts { .. }, CompareResponse::Contexts(_))
+                | (CompareRequest::Roots(_), CompareResponse::Roots(_)) => other(Side::Remote, &theirs),
+                _ => other(Side::Local, &ours),
             }),
         }
     }
@@ -203,12 +213,12 @@ impl DrillDown {
         theirs: &BTreeMap<Slot, Digest>,
         effects: &mut Vec<Effect>,
     ) -> Result<(), CompareError> {
-        only_asked(Side::Theirs, &asked, theirs)?;
+        only_asked(Side::Remote, &asked, theirs)?;
         let (kept, not_kept): (BTreeSet<_>, _) =
             asked.into_iter().partition(|slot| theirs.contains_key(slot));
-        self.slots = kept.into_iter().filter(|slot| self.ours.get(slot) != theirs.get(slot)).collect();
+        self.slots = kept.into_iter().filter(|slot| self.local.get(slot) != theirs.get(slot)).collect();
         if !not_kept.is_empty() {
-            effects.push(Effect::NotKept(not_kept));
+            effects.push(Effect::NotReplicated(not_kept));
         }
         Ok(())
     }
@@ -219,8 +229,8 @@ impl DrillDown {
         ours: &BTreeMap<Slot, BTreeMap<Bucket, Digest>>,
         theirs: &BTreeMap<Slot, BTreeMap<Bucket, Digest>>,
     ) -> Result<(), CompareError> {
-        only_asked(Side::Ours, asked, ours)?;
-        only_asked(Side::Theirs, asked, theirs)?;
+        only_asked(Side::Local, asked, ours)?;
+        only_asked(Side::Remote, asked, theirs)?;
         // A slot that one of them no longer keeps has nothing to compare.
         let both = ours.iter().filter_map(|(slot, ours)| Some((*slot, ours, theirs.get(slot)?)));
         let buckets: BTreeMap<_, BTreeSet<_>> = both
@@ -241,25 +251,27 @@ impl DrillDown {
         theirs: Page,
         effects: &mut Vec<Effect>,
     ) -> Result<(), CompareError> {
-        let ours_to = listing.check(Side::Ours, &ours)?;
-        let theirs_to = listing.check(Side::Theirs, &theirs)?;
+        let ours_to = listing.check(Side::Local, &ours)?;
+        let theirs_to = listing.check(Side::Remote, &theirs)?;
         // What lies beyond the end of either page is known of one side only, and listed again.
-        let end = [ours_to, theirs_to].into_iter().flatten().min_by(|a, b| place(a).cmp(&place(b)));
+        let end =
+            [ours_to, theirs_to].into_iter().flatten().min_by(|a, b| listing_key(a).cmp(&listing_key(b)));
 
-        let up_to_end =
-            |listed: &Listed| end.as_ref().is_none_or(|end| place(listed.context()) <= place(end));
+        let up_to_end = |listed: &ListedContext| {
+            end.as_ref().is_none_or(|end| listing_key(listed.context()) <= listing_key(end))
+        };
         let ours = ours.contexts.into_iter().filter(&up_to_end);
         let theirs = theirs.contexts.into_iter().filter(&up_to_end);
         for (ours, theirs) in merge(ours, theirs) {
             match (ours, theirs) {
-                (Some(Listed::Held(ours)), Some(Listed::Held(theirs))) => {
-                    let compare = Compare::new(ours.extent(), theirs.extent());
-                    self.comparing.push(Pair { ours, theirs, compare });
+                (Some(ListedContext::Present(local)), Some(ListedContext::Present(remote))) => {
+                    let compare = HistorySearch::new(local.tree_head(), remote.tree_head());
+                    self.comparing.push(Pair { local, remote, compare });
                 }
                 (ours, theirs) => effects.extend(found_at_once(ours, theirs).map(Effect::Found)),
             }
         }
-        self.settle(effects);
+        self.report_verdicts(effects);
         self.listing = end.map(|end| Listing { after: Some(end), ..listing });
         Ok(())
     }
@@ -271,43 +283,46 @@ impl DrillDown {
         theirs: &[Roots],
         effects: &mut Vec<Effect>,
     ) -> Result<(), CompareError> {
-        for (side, roots) in [(Side::Ours, ours), (Side::Theirs, theirs)] {
+        for (side, roots) in [(Side::Local, ours), (Side::Remote, theirs)] {
             if roots.len() != asked {
                 return Err(CompareError::WrongNumberOfContexts { side, asked, actual: roots.len() });
             }
         }
         for ((pair, ours), theirs) in self.comparing.iter_mut().zip(ours).zip(theirs) {
-            pair.compare.answered(ours, theirs)?;
+            pair.compare.on_roots(ours, theirs)?;
         }
-        self.settle(effects);
+        self.report_verdicts(effects);
         Ok(())
     }
 
     /// Reports the contexts that have a verdict, and keeps the others.
-    fn settle(&mut self, effects: &mut Vec<Effect>) {
+    fn report_verdicts(&mut self, effects: &mut Vec<Effect>) {
         let settled = self.comparing.extract_if(.., |pair| pair.compare.verdict().is_some());
-        effects.extend(settled.filter_map(|Pair { ours, theirs, compare }| {
-            let verdict = compare.verdict().filter(|verdict| *verdict != Verdict::InStep)?;
-            let context = ours.context.clone();
-            let (ours, theirs) = (Holding::Held(ours), Holding::Held(theirs));
-            Some(Effect::Found(Finding { context, ours, theirs, verdict }))
+        effects.extend(settled.filter_map(|Pair { local, remote, compare }| {
+            let verdict = compare.verdict().filter(|verdict| *verdict != Verdict::InSync)?;
+            let context = local.context.clone();
+            let (local, remote) = (ContextStatus::Present(local), ContextStatus::Present(remote));
+            Some(Effect::Found(Finding { context, local, remote, verdict }))
         }));
     }
 
     /// Asks what is next, as in the table above.
-    fn go_on(&mut self, effects: &mut Vec<Effect>) -> Result<(), CompareError> {
+    fn next_requests(&mut self, effects: &mut Vec<Effect>) -> Result<(), CompareError> {
         let ask = if !self.comparing.is_empty() {
             let next = self.comparing.iter().take(MAX_COMPARED);
-            Ask::Roots(
-                next.map(|pair| Prefixes { context: pair.ours.context.clone(), sizes: pair.compare.sizes() })
-                    .collect(),
+            CompareRequest::Roots(
+                next.map(|pair| RootsRequest {
+                    context: pair.local.context.clone(),
+                    sizes: pair.compare.sizes(),
+                })
+                .collect(),
             )
         } else if let Some(Listing { buckets, after }) = self.listing.take() {
-            Ask::Contexts { buckets, after }
+            CompareRequest::Contexts { buckets, after }
         } else if !self.slots.is_empty() {
             let slots: BTreeSet<_> = self.slots.iter().copied().take(MAX_BUCKET_SLOTS).collect();
             self.slots.retain(|slot| !slots.contains(slot));
-            Ask::Buckets { slots }
+            CompareRequest::Buckets { slots }
         } else {
             effects.push(Effect::Done);
             return Ok(());
@@ -316,8 +331,8 @@ impl DrillDown {
             return Err(CompareError::TooManyRounds);
         }
         self.rounds += 1;
-        self.asked = Some(ask.clone());
-        effects.extend([Effect::Send(ask.clone()), Effect::Look(ask)]);
+        self.request = Some(ask.clone());
+        effects.extend([Effect::AskRemote(ask.clone()), Effect::AskLocal(ask)]);
         Ok(())
     }
 }
@@ -337,10 +352,10 @@ impl Listing {
             if !asked.is_some_and(|buckets| buckets.contains(&Bucket::of(context))) {
                 return misplaced("its slot or bucket was not asked for");
             }
-            if last.is_some_and(|last| place(context) <= place(last)) {
+            if last.is_some_and(|last| listing_key(context) <= listing_key(last)) {
                 return misplaced("it is not after the one before it");
             }
-            if matches!(listed, Listed::Held(summary) if summary.size > Size(MAX_SEQUENCE)) {
+            if matches!(listed, ListedContext::Present(summary) if summary.size > Size(MAX_SEQUENCE)) {
                 return misplaced("it has more entries than a context can have");
             }
             last = Some(context);
@@ -359,30 +374,30 @@ fn only_asked<T>(
     answered: &BTreeMap<Slot, T>,
 ) -> Result<(), CompareError> {
     match answered.keys().find(|slot| !asked.contains(slot)) {
-        Some(slot) => Err(CompareError::OtherSlot { side, slot: *slot }),
+        Some(slot) => Err(CompareError::WrongSlot { side, slot: *slot }),
         None => Ok(()),
     }
 }
 
 /// What needs no look at roots: one side does not have the context, or cannot read it.
-fn found_at_once(ours: Option<Listed>, theirs: Option<Listed>) -> Option<Finding> {
+fn found_at_once(ours: Option<ListedContext>, theirs: Option<ListedContext>) -> Option<Finding> {
     let context = ours.as_ref().or(theirs.as_ref())?.context().clone();
     let from = Size(0);
     let verdict = match (&ours, &theirs) {
-        (_, Some(Listed::Unreadable(_))) => Verdict::Unreadable(Side::Theirs),
-        (Some(Listed::Unreadable(_)), _) => Verdict::Unreadable(Side::Ours),
+        (_, Some(ListedContext::Unreadable(_))) => Verdict::Unreadable(Side::Remote),
+        (Some(ListedContext::Unreadable(_)), _) => Verdict::Unreadable(Side::Local),
         (Some(_), _) => Verdict::Ahead { from },
         (None, _) => Verdict::Behind { from },
     };
-    let holding = |listed: Option<Listed>| listed.map_or(Holding::Absent, Holding::from);
-    Some(Finding { context, ours: holding(ours), theirs: holding(theirs), verdict })
+    let holding = |listed: Option<ListedContext>| listed.map_or(ContextStatus::Absent, ContextStatus::from);
+    Some(Finding { context, local: holding(ours), remote: holding(theirs), verdict })
 }
 
 /// Pairs up two listings in the same order; what is in one only stands alone.
 fn merge(
-    ours: impl Iterator<Item = Listed>,
-    theirs: impl Iterator<Item = Listed>,
-) -> impl Iterator<Item = (Option<Listed>, Option<Listed>)> {
+    ours: impl Iterator<Item = ListedContext>,
+    theirs: impl Iterator<Item = ListedContext>,
+) -> impl Iterator<Item = (Option<ListedContext>, Option<ListedContext>)> {
     let (mut ours, mut theirs) = (ours.peekable(), theirs.peekable());
     std::iter::from_fn(move || match compare_next(&mut ours, &mut theirs)? {
         Ordering::Less => Some((ours.next(), None)),
@@ -393,11 +408,11 @@ fn merge(
 
 /// Which of the next two comes first; one that is there comes before none.
 fn compare_next(
-    ours: &mut Peekable<impl Iterator<Item = Listed>>,
-    theirs: &mut Peekable<impl Iterator<Item = Listed>>,
+    ours: &mut Peekable<impl Iterator<Item = ListedContext>>,
+    theirs: &mut Peekable<impl Iterator<Item = ListedContext>>,
 ) -> Option<Ordering> {
     match (ours.peek(), theirs.peek()) {
-        (Some(ours), Some(theirs)) => Some(place(ours.context()).cmp(&place(theirs.context()))),
+        (Some(ours), Some(theirs)) => Some(listing_key(ours.context()).cmp(&listing_key(theirs.context()))),
         (Some(_), None) => Some(Ordering::Less),
         (None, Some(_)) => Some(Ordering::Greater),
         (None, None) => None,

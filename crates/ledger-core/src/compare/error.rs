@@ -10,23 +10,23 @@ use super::{MAX_BUCKET_SLOTS, MAX_COMPARED, MAX_PAGE, MAX_ROUNDS, MAX_SIZES};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Side {
     /// The node that compares.
-    Ours,
+    Local,
     /// Its peer.
-    Theirs,
+    Remote,
 }
 
 impl fmt::Display for Side {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Ours => "this node's own store",
-            Self::Theirs => "the peer",
+            Self::Local => "this node's own store",
+            Self::Remote => "the peer",
         })
     }
 }
 
 /// Why a question is not answered.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum AskError {
+pub enum CompareRequestError {
     /// Too many slots at once.
     #[error("the question is about {slots} slots: ask about at most {MAX_BUCKET_SLOTS} at a time")]
     TooManySlots {
@@ -63,7 +63,7 @@ pub enum AskError {
 pub enum CompareError {
     /// An answer to another question.
     #[error("{side} answered with {answer} when asked for {asked}: the comparison is given up")]
-    OtherAnswer {
+    WrongResponse {
         /// Who.
         side: Side,
         /// What was asked for.
@@ -73,13 +73,13 @@ pub enum CompareError {
     },
     /// An answer when there is no question, or a second one to the same.
     #[error("{side} answered without being asked: the comparison is given up")]
-    NotAsked {
+    UnexpectedResponse {
         /// Who.
         side: Side,
     },
     /// A slot that was not asked about.
     #[error("{side} answered about slot {}, which was not asked about: the comparison is given up", .slot.number())]
-    OtherSlot {
+    WrongSlot {
         /// Who.
         side: Side,
         /// The slot.

@@ -2,7 +2,7 @@
 //! with its question.
 //!
 //! Sets and maps of slots and buckets are bounded by their types (1024 and 256). The other bounds are checked:
-//! of a question by [`Ask::check`], before it is answered; of an answer by [`super::DrillDown`].
+//! of a question by [`CompareRequest::check`], before it is answered; of an answer by [`super::DrillDown`].
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,7 +13,7 @@ use crate::{
     slot::Slot,
 };
 
-use super::AskError;
+use super::CompareRequestError;
 
 /// Most slots whose buckets or contexts are asked for at a time: an answer of at most 660 KiB.
 pub const MAX_BUCKET_SLOTS: usize = 64;
@@ -28,21 +28,21 @@ pub const MAX_SIZES: usize = MAX_PIVOTS + 2;
 
 /// A question.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Ask {
-    /// Are we in step in these slots? Answered by [`Answer::InStep`] if the digest of those that the one who
-    /// answers keeps is equal (see [`Answer::to_node`]), else by [`Answer::Slots`].
+pub enum CompareRequest {
+    /// Are we in step in these slots? Answered by [`CompareResponse::InSync`] if the digest of those that the one who
+    /// answers keeps is equal (see [`CompareResponse::to_node`]), else by [`CompareResponse::Slots`].
     Node {
         /// The slots that both keep, as far as the one who asks knows.
         slots: BTreeSet<Slot>,
         /// The digest of these slots.
         digest: NodeDigest,
     },
-    /// The digests of these slots' buckets: [`Answer::Buckets`]. At most [`MAX_BUCKET_SLOTS`] slots.
+    /// The digests of these slots' buckets: [`CompareResponse::Buckets`]. At most [`MAX_BUCKET_SLOTS`] slots.
     Buckets {
         /// The slots.
         slots: BTreeSet<Slot>,
     },
-    /// The contexts in these buckets, in the order of slot and then id: [`Answer::Contexts`]. At most
+    /// The contexts in these buckets, in the order of slot and then id: [`CompareResponse::Contexts`]. At most
     /// [`MAX_BUCKET_SLOTS`] slots.
     Contexts {
         /// The buckets of each slot.
@@ -50,13 +50,13 @@ pub enum Ask {
         /// Only contexts after this one, in that order: its slot comes from its id. `None`: from the start.
         after: Option<ContextId>,
     },
-    /// Roots at earlier sizes: [`Answer::Roots`]. At most [`MAX_COMPARED`] contexts.
-    Roots(Vec<Prefixes>),
+    /// Roots at earlier sizes: [`CompareResponse::Roots`]. At most [`MAX_COMPARED`] contexts.
+    Roots(Vec<RootsRequest>),
 }
 
 /// Sizes at which the roots of a context are asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Prefixes {
+pub struct RootsRequest {
     /// The context.
     pub context: ContextId,
     /// The sizes: 1 to [`MAX_SIZES`] of them, rising, from 1 up.
@@ -65,9 +65,9 @@ pub struct Prefixes {
 
 /// An answer. It is read at one moment, as a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Answer {
+pub enum CompareResponse {
     /// The digests are equal.
-    InStep,
+    InSync,
     /// The digests of those of the slots that the one who answers keeps.
     Slots(BTreeMap<Slot, Digest>),
     /// The digests of the buckets that hold something. A slot that the one who answers does not keep is
@@ -81,20 +81,20 @@ pub enum Answer {
 
 /// What a node has of a context. What cannot be read is not absent: nobody may conclude from it that there is less.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Holding {
+pub enum ContextStatus {
     /// It has no such context, or nothing in it, and could read that.
     Absent,
     /// It has something of the context, and cannot read what: its disk is damaged.
     Unreadable,
     /// It has a history that goes so far.
-    Held(ContextSummary),
+    Present(ContextSummary),
 }
 
-impl Holding {
+impl ContextStatus {
     /// What is held, if something is and can be read.
-    pub const fn held(&self) -> Option<&ContextSummary> {
+    pub const fn summary(&self) -> Option<&ContextSummary> {
         match self {
-            Self::Held(summary) => Some(summary),
+            Self::Present(summary) => Some(summary),
             Self::Absent | Self::Unreadable => None,
         }
     }
@@ -103,7 +103,7 @@ impl Holding {
     pub fn size(&self) -> Option<Size> {
         match self {
             Self::Absent => Some(Size(0)),
-            Self::Held(summary) => Some(summary.size),
+            Self::Present(summary) => Some(summary.size),
             Self::Unreadable => None,
         }
     }
@@ -111,27 +111,27 @@ impl Holding {
 
 /// A context in a listing: never absent.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Listed {
+pub enum ListedContext {
     /// It can be read.
-    Held(ContextSummary),
+    Present(ContextSummary),
     /// It cannot.
     Unreadable(ContextId),
 }
 
-impl Listed {
+impl ListedContext {
     /// The context.
     pub const fn context(&self) -> &ContextId {
         match self {
-            Self::Held(ContextSummary { context, .. }) | Self::Unreadable(context) => context,
+            Self::Present(ContextSummary { context, .. }) | Self::Unreadable(context) => context,
         }
     }
 }
 
-impl From<Listed> for Holding {
-    fn from(listed: Listed) -> Self {
+impl From<ListedContext> for ContextStatus {
+    fn from(listed: ListedContext) -> Self {
         match listed {
-            Listed::Held(summary) => Self::Held(summary),
-            Listed::Unreadable(_) => Self::Unreadable,
+            ListedContext::Present(summary) => Self::Present(summary),
+            ListedContext::Unreadable(_) => Self::Unreadable,
         }
     }
 }
@@ -162,24 +162,24 @@ impl Roots {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Page {
     /// The next contexts, at most [`MAX_PAGE`], by slot and then id: what is left out is not there.
-    pub contexts: Vec<Listed>,
+    pub contexts: Vec<ListedContext>,
     /// Whether there are more after the last of these.
     pub more: bool,
 }
 
-impl Ask {
+impl CompareRequest {
     /// Whether the question keeps its bounds. A node checks that before it reads anything for the answer.
-    pub fn check(&self) -> Result<(), AskError> {
+    pub fn check(&self) -> Result<(), CompareRequestError> {
         let slots = match self {
             Self::Node { .. } => 0,
             Self::Buckets { slots } => slots.len(),
             Self::Contexts { buckets, .. } => buckets.len(),
             Self::Roots(prefixes) if prefixes.len() > MAX_COMPARED => {
-                return Err(AskError::TooManyContexts { contexts: prefixes.len() });
+                return Err(CompareRequestError::TooManyContexts { contexts: prefixes.len() });
             }
-            Self::Roots(prefixes) => return prefixes.iter().try_for_each(Prefixes::check),
+            Self::Roots(prefixes) => return prefixes.iter().try_for_each(RootsRequest::check),
         };
-        if slots > MAX_BUCKET_SLOTS { Err(AskError::TooManySlots { slots }) } else { Ok(()) }
+        if slots > MAX_BUCKET_SLOTS { Err(CompareRequestError::TooManySlots { slots }) } else { Ok(()) }
     }
 
     /// What is asked for, for messages.
@@ -193,20 +193,23 @@ impl Ask {
     }
 }
 
-impl Prefixes {
-    fn check(&self) -> Result<(), AskError> {
+impl RootsRequest {
+    fn check(&self) -> Result<(), CompareRequestError> {
         let Self { context, sizes } = self;
         if !(1..=MAX_SIZES).contains(&sizes.len()) {
-            return Err(AskError::WrongNumberOfSizes { context: context.clone(), sizes: sizes.len() });
+            return Err(CompareRequestError::WrongNumberOfSizes {
+                context: context.clone(),
+                sizes: sizes.len(),
+            });
         }
         let possible = sizes.iter().all(|size| (1..=MAX_SEQUENCE).contains(&size.0));
         let rising = sizes.is_sorted_by(|smaller, larger| smaller < larger);
-        if possible && rising { Ok(()) } else { Err(AskError::Sizes { context: context.clone() }) }
+        if possible && rising { Ok(()) } else { Err(CompareRequestError::Sizes { context: context.clone() }) }
     }
 }
 
-impl Answer {
-    /// The answer to [`Ask::Node`] of a node that keeps these slots, from `held(slot)`: the slot's digest, or
+impl CompareResponse {
+    /// The answer to [`CompareRequest::Node`] of a node that keeps these slots, from `held(slot)`: the slot's digest, or
     /// `None` if the node does not keep it.
     pub fn to_node(
         slots: &BTreeSet<Slot>,
@@ -214,13 +217,13 @@ impl Answer {
         held: impl Fn(Slot) -> Option<Digest>,
     ) -> Self {
         let held = slots.iter().filter_map(|slot| Some((*slot, held(*slot)?))).collect();
-        if NodeDigest::of(&held) == digest { Self::InStep } else { Self::Slots(held) }
+        if NodeDigest::of(&held) == digest { Self::InSync } else { Self::Slots(held) }
     }
 
     /// What it is, for messages.
     pub(super) const fn name(&self) -> &'static str {
         match self {
-            Self::InStep => "\"in step\"",
+            Self::InSync => "\"in step\"",
             Self::Slots(_) => "digests of slots",
             Self::Buckets(_) => "digests of buckets",
             Self::Contexts(_) => "contexts",

@@ -18,7 +18,7 @@
 
 use std::cmp::Ordering;
 
-use crate::{Hash, Size, digest::Extent};
+use crate::{Hash, Size, digest::TreeHead};
 
 use super::{CompareError, MAX_PIVOTS, Roots, Side};
 
@@ -30,7 +30,7 @@ pub const MAX_COMPARE_ROUNDS: u32 = 1 + u64::BITS.div_ceil((MAX_PIVOTS as u32 + 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     /// Both have the same history.
-    InStep,
+    InSync,
     /// They have ours and more: everything after `from` is missing here.
     Behind {
         /// The size of our history.
@@ -62,9 +62,9 @@ pub enum Verdict {
 
 /// The search for the length of the common prefix of two histories. See the table above.
 #[derive(Debug, Clone)]
-pub struct Compare {
-    ours: Size,
-    theirs: Size,
+pub struct HistorySearch {
+    local: Size,
+    remote: Size,
     state: State,
 }
 
@@ -79,11 +79,11 @@ enum State {
     Ended(Verdict),
 }
 
-impl Compare {
+impl HistorySearch {
     /// Begins with how far the histories go. Often that is enough to know.
-    pub fn new(ours: Extent, theirs: Extent) -> Self {
+    pub fn new(ours: TreeHead, theirs: TreeHead) -> Self {
         let shorter = ours.size.min(theirs.size);
-        let mut compare = Self { ours: ours.size, theirs: theirs.size, state: State::Shorter };
+        let mut compare = Self { local: ours.size, remote: theirs.size, state: State::Shorter };
         if ours.size == theirs.size {
             compare.shorter_is(ours.root == theirs.root);
         } else if shorter == Size(0) {
@@ -105,7 +105,7 @@ impl Compare {
     pub fn sizes(&self) -> Vec<Size> {
         match self.state {
             State::Ended(_) => Vec::new(),
-            State::Shorter => vec![self.ours.min(self.theirs)],
+            State::Shorter => vec![self.local.min(self.remote)],
             State::Between { common, different } => {
                 let lower_end = Some(common).filter(|common| *common > 0);
                 let sizes = lower_end.into_iter().chain(pivots(common, different)).chain([different]);
@@ -114,22 +114,22 @@ impl Compare {
         }
     }
 
-    /// Takes what is known of the roots at [`Compare::sizes`] on both sides. A list that ends early is of a history that is
+    /// Takes what is known of the roots at [`HistorySearch::sizes`] on both sides. A list that ends early is of a history that is
     /// shorter than it was; one that is too long is an error, and changes nothing.
-    pub fn answered(&mut self, ours: &Roots, theirs: &Roots) -> Result<(), CompareError> {
+    pub fn on_roots(&mut self, ours: &Roots, theirs: &Roots) -> Result<(), CompareError> {
         let sizes = self.sizes();
         let (ours, theirs) = match (ours, theirs) {
             (_, Roots::Unreadable) => {
-                self.unreadable(Side::Theirs);
+                self.unreadable(Side::Remote);
                 return Ok(());
             }
             (Roots::Unreadable, _) => {
-                self.unreadable(Side::Ours);
+                self.unreadable(Side::Local);
                 return Ok(());
             }
             (ours, theirs) => (at(ours), at(theirs)),
         };
-        for (side, roots) in [(Side::Ours, ours), (Side::Theirs, theirs)] {
+        for (side, roots) in [(Side::Local, ours), (Side::Remote, theirs)] {
             if roots.len() > sizes.len() {
                 return Err(CompareError::TooManyRoots { side, asked: sizes.len(), actual: roots.len() });
             }
@@ -154,12 +154,12 @@ impl Compare {
     /// The roots at the smaller of both sizes are equal or not.
     fn shorter_is(&mut self, equal: bool) {
         if !equal {
-            return self.between(0, self.ours.min(self.theirs).0);
+            return self.between(0, self.local.min(self.remote).0);
         }
-        self.state = State::Ended(match self.ours.cmp(&self.theirs) {
-            Ordering::Equal => Verdict::InStep,
-            Ordering::Less => Verdict::Behind { from: self.ours },
-            Ordering::Greater => Verdict::Ahead { from: self.theirs },
+        self.state = State::Ended(match self.local.cmp(&self.remote) {
+            Ordering::Equal => Verdict::InSync,
+            Ordering::Less => Verdict::Behind { from: self.local },
+            Ordering::Greater => Verdict::Ahead { from: self.remote },
         });
     }
 

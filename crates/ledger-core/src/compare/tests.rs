@@ -8,7 +8,7 @@ use std::{
 use super::*;
 use crate::{
     ContextId, Epoch, Hash, Size,
-    digest::{Bucket, ContextSummary, Digest, Extent, SlotDigest},
+    digest::{Bucket, ContextSummary, Digest, SlotDigest, TreeHead},
     slot::Slot,
 };
 
@@ -37,8 +37,8 @@ impl History {
         (size <= self.size).then(|| Hash(*blake3::hash(&input).as_bytes()))
     }
 
-    fn extent(&self) -> Extent {
-        Extent { size: Size(self.size), root: self.root_at(self.size).unwrap() }
+    fn extent(&self) -> TreeHead {
+        TreeHead { size: Size(self.size), root: self.root_at(self.size).unwrap() }
     }
 
     fn roots(&self, sizes: &[Size]) -> Vec<Hash> {
@@ -94,26 +94,30 @@ impl Node {
         slots.filter_map(|slot| Some((slot, self.digest(slot)?))).collect()
     }
 
-    fn answer(&self, ask: &Ask) -> Answer {
+    fn answer(&self, ask: &CompareRequest) -> CompareResponse {
         ask.check().unwrap();
         match ask {
-            Ask::Node { slots, digest } => Answer::to_node(slots, *digest, |slot| self.digest(slot)),
-            Ask::Buckets { slots } => {
+            CompareRequest::Node { slots, digest } => {
+                CompareResponse::to_node(slots, *digest, |slot| self.digest(slot))
+            }
+            CompareRequest::Buckets { slots } => {
                 let kept = slots.iter().filter(|slot| !self.not_kept.contains(slot));
                 let buckets = |slot| {
                     self.digests.get(slot).map(|digest| digest.buckets().collect()).unwrap_or_default()
                 };
-                Answer::Buckets(kept.map(|slot| (*slot, buckets(slot))).collect())
+                CompareResponse::Buckets(kept.map(|slot| (*slot, buckets(slot))).collect())
             }
-            Ask::Contexts { buckets, after } => Answer::Contexts(self.page(buckets, after.as_ref())),
-            Ask::Roots(asked) => {
-                let roots = |Prefixes { context, sizes }: &Prefixes| {
+            CompareRequest::Contexts { buckets, after } => {
+                CompareResponse::Contexts(self.page(buckets, after.as_ref()))
+            }
+            CompareRequest::Roots(asked) => {
+                let roots = |RootsRequest { context, sizes }: &RootsRequest| {
                     if self.unreadable.contains(context) {
                         return Roots::Unreadable;
                     }
                     self.get(context).map_or(Roots::Absent, |history| Roots::At(history.roots(sizes)))
                 };
-                Answer::Roots(asked.iter().map(roots).collect())
+                CompareResponse::Roots(asked.iter().map(roots).collect())
             }
         }
     }
@@ -131,9 +135,9 @@ impl Node {
         });
         let listed = |(context, history): (&ContextId, &History)| {
             if self.unreadable.contains(context) {
-                Listed::Unreadable(context.clone())
+                ListedContext::Unreadable(context.clone())
             } else {
-                Listed::Held(summary(context, history))
+                ListedContext::Present(summary(context, history))
             }
         };
         let contexts = rest.by_ref().take(MAX_PAGE).map(listed).collect();
@@ -142,7 +146,7 @@ impl Node {
 }
 
 fn summary(context: &ContextId, history: &History) -> ContextSummary {
-    let Extent { size, root } = history.extent();
+    let TreeHead { size, root } = history.extent();
     ContextSummary { context: context.clone(), size, root, epoch: Epoch::default() }
 }
 
@@ -169,14 +173,14 @@ fn run(
         for effect in std::mem::take(&mut effects) {
             between(ours, theirs);
             match effect {
-                Effect::Send(ask) => {
+                Effect::AskRemote(ask) => {
                     let answer = theirs.answer(&ask);
                     ran.round_trips += 1;
                     ran.bytes += ask_bytes(&ask) + answer_bytes(&answer);
-                    events.push(Event::Theirs(answer));
+                    events.push(Event::Remote(answer));
                 }
-                Effect::Look(ask) => events.push(Event::Ours(ours.answer(&ask))),
-                Effect::NotKept(slots) => ran.not_kept = slots,
+                Effect::AskLocal(ask) => events.push(Event::Local(ours.answer(&ask))),
+                Effect::NotReplicated(slots) => ran.not_kept = slots,
                 Effect::Found(Finding { context, verdict, .. }) => {
                     assert_eq!(ran.found.insert(context, verdict), None, "found twice");
                 }
@@ -198,27 +202,27 @@ fn run_quietly(ours: &Node, theirs: &Node) -> Ran {
     run(&mut ours.clone(), &mut theirs.clone(), |_, _| {}).unwrap()
 }
 
-fn ask_bytes(ask: &Ask) -> usize {
+fn ask_bytes(ask: &CompareRequest) -> usize {
     // Sets of slots and buckets as bits.
     match ask {
-        Ask::Node { .. } => 1 + 128 + 32,
-        Ask::Buckets { .. } => 1 + 128,
-        Ask::Contexts { buckets, .. } => 1 + buckets.len() * (2 + 32) + 1024,
-        Ask::Roots(asked) => {
-            asked.iter().map(|Prefixes { context, sizes }| context.as_str().len() + sizes.len() * 8).sum()
+        CompareRequest::Node { .. } => 1 + 128 + 32,
+        CompareRequest::Buckets { .. } => 1 + 128,
+        CompareRequest::Contexts { buckets, .. } => 1 + buckets.len() * (2 + 32) + 1024,
+        CompareRequest::Roots(asked) => {
+            asked.iter().map(|RootsRequest { context, sizes }| context.as_str().len() + sizes.len() * 8).sum()
         }
     }
 }
 
-fn answer_bytes(answer: &Answer) -> usize {
+fn answer_bytes(answer: &CompareResponse) -> usize {
     match answer {
-        Answer::InStep => 1,
-        Answer::Slots(slots) => slots.len() * 42,
-        Answer::Buckets(slots) => slots.values().map(|buckets| 2 + buckets.len() * 41).sum(),
-        Answer::Contexts(Page { contexts, .. }) => {
+        CompareResponse::InSync => 1,
+        CompareResponse::Slots(slots) => slots.len() * 42,
+        CompareResponse::Buckets(slots) => slots.values().map(|buckets| 2 + buckets.len() * 41).sum(),
+        CompareResponse::Contexts(Page { contexts, .. }) => {
             contexts.iter().map(|listed| listed.context().as_str().len() + 2 + 8 + 32 + 8).sum()
         }
-        Answer::Roots(roots) => {
+        CompareResponse::Roots(roots) => {
             roots.iter().map(|roots| if let Roots::At(roots) = roots { roots.len() * 32 } else { 1 }).sum()
         }
     }

@@ -6,8 +6,8 @@ fn context(number: u32) -> ContextId {
     ContextId::new(format!("context-{number}")).unwrap()
 }
 
-fn extent(size: u64) -> Extent {
-    Extent { size: Size(size), root: Hash(*blake3::hash(&size.to_be_bytes()).as_bytes()) }
+fn extent(size: u64) -> TreeHead {
+    TreeHead { size: Size(size), root: Hash(*blake3::hash(&size.to_be_bytes()).as_bytes()) }
 }
 
 fn digest_of(contexts: &BTreeMap<u32, u64>) -> SlotDigest {
@@ -47,7 +47,7 @@ fn carries_and_borrows_run_through_all_of_the_sum() {
 fn each_of_id_size_and_root_counts() {
     let digest = |number, size: u64, root: u64| {
         let mut digest = Digest::default();
-        digest.add(&context(number), Extent { size: Size(size), ..extent(root) });
+        digest.add(&context(number), TreeHead { size: Size(size), ..extent(root) });
         digest
     };
     let first = digest(1, 5, 5);

@@ -13,7 +13,7 @@ use crate::{
 
 use super::{
     LegacyEntry, LegacyError, Limits, Snapshot, VERSION,
-    error::{Found, Owner},
+    error::{FieldOwner, FoundInstead},
     inflate,
     term::Reader,
 };
@@ -40,7 +40,7 @@ pub(super) fn decode(blob: Bytes, limits: Limits, room: Room<'_>) -> Result<Snap
 
     let mut reader = Reader::new(&term);
     for _ in 0..reader.map()? {
-        let owner = Owner::Snapshot;
+        let owner = FieldOwner::Snapshot;
         match reader.atom()? {
             b"context_id" => {
                 let id = ContextId::new(reader.text()?).map_err(|e| invalid("context_id", owner, &e))?;
@@ -58,7 +58,7 @@ pub(super) fn decode(blob: Bytes, limits: Limits, room: Room<'_>) -> Result<Snap
             _ => reader.skip()?,
         }
     }
-    let owner = Owner::Snapshot;
+    let owner = FieldOwner::Snapshot;
     if has_hashes {
         merkle_root = Some(needed("merkle_root", owner, merkle_root)?);
     }
@@ -79,15 +79,15 @@ fn version(term: &[u8]) -> Result<u64, LegacyError> {
     let mut reader = Reader::new(term);
     for _ in 0..reader.map()? {
         match reader.atom()? {
-            b"version" => once("version", Owner::Snapshot, &mut version, reader.unsigned()?)?,
+            b"version" => once("version", FieldOwner::Snapshot, &mut version, reader.unsigned()?)?,
             _ => reader.skip()?,
         }
     }
     if reader.remaining() > 0 {
         return Err(LegacyError::TrailingBytes { count: reader.remaining() });
     }
-    match needed("version", Owner::Snapshot, version)? {
-        0 => Err(invalid("version", Owner::Snapshot, &"it is 0, which never existed")),
+    match needed("version", FieldOwner::Snapshot, version)? {
+        0 => Err(invalid("version", FieldOwner::Snapshot, &"it is 0, which never existed")),
         version if version > VERSION => Err(LegacyError::NewerVersion { version }),
         version => Ok(version),
     }
@@ -130,7 +130,7 @@ fn decode_entry(
     has_hashes: bool,
     limits: Limits,
 ) -> Result<LegacyEntry, LegacyError> {
-    let owner = Owner::Entry(position);
+    let owner = FieldOwner::Entry(position);
     let mut sequence = None;
     let mut id = None;
     let mut key = None;
@@ -186,7 +186,7 @@ fn decode_entry(
     })
 }
 
-fn decode_metadata(reader: &mut Reader<'_>, owner: Owner) -> Result<Metadata, LegacyError> {
+fn decode_metadata(reader: &mut Reader<'_>, owner: FieldOwner) -> Result<Metadata, LegacyError> {
     let pairs = reader.map()?;
     limit("metadata pairs", pairs, MAX_METADATA_PAIRS as u64)?;
     let mut metadata = Metadata::new();
@@ -207,37 +207,42 @@ fn check_sequences(snapshot: &Snapshot) -> Result<(), LegacyError> {
     for entry in &snapshot.entries {
         let found = entry.sequence;
         if found != expected {
-            return Err(LegacyError::Gap { expected, found: Found::Entry(found) });
+            return Err(LegacyError::Gap { expected, found: FoundInstead::Entry(found) });
         }
         if found > snapshot.sequence {
-            return Err(LegacyError::Gap { expected, found: Found::Beyond(found) });
+            return Err(LegacyError::Gap { expected, found: FoundInstead::Beyond(found) });
         }
         expected = Sequence(found.0.saturating_add(1));
     }
     if snapshot.sequence.0 != snapshot.entries.len() as u64 {
-        return Err(LegacyError::Gap { expected, found: Found::End });
+        return Err(LegacyError::Gap { expected, found: FoundInstead::End });
     }
     Ok(())
 }
 
-fn hash(field: &'static str, owner: Owner, bytes: &[u8]) -> Result<Hash, LegacyError> {
+fn hash(field: &'static str, owner: FieldOwner, bytes: &[u8]) -> Result<Hash, LegacyError> {
     Hash::from_slice(bytes)
         .ok_or_else(|| invalid(field, owner, &format!("it has {} bytes, but a hash has 32", bytes.len())))
 }
 
 /// Sets a field that must not have been set.
-fn once<T>(field: &'static str, owner: Owner, slot: &mut Option<T>, value: T) -> Result<(), LegacyError> {
+fn once<T>(
+    field: &'static str,
+    owner: FieldOwner,
+    slot: &mut Option<T>,
+    value: T,
+) -> Result<(), LegacyError> {
     match slot.replace(value) {
         Some(_) => Err(invalid(field, owner, &"it comes twice")),
         None => Ok(()),
     }
 }
 
-fn needed<T>(field: &'static str, owner: Owner, slot: Option<T>) -> Result<T, LegacyError> {
+fn needed<T>(field: &'static str, owner: FieldOwner, slot: Option<T>) -> Result<T, LegacyError> {
     slot.ok_or_else(|| invalid(field, owner, &"it is missing"))
 }
 
-fn invalid(field: &'static str, owner: Owner, reason: &impl Display) -> LegacyError {
+fn invalid(field: &'static str, owner: FieldOwner, reason: &impl Display) -> LegacyError {
     LegacyError::Field { field, owner, reason: reason.to_string() }
 }
 

@@ -68,7 +68,7 @@ pub enum LegacyError {
         /// The key.
         field: &'static str,
         /// Whose key: the snapshot, or an entry by its position in the blob or its sequence.
-        owner: Owner,
+        owner: FieldOwner,
         /// What is wrong.
         reason: String,
     },
@@ -78,7 +78,7 @@ pub enum LegacyError {
         /// The sequence that belongs there.
         expected: Sequence,
         /// What is there.
-        found: Found,
+        found: FoundInstead,
     },
     /// Two entries have one id.
     #[error("entries {first} and {second} of the predecessor's snapshot have the same id {id}")]
@@ -116,14 +116,14 @@ pub enum LegacyError {
 
 /// Whose field it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Owner {
+pub enum FieldOwner {
     /// The snapshot's own.
     Snapshot,
     /// That of the entry at this position of the blob, the first is 1.
     Entry(u64),
 }
 
-impl std::fmt::Display for Owner {
+impl std::fmt::Display for FieldOwner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Snapshot => f.write_str("the map"),
@@ -134,7 +134,7 @@ impl std::fmt::Display for Owner {
 
 /// What stands in the place of the entry that belongs there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Found {
+pub enum FoundInstead {
     /// Another entry: later, or the one before again.
     Entry(Sequence),
     /// Nothing: the snapshot's sequence is higher than that of its newest entry.
@@ -143,7 +143,7 @@ pub enum Found {
     Beyond(Sequence),
 }
 
-impl std::fmt::Display for Found {
+impl std::fmt::Display for FoundInstead {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Entry(sequence) => write!(f, "entry {sequence}"),

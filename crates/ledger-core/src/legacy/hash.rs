@@ -78,7 +78,7 @@ pub enum Sibling {
 
 /// The predecessor's proof that a leaf is in a tree.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Proof {
+pub struct LegacyProof {
     /// Which leaf, the first is 0.
     pub index: u64,
     /// The siblings, lowest first.
@@ -86,7 +86,7 @@ pub struct Proof {
 }
 
 /// Whether the proof leads from the content hash to the root, along the way of its index.
-pub fn verify_proof(content_hash: &Hash, proof: &Proof, root: &Hash) -> bool {
+pub fn verify_proof(content_hash: &Hash, proof: &LegacyProof, root: &Hash) -> bool {
     let mut index = proof.index;
     let mut hash = *content_hash;
     for sibling in &proof.siblings {

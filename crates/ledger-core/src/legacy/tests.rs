@@ -9,7 +9,7 @@ use crate::legacy::term::{MAX_DEPTH, tag};
 struct Fixture {
     blob: Vec<u8>,
     facts: BTreeMap<String, String>,
-    proofs: Vec<Proof>,
+    proofs: Vec<LegacyProof>,
     rows: Vec<Vec<String>>,
 }
 
@@ -27,7 +27,7 @@ fn fixture(name: &str) -> Fixture {
                     ("right", hash) => Sibling::Right(Hash::from_hex(hash).unwrap()),
                     _ => panic!("{text}"),
                 };
-                fixture.proofs.push(Proof {
+                fixture.proofs.push(LegacyProof {
                     index: index.parse().unwrap(),
                     siblings: siblings.split(',').map(sibling).collect(),
                 });
@@ -111,13 +111,13 @@ fn the_predecessors_proofs_are_verified() {
             assert!(verify_proof(&leaf, proof, &root));
             assert!(!verify_proof(&root, proof, &root), "another leaf");
             assert!(!verify_proof(&leaf, proof, &leaf), "another root");
-            let moved = Proof { index: proof.index + 1, ..proof.clone() };
+            let moved = LegacyProof { index: proof.index + 1, ..proof.clone() };
             assert!(!verify_proof(&leaf, &moved, &root), "another index");
-            let far = Proof { index: proof.index + (1 << proof.siblings.len()), ..proof.clone() };
+            let far = LegacyProof { index: proof.index + (1 << proof.siblings.len()), ..proof.clone() };
             assert!(!verify_proof(&leaf, &far, &root), "an index outside of the tree");
             count += 1;
         }
-        let empty = Proof { index: 0, siblings: Vec::new() };
+        let empty = LegacyProof { index: 0, siblings: Vec::new() };
         let leaf = Hash([7; 32]);
         assert!(!verify_proof(&leaf, &empty, &leaf), "a proof of nothing");
     }

@@ -20,7 +20,7 @@ impl Claim {
     /// Who claims it enters the epoch too, so that two rarely pick the same one; where they do, the claimant
     /// decides. The storage counts as well as the name: a node that lost its disk does not know what it claimed
     /// with the old one, and perhaps nobody does who is there.
-    pub fn above(epoch: Epoch, claimant: &Member) -> Option<Self> {
+    pub fn lowest_above(epoch: Epoch, claimant: &Member) -> Option<Self> {
         let Member { node, storage } = claimant;
         let hash = blake3::Hasher::new().update(node.as_str().as_bytes()).update(&storage.0).finalize();
         let [first, second, third, ..] = *hash.as_bytes();
@@ -36,21 +36,21 @@ pub struct Placement {
     /// The epoch in which they were recorded.
     pub epoch: Epoch,
     /// The members.
-    pub set: ReplicaSet,
+    pub members: ReplicaSet,
     /// All members have accepted it, or it followed from one that was confirmed. The first members of a
     /// slot are found by gossip, so before all of them agree there may be others who found different ones;
     /// nothing is acknowledged until then.
     pub is_confirmed: bool,
     /// The members that these are to follow, while it is not known that enough of either know: until then a takeover
     /// counts in both. Otherwise some could go on with these, and others with those.
-    pub before: Option<ReplicaSet>,
+    pub previous: Option<ReplicaSet>,
 }
 
 impl Placement {
     /// Of two placements the one of the higher rank holds: one that was confirmed before one that was not,
     /// then the one of the higher epoch, then the one that is settled.
     pub fn rank(&self) -> (bool, Epoch, bool) {
-        (self.is_confirmed, self.epoch, self.before.is_none())
+        (self.is_confirmed, self.epoch, self.previous.is_none())
     }
 }
 
@@ -65,7 +65,7 @@ pub struct SlotRecord {
     pub placement: Option<Placement>,
     /// Another node was seen to own the slot: it has members, whether this replica ever knew them or not, so nobody may
     /// form it anew.
-    pub was_formed: bool,
+    pub is_formed: bool,
 }
 
 /// The answer to a claim that was promised.
@@ -80,23 +80,23 @@ pub struct Promise {
 /// A claim, acceptance or append was refused: the slot was promised to a higher claim.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the slot was promised to node {} for epoch {}: it owns the slot, or is about to", promised.claimant, promised.epoch)]
-pub struct Refused {
+pub struct HigherClaimPromised {
     /// What was promised.
     pub promised: Claim,
 }
 
 /// Why a replica does not take an append.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum NotTaken {
+pub enum ReplicaRefusal {
     /// The slot was promised to somebody else meanwhile.
     #[error(transparent)]
-    Refused(#[from] Refused),
+    HigherClaimPromised(#[from] HigherClaimPromised),
     /// The replica has accepted other first members of the slot, and nobody has confirmed these.
     #[error("this replica accepted other members for the slot, in epoch {}: start nodes that do not know each other with the same list of first nodes", .0.epoch)]
     OtherMembers(Placement),
     /// The slot has members already, which this replica does not know.
     #[error("the slot was formed before, with other members: it is theirs to offer")]
-    Formed,
+    AlreadyFormed,
     /// The replica has not accepted the epoch yet: it has to catch up first.
     #[error(
         "epoch {epoch} was not accepted here yet (this replica holds the history of epoch {accepted}): catch up first"
@@ -111,15 +111,15 @@ pub enum NotTaken {
 
 impl SlotRecord {
     /// The highest epoch this replica has heard of.
-    pub fn highest(&self) -> Epoch {
+    pub fn highest_epoch(&self) -> Epoch {
         let placed = self.placement.as_ref().map_or(Epoch::default(), |placement| placement.epoch);
         let promised = self.promised.as_ref().map_or(Epoch::default(), |claim| claim.epoch);
         promised.max(self.accepted).max(placed)
     }
 
     /// Promises a claim, unless a higher one was promised. Promising the same again is the same promise.
-    pub fn promise(&self, claim: &Claim) -> Result<(Self, Promise), Refused> {
-        self.not_above(claim)?;
+    pub fn promise(&self, claim: &Claim) -> Result<(Self, Promise), HigherClaimPromised> {
+        self.check_not_above(claim)?;
         let promise = Promise { accepted: self.accepted, placement: self.placement.clone() };
         Ok((Self { promised: Some(claim.clone()), ..self.clone() }, promise))
     }
@@ -127,7 +127,7 @@ impl SlotRecord {
     /// Accepts a claim's epoch, with the members it is for. The caller has seen that the replica's history of the
     /// slot is the claimant's.
     ///
-    /// `before` are the members that these are to follow, if it is not settled yet.
+    /// `previous` are the members that these are to follow, if it is not settled yet.
     ///
     /// First members that were accepted once are given up only for confirmed ones: a replica in two sets of
     /// first members would let both believe that all of theirs accepted.
@@ -137,32 +137,33 @@ impl SlotRecord {
         set: &ReplicaSet,
         is_confirmed: bool,
         before: Option<&ReplicaSet>,
-    ) -> Result<Self, NotTaken> {
-        self.not_above(claim)?;
+    ) -> Result<Self, ReplicaRefusal> {
+        self.check_not_above(claim)?;
         let known = self.placement.as_ref();
-        if known.is_none() && self.was_formed && !is_confirmed {
-            return Err(NotTaken::Formed);
+        if known.is_none() && self.is_formed && !is_confirmed {
+            return Err(ReplicaRefusal::AlreadyFormed);
         }
-        if let Some(other) = known.filter(|known| known.set != *set && !is_confirmed) {
-            return Err(NotTaken::OtherMembers(other.clone()));
+        if let Some(other) = known.filter(|known| known.members != *set && !is_confirmed) {
+            return Err(ReplicaRefusal::OtherMembers(other.clone()));
         }
         let is_confirmed = is_confirmed || known.is_some_and(|known| known.is_confirmed);
         // What was noted as settled in this epoch stays so.
-        let is_settled = known
-            .is_some_and(|known| known.epoch == claim.epoch && known.set == *set && known.before.is_none());
-        let before = before.filter(|_| !is_settled).cloned();
-        let placement = Placement { epoch: claim.epoch, set: set.clone(), is_confirmed, before };
+        let is_settled = known.is_some_and(|known| {
+            known.epoch == claim.epoch && known.members == *set && known.previous.is_none()
+        });
+        let previous = before.filter(|_| !is_settled).cloned();
+        let placement = Placement { epoch: claim.epoch, members: set.clone(), is_confirmed, previous };
         let (promised, placement) = (Some(claim.clone()), Some(placement));
         Ok(Self { promised, accepted: claim.epoch, placement, ..self.clone() })
     }
 
     /// Notes that enough have accepted what was accepted here: all of the first members, or enough of those that
     /// a slot moves from and to.
-    pub fn confirm(&self, claim: &Claim) -> Result<Self, NotTaken> {
-        self.takes(claim)?;
+    pub fn confirm(&self, claim: &Claim) -> Result<Self, ReplicaRefusal> {
+        self.check_append(claim)?;
         let placement = self.placement.clone().map(|placement| Placement {
             is_confirmed: true,
-            before: None,
+            previous: None,
             ..placement
         });
         Ok(Self { placement, ..self.clone() })
@@ -170,10 +171,10 @@ impl SlotRecord {
 
     /// The identity that the cluster has from a change of its first slot's record on: the change that shows that the slot's
     /// first members are its members.
-    pub fn forms(&self, next: &Self) -> Option<ClusterId> {
+    pub fn cluster_formed_by(&self, next: &Self) -> Option<ClusterId> {
         let (before, after) = (self.placement.as_ref()?, next.placement.as_ref()?);
-        let is_now = !before.is_confirmed && after.is_confirmed && before.set == after.set;
-        is_now.then(|| ClusterId::of(&after.set))
+        let is_now = !before.is_confirmed && after.is_confirmed && before.members == after.members;
+        is_now.then(|| ClusterId::of(&after.members))
     }
 
     /// The identity of the cluster that a node with this record of the first slot is about to form, or has formed as far as others
@@ -182,20 +183,21 @@ impl SlotRecord {
         self.placement
             .as_ref()
             .filter(|placement| !placement.is_confirmed)
-            .map(|placement| ClusterId::of(&placement.set))
+            .map(|placement| ClusterId::of(&placement.members))
     }
 
     /// Whether a node that belongs to a cluster, or to none yet, may accept a set of first members of the first slot.
-    pub fn may_form(of: Option<ClusterId>, set: &ReplicaSet, is_confirmed: bool) -> bool {
+    pub fn may_accept_first_members(of: Option<ClusterId>, set: &ReplicaSet, is_confirmed: bool) -> bool {
         is_confirmed || of.is_none_or(|id| id == ClusterId::of(set))
     }
 
     /// Whether a node with this record of the first slot may come to belong to a cluster: not while it is about to form another,
     /// unless one of those who are to form that with it belongs to this one.
-    pub fn may_join(&self, id: ClusterId, said_by: &StorageId) -> bool {
+    pub fn may_join_cluster(&self, id: ClusterId, said_by: &StorageId) -> bool {
         match &self.placement {
-            Some(Placement { set, is_confirmed: false, .. }) => {
-                id == ClusterId::of(set) || set.members().iter().any(|member| member.storage == *said_by)
+            Some(Placement { members, is_confirmed: false, .. }) => {
+                id == ClusterId::of(members)
+                    || members.members().iter().any(|member| member.storage == *said_by)
             }
             _ => true,
         }
@@ -203,31 +205,31 @@ impl SlotRecord {
 
     /// Notes that another node was seen to own the slot.
     #[must_use]
-    pub fn formed(&self) -> Self {
-        Self { was_formed: true, ..self.clone() }
+    pub fn record_formed(&self) -> Self {
+        Self { is_formed: true, ..self.clone() }
     }
 
     /// Whether an append of a claim's owner may be taken.
-    pub fn takes(&self, claim: &Claim) -> Result<(), NotTaken> {
-        self.not_above(claim)?;
+    pub fn check_append(&self, claim: &Claim) -> Result<(), ReplicaRefusal> {
+        self.check_not_above(claim)?;
         if self.accepted == claim.epoch && self.promised.as_ref() == Some(claim) {
             return Ok(());
         }
-        Err(NotTaken::NotAccepted { epoch: claim.epoch, accepted: self.accepted })
+        Err(ReplicaRefusal::NotAccepted { epoch: claim.epoch, accepted: self.accepted })
     }
 
     /// Whether this replica may still take over what the claim's owner holds, accepted or not.
-    pub fn may_follow(&self, claim: &Claim) -> Result<(), Refused> {
-        self.not_above(claim)
+    pub fn check_replicate(&self, claim: &Claim) -> Result<(), HigherClaimPromised> {
+        self.check_not_above(claim)
     }
 
-    fn not_above(&self, claim: &Claim) -> Result<(), Refused> {
+    fn check_not_above(&self, claim: &Claim) -> Result<(), HigherClaimPromised> {
         match &self.promised {
             // Of one epoch there is one claimant: who came second has to pick a higher one.
             Some(promised) if promised.epoch == claim.epoch && promised.claimant != claim.claimant => {
-                Err(Refused { promised: promised.clone() })
+                Err(HigherClaimPromised { promised: promised.clone() })
             }
-            Some(promised) if promised > claim => Err(Refused { promised: promised.clone() }),
+            Some(promised) if promised > claim => Err(HigherClaimPromised { promised: promised.clone() }),
             _ => Ok(()),
         }
     }

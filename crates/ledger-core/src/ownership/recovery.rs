@@ -1,12 +1,12 @@
 //! Going on with what is left when so many of a slot's members are lost for good that the others are too few.
 //!
 //! Nothing decides this by itself: an operator declares members lost, which is a claim that nobody can check, and approves that
-//! slots go on without them ([`Approval`]), each with what is left of the newest members that anybody knew then. A node that knows older ones, and
+//! slots go on without them ([`RecoveryApproval`]), each with what is left of the newest members that anybody knew then. A node that knows older ones, and
 //! hears of nobody, has no approval to go on with those. Then
 //! - a set of members that keeps too few for an append is what is left of it, and all of these must promise and accept;
 //! - every other node that is alive is asked too, for one of them may hold more; where no member is left, the one that was
 //!   named goes on;
-//! - the epoch is far above those before ([`JUMP`]): whatever lost members did unseen, or do when they come back, is
+//! - the epoch is far above those before ([`RECOVERY_EPOCH_GAP`]): whatever lost members did unseen, or do when they come back, is
 //!   of a lower one, and its history goes to the forks;
 //! - who was missing and who was heard is recorded ([`Recovery`]) before anything is acknowledged.
 //!
@@ -22,41 +22,43 @@ use crate::{
 };
 
 /// How far above the epoch in which the members were recorded a recovery begins.
-pub const JUMP: u32 = 1 << 16;
+pub const RECOVERY_EPOCH_GAP: u32 = 1 << 16;
 
 /// What operators decided, all there ever was.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Declared {
+pub struct DeclaredLosses {
     /// Members that are lost for good.
     pub lost: BTreeSet<Member>,
     /// The slots that may go on without them.
-    pub slots: BTreeMap<Slot, Approval>,
+    pub slots: BTreeMap<Slot, RecoveryApproval>,
 }
 
 /// That a slot may go on without members that are lost.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Approval {
+pub struct RecoveryApproval {
     /// The epoch in which the newest members were recorded that anybody knew.
     pub placed_in: Epoch,
     /// These members: what is left of them, and of no others, goes on.
-    pub set: ReplicaSet,
+    pub members: ReplicaSet,
     /// Those before them, if it was not settled that they follow.
-    pub before: Option<ReplicaSet>,
+    pub previous: Option<ReplicaSet>,
     /// If none of them is left: who goes on, with the best of what there is.
     pub heir: Option<Member>,
 }
 
-impl Approval {
+impl RecoveryApproval {
     /// That what is left of these members goes on.
     pub fn of(placement: &Placement, heir: Option<Member>) -> Self {
-        let Placement { epoch, set, before, .. } = placement.clone();
-        Self { placed_in: epoch, set, before, heir }
+        let Placement { epoch, members, previous, .. } = placement.clone();
+        Self { placed_in: epoch, members, previous, heir }
     }
 
     /// Whether it is about these members. Each attempt of one who is left records the same members anew, in an epoch of its own,
     /// so a later epoch is as good; members that are older may have been replaced unseen.
-    pub fn is_about(&self, placement: &Placement) -> bool {
-        placement.epoch >= self.placed_in && placement.set == self.set && placement.before == self.before
+    pub fn covers(&self, placement: &Placement) -> bool {
+        placement.epoch >= self.placed_in
+            && placement.members == self.members
+            && placement.previous == self.previous
     }
 }
 
@@ -66,7 +68,7 @@ pub struct Recovery {
     /// The members that were declared lost.
     pub missing: Vec<Member>,
     /// Those that were heard, with the epochs they had accepted: the history of the highest was adopted.
-    pub heard: Vec<(Member, Epoch)>,
+    pub responded: Vec<(Member, Epoch)>,
 }
 
 impl Placement {
@@ -81,14 +83,14 @@ impl Placement {
             // Before they are confirmed, first members need each other.
             count < min_copies.clamp(1, set.len()) || (!self.is_confirmed && count < set.len())
         };
-        if !is_short(&self.set) && !self.before.as_ref().is_some_and(is_short) {
+        if !is_short(&self.members) && !self.previous.as_ref().is_some_and(is_short) {
             return None;
         }
         let of = |set: &ReplicaSet| if is_short(set) { left(set) } else { Some(set.clone()) };
-        let before = self.before.as_ref().and_then(of);
-        match of(&self.set) {
-            Some(set) => Some(Self { set, before, ..self.clone() }),
-            None => before.map(|set| Self { set, before: None, ..self.clone() }),
+        let previous = self.previous.as_ref().and_then(of);
+        match of(&self.members) {
+            Some(set) => Some(Self { members: set, previous, ..self.clone() }),
+            None => previous.map(|set| Self { members: set, previous: None, ..self.clone() }),
         }
     }
 
@@ -103,15 +105,15 @@ impl Placement {
     pub fn needs_approval(&self, lost: &BTreeSet<Member>, min_copies: usize) -> bool {
         let is_forgotten = |set: &ReplicaSet| {
             let gone = set.members().iter().filter(|member| lost.contains(member)).count();
-            gone >= set.knowing(min_copies, set.len())
+            gone >= set.members_that_must_know(min_copies, set.len())
         };
         self.needs_recovery(lost, min_copies)
-            || std::iter::once(&self.set).chain(&self.before).any(is_forgotten)
+            || std::iter::once(&self.members).chain(&self.previous).any(is_forgotten)
     }
 
     /// All who are named: the members, and those before them while that is not settled.
     pub fn named(&self) -> impl Iterator<Item = &Member> {
-        std::iter::once(&self.set).chain(&self.before).flat_map(ReplicaSet::members)
+        std::iter::once(&self.members).chain(&self.previous).flat_map(ReplicaSet::members)
     }
 }
 
@@ -129,14 +131,19 @@ mod tests {
     }
 
     fn placement(names: &str, before: &str, is_confirmed: bool) -> Placement {
-        Placement { epoch: Epoch::new(7, 1), set: set(names).unwrap(), is_confirmed, before: set(before) }
+        Placement {
+            epoch: Epoch::new(7, 1),
+            members: set(names).unwrap(),
+            is_confirmed,
+            previous: set(before),
+        }
     }
 
     #[test]
     fn only_a_set_that_keeps_too_few_is_what_is_left_of_it() {
         let without = |names: &str, before: &str, lost: &str| {
             let lost = lost.chars().map(member).collect();
-            placement(names, before, true).without(&lost, 2).map(|left| (Some(left.set), left.before))
+            placement(names, before, true).without(&lost, 2).map(|left| (Some(left.members), left.previous))
         };
         assert_eq!(without("abc", "", ""), None);
         assert_eq!(without("abc", "", "c"), None, "two are enough for all that is to be done");
@@ -153,7 +160,7 @@ mod tests {
     fn first_members_that_were_never_confirmed_do_not_wait_for_the_lost() {
         let lost = BTreeSet::from([member('c')]);
         let left = placement("abc", "", false).without(&lost, 2).unwrap();
-        assert_eq!((Some(left.set), left.is_confirmed), (set("ab"), false));
+        assert_eq!((Some(left.members), left.is_confirmed), (set("ab"), false));
     }
 
     #[test]
@@ -161,7 +168,7 @@ mod tests {
         let lost = BTreeSet::from([member('d'), member('e')]);
         for (min_copies, left) in [(1, None), (3, None), (4, set("abc")), (5, set("abc"))] {
             let without = placement("abcde", "", true).without(&lost, min_copies);
-            assert_eq!(without.map(|left| left.set), left, "{min_copies}");
+            assert_eq!(without.map(|left| left.members), left, "{min_copies}");
         }
     }
 

@@ -45,7 +45,7 @@ enum Message {
 struct Owner {
     takeover: Takeover,
     histories: BTreeMap<Member, Vec<Entry>>,
-    copies: Option<Copies>,
+    copies: Option<MatchIndexes>,
 }
 
 struct Replica {
@@ -173,7 +173,7 @@ impl Simulation {
         if !wanted.contains(&me) {
             return;
         }
-        let Some(claim) = Claim::above(record.highest(), &me) else { return };
+        let Some(claim) = Claim::lowest_above(record.highest_epoch(), &me) else { return };
         let (takeover, effects) =
             Takeover::begin(me, claim, COPIES, record.placement.clone(), wanted, (&BTreeSet::new(), None));
         self.replicas[node].owner = Some(Owner { takeover, histories: BTreeMap::new(), copies: None });
@@ -185,7 +185,9 @@ impl Simulation {
             let Some(owner) = &self.replicas[node].owner else { return };
             let claim = owner.takeover.claim().clone();
             match effect {
-                Effect::Ask { of } => self.send(node, self.index(&of), Message::Ask(claim)),
+                Effect::RequestPromise { member: of } => {
+                    self.send(node, self.index(&of), Message::Ask(claim));
+                }
                 Effect::CatchUp { from } => {
                     let best = from
                         .iter()
@@ -197,13 +199,13 @@ impl Simulation {
                     }
                     self.event(node, &claim, Event::CaughtUp);
                 }
-                Effect::Accept { by, set, is_confirmed, .. } => {
+                Effect::Accept { member: by, members, is_confirmed, .. } => {
                     let log = self.replicas[node].log.clone();
-                    self.send(node, self.index(&by), Message::Accept(claim, set, is_confirmed, log));
+                    self.send(node, self.index(&by), Message::Accept(claim, members, is_confirmed, log));
                 }
-                Effect::Confirm { by } => self.send(node, self.index(&by), Message::Confirm(claim)),
-                Effect::Own => self.own(node, &claim),
-                Effect::GiveUp(_) => self.replicas[node].owner = None,
+                Effect::Confirm { member: by } => self.send(node, self.index(&by), Message::Confirm(claim)),
+                Effect::BecomeOwner => self.own(node, &claim),
+                Effect::Abandon(_) => self.replicas[node].owner = None,
             }
         }
     }
@@ -218,7 +220,7 @@ impl Simulation {
             "owner {node} lacks something that was acknowledged"
         );
         let Some(owner) = &mut self.replicas[node].owner else { return };
-        owner.copies = Some(Copies::new(owner.takeover.members().clone(), COPIES));
+        owner.copies = Some(MatchIndexes::new(owner.takeover.members().clone(), COPIES));
     }
 
     fn event(&mut self, node: usize, claim: &Claim, event: Event) {
@@ -235,7 +237,7 @@ impl Simulation {
             return;
         }
         let claim = owner.takeover.claim().clone();
-        if self.replicas[node].record.takes(&claim).is_err() && self.broken != Broken::StaleAppends {
+        if self.replicas[node].record.check_append(&claim).is_err() && self.broken != Broken::StaleAppends {
             self.replicas[node].owner = None;
             return;
         }
@@ -272,8 +274,8 @@ impl Simulation {
         }
         let counts = self.broken == Broken::CountsAnybody || owner.takeover.accepted().contains(member);
         let Some(copies) = owner.copies.as_mut().filter(|_| counts) else { return };
-        copies.holds(member, held as u64);
-        let stable = copies.stable() as usize;
+        copies.advance(member, held as u64);
+        let stable = copies.commit_index() as usize;
         let stable = &self.replicas[node].log[..stable.min(self.replicas[node].log.len())];
         if stable.len() > self.acknowledged.len() {
             assert!(stable.starts_with(&self.acknowledged), "two histories were acknowledged");
@@ -300,11 +302,13 @@ impl Simulation {
                         // Whoever promises a slot away no longer owns it.
                         let own = replica.owner.as_ref().map(|owner| owner.takeover.claim().clone());
                         if let Some(own) = own.filter(|own| *own != claim && broken == Broken::Nothing) {
-                            self.event(to, &own, Event::Refused { promised: claim.clone() });
+                            self.event(to, &own, Event::HigherClaim { promised: claim.clone() });
                         }
                         self.send(to, from, Message::Promised(claim, promise, log));
                     }
-                    Err(Refused { promised }) => self.send(to, from, Message::Refused(claim, promised)),
+                    Err(HigherClaimPromised { promised }) => {
+                        self.send(to, from, Message::Refused(claim, promised));
+                    }
                 }
             }
             Message::Promised(claim, promise, log) => {
@@ -313,7 +317,7 @@ impl Simulation {
                 }
                 self.event(to, &claim, Event::Promised { from: sender, promise });
             }
-            Message::Refused(claim, promised) => self.event(to, &claim, Event::Refused { promised }),
+            Message::Refused(claim, promised) => self.event(to, &claim, Event::HigherClaim { promised }),
             Message::OtherMembers(claim, placement) => self.event(to, &claim, Event::OtherMembers(placement)),
             Message::Accept(claim, set, is_confirmed, log) => {
                 let mut record = replica.record.clone();
@@ -330,13 +334,13 @@ impl Simulation {
                         let held = replica.log.len();
                         self.send(to, from, Message::Accepted(claim, held));
                     }
-                    Err(NotTaken::OtherMembers(placement)) => {
+                    Err(ReplicaRefusal::OtherMembers(placement)) => {
                         self.send(to, from, Message::OtherMembers(claim, placement));
                     }
-                    Err(NotTaken::Refused(Refused { promised })) => {
+                    Err(ReplicaRefusal::HigherClaimPromised(HigherClaimPromised { promised })) => {
                         self.send(to, from, Message::Refused(claim, promised));
                     }
-                    Err(NotTaken::NotAccepted { .. } | NotTaken::Formed) => {}
+                    Err(ReplicaRefusal::NotAccepted { .. } | ReplicaRefusal::AlreadyFormed) => {}
                 }
             }
             Message::Accepted(claim, held) => {
@@ -356,7 +360,7 @@ impl Simulation {
                     Broken::CountsAnybody => {
                         replica.record.promised.as_ref().is_none_or(|known| *known <= claim)
                     }
-                    _ => replica.record.takes(&claim).is_ok(),
+                    _ => replica.record.check_append(&claim).is_ok(),
                 };
                 if !takes {
                     if let Some(promised) = replica.record.promised.clone() {
@@ -439,7 +443,10 @@ fn each_broken_rule_is_noticed() {
 fn a_node_that_lost_its_disk_does_not_claim_an_epoch_again() {
     let node = NodeId::new("n").unwrap();
     let claim = |storage: u8| {
-        Claim::above(Epoch::new(7, 1), &Member { node: node.clone(), storage: StorageId([storage; 16]) })
+        Claim::lowest_above(
+            Epoch::new(7, 1),
+            &Member { node: node.clone(), storage: StorageId([storage; 16]) },
+        )
     };
     let (before, after) = (claim(1).unwrap(), claim(2).unwrap());
     assert_ne!(before.epoch, after.epoch);
@@ -452,11 +459,11 @@ fn a_slot_is_owned_only_when_more_than_half_know_its_first_members() {
     let member = |n: u8| Member { node: NodeId::new(format!("n{n}")).unwrap(), storage: StorageId([n; 16]) };
     let members = [member(0), member(1), member(2)];
     let set = ReplicaSet::new(members.clone()).unwrap();
-    let claim = Claim::above(Epoch::default(), &members[0]).unwrap();
+    let claim = Claim::lowest_above(Epoch::default(), &members[0]).unwrap();
     let (mut takeover, _) =
         Takeover::begin(members[0].clone(), claim, 1, None, set, (&BTreeSet::new(), None));
     // One copy is enough for an append, and only the claimant is seen to be alive.
-    takeover.step(Event::Alive(BTreeSet::from([members[0].clone()])));
+    takeover.step(Event::MembersAlive(BTreeSet::from([members[0].clone()])));
     for from in &members {
         let promise = Promise { accepted: Epoch::default(), placement: None };
         takeover.step(Event::Promised { from: from.clone(), promise });
@@ -466,7 +473,7 @@ fn a_slot_is_owned_only_when_more_than_half_know_its_first_members() {
     let asked: Vec<Effect> = members.iter().flat_map(|from| takeover.step(accepted(from))).collect();
     assert_eq!(asked.len(), 3, "all are asked to note it, once all have accepted: {asked:?}");
     assert_eq!(takeover.step(Event::Confirmed { from: members[0].clone() }), []);
-    assert_eq!(takeover.step(Event::Confirmed { from: members[2].clone() }), [Effect::Own]);
+    assert_eq!(takeover.step(Event::Confirmed { from: members[2].clone() }), [Effect::BecomeOwner]);
 }
 
 /// Four members; a move from 0, 1, 2 to 0, 2, 3 was cut short, and 1 is the only one that knows of it: 0 lost its disk.
@@ -484,8 +491,8 @@ fn cut_short() -> CutShort {
     let set = |of: [usize; 3]| ReplicaSet::new(of.map(|at| members[at].clone())).unwrap();
     let (old, new, moved) = (set([0, 1, 2]), set([0, 2, 3]), Epoch::new(5, 0));
     let recorded =
-        Placement { epoch: moved, set: new.clone(), is_confirmed: true, before: Some(old.clone()) };
-    let claim = Claim::above(moved, &members[1]).unwrap();
+        Placement { epoch: moved, members: new.clone(), is_confirmed: true, previous: Some(old.clone()) };
+    let claim = Claim::lowest_above(moved, &members[1]).unwrap();
     let (mut takeover, asked) = Takeover::begin(
         members[1].clone(),
         claim,
@@ -505,7 +512,7 @@ fn a_member_that_was_to_leave_moves_back_if_only_it_knows() {
     let CutShort { members, old, new, takeover: mut taking, .. } = cut_short();
     let before = Epoch::new(4, 0);
     let promise = |settled: bool| {
-        let placement = Placement { epoch: before, set: old.clone(), is_confirmed: true, before: None };
+        let placement = Placement { epoch: before, members: old.clone(), is_confirmed: true, previous: None };
         Promise { accepted: before, placement: settled.then_some(placement) }
     };
     // It counts in both: of the new ones the lost disk and a single promise are not enough.
@@ -515,15 +522,17 @@ fn a_member_that_was_to_leave_moves_back_if_only_it_knows() {
     let accept = taking.step(Event::CaughtUp);
     assert_eq!(accept.len(), 4);
     for effect in accept {
-        let Effect::Accept { set, is_confirmed, before, .. } = effect else { panic!("{effect:?}") };
-        assert_eq!((set, is_confirmed, before), (old.clone(), true, Some(new.clone())));
+        let Effect::Accept { members: set, is_confirmed, previous, .. } = effect else {
+            panic!("{effect:?}")
+        };
+        assert_eq!((set, is_confirmed, previous), (old.clone(), true, Some(new.clone())));
     }
     let accepted = |at: usize| Event::Accepted { from: members[at].clone() };
     assert_eq!(taking.step(accepted(1)), []);
     assert_eq!(taking.step(accepted(2)), [], "of the new ones only one has accepted");
     assert_eq!(taking.step(accepted(3)).len(), 3, "enough of both: the old ones note it");
     assert_eq!(taking.step(Event::Confirmed { from: members[1].clone() }), []);
-    assert_eq!(taking.step(Event::Confirmed { from: members[2].clone() }), [Effect::Own]);
+    assert_eq!(taking.step(Event::Confirmed { from: members[2].clone() }), [Effect::BecomeOwner]);
     assert_eq!(taking.members(), &old);
 }
 
@@ -531,8 +540,8 @@ fn a_member_that_was_to_leave_moves_back_if_only_it_knows() {
 fn a_member_that_has_left_does_not_move_back() {
     let CutShort { members, new, moved, takeover: mut taking, .. } = cut_short();
     // The move was settled after all.
-    let settled = Placement { epoch: moved, set: new, is_confirmed: true, before: None };
+    let settled = Placement { epoch: moved, members: new, is_confirmed: true, previous: None };
     let promise = Promise { accepted: moved, placement: Some(settled.clone()) };
     let end = taking.step(Event::Promised { from: members[3].clone(), promise });
-    assert_eq!(end, [Effect::GiveUp(GaveUp::NotAMember(settled))]);
+    assert_eq!(end, [Effect::Abandon(TakeoverFailure::NotAMember(settled))]);
 }

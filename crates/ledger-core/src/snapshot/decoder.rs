@@ -9,7 +9,7 @@ use crate::{
 };
 
 use super::{
-    FRAME_TAG, Header, Limits, MAGIC, Place, SnapshotError, TRAILER_TAG, VERSION, entry,
+    FRAME_TAG, Header, Limits, MAGIC, SnapshotError, SnapshotSection, TRAILER_TAG, VERSION, entry,
     fields::Reader,
     history::History,
     zstd_frame::{InflateError, Inflater, bound, needs},
@@ -162,7 +162,7 @@ impl Decoder {
                         return Ok(None);
                     };
                     let max = HEADER_FIXED + MAX_CONTEXT_ID;
-                    Place::Header.limit("a length in bytes", len.into(), max as u64)?;
+                    SnapshotSection::Header.limit("a length in bytes", len.into(), max as u64)?;
                     self.state = State::Header { len: len as usize };
                 }
                 State::Header { len } => {
@@ -171,7 +171,7 @@ impl Decoder {
                         return Ok(None);
                     };
                     let header = decode_header(bytes)?;
-                    Place::Header.limit(
+                    SnapshotSection::Header.limit(
                         "a number of entries",
                         header.count.0,
                         self.limits.max_entries.min(MAX_SEQUENCE),
@@ -191,7 +191,7 @@ impl Decoder {
                         }
                         TRAILER_TAG => State::Trailer(header),
                         _ => {
-                            return Err(Place::Frame(self.frames + 1)
+                            return Err(SnapshotSection::Frame(self.frames + 1)
                                 .corrupt(format!("it starts with the unknown tag {tag:#04x}")));
                         }
                     };
@@ -214,7 +214,7 @@ impl Decoder {
                     };
                     let frame = self.inflater.inflate(bytes, uncompressed).map_err(|error| match error {
                         InflateError::Setup(error) => SnapshotError::Zstd(error.to_string()),
-                        InflateError::Damaged(reason) => Place::Frame(self.frames).corrupt(reason),
+                        InflateError::Damaged(reason) => SnapshotSection::Frame(self.frames).corrupt(reason),
                     })?;
                     self.state = State::Entries { header, frame: frame.into() };
                 }
@@ -252,14 +252,14 @@ impl Decoder {
         }
         let Some([.., high, low]) = self.array::<PREFIX>() else { return Ok(false) };
         match u16::from_be_bytes([high, low]) {
-            0 => Err(Place::Header.corrupt("it has format version 0, which never existed")),
+            0 => Err(SnapshotSection::Header.corrupt("it has format version 0, which never existed")),
             version if version > VERSION => Err(SnapshotError::NewerVersion { version }),
             _ => Ok(true),
         }
     }
 
     fn frame_lengths(&self, lengths: [u8; 8]) -> Result<(usize, usize), SnapshotError> {
-        let place = Place::Frame(self.frames);
+        let place = SnapshotSection::Frame(self.frames);
         let mut reader = Reader::new(&lengths);
         let compressed = reader.u32().unwrap_or_default();
         let uncompressed = reader.u32().unwrap_or_default();
@@ -283,7 +283,11 @@ impl Decoder {
         let computed = self.history.complete(header)?;
         let claimed = Hash(self.array().unwrap_or_default());
         if claimed != computed {
-            return Err(SnapshotError::RootMismatch { claimed_by: Place::Trailer, claimed, computed });
+            return Err(SnapshotError::RootMismatch {
+                claimed_by: SnapshotSection::Trailer,
+                claimed,
+                computed,
+            });
         }
         let computed = Hash(*self.checksum.finalize().as_bytes());
         let claimed = Hash(self.array().unwrap_or_default());
@@ -299,14 +303,15 @@ impl Decoder {
 }
 
 fn decode_header(bytes: &[u8]) -> Result<Header, SnapshotError> {
-    let short = || Place::Header.corrupt("it is shorter than its fields");
+    let short = || SnapshotSection::Header.corrupt("it is shorter than its fields");
     let mut reader = Reader::new(bytes);
     let context_id = std::str::from_utf8(reader.len16().ok_or_else(short)?)
-        .map_err(|_| Place::Header.corrupt("its context_id is not UTF-8"))?;
-    let context_id = ContextId::new(context_id).map_err(|e| Place::Header.corrupt(e.to_string()))?;
+        .map_err(|_| SnapshotSection::Header.corrupt("its context_id is not UTF-8"))?;
+    let context_id =
+        ContextId::new(context_id).map_err(|e| SnapshotSection::Header.corrupt(e.to_string()))?;
     let suite = reader.u8().ok_or_else(short)?;
     let suite = HashSuite::from_code(suite)
-        .ok_or_else(|| Place::Header.corrupt(format!("it names the unknown hash suite {suite}")))?;
+        .ok_or_else(|| SnapshotSection::Header.corrupt(format!("it names the unknown hash suite {suite}")))?;
     let header = Header {
         context_id,
         suite,
@@ -319,7 +324,7 @@ fn decode_header(bytes: &[u8]) -> Result<Header, SnapshotError> {
         taken_at_ns: reader.u64().ok_or_else(short)?,
     };
     if reader.remaining() > 0 {
-        return Err(Place::Header.corrupt("it is longer than its fields"));
+        return Err(SnapshotSection::Header.corrupt("it is longer than its fields"));
     }
     Ok(header)
 }

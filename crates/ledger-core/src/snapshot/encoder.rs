@@ -3,7 +3,7 @@
 use crate::{Entry, limits::MAX_SEQUENCE};
 
 use super::{
-    FRAME_TAG, FRAME_TARGET, Header, MAGIC, Place, SnapshotError, TRAILER_TAG, VERSION, entry,
+    FRAME_TAG, FRAME_TARGET, Header, MAGIC, SnapshotError, SnapshotSection, TRAILER_TAG, VERSION, entry,
     fields::put_len16, history::History, zstd_frame::Deflater,
 };
 
@@ -101,7 +101,7 @@ impl Encoder {
     ///
     /// The entries are not those that the header announced; nothing is appended.
     pub fn finish(mut self, out: &mut Vec<u8>) -> Result<(), SnapshotError> {
-        Place::Header.limit("a number of entries", self.header.count.0, MAX_SEQUENCE)?;
+        SnapshotSection::Header.limit("a number of entries", self.header.count.0, MAX_SEQUENCE)?;
         let root = self.history.complete(&self.header)?;
         self.start(out);
         self.flush(out)?;

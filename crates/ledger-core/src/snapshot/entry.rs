@@ -10,7 +10,7 @@ use crate::{
 };
 
 use super::{
-    Limits, Place, SnapshotError,
+    Limits, SnapshotError, SnapshotSection,
     fields::{Reader, put_len16, put_len32},
 };
 
@@ -25,7 +25,7 @@ const ID_TEXT: u8 = 1;
 
 /// Appends an entry; nothing is written if it is over a limit of the format.
 pub(super) fn encode(entry: &Entry, out: &mut Vec<u8>) -> Result<(), SnapshotError> {
-    let place = Place::Entry(entry.sequence);
+    let place = SnapshotSection::Entry(entry.sequence);
     place.limit("a payload in bytes", entry.payload.len() as u64, MAX_PAYLOAD as u64)?;
     check_metadata_at(place, &entry.metadata)?;
 
@@ -57,7 +57,7 @@ pub(super) fn decode(
     sequence: Sequence,
     limits: Limits,
 ) -> Result<Entry, SnapshotError> {
-    let place = Place::Entry(sequence);
+    let place = SnapshotSection::Entry(sequence);
     let short = || place.corrupt("its frame ends within it");
     let mut reader = Reader::new(frame);
 
@@ -103,7 +103,7 @@ pub(super) fn decode(
     Ok(entry)
 }
 
-fn metadata(place: Place, reader: &mut Reader<'_>) -> Result<Metadata, SnapshotError> {
+fn metadata(place: SnapshotSection, reader: &mut Reader<'_>) -> Result<Metadata, SnapshotError> {
     let short = || place.corrupt("its frame ends within it");
     let pairs = reader.u32().ok_or_else(short)?;
     place.limit("metadata pairs", pairs.into(), MAX_METADATA_PAIRS as u64)?;
@@ -120,13 +120,13 @@ fn metadata(place: Place, reader: &mut Reader<'_>) -> Result<Metadata, SnapshotE
     Ok(metadata)
 }
 
-fn check_metadata_at(place: Place, metadata: &Metadata) -> Result<(), SnapshotError> {
+fn check_metadata_at(place: SnapshotSection, metadata: &Metadata) -> Result<(), SnapshotError> {
     check_metadata(metadata).or_else(|over| {
         place.limit("metadata pairs", over.pairs as u64, MAX_METADATA_PAIRS as u64)?;
         place.limit("metadata in bytes", over.bytes as u64, MAX_METADATA as u64)
     })
 }
 
-fn text(place: Place, bytes: &[u8]) -> Result<&str, SnapshotError> {
+fn text(place: SnapshotSection, bytes: &[u8]) -> Result<&str, SnapshotError> {
     std::str::from_utf8(bytes).map_err(|_| place.corrupt("a text of it is not UTF-8"))
 }

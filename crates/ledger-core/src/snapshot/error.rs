@@ -43,7 +43,7 @@ pub enum SnapshotError {
     #[error("{place} of the snapshot has {what} of {value}: at most {max} is allowed")]
     Limit {
         /// Where.
-        place: Place,
+        place: SnapshotSection,
         /// What is too large, with its unit.
         what: &'static str,
         /// How large it is.
@@ -55,7 +55,7 @@ pub enum SnapshotError {
     #[error("{place} of the snapshot is damaged: {reason}")]
     Corrupt {
         /// Where.
-        place: Place,
+        place: SnapshotSection,
         /// What is wrong.
         reason: String,
     },
@@ -63,7 +63,7 @@ pub enum SnapshotError {
     #[error("the snapshot's entries have Merkle root {computed}, but its {claimed_by} says {claimed}")]
     RootMismatch {
         /// Who claims another root: the header or the trailer.
-        claimed_by: Place,
+        claimed_by: SnapshotSection,
         /// The claimed root.
         claimed: Hash,
         /// The root over the entries.
@@ -84,7 +84,7 @@ pub enum SnapshotError {
 
 /// A part of a snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place {
+pub enum SnapshotSection {
     /// The header.
     Header,
     /// A frame, the first is 1.
@@ -95,7 +95,7 @@ pub enum Place {
     Trailer,
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for SnapshotSection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Header => f.write_str("header"),
@@ -106,7 +106,7 @@ impl fmt::Display for Place {
     }
 }
 
-impl Place {
+impl SnapshotSection {
     /// This place is damaged.
     pub(super) fn corrupt(self, reason: impl Into<String>) -> SnapshotError {
         SnapshotError::Corrupt { place: self, reason: reason.into() }

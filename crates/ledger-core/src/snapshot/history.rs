@@ -2,7 +2,7 @@
 
 use crate::{Entry, Epoch, Hash, Sequence, clock::LamportClock, hash::Hasher, tree::Frontier, with_suite};
 
-use super::{Header, Place, SnapshotError};
+use super::{Header, SnapshotError, SnapshotSection};
 
 /// The history so far: what is needed to judge the next entry.
 #[derive(Debug, Default)]
@@ -25,7 +25,7 @@ impl History {
 
     /// Takes an entry that continues the history and is intact.
     pub(super) fn take(&mut self, header: &Header, entry: &Entry) -> Result<(), SnapshotError> {
-        let damaged = |reason: &str| Err(Place::Entry(self.next()).corrupt(reason));
+        let damaged = |reason: &str| Err(SnapshotSection::Entry(self.next()).corrupt(reason));
         if self.size() >= header.count.0 {
             return damaged(&format!("the header says there are {} entries", header.count));
         }
@@ -59,14 +59,14 @@ impl History {
     /// Checks that the history is all of what the header announced; gives the root.
     pub(super) fn complete(&self, header: &Header) -> Result<Hash, SnapshotError> {
         if self.size() != header.count.0 {
-            return Err(Place::Trailer.corrupt(format!(
+            return Err(SnapshotSection::Trailer.corrupt(format!(
                 "it comes after {} entries, but the header says there are {}",
                 self.size(),
                 header.count
             )));
         }
         if self.lamport != header.lamport || self.epoch != header.epoch {
-            return Err(Place::Header.corrupt(format!(
+            return Err(SnapshotSection::Header.corrupt(format!(
                 "it says Lamport time {} and epoch {}, but the newest entry has {} and {}",
                 header.lamport.0, header.epoch, self.lamport.0, self.epoch
             )));
@@ -74,7 +74,7 @@ impl History {
         let computed = with_suite!(header.suite, H => self.frontier.root::<H>());
         if computed != header.root {
             return Err(SnapshotError::RootMismatch {
-                claimed_by: Place::Header,
+                claimed_by: SnapshotSection::Header,
                 claimed: header.root,
                 computed,
             });

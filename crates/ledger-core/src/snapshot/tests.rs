@@ -230,7 +230,10 @@ fn the_wrong_thing_is_told_from_a_damaged_one() {
     let mut root = GOLDEN.to_vec();
     let at = root.len() - 64;
     root[at] ^= 1;
-    assert!(matches!(error_of(&root), SnapshotError::RootMismatch { claimed_by: Place::Trailer, .. }));
+    assert!(matches!(
+        error_of(&root),
+        SnapshotError::RootMismatch { claimed_by: SnapshotSection::Trailer, .. }
+    ));
 }
 
 #[test]
@@ -341,7 +344,10 @@ fn a_large_entry_is_a_frame_of_its_own() {
     let (_, result) =
         decode_in(&bytes, &[bytes.len()], Limits { max_payload: 2_999_999, ..Limits::default() });
     let error = result.unwrap_err();
-    assert!(matches!(error, SnapshotError::Limit { place: Place::Entry(Sequence(2)), .. }), "{error}");
+    assert!(
+        matches!(error, SnapshotError::Limit { place: SnapshotSection::Entry(Sequence(2)), .. }),
+        "{error}"
+    );
 }
 
 #[test]
@@ -381,15 +387,18 @@ fn limits_are_told_with_their_values() {
     let mut huge = start.clone();
     put_frame(&mut huge, b"compressed", u32::MAX);
     let error = error_of(&huge);
-    assert!(matches!(error, SnapshotError::Limit { place: Place::Frame(1), .. }), "{error}");
+    assert!(matches!(error, SnapshotError::Limit { place: SnapshotSection::Frame(1), .. }), "{error}");
     assert!(error.to_string().contains(&u32::MAX.to_string()), "{error}");
 
     let (_, result) = decode_in(GOLDEN, &[GOLDEN.len()], Limits { max_entries: 4, ..Limits::default() });
-    assert!(matches!(result, Err(SnapshotError::Limit { place: Place::Header, value: 5, max: 4, .. })));
+    assert!(matches!(
+        result,
+        Err(SnapshotError::Limit { place: SnapshotSection::Header, value: 5, max: 4, .. })
+    ));
 
     let mut long = GOLDEN[..10].to_vec();
     long.extend(u32::MAX.to_be_bytes());
-    assert!(matches!(error_of(&long), SnapshotError::Limit { place: Place::Header, .. }));
+    assert!(matches!(error_of(&long), SnapshotError::Limit { place: SnapshotSection::Header, .. }));
 }
 
 #[test]
@@ -420,7 +429,7 @@ fn a_frame_that_lies_about_its_size_is_refused() {
         put_frame(&mut bytes, &compressed, len);
         bytes.push(TRAILER_TAG);
         let error = error_of(&bytes);
-        assert!(matches!(error, SnapshotError::Corrupt { place: Place::Frame(1), .. }), "{error}");
+        assert!(matches!(error, SnapshotError::Corrupt { place: SnapshotSection::Frame(1), .. }), "{error}");
     }
 }
 

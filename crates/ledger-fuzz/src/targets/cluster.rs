@@ -4,12 +4,12 @@ use std::net::SocketAddr;
 
 use ledger_cluster::{
     fuzzing,
-    gossip::{
+    membership::gossip::{
         MAX_DATAGRAM,
-        parts::{Assembled, Assembler, MAX_PARTS, PART, split},
+        parts::{Assembler, MAX_PARTS, PART, PartOutcome, split},
     },
-    membership::{Facts, Load, Readiness, owned},
-    seal::{Keyring, Sealer},
+    membership::seal::{Keyring, Sealer},
+    membership::{Facts, NodeLoad, Readiness, owned},
 };
 use ledger_core::{
     Epoch,
@@ -78,13 +78,13 @@ pub(super) fn run_parts(input: &[u8]) -> Outcome {
         let (part, more) = more.split_at(len);
         rest = more;
         let word = match assembler.take(SocketAddr::from(([127, 0, 0, 1], port.into())), part) {
-            Assembled::Message(message) => {
+            PartOutcome::Message(message) => {
                 assert!(!message.is_empty() && message.len() <= PART * MAX_PARTS);
                 "message "
             }
-            Assembled::Waiting { given_up: 0 } => "waiting ",
-            Assembled::Waiting { .. } => "given-up ",
-            Assembled::Malformed => "malformed ",
+            PartOutcome::Incomplete { dropped: 0 } => "waiting ",
+            PartOutcome::Incomplete { .. } => "given-up ",
+            PartOutcome::Malformed => "malformed ",
         };
         // What comes again and again is one outcome.
         if told.len() < 60 && !told.ends_with(word) {
@@ -108,10 +108,10 @@ pub(super) fn facts_seeds() -> Vec<Vec<u8>> {
         readiness: Readiness::Ready,
         zone: "eu-1".to_owned(),
         format: 1,
-        load: Load { entries_per_second: 12, contexts: 34 },
+        load: NodeLoad { entries_per_second: 12, contexts: 34 },
         opened: Some(56),
         durable: Some(78),
-        leaving: None,
+        decommission: None,
         halted: owned.iter().map(|(slot, _)| *slot).step_by(2).collect(),
         owned,
     });

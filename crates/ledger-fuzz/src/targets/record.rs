@@ -6,7 +6,9 @@ use ledger_core::{
     ownership::{Claim, SlotRecord},
     tree::Frontier,
 };
-use ledger_store::record::{decode_entry, decode_head, decode_slot, encode_entry, encode_head, encode_slot};
+use ledger_store::engine::record::{
+    decode_entry, decode_head, decode_slot, encode_entry, encode_head, encode_slot,
+};
 
 use crate::Outcome;
 
@@ -42,7 +44,7 @@ fn slots() -> Vec<SlotRecord> {
     let mut records = vec![SlotRecord::default()];
     let Ok(node) = NodeId::new("ledger-0") else { return records };
     let member = Member { node, storage: StorageId([5; 16]) };
-    if let Some(claim) = Claim::above(Epoch(7 << 20), &member)
+    if let Some(claim) = Claim::lowest_above(Epoch(7 << 20), &member)
         && let Ok((promised, _)) = SlotRecord::default().promise(&claim)
         && let Ok(set) = ReplicaSet::new([member])
     {

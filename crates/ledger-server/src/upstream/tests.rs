@@ -3,7 +3,7 @@ use http_body_util::StreamBody;
 use tokio::time::Instant;
 
 use super::*;
-use crate::{config::Config, memory::Memory, units::ByteSize};
+use crate::{memory::Memory, settings::config::Config, settings::units::ByteSize};
 
 fn call() -> Arc<Call> {
     let memory =

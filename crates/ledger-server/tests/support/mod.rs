@@ -27,7 +27,7 @@ use ledger_proto::{
 };
 use ledger_server::{
     Config, Server, StartError,
-    units::{ByteSize, Span},
+    settings::units::{ByteSize, HumanDuration},
 };
 use ledger_store::StoreError;
 use tempfile::TempDir;
@@ -56,7 +56,7 @@ pub(crate) fn config(dir: &Path) -> Config {
         block_cache: ByteSize::mib(8),
         write_buffer: ByteSize::mib(8),
         head_cache: ByteSize::mib(8),
-        shutdown_grace: Span::seconds(5),
+        shutdown_grace: HumanDuration::seconds(5),
         ..Config::default()
     }
 }
@@ -93,7 +93,7 @@ impl TestNode {
 
     /// A node that gives its clients longer to end than a test waits.
     pub(crate) async fn patient() -> Self {
-        Self::start_with(|config| config.shutdown_grace = Span(2 * DEADLINE)).await
+        Self::start_with(|config| config.shutdown_grace = HumanDuration(2 * DEADLINE)).await
     }
 
     /// A node of a cluster of two, which gossip at these ports.
@@ -107,11 +107,11 @@ impl TestNode {
             config.node_id = Some(name.into());
             config.gossip_listen = ([127, 0, 0, 1], ports[own]).into();
             config.seeds = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
-            config.gossip_interval = Span(Duration::from_millis(50));
+            config.gossip_interval = HumanDuration(Duration::from_millis(50));
             config.copies = 2;
             config.lanes = 1;
             // Half of it is for handing over, beside everything else that a machine does.
-            config.shutdown_grace = Span(DEADLINE);
+            config.shutdown_grace = HumanDuration(DEADLINE);
         })
         .await
     }

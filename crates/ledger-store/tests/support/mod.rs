@@ -37,8 +37,12 @@ pub fn append_many(ledger: &Ledger, context: &ContextId, count: usize, all: &mut
     };
     let appends =
         (first..first + count).map(|number| (number as u64, Append::new(context.clone(), draft_of(number))));
-    futures::executor::block_on(ledger.submit(appends.collect(), ledger_store::Terms::default(), results))
-        .unwrap();
+    futures::executor::block_on(ledger.submit(
+        appends.collect(),
+        ledger_store::AppendConditions::default(),
+        results,
+    ))
+    .unwrap();
     while let Some(message) = received.blocking_recv() {
         for result in message.results {
             assert_eq!(result.tag, all.len() as u64);

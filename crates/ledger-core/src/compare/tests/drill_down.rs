@@ -54,7 +54,7 @@ fn a_slot_of_many_contexts_is_narrowed_down_by_its_buckets() {
     };
     let mut theirs = node.clone();
     theirs.set(&first, Some(History::plain(6)));
-    let Answer::Contexts(page) = theirs.answer(&Ask::Contexts {
+    let CompareResponse::Contexts(page) = theirs.answer(&CompareRequest::Contexts {
         buckets: BTreeMap::from([(slot, BTreeSet::from([Bucket::of(&first)]))]),
         after: None,
     }) else {
@@ -147,37 +147,46 @@ fn a_question_out_of_bounds_is_refused() {
     let buckets = slots.iter().map(|slot| (*slot, BTreeSet::new())).collect();
     let roots = |sizes: &[u64], contexts| {
         let sizes = sizes.iter().copied().map(Size).collect();
-        Ask::Roots(vec![Prefixes { context: context(1), sizes }; contexts])
+        CompareRequest::Roots(vec![RootsRequest { context: context(1), sizes }; contexts])
     };
     let eighteen: Vec<_> = (1..=18).collect();
-    assert_eq!(Ask::Buckets { slots }.check(), Err(AskError::TooManySlots { slots: 65 }));
-    assert_eq!(Ask::Contexts { buckets, after: None }.check(), Err(AskError::TooManySlots { slots: 65 }));
-    assert_eq!(roots(&[1], 129).check(), Err(AskError::TooManyContexts { contexts: 129 }));
+    assert_eq!(
+        CompareRequest::Buckets { slots }.check(),
+        Err(CompareRequestError::TooManySlots { slots: 65 })
+    );
+    assert_eq!(
+        CompareRequest::Contexts { buckets, after: None }.check(),
+        Err(CompareRequestError::TooManySlots { slots: 65 })
+    );
+    assert_eq!(roots(&[1], 129).check(), Err(CompareRequestError::TooManyContexts { contexts: 129 }));
     assert_eq!(roots(&eighteen[..17], 128).check(), Ok(()));
     for (sizes, number) in [(&eighteen[..], 18), (&[], 0)] {
-        let error = AskError::WrongNumberOfSizes { context: context(1), sizes: number };
+        let error = CompareRequestError::WrongNumberOfSizes { context: context(1), sizes: number };
         assert_eq!(roots(sizes, 1).check(), Err(error));
     }
     for sizes in [&[0, 1][..], &[2, 1], &[1, 1], &[MAX_SEQUENCE + 1]] {
-        assert_eq!(roots(sizes, 1).check(), Err(AskError::Sizes { context: context(1) }));
+        assert_eq!(roots(sizes, 1).check(), Err(CompareRequestError::Sizes { context: context(1) }));
     }
 }
 
 /// Runs a drill-down with a peer that answers as it likes; what ends it.
-fn run_with_liar(ours: &Node, mut lie: impl FnMut(&Ask, Answer) -> Answer) -> Result<u32, CompareError> {
+fn run_with_liar(
+    ours: &Node,
+    mut lie: impl FnMut(&CompareRequest, CompareResponse) -> CompareResponse,
+) -> Result<u32, CompareError> {
     let theirs = Node::of((0..5_000).map(|number| (context(number), forked(90, 40, 2))));
     let (mut drill, mut effects) = DrillDown::start(ours.all_digests());
     loop {
         let mut next = Vec::new();
         for effect in effects {
             match effect {
-                Effect::Send(ask) => {
+                Effect::AskRemote(ask) => {
                     let answer = theirs.answer(&ask);
-                    next.extend(drill.step(Event::Theirs(lie(&ask, answer)))?);
+                    next.extend(drill.step(Event::Remote(lie(&ask, answer)))?);
                 }
-                Effect::Look(ask) => next.extend(drill.step(Event::Ours(ours.answer(&ask)))?),
+                Effect::AskLocal(ask) => next.extend(drill.step(Event::Local(ours.answer(&ask)))?),
                 Effect::Done => return Ok(drill.rounds()),
-                Effect::Found(_) | Effect::NotKept(_) => {}
+                Effect::Found(_) | Effect::NotReplicated(_) => {}
             }
         }
         effects = next;
@@ -202,11 +211,11 @@ fn what_a_side_cannot_read_is_neither_absent_nor_shorter() {
     theirs.set(&names[5], None);
     let expected = BTreeMap::from([
         (names[0].clone(), Verdict::Behind { from: Size(9) }),
-        (names[1].clone(), Verdict::Unreadable(Side::Theirs)),
-        (names[2].clone(), Verdict::Unreadable(Side::Ours)),
-        (names[3].clone(), Verdict::Unreadable(Side::Theirs)),
-        (names[4].clone(), Verdict::Unreadable(Side::Theirs)),
-        (names[5].clone(), Verdict::Unreadable(Side::Ours)),
+        (names[1].clone(), Verdict::Unreadable(Side::Remote)),
+        (names[2].clone(), Verdict::Unreadable(Side::Local)),
+        (names[3].clone(), Verdict::Unreadable(Side::Remote)),
+        (names[4].clone(), Verdict::Unreadable(Side::Remote)),
+        (names[5].clone(), Verdict::Unreadable(Side::Local)),
     ]);
     assert_eq!(run_quietly(&ours, &theirs).found, expected);
 }
@@ -219,32 +228,32 @@ fn ours() -> Node {
 fn hostile_answers_end_in_an_error_that_says_what_is_wrong() {
     let ours = ours();
     let page = |change: fn(&mut Page)| {
-        move |_: &Ask, mut answer| {
-            if let Answer::Contexts(page) = &mut answer {
+        move |_: &CompareRequest, mut answer| {
+            if let CompareResponse::Contexts(page) = &mut answer {
                 change(page);
             }
             answer
         }
     };
-    let message = |lie: &mut dyn FnMut(&Ask, Answer) -> Answer| {
+    let message = |lie: &mut dyn FnMut(&CompareRequest, CompareResponse) -> CompareResponse| {
         run_with_liar(&ours, |ask, answer| lie(ask, answer)).unwrap_err().to_string()
     };
 
-    let other_kind = message(&mut |_, _| Answer::Roots(Vec::new()));
+    let other_kind = message(&mut |_, _| CompareResponse::Roots(Vec::new()));
     assert!(
         other_kind.contains("the peer answered with roots when asked for digests of slots"),
         "{other_kind}"
     );
     let in_step = message(&mut |ask, answer| {
-        if matches!(ask, Ask::Contexts { .. }) { Answer::InStep } else { answer }
+        if matches!(ask, CompareRequest::Contexts { .. }) { CompareResponse::InSync } else { answer }
     });
     assert!(in_step.contains("\"in step\" when asked for contexts"), "{in_step}");
 
     let unasked_slot = message(&mut |ask, answer| match (ask, answer) {
-        (Ask::Buckets { slots }, Answer::Buckets(mut buckets)) => {
+        (CompareRequest::Buckets { slots }, CompareResponse::Buckets(mut buckets)) => {
             let other = (0..1024).filter_map(Slot::new).find(|slot| !slots.contains(slot)).unwrap();
             buckets.insert(other, BTreeMap::new());
-            Answer::Buckets(buckets)
+            CompareResponse::Buckets(buckets)
         }
         (_, answer) => answer,
     });
@@ -259,20 +268,20 @@ fn hostile_answers_end_in_an_error_that_says_what_is_wrong() {
     let twice = message(&mut page(|page| page.contexts[1] = page.contexts[0].clone()));
     assert!(twice.contains("not after the one before it"), "{twice}");
     let large = message(&mut page(|page| {
-        if let Listed::Held(summary) = &mut page.contexts[0] {
+        if let ListedContext::Present(summary) = &mut page.contexts[0] {
             summary.size = Size(u64::MAX);
         }
     }));
     assert!(large.contains("more entries than a context can have"), "{large}");
     let misplaced = message(&mut page(|page| {
         let last_slot = (0..100_000).map(context).find(|context| Slot::of(context).number() == 1023).unwrap();
-        page.contexts[0] = Listed::Unreadable(last_slot);
+        page.contexts[0] = ListedContext::Unreadable(last_slot);
     }));
     assert!(misplaced.contains("was not asked for"), "{misplaced}");
 
     let roots = |change: fn(&mut Vec<Roots>)| {
-        move |_: &Ask, mut answer| {
-            if let Answer::Roots(roots) = &mut answer {
+        move |_: &CompareRequest, mut answer| {
+            if let CompareResponse::Roots(roots) = &mut answer {
                 change(roots);
             }
             answer
@@ -292,25 +301,25 @@ fn hostile_answers_end_in_an_error_that_says_what_is_wrong() {
 fn a_listing_that_does_not_move_on_is_an_error() {
     let mut first = None;
     let stuck = run_with_liar(&ours(), |_, answer| match answer {
-        Answer::Contexts(mut page) => {
+        CompareResponse::Contexts(mut page) => {
             page.more = true;
-            Answer::Contexts(first.get_or_insert(page).clone())
+            CompareResponse::Contexts(first.get_or_insert(page).clone())
         }
         answer => answer,
     });
-    assert!(matches!(stuck, Err(CompareError::Misplaced { side: Side::Theirs, .. })), "{stuck:?}");
+    assert!(matches!(stuck, Err(CompareError::Misplaced { side: Side::Remote, .. })), "{stuck:?}");
 }
 
 #[test]
 fn an_answer_without_a_question_is_an_error_and_so_is_every_one_after_an_error() {
     let (mut drill, _) = DrillDown::start(ours().all_digests());
-    let not_asked = |side| Err(CompareError::NotAsked { side });
-    assert_eq!(drill.step(Event::Ours(Answer::InStep)), not_asked(Side::Ours));
-    assert_eq!(drill.step(Event::Theirs(Answer::InStep)), not_asked(Side::Theirs));
+    let not_asked = |side| Err(CompareError::UnexpectedResponse { side });
+    assert_eq!(drill.step(Event::Local(CompareResponse::InSync)), not_asked(Side::Local));
+    assert_eq!(drill.step(Event::Remote(CompareResponse::InSync)), not_asked(Side::Remote));
 
     let (mut drill, _) = DrillDown::start(ours().all_digests());
-    assert_eq!(drill.step(Event::Theirs(Answer::InStep)), Ok(vec![Effect::Done]));
-    assert_eq!(drill.step(Event::Theirs(Answer::InStep)), not_asked(Side::Theirs));
+    assert_eq!(drill.step(Event::Remote(CompareResponse::InSync)), Ok(vec![Effect::Done]));
+    assert_eq!(drill.step(Event::Remote(CompareResponse::InSync)), not_asked(Side::Remote));
 }
 
 #[test]
@@ -320,16 +329,17 @@ fn a_peer_that_lists_for_ever_comes_to_an_end() {
     let (mut drill, _) = DrillDown::start(BTreeMap::from([(slot, Digest::default())]));
     let mut digest = Digest::default();
     digest.add(&first, History::plain(1).extent());
-    drill.step(Event::Theirs(Answer::Slots(BTreeMap::from([(slot, digest)])))).unwrap();
-    drill.step(Event::Ours(Answer::Buckets(BTreeMap::from([(slot, BTreeMap::new())])))).unwrap();
+    drill.step(Event::Remote(CompareResponse::Slots(BTreeMap::from([(slot, digest)])))).unwrap();
+    drill.step(Event::Local(CompareResponse::Buckets(BTreeMap::from([(slot, BTreeMap::new())])))).unwrap();
     let buckets = BTreeMap::from([(slot, BTreeMap::from([(bucket, digest)]))]);
-    drill.step(Event::Theirs(Answer::Buckets(buckets))).unwrap();
+    drill.step(Event::Remote(CompareResponse::Buckets(buckets))).unwrap();
 
     // To make up a name for this bucket takes a quarter of a million hashes: the limit is brought near instead.
     drill.set_rounds(MAX_ROUNDS);
-    drill.step(Event::Ours(Answer::Contexts(Page::default()))).unwrap();
-    let page = Page { contexts: vec![Listed::Held(summary(&first, &History::plain(1)))], more: true };
-    assert_eq!(drill.step(Event::Theirs(Answer::Contexts(page))), Err(CompareError::TooManyRounds));
+    drill.step(Event::Local(CompareResponse::Contexts(Page::default()))).unwrap();
+    let page =
+        Page { contexts: vec![ListedContext::Present(summary(&first, &History::plain(1)))], more: true };
+    assert_eq!(drill.step(Event::Remote(CompareResponse::Contexts(page))), Err(CompareError::TooManyRounds));
 }
 
 proptest! {

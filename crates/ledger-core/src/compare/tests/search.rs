@@ -9,12 +9,12 @@ use crate::{
 
 /// Runs a search to its end; the verdict and the number of round trips.
 fn search(
-    ours: Extent,
-    theirs: Extent,
+    ours: TreeHead,
+    theirs: TreeHead,
     our_roots: impl Fn(&[Size]) -> Vec<Hash>,
     their_roots: impl Fn(&[Size]) -> Vec<Hash>,
 ) -> (Verdict, u32) {
-    let mut compare = Compare::new(ours, theirs);
+    let mut compare = HistorySearch::new(ours, theirs);
     let mut round_trips = 0;
     loop {
         let sizes = compare.sizes();
@@ -22,11 +22,11 @@ fn search(
             assert_eq!(sizes, []);
             return (verdict, round_trips);
         }
-        let ask = Ask::Roots(vec![Prefixes { context: context(1), sizes: sizes.clone() }]);
+        let ask = CompareRequest::Roots(vec![RootsRequest { context: context(1), sizes: sizes.clone() }]);
         assert_eq!(ask.check(), Ok(()));
         round_trips += 1;
         assert!(round_trips <= MAX_COMPARE_ROUNDS);
-        compare.answered(&Roots::At(our_roots(&sizes)), &Roots::At(their_roots(&sizes))).unwrap();
+        compare.on_roots(&Roots::At(our_roots(&sizes)), &Roots::At(their_roots(&sizes))).unwrap();
     }
 }
 
@@ -50,7 +50,7 @@ fn expected(ours: &[u8], theirs: &[u8]) -> Verdict {
     let common = ours.iter().zip(theirs).take_while(|(ours, theirs)| ours == theirs).count();
     let size = |len: usize| Size(len as u64);
     match (common == ours.len(), common == theirs.len()) {
-        (true, true) => Verdict::InStep,
+        (true, true) => Verdict::InSync,
         (true, false) => Verdict::Behind { from: size(ours.len()) },
         (false, true) => Verdict::Ahead { from: size(theirs.len()) },
         (false, false) => Verdict::Diverged { common: size(common) },
@@ -73,7 +73,7 @@ fn ten_million_entries_take_seven_round_trips() {
 #[test]
 fn a_suffix_takes_one_round_trip_and_equal_histories_none() {
     let (short, long) = (History::plain(1_000), History::plain(10_000_000));
-    assert_eq!(search_histories(short, short), (Verdict::InStep, 0));
+    assert_eq!(search_histories(short, short), (Verdict::InSync, 0));
     assert_eq!(search_histories(short, long), (Verdict::Behind { from: Size(1_000) }, 1));
     assert_eq!(search_histories(long, short), (Verdict::Ahead { from: Size(1_000) }, 1));
     let empty = History::plain(0);
@@ -92,13 +92,13 @@ fn the_largest_sizes_stay_within_the_limit_and_nothing_overflows() {
         }
     }
     // A peer may claim any size; only the smaller one is searched.
-    let absurd = Extent { size: Size(u64::MAX), root: Hash([1; 32]) };
-    let mut compare = Compare::new(absurd, Extent { size: Size(u64::MAX), root: Hash([2; 32]) });
+    let absurd = TreeHead { size: Size(u64::MAX), root: Hash([1; 32]) };
+    let mut compare = HistorySearch::new(absurd, TreeHead { size: Size(u64::MAX), root: Hash([2; 32]) });
     while compare.verdict().is_none() {
         let sizes = compare.sizes();
         assert!(sizes.len() <= MAX_SIZES && sizes.is_sorted_by(|a, b| a < b));
         let all = |root| Roots::At(vec![Hash([root; 32]); sizes.len()]);
-        compare.answered(&all(1), &all(2)).unwrap();
+        compare.on_roots(&all(1), &all(2)).unwrap();
     }
     assert_eq!(compare.verdict(), Some(Verdict::Diverged { common: Size(0) }));
 }
@@ -170,13 +170,13 @@ fn roots_that_contradict_each_other_are_damage() {
 #[test]
 fn more_roots_than_asked_for_are_an_error() {
     let history = |branch| History { size: 100, common: 50, branch };
-    let mut compare = Compare::new(history(1).extent(), history(2).extent());
+    let mut compare = HistorySearch::new(history(1).extent(), history(2).extent());
     let asked = compare.sizes().len();
     let roots = |count| Roots::At(vec![Hash([1; 32]); count]);
     let (right, long) = (roots(asked), roots(asked + 1));
     let error = |side| Err(CompareError::TooManyRoots { side, asked, actual: asked + 1 });
-    assert_eq!(compare.answered(&long, &right), error(Side::Ours));
-    assert_eq!(compare.answered(&right, &long), error(Side::Theirs));
+    assert_eq!(compare.on_roots(&long, &right), error(Side::Local));
+    assert_eq!(compare.on_roots(&right, &long), error(Side::Remote));
     assert_eq!(compare.verdict(), None);
 }
 
@@ -185,14 +185,14 @@ fn roots_that_a_side_cannot_read_end_the_search_without_a_verdict_on_the_histori
     let history = |branch| History { size: 100, common: 50, branch };
     let roots = Roots::At(history(1).roots(&[Size(100)]));
     for (ours, theirs, side) in [
-        (&roots, Roots::Unreadable, Side::Theirs),
-        (&Roots::Absent, Roots::Unreadable, Side::Theirs),
-        (&Roots::Unreadable, Roots::Unreadable, Side::Theirs),
-        (&Roots::Unreadable, Roots::Absent, Side::Ours),
-        (&Roots::Unreadable, roots.clone(), Side::Ours),
+        (&roots, Roots::Unreadable, Side::Remote),
+        (&Roots::Absent, Roots::Unreadable, Side::Remote),
+        (&Roots::Unreadable, Roots::Unreadable, Side::Remote),
+        (&Roots::Unreadable, Roots::Absent, Side::Local),
+        (&Roots::Unreadable, roots.clone(), Side::Local),
     ] {
-        let mut compare = Compare::new(history(1).extent(), history(2).extent());
-        compare.answered(ours, &theirs).unwrap();
+        let mut compare = HistorySearch::new(history(1).extent(), history(2).extent());
+        compare.on_roots(ours, &theirs).unwrap();
         assert_eq!(compare.verdict(), Some(Verdict::Unreadable(side)));
         assert_eq!(compare.sizes(), []);
     }
@@ -217,7 +217,7 @@ proptest! {
     ) {
         let (ours, theirs) = ([shared.clone(), ours].concat(), [shared, theirs].concat());
         let (our_roots, their_roots) = (roots_of(&ours), roots_of(&theirs));
-        let extent = |roots: &[Hash]| Extent { size: Size(roots.len() as u64 - 1), root: roots[roots.len() - 1] };
+        let extent = |roots: &[Hash]| TreeHead { size: Size(roots.len() as u64 - 1), root: roots[roots.len() - 1] };
         let lookup = |roots: &[Hash], sizes: &[Size]| {
             sizes.iter().map(|size| roots[usize::try_from(size.0).unwrap()]).collect::<Vec<_>>()
         };
@@ -249,14 +249,14 @@ proptest! {
         sizes in (0..u64::MAX, 0..u64::MAX),
         lists in prop::collection::vec(prop::collection::vec(0..2_u8, 0..=MAX_SIZES), 20),
     ) {
-        let extent = |size, root| Extent { size: Size(size), root: Hash([root; 32]) };
-        let mut compare = Compare::new(extent(sizes.0, 0), extent(sizes.1, 1));
+        let extent = |size, root| TreeHead { size: Size(size), root: Hash([root; 32]) };
+        let mut compare = HistorySearch::new(extent(sizes.0, 0), extent(sizes.1, 1));
         for list in &lists {
             let asked = compare.sizes().len();
             let made_up: Vec<_> = list.iter().map(|byte| Hash([*byte; 32])).collect();
             let count = made_up.len();
             let ours = Roots::At(vec![Hash([0; 32]); asked]);
-            if compare.answered(&ours, &Roots::At(made_up)).is_err() {
+            if compare.on_roots(&ours, &Roots::At(made_up)).is_err() {
                 prop_assert!(count > asked);
             }
         }
@@ -264,7 +264,7 @@ proptest! {
         while compare.verdict().is_none() {
             let asked = compare.sizes().len();
             let all = |root| Roots::At(vec![Hash([root; 32]); asked]);
-            compare.answered(&all(0), &all(1)).unwrap();
+            compare.on_roots(&all(0), &all(1)).unwrap();
             rounds += 1;
             prop_assert!(rounds <= MAX_COMPARE_ROUNDS);
         }

@@ -1,0 +1,168 @@
+//! What runs as long as the membership: publishing and observing, and greeting the nodes behind DNS names.
+
+use std::{
+    fmt,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use chitchat::ChitchatHandle;
+use tokio::{
+    sync::watch,
+    time::{MissedTickBehavior, interval, sleep},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    GossipEnded, Replaced,
+    facts::{CLUSTER, Facts, PULSE},
+    identity::Identity,
+    view::{View, ViewBuilder},
+};
+use crate::membership::seeds::Resolver;
+
+/// chitchat's server, which stops when the membership goes.
+#[derive(Clone)]
+pub(super) struct Gossip(pub(super) Arc<ChitchatHandle>);
+
+impl Gossip {
+    /// The gossip addresses of the living others.
+    pub(super) async fn peers(&self) -> Vec<SocketAddr> {
+        let chitchat = self.0.chitchat();
+        let chitchat = chitchat.lock().await;
+        let me = chitchat.self_chitchat_id();
+        chitchat.live_nodes().filter(|&id| id != me).map(|id| id.gossip_advertise_addr).collect()
+    }
+
+    /// Exchanges news with the node at an address, now.
+    pub(super) fn greet(&self, address: SocketAddr) {
+        // Fails when the server is gone, which the keeper reports.
+        drop(self.0.gossip(address));
+    }
+}
+
+impl fmt::Debug for Gossip {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Gossip({:?})", self.0.chitchat_id())
+    }
+}
+
+/// Publishes this node's facts and keeps the view up to date.
+pub(super) struct GossipTask {
+    pub(super) chitchat: Gossip,
+    pub(super) facts: watch::Receiver<Facts>,
+    pub(super) view: watch::Sender<Arc<View>>,
+    pub(super) roster: ViewBuilder,
+    pub(super) bad_values: Arc<AtomicU64>,
+    pub(super) most_keys: Arc<AtomicU64>,
+    pub(super) identity: Arc<Identity>,
+    pub(super) replaced: watch::Sender<Option<Replaced>>,
+    /// How often it was refreshed.
+    pub(super) refreshed: u64,
+}
+
+/// Refreshes from one pulse to the next: those of the ticks of gossip, and some more.
+const PULSE_INTERVAL: u64 = 2;
+
+impl GossipTask {
+    pub(super) async fn run(
+        mut self,
+        gossip_interval: Duration,
+        ended: watch::Sender<Option<GossipEnded>>,
+        cancel: CancellationToken,
+    ) {
+        let mut live = self.chitchat.0.chitchat().lock().await.live_nodes_watcher();
+        let mut tick = interval(gossip_interval);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let gone = self.chitchat.0.termination_watcher();
+        tokio::pin!(gone);
+        let mut values = self.facts.borrow_and_update().to_values();
+        loop {
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                result = &mut gone => {
+                    let reason = result.map_or_else(|error| format!("{error:#}"), |()| "stopped".to_owned());
+                    tracing::error!(reason, "gossip ended by itself");
+                    ended.send_replace(Some(GossipEnded { reason }));
+                    return;
+                }
+                changed = self.facts.changed() => match changed {
+                    Ok(()) => values = self.facts.borrow_and_update().to_values(),
+                    Err(_) => return,
+                },
+                // Deaths and births at once; the tick sees what chitchat doesn't announce.
+                Ok(()) = live.changed() => drop(live.borrow_and_update()),
+                _ = tick.tick() => {}
+            }
+            self.refresh(&values).await;
+        }
+    }
+
+    /// Publishes the values, and the view if it changed.
+    pub(super) async fn refresh(&mut self, values: &[(String, String)]) {
+        let view = {
+            let chitchat = self.chitchat.0.chitchat();
+            let mut chitchat = chitchat.lock().await;
+            let state = chitchat.self_node_state();
+            // All of them, each time: what didn't change costs a comparison, and should peers bring back values
+            // of an earlier life of this node, they are put right.
+            for (key, value) in values {
+                state.set(key, value);
+            }
+            if !values.is_empty() {
+                self.refreshed += 1;
+                let cluster = self.identity.cluster().map_or_else(String::new, |id| id.to_string());
+                state.set(CLUSTER, cluster);
+                state.set(PULSE, (self.refreshed / PULSE_INTERVAL).to_string());
+            }
+            self.roster.observe(&chitchat, Instant::now())
+        };
+        self.bad_values.store(self.roster.bad_values, Ordering::Relaxed);
+        self.most_keys.store(self.roster.most_keys as u64, Ordering::Relaxed);
+        if let Some(replaced) = view.replaced()
+            && self.replaced.borrow().is_none()
+        {
+            tracing::error!("{replaced}");
+            self.replaced.send_replace(Some(replaced));
+        }
+        self.view.send_if_modified(|known| {
+            let changed = **known != view;
+            if changed {
+                *known = Arc::new(view);
+            }
+            changed
+        });
+    }
+}
+
+/// Looks names among the seeds up, and greets whom it finds there and doesn't know.
+pub(super) struct SeedGreeter {
+    pub(super) chitchat: Gossip,
+    /// Where others were last.
+    pub(super) known: Vec<SocketAddr>,
+    pub(super) resolver: Resolver,
+    pub(super) refresh: Duration,
+    pub(super) alone: Duration,
+}
+
+impl SeedGreeter {
+    pub(super) async fn run(mut self) {
+        loop {
+            let mut found = self.resolver.resolve().await;
+            // Whoever was there last is where it was, or knows who is: also when names are not answered any more.
+            found.extend(&self.known);
+            let peers = self.chitchat.peers().await;
+            let me = self.chitchat.0.chitchat_id().gossip_advertise_addr;
+            // Also when others are alive: two halves of a cluster that lost sight of each other meet here.
+            found
+                .into_iter()
+                .filter(|address| *address != me && !peers.contains(address))
+                .for_each(|address| self.chitchat.greet(address));
+            sleep(if peers.is_empty() { self.alone } else { self.refresh }).await;
+        }
+    }
+}

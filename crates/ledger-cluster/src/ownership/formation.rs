@@ -1,0 +1,219 @@
+//! How this node comes to belong to its cluster.
+//!
+//! A cluster that forms has its identity with its first slot: the lane that notes that the slot was formed notes the identity
+//! in the same write. A node that belongs to none takes that of the nodes it finds ([`crate::membership::identity`]).
+//!
+//! What is left are clusters that were formed by builds that knew of no identity. The owner of the first slot draws one when all
+//! nodes that gossip knows are there and say that they belong to none, to which it asks each: [`FormationFence`]. Who is asked by
+//! the owner of a later epoch answers no earlier one, and the owner itself draws only as long as it was not asked by a
+//! later one. All others hear of it as of any.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use ledger_core::{
+    node::{ClusterId, Member},
+    ownership::Claim,
+    slot::Slot,
+};
+use ledger_proto::ledger::v1::{
+    BelongsRequest, BelongsResponse, replica_service_client::ReplicaServiceClient,
+};
+use ledger_store::limited;
+use ledger_store::replicate::replica::{RecordChange, RecordChangeOutcome};
+use parking_lot::Mutex;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tonic::Status;
+
+use crate::{
+    membership::{Membership, identity::JoinTarget},
+    ownership::routes::SlotOwner,
+    peers::wire,
+    shared::Shared,
+};
+
+/// How often the owner of the first slot looks whether all are there.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// How long an answer may take.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// For whose question this node answered that it belongs to no cluster.
+#[derive(Debug, Default)]
+pub(crate) struct FormationFence(Mutex<FormationQuery>);
+
+#[derive(Debug, Default)]
+struct FormationQuery {
+    by: Option<Claim>,
+    /// This node draws an identity now: nobody is answered.
+    is_drawing: bool,
+}
+
+impl FormationFence {
+    /// Whether a claim's owner may be answered: nobody with a higher one asked.
+    fn ask(&self, by: &Claim) -> bool {
+        let mut asked = self.0.lock();
+        if asked.is_drawing || asked.by.as_ref().is_some_and(|higher| higher > by) {
+            return false;
+        }
+        asked.by = Some(by.clone());
+        true
+    }
+
+    /// Whether this node may draw in a claim: nobody with a higher one asked, nor will before it is done.
+    fn begin(&self, claim: &Claim) -> bool {
+        let mut asked = self.0.lock();
+        asked.is_drawing = !asked.is_drawing && asked.by.as_ref() == Some(claim);
+        asked.is_drawing
+    }
+
+    fn done(&self) {
+        self.0.lock().is_drawing = false;
+    }
+}
+
+/// Follows what the directory and gossip say until the node ends.
+pub(crate) async fn keep(shared: Arc<Shared>, membership: Arc<Membership>) {
+    let (mut belongs, mut wanted) = (shared.ledger.cluster_id(), membership.identity().wanted());
+    let mut tick = interval(CHECK_INTERVAL);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let known = *belongs.borrow_and_update();
+        if let Some(id) = known {
+            tracing::info!(cluster = %id, "this node belongs to a cluster");
+            membership.set_cluster(id);
+            return;
+        }
+        tokio::select! {
+            Ok(()) = belongs.changed() => {}
+            Ok(()) = wanted.changed() => {
+                let found = *wanted.borrow_and_update();
+                if let Some(JoinTarget { id, said_by }) = found {
+                    join(&shared, RecordChange::JoinCluster(id, said_by)).await;
+                }
+            }
+            _ = tick.tick() => {
+                if let Some(claim) = owned(&shared) {
+                    form_cluster(&shared, claim).await;
+                }
+            }
+        }
+    }
+}
+
+async fn join(shared: &Arc<Shared>, change: RecordChange) {
+    let changed = shared.change_slots(vec![(Slot::FIRST, change)]).await;
+    match changed.map(|changed| changed.into_iter().map(|(_, changed)| changed.outcome).next()) {
+        Ok(Some(RecordChangeOutcome::Done)) => {}
+        Ok(outcome) => {
+            limited!(warn, ?outcome, "this node does not come to belong to the cluster that it hears of");
+        }
+        Err(error) => {
+            limited!(warn, %error, "to which cluster this node belongs cannot be written: this is tried again");
+        }
+    }
+}
+
+/// The claim in which this node owns the first slot.
+fn owned(shared: &Shared) -> Option<Claim> {
+    match shared.routes.borrow().get(Slot::FIRST)?.owner {
+        SlotOwner::Me(epoch) => Some(Claim { epoch, claimant: shared.me.node.clone() }),
+        _ => None,
+    }
+}
+
+/// Draws an identity for a cluster that has none, if all agree.
+async fn form_cluster(shared: &Arc<Shared>, claim: Claim) {
+    let others = {
+        let view = shared.view.borrow();
+        let members =
+            shared.routes.borrow().get(Slot::FIRST).map_or_else(Vec::new, |route| route.members.clone());
+        let others = view.members.iter().filter(|member| member.node_id != shared.me.node);
+        let is_there = |member: &Member| {
+            *member == shared.me
+                || view.get(&member.node).is_some_and(|known| known.storage_id == member.storage)
+        };
+        // One that is away could have drawn one, or be asked by another.
+        if !members.iter().all(is_there) || others.clone().any(|other| !other.is_usable() || !other.greets) {
+            return;
+        }
+        let member = |other: &crate::membership::ViewMember| Member {
+            node: other.node_id.clone(),
+            storage: other.storage_id,
+        };
+        others.map(member).collect::<Vec<_>>()
+    };
+    if !shared.formation.ask(&claim) {
+        return;
+    }
+    for other in &others {
+        match ask(shared, other, &claim).await {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(reason) => {
+                tracing::debug!(%other, %reason, "a node does not say to which cluster it belongs");
+                return;
+            }
+        }
+    }
+    if !shared.formation.begin(&claim) {
+        return;
+    }
+    let mut id = [0; 16];
+    if getrandom::fill(&mut id).is_ok() {
+        join(shared, RecordChange::JoinCluster(ClusterId(id), shared.me.storage)).await;
+    }
+    shared.formation.done();
+}
+
+/// Whether a node belongs to no cluster, and answers nobody of a lower claim any more.
+async fn ask(shared: &Arc<Shared>, to: &Member, claim: &Claim) -> Result<bool, String> {
+    let peer = shared.peers.get(to).ok_or("it is not known")?;
+    let mut client = ReplicaServiceClient::new(shared.peers.channel(&peer)?);
+    let request = BelongsRequest {
+        from: Some(wire::to_member(&shared.me)),
+        to: Some(wire::to_member(to)),
+        claim: Some(wire::to_claim(claim)),
+    };
+    let answer = timeout(RESPONSE_TIMEOUT, client.belongs(request))
+        .await
+        .map_err(|_| "no answer in time".to_owned())?;
+    let answer = answer.map_err(|status| status.to_string())?.into_inner();
+    Ok(answer.cluster.is_empty())
+}
+
+/// Answers the owner of the first slot, who would draw an identity.
+pub(crate) fn answer(shared: &Shared, by: &Claim) -> Result<BelongsResponse, Status> {
+    if let Some(id) = *shared.ledger.cluster_id().borrow() {
+        return Ok(BelongsResponse { cluster: id.0.to_vec().into() });
+    }
+    // What is about to be formed has an identity of its own.
+    if shared.is_forming.load(Ordering::Relaxed) || !shared.formation.ask(by) {
+        return Err(Status::failed_precondition("the first slot is about to have another owner"));
+    }
+    Ok(BelongsResponse::default())
+}
+
+#[cfg(test)]
+mod tests {
+    use ledger_core::{Epoch, node::NodeId};
+
+    use super::*;
+
+    fn claim(counter: u32) -> Claim {
+        Claim { epoch: Epoch::new(counter, 0), claimant: NodeId::new("n0").unwrap() }
+    }
+
+    #[test]
+    fn whoever_answered_a_later_owner_answers_no_earlier_one_and_does_not_draw_for_it() {
+        let fence = FormationFence::default();
+        assert!(!fence.begin(&claim(1)), "nobody was asked");
+        assert!(fence.ask(&claim(1)) && fence.ask(&claim(2)) && fence.ask(&claim(2)));
+        assert!(!fence.ask(&claim(1)) && !fence.begin(&claim(1)));
+        assert!(fence.begin(&claim(2)));
+        assert!(!fence.ask(&claim(3)) && !fence.begin(&claim(2)), "it is drawn now");
+        fence.done();
+        assert!(fence.ask(&claim(3)) && !fence.begin(&claim(2)));
+    }
+}

@@ -1,0 +1,6 @@
+//! The streams from owners to replicas, and what travels on them.
+
+pub(crate) mod leases;
+pub(crate) mod owner_stream;
+pub(crate) mod replica_stream;
+pub(crate) mod staging;

@@ -1,0 +1,56 @@
+//! Until when readers are shown what this node has of each slot, as the store is told.
+
+use std::time::Duration;
+
+use ledger_core::{
+    ownership::{SlotManager, slot_manager::Millis},
+    slot::{SLOTS, Slot},
+};
+use ledger_store::limited;
+
+use crate::shared::Shared;
+
+/// What the store was told, by slot.
+#[derive(Debug)]
+pub(crate) struct Leases(Vec<PublishedLease>);
+
+#[derive(Debug, Clone, Copy)]
+struct PublishedLease {
+    until: Millis,
+    is_kept: bool,
+    /// Readers could be shown it when this was looked at last.
+    is_current: bool,
+}
+
+impl Default for Leases {
+    fn default() -> Self {
+        Self(vec![PublishedLease { until: 0, is_kept: true, is_current: false }; usize::from(SLOTS)])
+    }
+}
+
+impl Leases {
+    /// Tells the store what changed, and whoever reads here if slots are not to be read here any more.
+    pub(crate) fn publish(&mut self, shared: &Shared, slots: &SlotManager, now: Millis) {
+        let mut hidden = 0;
+        for (slot, told) in (0..SLOTS).filter_map(Slot::new).zip(&mut self.0) {
+            let (until, is_kept) = (slots.visible_until(now, slot), slots.is_member(slot));
+            if (told.until, told.is_kept) != (until, is_kept) {
+                // What lasts longer than any process has no end.
+                let ends = shared.started.checked_add(Duration::from_millis(until));
+                shared.ledger.set_lease(slot, ends.filter(|_| until < Millis::MAX), is_kept);
+                (told.until, told.is_kept) = (until, is_kept);
+            }
+            let is_current = until > now;
+            hidden += u64::from(told.is_current && !is_current);
+            told.is_current = is_current;
+        }
+        if hidden > 0 {
+            limited!(
+                info,
+                slots = hidden,
+                "slots are not shown here any more: this node left them, or hears too few of their members"
+            );
+            shared.hidden.send_modify(|count| *count += hidden);
+        }
+    }
+}

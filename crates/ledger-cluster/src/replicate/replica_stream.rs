@@ -1,0 +1,407 @@
+//! The stream from a peer: takes what its lanes wrote, in order, and says what is durable.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use futures::FutureExt as _;
+use ledger_core::{
+    digest::{Digest, NodeDigest},
+    node::Member,
+    ownership::{
+        Claim,
+        slot_manager::{Event, LeaseRenewal, Millis},
+    },
+    plausible::Implausible,
+    slot::Slot,
+};
+use ledger_proto::ledger::v1::{
+    ReplicaAccepted, ReplicaDurable, ReplicaReply, Replicated, SlotNothing, replica_accepted::Outcome,
+    replica_reply::Body as Reply, replicated::Body,
+};
+use ledger_store::{
+    PendingReplication, SyncStates,
+    budget::Permit,
+    limited,
+    replicate::replica::{
+        RecordChange, RecordChangeOutcome, ReplicaStatus, ReplicateOutcome, SyncOffer, SyncState,
+    },
+};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tonic::{Status, Streaming};
+
+use crate::{
+    peers::MESSAGE_OVERHEAD,
+    peers::wire,
+    shared::{Shared, SyncTask},
+};
+
+/// Commits of a stream that are being written, of no more bytes than there is memory for.
+const MAX_PENDING_COMMITS: usize = 256;
+/// Replies that wait for the connection.
+const MAX_PENDING_REPLIES: usize = 256;
+/// Most offers that are accepted with one sync.
+const MAX_OFFER_BATCH: usize = 1024;
+/// How long the stream before may take to end.
+const PREVIOUS_STREAM_TIMEOUT: Duration = Duration::from_secs(5);
+
+type Replies = mpsc::Sender<Result<ReplicaReply, Status>>;
+
+/// A commit that is being written.
+#[derive(Debug)]
+struct Writing {
+    lane: u16,
+    number: u64,
+    pending_replication: PendingReplication,
+    /// What it takes until it is written.
+    _held: Option<Permit>,
+}
+
+/// Takes a stream in the place of the one there was from that node.
+pub(crate) async fn begin(
+    shared: &Arc<Shared>,
+    from: Member,
+    messages: Streaming<Replicated>,
+) -> Result<mpsc::Receiver<Result<ReplicaReply, Status>>, Status> {
+    let mut writable = shared.ledger.watch_writable();
+    if !*writable.borrow_and_update() {
+        return Err(Status::unavailable("this node's disk takes no writes"));
+    }
+    let (turn, before) = {
+        let mut incoming = shared.incoming.lock();
+        let known = incoming.entry(from.node.clone()).or_default();
+        let ends = shared.cancel.child_token();
+        (Arc::clone(&known.turn), (std::mem::replace(&mut known.ends, ends.clone()), ends))
+    };
+    let (before, ends) = before;
+    before.cancel();
+    let guard = tokio::time::timeout(PREVIOUS_STREAM_TIMEOUT, turn.lock_owned())
+        .await
+        .map_err(|_| Status::unavailable("the stream before has not ended yet"))?;
+    let stopped = |_| Status::unavailable("the node is stopping");
+    shared.ledger.stream_started(&from.node).await.map_err(stopped)?;
+
+    let (replies, out) = mpsc::channel(MAX_PENDING_REPLIES);
+    // What the peer sends it sends after this.
+    let renewals = LeaseRenewals::started_at(shared.now());
+    let shared = Arc::clone(shared);
+    tokio::spawn(async move {
+        let _guard = guard;
+        let (writing, written) = mpsc::channel(MAX_PENDING_COMMITS);
+        let (broken, over) = (CancellationToken::new(), CancellationToken::new());
+        tokio::spawn(send_durable(written, replies.clone(), broken.clone(), over.clone()));
+        let ended = tokio::select! {
+            ended = receive(&shared, &from, messages, writing, &replies, renewals) => ended,
+            () = ends.cancelled() => Err(Status::aborted("another stream took the place of this one")),
+            () = broken.cancelled() => Err(Status::aborted("what was sent does not fit what is here")),
+            // Whoever holds it goes on with this node as soon as it begins a stream that is taken.
+            _ = writable.wait_for(|is_writable| !is_writable) => {
+                Err(Status::unavailable("this node's disk takes no writes"))
+            }
+        };
+        if let Err(status) = ended {
+            tracing::debug!(%from, reason = %status, "the stream from a peer ended");
+            let _ = replies.try_send(Err(status));
+        }
+        // What is in the lanes is written before the next stream begins: they keep the order.
+        over.cancel();
+    });
+    Ok(out)
+}
+
+/// Takes messages until the stream ends.
+async fn receive(
+    shared: &Arc<Shared>,
+    from: &Member,
+    mut messages: Streaming<Replicated>,
+    writing: mpsc::Sender<Writing>,
+    replies: &Replies,
+    renewals: LeaseRenewals,
+) -> Result<(), Status> {
+    let mut next = None;
+    let unread = |error| shared.reject(&from.node, &error);
+    // Of each lane, how far its commits go.
+    let mut lanes = BTreeMap::new();
+    loop {
+        let bounds = shared.bounds();
+        let message = match next.take() {
+            Some(message) => message,
+            None => match messages.message().await? {
+                Some(message) => message,
+                None => return Ok(()),
+            },
+        };
+        match message.body {
+            Some(Body::Commit(commit)) => {
+                let (lane, number, parts) = wire::commit(commit, bounds).map_err(unread)?;
+                check_commit_order(&mut lanes, lane, number).map_err(unread)?;
+                if parts.iter().any(|part| part.claim.claimant != from.node) {
+                    return Err(Status::invalid_argument("a commit of another node's claim"));
+                }
+                // Nothing more is read from the peer meanwhile.
+                let bytes = parts.iter().map(|part| part.range.records.len() + MESSAGE_OVERHEAD).sum();
+                let held = Some(shared.replicated.acquire(bytes).await);
+                let pending_replication = shared.ledger.replicate(parts, number).await.map_err(stopping)?;
+                if writing.send(Writing { lane, number, pending_replication, _held: held }).await.is_err() {
+                    return Ok(());
+                }
+            }
+            Some(Body::Accept(offer)) => {
+                // Offers come in crowds: one sync is for all of them.
+                let mut offers = vec![wire::sync_offer(&offer, bounds).map_err(unread)?];
+                while offers.len() < MAX_OFFER_BATCH {
+                    match messages.message().now_or_never() {
+                        Some(Ok(Some(Replicated { body: Some(Body::Accept(offer)) }))) => {
+                            offers.push(wire::sync_offer(&offer, bounds).map_err(unread)?);
+                        }
+                        Some(Ok(Some(other))) => {
+                            next = Some(other);
+                            break;
+                        }
+                        Some(Ok(None)) => return Ok(()),
+                        Some(Err(status)) => return Err(status),
+                        None => break,
+                    }
+                }
+                let mut places = BTreeMap::new();
+                for offer in &offers {
+                    check_commit_order(&mut lanes, offer.lane, offer.number).map_err(unread)?;
+                    let place = places.entry(offer.lane).or_insert(0);
+                    *place = offer.number.max(*place);
+                }
+                accept(shared, from, offers, replies).await?;
+                // What is accepted is held up to the offer's place. It is said in turn: parts of commits before it may
+                // still be on their way to the disk.
+                for (lane, number) in places {
+                    let pending_replication =
+                        shared.ledger.replicate(Vec::new(), number).await.map_err(stopping)?;
+                    if writing.send(Writing { lane, number, pending_replication, _held: None }).await.is_err()
+                    {
+                        return Ok(());
+                    }
+                }
+            }
+            Some(Body::Stable(stable)) => {
+                let slots = wire::commit_indexes(&stable, bounds).map_err(unread)?;
+                shared.ledger.advance_commit_index(slots).await.map_err(stopping)?;
+            }
+            Some(Body::Mark(mark)) => {
+                let (slots, theirs) = wire::digest_checkpoint(&mark).map_err(unread)?;
+                let asked = slots.into_iter().collect();
+                let held = shared.ledger.replica_status(&from.node, asked).await.map_err(stopping)?;
+                let Some(local) = in_sync_digests(held, replies).await else { continue };
+                let is_different = NodeDigest::of(&local) != theirs;
+                shared.counters.count_digest_checkpoint(is_different);
+                if is_different {
+                    // The owner counts on this replica. With a new stream it does not, until every slot is in sync.
+                    limited!(warn, owner = %from, slots = local.len(), "this replica does not hold what the owner holds: comparing");
+                    return Err(Status::aborted("a slot differs from what its owner holds"));
+                }
+            }
+            Some(Body::Renewal(renewal)) => {
+                let slots = wire::lease_renewal(&renewal, &from.node, bounds).map_err(unread)?;
+                let claims = slots.iter().map(|of| (of.slot, of.claim.clone())).collect();
+                // What was sent before is before it in the lanes' queues; nobody waits for them here.
+                let states = shared.ledger.sync_states(claims).await.map_err(stopping)?;
+                let (shared, from) = (Arc::clone(shared), from.clone());
+                tokio::spawn(renewals.clone().renew(shared, from, slots, states, replies.clone()));
+            }
+            Some(Body::Hello(_)) | None => {}
+        }
+    }
+}
+
+/// Notes how far a lane goes. Numbers never fall: what is to be said of commits goes by them.
+fn check_commit_order(
+    lanes: &mut BTreeMap<u16, u64>,
+    lane: u16,
+    number: u64,
+) -> Result<(), wire::RejectedMessage> {
+    let known = lanes.entry(lane).or_insert(0);
+    if number < *known {
+        return Err(Implausible::Number { number, known: *known }.into());
+    }
+    *known = number;
+    Ok(())
+}
+
+/// The renewals of one stream: the owner sends each after it had the answer to the one before, or after the stream was taken.
+#[derive(Debug, Clone)]
+struct LeaseRenewals {
+    /// When that was.
+    answered: Arc<AtomicU64>,
+}
+
+impl LeaseRenewals {
+    fn started_at(now: Millis) -> Self {
+        Self { answered: Arc::new(AtomicU64::new(now)) }
+    }
+
+    /// Renews leases once the lanes have taken what was sent before, and answers.
+    async fn renew(
+        self,
+        shared: Arc<Shared>,
+        from: Member,
+        slots: Vec<LeaseRenewal>,
+        states: SyncStates,
+        replies: Replies,
+    ) {
+        // Without an answer the node stops, and the lease ends.
+        let Ok(states) = states.all().await else { return };
+        let in_sync = slots.iter().filter(|of| states.get(&of.slot) == Some(&SyncState::InSync));
+        let slots: Vec<(Slot, Millis)> = in_sync.filter_map(|of| Some((of.slot, of.age?))).collect();
+        // Before the answer leaves: what is sent after it is sent after this moment.
+        let after = self.answered.swap(shared.now(), Ordering::SeqCst);
+        let refused = states.iter().filter_map(|(slot, state)| match state {
+            SyncState::Refused(by) => Some((*slot, Some(by.clone()))),
+            SyncState::Unknown => Some((*slot, None)),
+            SyncState::InSync | SyncState::Behind => None,
+        });
+        let renewed = Reply::Renewed(wire::to_refused(&refused.collect()));
+        // If the peer has gone the stream ends.
+        let _ = replies.send(Ok(ReplicaReply { body: Some(renewed) })).await;
+        shared.send_events(vec![Event::LeaseRenewed { from, after, slots }]).await;
+    }
+}
+
+/// The digests of slots, if all are in sync. If not they moved meanwhile, and the next mark is without them; or they were
+/// promised to somebody who came to nothing, of which an owner that appends nothing to them would never hear.
+async fn in_sync_digests(
+    held: BTreeMap<Slot, ReplicaStatus>,
+    replies: &Replies,
+) -> Option<BTreeMap<Slot, Digest>> {
+    let mut local = Some(BTreeMap::new());
+    for (slot, held) in held {
+        match held {
+            ReplicaStatus::InSync(digest) => _ = local.as_mut().map(|local| local.insert(slot, digest)),
+            ReplicaStatus::NotInSync => local = None,
+            ReplicaStatus::Promised(by) => {
+                local = None;
+                // If the peer has gone the stream ends.
+                let _ = replies.send(Ok(refused(slot, &by, &by))).await;
+            }
+        }
+    }
+    local
+}
+
+/// A slot that was promised to a higher claim.
+fn refused(slot: Slot, claim: &Claim, by: &Claim) -> ReplicaReply {
+    let accepted = ReplicaAccepted {
+        slot: u32::from(slot.number()),
+        claim: Some(wire::to_claim(claim)),
+        outcome: Some(Outcome::Refused(wire::to_claim(by))),
+    };
+    ReplicaReply { body: Some(Reply::Accepted(accepted)) }
+}
+
+/// Accepts offers, or begins to catch up.
+async fn accept(
+    shared: &Arc<Shared>,
+    from: &Member,
+    offers: Vec<SyncOffer>,
+    replies: &Replies,
+) -> Result<(), Status> {
+    let mut claims = BTreeMap::new();
+    let mut changes = Vec::with_capacity(offers.len());
+    for offer in offers {
+        if offer.claim.claimant != from.node {
+            return Err(Status::invalid_argument("an offer of another node's claim"));
+        }
+        claims.insert(offer.slot, offer.claim.clone());
+        let SyncOffer { slot, claim, members, is_confirmed, previous, digest, number, .. } = offer;
+        changes.push((
+            slot,
+            RecordChange::Accept { claim, members, is_confirmed, previous, offer: Some((digest, number)) },
+        ));
+    }
+    let changed = shared.change_slots(changes).await.map_err(stopping)?;
+    let mut behind = BTreeMap::new();
+    for (slot, changed) in changed {
+        let Some(claim) = claims.get(&slot) else { continue };
+        let outcome = match changed.outcome {
+            RecordChangeOutcome::Done | RecordChangeOutcome::Promised(_) => Outcome::Done(SlotNothing {}),
+            RecordChangeOutcome::Refused(by) => Outcome::Refused(wire::to_claim(&by)),
+            RecordChangeOutcome::OtherMembers(placement) => {
+                Outcome::OtherMembers(wire::to_placement(&placement))
+            }
+            RecordChangeOutcome::Diverged => {
+                behind.insert(slot, claim.clone());
+                Outcome::Differs(SlotNothing {})
+            }
+            RecordChangeOutcome::Failed(error) => Outcome::Failed(error.to_string()),
+        };
+        let accepted = ReplicaAccepted {
+            slot: u32::from(slot.number()),
+            claim: Some(wire::to_claim(claim)),
+            outcome: Some(outcome),
+        };
+        let reply = ReplicaReply { body: Some(Reply::Accepted(accepted)) };
+        if replies.send(Ok(reply)).await.is_err() {
+            return Ok(());
+        }
+    }
+    tracing::debug!(owner = %from, offers = claims.len(), behind = behind.len(), "offers were answered");
+    if !behind.is_empty() {
+        let _ = shared.sync_tasks.send(SyncTask { owner: from.clone(), slots: behind }).await;
+    }
+    Ok(())
+}
+
+/// Says what is durable, in order, until the stream is over; what is still being written then counts until it is.
+async fn send_durable(
+    mut written: mpsc::Receiver<Writing>,
+    replies: Replies,
+    broken: CancellationToken,
+    over: CancellationToken,
+) {
+    over.run_until_cancelled(say(&mut written, replies, broken)).await;
+    while let Some(Writing { pending_replication, _held, .. }) = written.recv().await {
+        let _ = pending_replication.durable().await;
+    }
+}
+
+async fn say(written: &mut mpsc::Receiver<Writing>, replies: Replies, broken: CancellationToken) {
+    while let Some(Writing { lane, number, pending_replication, _held }) = written.recv().await {
+        let taken = match pending_replication.durable().await {
+            Ok(taken) => taken,
+            Err(error) => {
+                limited!(warn, %error, "what an owner sent could not be written");
+                return broken.cancel();
+            }
+        };
+        let mut refusals = Vec::new();
+        for taken in taken {
+            match taken {
+                ReplicateOutcome::Durable(_) | ReplicateOutcome::Gap | ReplicateOutcome::Diverged => {}
+                ReplicateOutcome::Invalid(reason) => {
+                    limited!(warn, reason, "what an owner sent does not fit: the stream is begun anew");
+                    return broken.cancel();
+                }
+                ReplicateOutcome::Refused { slot, claim, by } => refusals.push(refused(slot, &claim, &by)),
+            }
+        }
+        if !refusals.is_empty() {
+            // Nothing of this commit may count as held here.
+            for refusal in refusals {
+                let _ = replies.send(Ok(refusal)).await;
+            }
+            return broken.cancel();
+        }
+        let durable = ReplicaDurable { lane: u32::from(lane), number };
+        if replies.send(Ok(ReplicaReply { body: Some(Reply::Durable(durable)) })).await.is_err() {
+            return;
+        }
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "what map_err hands over")]
+fn stopping(error: ledger_store::StoreError) -> Status {
+    Status::unavailable(error.to_string())
+}

@@ -1,0 +1,163 @@
+//! Loads are staged at the members of a slot before any of it is in place anywhere: asking for it, and doing it.
+
+use std::{sync::Arc, time::Duration};
+
+use ledger_core::{node::Member, replication::Peer, slot::Slot};
+use ledger_proto::ledger::v1::{
+    FetchContext, FetchRequest, StageProgress, replica_service_client::ReplicaServiceClient,
+};
+use ledger_store::{
+    IncomingLoad, StagedLoad, StoreError, limited,
+    replicate::replica::{StagingProgress, StagingRequest},
+};
+use tokio::{
+    sync::mpsc,
+    time::{sleep, timeout},
+};
+use tonic::Status;
+
+use crate::{
+    catch_up::rate_limiter::RateLimiter,
+    catch_up::{CatchUpError, RESPONSE_TIMEOUT, blocking},
+    peers::wire::{self, WantedLoad},
+    replicate::owner_stream::MAX_MESSAGE,
+    shared::Shared,
+};
+
+/// Words of progress that wait.
+const PROGRESS: usize = 4;
+/// How long a staged load is kept when whoever asked for it has gone: the word to put it in place may be on its way.
+const STAGED_LINGER: Duration = Duration::from_secs(10);
+
+/// Asks a peer to stage a load, and passes on how it gets on, until the load is in place or given up.
+pub(crate) async fn request_staging(shared: Arc<Shared>, peer: Peer, spread: StagingRequest) {
+    let (events, mut until) = (spread.events.clone(), spread.cancelled.clone());
+    let asked = async {
+        let why = try_ask(&shared, peer, &spread).await.unwrap_or_else(|status| status.to_string());
+        tracing::debug!(context = %spread.context, reason = why, "a replica does not stage a load");
+        // Whoever asked may be done.
+        let _ = events.send((peer, StagingProgress::Failed));
+    };
+    tokio::select! {
+        () = asked => {}
+        // Nothing is ever sent: it is over.
+        _ = until.changed() => {}
+        () = shared.cancel.cancelled() => {}
+    }
+}
+
+/// Gives why it ended.
+async fn try_ask(shared: &Arc<Shared>, peer: Peer, spread: &StagingRequest) -> Result<String, Status> {
+    let peer_state = shared.peers.numbered(peer).ok_or_else(|| Status::unavailable("it is not known"))?;
+    let channel = shared.peers.channel(&peer_state).map_err(Status::unavailable)?;
+    let mut client = ReplicaServiceClient::new(channel);
+    let request = wire::to_load(&shared.me, &peer_state.member, spread);
+    let asked = timeout(RESPONSE_TIMEOUT, client.stage(request)).await;
+    let mut progress = asked.map_err(|_| Status::deadline_exceeded("no answer in time"))??.into_inner();
+    while let Some(StageProgress { is_staged }) = progress.message().await? {
+        let event = if is_staged { StagingProgress::Staged } else { StagingProgress::Advanced };
+        let _ = spread.events.send((peer, event));
+    }
+    Ok("it ended".to_owned())
+}
+
+/// Stages a load of another node, as long as that listens.
+pub(crate) fn begin(
+    shared: &Arc<Shared>,
+    from: Member,
+    wanted: WantedLoad,
+) -> mpsc::Receiver<Result<StageProgress, Status>> {
+    let (progress, told) = mpsc::channel(PROGRESS);
+    let shared = Arc::clone(shared);
+    tokio::spawn(async move {
+        let context = wanted.context.clone();
+        let staged = tokio::select! {
+            staged = stage(&shared, &from, wanted, &progress) => staged,
+            () = progress.closed() => return,
+            () = shared.cancel.cancelled() => return,
+        };
+        let staged = match staged {
+            Ok(staged) => staged,
+            Err(error) => {
+                limited!(info, %context, %from, %error, "another node's load cannot be staged here");
+                let _ = progress.send(Err(Status::unavailable(error.to_string()))).await;
+                return;
+            }
+        };
+        if progress.send(Ok(StageProgress { is_staged: true })).await.is_ok() {
+            tokio::select! {
+                () = progress.closed() => {}
+                () = shared.cancel.cancelled() => {}
+            }
+        }
+        tokio::select! {
+            () = sleep(STAGED_LINGER) => {}
+            () = shared.cancel.cancelled() => {}
+        }
+        let _ = blocking(move || {
+            drop(staged);
+            Ok(())
+        })
+        .await;
+    });
+    told
+}
+
+/// Fetches it whole. Whenever this is dropped, what is staged is removed.
+async fn stage(
+    shared: &Arc<Shared>,
+    from: &Member,
+    wanted: WantedLoad,
+    progress: &mpsc::Sender<Result<StageProgress, Status>>,
+) -> Result<StagedLoad, CatchUpError> {
+    let WantedLoad { claim, number, context, announced } = wanted;
+    let (ledger, of) = (shared.ledger.clone(), context.clone());
+    let arriving = blocking(move || {
+        let slot = Slot::of(&of);
+        if ledger.slot_record(slot)?.check_replicate(&claim).is_err() {
+            return Err(StoreError::NotOwner { slot });
+        }
+        ledger.stage_load(&of, announced)
+    });
+    let Some(arriving) = arriving.await? else {
+        return Err(CatchUpError::Invalid("the context is not what the load comes after".to_owned()));
+    };
+    let Some((after, to)) = arriving.missing() else {
+        return Err(CatchUpError::Invalid("the load brings nothing".to_owned()));
+    };
+    let peer = shared.peers.get(from).ok_or_else(|| CatchUpError::Peer("it is not known".to_owned()))?;
+    let channel = shared.peers.channel(&peer).map_err(CatchUpError::Peer)?;
+    let mut client = ReplicaServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
+    let wanted = FetchContext {
+        context_id: context.as_str().to_owned(),
+        after_size: after.0,
+        to_size: to.0,
+        staged: number,
+    };
+    let request = FetchRequest { to: Some(wire::to_member(from)), contexts: vec![wanted], packs: false };
+    let ranges = timeout(RESPONSE_TIMEOUT, client.fetch(request)).await;
+    let mut ranges = ranges.map_err(|_| CatchUpError::Peer("no answer in time".to_owned()))??.into_inner();
+    let mut pace = RateLimiter::new(shared.config.catch_up_rate);
+    let mut arriving: IncomingLoad = arriving;
+    while arriving.missing().is_some() {
+        let message = timeout(RESPONSE_TIMEOUT, ranges.message()).await;
+        let message = message.map_err(|_| CatchUpError::Peer("no range in time".to_owned()))??;
+        let Some(range) = message.and_then(|message| message.range) else {
+            return Err(CatchUpError::Peer("it has less than it announced".to_owned()));
+        };
+        let (of, range) = wire::range(range).map_err(|error| CatchUpError::Invalid(error.to_string()))?;
+        if of != context {
+            return Err(CatchUpError::Invalid(format!("context {of} was not asked for")));
+        }
+        let bytes = range.records.len() as u64;
+        arriving = blocking(move || {
+            arriving.take(&range)?;
+            Ok(arriving)
+        })
+        .await?;
+        // One that waits says as much.
+        let _ = progress.try_send(Ok(StageProgress { is_staged: false }));
+        pace.acquire(bytes).await;
+    }
+    blocking(move || arriving.finish()).await
+}

@@ -1,0 +1,260 @@
+//! When to claim a slot, and the takeover until it is ours.
+
+use std::{borrow::Cow, collections::BTreeSet};
+
+use super::{
+    CandidateState, Claim, Effect, Epoch, Member, Millis, NodeId, Phase, Placement, ReplicaSet, Role,
+    STANDALONE_EPOCHS, Slot, SlotManager, SlotRecord, SlotState, Takeover, TakeoverFailure, rendezvous,
+    takeover,
+};
+use crate::ownership::recovery;
+
+/// Longest pause between attempts, in turns.
+const MAX_BACKOFF_TURNS: Millis = 8;
+/// How often an owner looks whether its slots should be another's: it hashes names for each of them.
+const TRANSFER_CHECK_INTERVAL: Millis = 500;
+
+impl SlotManager {
+    pub(super) fn tick(&mut self, now: Millis, effects: &mut Vec<Effect>) {
+        let is_looking = self.is_draining || now >= self.next_transfer_check;
+        let mut moves = if is_looking { self.transfers_in_progress() } else { 0 };
+        let before = moves;
+        // Nobody can form a slot while not all are there.
+        let is_forming = self.missing_members().is_none();
+        for slot in self.all().iter().copied() {
+            match &self.state(slot).role {
+                Role::Replica => self.maybe_claim(now, slot, is_forming, effects),
+                Role::Candidate(taking) if taking.deadline <= now => {
+                    let claim = taking.takeover.claim().clone();
+                    self.step_takeover(now, slot, &claim, takeover::Event::TimedOut, effects);
+                }
+                Role::Candidate(_) => self.retry_takeover_sync(slot, effects),
+                Role::Owner(_) => self.maintain_owned(now, slot, is_looking.then_some(&mut moves), effects),
+            }
+        }
+        // While there is something to move, the next may follow at once.
+        if is_looking && moves == before {
+            self.next_transfer_check = now + TRANSFER_CHECK_INTERVAL;
+        }
+    }
+
+    /// Claims a slot that is nobody's, if it is this node's turn.
+    fn maybe_claim(&mut self, now: Millis, slot: Slot, is_forming: bool, effects: &mut Vec<Effect>) {
+        let is_owned = self.owned_by_other(slot).is_some();
+        let state = self.state_mut(slot);
+        if is_owned {
+            (state.unowned_since, state.attempts, state.unowned_reason) = (None, 0, None);
+            return;
+        }
+        let since = *state.unowned_since.get_or_insert(now);
+        let not_before = state.not_before;
+        let is_its_time = self.is_identified || self.first_slot() == Some(slot);
+        let state = self.state(slot);
+        let may = self.placement(slot).is_some() || (is_forming && is_its_time && !state.is_formed);
+        if !may || !self.is_writable || now < not_before || now < self.started + self.settings.settle_time {
+            return;
+        }
+        let Some(turn) = self.claim_rank(now, slot) else { return };
+        if now >= since + self.settings.claim_turn * turn as Millis {
+            self.begin_takeover(now, slot, None, effects);
+        }
+    }
+
+    /// The members that this node knows of. Where nobody who is left knew any, those that an operator named as lost are as good
+    /// for the heir: it goes on without them.
+    fn placement(&self, slot: Slot) -> Option<Cow<'_, Placement>> {
+        let SlotState { record, is_formed, .. } = self.state(slot);
+        record.placement.as_ref().map(Cow::Borrowed).or_else(|| {
+            let approval = self.declared.slots.get(&slot).filter(|_| *is_formed)?;
+            (approval.heir.as_ref() == Some(&self.me)).then(|| {
+                Cow::Owned(Placement {
+                    epoch: approval.placed_in,
+                    members: approval.members.clone(),
+                    is_confirmed: true,
+                    previous: approval.previous.clone(),
+                })
+            })
+        })
+    }
+
+    /// This node's place among those who may claim a slot: 0 is first. `None`: it may not.
+    fn claim_rank(&self, now: Millis, slot: Slot) -> Option<usize> {
+        let alive = |set: &ReplicaSet| -> Vec<NodeId> {
+            let alive = set.members().iter().filter(|member| self.is_alive(member));
+            alive.map(|member| member.node.clone()).collect()
+        };
+        match self.placement(slot).as_deref() {
+            None => {
+                let first = self.first_members(now, slot)?;
+                self.rank_among(slot, first.members().iter().map(|member| member.node.clone()).collect())
+            }
+            Some(placement) if placement.members.contains(&self.me) => {
+                self.rank_among(slot, alive(&placement.members))
+            }
+            Some(placement) => {
+                // It was to leave, and nobody who is to stay may know of that: it comes after all of them.
+                let staying = alive(&placement.members);
+                let Some(before) = placement.previous.as_ref().filter(|before| before.contains(&self.me))
+                else {
+                    return self.claim_rank_after_loss(slot, placement);
+                };
+                let leaving = alive(before).into_iter().filter(|node| !staying.contains(node));
+                Some(staying.len() + self.rank_among(slot, leaving.collect())?)
+            }
+        }
+    }
+
+    /// The place of a node that is no member as far as it knows, where members are lost: after all that may be. It may be
+    /// the heir, or one of newer members, and the only one of them who is left, without knowing.
+    fn claim_rank_after_loss(&self, slot: Slot, placement: &Placement) -> Option<usize> {
+        let approval = self.declared.slots.get(&slot)?;
+        if placement.epoch > approval.placed_in && !approval.covers(placement) {
+            return None;
+        }
+        let all = self.alive_members().into_iter().map(|member| member.node).collect::<Vec<_>>();
+        Some(placement.members.len() + self.rank_among(slot, all)?)
+    }
+
+    /// This node's place among those who keep a slot and may claim it.
+    fn rank_among(&self, slot: Slot, keepers: Vec<NodeId>) -> Option<usize> {
+        // Whoever drains takes a slot only if there is nobody else, and whose disk takes no writes cannot.
+        let able: Vec<_> = keepers.into_iter().filter(|node| self.is_writable(node)).collect();
+        let willing: Vec<_> = able.iter().filter(|node| !self.is_draining(node)).cloned().collect();
+        let order = rendezvous::preference_order(slot, if willing.is_empty() { able } else { willing });
+        order.iter().position(|node| *node == self.me.node)
+    }
+
+    /// The members of a slot that has none: `None` while not all of them are there.
+    fn first_members(&self, now: Millis, slot: Slot) -> Option<ReplicaSet> {
+        let settings = &self.settings;
+        let names = if settings.first_nodes.is_empty() {
+            let alive =
+                self.candidates(|known| known.observed.is_alive && known.observed.decommission.is_none());
+            if alive.len() < settings.replication_factor {
+                return None;
+            }
+            self.desired_members(now, slot)
+        } else {
+            let candidates = settings.first_nodes.iter().map(|node| rendezvous::PlacementCandidate {
+                node: node.clone(),
+                zone: self.nodes.get(node).map_or_else(String::new, |known| known.observed.zone.clone()),
+            });
+            // Zones count, so all must be known before any slot is placed.
+            if settings.first_nodes.iter().any(|node| self.member(node).is_none()) {
+                return None;
+            }
+            rendezvous::preferred_members(slot, candidates, settings.replication_factor)
+        };
+        let members =
+            names.iter().map(|node| self.member(node).filter(|member| self.is_alive(member)).cloned());
+        ReplicaSet::new(members.collect::<Option<Vec<_>>>()?).ok()
+    }
+
+    /// Begins to take a slot: as it is, or to move it to other members.
+    pub(super) fn begin_takeover(
+        &mut self,
+        now: Millis,
+        slot: Slot,
+        target: Option<ReplicaSet>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let SlotState { record, highest_heard, .. } = self.state(slot);
+        let seen =
+            self.owners[usize::from(slot.number())].as_ref().map_or(Epoch::default(), |(_, epoch)| *epoch);
+        let known = record.highest_epoch().max(*highest_heard).max(seen).max(STANDALONE_EPOCHS);
+        let highest = known.max(self.after_recovery(slot, record, known));
+        let Some(claim) = Claim::lowest_above(highest, &self.me) else { return };
+        let recorded = self.placement(slot).map(Cow::into_owned);
+        let Some(wanted) = recorded
+            .as_ref()
+            .map(|placement| placement.members.clone())
+            .or_else(|| self.first_members(now, slot))
+        else {
+            return;
+        };
+        let (me, min_copies) = (self.me.clone(), self.settings.write_quorum);
+        let lost = (&self.declared.lost, self.declared.slots.get(&slot));
+        let (takeover, todo) = match (target, recorded) {
+            (Some(target), Some(recorded)) => {
+                Takeover::begin_move(me, claim.clone(), min_copies, recorded, target, lost)
+            }
+            (_, recorded) => Takeover::begin(me, claim.clone(), min_copies, recorded, wanted, lost),
+        };
+        let deadline = now + self.settings.response_timeout;
+        let phase = Phase::CollectingPromises;
+        let (in_sync, offered) = (BTreeSet::new(), BTreeSet::new());
+        let taking =
+            CandidateState { takeover, in_sync, offered, phase, deadline, owned_epoch: None, since: now };
+        self.state_mut(slot).role = Role::Candidate(Box::new(taking));
+        self.apply_takeover_effects(now, slot, &claim, todo, effects);
+        let alive = self.alive_members();
+        self.step_takeover(now, slot, &claim, takeover::Event::MembersAlive(alive), effects);
+    }
+
+    /// What a recovery's epoch comes after: far above all that lost members may have done unseen.
+    fn after_recovery(&self, slot: Slot, record: &SlotRecord, highest: Epoch) -> Epoch {
+        let known = record.placement.as_ref();
+        match self.declared.slots.get(&slot) {
+            // When its members were recorded is not known, but that it had some.
+            Some(_) if known.is_none() && self.state(slot).is_formed => {
+                Epoch::new(highest.counter().saturating_add(recovery::RECOVERY_EPOCH_GAP), u32::MAX)
+            }
+            // What else was recorded since is of after it.
+            Some(approval)
+                if known.is_none_or(|known| known.epoch < approval.placed_in || approval.covers(known)) =>
+            {
+                Epoch::new(
+                    approval.placed_in.counter().saturating_add(recovery::RECOVERY_EPOCH_GAP),
+                    u32::MAX,
+                )
+            }
+            _ => Epoch::default(),
+        }
+    }
+
+    /// Who can be asked for a promise.
+    pub(super) fn alive_members(&self) -> BTreeSet<Member> {
+        let alive = self.nodes.values().filter(|known| known.observed.is_alive && known.observed.is_writable);
+        alive.map(|known| known.observed.member.clone()).collect()
+    }
+
+    /// The slot's owner hands it over to this node, which need not be its turn.
+    pub(super) fn on_handover(&mut self, now: Millis, slot: Slot, by: &Claim, effects: &mut Vec<Effect>) {
+        let SlotState { record, role, .. } = self.state(slot);
+        // A higher claim of this node's own came to nothing, and the owner did not hear of it.
+        let is_current = record
+            .promised
+            .as_ref()
+            .is_none_or(|promised| promised <= by || promised.claimant == self.me.node);
+        if !matches!(role, Role::Replica) || !is_current {
+            // The owner hears of the higher claim.
+            return;
+        }
+        if self.is_writable && !self.is_draining {
+            self.begin_takeover(now, slot, None, effects);
+        } else {
+            effects.push(Effect::DeclineHandover { slot, claim: by.clone() });
+        }
+    }
+
+    /// How long not to claim after an attempt that failed. Nodes have pauses of their own, so that they do not
+    /// meet again.
+    pub(super) fn claim_backoff(&self, slot: Slot) -> Millis {
+        let turn = self.settings.claim_turn;
+        let attempts = self.state(slot).attempts;
+        let longest = (turn << attempts.min(8)).min(turn * MAX_BACKOFF_TURNS);
+        let hash = blake3::hash(format!("{}/{}/{attempts}", self.me.node, slot.number()).as_bytes());
+        let [first, second, ..] = *hash.as_bytes();
+        longest / 4 + longest * Millis::from(u16::from_be_bytes([first, second])) / 65_536
+    }
+
+    /// Why nobody owns a slot that could not be formed yet.
+    pub(super) fn missing_members(&self) -> Option<TakeoverFailure> {
+        let responded = self.nodes.values().filter(|known| known.observed.is_alive).count();
+        let needed = match self.settings.first_nodes.len() {
+            0 => self.settings.replication_factor,
+            first => first,
+        };
+        (responded < needed).then_some(TakeoverFailure::NoQuorum { responded, members: needed, needed })
+    }
+}

@@ -1,0 +1,348 @@
+//! Read leases: how a node knows that what it shows of a slot is not old.
+//!
+//! A node shows a slot while it knows of a moment, at most [`OwnershipSettings::max_staleness`] ago, at which it showed all that was
+//! committed anywhere. It is the lease of Gray and Cheriton ("Leases: an efficient fault-tolerant mechanism for distributed
+//! file cache consistency", 1989) that Raft's leaders read by, given on to the replicas. Clocks are never compared: each node
+//! counts from moments of its own that are certainly earlier than what it is told.
+//!
+//! | the node is | it knows of the moment at which |
+//! | --- | --- |
+//! | the owner | it asked m members, itself one of them, that had promised nobody a higher claim: nobody else has committed |
+//! | a replica in sync | the owner's lease began; all that was committed until then came before the renewal on the stream |
+//! | a replica without an owner | it asked a majority of the members, to none of which an owner was known: nothing is committed |
+//! | no member any more | none: it shows nothing |
+//!
+//! Without an owner, what was committed last may be held here and not be shown, because nobody says that it is committed.
+//!
+//! The owner sends a renewal once the one before is answered, so that a renewal was certainly sent after that answer.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{
+    Claim, Effect, Epoch, LeaseRenewal, Member, MemberRequest, Millis, OwnerState, OwnershipSettings,
+    Placement, Role, Slot, SlotKnowledge, SlotManager, SlotState,
+};
+
+/// Bounds of the pause between two renewals, which is a tenth of the oldest that is shown.
+const RENEWAL_INTERVAL_BOUNDS: std::ops::RangeInclusive<Millis> = 50..=1_000;
+/// A node that is not offered what others own asks why at first after a pause, then after so many.
+const QUERY_AFTER_PAUSES: Millis = 8;
+
+/// What a node knows of how new a slot is here.
+#[derive(Debug, Default)]
+pub(super) struct Lease {
+    /// At this moment this node showed all that was committed: it knows it from an owner, or as the owner.
+    since: Option<Millis>,
+    /// At this moment it knew of no owner, and a majority of the members neither.
+    unowned_since: Option<Millis>,
+    /// Newer members than the record has, without this node.
+    superseded: Option<Placement>,
+    /// Since when somebody owns it in an epoch that this node did not accept.
+    behind_since: Option<Millis>,
+    /// No question before.
+    next_query: Millis,
+    /// When the question was asked that is being answered, and who did.
+    query: (Millis, BTreeSet<Member>),
+}
+
+impl Lease {
+    /// At this moment this node showed all that was committed, by the word of an owner.
+    pub(super) fn extend(&mut self, at: Millis) {
+        self.since = self.since.max(Some(at));
+    }
+}
+
+/// A renewal that a replica was sent.
+#[derive(Debug)]
+pub(super) struct SentRenewal {
+    sent_at: Millis,
+    slots: Vec<(Slot, Epoch)>,
+    is_answered: bool,
+}
+
+impl SlotState {
+    /// Forgets what others told of the members once the record is as new.
+    pub(super) fn forget_superseded(&mut self) {
+        let recorded = self.record.placement.as_ref().map(Placement::rank);
+        self.lease.superseded.take_if(|told| recorded >= Some(told.rank()));
+    }
+
+    /// Whether this node keeps the slot, by the newest that it knows of its members.
+    fn keeps(&self, me: &Member) -> bool {
+        let recorded = self.record.placement.as_ref();
+        let contains = |known: &Placement| {
+            // Until a move is settled, whoever is to leave may have to take the slot back.
+            known.members.contains(me) || known.previous.as_ref().is_some_and(|before| before.contains(me))
+        };
+        !matches!(self.role, Role::Replica)
+            || (self.lease.superseded.is_none() && recorded.is_some_and(contains))
+    }
+}
+
+impl OwnershipSettings {
+    /// The pause between two renewals.
+    fn renewal_pause(&self) -> Millis {
+        let bound = self.max_staleness.unwrap_or(Millis::MAX);
+        (bound / 10).clamp(*RENEWAL_INTERVAL_BOUNDS.start(), *RENEWAL_INTERVAL_BOUNDS.end())
+    }
+}
+
+impl OwnerState {
+    /// The newest moment for which so many members beside this node have answered.
+    fn confirmed_at(&self, others: usize) -> Option<Millis> {
+        let members = self.promises_checked_at.iter().filter(|(member, _)| self.members.contains(member));
+        let mut asked: Vec<Millis> = members.map(|(_, at)| *at).collect();
+        asked.sort_unstable_by(|a, b| b.cmp(a));
+        asked.get(others.checked_sub(1)?).copied()
+    }
+}
+
+impl SlotManager {
+    /// Whether this node keeps a slot, as far as it knows: what it has of one that it left is neither shown nor counted.
+    pub fn is_member(&self, slot: Slot) -> bool {
+        self.state(slot).keeps(&self.me)
+    }
+
+    /// Until when readers may be shown what this node has of a slot; 0: it has no lease.
+    pub fn visible_until(&self, now: Millis, slot: Slot) -> Millis {
+        if !self.is_member(slot) {
+            return 0;
+        }
+        let Some(bound) = self.settings.max_staleness else { return Millis::MAX };
+        let asked = self.state(slot).lease.unowned_since.map_or(0, |at| at.saturating_add(bound));
+        self.current_until(now, slot).max(asked)
+    }
+
+    /// Until when what this node shows of a slot is certainly no older than is allowed; 0: that is not known.
+    pub fn current_until(&self, now: Millis, slot: Slot) -> Millis {
+        let bound = self.settings.max_staleness.unwrap_or(Millis::MAX);
+        self.lease_start(now, slot).map_or(0, |at| at.saturating_add(bound))
+    }
+
+    /// A moment at which this node showed all that was committed of a slot.
+    fn lease_start(&self, now: Millis, slot: Slot) -> Option<Millis> {
+        let state = self.state(slot);
+        match &state.role {
+            Role::Owner(leading) if self.quorum_of_others(leading) == 0 => Some(now),
+            _ => state.lease.since,
+        }
+    }
+
+    /// Members that an owner has to hear beside itself.
+    fn quorum_of_others(&self, leading: &OwnerState) -> usize {
+        self.settings.write_quorum.clamp(1, leading.members.len()) - 1
+    }
+
+    /// Renews what others are shown, and asks where nobody renews what this node shows.
+    pub(super) fn maintain_leases(&mut self, now: Millis, effects: &mut Vec<Effect>) {
+        if self.settings.max_staleness.is_some() {
+            self.renew_leases(now, effects);
+        }
+        for slot in self.all().iter().copied() {
+            if matches!(self.state(slot).role, Role::Replica) && self.is_member(slot) {
+                self.query_slot(now, slot, effects);
+            }
+        }
+    }
+
+    /// Sends renewals to those who answered the one before.
+    fn renew_leases(&mut self, now: Millis, effects: &mut Vec<Effect>) {
+        let pause = self.settings.renewal_pause();
+        let is_due = |sent: &SentRenewal| sent.is_answered && now >= sent.sent_at + pause;
+        let due: Vec<Member> = self
+            .connected
+            .iter()
+            .filter(|member| **member != self.me && self.renewals.get(*member).is_none_or(is_due))
+            .cloned()
+            .collect();
+        for to in due {
+            let renewal = |slot: Slot| match &self.state(slot).role {
+                Role::Owner(leading) if leading.members.contains(&to) => {
+                    let age = self.lease_start(now, slot).map(|at| now.saturating_sub(at));
+                    Some(LeaseRenewal { slot, claim: leading.claim.clone(), age })
+                }
+                _ => None,
+            };
+            let slots: Vec<LeaseRenewal> = self.all().iter().copied().filter_map(renewal).collect();
+            if slots.is_empty() {
+                continue;
+            }
+            let named = slots.iter().map(|renewal| (renewal.slot, renewal.claim.epoch)).collect();
+            self.renewals.insert(to.clone(), SentRenewal { sent_at: now, slots: named, is_answered: false });
+            effects.push(Effect::RenewLeases { to, slots });
+        }
+    }
+
+    /// A replica answered a renewal: when it was asked it had promised nobody a higher claim of the slots, but for those it
+    /// refused. A higher claim ends what this node owns, or it would not be heard of before the next append.
+    pub(super) fn on_renewal_answered(
+        &mut self,
+        now: Millis,
+        from: &Member,
+        refused: BTreeMap<Slot, Option<Claim>>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(sent) = self.renewals.get_mut(from).filter(|sent| !sent.is_answered) else { return };
+        sent.is_answered = true;
+        let (at, slots) = (sent.sent_at, std::mem::take(&mut sent.slots));
+        for (slot, epoch) in slots {
+            if refused.contains_key(&slot) {
+                continue;
+            }
+            let Role::Owner(leading) = &mut self.state_mut(slot).role else { continue };
+            if leading.claim.epoch != epoch {
+                continue;
+            }
+            leading.promises_checked_at.insert(from.clone(), at);
+            let Role::Owner(leading) = &self.state(slot).role else { continue };
+            if let Some(at) = leading.confirmed_at(self.quorum_of_others(leading)) {
+                self.state_mut(slot).lease.extend(at);
+            }
+        }
+        for (slot, by) in refused {
+            if let Some(by) = by {
+                self.on_claim_heard(now, slot, by, effects);
+            }
+        }
+    }
+
+    /// The owner renewed this node's leases. It sent that after a moment, by this node's clock.
+    pub(super) fn on_lease_renewed(&mut self, after: Millis, slots: &[(Slot, Millis)]) {
+        for (slot, age) in slots {
+            if let Some(at) = after.checked_sub(*age) {
+                self.state_mut(*slot).lease.extend(at);
+            }
+        }
+    }
+
+    /// Asks about a slot that this node keeps, if nobody renews its lease and it cannot tell why.
+    fn query_slot(&mut self, now: Millis, slot: Slot, effects: &mut Vec<Effect>) {
+        let owner = self.owned_by_other(slot).cloned();
+        let (pause, me) = (self.settings.renewal_pause(), self.me.clone());
+        let bound = self.settings.max_staleness;
+        let state = self.state_mut(slot);
+        let accepted = state.record.accepted;
+        let claim = Claim { epoch: accepted, claimant: me.node.clone() };
+        let lease = &mut state.lease;
+        let is_behind = owner.as_ref().is_some_and(|(_, epoch)| *epoch > accepted);
+        if !is_behind {
+            lease.behind_since = None;
+        }
+        let asked = match owner {
+            // The owner may have other members by now: whoever is one is offered the slot.
+            Some((node, _)) if is_behind => {
+                let since = *lease.behind_since.get_or_insert(now);
+                if now < since + pause || now < lease.next_query {
+                    return;
+                }
+                lease.next_query = now + pause * QUERY_AFTER_PAUSES;
+                self.member(&node).cloned().into_iter().collect()
+            }
+            Some(_) => return,
+            None => {
+                let is_old = lease
+                    .since
+                    .max(lease.unowned_since)
+                    .zip(bound)
+                    .is_some_and(|(at, bound)| now >= at + bound / 2);
+                if !is_old || now < lease.next_query {
+                    return;
+                }
+                let members = state.record.placement.as_ref().filter(|known| known.is_confirmed);
+                let members = members.map_or_else(Vec::new, |known| known.members.members().to_vec());
+                let lease = &mut self.state_mut(slot).lease;
+                lease.next_query = now + pause;
+                lease.query = (now, BTreeSet::from([me.clone()]));
+                members
+            }
+        };
+        let others = asked.into_iter().filter(|member| *member != me && self.is_alive(member));
+        let request = MemberRequest::QuerySlot { sent_at: now };
+        effects.extend(others.map(|to| Effect::SendRequest { to, slot, claim: claim.clone(), request }));
+    }
+
+    /// What this node knows of a slot, for a member that nobody renews.
+    pub fn slot_knowledge(&self, now: Millis, slot: Slot) -> SlotKnowledge {
+        let record = &self.state(slot).record;
+        let bound = self.settings.max_staleness.unwrap_or(Millis::MAX);
+        let is_owned = self.lease_start(now, slot).is_some_and(|at| now < at.saturating_add(bound / 2));
+        SlotKnowledge { accepted: record.accepted, placement: record.placement.clone(), is_owned }
+    }
+
+    /// Another node said what it knows of a slot.
+    pub(super) fn on_slot_known(&mut self, from: Member, slot: Slot, asked: Millis, known: SlotKnowledge) {
+        let (me, min_copies) = (self.me.clone(), self.settings.write_quorum);
+        let state = self.state_mut(slot);
+        let SlotKnowledge { accepted, placement, is_owned } = known;
+        let recorded = state.record.placement.as_ref();
+        let is_newer = |told: &Placement| {
+            told.is_confirmed
+                && told.previous.is_none()
+                && recorded.is_none_or(|known| told.rank() > known.rank())
+        };
+        if let Some(told) = placement.filter(is_newer)
+            && !told.members.contains(&me)
+            && matches!(state.role, Role::Replica)
+        {
+            state.lease.superseded = Some(told);
+            return;
+        }
+        // Whoever has an owner, or had one lately, or accepted a newer epoch, may know of more that was committed.
+        if is_owned || accepted > state.record.accepted || state.lease.query.0 != asked {
+            return;
+        }
+        let Some(members) = recorded.map(|known| known.members.clone()) else { return };
+        let heard = &mut state.lease.query.1;
+        heard.insert(from);
+        let needed = min_copies.max(members.len() / 2 + 1).min(members.len());
+        if members.members().iter().filter(|member| heard.contains(*member)).count() >= needed {
+            state.lease.unowned_since = state.lease.unowned_since.max(Some(asked));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node::{NodeId, ReplicaSet, StorageId};
+
+    fn member(number: u8) -> Member {
+        Member { node: NodeId::new(format!("n{number}")).unwrap(), storage: StorageId([number; 16]) }
+    }
+
+    fn leading(asked: &[(u8, Millis)]) -> OwnerState {
+        OwnerState {
+            claim: Claim { epoch: Epoch(9), claimant: member(0).node },
+            since: 0,
+            members: ReplicaSet::new((0..3).map(member)).unwrap(),
+            in_sync: BTreeSet::new(),
+            short_since: None,
+            is_halted_for_quorum: None,
+            offered: BTreeSet::new(),
+            learner: None,
+            transferring: None,
+            is_offered: false,
+            promises_checked_at: asked
+                .iter()
+                .map(|(number, at)| (member(*number), *at))
+                .collect::<BTreeMap<_, _>>(),
+        }
+    }
+
+    #[test]
+    fn an_owner_knows_of_the_moment_at_which_it_asked_enough_members() {
+        assert_eq!(leading(&[]).confirmed_at(1), None);
+        assert_eq!(leading(&[(1, 50), (2, 70)]).confirmed_at(1), Some(70));
+        assert_eq!(leading(&[(1, 50), (2, 70)]).confirmed_at(2), Some(50));
+        assert_eq!(leading(&[(1, 50), (7, 90)]).confirmed_at(1), Some(50), "who is no member does not count");
+    }
+
+    #[test]
+    fn a_lease_is_renewed_ten_times_while_it_lasts() {
+        let pause = |bound| {
+            OwnershipSettings { max_staleness: bound, ..OwnershipSettings::default() }.renewal_pause()
+        };
+        assert_eq!((pause(Some(10_000)), pause(Some(2_000)), pause(Some(100))), (1_000, 200, 50));
+        assert_eq!(pause(None), 1_000);
+    }
+}

@@ -1,0 +1,47 @@
+//! How often the directory was opened to take part in a cluster.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use ledger_core::node::Incarnation;
+use rocksdb::WriteBatch;
+
+use crate::{StoreError, directory::meta, engine::db::Db, engine::families};
+
+const INCARNATION_KEY: &[u8] = b"incarnation";
+
+/// The next start's number, on disk before it is given out: higher than any before, and at least the
+/// wall-clock time in milliseconds. The clock is for a node whose disk was wiped: it has forgotten its
+/// starts, and the others, who have not, would take it for an outdated one of itself.
+pub(crate) fn next(db: &Db) -> Result<Incarnation, StoreError> {
+    let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+    let kept = meta::read(db, INCARNATION_KEY)?.map_or(0, u64::from_be_bytes);
+    let next = after(kept, u64::try_from(clock).unwrap_or(0))
+        .ok_or_else(|| StoreError::Io("the count of starts is used up: the record is damaged".into()))?;
+    let mut batch = WriteBatch::default();
+    batch.put_cf(db.family(families::META)?, INCARNATION_KEY, next.to_be_bytes());
+    db.write_unsynced(batch)?;
+    db.sync()?;
+    Ok(Incarnation(next))
+}
+
+fn after(kept: u64, clock: u64) -> Option<u64> {
+    Some(kept.checked_add(1)?.max(clock))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_start_is_counted_even_if_the_clock_went_back() {
+        assert_eq!(after(7, 0), Some(8));
+        assert_eq!(after(1_795_213_514_528, 5), Some(1_795_213_514_529));
+        assert_eq!(after(u64::MAX, 5), None);
+    }
+
+    #[test]
+    fn a_wiped_disk_starts_above_what_it_forgot() {
+        let before = after(3, 1_795_213_514_528).unwrap();
+        assert!(after(0, 1_795_213_514_529).unwrap() > before);
+    }
+}

@@ -1,0 +1,14 @@
+//! RocksDB as the ledger needs it: families and keys, rows and records, and space on the disk.
+
+pub(crate) mod bulk_writer;
+pub(crate) mod db;
+pub(crate) mod durable_index;
+pub(crate) mod families;
+pub(crate) mod index;
+pub(crate) mod keys;
+#[doc(hidden)]
+pub mod record;
+pub(crate) mod reopenable_db;
+pub(crate) mod rows;
+pub(crate) mod space;
+pub(crate) mod watermark;

@@ -1,0 +1,413 @@
+//! RocksDB, opened the way the ledger needs it, and its errors in our words.
+
+use std::{
+    path::Path,
+    sync::{Arc, OnceLock},
+};
+
+use ledger_core::{ContextId, Sequence, slot::Slot};
+use parking_lot::{Mutex, MutexGuard};
+use rocksdb::{
+    BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB,
+    DBCompressionType, DBRawIterator, DBRecoveryMode, ErrorKind, ReadOptions, WriteBatch, WriteOptions,
+};
+
+use crate::{
+    Durability, Options, StoreError,
+    directory::data_dir::OpenMode,
+    engine::durable_index::DurableIndex,
+    engine::families,
+    engine::rows::{self, Snapshot},
+    engine::space,
+    integrity::forks,
+    read::visibility::SlotVisibility,
+    write::committed_heads::{CommittedHeads, Row},
+    write::state::read_head,
+};
+
+/// An open database.
+pub(crate) struct Db {
+    inner: DB,
+    write: WriteOptions,
+    /// Whether what is written with these is on disk then.
+    is_synced: bool,
+    cache: Cache,
+    generation: u64,
+    visibility: Arc<SlotVisibility>,
+    durable_index: Arc<DurableIndex>,
+    committed_heads: CommittedHeads,
+    fork_numbers: Mutex<()>,
+    /// The first write or sync that failed: RocksDB takes no more of them then.
+    failed: OnceLock<StoreError>,
+}
+
+impl std::fmt::Debug for Db {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Db").field("path", &self.inner.path()).finish_non_exhaustive()
+    }
+}
+
+impl Db {
+    /// Opens or creates the database with all families.
+    pub(crate) fn open(
+        path: &Path,
+        options: &Options,
+        visibility: Arc<SlotVisibility>,
+        durable_index: Arc<DurableIndex>,
+        how: How,
+    ) -> Result<Self, StoreError> {
+        let How { opening, recovery, generation, compacts, is_tight } = how;
+        let cache = Cache::new_lru_cache(options.block_cache);
+        let families = families::ALL.map(|name| {
+            let mut family = family(name, &cache, options);
+            family.set_disable_auto_compactions(!compacts);
+            if is_tight {
+                // All of the log stays in memory: a table of it may find no space.
+                let most = usize::try_from(space::logged(path).saturating_mul(2)).unwrap_or(usize::MAX);
+                family.set_write_buffer_size(most.max(options.write_buffer / 2));
+            }
+            ColumnFamilyDescriptor::new(name, family)
+        });
+        let mut database = database(options, opening, recovery);
+        if is_tight {
+            let stays = database.get_options_from_string("avoid_flush_during_recovery=true");
+            database = stays.map_err(|error| open_error(path, &error))?;
+        }
+        let inner =
+            DB::open_cf_descriptors(&database, path, families).map_err(|error| open_error(path, &error))?;
+        let is_synced = options.durability == Durability::Always;
+        let mut write = WriteOptions::default();
+        write.set_sync(is_synced);
+        let db = Self {
+            inner,
+            write,
+            is_synced,
+            cache,
+            generation,
+            visibility,
+            durable_index,
+            committed_heads: CommittedHeads::new(),
+            fork_numbers: Mutex::new(()),
+            failed: OnceLock::new(),
+        };
+        if generation == 0 {
+            db.durable_index.opened(db.inner.latest_sequence_number());
+        } else {
+            // At the first time the directory's format has to be known before.
+            forks::clean_up(&db);
+        }
+        Ok(db)
+    }
+
+    /// How far a database goes whose log has an end that cannot be read: looked at without changing anything. `None` if
+    /// it cannot be opened so, either.
+    pub(crate) fn readable_up_to(path: &Path, options: &Options) -> Option<u64> {
+        let cache = Cache::new_lru_cache(options.block_cache);
+        let families =
+            families::ALL.map(|name| ColumnFamilyDescriptor::new(name, family(name, &cache, options)));
+        let mut database = database(options, OpenMode::Existing, Recovery::ToLastWhole);
+        database.create_missing_column_families(false);
+        let db = DB::open_cf_descriptors_read_only(&database, path, families, false).ok()?;
+        Some(db.latest_sequence_number())
+    }
+
+    /// How often the database was reopened before: what was read of an earlier one may be outdated.
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// A family's handle.
+    pub(crate) fn family(&self, name: &'static str) -> Result<&ColumnFamily, StoreError> {
+        self.inner.cf_handle(name).ok_or_else(|| StoreError::Io(format!("the family {name} is missing")))
+    }
+
+    /// Held while a fork gets its number.
+    pub(crate) fn fork_numbers(&self) -> MutexGuard<'_, ()> {
+        self.fork_numbers.lock()
+    }
+
+    /// The heads that readers see instead of the rows.
+    pub(crate) fn committed_heads(&self) -> &CommittedHeads {
+        &self.committed_heads
+    }
+
+    /// A context's head and where its rows are, as far as it is stable.
+    pub(crate) fn head(&self, context: &ContextId) -> Result<Row, StoreError> {
+        let slot = Slot::of(context);
+        let not_in_step = || StoreError::NotInStep { context: context.clone() };
+        let shown = self.visibility.visible_since(slot).ok_or_else(not_in_step)?;
+        // The row before what is held: what it is ahead of is held from before it could be read …
+        let row = read_head(self, context)?;
+        let row = self.committed_heads.of(context, row);
+        // … and until the slot goes dark: then the row may be ahead of what is stable.
+        if self.visibility.visible_since(slot) == Some(shown) { Ok(row) } else { Err(not_in_step()) }
+    }
+
+    /// Writes a batch, as durable as configured: all of it or nothing.
+    pub(crate) fn write(&self, batch: WriteBatch) -> Result<(), StoreError> {
+        self.usable()?;
+        // The batch comes after it, and a sync takes what is before the batch along.
+        let written = self.inner.latest_sequence_number() + batch.len() as u64;
+        self.noted(self.inner.write_opt(batch, &self.write))?;
+        if self.is_synced {
+            self.durable_index.synced(written);
+        }
+        Ok(())
+    }
+
+    /// Writes a batch that a later sync or durable write makes durable.
+    pub(crate) fn write_unsynced(&self, batch: WriteBatch) -> Result<(), StoreError> {
+        self.usable()?;
+        self.noted(self.inner.write(batch))
+    }
+
+    /// Makes everything written so far durable.
+    pub(crate) fn sync(&self) -> Result<(), StoreError> {
+        self.usable()?;
+        // What others write meanwhile may be in it, or not.
+        let written = self.inner.latest_sequence_number();
+        self.noted(self.inner.flush_wal(true))?;
+        self.durable_index.synced(written);
+        Ok(())
+    }
+
+    /// Why it takes no more writes.
+    pub(crate) fn failure(&self) -> Option<StoreError> {
+        self.failed.get().cloned()
+    }
+
+    /// As if a write had failed.
+    #[cfg(test)]
+    pub(crate) fn fail(&self, error: StoreError) {
+        let _ = self.failed.set(error);
+    }
+
+    fn usable(&self) -> Result<(), StoreError> {
+        self.failure().map_or(Ok(()), Err)
+    }
+
+    fn noted(&self, result: Result<(), rocksdb::Error>) -> Result<(), StoreError> {
+        result.map_err(|error| self.failed.get_or_init(|| io_error(&error)).clone())
+    }
+
+    /// The database as it is now, for reading several rows of one moment.
+    pub(crate) fn snapshot(&self) -> Snapshot<'_> {
+        Snapshot::of(&self.inner)
+    }
+
+    /// Reads one value, and hands it to `read` without copying it.
+    pub(crate) fn get<T>(
+        &self,
+        family: &'static str,
+        key: &[u8],
+        read: impl FnOnce(&[u8]) -> T,
+    ) -> Result<Option<T>, rocksdb::Error> {
+        match self.inner.cf_handle(family) {
+            Some(handle) => Ok(self.inner.get_pinned_cf(handle, key)?.map(|value| read(&value))),
+            None => Ok(None),
+        }
+    }
+
+    /// Calls `visit(key, value)` for the rows from `first` to before `beyond` until it returns false.
+    pub(crate) fn scan(
+        &self,
+        family: &'static str,
+        first: &[u8],
+        beyond: &[u8],
+        fill_cache: bool,
+        visit: impl FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), rocksdb::Error> {
+        let Some(handle) = self.inner.cf_handle(family) else { return Ok(()) };
+        let mut options = ReadOptions::default();
+        options.set_iterate_upper_bound(beyond);
+        options.fill_cache(fill_cache);
+        rows::walk(self.inner.raw_iterator_cf_opt(handle, options), first, visit)
+    }
+
+    /// The rows of a family before `beyond`, for looking here and there.
+    pub(crate) fn cursor(&self, family: &'static str, beyond: &[u8]) -> Option<DBRawIterator<'_>> {
+        let mut options = ReadOptions::default();
+        options.set_iterate_upper_bound(beyond);
+        self.inner.cf_handle(family).map(|handle| self.inner.raw_iterator_cf_opt(handle, options))
+    }
+
+    /// About how many bytes the rows between two keys take in table files.
+    pub(crate) fn size_of(
+        &self,
+        family: &'static str,
+        first: &[u8],
+        beyond: &[u8],
+    ) -> Result<u64, StoreError> {
+        let range = rocksdb::Range::new(first, beyond);
+        Ok(self.inner.get_approximate_sizes_cf(self.family(family)?, &[range]).into_iter().sum())
+    }
+
+    /// A property of RocksDB summed over all families.
+    pub(crate) fn property(&self, name: &str) -> u64 {
+        families::ALL
+            .iter()
+            .filter_map(|family| self.inner.cf_handle(family))
+            .filter_map(|handle| self.inner.property_int_value_cf(handle, name).ok().flatten())
+            .sum()
+    }
+
+    /// A property of one family.
+    pub(crate) fn family_property(&self, family: &'static str, name: &str) -> u64 {
+        self.inner
+            .cf_handle(family)
+            .and_then(|handle| self.inner.property_int_value_cf(handle, name).ok().flatten())
+            .unwrap_or_default()
+    }
+
+    /// Bytes the block cache holds.
+    pub(crate) fn cache_usage(&self) -> u64 {
+        self.cache.get_usage() as u64
+    }
+
+    /// Moves everything in memory to table files and stops background work.
+    pub(crate) fn close(&self) -> Result<(), StoreError> {
+        self.sync()?;
+        for name in families::ALL {
+            self.inner.flush_cf(self.family(name)?).map_err(|error| io_error(&error))?;
+        }
+        self.inner.cancel_all_background_work(true);
+        self.durable_index.close();
+        Ok(())
+    }
+}
+
+/// How a database is opened.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct How {
+    /// Whether there is one.
+    pub(crate) opening: OpenMode,
+    /// What the log is held to.
+    pub(crate) recovery: Recovery,
+    /// How often it was opened before by this process.
+    pub(crate) generation: u64,
+    /// Whether table files are compacted.
+    pub(crate) compacts: bool,
+    /// There is little space: what the log holds is not written to table files.
+    pub(crate) is_tight: bool,
+}
+
+/// What the write-ahead log is held to when it is replayed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Recovery {
+    /// A last record that ends too soon is a crash; anything else wrong in the log is damage and must be reported.
+    Whole,
+    /// Replayed up to the last whole record: for an end of which is known that nothing of it was acknowledged.
+    ToLastWhole,
+}
+
+/// Options of the whole database.
+fn database(options: &Options, opening: OpenMode, recovery: Recovery) -> rocksdb::Options {
+    let mut db = rocksdb::Options::default();
+    // Over remains that have no CURRENT it would remove them all.
+    db.create_if_missing(opening == OpenMode::Create);
+    db.create_missing_column_families(true);
+    db.set_wal_recovery_mode(match recovery {
+        Recovery::Whole => DBRecoveryMode::TolerateCorruptedTailRecords,
+        Recovery::ToLastWhole => DBRecoveryMode::PointInTime,
+    });
+    db.set_db_write_buffer_size(options.write_buffer);
+    db.set_max_total_wal_size(2 * options.write_buffer as u64);
+    db.set_max_background_jobs(2);
+    db.set_bytes_per_sync(1 << 20);
+    db.set_max_open_files(i32::try_from(options.max_open_files).unwrap_or(i32::MAX));
+    db.set_keep_log_file_num(3);
+    db.set_max_log_file_size(8 << 20);
+    // Lanes may write at once: one writes the log while another fills the memtable.
+    db.set_enable_pipelined_write(true);
+    db
+}
+
+/// The part of a memtable that its filter takes: 16 bits and more for each row.
+const MEMTABLE_FILTER: f64 = 0.02;
+
+/// Options of one family.
+fn family(name: &str, cache: &Cache, options: &Options) -> rocksdb::Options {
+    let mut table = BlockBasedOptions::default();
+    table.set_block_cache(cache);
+    table.set_block_size(16 << 10);
+    table.set_cache_index_and_filter_blocks(true);
+    table.set_pin_l0_filter_and_index_blocks_in_cache(true);
+    table.set_format_version(6);
+    if matches!(name, families::IDS | families::HEADS | families::TILES) {
+        table.set_bloom_filter(10.0, false);
+        // In parts: a filter in one block is larger than what a shard of the cache takes, and would be read from the
+        // disk, whole, for each row that is looked up.
+        table.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
+        table.set_partition_filters(true);
+        table.set_metadata_block_size(4 << 10);
+        table.set_pin_top_level_index_and_filter(true);
+    }
+    let mut family = rocksdb::Options::default();
+    family.set_block_based_table_factory(&table);
+    family.set_write_buffer_size(options.write_buffer / 2);
+    family.set_max_write_buffer_number(3);
+    if matches!(name, families::IDS | families::HEADS | families::SLOTS) {
+        // Most of what is looked up in these is not there: a new context, an append that is no repetition.
+        family.set_memtable_whole_key_filtering(true);
+        family.set_memtable_prefix_bloom_ratio(MEMTABLE_FILTER);
+    }
+    family.set_level_compaction_dynamic_level_bytes(true);
+    let compression = match name {
+        // Hashes do not compress.
+        families::TILES | families::IDS => DBCompressionType::None,
+        _ => DBCompressionType::Lz4,
+    };
+    // The newest data is written most often and read from memory: compress what has settled.
+    family.set_compression_per_level(&[DBCompressionType::None, DBCompressionType::None, compression]);
+    if name == families::ENTRIES {
+        family.set_bottommost_compression_type(DBCompressionType::Zstd);
+        family.set_target_file_size_base(64 << 20);
+        family.set_max_bytes_for_level_base(512 << 20);
+        // Entries are written once: the less often they are moved, the better.
+        family.set_level_zero_file_num_compaction_trigger(8);
+    }
+    family
+}
+
+/// An error of RocksDB while writing, in our words.
+pub(crate) fn io_error(error: &rocksdb::Error) -> StoreError {
+    let text = error.as_ref();
+    if space::is_no_space(text) {
+        return StoreError::DiskFull { needed: None };
+    }
+    if error.kind() == ErrorKind::Corruption {
+        return StoreError::FileDamaged(text.to_owned());
+    }
+    StoreError::Io(text.to_owned())
+}
+
+/// An error of RocksDB while reading a context: a block that fails its checksum is damage.
+pub(crate) fn read_error(context: &ContextId, sequence: Sequence, error: &rocksdb::Error) -> StoreError {
+    match error.kind() {
+        ErrorKind::Corruption => StoreError::Damaged {
+            context: context.clone(),
+            sequence,
+            reason: format!("a block on disk is not what was written ({})", error.as_ref()),
+        },
+        _ => io_error(error),
+    }
+}
+
+fn open_error(path: &Path, error: &rocksdb::Error) -> StoreError {
+    let (text, path) = (error.as_ref(), path.display().to_string());
+    if error.kind() == ErrorKind::Corruption || text.contains("No such file or directory") {
+        let reason = StoreError::FileDamaged(text.to_owned()).to_string();
+        return StoreError::NotWhole { path, reason };
+    }
+    let reason = if text.contains("lock hold by current process") || text.contains("While lock file") {
+        "another process (or this one) has it open; stop that one, or choose another directory".to_owned()
+    } else if space::is_no_space(text) {
+        let needed = space::mebibytes(space::logged(Path::new(&path)) + space::HEADROOM);
+        format!("no space left on the device ({text}); free at least {needed} and start again")
+    } else if text.contains("Read-only file system") || text.contains("Permission denied") {
+        format!("it cannot be written ({text}); give this user the right to write there")
+    } else {
+        text.to_owned()
+    };
+    StoreError::Open { path, reason }
+}

@@ -1,0 +1,199 @@
+//! Where rows are read: the database as it is, or as it was at one moment.
+
+use ledger_core::{ContextId, Sequence, slot::Slot};
+use rocksdb::{DB, DBAccess, DBRawIteratorWithThreadMode, ReadOptions, SnapshotWithThreadMode};
+
+use crate::{
+    StoreError,
+    engine::db::{Db, read_error},
+    engine::families::{self, RowLocation},
+    engine::index,
+    engine::record,
+    read::pages::damaged,
+    write::committed_heads::Row,
+};
+
+/// Bytes read ahead by a reading in sequence.
+const READAHEAD: usize = 2 << 20;
+
+/// Rows of the database.
+pub(crate) trait Rows {
+    /// Reads one value, and hands it to `read` without copying it.
+    fn get<T>(
+        &self,
+        family: &'static str,
+        key: &[u8],
+        read: impl FnOnce(&[u8]) -> T,
+    ) -> Result<Option<T>, rocksdb::Error>;
+
+    /// Calls `visit(key, value)` for the rows from `first` to before `beyond` until it returns false.
+    fn scan(
+        &self,
+        family: &'static str,
+        first: &[u8],
+        beyond: &[u8],
+        fill_cache: bool,
+        visit: impl FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), rocksdb::Error>;
+
+    /// The rows of a family before `beyond`, for looking here and there: it costs more to make one than to move it.
+    fn cursor(&self, family: &'static str, beyond: &[u8]) -> Option<DBRawIteratorWithThreadMode<'_, DB>>;
+
+    /// Reads several rows of one moment.
+    fn at_once<T>(&self, read: impl FnOnce(&Snapshot<'_>) -> T) -> T;
+}
+
+impl Rows for Db {
+    fn get<T>(
+        &self,
+        family: &'static str,
+        key: &[u8],
+        read: impl FnOnce(&[u8]) -> T,
+    ) -> Result<Option<T>, rocksdb::Error> {
+        self.get(family, key, read)
+    }
+
+    fn scan(
+        &self,
+        family: &'static str,
+        first: &[u8],
+        beyond: &[u8],
+        fill_cache: bool,
+        visit: impl FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), rocksdb::Error> {
+        self.scan(family, first, beyond, fill_cache, visit)
+    }
+
+    fn cursor(&self, family: &'static str, beyond: &[u8]) -> Option<DBRawIteratorWithThreadMode<'_, DB>> {
+        self.cursor(family, beyond)
+    }
+
+    fn at_once<T>(&self, read: impl FnOnce(&Snapshot<'_>) -> T) -> T {
+        read(&self.snapshot())
+    }
+}
+
+/// The database as it was at one moment. Nothing it shows is removed from the disk while this lives: hold it for
+/// one answer, not longer.
+pub(crate) struct Snapshot<'a> {
+    db: &'a DB,
+    moment: SnapshotWithThreadMode<'a, DB>,
+}
+
+impl<'a> Snapshot<'a> {
+    /// The database as it is now.
+    pub(crate) fn of(db: &'a DB) -> Self {
+        Self { db, moment: db.snapshot() }
+    }
+
+    /// As [`Rows::scan`], for reading much once: with readahead, and past the block cache.
+    pub(crate) fn read_through(
+        &self,
+        family: &'static str,
+        first: &[u8],
+        beyond: &[u8],
+        visit: impl FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), rocksdb::Error> {
+        let mut options = ReadOptions::default();
+        options.fill_cache(false);
+        options.set_readahead_size(READAHEAD);
+        self.scan_with(options, family, first, beyond, visit)
+    }
+
+    fn scan_with(
+        &self,
+        mut options: ReadOptions,
+        family: &'static str,
+        first: &[u8],
+        beyond: &[u8],
+        visit: impl FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), rocksdb::Error> {
+        let Some(handle) = self.db.cf_handle(family) else { return Ok(()) };
+        options.set_iterate_upper_bound(beyond);
+        walk(self.moment.raw_iterator_cf_opt(handle, options), first, visit)
+    }
+}
+
+/// Calls `visit(key, value)` for the rows from `first` on until it returns false.
+pub(crate) fn walk<D: DBAccess>(
+    mut rows: DBRawIteratorWithThreadMode<'_, D>,
+    first: &[u8],
+    mut visit: impl FnMut(&[u8], &[u8]) -> bool,
+) -> Result<(), rocksdb::Error> {
+    rows.seek(first);
+    while let Some((key, value)) = rows.item() {
+        if !visit(key, value) {
+            return Ok(());
+        }
+        rows.next();
+    }
+    rows.status()
+}
+
+impl Rows for Snapshot<'_> {
+    fn get<T>(
+        &self,
+        family: &'static str,
+        key: &[u8],
+        read: impl FnOnce(&[u8]) -> T,
+    ) -> Result<Option<T>, rocksdb::Error> {
+        match self.db.cf_handle(family) {
+            Some(handle) => Ok(self.moment.get_pinned_cf(handle, key)?.map(|value| read(&value))),
+            None => Ok(None),
+        }
+    }
+
+    fn scan(
+        &self,
+        family: &'static str,
+        first: &[u8],
+        beyond: &[u8],
+        fill_cache: bool,
+        visit: impl FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), rocksdb::Error> {
+        let mut options = ReadOptions::default();
+        options.fill_cache(fill_cache);
+        self.scan_with(options, family, first, beyond, visit)
+    }
+
+    fn cursor(&self, family: &'static str, beyond: &[u8]) -> Option<DBRawIteratorWithThreadMode<'_, DB>> {
+        let mut options = ReadOptions::default();
+        options.set_iterate_upper_bound(beyond);
+        self.db.cf_handle(family).map(|handle| self.moment.raw_iterator_cf_opt(handle, options))
+    }
+
+    fn at_once<T>(&self, read: impl FnOnce(&Snapshot<'_>) -> T) -> T {
+        read(self)
+    }
+}
+
+/// A context's head and where its rows are, whether it is stable or not; `None` if there is no such context.
+///
+/// Fails with [`StoreError::Damaged`] if the context is known, and its head is lost: that is no proof that there is none,
+/// and whoever took it for one would begin at 1 over what was acknowledged.
+pub(crate) fn head(rows: &impl Rows, context: &ContextId) -> Result<Row, StoreError> {
+    match row(rows, context)? {
+        // It may be created, or removed, between two looks.
+        None if index::has(rows, context)? => rows.at_once(|rows| match row(rows, context)? {
+            None if index::has(rows, context)? => Err(lost_head(context)),
+            row => Ok(row),
+        }),
+        row => Ok(row),
+    }
+}
+
+/// The damage of a context that the index has, without a head.
+pub(crate) fn lost_head(context: &ContextId) -> StoreError {
+    damaged(context, Sequence(0), "its head is missing")
+}
+
+fn row(rows: &impl Rows, context: &ContextId) -> Result<Row, StoreError> {
+    let row = rows
+        .get(families::HEADS, context.as_str().as_bytes(), record::decode_head)
+        .map_err(|error| read_error(context, Sequence(0), &error))?;
+    match row {
+        None => Ok(None),
+        Some(Err(error)) => Err(damaged(context, Sequence(0), &error.to_string())),
+        Some(Ok((number, head))) => Ok(Some((RowLocation { slot: Slot::of(context), number }, head))),
+    }
+}

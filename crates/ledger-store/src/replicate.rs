@@ -1,0 +1,10 @@
+//! What nodes of a cluster ask of each other's ledgers.
+
+pub(crate) mod cluster_api;
+pub(crate) mod compare;
+pub(crate) mod digests;
+pub(crate) mod incoming_load;
+pub(crate) mod lane_replication;
+pub(crate) mod ranges;
+pub mod replica;
+pub(crate) mod verify;

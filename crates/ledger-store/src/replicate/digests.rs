@@ -1,0 +1,390 @@
+//! What every slot holds, as digests, kept up to date with every commit.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    hash::BuildHasher as _,
+};
+
+use foldhash::fast::FixedState;
+use ledger_core::{
+    ContextId, Head, Sequence,
+    digest::{Bucket, Digest, SlotDigest, TreeHead},
+    slot::{SLOTS, Slot},
+};
+use parking_lot::Mutex;
+
+use crate::{
+    StoreError,
+    engine::db::{Db, io_error},
+    engine::families,
+    engine::index,
+    engine::record,
+    engine::rows,
+    integrity::quarantine::Quarantine,
+    limited,
+    read::pages::damaged,
+};
+
+/// The digest of every slot. A context without entries does not count: it is as good as none.
+#[derive(Debug)]
+pub(crate) struct Digests(Box<[Mutex<SlotDigest>]>);
+
+impl Digests {
+    /// Reads the heads of all contexts: some two seconds for a million. What cannot be read is quarantined.
+    pub(crate) fn scan(db: &Db, quarantine: &Quarantine) -> Result<Self, StoreError> {
+        let digests = Self((0..SLOTS).map(|_| Mutex::default()).collect());
+        digests.rescan(db, quarantine, |_| true)?;
+        Ok(digests)
+    }
+
+    /// Reads the heads of slots anew. Nothing may be written to these slots meanwhile.
+    ///
+    /// A head that cannot be read is in no digest, and in quarantine: peers see that something differs, and are told that
+    /// it is unreadable.
+    pub(crate) fn rescan(
+        &self,
+        db: &Db,
+        quarantine: &Quarantine,
+        slots: impl Fn(Slot) -> bool,
+    ) -> Result<(), StoreError> {
+        let fresh = match read_all(db, quarantine, &slots) {
+            // The index has the names of those whose heads are in the damaged block.
+            Err(StoreError::FileDamaged(reason)) => {
+                quarantine.record_family(families::HEADS, &reason);
+                read_by_index(db, quarantine, &slots)?
+            }
+            read => read?,
+        };
+        for (number, fresh) in (0..SLOTS).zip(fresh) {
+            if Slot::new(number).is_some_and(&slots) {
+                *self.0[usize::from(number)].lock() = fresh;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a context whose head cannot be read went exactly so far: then the digest that was kept of its bucket is
+    /// that of all others, and of it. Of others that cannot be read either it is what `theirs` says, which is proven with
+    /// it. Nothing may be written to the slot meanwhile.
+    pub(crate) fn proves(
+        &self,
+        db: &Db,
+        context: &ContextId,
+        extent: TreeHead,
+        theirs: &BTreeMap<ContextId, TreeHead>,
+    ) -> Result<bool, StoreError> {
+        let (slot, bucket) = (Slot::of(context), Bucket::of(context));
+        let (mut digest, is_whole) = read_bucket(db, context, theirs)?;
+        digest.add(context, extent);
+        let kept = self.of_slot(slot).lock().buckets().find(|(known, _)| *known == bucket);
+        Ok(is_whole && kept.is_some_and(|(_, kept)| kept == digest))
+    }
+
+    /// Counts a context that is at `now` for one of which it is not known how far it went. Nothing may be written to the
+    /// slot meanwhile.
+    pub(crate) fn recount(&self, db: &Db, context: &ContextId, now: TreeHead) -> Result<(), StoreError> {
+        let (mut digest, _) = read_bucket(db, context, &BTreeMap::new())?;
+        if let Some(now) = counted(now) {
+            digest.add(context, now);
+        }
+        self.of_slot(Slot::of(context)).lock().set_bucket(Bucket::of(context), digest);
+        Ok(())
+    }
+
+    /// Notes that a context went from `old` to `new`; `None`: it does not exist.
+    pub(crate) fn replace(&self, context: &ContextId, old: Option<TreeHead>, new: Option<TreeHead>) {
+        let (old, new) = (old.and_then(counted), new.and_then(counted));
+        self.of_slot(Slot::of(context)).lock().replace(context, old, new);
+    }
+
+    /// The digest of a slot.
+    pub(crate) fn whole(&self, slot: Slot) -> Digest {
+        self.of_slot(slot).lock().whole()
+    }
+
+    /// How many contexts there are in some slots.
+    pub(crate) fn contexts(&self, slots: impl Fn(Slot) -> bool) -> u64 {
+        let counted = (0..SLOTS).filter_map(Slot::new).filter(|slot| slots(*slot));
+        counted.map(|slot| self.whole(slot).count()).sum()
+    }
+
+    /// The digests of the buckets of a slot that hold something.
+    pub(crate) fn buckets(&self, slot: Slot) -> BTreeMap<Bucket, Digest> {
+        self.of_slot(slot).lock().buckets().collect()
+    }
+
+    fn of_slot(&self, slot: Slot) -> &Mutex<SlotDigest> {
+        &self.0[usize::from(slot.number())]
+    }
+}
+
+/// The digests of slots, from the heads in their order.
+fn read_all(
+    db: &Db,
+    quarantine: &Quarantine,
+    slots: impl Fn(Slot) -> bool,
+) -> Result<Vec<SlotDigest>, StoreError> {
+    let mut fresh: Vec<SlotDigest> = (0..SLOTS).map(|_| SlotDigest::default()).collect();
+    let mut names = Names::new();
+    db.scan(families::HEADS, &[], &[0xff], false, |key, value| {
+        let name = std::str::from_utf8(key).ok().and_then(|name| ContextId::new(name).ok());
+        let Some(context) = name else {
+            limited!(error, ?key, bytes = value.len(), "a head has a malformed name");
+            return true;
+        };
+        let slot = Slot::of(&context);
+        if !slots(slot) {
+            return true;
+        }
+        names.count(slot, context.as_str());
+        match record::decode_head(value) {
+            Ok((_, head)) => {
+                fresh[usize::from(slot.number())].replace(&context, None, counted(head.tree_head()));
+            }
+            Err(error) => quarantine.record(&damaged(&context, Sequence(0), &error.to_string())),
+        }
+        true
+    })
+    .map_err(|error| io_error(&error))?;
+    match note_lost(db, quarantine, &names, slots) {
+        // Peers, who have the names, see what is missing.
+        Err(StoreError::FileDamaged(reason)) => quarantine.record_family(families::SLOTS, &reason),
+        noted => noted?,
+    }
+    Ok(fresh)
+}
+
+/// Quarantines the contexts that the index has and the heads, with these names, have not: they are lost, and this node
+/// must not pass for one that never had them.
+fn note_lost(
+    db: &Db,
+    quarantine: &Quarantine,
+    heads: &Names,
+    slots: impl Fn(Slot) -> bool,
+) -> Result<(), StoreError> {
+    let mut names = Names::new();
+    index::everything(db, |slot, name| {
+        if slots(slot) {
+            names.count(slot, name);
+        }
+    })?;
+    let all = (0..=u8::MAX).map(Bucket).collect();
+    for slot in names.differ(heads) {
+        each_head(db, slot, &all, |_, head| {
+            if let Err(error) = head {
+                quarantine.record(&error);
+            }
+        })?;
+    }
+    Ok(())
+}
+
+/// The names of each slot, as a sum of their hashes: different names give different sums, but for one in 2^64.
+struct Names(Vec<u64>);
+
+impl Names {
+    fn new() -> Self {
+        Self(vec![0; usize::from(SLOTS)])
+    }
+
+    fn count(&mut self, slot: Slot, name: &str) {
+        let sum = &mut self.0[usize::from(slot.number())];
+        *sum = sum.wrapping_add(FixedState::default().hash_one(name));
+    }
+
+    /// The slots of which they are not the same.
+    fn differ(&self, other: &Self) -> impl Iterator<Item = Slot> {
+        let sums = (0..SLOTS).zip(self.0.iter().zip(&other.0));
+        sums.filter(|(_, (here, there))| here != there).filter_map(|(number, _)| Slot::new(number))
+    }
+}
+
+/// The same, from the names in the slot index: one look-up for each.
+fn read_by_index(
+    db: &Db,
+    quarantine: &Quarantine,
+    slots: impl Fn(Slot) -> bool,
+) -> Result<Vec<SlotDigest>, StoreError> {
+    let mut fresh: Vec<SlotDigest> = (0..SLOTS).map(|_| SlotDigest::default()).collect();
+    let all = (0..=u8::MAX).map(Bucket).collect();
+    for slot in (0..SLOTS).filter_map(Slot::new).filter(|slot| slots(*slot)) {
+        each_head(db, slot, &all, |context, head| match head {
+            Ok(head) => fresh[usize::from(slot.number())].replace(context, None, counted(head.tree_head())),
+            Err(error) => quarantine.record(&error),
+        })?;
+    }
+    Ok(fresh)
+}
+
+/// The digest of the other contexts in a context's bucket, and whether it is of all of them: each can be read, or is in
+/// `unless`.
+fn read_bucket(
+    db: &Db,
+    context: &ContextId,
+    unless: &BTreeMap<ContextId, TreeHead>,
+) -> Result<(Digest, bool), StoreError> {
+    let (mut digest, mut is_whole) = (Digest::default(), true);
+    each_head(db, Slot::of(context), &[Bucket::of(context)].into(), |other, head| match head {
+        _ if other == context => {}
+        Ok(head) => {
+            if let Some(extent) = counted(head.tree_head()) {
+                digest.add(other, extent);
+            }
+        }
+        Err(_) => match unless.get(other) {
+            Some(extent) => digest.add(other, *extent),
+            None => is_whole = false,
+        },
+    })?;
+    Ok((digest, is_whole))
+}
+
+/// Visits the heads of contexts in buckets of a slot, by the index. One that is lost is an error.
+fn each_head(
+    db: &Db,
+    slot: Slot,
+    buckets: &BTreeSet<Bucket>,
+    mut visit: impl FnMut(&ContextId, Result<Head, StoreError>),
+) -> Result<(), StoreError> {
+    index::scan(db, slot, buckets, None, |name| {
+        if let Ok(context) = ContextId::new(name) {
+            let head = rows::head(db, &context).and_then(|row| row.ok_or_else(|| rows::lost_head(&context)));
+            visit(&context, head.map(|(_, head)| head));
+        }
+        true
+    })
+}
+
+fn counted(extent: TreeHead) -> Option<TreeHead> {
+    (extent.size.0 > 0).then_some(extent)
+}
+
+#[cfg(test)]
+mod tests {
+    use ledger_core::{Hash, Size};
+
+    use super::*;
+    use crate::testing::{self, Writer};
+
+    fn everything(digests: &Digests) -> Vec<(Digest, BTreeMap<Bucket, Digest>)> {
+        let slots = (0..SLOTS).filter_map(Slot::new);
+        slots.map(|slot| (digests.whole(slot), digests.buckets(slot))).collect()
+    }
+
+    #[test]
+    fn digests_kept_up_to_date_are_those_read_from_the_heads() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = testing::open(dir.path());
+        let kept = Digests::scan(&db, &Quarantine::default()).unwrap();
+        for number in 0..2000 {
+            let mut writer = Writer::new(&db, &format!("c-{number}"), 1);
+            for count in [1 + number % 3, 2] {
+                let before = (writer.extent().size.0 > 0).then(|| writer.extent());
+                writer.append(count);
+                kept.replace(&writer.context, before, Some(writer.extent()));
+            }
+        }
+        assert_eq!(everything(&kept), everything(&Digests::scan(&db, &Quarantine::default()).unwrap()));
+        assert_eq!(kept.contexts(|_| true), 2000);
+        assert_eq!(kept.contexts(|_| false), 0);
+    }
+
+    #[test]
+    fn slots_that_are_not_read_anew_stay_as_they_are() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = testing::open(dir.path());
+        let digests = Digests::scan(&db, &Quarantine::default()).unwrap();
+        let mut writer = Writer::new(&db, "c", 1);
+        writer.append(3);
+        let slot = Slot::of(&writer.context);
+        digests.rescan(&db, &Quarantine::default(), |other| other != slot).unwrap();
+        assert_eq!(digests.whole(slot).count(), 0);
+        digests.rescan(&db, &Quarantine::default(), |this| this == slot).unwrap();
+        assert_eq!(digests.whole(slot).count(), 1);
+    }
+
+    #[test]
+    fn a_head_that_cannot_be_read_is_quarantined_and_the_digest_says_what_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = testing::open(dir.path());
+        let mut lost = Writer::new(&db, "lost", 1);
+        lost.append(3);
+        let bucket = |context: &ContextId| (Slot::of(context), Bucket::of(context));
+        let names = (0..).map(|number| format!("c-{number}"));
+        let mut names = names.filter(|name| bucket(&ContextId::new(name).unwrap()) == bucket(&lost.context));
+        let mut neighbour = Writer::new(&db, &names.next().unwrap(), 2);
+        let was = neighbour.append(1).extent();
+        let neighbour = neighbour.context.clone();
+        index::ensure(&db).unwrap();
+        let kept = Digests::scan(&db, &Quarantine::default()).unwrap();
+        let before = everything(&kept);
+        let damage = |context: &ContextId| {
+            let mut batch = rocksdb::WriteBatch::default();
+            batch.put_cf(db.family(families::HEADS).unwrap(), context.as_str(), b"not a head");
+            db.write(batch).unwrap();
+        };
+        damage(&lost.context);
+
+        let (right, shorter) = (lost.extent(), TreeHead { size: Size(2), root: Hash([1; 32]) });
+        let proves = |digests: &Digests, extent, theirs: &BTreeMap<_, _>| {
+            digests.proves(&db, &lost.context, extent, theirs).unwrap()
+        };
+        let nothing = BTreeMap::new();
+        assert!(proves(&kept, right, &nothing));
+        assert!(!proves(&kept, shorter, &nothing));
+
+        // A start does not know what it was, and says so.
+        let quarantine = Quarantine::default();
+        let fresh = Digests::scan(&db, &quarantine).unwrap();
+        assert!(quarantine.check(&lost.context).is_err() && quarantine.list().len() == 1);
+        assert!(!proves(&fresh, right, &nothing));
+        fresh.recount(&db, &lost.context, right).unwrap();
+        assert_eq!(everything(&fresh), before);
+
+        // Two that are damaged in one bucket are proven together.
+        damage(&neighbour);
+        assert!(!proves(&kept, right, &nothing));
+        assert!(proves(&kept, right, &[(neighbour.clone(), was)].into()));
+        assert!(!proves(&kept, right, &[(neighbour.clone(), shorter)].into()));
+        assert!(!proves(&kept, shorter, &[(neighbour, was)].into()));
+    }
+
+    #[test]
+    fn a_context_whose_head_is_lost_is_quarantined_by_the_scan() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = testing::open(dir.path());
+        let contexts: Vec<_> =
+            (0..500).map(|n| Writer::new(&db, &format!("c-{n}"), n).append(1).context.clone()).collect();
+        index::ensure(&db).unwrap();
+        let quarantine = Quarantine::default();
+        Digests::scan(&db, &quarantine).unwrap();
+        assert!(quarantine.list().is_empty());
+
+        let lost = &contexts[123];
+        let mut batch = rocksdb::WriteBatch::default();
+        batch.delete_cf(db.family(families::HEADS).unwrap(), lost.as_str());
+        db.write(batch).unwrap();
+        let others = Quarantine::default();
+        Digests::scan(&db, &others).unwrap().rescan(&db, &quarantine, |slot| slot != Slot::of(lost)).unwrap();
+        assert!(quarantine.list().is_empty(), "of another slot");
+        let found: Vec<_> = others.list().into_iter().map(|damage| damage.context).collect();
+        assert_eq!(found, std::slice::from_ref(lost));
+    }
+
+    #[test]
+    fn a_context_without_entries_does_not_count() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = testing::open(dir.path());
+        let mut empty = Writer::new(&db, "empty", 1);
+        empty.append(0);
+        let digests = Digests::scan(&db, &Quarantine::default()).unwrap();
+        let slot = Slot::of(&empty.context);
+        assert_eq!(digests.whole(slot), Digest::default());
+        let nothing = TreeHead { size: Size(0), root: Hash([1; 32]) };
+        let something = TreeHead { size: Size(1), root: Hash([1; 32]) };
+        digests.replace(&empty.context, Some(nothing), Some(something));
+        assert_eq!(digests.whole(slot).count(), 1);
+        digests.replace(&empty.context, Some(something), Some(nothing));
+        assert_eq!(digests.whole(slot), Digest::default());
+    }
+}

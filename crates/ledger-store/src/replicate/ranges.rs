@@ -1,0 +1,208 @@
+//! Ranges of entries as they are stored, for another node to take: how catching up reads.
+
+use bytes::Bytes;
+use ledger_core::{ContextId, Hash, HashSuite, Head, Lineage, Sequence, Size, digest::TreeHead};
+
+use crate::{
+    StoreError,
+    engine::db::{Db, read_error},
+    engine::families::{self, RowLocation},
+    engine::record,
+    engine::rows::{self, Rows as _, Snapshot},
+    read::pages::damaged,
+    read::prove,
+    replicate::replica::push_record,
+    write::uncommitted_loads::UncommittedLoads,
+};
+
+/// So few entries are looked up one by one, through the cache: many contexts of few entries share a block.
+const LOOKUP_LIMIT: u64 = 8;
+
+/// Entries that follow each other, and where the history stands before and after them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EntryRange {
+    /// Which history it is.
+    pub lineage: Lineage,
+    /// Its hash suite.
+    pub suite: HashSuite,
+    /// Wall-clock time of the context's creation, nanoseconds since the Unix epoch.
+    pub created_at_ns: u64,
+    /// What the entries come after.
+    pub after: TreeHead,
+    /// How many they are: at least 1.
+    pub count: u64,
+    /// The root with them.
+    pub root: Hash,
+    /// Their records, each after its length as four bytes, little-endian.
+    pub records: Bytes,
+}
+
+impl EntryRange {
+    /// Whether the framing of the records is right: counts them.
+    pub fn count_of(records: &[u8]) -> Option<u64> {
+        let mut count = 0;
+        let mut rest = records;
+        while !rest.is_empty() {
+            let (len, more) = rest.split_first_chunk::<4>()?;
+            let len = usize::try_from(u32::from_le_bytes(*len)).ok()?;
+            rest = more.get(len..)?;
+            count += 1;
+        }
+        Some(count)
+    }
+
+    /// The records, in order.
+    pub fn each_record(&self) -> impl Iterator<Item = Bytes> + '_ {
+        let mut at = 0;
+        std::iter::from_fn(move || {
+            let (len, _) = self.records.get(at..)?.split_first_chunk::<4>()?;
+            let begin = at + 4;
+            let end = begin.checked_add(usize::try_from(u32::from_le_bytes(*len)).ok()?)?;
+            (end <= self.records.len()).then(|| {
+                at = end;
+                self.records.slice(begin..end)
+            })
+        })
+    }
+
+    /// The size with its entries.
+    pub fn end(&self) -> Size {
+        Size(self.after.size.0.saturating_add(self.count))
+    }
+}
+
+/// Reads entries after a size up to another, of the history as it is, stable or not: at least one, then as many as
+/// fit `max_bytes` of records with their lengths. All is read at one moment.
+///
+/// Fails with [`StoreError::OutOfRange`] if the context has fewer than `to` entries (0 if there is no such
+/// context), or if `to` is not above `after`; with [`StoreError::Damaged`] if a record is not what was written.
+pub(crate) fn read(
+    db: &Db,
+    context: &ContextId,
+    after: Size,
+    to: Size,
+    max_bytes: usize,
+) -> Result<EntryRange, StoreError> {
+    let rows = db.snapshot();
+    match rows::head(&rows, context)? {
+        Some((place, head)) => read_at(&rows, context, place, &head, after, to, max_bytes),
+        None => Err(out_of_range(context, Size(0), after, to)),
+    }
+}
+
+fn out_of_range(context: &ContextId, size: Size, after: Size, to: Size) -> StoreError {
+    let what = format!("the range after {after} up to {to}");
+    StoreError::OutOfRange { context: context.clone(), size: size.0, what }
+}
+
+/// As [`read`], where a context's rows are, and with the head that they end with.
+pub(crate) fn read_at(
+    rows: &Snapshot<'_>,
+    context: &ContextId,
+    place: RowLocation,
+    head: &Head,
+    after: Size,
+    to: Size,
+    max_bytes: usize,
+) -> Result<EntryRange, StoreError> {
+    let out_of_range = || out_of_range(context, head.size(), after, to);
+    if after >= to || to > head.size() {
+        return Err(out_of_range());
+    }
+    let (mut records, mut end) = (Vec::new(), after);
+    let mut failure = None;
+    let visit = |row: &[u8], value: &[u8]| {
+        let sequence = next(end);
+        if families::sequence_of(row) != Some(sequence) {
+            return false;
+        }
+        let is_first = end == after;
+        if !is_first && records.len() + 4 + value.len() > max_bytes {
+            return false;
+        }
+        // A peer would refuse it, and could not tell why.
+        if let Err(error) = record::peek_entry(value) {
+            failure = Some(damaged(context, sequence, &error.to_string()));
+            return false;
+        }
+        if is_first {
+            // Entries of a context are mostly alike.
+            let estimate =
+                (4 + value.len()).saturating_mul(usize::try_from(to.0 - after.0).unwrap_or(usize::MAX));
+            records.reserve(estimate.min(max_bytes));
+        }
+        push_record(&mut records, value);
+        end = Size(sequence.0);
+        true
+    };
+    let read = if to.0 - after.0 <= LOOKUP_LIMIT {
+        each(rows, place, after, to, visit)
+    } else {
+        let (first, beyond) = (place.entry(next(after)), place.entry(Sequence(to.0 + 1)));
+        rows.read_through(families::ENTRIES, &first, &beyond, visit)
+    };
+    read.map_err(|error| read_error(context, next(end), &error))?;
+    if let Some(failure) = failure {
+        return Err(failure);
+    }
+    if end == after {
+        return Err(damaged(context, next(end), "the entry is missing"));
+    }
+    let roots = prove::roots_at(rows, context, place, head, &[after, end])?;
+    let [after_root, root] = roots.as_slice() else { return Err(out_of_range()) };
+    Ok(EntryRange {
+        lineage: head.lineage,
+        suite: head.suite,
+        created_at_ns: head.created_at_ns,
+        after: TreeHead { size: after, root: *after_root },
+        count: end.0 - after.0,
+        root: *root,
+        records: records.into(),
+    })
+}
+
+/// Looks up entries one by one, until `visit` returns false or one is missing.
+fn each(
+    rows: &Snapshot<'_>,
+    place: RowLocation,
+    after: Size,
+    to: Size,
+    mut visit: impl FnMut(&[u8], &[u8]) -> bool,
+) -> Result<(), rocksdb::Error> {
+    for sequence in after.0..to.0 {
+        let row = place.entry(next(Size(sequence)));
+        if rows.get(families::ENTRIES, &row, |value| visit(&row, value))? != Some(true) {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// As [`read`], for another node to put in place. What a load brought comes with the size up to which it belongs together,
+/// and not in one range with what was before it.
+pub(crate) fn read_together(
+    db: &Db,
+    loaded: &UncommittedLoads,
+    context: &ContextId,
+    after: Size,
+    to: Size,
+    max_bytes: usize,
+) -> Result<(EntryRange, Option<Size>), StoreError> {
+    let rows = db.snapshot();
+    let Some((place, head)) = rows::head(&rows, context)? else {
+        return Err(out_of_range(context, Size(0), after, to));
+    };
+    let (to, together) = match loaded.of(db, context, place, head.size()) {
+        Some(span) if after < span.after => (to.min(span.after), None),
+        Some(span) if after < span.to && span.after < to => (to.max(span.to), Some(span.to)),
+        _ => (to, None),
+    };
+    Ok((read_at(&rows, context, place, &head, after, to, max_bytes)?, together))
+}
+
+fn next(end: Size) -> Sequence {
+    Sequence(end.0 + 1)
+}
+
+#[cfg(test)]
+mod tests;

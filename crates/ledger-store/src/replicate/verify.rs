@@ -1,0 +1,67 @@
+//! Entries that come from another node: each is checked against its hash, and all of them against the history's root,
+//! before any is staged.
+
+use ledger_core::{ContextId, Head, Sequence, tree::tile::TILE_HEIGHT};
+
+use crate::{EntryRange, StoreError, engine::record, write::state::VerifiedEntries};
+
+/// What was found of a range.
+pub(crate) enum RangeCheck {
+    /// All of it continues the history.
+    Continues(VerifiedEntries),
+    /// It is of another history.
+    Diverged,
+}
+
+/// Checks all of a range but the first `skip` entries, on a copy of the head: nothing is staged of a range that turns
+/// out wrong.
+pub(crate) fn check(
+    context: &ContextId,
+    head: &Head,
+    range: &EntryRange,
+    skip: u64,
+) -> Result<RangeCheck, StoreError> {
+    let mut head = head.clone();
+    let mut completed = Vec::new();
+    let mut entries =
+        Vec::with_capacity(usize::try_from(range.count - skip).unwrap_or_default().min(1 << 16));
+    let invalid =
+        |reason: String| StoreError::Io(format!("what was sent of context {context} is refused: {reason}"));
+    for (index, raw) in (0..).zip(range.each_record()) {
+        if index < skip {
+            continue;
+        }
+        let sequence = Sequence(range.after.size.0 + index + 1);
+        let view = record::view_entry(sequence, &raw).map_err(|error| invalid(error.to_string()))?;
+        let is_id_chosen = view.is_id_chosen;
+        let mut entry = view.to_entry(context)?;
+        // The record is what it was copied from: one of them is enough.
+        if let Some(at) = find(&raw, &entry.payload) {
+            entry.payload = raw.slice(at..at + entry.payload.len());
+        }
+        ledger_core::entry::check_metadata(&entry.metadata)?;
+        let size = sequence.0;
+        let verified = head.verify_next(context, &entry, |height, hash| {
+            if height.is_multiple_of(TILE_HEIGHT) {
+                completed.push((size, height, hash));
+            }
+        });
+        match verified {
+            Ok(()) => entries.push((raw, entry, is_id_chosen)),
+            // Overlapping entries that part before what is here show as one that does not continue it.
+            Err(_) if skip > 0 => return Ok(RangeCheck::Diverged),
+            Err(error) => return Err(invalid(error.to_string())),
+        }
+    }
+    let root = head.root();
+    if root != range.root {
+        return Ok(RangeCheck::Diverged);
+    }
+    Ok(RangeCheck::Continues(VerifiedEntries { head, root, entries, completed }))
+}
+
+/// Where a payload is in its record: it is the last field before the checksum.
+fn find(raw: &[u8], payload: &[u8]) -> Option<usize> {
+    let at = raw.len().checked_sub(4 + payload.len())?;
+    (raw.get(at..at + payload.len())? == payload).then_some(at)
+}

@@ -1,0 +1,10 @@
+//! The path of a write: lanes, group commits, the sync, and loads.
+
+pub(crate) mod commit;
+pub(crate) mod committed_heads;
+pub(crate) mod lane;
+pub(crate) mod load;
+pub(crate) mod staging;
+pub(crate) mod state;
+pub(crate) mod syncer;
+pub(crate) mod uncommitted_loads;

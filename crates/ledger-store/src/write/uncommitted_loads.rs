@@ -1,0 +1,140 @@
+//! Loads that are not known to be stable: what they brought is in place together or not at all, on every node.
+//!
+//! A context that was loaded has its row here until the load is stable. Whoever fetches the context meanwhile is told how
+//! far the load goes, and puts nothing in place before it has all of that: a change of owner then finds the load whole
+//! with somebody, or nothing of it with anybody. Once it is stable, enough nodes hold it whole for that.
+
+use std::collections::HashMap;
+
+use foldhash::fast::RandomState;
+use ledger_core::{ContextId, Size};
+use parking_lot::Mutex;
+use rocksdb::WriteBatch;
+
+use crate::{
+    StoreError,
+    engine::db::{Db, io_error},
+    engine::families::{self, RowLocation},
+};
+
+const PREFIX: &[u8] = b"loaded/";
+/// First key beyond the prefix: '0' follows '/'.
+const BEYOND: &[u8] = b"loaded0";
+
+/// What a load brought: the entries after a size, up to another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct LoadSpan {
+    pub(crate) after: Size,
+    pub(crate) to: Size,
+}
+
+impl LoadSpan {
+    /// What both brought belongs together.
+    pub(crate) fn with(self, other: Self) -> Self {
+        Self { after: self.after.min(other.after), to: self.to.max(other.to) }
+    }
+}
+
+/// The loads that may not be stable yet, by the number of their context.
+#[derive(Debug, Default)]
+pub(crate) struct UncommittedLoads(Mutex<HashMap<u64, LoadSpan, RandomState>>);
+
+fn key(place: RowLocation) -> Vec<u8> {
+    [PREFIX, &place.slot.number().to_be_bytes(), &place.number.to_be_bytes()].concat()
+}
+
+impl UncommittedLoads {
+    /// Reads the rows.
+    pub(crate) fn open(db: &Db) -> Result<Self, StoreError> {
+        let mut spans = HashMap::default();
+        db.scan(families::META, PREFIX, BEYOND, true, |row, value| {
+            let number = row.strip_prefix(PREFIX).and_then(|rest| rest.last_chunk::<8>());
+            if let (Some(number), Some((after, to))) = (number, value.split_first_chunk::<8>())
+                && let Ok(to) = to.try_into()
+            {
+                let (after, to) = (Size(u64::from_be_bytes(*after)), Size(u64::from_be_bytes(to)));
+                spans.insert(u64::from_be_bytes(*number), LoadSpan { after, to });
+            }
+            true
+        })
+        .map_err(|error| io_error(&error))?;
+        Ok(Self(Mutex::new(spans)))
+    }
+
+    /// Notes a load with the batch that puts it in place. What was loaded before, and is not known to be stable, counts as
+    /// part of it.
+    pub(crate) fn note(
+        &self,
+        db: &Db,
+        batch: &mut WriteBatch,
+        place: RowLocation,
+        old: Option<RowLocation>,
+        mut span: LoadSpan,
+    ) -> Result<(), StoreError> {
+        let mut spans = self.0.lock();
+        if let Some(old) = old
+            && let Some(before) = spans.remove(&old.number)
+        {
+            batch.delete_cf(db.family(families::META)?, key(old));
+            span = span.with(before);
+        }
+        span = spans.get(&place.number).map_or(span, |before| span.with(*before));
+        let value = [span.after.0.to_be_bytes(), span.to.0.to_be_bytes()].concat();
+        batch.put_cf(db.family(families::META)?, key(place), value);
+        spans.insert(place.number, span);
+        Ok(())
+    }
+
+    /// The rows of a context are elsewhere with this batch.
+    pub(crate) fn relocate(
+        &self,
+        db: &Db,
+        batch: &mut WriteBatch,
+        from: RowLocation,
+        to: RowLocation,
+    ) -> Result<(), StoreError> {
+        let known = self.0.lock().get(&from.number).copied();
+        known.map_or(Ok(()), |span| self.note(db, batch, to, Some(from), span))
+    }
+
+    /// What of a load a range of a context must hold together: `None` if its entries stand alone.
+    ///
+    /// Forgets a load that turns out to be stable.
+    pub(crate) fn of(
+        &self,
+        db: &Db,
+        context: &ContextId,
+        place: RowLocation,
+        size: Size,
+    ) -> Option<LoadSpan> {
+        let span = *self.0.lock().get(&place.number)?;
+        if span.to > size {
+            // The history it was part of was left.
+            self.forget(db, place);
+            return None;
+        }
+        // Only what is shown is known to be stable.
+        let shown = db.head(context).ok().flatten();
+        if shown.is_some_and(|(at, head)| at == place && head.size() >= span.to) {
+            self.forget(db, place);
+            return None;
+        }
+        Some(span)
+    }
+
+    /// The load is stable, or was left.
+    pub(crate) fn forget(&self, db: &Db, place: RowLocation) {
+        if self.0.lock().remove(&place.number).is_none() {
+            return;
+        }
+        let mut batch = WriteBatch::default();
+        let written = db.family(families::META).and_then(|family| {
+            batch.delete_cf(family, key(place));
+            db.write_unsynced(batch)
+        });
+        if let Err(error) = written {
+            // It is read again with the next start, and forgotten then.
+            tracing::debug!(%error, "the row of a load stays until restart");
+        }
+    }
+}

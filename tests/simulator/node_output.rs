@@ -1,0 +1,146 @@
+//! What a node wants done, and what it is started with.
+
+use std::rc::Rc;
+
+use ledger_core::{
+    Epoch,
+    node::Member,
+    ownership::{
+        Claim, Recovery,
+        slot_manager::{MemberResponse, Millis, OwnershipSettings},
+    },
+    slot::Slot,
+};
+
+use super::{
+    broken::DisabledRule,
+    counts::Counted,
+    history::{Context, Contexts, Entry},
+    message::{Index, Message, OwnerMessage, ReplicaMessage, Response},
+};
+
+/// What a node wants done.
+#[derive(Debug)]
+pub enum NodeOutput {
+    Message {
+        to: Index,
+        message: Message,
+    },
+    Down {
+        stream: u64,
+        body: OwnerMessage,
+    },
+    Up {
+        stream: u64,
+        body: ReplicaMessage,
+    },
+    /// Breaks off a stream that was opened by another node.
+    Break {
+        stream: u64,
+    },
+    Respond {
+        client: usize,
+        request: u64,
+        response: Response,
+    },
+    Timer {
+        after: Millis,
+        timer: Timer,
+    },
+    /// Sync the disk.
+    Sync,
+    Note(Note),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Timer {
+    Commit,
+    Question(u64),
+    Task(Slot, u64),
+}
+
+/// What the simulation wants to know.
+#[derive(Debug)]
+pub enum Note {
+    /// An owner wrote an entry.
+    Created {
+        context: Context,
+        entry: Entry,
+        by: Epoch,
+    },
+    Owned {
+        slot: Slot,
+        claim: Claim,
+        was_handed_over: bool,
+    },
+    /// A client is told that an entry is stored.
+    Acknowledged {
+        context: Context,
+        sequence: u64,
+        id: u64,
+        /// Of the owner that says so.
+        in_epoch: Option<Epoch>,
+        is_stable: bool,
+        needed: usize,
+    },
+    /// Readers see a context up to a size.
+    Shown {
+        context: Context,
+        size: u64,
+    },
+    Forked,
+    /// Something about a load.
+    Load(Counted),
+    /// An owner goes on without members that were declared lost.
+    Recovered {
+        slot: Slot,
+        recovery: Recovery,
+    },
+    CaughtUp {
+        entries: u64,
+    },
+    /// A moment of a takeover: a good one for something to go wrong.
+    Moment,
+    Trace(String),
+}
+
+/// A stream to another node.
+#[derive(Debug)]
+pub struct Outgoing {
+    pub stream: u64,
+    pub member: Member,
+    pub is_up: bool,
+    pub since: Millis,
+}
+
+/// What is done when a write is durable.
+#[derive(Debug)]
+pub enum AfterSync {
+    Own(u64),
+    Up { to: Index, stream: u64, body: ReplicaMessage },
+    Recorded(Slot),
+    Answer { to: Member, slot: Slot, claim: Claim, answer: MemberResponse },
+    Offered { slot: Slot, claim: Claim },
+}
+
+/// Whether readers see a slot. See `ledger_store::readable`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum SlotVisibility {
+    #[default]
+    Hidden,
+    Withheld,
+    Visible,
+}
+
+/// What a node is started with.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub contexts: Rc<Contexts>,
+    pub settings: OwnershipSettings,
+    /// How long until a node that is not heard of is dead.
+    pub dead_after: Millis,
+    pub broken: DisabledRule,
+    /// The nodes it is told of at the start.
+    pub seeds: Vec<Index>,
+    pub is_traced: bool,
+}
