@@ -27,18 +27,15 @@
 //! | [`http_router`](http::http_router), [`console`](http::console), [`metrics`](http::metrics) | probes, Prometheus, a page to look at contexts |
 
 pub mod daemon;
-pub mod failover;
 pub mod grpc;
 pub mod http;
 pub mod limits;
-pub mod loading;
 pub mod membership;
 pub mod memory;
 pub mod node;
 pub mod routing;
 pub mod services;
 pub mod settings;
-pub mod upstream;
 
 pub use daemon::serve::{Server, StartError};
 pub use settings::config::Config;

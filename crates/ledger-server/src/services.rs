@@ -6,6 +6,7 @@ pub mod context_service;
 pub mod integrity_service;
 pub mod interest;
 pub mod ledger_service;
+pub mod loading;
 pub mod newest_positions;
 pub mod observe;
 pub mod pages;

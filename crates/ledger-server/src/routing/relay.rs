@@ -21,15 +21,15 @@ use tokio::time::sleep_until;
 use tonic::{Code, Status, Streaming};
 
 use crate::{
-    failover::Failover,
     grpc::convert,
     grpc::status::Refusal,
     http::metrics::Rpc,
     node::Node,
+    routing::failover::Failover,
     routing::owner_loss::RemoteOwner,
     routing::route::{self, Destination},
+    routing::upstream::Upstream,
     services::watcher::{ContextWatcher, EntryEncoder, WatcherBatch},
-    upstream::Upstream,
 };
 
 /// Where a watcher starts, and what it is told.

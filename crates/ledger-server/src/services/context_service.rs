@@ -28,11 +28,11 @@ use crate::{
     node::{Node, blocking},
     routing::relay,
     routing::route::{self, Destination},
+    routing::upstream::Upstream,
     services::pages::ReadRequest,
     services::watcher::{ContextWatcher, WatcherBatch},
     services::writers::{self, Writer, WriterCheck},
     settings::units::ByteSize,
-    upstream::Upstream,
 };
 
 /// Bytes that a snapshot takes while it is read.

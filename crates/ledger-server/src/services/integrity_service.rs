@@ -17,8 +17,14 @@ use tonic::{Request, Response, Status};
 use tracing::debug_span;
 
 use crate::{
-    grpc::call, grpc::convert, grpc::status::Refusal, http::metrics::Rpc, limits, membership::operators,
-    node::Node, routing::route, upstream::Upstream,
+    grpc::call,
+    grpc::convert,
+    grpc::status::Refusal,
+    http::metrics::Rpc,
+    limits,
+    membership::operators,
+    node::Node,
+    routing::{route, upstream::Upstream},
 };
 
 /// The service.

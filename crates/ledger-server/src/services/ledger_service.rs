@@ -33,12 +33,12 @@ use crate::{
     node::{Node, blocking},
     routing::relay,
     routing::route::{self, Destination},
+    routing::upstream::Upstream,
     services::append_stream,
     services::context_service::snapshot_metadata,
     services::pages::ReadRequest,
     services::watcher::ContextWatcher,
     services::writers::Writer,
-    upstream::Upstream,
 };
 
 /// Bytes that a chunk of a snapshot takes while it is read.

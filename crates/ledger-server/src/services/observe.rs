@@ -25,14 +25,14 @@ use tokio::{
 use tonic::{Code, Status, Streaming, body::Body, client::GrpcService};
 
 use crate::{
-    failover::{Failover, PATIENCE},
     grpc::status::Refusal,
     http::metrics::Alive,
     limits,
     node::Node,
+    routing::failover::{Failover, PATIENCE},
     routing::route::{self, Destination},
+    routing::upstream::Upstream,
     services::interest::{Presence, StreamEnd, event},
-    upstream::Upstream,
 };
 
 /// The events of one observer, until it leaves or its client goes.

@@ -25,7 +25,7 @@ use crate::{
     limits,
     node::Node,
     routing::route,
-    upstream::{Aside, Upstream},
+    routing::upstream::{Aside, Upstream},
 };
 
 /// A page read ahead, and the room it takes.
