@@ -1,8 +1,8 @@
-//! Shares of memory: how much of something may be held at the same time, and who holds it.
+//! Limits how much memory, or another counted resource, its users hold at the same time.
 //!
-//! Whoever is about to hold bytes acquires them first, in turn, and waits while there are none; a permit gives them back
-//! when it is dropped. What cannot wait is charged at once, over the capacity if need be: then all others wait until it
-//! is back.
+//! A user acquires a permit before it allocates, and waits in turn while too little is free. Dropping the permit
+//! returns its amount. A user that cannot wait charges its amount at once, over the capacity if necessary; then all
+//! others wait until the debt is paid back.
 
 use std::sync::{
     Arc,
@@ -11,17 +11,17 @@ use std::sync::{
 
 use tokio::sync::Semaphore;
 
-/// A share of the memory, or of anything else that is counted.
+/// A limited amount of memory, or of anything else that is counted.
 #[derive(Debug)]
 pub struct Share {
     name: &'static str,
     capacity: usize,
     free: Semaphore,
-    /// Held beyond the capacity.
+    /// The amount charged beyond the capacity.
     overdrawn: AtomicUsize,
 }
 
-/// A part of a share, until it is dropped.
+/// A part of a share, held until it is dropped.
 #[derive(Debug)]
 pub struct Permit {
     share: Arc<Share>,
@@ -32,47 +32,47 @@ impl Share {
     /// The largest capacity.
     pub const MAX: usize = u32::MAX as usize;
 
-    /// A share of so many bytes, at most [`Share::MAX`].
+    /// Creates a share of `capacity`, at most [`Share::MAX`].
     pub fn new(name: &'static str, capacity: usize) -> Arc<Self> {
         let capacity = capacity.min(Self::MAX);
         let free = Semaphore::new(capacity);
         Arc::new(Self { name, capacity, free, overdrawn: AtomicUsize::new(0) })
     }
 
-    /// What it is called in messages and metrics.
+    /// Returns the name that messages and metrics use.
     pub const fn name(&self) -> &'static str {
         self.name
     }
 
-    /// All there is.
+    /// Returns the whole capacity.
     pub const fn capacity(&self) -> usize {
         self.capacity
     }
 
-    /// How much is held.
+    /// Returns how much is held.
     pub fn used(&self) -> usize {
         let free = self.free.available_permits();
         self.capacity.saturating_sub(free) + self.overdrawn.load(Ordering::Relaxed)
     }
 
-    /// Waits for so much of it, in turn; for all of it if more is asked for. Cancellation-safe.
+    /// Waits in turn for `amount`, or for the whole capacity if `amount` is larger. Cancellation-safe.
     pub async fn acquire(self: &Arc<Self>, amount: usize) -> Permit {
         let amount = amount.min(self.capacity);
-        // The semaphore is never closed, so there is no error.
+        // Nothing closes the semaphore, so this cannot fail.
         if let Ok(permits) = self.free.acquire_many(count(amount)).await {
             permits.forget();
         }
         Permit { share: Arc::clone(self), amount }
     }
 
-    /// So much of it, if nobody has to wait for it.
+    /// Takes `amount` if nobody has to wait for it.
     pub fn try_acquire(self: &Arc<Self>, amount: usize) -> Option<Permit> {
         let amount = amount.min(self.capacity);
         self.free.try_acquire_many(count(amount)).ok()?.forget();
         Some(Permit { share: Arc::clone(self), amount })
     }
 
-    /// So much of it at once, beyond its capacity if need be: others wait until that is back.
+    /// Takes `amount` at once, beyond the capacity if necessary: other users wait until that is paid back.
     pub fn charge(self: &Arc<Self>, amount: usize) -> Permit {
         self.take(amount);
         Permit { share: Arc::clone(self), amount }
@@ -99,37 +99,37 @@ impl Share {
             paid = overdrawn.min(amount);
             Some(overdrawn - paid)
         };
-        // It always has a new value.
+        // The closure always returns a value, so this cannot fail.
         let _ = self.overdrawn.fetch_update(Ordering::Relaxed, Ordering::Relaxed, pay);
         self.free.add_permits(amount - paid);
     }
 }
 
-/// No capacity is larger.
+/// Converts an amount for the semaphore: no capacity is larger.
 fn count(amount: usize) -> u32 {
     u32::try_from(amount).unwrap_or(u32::MAX)
 }
 
 impl Permit {
-    /// How much it holds.
+    /// Returns how much the permit holds.
     pub const fn amount(&self) -> usize {
         self.amount
     }
 
-    /// Takes a part off, if it holds so much.
+    /// Splits `amount` off into a new permit; `None` if the permit holds less.
     pub fn split(&mut self, amount: usize) -> Option<Self> {
         self.amount = self.amount.checked_sub(amount)?;
         Some(Self { share: Arc::clone(&self.share), amount })
     }
 
-    /// Holds what another permit of the same share held, too.
+    /// Adds what another permit of the same share holds.
     pub fn merge(&mut self, mut other: Self) {
         if Arc::ptr_eq(&self.share, &other.share) {
             self.amount += std::mem::take(&mut other.amount);
         }
     }
 
-    /// Holds so much from now on: gives the rest back, or takes more at once.
+    /// Changes the amount held: returns the surplus, or charges the difference at once.
     pub fn resize(&mut self, amount: usize) {
         if amount < self.amount {
             self.share.release(self.amount - amount);

@@ -1,4 +1,4 @@
-//! What the data directory says of itself: its identity, its format, and what it promised.
+//! What the data directory records about itself: its identity, its format, and what it promised.
 
 pub(crate) mod attributes;
 pub(crate) mod data_dir;

@@ -1,4 +1,4 @@
-//! RocksDB as the ledger needs it: families and keys, rows and records, and space on the disk.
+//! RocksDB as the ledger needs it: families and keys, rows and records, and disk space.
 
 pub(crate) mod bulk_writer;
 pub(crate) mod db;

@@ -1,14 +1,14 @@
-//! Lines of the log that a peer or a disk could have written without end.
+//! Limits log lines that a peer or a disk could otherwise cause without end.
 
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-/// Lines let through in each [`WINDOW`].
+/// Lines allowed in each [`WINDOW`].
 const LINES: u32 = 5;
 const WINDOW: Duration = Duration::from_secs(30);
 
-/// Lets some of the lines of one place in the code through, and counts the others: see [`limited!`](crate::limited).
+/// Allows some of the log lines of one call site and counts the others; see [`limited!`](crate::limited).
 #[derive(Debug, Default)]
 pub struct LogLimit(Mutex<Option<State>>);
 
@@ -20,12 +20,12 @@ struct State {
 }
 
 impl LogLimit {
-    /// One that lets the first lines through.
+    /// Creates a limit that allows the first lines.
     pub const fn new() -> Self {
         Self(Mutex::new(None))
     }
 
-    /// Whether a line is to be written, with how many were not since the last that was.
+    /// Returns `Some` if the line is to be written, with how many lines were suppressed since the last one written.
     pub fn pass(&self) -> Option<u64> {
         self.pass_at(Instant::now())
     }
@@ -45,8 +45,8 @@ impl LogLimit {
     }
 }
 
-/// Writes a line of the log as `tracing`'s macro of that name does, but only a few in half a minute: `suppressed` says
-/// how many were left out since the one before. For whatever a peer or a disk may cause again and again.
+/// Writes a log line as the `tracing` macro of that name does, but only a few per window. The field `suppressed` says
+/// how many lines were dropped since the previous one. Use it for whatever a peer or a disk can cause repeatedly.
 #[macro_export]
 macro_rules! limited {
     ($level:ident, $($line:tt)+) => {{

@@ -1,19 +1,19 @@
-//! What a node notes about itself beside what it keeps: few and small things, each under a name, for whoever runs it.
+//! Attributes: small values that the node's own services store by name, beside the ledger's data.
 
 use rocksdb::WriteBatch;
 
 use crate::{StoreError, engine::db::Db, engine::families, engine::record};
 
-/// What the keys begin with, among those of the directory as a whole.
+/// Prefix of the attributes' keys in `meta`.
 const PREFIX: &[u8] = b"note/";
-/// Most bytes of a note.
+/// Largest attribute, in bytes.
 const MAX_ATTRIBUTE: usize = 16 << 20;
 
 fn key(name: &str) -> Vec<u8> {
     [PREFIX, name.as_bytes()].concat()
 }
 
-/// A note; `None` if there is none.
+/// Reads an attribute; `None` if there is none.
 pub(crate) fn read(db: &Db, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
     let read = |bytes: &[u8]| record::decode::<&[u8]>(bytes).map(<[u8]>::to_vec);
     let damaged = |error: &dyn std::fmt::Display| {
@@ -23,7 +23,7 @@ pub(crate) fn read(db: &Db, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
     found.transpose().map_err(|error| damaged(&error))
 }
 
-/// Keeps a note in place of the one before, or none; it is on disk when this returns.
+/// Replaces or removes an attribute; the change is on disk when this returns.
 pub(crate) fn write(db: &Db, name: &str, note: Option<&[u8]>) -> Result<(), StoreError> {
     let family = db.family(families::META)?;
     let mut batch = WriteBatch::default();

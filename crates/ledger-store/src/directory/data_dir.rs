@@ -1,14 +1,14 @@
 //! The data directory as it is known from outside its database.
 //!
-//! A database is created only in a directory where there never was one. The database itself cannot say that: RocksDB takes a
-//! directory without the file `CURRENT` for a new one, and removes every table and log in it. So the file [`MARKER`],
-//! beside the database, says since when there is one.
+//! A database must only be created in a directory that never had one. The database itself cannot tell: RocksDB treats
+//! a directory without the file `CURRENT` as new and removes every table and log in it. So the file [`MARKER`],
+//! beside the database, records whether one was created.
 //!
 //! | marker | `db/` | |
 //! | --- | --- | --- |
 //! | none | none, or empty | created: the marker says "creating", then "in use" once the database is formatted |
-//! | none | a database | one that an older build wrote: opened, and the marker is written |
-//! | "creating" | anything | nothing was ever acknowledged: created anew, or opened |
+//! | none | a database | an older build wrote it: opened, and the marker is written |
+//! | "creating" | anything | nothing was ever acknowledged: recreated, or opened |
 //! | "in use" | a database | opened |
 //! | none, or "in use" | remains without `CURRENT` | refused |
 //! | "in use" | none, or empty | refused |
@@ -22,17 +22,17 @@ use std::{
 
 use crate::StoreError;
 
-/// The file that says that there is a database.
+/// The file that records that there is a database.
 pub(crate) const MARKER: &str = "LEDGER";
-/// First line of the marker: what it is, and the version of its form.
+/// First line of the marker: its kind and the version of its format.
 const MARKER_FORMAT: &str = "converge-ledger data directory, version 1";
 const CREATING: &str = "creating";
 const IN_USE: &str = "in use";
-/// The database, below the data directory: beside it a volume's own files do no harm.
+/// The directory of the database, below the data directory, so that a volume's own files do not disturb RocksDB.
 pub(crate) const DATABASE: &str = "db";
-/// What RocksDB calls the file that names the newest manifest.
+/// The file in which RocksDB names the newest manifest.
 const CURRENT: &str = "CURRENT";
-/// Longest marker, bytes.
+/// Longest marker, in bytes.
 const MAX_MARKER: u64 = 4096;
 
 /// A data directory.
@@ -49,7 +49,7 @@ enum Marker {
     InUse,
 }
 
-/// What is where the database should be.
+/// What was found where the database should be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum FoundFiles {
     Nothing,
@@ -57,20 +57,20 @@ enum FoundFiles {
     Database,
 }
 
-/// How the database is opened.
+/// Whether the database is created or opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum OpenMode {
-    /// There never was one.
+    /// There never was a database: create it.
     Create,
-    /// There is one.
+    /// There is a database: open it.
     Existing,
 }
 
 impl DataDir {
-    /// Makes the directory, for its owner alone, if it is not there.
+    /// Creates the directory if it is missing, accessible to its owner only.
     ///
     /// # Errors
-    /// [`StoreError::Open`] if it cannot be made.
+    /// [`StoreError::Open`] if it cannot be created.
     pub(crate) fn new(dir: &Path) -> Result<Self, StoreError> {
         let home = Self { dir: dir.to_owned() };
         fs::DirBuilder::new()
@@ -81,15 +81,15 @@ impl DataDir {
         Ok(home)
     }
 
-    /// Where the database is.
+    /// Returns the path of the database.
     pub(crate) fn database(&self) -> PathBuf {
         self.dir.join(DATABASE)
     }
 
-    /// Whether the database is created or opened.
+    /// Decides whether the database is created or opened.
     ///
     /// # Errors
-    /// [`StoreError::Open`] if there was a database and it is not whole: nothing is touched then.
+    /// [`StoreError::Open`] if there was a database and it is incomplete; nothing is changed then.
     pub(crate) fn prepare(&self) -> Result<OpenMode, StoreError> {
         let keep = "keep a copy of the directory; restore it from snapshots, or remove it for good, so that a member of a \
                     cluster joins as a new one and copies what the others hold";
@@ -109,7 +109,7 @@ impl DataDir {
         }
     }
 
-    /// Says for good that there is a database, once it is formatted and on disk.
+    /// Records for good that there is a database, once it is formatted and on disk.
     ///
     /// # Errors
     /// [`StoreError::Open`] if the marker cannot be written.
@@ -164,7 +164,7 @@ impl DataDir {
         }
     }
 
-    /// Writes the marker: beside, synced, renamed, and the directory synced.
+    /// Writes the marker atomically: to a temporary file, synced, renamed, and the directory synced.
     fn mark(&self, state: &str) -> Result<(), StoreError> {
         let write = || {
             let beside = self.dir.join(format!("{MARKER}.tmp"));
@@ -192,7 +192,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let home = DataDir::new(&dir.path().join("data")).unwrap();
         assert_eq!(home.prepare().unwrap(), OpenMode::Create);
-        // It was killed before the database was there, or half there.
+        // The process was killed before it created the database, or halfway through.
         fs::create_dir(home.database()).unwrap();
         fs::write(home.database().join("MANIFEST-000001"), b"").unwrap();
         assert_eq!(home.prepare().unwrap(), OpenMode::Create);

@@ -1,4 +1,4 @@
-//! How often the directory was opened to take part in a cluster.
+//! Numbers the starts in which this directory takes part in a cluster.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -9,9 +9,9 @@ use crate::{StoreError, directory::meta, engine::db::Db, engine::families};
 
 const INCARNATION_KEY: &[u8] = b"incarnation";
 
-/// The next start's number, on disk before it is given out: higher than any before, and at least the
-/// wall-clock time in milliseconds. The clock is for a node whose disk was wiped: it has forgotten its
-/// starts, and the others, who have not, would take it for an outdated one of itself.
+/// Returns the number of the next start; it is on disk before it is returned. It is higher than any before, and at
+/// least the wall-clock time in milliseconds. The clock serves a node whose disk was wiped: the node has forgotten
+/// its starts, and its peers, which remember them, would otherwise take it for an outdated process.
 pub(crate) fn next(db: &Db) -> Result<Incarnation, StoreError> {
     let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
     let kept = meta::read(db, INCARNATION_KEY)?.map_or(0, u64::from_be_bytes);

@@ -1,4 +1,4 @@
-//! What concerns the data directory as a whole: its format, its identity, the numbers handed out.
+//! Facts about the data directory as a whole: its format, its identity, and the numbers it has given out.
 
 use std::{path::Path, sync::atomic::AtomicU64};
 
@@ -12,18 +12,18 @@ use crate::{
     engine::families::{self, RowLocation, SEPARATE_BIT},
 };
 
-/// Version of the layout of the directory: a build of one version opens those up to it.
+/// Version of the directory's layout. A build opens every version up to its own.
 ///
 /// | version | since |
 /// | --- | --- |
 /// | 1 | the first; what new directories have |
-/// | 2 | rows may be apart ([`families`]): from the first context on that was put there because of damage |
+/// | 2 | rows may be apart ([`families`]): set with the first context whose rows are put apart because of damage |
 pub const FORMAT: u32 = 2;
-/// The version that a new directory has.
+/// The version of new directories.
 const FIRST_FORMAT: u32 = 1;
-/// The version that has rows apart.
+/// The version that allows rows to be apart.
 const APART_FORMAT: u32 = 2;
-/// Context numbers are taken in blocks of this many, so that one write serves many contexts.
+/// Context numbers are reserved in blocks of this many, so that one write serves many contexts.
 const NUMBER_BLOCK: u64 = 4096;
 
 const FORMAT_KEY: &[u8] = b"format";
@@ -31,22 +31,22 @@ const SLOTS_KEY: &[u8] = b"slots";
 pub(crate) const STORAGE_ID_KEY: &[u8] = b"storage_id";
 const SIGNING_SEED_KEY: &[u8] = b"signing_seed";
 const NUMBERS_KEY: &[u8] = b"numbers";
-/// The cluster that the directory belongs to, 16 bytes; none before it does.
+/// The cluster that the directory belongs to, 16 bytes; missing until it belongs to one.
 pub(crate) const CLUSTER_ID_KEY: &[u8] = b"cluster_id";
-/// And the number after which writes were given up: how far they went, and when that was.
+/// Followed by the number after which the operator accepted lost writes; the value says how far they went and when.
 const LOST_WRITES_KEY: &[u8] = b"lost_writes/";
 
 /// The directory's identity.
 #[derive(Clone)]
 pub(crate) struct Meta {
-    /// Made when the directory was formatted or renewed: a wiped disk is another storage.
+    /// Drawn at random when the directory is formatted or re-identified: a wiped disk gets another id.
     pub(crate) storage_id: [u8; 16],
     /// Seed of the node's Ed25519 key.
     pub(crate) signing_seed: [u8; 32],
 }
 
 impl std::fmt::Debug for Meta {
-    /// Without the seed.
+    /// Leaves the seed out.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Meta").field("storage_id", &hex::encode(self.storage_id)).finish_non_exhaustive()
     }
@@ -88,7 +88,7 @@ impl Meta {
     }
 }
 
-/// Records for good that an operator gave up what was durable after a number.
+/// Records permanently that an operator accepted the loss of durable writes after a number.
 pub(crate) fn record_lost_writes(db: &Db, number: u64, expected: u64) -> Result<(), StoreError> {
     let now_ns = std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_nanos());
     let key = [LOST_WRITES_KEY, &number.to_be_bytes()].concat();
@@ -99,23 +99,24 @@ pub(crate) fn record_lost_writes(db: &Db, number: u64, expected: u64) -> Result<
     db.sync()
 }
 
-/// Hands out context numbers, each once.
+/// Gives out context numbers, each once.
 #[derive(Debug)]
 pub(crate) struct Numbers {
     next: AtomicU64,
-    /// The first that is not reserved, and the database that says so: what another one said may be lost.
+    /// The first unreserved number, and the generation of the database that recorded it: a write to an earlier
+    /// generation may be lost.
     reserved: Mutex<(u64, u64)>,
 }
 
 impl Numbers {
-    /// Starts after everything that was reserved before.
+    /// Continues after everything that was reserved before.
     pub(crate) fn open(db: &Db) -> Result<Self, StoreError> {
         let reserved = read::<8>(db, NUMBERS_KEY)?.map_or(1, u64::from_be_bytes);
         Ok(Self { next: AtomicU64::new(reserved), reserved: Mutex::new((reserved, db.generation())) })
     }
 
-    /// The next number. Its block is durable before any number of it is used: the write that uses it
-    /// comes later in the same log.
+    /// Returns the next number. The row that reserves its block precedes every row that uses the number in the same
+    /// log, so a crash never reuses a number.
     pub(crate) fn next(&self, db: &Db) -> Result<u64, StoreError> {
         let number = self.next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let mut reserved = self.reserved.lock();
@@ -129,7 +130,7 @@ impl Numbers {
         Ok(number)
     }
 
-    /// A place for a context's rows: apart, if there is damage in its slot that could be in the way of them.
+    /// Returns a location for a context's rows: apart if damaged blocks of its slot could block reading them.
     pub(crate) fn place(&self, db: &Db, slot: Slot, is_apart: bool) -> Result<RowLocation, StoreError> {
         let number = self.next(db)?;
         if !is_apart {
@@ -137,7 +138,8 @@ impl Numbers {
         }
         let format = read::<4>(db, FORMAT_KEY)?.map_or(FIRST_FORMAT, u32::from_be_bytes);
         if format < APART_FORMAT {
-            // Before any such row in the same log: an older build would not find them.
+            // This precedes every such row in the same log: an older build would not find those rows, so it must
+            // refuse to open the directory.
             let mut batch = WriteBatch::default();
             batch.put_cf(db.family(families::META)?, FORMAT_KEY, APART_FORMAT.to_be_bytes());
             db.write_unsynced(batch)?;
@@ -146,14 +148,14 @@ impl Numbers {
     }
 }
 
-/// Bytes that nobody else has.
+/// Returns random bytes.
 pub(crate) fn random<const N: usize>() -> Result<[u8; N], StoreError> {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes).map_err(|error| StoreError::Io(format!("no randomness: {error}")))?;
     Ok(bytes)
 }
 
-/// A record of fixed length; `None` if there is none yet.
+/// Reads a record of fixed length; `None` if there is none.
 pub(crate) fn read<const N: usize>(db: &Db, key: &[u8]) -> Result<Option<[u8; N]>, StoreError> {
     let damaged = |why: &dyn std::fmt::Display| {
         StoreError::FileDamaged(format!(

@@ -1,4 +1,4 @@
-//! Another identity for a directory that has forgotten what it promised.
+//! Gives a new identity to a directory that has forgotten what it promised.
 
 use ledger_core::{
     node::StorageId,
@@ -11,9 +11,9 @@ use crate::{
     StoreError, directory::meta, directory::slot_records, engine::db::Db, engine::families, engine::record,
 };
 
-/// Gives the directory a new storage id, and forgets what slots were promised and accepted, and who their members
-/// are: all or nothing, on disk when this returns. What contexts hold stays. That a slot was formed stays, too: it is
-/// true of the cluster, and not of this directory.
+/// Gives the directory a new storage id and erases the promises, acceptances and members of all slots, atomically;
+/// the change is on disk when this returns. Contexts keep their entries. Slots also remain recorded as formed,
+/// because that is a fact about the cluster and not about this directory.
 pub(crate) fn renew(db: &Db) -> Result<StorageId, StoreError> {
     let storage_id = meta::random()?;
     let mut batch = WriteBatch::default();
@@ -23,7 +23,8 @@ pub(crate) fn renew(db: &Db) -> Result<StorageId, StoreError> {
     for slot in (0..SLOTS).filter_map(Slot::new) {
         let key = slot.number().to_be_bytes();
         let known = match slot_records::read(db, slot) {
-            // It may have said so. A slot that was formed must not be formed anew, beside what the cluster has of it.
+            // The lost record may have said that the slot was formed. Assume so: forming the slot twice would fork it
+            // from the cluster.
             Err(StoreError::SlotDamaged { .. }) => SlotRecord { is_formed: true, ..SlotRecord::default() },
             known => known?,
         };

@@ -1,8 +1,9 @@
-//! Data directories that cannot be opened, set aside: kept whole, below the directory, while a member of a cluster goes on
-//! with a new database.
+//! Sets aside data directories that cannot be opened: kept whole, below the directory, while a cluster member
+//! continues with a new database.
 //!
-//! What is set aside lies in [`BELOW`]. The database is moved first and the file [`WHY`] is written last, so what a crash interrupts is
-//! finished by the next start: a database without its other files is not whole either. It is done once: a directory that fails
+//! The files are moved into [`BELOW`]. The database moves first and the file [`WHY`] is written last, so the next
+//! start can finish after a crash; a database without its other files is incomplete too. This happens once: if the
+//! directory fails again while the first database is still kept, a new database would not remove the cause.
 //! again, while the first is still kept, has a reason that a new database does not end.
 
 use std::{
@@ -18,28 +19,29 @@ use crate::{
     engine::watermark,
 };
 
-/// Where it is kept, in the data directory.
+/// Subdirectory of the data directory that holds what was set aside.
 const BELOW: &str = "set-aside";
-/// Says that the directory is to be set aside at the next start, and why: it opens, and is damaged for good.
+/// Requests that the next start sets the directory aside, and says why: the database opens, but has failed
+/// permanently.
 const REPLACE: &str = "REPLACE";
-/// Says why; it is there once everything is.
+/// Says why the directory was set aside; written once everything is moved.
 const WHY: &str = "WHY";
-/// Longest reason that is read back, bytes.
+/// Longest reason that is read back, in bytes.
 const MAX_WHY: u64 = 64 << 10;
 
-/// What is kept of a database that could not be opened.
+/// A database that could not be opened and was set aside.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SetAside {
-    /// Where it is.
+    /// Path of the files.
     pub path: PathBuf,
-    /// Why it was set aside, as it was said then.
+    /// The reason recorded when it was set aside.
     pub why: String,
 }
 
-/// What was set aside in a data directory before, and is still there.
+/// Returns what was set aside earlier in a data directory and is still there.
 ///
 /// # Errors
-/// If that cannot be read.
+/// If it cannot be read.
 pub fn set_aside_before(dir: &Path) -> io::Result<Option<SetAside>> {
     let path = dir.join(BELOW);
     Ok(read_why(&path.join(WHY))?.map(|why| SetAside { path, why }))
@@ -62,27 +64,27 @@ fn write_why(path: &Path, why: &str) -> io::Result<()> {
     path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
 }
 
-/// Has a directory set aside at the next start, with why.
+/// Requests that the next start sets the directory aside, with the reason.
 ///
 /// # Errors
-/// If that cannot be written.
+/// If the request cannot be written.
 pub fn want_replacement(dir: &Path, why: &str) -> io::Result<()> {
     write_why(&dir.join(REPLACE), why)
 }
 
-/// Why a directory is to be set aside at this start, if it is.
+/// Returns the reason if this start is to set the directory aside.
 ///
 /// # Errors
-/// If that cannot be read.
+/// If the request cannot be read.
 pub fn wants_replacement(dir: &Path) -> io::Result<Option<String>> {
     read_why(&dir.join(REPLACE))
 }
 
-/// Sets a database that cannot be opened aside, with why. Nobody may have it open.
+/// Sets aside a database that cannot be opened, with the reason. No process may have it open.
 ///
 /// # Errors
-/// If one was set aside before ([`io::ErrorKind::AlreadyExists`]), or a file cannot be moved: nothing is lost then, and the next
-/// try goes on.
+/// If one was set aside before ([`io::ErrorKind::AlreadyExists`]), or if a file cannot be moved: then nothing is
+/// lost, and the next attempt continues.
 pub fn set_aside(dir: &Path, why: &str) -> io::Result<SetAside> {
     if let Some(before) = set_aside_before(dir)? {
         let message = format!("{} is there already", before.path.display());
@@ -91,7 +93,8 @@ pub fn set_aside(dir: &Path, why: &str) -> io::Result<SetAside> {
     let path = dir.join(BELOW);
     fs::DirBuilder::new().recursive(true).mode(0o700).create(&path)?;
     File::open(dir)?.sync_all()?;
-    // The marker says that there was a database: it goes last, and an older build's directory gets one first.
+    // The marker says that there was a database, so it moves last. The directory of an older build gets a marker
+    // first.
     DataDir::new(dir).and_then(|home| home.is_in_use()).map_err(io::Error::other)?;
     for name in [DATABASE, watermark::FILE, space::FILE, MARKER, REPLACE] {
         match fs::rename(dir.join(name), path.join(name)) {
@@ -138,7 +141,7 @@ mod tests {
         let again = set_aside(dir.path(), "again").unwrap_err();
         assert_eq!(again.kind(), io::ErrorKind::AlreadyExists);
 
-        // Nothing of it was lost: with the file back it opens where it is.
+        // Nothing was lost: once the file is back, the database opens where it is.
         fs::write(kept.path.join("db/CURRENT"), current).unwrap();
         let old = Ledger::open(&kept.path).unwrap();
         assert_eq!(old.storage_id(), storage);

@@ -1,4 +1,5 @@
-//! What this replica promised and accepted of each slot. A promise is on disk before anybody hears of it.
+//! Records what this replica promised and accepted for each slot. A promise is on disk before any response mentions
+//! it.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +16,7 @@ use crate::{
 
 /// Reads a slot's record; a slot that nobody claimed has the empty one.
 pub(crate) fn read(db: &Db, slot: Slot) -> Result<SlotRecord, StoreError> {
-    // Without it the replica does not know what it promised: it must not answer for the slot.
+    // Without its record the replica does not know what it promised, so it must not answer for the slot.
     let damaged = |reason: String| StoreError::SlotDamaged { slot, reason };
     let row = db.get(families::SLOTS, &slot.number().to_be_bytes(), record::decode_slot);
     match row {
@@ -27,8 +28,8 @@ pub(crate) fn read(db: &Db, slot: Slot) -> Result<SlotRecord, StoreError> {
     }
 }
 
-/// Writes records, and to which cluster the directory belongs if that is new: all or nothing. Returns when it is on disk,
-/// whatever durability entries have.
+/// Writes records, and the directory's cluster if it is new, atomically. They are on disk when this returns, whatever
+/// durability entries have.
 pub(crate) fn write(
     db: &Db,
     records: &BTreeMap<Slot, SlotRecord>,

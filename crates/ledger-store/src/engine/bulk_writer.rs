@@ -1,8 +1,8 @@
-//! Writing beside the lanes: what nobody waits for holds up no commit.
+//! Writes large histories beside the lanes, without slowing down their commits.
 //!
-//! A sync writes what everybody wrote before it. So a large history goes to the disk a little at a time, each piece
-//! synced by whoever writes it, with a pause after it as long as it took while others commit: they have half of the
-//! disk at least.
+//! A sync flushes what every thread wrote before it, so one large write would delay every commit behind it. This
+//! writer therefore splits a history into pieces and syncs each piece itself. While other threads commit, it pauses
+//! after each piece for as long as the piece took: commits keep at least half of the disk's time.
 
 use std::{
     thread::sleep,
@@ -13,20 +13,20 @@ use rocksdb::WriteBatch;
 
 use crate::{StoreError, engine::db::Db, shared::Shared};
 
-/// So many bytes are written at once.
+/// Size of one piece, in bytes.
 pub(crate) const CHUNK_BYTES: usize = 1 << 20;
-/// The longest pause.
+/// Longest pause between two pieces.
 const MAX_PAUSE: Duration = Duration::from_millis(250);
 
-/// Writes large histories beside the lanes.
+/// Writes large histories beside the lanes, piece by piece.
 #[derive(Debug, Default)]
 pub(crate) struct BulkWriter {
-    /// Commits of others that there were when the piece before was written.
+    /// The lanes' commit count after the previous piece: if it has not changed, no pause is needed.
     commits: u64,
 }
 
 impl BulkWriter {
-    /// Writes a batch if it is large enough; whether it did.
+    /// Writes the batch if it holds at least [`CHUNK_BYTES`]; otherwise leaves it to grow.
     pub(crate) fn write_large(
         &mut self,
         db: &Db,
@@ -36,7 +36,7 @@ impl BulkWriter {
         if batch.size_in_bytes() < CHUNK_BYTES { Ok(()) } else { self.write(db, shared, batch) }
     }
 
-    /// Writes a batch, durably, and empties it. Refused if that left appends too little space on the disk.
+    /// Writes the batch durably and empties it. Refuses if the write would leave appends too little disk space.
     pub(crate) fn write(
         &mut self,
         db: &Db,

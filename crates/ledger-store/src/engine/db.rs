@@ -1,4 +1,4 @@
-//! RocksDB, opened the way the ledger needs it, and its errors in our words.
+//! Opens RocksDB the way the ledger needs it, and translates its errors into [`StoreError`].
 
 use std::{
     path::Path,
@@ -29,7 +29,7 @@ use crate::{
 pub(crate) struct Db {
     inner: DB,
     write: WriteOptions,
-    /// Whether what is written with these is on disk then.
+    /// Whether a write through `write` is synced before it returns.
     is_synced: bool,
     cache: Cache,
     generation: u64,
@@ -37,7 +37,7 @@ pub(crate) struct Db {
     durable_index: Arc<DurableIndex>,
     committed_heads: CommittedHeads,
     fork_numbers: Mutex<()>,
-    /// The first write or sync that failed: RocksDB takes no more of them then.
+    /// The first failed write or sync. RocksDB refuses all later ones, so this database does too.
     failed: OnceLock<StoreError>,
 }
 
@@ -62,7 +62,7 @@ impl Db {
             let mut family = family(name, &cache, options);
             family.set_disable_auto_compactions(!compacts);
             if is_tight {
-                // All of the log stays in memory: a table of it may find no space.
+                // RocksDB must keep the whole log in memory: a full disk may have no space for a table of it.
                 let most = usize::try_from(space::logged(path).saturating_mul(2)).unwrap_or(usize::MAX);
                 family.set_write_buffer_size(most.max(options.write_buffer / 2));
             }
@@ -93,14 +93,14 @@ impl Db {
         if generation == 0 {
             db.durable_index.opened(db.inner.latest_sequence_number());
         } else {
-            // At the first time the directory's format has to be known before.
+            // On the first open, the caller must check the format of the directory before anything is changed.
             forks::clean_up(&db);
         }
         Ok(db)
     }
 
-    /// How far a database goes whose log has an end that cannot be read: looked at without changing anything. `None` if
-    /// it cannot be opened so, either.
+    /// Returns how far a database with an unreadable log end can be replayed, without changing anything. Returns
+    /// `None` if it cannot be opened read-only either.
     pub(crate) fn readable_up_to(path: &Path, options: &Options) -> Option<u64> {
         let cache = Cache::new_lru_cache(options.block_cache);
         let families =
@@ -111,42 +111,44 @@ impl Db {
         Some(db.latest_sequence_number())
     }
 
-    /// How often the database was reopened before: what was read of an earlier one may be outdated.
+    /// Returns how often this process reopened the database. What was read in an earlier generation may be outdated.
     pub(crate) fn generation(&self) -> u64 {
         self.generation
     }
 
-    /// A family's handle.
+    /// Returns the handle of a family.
     pub(crate) fn family(&self, name: &'static str) -> Result<&ColumnFamily, StoreError> {
         self.inner.cf_handle(name).ok_or_else(|| StoreError::Io(format!("the family {name} is missing")))
     }
 
-    /// Held while a fork gets its number.
+    /// Locks the fork numbers: hold the guard while a fork takes its number.
     pub(crate) fn fork_numbers(&self) -> MutexGuard<'_, ()> {
         self.fork_numbers.lock()
     }
 
-    /// The heads that readers see instead of the rows.
+    /// Returns the heads that readers see instead of the rows, where a row is ahead of the commit index.
     pub(crate) fn committed_heads(&self) -> &CommittedHeads {
         &self.committed_heads
     }
 
-    /// A context's head and where its rows are, as far as it is stable.
+    /// Returns a context's head and row location, as far as they are committed.
     pub(crate) fn head(&self, context: &ContextId) -> Result<Row, StoreError> {
         let slot = Slot::of(context);
         let not_in_step = || StoreError::NotInStep { context: context.clone() };
         let shown = self.visibility.visible_since(slot).ok_or_else(not_in_step)?;
-        // The row before what is held: what it is ahead of is held from before it could be read …
+        // Read the row first: if it holds an uncommitted commit, the committed head was pinned before the row could
+        // be read.
         let row = read_head(self, context)?;
         let row = self.committed_heads.of(context, row);
-        // … and until the slot goes dark: then the row may be ahead of what is stable.
+        // The slot may have been hidden meanwhile, which unpins its heads: then the row may be ahead of what is
+        // committed.
         if self.visibility.visible_since(slot) == Some(shown) { Ok(row) } else { Err(not_in_step()) }
     }
 
-    /// Writes a batch, as durable as configured: all of it or nothing.
+    /// Writes a batch atomically, with the configured durability.
     pub(crate) fn write(&self, batch: WriteBatch) -> Result<(), StoreError> {
         self.usable()?;
-        // The batch comes after it, and a sync takes what is before the batch along.
+        // The batch takes the sequence numbers after this one, and the sync also covers everything before it.
         let written = self.inner.latest_sequence_number() + batch.len() as u64;
         self.noted(self.inner.write_opt(batch, &self.write))?;
         if self.is_synced {
@@ -164,19 +166,19 @@ impl Db {
     /// Makes everything written so far durable.
     pub(crate) fn sync(&self) -> Result<(), StoreError> {
         self.usable()?;
-        // What others write meanwhile may be in it, or not.
+        // Concurrent writes may or may not be covered by this sync, so count only what is written now.
         let written = self.inner.latest_sequence_number();
         self.noted(self.inner.flush_wal(true))?;
         self.durable_index.synced(written);
         Ok(())
     }
 
-    /// Why it takes no more writes.
+    /// Returns why the database refuses writes, if it does.
     pub(crate) fn failure(&self) -> Option<StoreError> {
         self.failed.get().cloned()
     }
 
-    /// As if a write had failed.
+    /// Makes the database refuse writes, as after a failed write.
     #[cfg(test)]
     pub(crate) fn fail(&self, error: StoreError) {
         let _ = self.failed.set(error);
@@ -190,12 +192,12 @@ impl Db {
         result.map_err(|error| self.failed.get_or_init(|| io_error(&error)).clone())
     }
 
-    /// The database as it is now, for reading several rows of one moment.
+    /// Returns a snapshot, for reading several rows as of one moment.
     pub(crate) fn snapshot(&self) -> Snapshot<'_> {
         Snapshot::of(&self.inner)
     }
 
-    /// Reads one value, and hands it to `read` without copying it.
+    /// Reads one value and passes it to `read` without copying it.
     pub(crate) fn get<T>(
         &self,
         family: &'static str,
@@ -224,14 +226,14 @@ impl Db {
         rows::walk(self.inner.raw_iterator_cf_opt(handle, options), first, visit)
     }
 
-    /// The rows of a family before `beyond`, for looking here and there.
+    /// Returns a cursor over the rows of a family before `beyond`, for seeking to many places.
     pub(crate) fn cursor(&self, family: &'static str, beyond: &[u8]) -> Option<DBRawIterator<'_>> {
         let mut options = ReadOptions::default();
         options.set_iterate_upper_bound(beyond);
         self.inner.cf_handle(family).map(|handle| self.inner.raw_iterator_cf_opt(handle, options))
     }
 
-    /// About how many bytes the rows between two keys take in table files.
+    /// Estimates how many bytes the rows between two keys take in table files.
     pub(crate) fn size_of(
         &self,
         family: &'static str,
@@ -242,7 +244,7 @@ impl Db {
         Ok(self.inner.get_approximate_sizes_cf(self.family(family)?, &[range]).into_iter().sum())
     }
 
-    /// A property of RocksDB summed over all families.
+    /// Sums a property of RocksDB over all families.
     pub(crate) fn property(&self, name: &str) -> u64 {
         families::ALL
             .iter()
@@ -251,7 +253,7 @@ impl Db {
             .sum()
     }
 
-    /// A property of one family.
+    /// Returns a property of one family.
     pub(crate) fn family_property(&self, family: &'static str, name: &str) -> u64 {
         self.inner
             .cf_handle(family)
@@ -259,12 +261,12 @@ impl Db {
             .unwrap_or_default()
     }
 
-    /// Bytes the block cache holds.
+    /// Returns how many bytes the block cache holds.
     pub(crate) fn cache_usage(&self) -> u64 {
         self.cache.get_usage() as u64
     }
 
-    /// Moves everything in memory to table files and stops background work.
+    /// Flushes all memtables to table files and stops background work.
     pub(crate) fn close(&self) -> Result<(), StoreError> {
         self.sync()?;
         for name in families::ALL {
@@ -279,31 +281,32 @@ impl Db {
 /// How a database is opened.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct How {
-    /// Whether there is one.
+    /// Whether the database exists already.
     pub(crate) opening: OpenMode,
-    /// What the log is held to.
+    /// How much of the write-ahead log must be readable.
     pub(crate) recovery: Recovery,
-    /// How often it was opened before by this process.
+    /// How often this process opened the database before.
     pub(crate) generation: u64,
     /// Whether table files are compacted.
     pub(crate) compacts: bool,
-    /// There is little space: what the log holds is not written to table files.
+    /// Disk space is short: RocksDB must not write the replayed log to table files.
     pub(crate) is_tight: bool,
 }
 
-/// What the write-ahead log is held to when it is replayed.
+/// How much of the write-ahead log must be readable when RocksDB replays it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Recovery {
-    /// A last record that ends too soon is a crash; anything else wrong in the log is damage and must be reported.
+    /// The whole log. A crash may have cut its last record short; anything else that cannot be read is damage and
+    /// must be reported.
     Whole,
-    /// Replayed up to the last whole record: for an end of which is known that nothing of it was acknowledged.
+    /// Everything up to the last whole record: only for a log whose end is known to hold nothing acknowledged.
     ToLastWhole,
 }
 
-/// Options of the whole database.
+/// Returns the options of the whole database.
 fn database(options: &Options, opening: OpenMode, recovery: Recovery) -> rocksdb::Options {
     let mut db = rocksdb::Options::default();
-    // Over remains that have no CURRENT it would remove them all.
+    // RocksDB would remove every file of a database that lost its CURRENT file and create a new one.
     db.create_if_missing(opening == OpenMode::Create);
     db.create_missing_column_families(true);
     db.set_wal_recovery_mode(match recovery {
@@ -317,15 +320,15 @@ fn database(options: &Options, opening: OpenMode, recovery: Recovery) -> rocksdb
     db.set_max_open_files(i32::try_from(options.max_open_files).unwrap_or(i32::MAX));
     db.set_keep_log_file_num(3);
     db.set_max_log_file_size(8 << 20);
-    // Lanes may write at once: one writes the log while another fills the memtable.
+    // Lanes write concurrently: one writes the log while another fills the memtable.
     db.set_enable_pipelined_write(true);
     db
 }
 
-/// The part of a memtable that its filter takes: 16 bits and more for each row.
+/// The share of a memtable that its filter takes: at least 16 bits for each row.
 const MEMTABLE_FILTER: f64 = 0.02;
 
-/// Options of one family.
+/// Returns the options of one family.
 fn family(name: &str, cache: &Cache, options: &Options) -> rocksdb::Options {
     let mut table = BlockBasedOptions::default();
     table.set_block_cache(cache);
@@ -335,8 +338,8 @@ fn family(name: &str, cache: &Cache, options: &Options) -> rocksdb::Options {
     table.set_format_version(6);
     if matches!(name, families::IDS | families::HEADS | families::TILES) {
         table.set_bloom_filter(10.0, false);
-        // In parts: a filter in one block is larger than what a shard of the cache takes, and would be read from the
-        // disk, whole, for each row that is looked up.
+        // Partition the filter. A filter in one block is larger than a shard of the cache admits, so every lookup
+        // would read it whole from the disk.
         table.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
         table.set_partition_filters(true);
         table.set_metadata_block_size(4 << 10);
@@ -347,7 +350,7 @@ fn family(name: &str, cache: &Cache, options: &Options) -> rocksdb::Options {
     family.set_write_buffer_size(options.write_buffer / 2);
     family.set_max_write_buffer_number(3);
     if matches!(name, families::IDS | families::HEADS | families::SLOTS) {
-        // Most of what is looked up in these is not there: a new context, an append that is no repetition.
+        // Most lookups in these families miss: a new context, an append that repeats nothing.
         family.set_memtable_whole_key_filtering(true);
         family.set_memtable_prefix_bloom_ratio(MEMTABLE_FILTER);
     }
@@ -357,19 +360,19 @@ fn family(name: &str, cache: &Cache, options: &Options) -> rocksdb::Options {
         families::TILES | families::IDS => DBCompressionType::None,
         _ => DBCompressionType::Lz4,
     };
-    // The newest data is written most often and read from memory: compress what has settled.
+    // The newest data is rewritten most often and read from memory, so compress only the lowest levels.
     family.set_compression_per_level(&[DBCompressionType::None, DBCompressionType::None, compression]);
     if name == families::ENTRIES {
         family.set_bottommost_compression_type(DBCompressionType::Zstd);
         family.set_target_file_size_base(64 << 20);
         family.set_max_bytes_for_level_base(512 << 20);
-        // Entries are written once: the less often they are moved, the better.
+        // Entries never change, so every compaction of them is pure cost: start one later.
         family.set_level_zero_file_num_compaction_trigger(8);
     }
     family
 }
 
-/// An error of RocksDB while writing, in our words.
+/// Translates an error of a RocksDB write.
 pub(crate) fn io_error(error: &rocksdb::Error) -> StoreError {
     let text = error.as_ref();
     if space::is_no_space(text) {
@@ -381,7 +384,7 @@ pub(crate) fn io_error(error: &rocksdb::Error) -> StoreError {
     StoreError::Io(text.to_owned())
 }
 
-/// An error of RocksDB while reading a context: a block that fails its checksum is damage.
+/// Translates an error of a RocksDB read in a context: a block that fails its checksum is damage.
 pub(crate) fn read_error(context: &ContextId, sequence: Sequence, error: &rocksdb::Error) -> StoreError {
     match error.kind() {
         ErrorKind::Corruption => StoreError::Damaged {

@@ -1,7 +1,7 @@
-//! How far the directory is durable, as a number that grows as long as the directory lives.
+//! Tracks how far the data directory is durable, as a number that only grows while the directory lives.
 //!
-//! RocksDB numbers every change, and goes on counting at the next start. Whoever remembers the number of what was
-//! durable can tell when a directory comes back that is older: it opens with a lower one.
+//! RocksDB gives every change a sequence number and continues the count at the next start. A peer that remembers the
+//! highest durable number can therefore recognize an older copy of the directory: it opens at a lower number.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -9,73 +9,74 @@ use parking_lot::Mutex;
 
 use crate::engine::watermark::Watermark;
 
-/// How far the directory goes.
+/// How far the directory is durable, in RocksDB sequence numbers.
 #[derive(Debug, Default)]
 pub(crate) struct DurableIndex {
-    /// When it was opened, before anything was written.
+    /// The number at which the directory was opened, before this process wrote anything.
     opened: AtomicU64,
-    /// What is known to be on disk.
+    /// The highest number known to be on disk.
     durable: AtomicU64,
-    /// When the present start began; `None` before the first.
+    /// The number at which the current cluster start began; `None` before the first.
     started: Mutex<Option<u64>>,
-    /// Keeps what is on disk known from a second place.
+    /// Records the durable number outside of the write-ahead log.
     watermark: Option<Watermark>,
 }
 
 impl DurableIndex {
-    /// Nothing is known yet but what the watermark says.
+    /// Creates the index: until the directory is opened it knows only what the watermark says.
     pub(crate) fn new(watermark: Watermark) -> Self {
         Self { watermark: Some(watermark), ..Self::default() }
     }
 
-    /// How far the directory was durable, by the second place; 0 if that is not known.
+    /// Returns how far the directory was durable according to the watermark; 0 if that is unknown.
     pub(crate) fn expected(&self) -> u64 {
         self.watermark.as_ref().map_or(0, Watermark::number)
     }
 
-    /// Takes a lower number for how far the directory was durable: what came after it is given up.
+    /// Lowers the watermark to `number`: the operator accepts that later changes are lost.
     ///
     /// # Errors
-    /// If the second place cannot be written.
+    /// If the watermark file cannot be written.
     pub(crate) fn accept_loss_after(&self, number: u64) -> std::io::Result<()> {
         self.watermark.as_ref().map_or(Ok(()), |watermark| watermark.reset(number))
     }
 
-    /// The directory is being closed.
+    /// Syncs the watermark, because the directory is about to be closed.
     pub(crate) fn close(&self) {
         if let Some(watermark) = &self.watermark {
             watermark.sync();
         }
     }
 
-    /// The directory was opened, and goes so far.
+    /// Records the number at which the directory was opened.
     pub(crate) fn opened(&self, number: u64) {
         self.opened.store(number, Ordering::SeqCst);
     }
 
-    /// Everything up to a number that was taken before the sync is on disk.
+    /// Records that a sync made everything up to `number` durable. Take the number before the sync.
     pub(crate) fn synced(&self, number: u64) {
-        // Before anything of it is acknowledged.
+        // The watermark must be written before anything of this sync is acknowledged.
         if let Some(watermark) = &self.watermark {
             watermark.advance(number);
         }
         self.durable.fetch_max(number, Ordering::SeqCst);
     }
 
-    /// What is on disk for sure; 0 before the first sync.
+    /// Returns the highest number known to be on disk; 0 before the first sync.
     pub(crate) fn durable(&self) -> u64 {
         self.durable.load(Ordering::SeqCst)
     }
 
-    /// A start begins. The first one begins with what was opened: what opening writes counts for nothing. Those after it,
-    /// in the same process, begin with what the ones before may have spoken of.
+    /// Begins a cluster start. The first one begins at the number the directory was opened at, because nobody was
+    /// promised what opening itself writes. Later ones in the same process begin at the durable number, because
+    /// earlier ones may have announced it.
     pub(crate) fn start(&self) {
         let mut started = self.started.lock();
         let from = if started.is_some() { self.durable() } else { self.opened.load(Ordering::SeqCst) };
         *started = Some(from);
     }
 
-    /// How far the directory went at the present start.
+    /// Returns the number at which the current start began.
     pub(crate) fn opening(&self) -> u64 {
         self.started.lock().unwrap_or_else(|| self.opened.load(Ordering::SeqCst))
     }

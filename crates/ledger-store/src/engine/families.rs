@@ -1,4 +1,4 @@
-//! The families and their keys, in one table.
+//! The column families and their keys, in one table.
 //!
 //! | family | key | value | changes |
 //! | --- | --- | --- | --- |
@@ -11,12 +11,12 @@
 //! | `slots` | slot16 ‖ bucket8 ‖ context id | empty: the slot index. Longer than the key of any record | with the context's first and last head |
 //! | `meta` | name | format version, storage id, signing seed, … | rarely |
 //!
-//! Integers are big-endian, which keeps keys in order. A context has a node-local *number* from the
-//! moment it is first seen, so that its rows are short and installing another history is one switch.
+//! Integers are big-endian, so keys sort in numeric order. A node gives each context a local *number* when it first
+//! sees it. The number keeps rows short, and lets a lane install another history by switching the number in the head.
 //!
-//! A number with its highest bit set is *apart*: in `entries` and `tiles` its rows have 0xffff in the place of the
-//! slot, so that they come after those of all slots, where no damaged block of a table file can be in the way of
-//! whoever reads them. What is restored because of damage is put there.
+//! A number with its highest bit set is *apart*: its rows in `entries` and `tiles` have 0xffff in place of the slot,
+//! so they sort after the rows of all slots. No damaged block of a slot's rows can block reading them. Contexts that
+//! are restored because of damage get such numbers.
 
 use ledger_core::{EntryId, Sequence, slot::Slot, tree::TileId};
 
@@ -28,22 +28,22 @@ pub(crate) const ENTRIES: &str = "entries";
 pub(crate) const TILES: &str = "tiles";
 /// Entry ids.
 pub(crate) const IDS: &str = "ids";
-/// Histories that were left.
+/// Histories that were forked off.
 pub(crate) const FORKS: &str = "forks";
-/// Slots.
+/// Slot records and the slot index.
 pub(crate) const SLOTS: &str = "slots";
-/// What concerns the directory as a whole.
+/// Facts about the directory as a whole.
 pub(crate) const META: &str = "meta";
 
 /// All families.
 pub(crate) const ALL: [&str; 7] = [HEADS, ENTRIES, TILES, IDS, FORKS, SLOTS, META];
 
-/// The level under which the keys of a level-0 tile's entries are summarised.
+/// The level under which `tiles` holds the key summary of a level-0 tile.
 pub(crate) const KEYS_LEVEL: u8 = 0xff;
 
-/// Set in numbers that are apart.
+/// The bit that is set in numbers that are apart.
 pub(crate) const SEPARATE_BIT: u64 = 1 << 63;
-/// In the place of the slot of what is apart: no slot has this number.
+/// Replaces the slot in the keys of rows that are apart: no slot has this number.
 const SEPARATE_SLOT: u16 = u16::MAX;
 
 /// Where a context's rows are: the prefix of its keys in `entries` and `tiles`.
@@ -66,7 +66,7 @@ impl RowLocation {
         key
     }
 
-    /// The key of an entry.
+    /// Returns the key of an entry.
     pub(crate) fn entry(self, sequence: Sequence) -> [u8; 18] {
         let mut key = [0; 18];
         key[..10].copy_from_slice(&self.prefix());
@@ -74,7 +74,7 @@ impl RowLocation {
         key
     }
 
-    /// The key of a tile.
+    /// Returns the key of a tile.
     pub(crate) fn tile(self, tile: TileId) -> [u8; 19] {
         let mut key = [0; 19];
         key[..10].copy_from_slice(&self.prefix());
@@ -83,17 +83,17 @@ impl RowLocation {
         key
     }
 
-    /// The key of the key summary of a level-0 tile.
+    /// Returns the key of the key summary of a level-0 tile.
     pub(crate) fn keys(self, index: u64) -> [u8; 19] {
         self.tile(TileId { level: KEYS_LEVEL, index })
     }
 
-    /// The key of a client's entry id.
+    /// Returns the key of a client's entry id.
     pub(crate) fn id(self, id: &EntryId) -> Vec<u8> {
         id.with_text(|text| [&self.number.to_be_bytes(), text.as_bytes()].concat())
     }
 
-    /// The key of an entry of a fork; sequence 0: of its evidence.
+    /// Returns the key of an entry of a fork; sequence 0 is the key of its evidence.
     pub(crate) fn fork(self, fork: u64, sequence: Sequence) -> [u8; 26] {
         let mut key = [0; 26];
         key[..10].copy_from_slice(&self.prefix_of(self.slot.number()));
@@ -102,23 +102,23 @@ impl RowLocation {
         key
     }
 
-    /// First key of the context and first key beyond it, in `entries` and `tiles`.
+    /// Returns the first key of the context and the first key beyond it, in `entries` and `tiles`.
     pub(crate) fn range(self) -> ([u8; 10], [u8; 10]) {
         (self.prefix(), Self { number: self.number + 1, ..self }.prefix())
     }
 
-    /// The same for `ids`.
+    /// Returns the same range for `ids`.
     pub(crate) fn id_range(self) -> ([u8; 8], [u8; 8]) {
         (self.number.to_be_bytes(), (self.number + 1).to_be_bytes())
     }
 }
 
-/// The sequence in an entry's key.
+/// Returns the sequence in an entry's key.
 pub(crate) fn sequence_of(key: &[u8]) -> Option<Sequence> {
     Some(Sequence(u64::from_be_bytes(key.get(10..18)?.try_into().ok()?)))
 }
 
-/// The context's place, the fork and the sequence in a key of `forks`.
+/// Returns the row location of the context, the fork and the sequence in a key of `forks`.
 pub(crate) fn fork_of(key: &[u8]) -> Option<(RowLocation, u64, Sequence)> {
     let (slot, rest) = key.split_first_chunk::<2>()?;
     let (number, rest) = rest.split_first_chunk::<8>()?;

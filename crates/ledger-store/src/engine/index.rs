@@ -1,6 +1,6 @@
-//! The slot index: the contexts of a slot, bucket by bucket, found without reading all heads.
+//! The slot index lists the contexts of a slot, bucket by bucket, without reading all heads.
 //!
-//! A context has its row exactly while it has a head: both are written, and removed, in one batch.
+//! A context has an index row exactly while it has a head: one batch writes, or removes, both.
 
 use std::collections::BTreeSet;
 
@@ -16,11 +16,11 @@ use crate::{
     limited,
 };
 
-/// In `meta`: the index is whole. Directories from before there was one do not have it.
+/// In `meta`: the index is complete. Directories of builds without an index lack this row.
 const WHOLE: &[u8] = b"slot-index";
-/// Version of the rows.
+/// Version of the index rows.
 const VERSION: [u8; 1] = [1];
-/// Rows are written so many bytes at once while the index is made.
+/// Size of one write while the index is built, in bytes.
 const REBUILD_BATCH_BYTES: usize = 1 << 20;
 
 fn prefix(slot: Slot, bucket: Bucket) -> [u8; 3] {
@@ -32,26 +32,26 @@ fn key(context: &ContextId) -> Vec<u8> {
     [&prefix(Slot::of(context), Bucket::of(context))[..], context.as_str().as_bytes()].concat()
 }
 
-/// Puts a new context's row into the batch of its first head.
+/// Adds a new context's row to the batch of its first head.
 pub(crate) fn put(db: &Db, batch: &mut WriteBatch, context: &ContextId) -> Result<(), StoreError> {
     batch.put_cf(db.family(families::SLOTS)?, key(context), []);
     Ok(())
 }
 
-/// Removes a context's row with the batch that removes its head.
+/// Adds the removal of a context's row to the batch that removes its head.
 pub(crate) fn remove(db: &Db, batch: &mut WriteBatch, context: &ContextId) -> Result<(), StoreError> {
     batch.delete_cf(db.family(families::SLOTS)?, key(context));
     Ok(())
 }
 
-/// Whether there is a row of a context: it has a head then, or had one that is lost.
+/// Returns whether the index has a context: it has a head then, or lost one to damage.
 pub(crate) fn has(rows: &impl Rows, context: &ContextId) -> Result<bool, StoreError> {
     let row = rows.get(families::SLOTS, &key(context), |_| ());
     row.map(|row| row.is_some()).map_err(|error| io_error(&error))
 }
 
-/// Calls `visit` with the contexts of each bucket in order, those after `after` only, until it returns false: then it
-/// goes on with the next bucket.
+/// Calls `visit` with the contexts of each bucket in order, starting after `after`. When `visit` returns false, the
+/// scan continues with the next bucket.
 pub(crate) fn scan(
     rows: &impl Rows,
     slot: Slot,
@@ -59,18 +59,18 @@ pub(crate) fn scan(
     after: Option<&ContextId>,
     mut visit: impl FnMut(&str) -> bool,
 ) -> Result<(), StoreError> {
-    // The record of the next slot comes before its first bucket.
+    // The key of the next slot's record sorts before that slot's first bucket.
     let Some(mut cursor) = rows.cursor(families::SLOTS, &(slot.number() + 1).to_be_bytes()) else {
         return Ok(());
     };
-    // The cursor stands behind the buckets that were read: to move it is what costs.
+    // The cursor is beyond the buckets read so far. Seeking is what costs, so do it only when needed.
     let mut next = None;
     for bucket in buckets {
         let prefix = prefix(slot, *bucket);
         match (next, after) {
             (Some(next), _) if *bucket < next => continue,
             (Some(next), None) if *bucket == next => {}
-            // The next key in order.
+            // The smallest key beyond this one.
             (_, Some(after)) => cursor.seek([&prefix[..], after.as_str().as_bytes(), &[0]].concat()),
             (_, None) => cursor.seek(prefix),
         }
@@ -89,7 +89,7 @@ pub(crate) fn scan(
     Ok(())
 }
 
-/// Calls `visit` with the contexts of all slots in turn, those of a slot by bucket and name.
+/// Calls `visit` with the contexts of all slots, ordered by slot, bucket and name.
 pub(crate) fn everything(rows: &impl Rows, mut visit: impl FnMut(Slot, &str)) -> Result<(), StoreError> {
     rows.scan(families::SLOTS, &[], &[0xff], false, |row, _| {
         let Some((slot, [_, name @ ..])) = row.split_first_chunk::<2>() else { return true };
@@ -102,7 +102,8 @@ pub(crate) fn everything(rows: &impl Rows, mut visit: impl FnMut(Slot, &str)) ->
     .map_err(|error| io_error(&error))
 }
 
-/// As [`scan`], from the names of the heads: for an index that is damaged. Within a slot the names come in their order.
+/// Does what [`scan`] does from the names of the heads, for a damaged index. Within a slot the contexts come in name
+/// order.
 pub(crate) fn scan_heads(
     rows: &impl Rows,
     slot: Slot,
@@ -121,7 +122,7 @@ pub(crate) fn scan_heads(
     .map_err(|error| io_error(&error))
 }
 
-/// Makes the index of a directory from before there was one. What a crash leaves of it is written again.
+/// Builds the index of a directory that lacks one. After a crash it starts over.
 pub(crate) fn ensure(db: &Db) -> Result<(), StoreError> {
     if meta::read::<1>(db, WHOLE)?.is_some() {
         return Ok(());
@@ -142,7 +143,7 @@ pub(crate) fn ensure(db: &Db) -> Result<(), StoreError> {
     })
     .map_err(|error| io_error(&error))?;
     written?;
-    // Last in the log: if it is there, so are the others.
+    // This row is the last one in the log: if it survives a crash, so do the others.
     batch.put_cf(db.family(families::META)?, WHOLE, VERSION);
     db.write_unsynced(batch)?;
     db.sync()?;
@@ -170,7 +171,7 @@ mod tests {
         ContextId::new(format!("context-{number}")).unwrap()
     }
 
-    /// Everything in the index, in its order.
+    /// Lists the whole index, in order.
     fn all(db: &Db) -> Vec<ContextId> {
         let mut found = Vec::new();
         for slot in (0..SLOTS).filter_map(Slot::new) {

@@ -1,15 +1,16 @@
-//! Key summaries: which keys occur in a block of 256 entries, so that a filtered read skips blocks.
+//! Key summaries record which keys occur in a block of 256 entries, so that a filtered read can skip blocks.
 
 use std::collections::BTreeSet;
 
-/// A key's place in a summary: 32 bits of its hash. A collision costs a look, never an entry.
+/// Returns how a summary represents a key: 32 bits of its hash. A collision costs one extra read, and never hides an
+/// entry.
 pub(crate) fn key_hash(key: &str) -> u32 {
-    // FNV-1a, 32 bits (draft-eastlake-fnv): the summaries are small and not secret, and it costs
-    // a few nanoseconds per append.
+    // FNV-1a, 32 bits (draft-eastlake-fnv). It costs a few nanoseconds per append; the summaries are small and need
+    // no secrecy.
     key.bytes().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
 }
 
-/// The stored form: the hashes in ascending order, 4 bytes each, big-endian.
+/// Encodes a summary: the hashes in ascending order, 4 bytes each, big-endian.
 pub(crate) struct KeySet;
 
 impl KeySet {
@@ -17,7 +18,8 @@ impl KeySet {
         keys.iter().flat_map(|key| key.to_be_bytes()).collect()
     }
 
-    /// Whether a stored summary has the key. A malformed one has every key: the block is read.
+    /// Returns whether a stored summary may have the key. A malformed summary counts as having every key, so its
+    /// block is read.
     pub(crate) fn may_contain(bytes: &[u8], key: u32) -> bool {
         !bytes.len().is_multiple_of(4) || bytes.chunks_exact(4).any(|chunk| chunk == key.to_be_bytes())
     }

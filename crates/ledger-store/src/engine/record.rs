@@ -1,11 +1,11 @@
-//! Records on disk: a version byte, the fields in bincode, a CRC-32 (IEEE 802.3) of both, little-endian. The
-//! only module that knows bincode.
+//! Encodes records on disk: a version byte, the fields in bincode, and a little-endian CRC-32 (IEEE 802.3) of both.
+//! No other module knows bincode.
 //!
-//! The checksum makes reading cheap: it finds any flipped byte at a fraction of the cost of the content hash,
-//! which the scrub, proofs, snapshots and loads check. See docs/adr/0005-record-checksum.md.
+//! The checksum keeps reads cheap: it detects damage at a fraction of the cost of the content hash. The scrub,
+//! proofs, snapshots and loads check the content hash. See docs/adr/0005-record-checksum.md.
 //!
-//! A reader of version N reads all versions ≤ N; a higher one is an error that says so. Decoding is
-//! bounded: what has a length is borrowed from the value, and the one list of counted items has a limit.
+//! A reader of version N reads all versions ≤ N and reports a higher one as such. Decoding is bounded:
+//! variable-length fields are borrowed from the value, and the only counted list has a limit.
 
 use bincode::{
     BorrowDecode, Encode,
@@ -29,13 +29,13 @@ const VERSION: u8 = 1;
 /// Why a record cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RecordError {
-    /// Written by a newer build.
+    /// A newer build wrote it.
     #[error("its record has version {0}, and this build reads up to {VERSION}: use a newer build")]
     Newer(u8),
-    /// Not what was written: some byte of it changed.
+    /// Its bytes do not match its checksum: some of them changed.
     #[error("its record is not what was written: the checksum does not match")]
     Checksum,
-    /// Not a record.
+    /// It has no valid encoding.
     #[error("its record cannot be decoded: {0}")]
     Malformed(String),
 }
@@ -48,11 +48,11 @@ impl RecordError {
 
 #[derive(Encode, BorrowDecode)]
 enum IdRecord<'a> {
-    /// The ledger made it.
+    /// The ledger generated it.
     Bits([u8; 16]),
     /// The writer chose it.
     Text(&'a str),
-    /// The writer chose it, and it looks like one of ours.
+    /// The writer chose it, and it has the form of a generated id.
     Chosen([u8; 16]),
 }
 
@@ -64,7 +64,7 @@ struct EntryRecord<'a> {
     appended_at_ns: u64,
     epoch: u64,
     content_hash: [u8; 32],
-    /// The pairs, encoded by themselves with a limit of their own; empty if there are none.
+    /// The metadata pairs, encoded separately with their own limit; empty if there are none.
     metadata: &'a [u8],
     payload: &'a [u8],
 }
@@ -78,33 +78,33 @@ struct HeadRecord<'a> {
     epoch: u64,
     lineage: [u8; 16],
     created_at_ns: u64,
-    /// 32 bytes each.
+    /// The peaks of the tree, 32 bytes each.
     peaks: &'a [u8],
 }
 
 #[derive(Encode, BorrowDecode)]
 struct SlotRow<'a> {
-    /// 0 and empty: nothing was promised.
+    /// The promised epoch; 0 with an empty claimant: nothing was promised.
     promised_epoch: u64,
     promised_to: &'a str,
     accepted: u64,
     placed_in: u64,
     is_confirmed: bool,
-    /// The members, encoded by themselves with a limit of their own; empty if none were recorded.
+    /// The members, encoded separately with their own limit; empty if none were recorded.
     members: &'a [u8],
-    /// Those that they are to follow, in the same way; empty if that is settled.
+    /// The members that these are to replace, encoded the same way; empty once the move is confirmed.
     before: &'a [u8],
     was_formed: bool,
 }
 
 /// Members: node and storage id.
 type Members<'a> = Vec<(&'a str, [u8; 16])>;
-/// Bytes that decoding members may take.
+/// Most bytes that decoding members may allocate.
 const MEMBERS_LIMIT: usize = MAX_REPLICAS * (64 + MAX_NODE_ID);
 
 /// Metadata pairs, sorted by key.
 type Pairs<'a> = Vec<(&'a str, &'a str)>;
-/// Bytes that decoding metadata may take: the pairs and their texts.
+/// Most bytes that decoding metadata may allocate: the pairs and their texts.
 const METADATA_LIMIT: usize = MAX_METADATA_PAIRS * 64 + MAX_METADATA;
 
 pub(crate) fn encode<T: Encode>(record: &T, out: &mut Vec<u8>) -> Result<(), RecordError> {
@@ -135,7 +135,10 @@ pub(crate) fn decode<'a, T: BorrowDecode<'a, ()>>(bytes: &'a [u8]) -> Result<T, 
     Ok(record)
 }
 
-/// Encodes an entry, and whether its writer chose its id. Its context and sequence are in its key.
+/// Encodes an entry and whether its writer chose its id. The key of the row holds the context and the sequence.
+///
+/// # Errors
+/// [`RecordError`] if a field cannot be encoded.
 pub fn encode_entry(entry: &Entry, is_id_chosen: bool, out: &mut Vec<u8>) -> Result<(), RecordError> {
     let text = match entry.id.bits() {
         Some(_) => String::new(),
@@ -158,12 +161,18 @@ pub fn encode_entry(entry: &Entry, is_id_chosen: bool, out: &mut Vec<u8>) -> Res
     encode(&record, out)
 }
 
-/// Decodes an entry. Does not check its hash.
+/// Decodes an entry without checking its content hash.
+///
+/// # Errors
+/// [`RecordError`] if the bytes are damaged, malformed, or of a newer version.
 pub fn decode_entry(context_id: &ContextId, sequence: Sequence, bytes: &[u8]) -> Result<Entry, RecordError> {
     view_entry(sequence, bytes)?.to_entry(context_id).map_err(RecordError::new)
 }
 
-/// Decodes an entry without copying it. Does not check its hash.
+/// Decodes an entry without copying it and without checking its content hash.
+///
+/// # Errors
+/// [`RecordError`] if the bytes are damaged, malformed, or of a newer version.
 pub fn view_entry(sequence: Sequence, bytes: &[u8]) -> Result<EntryView<'_>, RecordError> {
     let record: EntryRecord<'_> = decode(bytes)?;
     Ok(EntryView {
@@ -200,13 +209,16 @@ fn decode_metadata(bytes: &[u8]) -> Result<Pairs<'_>, RecordError> {
     Ok(pairs)
 }
 
-/// Reads a stored entry's key and content hash only, for looking at many entries and taking few.
+/// Reads only the key and content hash of a stored entry, for callers that inspect many entries and keep few.
 pub(crate) fn peek_entry(bytes: &[u8]) -> Result<(&str, Hash), RecordError> {
     let record: EntryRecord<'_> = decode(bytes)?;
     Ok((record.key, Hash(record.content_hash)))
 }
 
-/// Encodes a head.
+/// Encodes a head with the context's number.
+///
+/// # Errors
+/// [`RecordError`] if a field cannot be encoded.
 pub fn encode_head(number: u64, head: &Head, out: &mut Vec<u8>) -> Result<(), RecordError> {
     let record = HeadRecord {
         number,
@@ -222,6 +234,9 @@ pub fn encode_head(number: u64, head: &Head, out: &mut Vec<u8>) -> Result<(), Re
 }
 
 /// Decodes a head and the context's number.
+///
+/// # Errors
+/// [`RecordError`] if the bytes are damaged, malformed, or of a newer version.
 pub fn decode_head(bytes: &[u8]) -> Result<(u64, Head), RecordError> {
     let record: HeadRecord<'_> = decode(bytes)?;
     let suite = HashSuite::from_code(record.suite)
@@ -240,7 +255,10 @@ pub fn decode_head(bytes: &[u8]) -> Result<(u64, Head), RecordError> {
     Ok((record.number, head))
 }
 
-/// Encodes what a replica promised and accepted of a slot.
+/// Encodes what a replica promised and accepted for a slot.
+///
+/// # Errors
+/// [`RecordError`] if a field cannot be encoded.
 pub fn encode_slot(record: &SlotRecord, out: &mut Vec<u8>) -> Result<(), RecordError> {
     let placement = record.placement.as_ref();
     let members = encode_members(placement.map(|placement| &placement.members))?;
@@ -280,7 +298,10 @@ fn decode_members(bytes: &[u8]) -> Result<Option<ReplicaSet>, RecordError> {
     ReplicaSet::new(members).map(Some).map_err(RecordError::new)
 }
 
-/// Decodes what a replica promised and accepted of a slot.
+/// Decodes what a replica promised and accepted for a slot.
+///
+/// # Errors
+/// [`RecordError`] if the bytes are damaged, malformed, or of a newer version.
 pub fn decode_slot(bytes: &[u8]) -> Result<SlotRecord, RecordError> {
     let row: SlotRow<'_> = decode(bytes)?;
     let promised = match row.promised_to {
@@ -329,7 +350,7 @@ mod tests {
         entry.payload.len() % 2 == 1
     }
 
-    /// With the checksum that makes it a record.
+    /// Appends the checksum that completes a record.
     fn sealed(bytes: &[u8]) -> Vec<u8> {
         [bytes, &crc32fast::hash(bytes).to_le_bytes()].concat()
     }

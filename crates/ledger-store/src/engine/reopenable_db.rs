@@ -1,8 +1,8 @@
-//! The database as everybody holds it: open, or being reopened after a failure.
+//! The database as all threads share it: open, or being reopened after a failure.
 //!
-//! After a failed write RocksDB takes no more writes until it is opened again. That is done here, once
-//! there is reason to hope: whoever works with the database holds it for one operation only, so it can
-//! be taken away, closed and replaced while the process goes on.
+//! RocksDB refuses all writes after a failed one until it is opened again. This module reopens it once a write is
+//! likely to succeed. Callers hold the database for one operation only, so the module can take it away, close it and
+//! replace it while the process runs.
 
 use std::{
     path::{Path, PathBuf},
@@ -30,19 +30,20 @@ use crate::{
     write::staging,
 };
 
-/// How long an operation waits for a database that is being reopened.
+/// How long an operation waits while the database is being reopened.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long whoever still works with a database that closes is waited for.
+/// How long closing waits for the operations that still use the database.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How often a failed database is looked at.
+/// How often the thread checks whether the database failed.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
-/// How long to wait before a database is reopened that failed again soon after the last time, at first and at most.
+/// How long to wait before reopening a database that failed again soon after the previous reopening, at first and at
+/// most.
 const FIRST_BACKOFF: Duration = Duration::from_secs(2);
 const MAX_BACKOFF: Duration = Duration::from_mins(1);
-/// How often a database is reopened because of damaged files, before it is given up.
+/// How often damaged files may cause a reopening before the database counts as failed permanently.
 const MAX_DAMAGED_REOPENS: u32 = 3;
 
-/// The database, replaceable.
+/// The database, which can be replaced while threads use it.
 #[derive(Debug)]
 pub(crate) struct ReopenableDb {
     path: PathBuf,
@@ -51,7 +52,7 @@ pub(crate) struct ReopenableDb {
     durable_index: Arc<DurableIndex>,
     current: Mutex<Option<Arc<Db>>>,
     reopened: Condvar,
-    /// How often it was tried to open it anew.
+    /// How often this process tried to reopen the database.
     generation: AtomicU64,
     /// Whether RocksDB compacts table files.
     compacts: AtomicBool,
@@ -62,7 +63,7 @@ pub(crate) struct ReopenableDb {
 }
 
 impl ReopenableDb {
-    /// Opens or creates the database, and holds how far it goes against how far it was durable.
+    /// Opens or creates the database, and compares how far it goes with how far it is known to have been durable.
     pub(crate) fn open(
         path: PathBuf,
         options: Options,
@@ -102,17 +103,17 @@ impl ReopenableDb {
         })
     }
 
-    /// The directory that it lies in.
+    /// Returns the database's directory.
     pub(crate) fn directory(&self) -> &Path {
         self.path.parent().unwrap_or(&self.path)
     }
 
-    /// How far the directory goes.
+    /// Returns how far the directory is durable.
     pub(crate) fn durable_index(&self) -> &DurableIndex {
         &self.durable_index
     }
 
-    /// The open database: hold it for one operation, not longer. Waits while it is being reopened.
+    /// Returns the open database; waits while it is being reopened. Hold it for one operation only.
     pub(crate) fn get(&self) -> Result<Arc<Db>, StoreError> {
         let deadline = Instant::now() + OPEN_TIMEOUT;
         let mut current = self.current.lock();
@@ -129,13 +130,14 @@ impl ReopenableDb {
         }
     }
 
-    /// The database if it is open now: for what must not wait.
+    /// Returns the database if it is open now, for callers that must not wait.
     pub(crate) fn if_open(&self) -> Option<Arc<Db>> {
         self.current.lock().clone()
     }
 
-    /// Closes the database for good: its files are closed, and its threads have ended, when this returns. A process may
-    /// not end before: what RocksDB's threads work with is gone then. Nobody opens it anew any more.
+    /// Closes the database for good. When this returns, RocksDB's files are closed and its threads have ended. The
+    /// process must not exit before that: it would free memory that those threads still use. Nothing reopens the
+    /// database afterwards.
     pub(crate) fn close(&self) -> Result<(), StoreError> {
         let taken = {
             let mut current = self.current.lock();
@@ -160,10 +162,10 @@ impl ReopenableDb {
         closed
     }
 
-    /// Takes the database away, waits until nobody works with it, and opens it again.
+    /// Takes the database away, waits until no operation uses it, and opens it again.
     fn reopen(&self) -> Result<(), StoreError> {
         let taken = self.current.lock().take();
-        // An earlier try may have taken it away already.
+        // An earlier attempt may have taken it away already.
         let generation = self.generation.fetch_add(1, Ordering::Relaxed) + 1;
         if let Some(db) = taken {
             let watch = Arc::downgrade(&db);
@@ -171,7 +173,7 @@ impl ReopenableDb {
             wait_until_unused(&watch);
         }
         if self.options.clustered {
-            // What was held back is no more: until the lanes have looked at it anew, nothing is shown.
+            // Closing lost the pinned heads: hide every slot until its lane has read its rows again.
             self.visibility.hide_all();
         }
         let (readable, marks) = (Arc::clone(&self.visibility), Arc::clone(&self.durable_index));
@@ -185,7 +187,7 @@ impl ReopenableDb {
         let opened = Db::open(&self.path, &self.options, readable, marks, how);
         if let Ok(db) = opened {
             if let Err(error) = staging::clean_up(&db) {
-                // It is tried again with the next opening, which this failure leads to.
+                // This failure leads to another reopening, which tries again.
                 limited!(warn, %error, "what loads had staged before the failure stays for now");
             }
             *self.current.lock() = Some(Arc::new(db));
@@ -196,13 +198,14 @@ impl ReopenableDb {
         opened.map(|_| ())
     }
 
-    /// Whether RocksDB compacts table files. It does not after it met a damaged one: it would meet it again, and
-    /// take no writes then.
+    /// Returns whether RocksDB compacts table files. After a damaged file it must not: compaction would read the file
+    /// again, and RocksDB would refuse writes again.
     pub(crate) fn compacts(&self) -> bool {
         self.compacts.load(Ordering::Relaxed)
     }
 
-    /// Whether files are damaged that cannot be done without: nothing is written, nor reopened, any more.
+    /// Returns whether the database failed permanently, because essential files are damaged: no more writes and no
+    /// more reopening.
     pub(crate) fn has_failed_for_good(&self) -> bool {
         self.has_failed_for_good.load(Ordering::Relaxed)
     }
@@ -215,7 +218,7 @@ impl ReopenableDb {
         );
     }
 
-    /// Why it takes no more writes.
+    /// Returns why the database refuses writes, if it does.
     fn failure(&self) -> Option<StoreError> {
         self.current.lock().as_ref().and_then(|db| db.failure())
     }
@@ -229,15 +232,16 @@ impl ReopenableDb {
         }
     }
 
-    /// Free bytes that there must be before a full disk is tried again: for what is in memory, and then some.
+    /// Returns how many free bytes are needed before a full disk is tried again: the size of the memtables plus
+    /// [`space::HEADROOM`].
     pub(crate) fn needed(&self) -> u64 {
         let in_memory =
             self.current.lock().as_ref().map_or(0, |db| db.property("rocksdb.cur-size-all-mem-tables"));
         in_memory + space::HEADROOM
     }
 
-    /// Refuses to write so much of a load if that left appends too little space: a disk that a load fills holds, until it
-    /// was reopened, the space that this waits for.
+    /// Refuses to write `bytes` of a load if that left appends too little space. A load's partial files are only
+    /// removed by reopening the database, and reopening waits for that very space.
     pub(crate) fn check_space_for_load(&self, bytes: u64) -> Result<(), StoreError> {
         let needed = space::needed_to_load(self.needed()) + bytes;
         match space::free(&self.path) {
@@ -246,18 +250,19 @@ impl ReopenableDb {
         }
     }
 
-    /// Free bytes.
+    /// Returns the free bytes of the volume.
     pub(crate) fn free(&self) -> u64 {
         space::free(&self.path).unwrap_or_default()
     }
 
-    /// Whether it was opened with hardly any space: nothing is written then before there is more.
+    /// Returns whether the database was opened with too little disk space: then nothing is written until there is
+    /// more.
     pub(crate) fn was_short_of_space(&self) -> bool {
         self.was_short_of_space
     }
 }
 
-/// Whether there is hardly any space to open a database; gives the reserve up if it takes that.
+/// Returns whether there is too little disk space to open the database; releases the reserve if opening needs it.
 fn is_short_of_space(path: &Path, reserve: &Reserve) -> bool {
     let is_short_of = |bytes| space::free(path).is_ok_and(|free| free < bytes);
     let needed = space::logged(path) + space::HEADROOM;
@@ -290,7 +295,7 @@ fn open_checked(
     let db = match open(Recovery::Whole) {
         Ok(db) => db,
         Err(error) => match Db::readable_up_to(path, options) {
-            // A power cut may leave half of the last record, or what was there before: nobody was told of it.
+            // A power cut may leave half of the last record, or older bytes: nothing there was acknowledged.
             Some(number) if expected > 0 && number >= expected => {
                 let db = open(Recovery::ToLastWhole).map_err(|_| error)?;
                 tracing::warn!(
@@ -332,7 +337,7 @@ fn open_checked(
     })
 }
 
-/// The error of a log that is damaged before its end, with what would be lost.
+/// Adds to the error of a log that is damaged before its end how much would be lost.
 fn with_numbers(error: StoreError, number: u64, expected: u64) -> StoreError {
     match error {
         StoreError::NotWhole { path, reason } => StoreError::NotWhole {
@@ -345,19 +350,19 @@ fn with_numbers(error: StoreError, number: u64, expected: u64) -> StoreError {
     }
 }
 
-/// Operations are short: pages, points, one write.
+/// Waits until no operation uses the database. Operations are short: pages, single reads, one write.
 fn wait_until_unused(db: &Weak<Db>) {
     while db.strong_count() > 0 {
         std::thread::sleep(Duration::from_millis(1));
     }
 }
 
-/// The thread: opens the database anew after a failed write, until told to stop.
+/// Runs the thread that reopens the database after a failed write, until `stop`.
 pub(crate) fn keep_open(database: &ReopenableDb, shared: &Shared, stop: &Receiver<()>) {
     let mut tries = ReopenBackoff::default();
     let mut damaged = 0;
     while stop.recv_timeout(POLL_INTERVAL) == Err(RecvTimeoutError::Timeout) {
-        // It may not have been a commit that failed first.
+        // The first failure may have been a write other than a commit.
         if shared.failure().is_none()
             && let Some(error) = database.failure()
         {
@@ -376,7 +381,7 @@ pub(crate) fn keep_open(database: &ReopenableDb, shared: &Shared, stop: &Receive
             Some(_) => Some(space::HEADROOM),
         };
         let Some(needed) = due.filter(|_| tries.are_due(Instant::now())) else { continue };
-        // Until it can be opened again, nothing can be read without this one.
+        // Readers lose this database while it is reopened, so probe the disk before closing it.
         if let Err(error) = space::probe(database.directory(), needed) {
             tries.wait(Instant::now());
             if space::is_no_space_io(&error) {
@@ -393,7 +398,7 @@ pub(crate) fn keep_open(database: &ReopenableDb, shared: &Shared, stop: &Receive
         if matches!(shared.failure(), Some(StoreError::FileDamaged(_))) {
             damaged += 1;
             if damaged > MAX_DAMAGED_REOPENS {
-                // It is not only compacting that meets it.
+                // Operations other than compaction meet the damage too.
                 database.fail_for_good();
                 return;
             }
@@ -409,10 +414,10 @@ pub(crate) fn keep_open(database: &ReopenableDb, shared: &Shared, stop: &Receive
     }
 }
 
-/// When the database is reopened: at once, and less and less often if it fails again and again.
+/// Decides when to reopen the database: at once, then ever less often if it keeps failing.
 #[derive(Debug, Default)]
 struct ReopenBackoff {
-    /// When it was tried, and how long nothing is tried from then on.
+    /// The last attempt, and how long after it the next one must wait.
     last: Option<(Instant, Duration)>,
 }
 
@@ -421,14 +426,14 @@ impl ReopenBackoff {
         self.last.is_none_or(|(at, pause)| now.saturating_duration_since(at) >= pause)
     }
 
-    /// It is opened now.
+    /// Records a reopening that begins now.
     fn begin(&mut self, now: Instant) {
         let lately = |(at, _): &(Instant, _)| now.saturating_duration_since(*at) < 2 * MAX_BACKOFF;
         let pause = self.last.filter(lately).map_or(FIRST_BACKOFF, |(_, pause)| (2 * pause).min(MAX_BACKOFF));
         self.last = Some((now, pause));
     }
 
-    /// It was not worth a try: one that takes nothing away.
+    /// Records that the disk did not allow an attempt: the next one waits only the shortest pause.
     fn wait(&mut self, now: Instant) {
         self.last = Some((now, FIRST_BACKOFF));
     }
@@ -461,7 +466,7 @@ mod tests {
         std::fs::rename(&away, &path).unwrap();
         database.reopen().unwrap();
 
-        // By this lanes know that what they remember is of another one.
+        // A higher generation is how lanes notice that their cached state belongs to the previous database.
         assert!(database.get().unwrap().generation() > first);
         assert!(!readable.is_visible(slot), "what was held back before would be seen");
     }
@@ -511,7 +516,7 @@ mod tests {
             b"staged",
         );
         db.write(batch).unwrap();
-        // Whoever staged it cannot remove it: nothing is written any more.
+        // The loader cannot remove what it staged: a failed database refuses the delete.
         db.fail(StoreError::DiskFull { needed: None });
         assert!(staging::abandon(&db, place).is_err());
         drop(db);

@@ -1,4 +1,4 @@
-//! Where rows are read: the database as it is, or as it was at one moment.
+//! Reads rows: of the database as it is, or as it was at one moment.
 
 use ledger_core::{ContextId, Sequence, slot::Slot};
 use rocksdb::{DB, DBAccess, DBRawIteratorWithThreadMode, ReadOptions, SnapshotWithThreadMode};
@@ -13,12 +13,12 @@ use crate::{
     write::committed_heads::Row,
 };
 
-/// Bytes read ahead by a reading in sequence.
+/// Bytes that a sequential read fetches ahead.
 const READAHEAD: usize = 2 << 20;
 
-/// Rows of the database.
+/// A source of rows.
 pub(crate) trait Rows {
-    /// Reads one value, and hands it to `read` without copying it.
+    /// Reads one value and passes it to `read` without copying it.
     fn get<T>(
         &self,
         family: &'static str,
@@ -36,10 +36,10 @@ pub(crate) trait Rows {
         visit: impl FnMut(&[u8], &[u8]) -> bool,
     ) -> Result<(), rocksdb::Error>;
 
-    /// The rows of a family before `beyond`, for looking here and there: it costs more to make one than to move it.
+    /// Returns a cursor over the rows of a family before `beyond`. Creating one costs more than moving it.
     fn cursor(&self, family: &'static str, beyond: &[u8]) -> Option<DBRawIteratorWithThreadMode<'_, DB>>;
 
-    /// Reads several rows of one moment.
+    /// Runs `read` on a snapshot, so that it sees all rows as of one moment.
     fn at_once<T>(&self, read: impl FnOnce(&Snapshot<'_>) -> T) -> T;
 }
 
@@ -73,20 +73,20 @@ impl Rows for Db {
     }
 }
 
-/// The database as it was at one moment. Nothing it shows is removed from the disk while this lives: hold it for
-/// one answer, not longer.
+/// The database as it was at one moment. RocksDB keeps every row that a live snapshot can see: hold it for one
+/// response, not longer.
 pub(crate) struct Snapshot<'a> {
     db: &'a DB,
     moment: SnapshotWithThreadMode<'a, DB>,
 }
 
 impl<'a> Snapshot<'a> {
-    /// The database as it is now.
+    /// Takes a snapshot of the database.
     pub(crate) fn of(db: &'a DB) -> Self {
         Self { db, moment: db.snapshot() }
     }
 
-    /// As [`Rows::scan`], for reading much once: with readahead, and past the block cache.
+    /// Does what [`Rows::scan`] does, for reading a lot once: with readahead, and without filling the block cache.
     pub(crate) fn read_through(
         &self,
         family: &'static str,
@@ -167,13 +167,13 @@ impl Rows for Snapshot<'_> {
     }
 }
 
-/// A context's head and where its rows are, whether it is stable or not; `None` if there is no such context.
+/// Returns a context's head and row location, committed or not; `None` if there is no such context.
 ///
-/// Fails with [`StoreError::Damaged`] if the context is known, and its head is lost: that is no proof that there is none,
-/// and whoever took it for one would begin at 1 over what was acknowledged.
+/// Fails with [`StoreError::Damaged`] if the index has the context but its head is lost. A caller that took it for
+/// absent would start again at sequence 1 and overwrite acknowledged entries.
 pub(crate) fn head(rows: &impl Rows, context: &ContextId) -> Result<Row, StoreError> {
     match row(rows, context)? {
-        // It may be created, or removed, between two looks.
+        // Another thread may create or remove the context between the two reads, so check both in one snapshot.
         None if index::has(rows, context)? => rows.at_once(|rows| match row(rows, context)? {
             None if index::has(rows, context)? => Err(lost_head(context)),
             row => Ok(row),
@@ -182,7 +182,7 @@ pub(crate) fn head(rows: &impl Rows, context: &ContextId) -> Result<Row, StoreEr
     }
 }
 
-/// The damage of a context that the index has, without a head.
+/// Returns the damage of a context that the index has and that has no head.
 pub(crate) fn lost_head(context: &ContextId) -> StoreError {
     damaged(context, Sequence(0), "its head is missing")
 }

@@ -1,8 +1,8 @@
-//! Space on the disk: what is needed, and a reserve to start with when there is none left.
+//! Disk space: how much the node needs, and a reserve for starting on a full disk.
 //!
-//! A database cannot be opened without writing a little: a manifest, a log. The reserve is a file that takes so much space
-//! as long as it is not needed. It is given up when a node starts on a full disk, and made again once there is space, as
-//! other databases do with their ballast files.
+//! Opening a database writes a little: a manifest and a log. The reserve is a file that keeps that much space
+//! occupied. A node that starts on a full disk releases it, and creates it again once there is space. Other databases
+//! call this a ballast file.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -11,31 +11,32 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Free bytes there must be beyond what is in memory before a full disk is tried again.
+/// Free bytes needed beyond the size of the memtables before a full disk is tried again.
 pub(crate) const HEADROOM: u64 = 4 << 20;
-/// Bytes that are held in reserve.
+/// Size of the reserve, in bytes.
 const RESERVE: u64 = 8 << 20;
-/// Bytes that are left to a node that started on a full disk.
+/// Bytes kept free for a node that started on a full disk.
 const LEFT: u64 = 512 << 10;
-/// The reserve, in the data directory.
+/// Name of the reserve file in the data directory.
 pub(crate) const FILE: &str = "RESERVE";
-/// Where it is tried out whether files can be made, in the data directory.
+/// Name of the directory, in the data directory, in which a probe creates files.
 const PROBE: &str = "PROBE";
-/// Files that are made there: a database that is opened makes a log, a manifest, its options, and a table of each family.
+/// Number of files that a probe creates: opening a database creates a log, a manifest, an options file, and a table
+/// for each family.
 const PROBES: u64 = 16;
-/// Bytes that a load leaves beside what appends need.
+/// Free bytes that a load leaves in addition to what appends need.
 const LEFT_BY_LOADS: u64 = 16 << 20;
-/// Extension of the write-ahead log's files.
+/// Extension of write-ahead log files.
 const LOG: &str = "log";
 
-/// Free bytes where a path lies, for this user.
+/// Returns the free bytes of the path's volume that this user may use.
 pub(crate) fn free(path: &Path) -> io::Result<u64> {
     let volume = rustix::fs::statvfs(path)?;
     Ok(volume.f_bavail.saturating_mul(volume.f_frsize))
 }
 
-/// Whether files of so many bytes together can be made in a directory, and are on the disk then. The free bytes of a volume do
-/// not say that: it may be out of inodes, a quota may be used up, or what is below the volume be full.
+/// Tries to create files of `bytes` in total in a directory, and syncs them. The volume's free bytes do not show
+/// whether that works: it may be out of inodes, over a quota, or thinly provisioned on a full disk.
 pub(crate) fn probe(dir: &Path, bytes: u64) -> io::Result<()> {
     let place = dir.join(PROBE);
     end_probe(dir)?;
@@ -45,7 +46,7 @@ pub(crate) fn probe(dir: &Path, bytes: u64) -> io::Result<()> {
     tried.and(end_probe(dir))
 }
 
-/// Removes what a probe made, which may have been cut short.
+/// Removes the files of a probe, which may have been interrupted.
 pub(crate) fn end_probe(dir: &Path) -> io::Result<()> {
     match fs::remove_dir_all(dir.join(PROBE)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -53,17 +54,19 @@ pub(crate) fn end_probe(dir: &Path) -> io::Result<()> {
     }
 }
 
-/// Free bytes that there must be for a load to go on, given what appends need: it can be tried again, and they cannot wait.
+/// Returns the free bytes that a load needs, given what appends need. Loads keep more free, because a load can be
+/// retried and appends cannot wait.
 pub(crate) const fn needed_to_load(needed: u64) -> u64 {
     needed + LEFT_BY_LOADS
 }
 
-/// Bytes, as people read them: rounded up.
+/// Formats bytes as mebibytes, rounded up.
 pub(crate) fn mebibytes(bytes: u64) -> String {
     format!("{} MiB", bytes.div_ceil(1 << 20))
 }
 
-/// Whether RocksDB's words for an error mean that there is no space: of the disk, of a quota, or of a file's size.
+/// Returns whether the text of a RocksDB error means that there is no space: on the disk, in a quota, or within the
+/// file size limit.
 pub(crate) fn is_no_space(text: &str) -> bool {
     [
         "No space left",
@@ -78,7 +81,7 @@ pub(crate) fn is_no_space(text: &str) -> bool {
     .any(|said| text.contains(said))
 }
 
-/// Whether an error of the operating system means that there is no space.
+/// Returns whether an error of the operating system means that there is no space.
 pub(crate) fn is_no_space_io(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -86,7 +89,7 @@ pub(crate) fn is_no_space_io(error: &io::Error) -> bool {
     )
 }
 
-/// Bytes of the write-ahead log in a database: so many may be in memory once it is open.
+/// Returns the size of a database's write-ahead log, in bytes: up to that much may be in memory once it is open.
 pub(crate) fn logged(database: &Path) -> u64 {
     let Ok(files) = fs::read_dir(database) else { return 0 };
     let logs =
@@ -94,17 +97,17 @@ pub(crate) fn logged(database: &Path) -> u64 {
     logs.filter_map(|log| log.metadata().ok()).map(|log| log.len()).sum()
 }
 
-/// Space that nobody else gets.
+/// Disk space that is reserved for starting.
 #[derive(Debug)]
 pub(crate) struct Reserve(PathBuf);
 
 impl Reserve {
-    /// The reserve of a data directory, whether there is one now or not.
+    /// Returns the reserve of a data directory, whether its file exists now or not.
     pub(crate) fn of(dir: &Path) -> Self {
         Self(dir.join(FILE))
     }
 
-    /// Holds space in reserve again, if there is plenty. What cannot be is left for the next time.
+    /// Creates the reserve again if there is ample space. A failure is left to the next attempt.
     pub(crate) fn keep(&self) {
         let is_kept = fs::metadata(&self.0).is_ok_and(|file| file.len() == RESERVE);
         let is_plenty = self.0.parent().is_some_and(|dir| free(dir).is_ok_and(|free| free > 4 * RESERVE));
@@ -114,7 +117,7 @@ impl Reserve {
         self.make(RESERVE);
     }
 
-    /// Holds in reserve for the next start what this one did not need.
+    /// Keeps what this start did not use of the reserve for the next start.
     pub(crate) fn keep_rest(&self) {
         let left = self.0.parent().and_then(|dir| free(dir).ok()).unwrap_or_default();
         if let Some(rest) = left.checked_sub(LEFT).filter(|rest| *rest > LEFT) {
@@ -129,13 +132,13 @@ impl Reserve {
         }
     }
 
-    /// Gives the reserve up; whether there was one.
+    /// Releases the reserve; returns whether there was one.
     pub(crate) fn give_up(&self) -> bool {
         fs::remove_file(&self.0).is_ok()
     }
 }
 
-/// Makes a file that takes so many bytes.
+/// Creates a file that occupies `bytes` on the disk.
 fn make(path: &Path, bytes: u64) -> io::Result<File> {
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
     match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, bytes) {
@@ -178,7 +181,7 @@ mod tests {
     #[test]
     fn a_probe_makes_files_and_leaves_none() {
         let dir = tempfile::tempdir().unwrap();
-        // One that was cut short is no obstacle.
+        // The remains of an interrupted probe are no obstacle.
         fs::create_dir(dir.path().join(PROBE)).unwrap();
         fs::write(dir.path().join(PROBE).join("3"), b"x").unwrap();
         probe(dir.path(), 1 << 20).unwrap();

@@ -1,15 +1,15 @@
-//! How far the directory was durable, known from a second place than its write-ahead log.
+//! Records outside of the write-ahead log how far the directory is durable.
 //!
-//! A log that was cut short opens without a word: RocksDB cannot tell what is missing at its end from what was never
-//! written. So after each sync, and before anything of it is acknowledged, the number of the newest change that is on disk
-//! is written to a file beside the database. It is not synced itself: a process that is killed leaves it in the
-//! system's cache, and after a power cut it says less than is on disk, never more, because the log was synced before.
+//! RocksDB opens a truncated log without an error: it cannot tell a missing end from one that was never written. So
+//! after each sync, and before anything of it is acknowledged, the node writes the newest durable sequence number to
+//! a file beside the database. It does not sync that file. A killed process leaves the number in the page cache.
+//! After a power cut the file may say less than is on disk, and never more, because the log was synced first.
 //!
-//! | bytes | of each of the two records, [`RECORD_SPACING`] bytes apart |
+//! | bytes | of each of the two records, which are [`RECORD_SPACING`] bytes apart |
 //! | --- | --- |
 //! | 8 | [`MAGIC`] |
-//! | 8 | the number, big endian |
-//! | 4 | CRC-32 of the above, big endian |
+//! | 8 | the number, big-endian |
+//! | 4 | CRC-32 of the above, big-endian |
 
 use std::{
     fs::File,
@@ -20,15 +20,15 @@ use std::{
 
 use parking_lot::Mutex;
 
-/// Name of the file, in the data directory.
+/// Name of the file in the data directory.
 pub(crate) const FILE: &str = "DURABLE";
-/// First bytes of a record: its form, version 1.
+/// First bytes of a record: its format, version 1.
 const MAGIC: [u8; 8] = *b"CVGLDUR1";
-/// Two records in different sectors: a torn write spares one.
+/// Distance between the two records, in bytes: they lie in different sectors, so a torn write damages only one.
 const RECORD_SPACING: u64 = 4096;
 const RECORD: usize = 8 + 8 + 4;
 
-/// The file, and what it says.
+/// The watermark file and its number.
 #[derive(Debug)]
 pub(crate) struct Watermark {
     file: File,
@@ -38,16 +38,16 @@ pub(crate) struct Watermark {
 #[derive(Debug)]
 struct State {
     number: u64,
-    /// Which record is written next.
+    /// Offset of the record that the next write replaces.
     next: u64,
     has_failed: bool,
 }
 
 impl Watermark {
-    /// Opens the file, or makes it: it says 0 then.
+    /// Opens the file, or creates it with number 0.
     ///
     /// # Errors
-    /// If it cannot be opened or read.
+    /// If the file cannot be opened or read.
     pub(crate) fn open(dir: &Path) -> io::Result<Self> {
         let file = File::options()
             .read(true)
@@ -58,17 +58,17 @@ impl Watermark {
             .open(dir.join(FILE))?;
         let records = [read(&file, 0)?, read(&file, RECORD_SPACING)?];
         let number = records.iter().flatten().copied().max().unwrap_or(0);
-        // The older of the two is overwritten.
+        // The next write replaces the older record.
         let next = if records[0].is_some_and(|first| first == number) { RECORD_SPACING } else { 0 };
         Ok(Self { file, state: Mutex::new(State { number, next, has_failed: false }) })
     }
 
-    /// How far the directory was durable for sure.
+    /// Returns the number up to which the directory is known to have been durable.
     pub(crate) fn number(&self) -> u64 {
         self.state.lock().number
     }
 
-    /// Notes that everything up to a number is on disk.
+    /// Records that everything up to `number` is on disk.
     pub(crate) fn advance(&self, number: u64) {
         let mut state = self.state.lock();
         if number > state.number {
@@ -76,7 +76,7 @@ impl Watermark {
         }
     }
 
-    /// Goes back to a number: an operator accepts that what came after it is lost.
+    /// Lowers the number: an operator accepts that later changes are lost.
     ///
     /// # Errors
     /// If the file cannot be written and synced.
@@ -89,9 +89,9 @@ impl Watermark {
         Ok(())
     }
 
-    /// Makes the file itself durable.
+    /// Syncs the file itself.
     pub(crate) fn sync(&self) {
-        // It may say less than is on disk.
+        // A failure is harmless: the file may say less than is on disk.
         let _ = self.file.sync_data();
     }
 
@@ -149,7 +149,7 @@ mod tests {
             watermark.advance(number);
         }
         assert_eq!(Watermark::open(dir.path()).unwrap().number(), 12);
-        // 12 was written third, where 5 was.
+        // 12 was the third number written, so it replaced 5.
         let file = File::options().write(true).open(dir.path().join(FILE)).unwrap();
         file.write_all_at(b"torn", 12).unwrap();
         let watermark = Watermark::open(dir.path()).unwrap();
