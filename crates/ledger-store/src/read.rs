@@ -1,4 +1,4 @@
-//! The paths of readers: pages, proofs, snapshots, watchers, and what they may see.
+//! The paths of readers: pages, proofs, snapshots, watches, and which slots are visible.
 
 pub(crate) mod pages;
 pub(crate) mod prove;

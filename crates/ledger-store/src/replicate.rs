@@ -1,4 +1,4 @@
-//! What nodes of a cluster ask of each other's ledgers.
+//! What the nodes of a cluster request from each other's ledgers.
 
 pub(crate) mod cluster_api;
 pub(crate) mod compare;

@@ -1,28 +1,28 @@
-//! An entry where it lies: for handing many on without copying each.
+//! A view of an entry in the store's buffer, for passing on many entries without copying each.
 
 use bytes::Bytes;
 use ledger_core::{ContextId, Entry, EntryId, Epoch, Hash, Key, Sequence, clock::LamportClock, id::IdError};
 
-/// An entry of a page, borrowed from the store. Its context is the page's.
+/// An entry of a page, borrowed from the store. The page says which context it belongs to.
 #[derive(Debug, Clone)]
 pub struct EntryView<'a> {
-    /// Position in the context.
+    /// Sequence in the context.
     pub sequence: Sequence,
     /// Its id.
     pub id: IdView<'a>,
-    /// The writer chose the id, so that a retry is safe; of a view of an entry in memory it is not known.
+    /// Whether the writer chose the id, which makes a retry safe. Unknown (false) for a view of an entry in memory.
     pub is_id_chosen: bool,
-    /// What kind of entry it is.
+    /// Its kind, as the writer named it.
     pub key: &'a str,
-    /// The content.
+    /// Its content.
     pub payload: &'a [u8],
-    /// Pairs that describe it, in order of their keys.
+    /// Its metadata, ordered by key.
     pub metadata: Vec<(&'a str, &'a str)>,
-    /// Wall-clock time, nanoseconds since the Unix epoch.
+    /// Wall-clock time of the append, nanoseconds since the Unix epoch.
     pub appended_at_ns: u64,
     /// Lamport time.
     pub lamport: LamportClock,
-    /// The epoch it was written in.
+    /// The epoch in which it was written.
     pub epoch: Epoch,
     /// Its canonical hash.
     pub content_hash: Hash,

@@ -1,4 +1,4 @@
-//! What a node of a cluster asks of its ledger, beside what everybody does.
+//! The part of [`Ledger`] that only a cluster node uses.
 
 use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
@@ -30,12 +30,15 @@ use crate::{
     write::lane::{Command, ForkRequest, lane_of},
 };
 
-/// What was sent is being written: the outcome of each part, once it is durable.
+/// Parts that lanes are writing: resolves to the outcome of each part, once it is durable.
 #[derive(Debug)]
 pub struct PendingReplication(Vec<oneshot::Receiver<Result<Vec<ReplicateOutcome>, StoreError>>>);
 
 impl PendingReplication {
-    /// Waits until all of it is durable. The outcomes are in no particular order.
+    /// Waits until all parts are durable. The outcomes come in no particular order.
+    ///
+    /// # Errors
+    /// [`StoreError`] if a lane failed to write, or the ledger closed.
     pub async fn durable(self) -> Result<Vec<ReplicateOutcome>, StoreError> {
         let mut all = Vec::new();
         for lane in self.0 {
@@ -45,27 +48,31 @@ impl PendingReplication {
     }
 }
 
-/// How claims stand with this replica.
+/// The state of claims at this replica, being collected from the lanes.
 #[derive(Debug)]
 pub struct SyncStates(Vec<oneshot::Receiver<Vec<(Slot, SyncState)>>>);
 
 impl SyncStates {
     /// Waits for all lanes.
+    ///
+    /// # Errors
+    /// [`StoreError::Closed`] if the ledger closed.
     pub async fn all(self) -> Result<BTreeMap<Slot, SyncState>, StoreError> {
         all_of(self.0).await
     }
 }
 
-/// What became of leaving a history.
+/// The outcome of [`Ledger::fork_history`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ForkOutcome {
-    /// The context goes so far now: to where it was to be cut, or it was no longer what had been compared.
+    /// The context ends at this size now: it was cut there, or it was no longer what had been compared and is
+    /// unchanged.
     Forked(Size),
-    /// Nothing was done: the slot was promised to this claim.
+    /// Nothing was done, because the slot was promised to this higher claim.
     Refused(Claim),
 }
 
-/// What several lanes answered.
+/// Collects the responses of several lanes.
 async fn all_of<T>(waiting: Vec<oneshot::Receiver<Vec<(Slot, T)>>>) -> Result<BTreeMap<Slot, T>, StoreError> {
     let mut all = BTreeMap::new();
     for answer in waiting {
@@ -75,37 +82,39 @@ async fn all_of<T>(waiting: Vec<oneshot::Receiver<Vec<(Slot, T)>>>) -> Result<BT
 }
 
 impl Ledger {
-    /// Hands over who carries what this node's lanes send. Once, before anything is led.
+    /// Attaches the outbox that carries what this node's lanes send. Call it once, before this node owns any slot.
     pub fn set_outbox(&self, outbox: Arc<dyn Outbox>) {
-        // A second one is a mistake of the program's; the first stays.
+        // A second call is a programming error; the first outbox stays.
         let _ = self.inner().shared.outbox.set(outbox);
     }
 
-    /// The data directory's identity.
+    /// Returns the data directory's identity.
     pub fn storage(&self) -> StorageId {
         StorageId(self.inner().shared.meta.storage_id)
     }
 
-    /// The cluster that the directory belongs to, from now on; `None`: to none yet. It changes once.
+    /// Watches which cluster the directory belongs to; `None` until it belongs to one. The value changes once.
     pub fn cluster_id(&self) -> watch::Receiver<Option<ClusterId>> {
         self.inner().shared.cluster.subscribe()
     }
 
-    /// How far the directory is durable: a number that grows as long as the directory lives, whatever is written. A
-    /// directory that is opened at a lower one than was ever given here is an older copy of it.
+    /// Returns how far the directory is durable: a number that grows with every write as long as the directory lives.
+    /// A directory that opens at a lower number than this ever returned is an older copy.
     pub fn durable_index(&self) -> u64 {
         self.inner().database.durable_index().durable()
     }
 
-    /// How far the directory went when the present start began (see [`Ledger::next_incarnation`]), in terms of
-    /// [`Ledger::durable_index`].
+    /// Returns [`Ledger::durable_index`] as it was when the current start began (see [`Ledger::next_incarnation`]).
     pub fn opening_index(&self) -> u64 {
         self.inner().database.durable_index().opening()
     }
 
-    /// Closes the ledger, and makes its directory another one: of a new storage id, without what it promised and accepted
-    /// of slots, with all that contexts hold. Opened again, it joins as a new member. Gives the new id once it is on
-    /// disk. Blocks.
+    /// Closes the ledger and re-identifies its directory: it gets a new storage id and forgets what it promised and
+    /// accepted; contexts keep their entries. Opened again, it joins as a new member. Returns the new id once it is
+    /// on disk. Blocks.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the directory cannot be written.
     pub fn reidentify(&self) -> Result<StorageId, StoreError> {
         let inner = self.inner();
         if !inner.stop() {
@@ -118,7 +127,10 @@ impl Ledger {
         renewed
     }
 
-    /// The records of all slots that were ever asked about.
+    /// Returns the records of all slots that were ever claimed here.
+    ///
+    /// # Errors
+    /// [`StoreError`] if a record cannot be read.
     pub fn slot_records(&self) -> Result<Vec<(Slot, SlotRecord)>, StoreError> {
         let db = self.inner().database.get()?;
         let mut records = Vec::new();
@@ -131,14 +143,17 @@ impl Ledger {
         Ok(records)
     }
 
-    /// The slots whose records cannot be read, nor are known from memory, from now on: what was promised of them is
-    /// forgotten, so this directory must join as a new one ([`Ledger::reidentify`]).
+    /// Watches the slots whose records are lost, on disk and in memory. The directory has forgotten what it promised
+    /// for them, so it must join as a new member ([`Ledger::reidentify`]).
     pub fn watch_lost_slots(&self) -> tokio::sync::watch::Receiver<std::collections::BTreeSet<Slot>> {
         self.inner().shared.watch_lost_slots()
     }
 
-    /// How far each context goes that has entries, in order of their names. A head that cannot be decoded is left out, and
-    /// its context quarantined. Blocks.
+    /// Calls `each` with the tree head of every context that has entries, in name order. Skips a context whose head
+    /// cannot be decoded, and quarantines it. Blocks.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the heads cannot be read.
     pub fn heads(&self, mut each: impl FnMut(&ContextId, TreeHead)) -> Result<(), StoreError> {
         let shared = &self.inner().shared;
         let db = self.inner().database.get()?;
@@ -153,7 +168,10 @@ impl Ledger {
         .map_err(|error| io_error(&error))
     }
 
-    /// Changes the records of slots; what is answered is on disk.
+    /// Changes the records of slots. The changes are on disk before this returns.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the ledger closed; a change that fails by itself says so in its outcome.
     pub async fn change_slots(
         &self,
         changes: Vec<(Slot, RecordChange)>,
@@ -166,7 +184,10 @@ impl Ledger {
         Ok(all)
     }
 
-    /// Leads slots, or no more; in order for each slot.
+    /// Applies the cluster's ownership decisions, in order for each slot.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the ledger closed.
     pub async fn apply_owner_commands(&self, leads: Vec<(Slot, OwnerCommand)>) -> Result<(), StoreError> {
         for (lane, leads) in self.by_lane(leads, |(slot, _)| *slot)? {
             self.to_lane(lane, Command::Own(leads)).await?;
@@ -174,24 +195,37 @@ impl Ledger {
         Ok(())
     }
 
-    /// A peer's stream is lost: it is sent nothing more until it is offered slots again.
+    /// Stops sending to a peer whose stream broke, until it is offered slots again.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the ledger closed.
     pub async fn peer_disconnected(&self, peer: Peer) -> Result<(), StoreError> {
         self.to_all(|| Command::PeerDisconnected(peer)).await
     }
 
-    /// A node's stream begins anew: no slot is in sync with it until it accepts an offer on the new stream.
+    /// Marks all slots of a node as out of sync, because its stream started anew. Each is in sync again once this
+    /// node accepts an offer on the new stream.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the ledger closed.
     pub async fn stream_started(&self, node: &NodeId) -> Result<(), StoreError> {
         self.to_all(|| Command::StreamStarted(node.clone())).await
     }
 
-    /// Takes parts of another node's commit (with its number), or ranges that were fetched (with 0). Returns when they
-    /// are in the lanes' queues, and so in order with what else is sent there.
+    /// Passes parts of another node's commit (with its number), or fetched ranges (with 0), to the lanes. Returns
+    /// when they are queued, and therefore ordered with everything sent to the lanes later.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the ledger closed.
     pub async fn replicate(&self, parts: Vec<Part>, number: u64) -> Result<PendingReplication, StoreError> {
         let follow = |parts, reply| Command::Replicate(parts, number, reply);
         Ok(PendingReplication(self.ask_lanes(parts, |part| part.slot, follow).await?))
     }
 
-    /// Owners say what is stable.
+    /// Applies commit indexes that owners sent.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the ledger closed.
     pub async fn advance_commit_index(&self, slots: Vec<CommitIndex>) -> Result<(), StoreError> {
         for (lane, slots) in self.by_lane(slots, |stable| stable.slot)? {
             self.to_lane(lane, Command::AdvanceCommitIndex(slots)).await?;
@@ -199,12 +233,19 @@ impl Ledger {
         Ok(())
     }
 
-    /// The digests of slots, as they are when everything sent to the lanes before is written.
+    /// Returns the digests of slots, after the lanes wrote everything sent to them before.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the ledger closed.
     pub async fn digests(&self, slots: Vec<Slot>) -> Result<BTreeMap<Slot, Digest>, StoreError> {
         all_of(self.ask_lanes(slots, |slot| *slot, Command::Digests).await?).await
     }
 
-    /// What is held here of an owner's slots, when everything sent to the lanes before is written.
+    /// Reports, for slots of one owner, the claim promised here and whether this replica is in sync, after the lanes
+    /// wrote everything sent to them before.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the ledger closed.
     pub async fn replica_status(
         &self,
         owner: &NodeId,
@@ -214,7 +255,10 @@ impl Ledger {
         all_of(self.ask_lanes(slots, |slot| *slot, command).await?).await
     }
 
-    /// Sends a peer the digests of those of the slots that it is sent, at this place of each lane's stream.
+    /// Sends a peer the digests of the slots that it replicates, each at a defined number of the lane's stream.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the ledger closed.
     pub async fn send_digest_checkpoint(&self, peer: Peer, slots: Vec<Slot>) -> Result<(), StoreError> {
         for (lane, slots) in self.by_lane(slots, |slot| *slot)? {
             self.to_lane(lane, Command::SendDigestCheckpoint(peer, slots)).await?;
@@ -222,8 +266,10 @@ impl Ledger {
         Ok(())
     }
 
-    /// Everything that a peer was sent of a lane up to a number is durable there. Refused is a number that nobody can have
-    /// been sent: `Err` is the highest there is.
+    /// Records that a peer's disk holds everything of a lane up to a number.
+    ///
+    /// # Errors
+    /// The newest number that was sent, if `number` is higher.
     pub fn advance_peer_durable(&self, peer: Peer, lane: u16, number: u64) -> Result<(), u64> {
         let shared = &self.inner().shared;
         match shared.replication().get(usize::from(lane)) {
@@ -232,7 +278,10 @@ impl Ledger {
         }
     }
 
-    /// Leaves what a context has after `common`, if the context still is what was compared: it goes to the forks.
+    /// Moves what a context has after `common` to its forks, if the context is still what was compared.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the history cannot be read or moved, or the ledger closed.
     pub async fn fork_history(
         &self,
         context: ContextId,
@@ -248,7 +297,10 @@ impl Ledger {
         left.await.map_err(|_| StoreError::Closed)?
     }
 
-    /// Answers a question of a comparison. Blocks.
+    /// Answers a comparison request. Blocks.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the database cannot be read.
     pub fn compare(
         &self,
         ask: &CompareRequest,
@@ -260,8 +312,12 @@ impl Ledger {
         compare::respond(&db, digests, &shared.quarantine, ask, keeps)
     }
 
-    /// Entries of a context as they are stored, to be sent in a claim: after a size, up to another, at most so many
-    /// bytes (the first entry comes whatever its size). Blocks.
+    /// Returns stored entries of a context, to be sent in a claim: after one size, up to another, at most `max_bytes`
+    /// (the first entry comes whatever its size). Blocks.
+    ///
+    /// # Errors
+    /// [`StoreError::OutOfRange`] if the context has fewer entries; [`StoreError::Damaged`] if a record is not what
+    /// was written.
     pub fn range(
         &self,
         context: &ContextId,
@@ -274,22 +330,28 @@ impl Ledger {
         read.inspect_err(|error| self.inner().shared.quarantine.record(error))
     }
 
-    /// Readers may see a slot until a moment; `None`: without end, as before it was ever said. `is_kept`: this node is a member
-    /// of the slot, and what it has of it counts.
+    /// Sets until when readers may see a slot; `None` means without end, which is also the initial state. `is_kept`
+    /// says whether this node is a member of the slot, so that its copy counts.
     pub fn set_lease(&self, slot: Slot, until: Option<Instant>, is_kept: bool) {
         let readable = &self.inner().shared.visibility;
         readable.set_lease(slot, until);
         readable.set_member(slot, is_kept);
     }
 
-    /// How claims stand with this replica, when everything sent to the lanes before is written: answered in no particular
-    /// order. What is sent to the lanes afterwards is not waited for.
+    /// Asks the lanes for the state of claims at this replica, after they wrote everything sent to them before. The
+    /// result does not wait for what is sent to them later.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the ledger closed.
     pub async fn sync_states(&self, claims: Vec<(Slot, Claim)>) -> Result<SyncStates, StoreError> {
         Ok(SyncStates(self.ask_lanes(claims, |(slot, _)| *slot, Command::SyncStates).await?))
     }
 
-    /// As [`Ledger::range`], for another node to put in place. With the size up to which what comes must be put in place
-    /// together, if a load that may not be stable brought it.
+    /// Does what [`Ledger::range`] does, for a node that will install the entries. If an uncommitted load brought
+    /// them, also returns the size up to which they must be installed together.
+    ///
+    /// # Errors
+    /// As for [`Ledger::range`].
     pub fn range_together(
         &self,
         context: &ContextId,
@@ -303,7 +365,7 @@ impl Ledger {
         read.inspect_err(|error| shared.quarantine.record(error))
     }
 
-    /// Whether readers may see a slot here.
+    /// Returns whether readers may see a slot here.
     pub fn is_visible(&self, slot: Slot) -> bool {
         self.inner().shared.visibility.is_visible(slot)
     }
@@ -325,7 +387,7 @@ impl Ledger {
         Ok(lanes)
     }
 
-    /// Asks each lane about what is of it; gives what is to be waited for.
+    /// Sends each lane the request for its slots; returns the receivers of the responses.
     async fn ask_lanes<T, A>(
         &self,
         items: Vec<T>,

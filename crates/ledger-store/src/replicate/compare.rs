@@ -1,7 +1,7 @@
-//! Answers what nodes that compare ask each other: see [`ledger_core::compare`].
+//! Answers the requests of nodes that compare their content with this one's: see [`ledger_core::compare`].
 //!
-//! Digests are answered from memory. Contexts and roots are read at one moment each, from heads as they are: what
-//! is not stable yet is compared as well. What cannot be read, or is in quarantine, is said to be unreadable.
+//! Digests come from memory. Contexts and roots are read from one snapshot each, from the heads in the database, so
+//! uncommitted entries are compared too. Whatever cannot be read or is in quarantine is reported as unreadable.
 
 use std::collections::BTreeSet;
 
@@ -24,7 +24,7 @@ use crate::{
     replicate::digests::Digests,
 };
 
-/// Answers a question about the slots that this node `keeps`.
+/// Answers a request about the slots that this node `keeps`.
 pub(crate) fn respond(
     db: &Db,
     digests: &Digests,
@@ -60,7 +60,7 @@ pub(crate) fn respond(
     }
 }
 
-/// A page of the contexts in buckets, by slot and then id.
+/// Returns a page of the contexts in some buckets, ordered by slot and then id.
 fn contexts<'a>(
     rows: &Snapshot<'_>,
     quarantine: &Quarantine,
@@ -88,10 +88,10 @@ fn contexts<'a>(
     Ok(page)
 }
 
-/// The next names in some buckets of a slot, in order: at most one more than fit a page.
+/// Returns the next names in some buckets of a slot, in order: at most one more than fit into a page.
 ///
-/// Of each bucket only those are read that come before the last of the best so far, so that memory is bounded
-/// whatever the buckets hold, and hardly more is read than is returned: ids are spread evenly over buckets.
+/// In each bucket it stops at the last of the best names so far. Memory is therefore bounded whatever the buckets
+/// hold, and little more is read than returned, because ids spread evenly over buckets.
 fn next_names(
     rows: &Snapshot<'_>,
     quarantine: &Quarantine,
@@ -102,7 +102,7 @@ fn next_names(
     let mut best = Best::default();
     let read = index::scan(rows, slot, buckets, after, |name| best.take(name));
     if let Err(StoreError::FileDamaged(reason)) = read {
-        // The heads have the same names, and take longer to read.
+        // The heads hold the same names, but take longer to read.
         quarantine.record_family(families::SLOTS, &reason);
         best = Best::default();
         index::scan_heads(rows, slot, buckets, after, |name| best.take(name))?;
@@ -112,12 +112,12 @@ fn next_names(
     Ok(best.0.into_iter().collect())
 }
 
-/// The first names of those taken.
+/// The smallest names seen so far.
 #[derive(Default)]
 struct Best(BTreeSet<ContextId>);
 
 impl Best {
-    /// Takes a name if it is one of the first; whether later ones in order may be, too.
+    /// Takes a name if it is among the smallest. Returns whether later names of the same order can be, too.
     fn take(&mut self, name: &str) -> bool {
         const MOST: usize = MAX_PAGE + 1;
         if self.0.len() == MOST {
@@ -134,13 +134,13 @@ impl Best {
     }
 }
 
-/// A context of the index as it is compared; `None` if there is nothing in it.
+/// Describes a context of the index for the comparison; `None` if it is empty.
 fn listed(
     rows: &impl Rows,
     quarantine: &Quarantine,
     context: ContextId,
 ) -> Result<Option<ListedContext>, StoreError> {
-    // At another moment than the index, if that is damaged.
+    // If the index is damaged, the head may be of another moment than the name.
     let head = rows::head(rows, &context).and_then(|row| row.ok_or_else(|| rows::lost_head(&context)));
     Ok(match readable(quarantine, &context, head)? {
         None => Some(ListedContext::Unreadable(context)),
@@ -154,7 +154,7 @@ fn listed(
     })
 }
 
-/// What is known of the roots of a context at the sizes asked for.
+/// Returns what is known of a context's roots at the requested sizes.
 fn roots(rows: &impl Rows, quarantine: &Quarantine, asked: &RootsRequest) -> Result<Roots, StoreError> {
     let RootsRequest { context, sizes } = asked;
     let read = || {
@@ -164,8 +164,8 @@ fn roots(rows: &impl Rows, quarantine: &Quarantine, asked: &RootsRequest) -> Res
     Ok(readable(quarantine, context, read())?.unwrap_or(Roots::Unreadable))
 }
 
-/// `None` of a context that cannot be read, now or as it was found before: it goes into quarantine, and does not keep
-/// others from being compared.
+/// Returns `None` if the context cannot be read or is in quarantine. It goes into quarantine then, and the comparison
+/// of the others continues.
 fn readable<T>(
     quarantine: &Quarantine,
     context: &ContextId,

@@ -1,4 +1,4 @@
-//! What every slot holds, as digests, kept up to date with every commit.
+//! Keeps a digest of every slot's content up to date with every commit.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,22 +25,22 @@ use crate::{
     read::pages::damaged,
 };
 
-/// The digest of every slot. A context without entries does not count: it is as good as none.
+/// The digest of every slot. A context without entries does not count, so that it equals an absent one.
 #[derive(Debug)]
 pub(crate) struct Digests(Box<[Mutex<SlotDigest>]>);
 
 impl Digests {
-    /// Reads the heads of all contexts: some two seconds for a million. What cannot be read is quarantined.
+    /// Reads the heads of all contexts, which takes some two seconds for a million. Quarantines what cannot be read.
     pub(crate) fn scan(db: &Db, quarantine: &Quarantine) -> Result<Self, StoreError> {
         let digests = Self((0..SLOTS).map(|_| Mutex::default()).collect());
         digests.rescan(db, quarantine, |_| true)?;
         Ok(digests)
     }
 
-    /// Reads the heads of slots anew. Nothing may be written to these slots meanwhile.
+    /// Reads the heads of some slots again. Nothing may write to these slots meanwhile.
     ///
-    /// A head that cannot be read is in no digest, and in quarantine: peers see that something differs, and are told that
-    /// it is unreadable.
+    /// A head that cannot be read is in no digest, and its context is in quarantine. Peers then see that something
+    /// differs, and the response to their request says that it is unreadable.
     pub(crate) fn rescan(
         &self,
         db: &Db,
@@ -48,7 +48,7 @@ impl Digests {
         slots: impl Fn(Slot) -> bool,
     ) -> Result<(), StoreError> {
         let fresh = match read_all(db, quarantine, &slots) {
-            // The index has the names of those whose heads are in the damaged block.
+            // The index also names the contexts whose heads are in the damaged block.
             Err(StoreError::FileDamaged(reason)) => {
                 quarantine.record_family(families::HEADS, &reason);
                 read_by_index(db, quarantine, &slots)?
@@ -63,9 +63,9 @@ impl Digests {
         Ok(())
     }
 
-    /// Whether a context whose head cannot be read went exactly so far: then the digest that was kept of its bucket is
-    /// that of all others, and of it. Of others that cannot be read either it is what `theirs` says, which is proven with
-    /// it. Nothing may be written to the slot meanwhile.
+    /// Returns whether a context whose head cannot be read had exactly this tree head. That holds if the digest kept
+    /// of its bucket equals the digest of all other contexts together with it. For other unreadable contexts of the
+    /// bucket this uses `theirs`, which the same equation proves. Nothing may write to the slot meanwhile.
     pub(crate) fn proves(
         &self,
         db: &Db,
@@ -80,8 +80,8 @@ impl Digests {
         Ok(is_whole && kept.is_some_and(|(_, kept)| kept == digest))
     }
 
-    /// Counts a context that is at `now` for one of which it is not known how far it went. Nothing may be written to the
-    /// slot meanwhile.
+    /// Recounts the bucket of a context that is at `now`, if its previous tree head is unknown. Nothing may write to
+    /// the slot meanwhile.
     pub(crate) fn recount(&self, db: &Db, context: &ContextId, now: TreeHead) -> Result<(), StoreError> {
         let (mut digest, _) = read_bucket(db, context, &BTreeMap::new())?;
         if let Some(now) = counted(now) {
@@ -91,24 +91,24 @@ impl Digests {
         Ok(())
     }
 
-    /// Notes that a context went from `old` to `new`; `None`: it does not exist.
+    /// Records that a context went from `old` to `new`; `None`: it does not exist.
     pub(crate) fn replace(&self, context: &ContextId, old: Option<TreeHead>, new: Option<TreeHead>) {
         let (old, new) = (old.and_then(counted), new.and_then(counted));
         self.of_slot(Slot::of(context)).lock().replace(context, old, new);
     }
 
-    /// The digest of a slot.
+    /// Returns the digest of a slot.
     pub(crate) fn whole(&self, slot: Slot) -> Digest {
         self.of_slot(slot).lock().whole()
     }
 
-    /// How many contexts there are in some slots.
+    /// Counts the contexts in some slots.
     pub(crate) fn contexts(&self, slots: impl Fn(Slot) -> bool) -> u64 {
         let counted = (0..SLOTS).filter_map(Slot::new).filter(|slot| slots(*slot));
         counted.map(|slot| self.whole(slot).count()).sum()
     }
 
-    /// The digests of the buckets of a slot that hold something.
+    /// Returns the digests of a slot's non-empty buckets.
     pub(crate) fn buckets(&self, slot: Slot) -> BTreeMap<Bucket, Digest> {
         self.of_slot(slot).lock().buckets().collect()
     }
@@ -118,7 +118,7 @@ impl Digests {
     }
 }
 
-/// The digests of slots, from the heads in their order.
+/// Computes the digests of slots from the heads, in key order.
 fn read_all(
     db: &Db,
     quarantine: &Quarantine,
@@ -147,15 +147,15 @@ fn read_all(
     })
     .map_err(|error| io_error(&error))?;
     match note_lost(db, quarantine, &names, slots) {
-        // Peers, who have the names, see what is missing.
+        // Peers that have these names report what is missing here.
         Err(StoreError::FileDamaged(reason)) => quarantine.record_family(families::SLOTS, &reason),
         noted => noted?,
     }
     Ok(fresh)
 }
 
-/// Quarantines the contexts that the index has and the heads, with these names, have not: they are lost, and this node
-/// must not pass for one that never had them.
+/// Quarantines the contexts that the index has and the heads, with these names, lack. They are lost, and this node
+/// must not appear never to have had them.
 fn note_lost(
     db: &Db,
     quarantine: &Quarantine,
@@ -179,7 +179,8 @@ fn note_lost(
     Ok(())
 }
 
-/// The names of each slot, as a sum of their hashes: different names give different sums, but for one in 2^64.
+/// The names of each slot, as a sum of their hashes: different sets of names give the same sum with a probability of
+/// 2⁻⁶⁴.
 struct Names(Vec<u64>);
 
 impl Names {
@@ -192,14 +193,14 @@ impl Names {
         *sum = sum.wrapping_add(FixedState::default().hash_one(name));
     }
 
-    /// The slots of which they are not the same.
+    /// Returns the slots whose names differ.
     fn differ(&self, other: &Self) -> impl Iterator<Item = Slot> {
         let sums = (0..SLOTS).zip(self.0.iter().zip(&other.0));
         sums.filter(|(_, (here, there))| here != there).filter_map(|(number, _)| Slot::new(number))
     }
 }
 
-/// The same, from the names in the slot index: one look-up for each.
+/// Computes the same from the names in the slot index, with one lookup per context.
 fn read_by_index(
     db: &Db,
     quarantine: &Quarantine,
@@ -216,8 +217,8 @@ fn read_by_index(
     Ok(fresh)
 }
 
-/// The digest of the other contexts in a context's bucket, and whether it is of all of them: each can be read, or is in
-/// `unless`.
+/// Returns the digest of the other contexts in a context's bucket, and whether it is complete: every one was read or
+/// is in `unless`.
 fn read_bucket(
     db: &Db,
     context: &ContextId,
@@ -239,7 +240,7 @@ fn read_bucket(
     Ok((digest, is_whole))
 }
 
-/// Visits the heads of contexts in buckets of a slot, by the index. One that is lost is an error.
+/// Visits the heads of the contexts in some buckets of a slot, by the index. A lost head is an error.
 fn each_head(
     db: &Db,
     slot: Slot,
@@ -333,7 +334,7 @@ mod tests {
         assert!(proves(&kept, right, &nothing));
         assert!(!proves(&kept, shorter, &nothing));
 
-        // A start does not know what it was, and says so.
+        // A restarted node does not know the previous digest, and reports that.
         let quarantine = Quarantine::default();
         let fresh = Digests::scan(&db, &quarantine).unwrap();
         assert!(quarantine.check(&lost.context).is_err() && quarantine.list().len() == 1);
@@ -341,7 +342,7 @@ mod tests {
         fresh.recount(&db, &lost.context, right).unwrap();
         assert_eq!(everything(&fresh), before);
 
-        // Two that are damaged in one bucket are proven together.
+        // Two damaged contexts of one bucket are proven together.
         damage(&neighbour);
         assert!(!proves(&kept, right, &nothing));
         assert!(proves(&kept, right, &[(neighbour.clone(), was)].into()));

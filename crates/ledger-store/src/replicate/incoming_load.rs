@@ -1,11 +1,11 @@
-//! Loads on their way from another node: staged here beside what is there, each entry checked against its hash, until
-//! the lane puts all of it in place at once.
+//! Stages loads that another node sends. The entries are stored beside the context's rows, each checked against its
+//! hash, until the lane installs all of them at once.
 //!
 //! | step | by | on disk |
 //! | --- | --- | --- |
-//! | [`Ledger::stage_load`], [`IncomingLoad::take`] | whoever fetches it | rows under a number of their own, marked as staged |
-//! | [`IncomingLoad::finish`] | whoever fetches it | all of them, synced; known to the lane by context and extent |
-//! | the part of a commit that says so | the lane | the head that points to them |
+//! | [`Ledger::stage_load`], [`IncomingLoad::take`] | the fetching task | rows under a new number, recorded as staged |
+//! | [`IncomingLoad::finish`] | the fetching task | all of them, synced; the lane can find them by context and tree head |
+//! | the part of a commit that refers to the load | the lane | the head that points to the rows |
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -26,19 +26,19 @@ use crate::{
     write::state::{ContextState, read_head},
 };
 
-/// Most loads that are staged for other nodes, or are being staged: an owner takes fewer at once.
+/// Most loads that are staged, or being staged, for other nodes at a time.
 const MAX_STAGED_LOADS: usize = 64;
 
-/// A load that another node has, as it says.
+/// A load of another node, as that node describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LoadDescriptor {
-    /// Which history it is part of.
+    /// Lineage of the history that it belongs to.
     pub lineage: Lineage,
     /// Its hash suite.
     pub suite: HashSuite,
     /// Wall-clock time of the context's creation, nanoseconds since the Unix epoch.
     pub created_at_ns: u64,
-    /// What it comes after. The root of nothing does not matter.
+    /// Tree head that it comes after. At size 0 the root is ignored.
     pub after: TreeHead,
     /// The size with it.
     pub to: Size,
@@ -47,14 +47,14 @@ pub struct LoadDescriptor {
 }
 
 impl LoadDescriptor {
-    /// What a range that a load begins with says of it.
+    /// Describes the load that begins with a range.
     pub fn of_range(range: &EntryRange, to: Size, root: Option<Hash>) -> Self {
         let EntryRange { lineage, suite, created_at_ns, after, .. } = *range;
         Self { lineage, suite, created_at_ns, after, to, root }
     }
 }
 
-/// A load being staged. Blocks; dropping it removes what is staged.
+/// A load that is being staged. Its methods block; dropping it removes the staged rows.
 pub struct IncomingLoad {
     inner: Arc<Inner>,
     context: ContextId,
@@ -62,9 +62,9 @@ pub struct IncomingLoad {
     state: ContextState,
     batch: WriteBatch,
     bulk_writer: BulkWriter,
-    /// It is known to the lane: whoever takes it there puts it in place or removes it.
+    /// The lane knows the load, and installs or removes it.
     is_handed_over: bool,
-    /// The database it is staged in.
+    /// Generation of the database that holds the staged rows.
     generation: u64,
     counted: Arc<()>,
 }
@@ -78,17 +78,17 @@ impl std::fmt::Debug for IncomingLoad {
     }
 }
 
-/// A load that is staged whole.
+/// A completely staged load.
 #[derive(Debug)]
 pub(crate) struct ReadyLoad {
     pub(crate) after: TreeHead,
     pub(crate) state: ContextState,
-    /// The database it is staged in.
+    /// Generation of the database that holds the staged rows.
     pub(crate) generation: u64,
     _counted: Arc<()>,
 }
 
-/// The loads that are staged whole.
+/// The completely staged loads, for the lanes.
 #[derive(Debug, Default)]
 pub(crate) struct StagedLoads {
     contexts: Mutex<HashMap<ContextId, ReadyLoad, RandomState>>,
@@ -96,7 +96,7 @@ pub(crate) struct StagedLoads {
 }
 
 impl StagedLoads {
-    /// Takes the load that brings a context from one extent to another.
+    /// Takes the load that brings a context from one tree head to another.
     pub(crate) fn take(&self, context: &ContextId, after: &TreeHead, to: &TreeHead) -> Option<ReadyLoad> {
         let mut contexts = self.contexts.lock();
         let known = contexts.get(context)?;
@@ -115,15 +115,17 @@ impl StagedLoads {
     }
 }
 
-/// Whether two extents are one. The root of nothing does not matter.
+/// Returns whether two tree heads are equal. At size 0 the roots are ignored.
 fn same(one: &TreeHead, other: &TreeHead) -> bool {
     one.size == other.size && (one.size.0 == 0 || one.root == other.root)
 }
 
 impl Ledger {
-    /// Begins to stage a load from another node. `None` if the context is not what the load comes after.
+    /// Begins to stage a load from another node. Returns `None` if the context is not at the tree head that the load
+    /// comes after.
     ///
-    /// Fails with [`StoreError::Io`] if too many are being staged.
+    /// # Errors
+    /// [`StoreError::Io`] if too many loads are being staged; any error of the database.
     pub fn stage_load(
         &self,
         context: &ContextId,
@@ -162,7 +164,7 @@ impl Ledger {
             inner: Arc::clone(&inner),
         };
         if let Some((from, head)) = row {
-            // What is there moves along: the rows of a context are under one number.
+            // Copy the existing entries too: all rows of a context are under one number.
             while arriving.state.head.size() < head.size() {
                 let (after, to) = (arriving.state.head.size(), head.size());
                 let range = ranges::read_at(&db.snapshot(), context, from, &head, after, to, CHUNK_BYTES)?;
@@ -172,7 +174,10 @@ impl Ledger {
         Ok(Some(arriving))
     }
 
-    /// As [`Ledger::range`], of a load that is staged here and offered to other nodes under a number.
+    /// Does what [`Ledger::range`] does, for a load that is staged here and offered to other nodes under a number.
+    ///
+    /// # Errors
+    /// [`StoreError`] if there is no such load, or it cannot be read.
     pub fn staged_range(
         &self,
         number: u64,
@@ -191,13 +196,17 @@ impl Ledger {
 }
 
 impl IncomingLoad {
-    /// What is to be fetched next: the entries after the first size, up to the second. `None` if all is staged.
+    /// Returns what to fetch next: the entries after the first size, up to the second. `None` if everything is
+    /// staged.
     pub fn missing(&self) -> Option<(Size, Size)> {
         let after = self.state.head.size();
         (after < self.descriptor.to).then_some((after, self.descriptor.to))
     }
 
-    /// Takes entries that another node sent: those that come next.
+    /// Stages the next entries that another node sent.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] if they do not verify or do not come next; any error of the database.
     pub fn take(&mut self, range: &EntryRange) -> Result<(), StoreError> {
         if range.end() > self.descriptor.to {
             return Err(self.refused("it has more entries than were announced"));
@@ -219,7 +228,11 @@ impl IncomingLoad {
         self.bulk_writer.write_large(&db, &self.inner.shared, &mut self.batch)
     }
 
-    /// All of it is staged: it is durable, and the lane may put it in place while what is given back is kept.
+    /// Completes the staging: makes the rows durable and lets the lane install them, as long as the returned value is
+    /// kept.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] if the load is incomplete; any error of the database.
     pub fn finish(mut self) -> Result<StagedLoad, StoreError> {
         let to = self.state.extent();
         if self.missing().is_some() || self.descriptor.root.is_some_and(|root| root != to.root) {
@@ -255,18 +268,18 @@ impl Drop for IncomingLoad {
     }
 }
 
-/// A load that is staged whole. Blocks; dropping it removes what is staged, unless it was put in place.
+/// A completely staged load. Dropping it removes the staged rows, unless the lane installed them. Dropping blocks.
 #[must_use]
 pub struct StagedLoad {
     inner: Arc<Inner>,
     context: ContextId,
-    /// Of its rows.
+    /// Number of its rows.
     number: u64,
     to: TreeHead,
 }
 
 impl StagedLoad {
-    /// How far the context goes with it.
+    /// Returns the tree head of the context with it.
     pub const fn to(&self) -> TreeHead {
         self.to
     }
@@ -289,20 +302,20 @@ impl Drop for StagedLoad {
     }
 }
 
-/// Removes what is staged.
+/// Removes staged rows.
 fn abandon(inner: &Inner, context: &ContextId, place: RowLocation) {
     if let Err(error) = inner.database.get().and_then(|db| staging::abandon(&db, place)) {
-        // It is removed when the database is opened again.
+        // Opening the database again removes them.
         limited!(warn, %context, %error, "what was staged of another node's load stays until the database is opened anew");
     }
 }
 
-/// Loads that are staged here and offered to other nodes, by the numbers of their rows.
+/// Loads that are staged here and offered to other nodes, by the number of their rows.
 #[derive(Debug, Default)]
 pub(crate) struct OfferedLoads(Mutex<HashMap<u64, (ContextId, RowLocation, Head), RandomState>>);
 
 impl OfferedLoads {
-    /// Offers a load, until what is given back is dropped.
+    /// Offers a load to other nodes, until the returned value is dropped.
     pub(crate) fn offer<'a>(
         &'a self,
         context: &ContextId,
@@ -318,7 +331,7 @@ impl OfferedLoads {
     }
 }
 
-/// A load that is offered.
+/// A load that is offered to other nodes; dropping it withdraws the offer.
 pub(crate) struct OfferedLoad<'a>(&'a OfferedLoads, u64);
 
 impl Drop for OfferedLoad<'_> {

@@ -1,7 +1,9 @@
-//! What of a lane's commits waits: for copies if this node owns the slot, for the owner's word if it does not.
+//! Tracks the commits of one lane that wait for replication: an owner's wait for acknowledgements of replicas, a
+//! replica's wait for the owner's commit index.
 //!
-//! The lane adds to it, the syncer and the streams of peers say what is durable where, and whoever completes a
-//! commit acknowledges it. One lock for each lane, held for moments; acknowledging under it keeps the order.
+//! The lane adds commits, the syncer and the peers' streams report what is durable where, and whichever thread
+//! completes a commit acknowledges it. Each lane has one lock, held briefly. Acknowledging under the lock keeps
+//! commits in order.
 
 use std::{
     collections::HashMap,
@@ -25,10 +27,10 @@ use crate::{
     write::commit::{QuorumWaiter, Waiter as CommitWaiting, WrittenCommit, WrittenContext, publish, unpin},
 };
 
-/// The way out, once somebody carries.
+/// The outbox of the cluster layer, once it is attached.
 pub(crate) type OutboxCell = OnceLock<Arc<dyn Outbox>>;
 
-/// What waits of one lane.
+/// The commits of one lane that wait for replication.
 #[derive(Debug, Default)]
 pub(crate) struct LaneReplication {
     state: Mutex<State>,
@@ -36,39 +38,41 @@ pub(crate) struct LaneReplication {
 
 #[derive(Debug, Default)]
 struct State {
-    /// The newest commit.
+    /// Number of the newest commit of this node's own.
     newest_commit: u64,
     pending: PendingCommits<WrittenCommit, QuorumWaiter>,
     owned: HashMap<Slot, SlotOwnership, RandomState>,
     uncommitted: UncommittedWrites<Vec<WrittenContext>>,
-    /// Where in the owner's stream a slot was accepted that is not shown yet.
+    /// For each slot that is accepted and not visible yet: the epoch, and the number in the owner's stream at which
+    /// it was accepted.
     accepted_at: HashMap<Slot, (Epoch, u64), RandomState>,
 }
 
-/// A slot that this node leads: it owns it or is about to.
+/// A slot that this node owns or is about to own.
 #[derive(Debug)]
 struct SlotOwnership {
     claim: Claim,
     stream_peers: PeerSet,
     is_serving: bool,
     is_stopping: bool,
-    /// A higher claim was promised: it is never served again in this one.
+    /// A higher claim was promised: the slot is never served in this claim again.
     is_fenced: bool,
 }
 
 impl LaneReplication {
-    /// The newest commit's number.
+    /// Returns the number of the newest commit.
     pub(crate) fn number(&self) -> u64 {
         self.state.lock().newest_commit
     }
 
-    /// Puts a peer on a slot's stream; gives the place.
+    /// Adds a peer to a slot's stream. Returns the commit number after which the peer receives everything.
     pub(crate) fn add_stream_peer(&self, slot: Slot, claim: &Claim, peer: Peer) -> u64 {
         let mut state = self.state.lock();
         let number = state.newest_commit;
         let led = state.owned.entry(slot).or_insert_with(|| SlotOwnership::new(claim.clone()));
         if led.claim != *claim {
-            // What waits was appended in an epoch of before, and is stopped: it is of this one from now on.
+            // Pending commits were appended in an earlier epoch and appends are stopped: they belong to this claim
+            // from now on.
             led.claim = claim.clone();
             (led.is_serving, led.is_fenced) = (false, false);
         }
@@ -76,7 +80,7 @@ impl LaneReplication {
         number
     }
 
-    /// The slot takes appends. Whether readers see it for the first time.
+    /// Starts taking appends to the slot. Returns whether the slot becomes visible to readers with this.
     pub(crate) fn begin_serving(
         &self,
         shared: &Shared,
@@ -92,13 +96,13 @@ impl LaneReplication {
             led.is_fenced = false;
         }
         if led.is_fenced {
-            // It is about to be told that it is no longer the owner.
+            // A higher claim was promised; the step-down command is on its way.
             return false;
         }
         (led.is_serving, led.is_stopping) = (true, false);
         state.pending.begin_ownership(slot, needed, members);
         state.accepted_at.remove(&slot);
-        // What was here when enough members accepted it is stable.
+        // What this node held when enough members accepted it is committed.
         for written_context in state.uncommitted.take_slot(slot) {
             publish(shared, written_context);
         }
@@ -107,7 +111,7 @@ impl LaneReplication {
         is_new
     }
 
-    /// Counts a peer.
+    /// Counts the acknowledgements of a peer from now on, because it is in sync.
     pub(crate) fn add_in_sync(&self, shared: &Shared, slot: Slot, claim: &Claim, peer: Peer) {
         let mut state = self.state.lock();
         if state.owned.get(&slot).is_none_or(|led| led.claim != *claim) {
@@ -118,14 +122,14 @@ impl LaneReplication {
         state.notify_replicas(shared, slot);
     }
 
-    /// A peer is no member any more: it is sent nothing further of the slot.
+    /// Stops sending a slot to a peer that is no longer a member.
     pub(crate) fn remove_peer(&self, slot: Slot, claim: &Claim, peer: Peer) {
         if let Some(led) = self.state.lock().owned.get_mut(&slot).filter(|led| led.claim == *claim) {
             led.stream_peers.remove(peer);
         }
     }
 
-    /// The slot takes no more appends. Says so when nothing waits.
+    /// Stops taking appends to the slot. Notifies the outbox once no commit of it is pending.
     pub(crate) fn stop_appends(&self, shared: &Shared, slot: Slot, claim: &Claim) {
         let mut state = self.state.lock();
         let Some(led) = state.owned.get_mut(&slot).filter(|led| led.claim == *claim) else { return };
@@ -133,8 +137,8 @@ impl LaneReplication {
         state.notify_stopped(shared, slot);
     }
 
-    /// Somebody else's higher claim was promised: nothing is appended from here on. What was appended before is in the
-    /// history that the promise is of, and may still get its copies.
+    /// Stops appends for good, because another node's higher claim was promised. Earlier appends are part of the
+    /// history that the promise covers, and may still be acknowledged.
     pub(crate) fn fence(&self, slot: Slot, claim: &Claim) {
         if let Some(led) = self.state.lock().owned.get_mut(&slot)
             && led.claim < *claim
@@ -143,7 +147,7 @@ impl LaneReplication {
         }
     }
 
-    /// The slot is no longer this node's: those who wait are told to try again.
+    /// Ends the ownership of the slot: fails pending appends, so that their callers retry.
     pub(crate) fn step_down(&self, shared: &Shared, slot: Slot) {
         let mut state = self.state.lock();
         state.owned.remove(&slot);
@@ -157,14 +161,14 @@ impl LaneReplication {
         }
     }
 
-    /// A peer's stream is lost.
+    /// Stops counting and sending to a peer, because its stream broke.
     pub(crate) fn peer_disconnected(&self, peer: Peer) {
         let mut state = self.state.lock();
         state.pending.peer_disconnected(peer);
         state.owned.values_mut().for_each(|led| led.stream_peers.remove(peer));
     }
 
-    /// The epoch in which appends to a slot are written.
+    /// Returns the epoch in which appends to a slot are written, and the peers that receive them.
     pub(crate) fn serving_epoch(&self, slot: Slot) -> Result<(Epoch, PeerSet), StoreError> {
         match self.state.lock().owned.get(&slot) {
             Some(led) if led.is_serving => Ok((led.claim.epoch, led.stream_peers)),
@@ -173,22 +177,22 @@ impl LaneReplication {
         }
     }
 
-    /// Who leads a slot here, and who is on its stream.
+    /// Returns the claim in which this node owns a slot, and the peers on the slot's stream.
     pub(crate) fn ownership(&self, slot: Slot) -> Option<(Claim, PeerSet)> {
         self.state.lock().owned.get(&slot).map(|led| (led.claim.clone(), led.stream_peers))
     }
 
-    /// Whether a peer's copies of a slot count.
+    /// Returns whether a peer's acknowledgements for a slot count.
     pub(crate) fn is_in_sync(&self, slot: Slot, peer: Peer) -> bool {
         self.state.lock().pending.is_in_sync(slot, peer)
     }
 
-    /// Copies that commits to a slot need, this node's included, and the peers whose copies count.
+    /// Returns the write quorum of a slot, this node included, and the peers whose acknowledgements count.
     pub(crate) fn quorum_and_in_sync(&self, slot: Slot) -> (usize, PeerSet) {
         self.state.lock().pending.quorum_and_in_sync(slot)
     }
 
-    /// Numbers a commit of this node's own, and keeps what of it waits for copies; gives the number.
+    /// Numbers a commit of this node's own, keeps the parts that wait for acknowledgements, and returns the number.
     pub(crate) fn record_own_commit(&self, shared: &Shared, written: Vec<(Slot, WrittenCommit)>) -> u64 {
         let mut state = self.state.lock();
         if written.iter().any(|(_, written)| written.has_entries()) {
@@ -208,7 +212,7 @@ impl LaneReplication {
             if part.has_entries() {
                 state.pending.push(number, slot, part);
             } else {
-                // Repetitions: they wait for what is before them.
+                // Repeated appends write nothing: they wait for the commits before them.
                 let committed = state.pending.push_barrier(slot, part);
                 state.acknowledge_committed(shared, committed.into_iter().collect());
             }
@@ -216,13 +220,13 @@ impl LaneReplication {
                 state.pending.push_waiter(slot, needed, answer);
             }
         }
-        // Repetitions may have their copies already.
+        // What a repeated append waits for may be committed already.
         state.answer_waiters();
         number
     }
 
-    /// Keeps what a commit of another owner wrote here until it is stable. Of a slot that nobody reads here nothing
-    /// has to be kept: it is shown as a whole once what was accepted is stable.
+    /// Withholds another owner's commit from readers until it is committed. A hidden slot needs no withholding: it
+    /// becomes visible as a whole once everything accepted is committed.
     pub(crate) fn record_replicated(
         &self,
         shared: &Shared,
@@ -234,14 +238,15 @@ impl LaneReplication {
         self.state.lock().keep_uncommitted(shared, slot, epoch, number, vec![written_context]);
     }
 
-    /// Everything up to a number is durable here.
+    /// Records that this node's disk holds everything up to a number.
     pub(crate) fn advance_durable_here(&self, shared: &Shared, number: u64) {
         let mut state = self.state.lock();
         let committed = state.pending.advance_durable_here(number);
         state.acknowledge_committed(shared, committed);
     }
 
-    /// Everything up to a number is durable at a peer. `Err`: there are not so many.
+    /// Records that a peer's disk holds everything up to a number. Returns `Err` with the newest number if there is
+    /// no such commit.
     pub(crate) fn advance_durable_at(&self, shared: &Shared, peer: Peer, number: u64) -> Result<(), u64> {
         let mut state = self.state.lock();
         if number > state.newest_commit {
@@ -252,7 +257,8 @@ impl LaneReplication {
         Ok(())
     }
 
-    /// This replica accepted a slot at a place of the owner's stream: it shows it once that is stable.
+    /// Records that this replica accepted a slot at a number in the owner's stream: it publishes the slot once that
+    /// number is committed.
     pub(crate) fn record_accepted(&self, shared: &Shared, slot: Slot, epoch: Epoch, number: u64) {
         let mut state = self.state.lock();
         for written_context in state.uncommitted.take_slot(slot) {
@@ -262,7 +268,7 @@ impl LaneReplication {
         state.accepted_at.insert(slot, (epoch, number));
     }
 
-    /// This replica does not hold what the owner holds: nothing of the slot is shown until it does.
+    /// Hides a slot whose content differs from the owner's, until this replica is in sync again.
     pub(crate) fn hide_diverged(&self, shared: &Shared, slot: Slot) {
         let mut state = self.state.lock();
         state.accepted_at.remove(&slot);
@@ -272,7 +278,7 @@ impl LaneReplication {
         }
     }
 
-    /// The owner says what is stable. Gives the slots that readers see for the first time.
+    /// Applies the owner's commit indexes. Returns the slots that become visible to readers with them.
     pub(crate) fn advance_commit_index(&self, shared: &Shared, slots: &[CommitIndex]) -> Vec<Slot> {
         let mut shown = Vec::new();
         let mut state = self.state.lock();
@@ -290,8 +296,8 @@ impl LaneReplication {
         shown
     }
 
-    /// Answers those whose time is over, and forgets those who went. What is stored of them stays, and may still get its
-    /// copies.
+    /// Answers waiters whose deadline passed and forgets those that are gone. Their entries stay stored and may still
+    /// be committed.
     pub(crate) fn expire(&self, now: Instant) {
         let mut over = Vec::new();
         let mut state = self.state.lock();
@@ -302,7 +308,8 @@ impl LaneReplication {
         answers.into_iter().for_each(QuorumWaiter::expire);
     }
 
-    /// The database was reopened: what was not known to be durable is unknown. Gives the slots that were led.
+    /// Forgets everything pending after the database was reopened, because nobody knows which of it is on disk.
+    /// Returns the slots that this node owned.
     pub(crate) fn on_reopened(&self, error: &StoreError) -> Vec<Slot> {
         let slots = self.on_write_failed(error);
         let mut state = self.state.lock();
@@ -311,8 +318,9 @@ impl LaneReplication {
         slots
     }
 
-    /// A write or sync failed: nobody can count on what waits, and nothing is led any more, for what was sent of it
-    /// may be taken by others in this epoch. Gives the slots that were led.
+    /// Fails everything pending and ends all ownership after a failed write or sync. Replicas may have stored what
+    /// was sent, so appending something else in the same epoch would fork the history. Returns the slots that this
+    /// node owned.
     pub(crate) fn on_write_failed(&self, error: &StoreError) -> Vec<Slot> {
         let mut state = self.state.lock();
         let slots: Vec<Slot> = state.owned.drain().map(|(slot, _)| slot).collect();
@@ -330,8 +338,8 @@ impl LaneReplication {
 }
 
 impl State {
-    /// Keeps what is not known to be stable until an owner says that it is: nobody sees it before. Of a slot that is not
-    /// shown it is let go, for it may have been left for another's history already.
+    /// Withholds commits from readers until the owner commits them. If the slot is hidden it unpins them instead,
+    /// because the slot's history may have been replaced already.
     fn keep_uncommitted(
         &mut self,
         shared: &Shared,
@@ -347,7 +355,7 @@ impl State {
         }
     }
 
-    /// Acknowledges what has its copies, and tells the peers.
+    /// Acknowledges commits that reached their quorum, and notifies the peers.
     fn acknowledge_committed(&mut self, shared: &Shared, committed: Vec<Committed<WrittenCommit>>) {
         self.answer_waiters();
         if committed.is_empty() {
@@ -373,17 +381,17 @@ impl State {
         notify_peers(shared, &notices);
     }
 
-    /// Answers those who asked for other than the configured number of copies.
+    /// Answers waiters that asked for a quorum other than the configured one.
     fn answer_waiters(&mut self) {
         for (copies, answer) in self.pending.take_ready_waiters() {
             answer.succeed(copies);
         }
     }
 
-    /// Tells the peers of a slot how much of it is stable, if all of it is.
+    /// Sends a slot's commit index to its peers, if no commit of it is pending.
     fn notify_replicas(&mut self, shared: &Shared, slot: Slot) {
         if self.pending.has_pending(slot) {
-            // What waits will tell.
+            // The pending commits will notify them.
             return;
         }
         if let Some(led) = self.owned.get(&slot).filter(|led| led.is_serving || led.is_stopping) {
@@ -403,7 +411,7 @@ impl State {
     }
 }
 
-/// Tells each peer of what concerns it.
+/// Sends each peer the commit indexes that concern it.
 fn notify_peers(shared: &Shared, notices: &[(PeerSet, CommitIndex)]) {
     let Some(outbox) = shared.outbox.get() else { return };
     let mut everybody = PeerSet::default();

@@ -1,4 +1,4 @@
-//! Ranges of entries as they are stored, for another node to take: how catching up reads.
+//! Reads ranges of stored entries for a node that catches up.
 
 use bytes::Bytes;
 use ledger_core::{ContextId, Hash, HashSuite, Head, Lineage, Sequence, Size, digest::TreeHead};
@@ -15,30 +15,30 @@ use crate::{
     write::uncommitted_loads::UncommittedLoads,
 };
 
-/// So few entries are looked up one by one, through the cache: many contexts of few entries share a block.
+/// Reads at most this many entries one by one, through the cache: contexts of few entries share a block.
 const LOOKUP_LIMIT: u64 = 8;
 
-/// Entries that follow each other, and where the history stands before and after them.
+/// Consecutive entries, with the tree heads before and after them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EntryRange {
-    /// Which history it is.
+    /// Lineage of the history that they belong to.
     pub lineage: Lineage,
     /// Its hash suite.
     pub suite: HashSuite,
     /// Wall-clock time of the context's creation, nanoseconds since the Unix epoch.
     pub created_at_ns: u64,
-    /// What the entries come after.
+    /// Tree head that the entries come after.
     pub after: TreeHead,
-    /// How many they are: at least 1.
+    /// Number of entries, at least 1.
     pub count: u64,
-    /// The root with them.
+    /// Root of the tree with the entries.
     pub root: Hash,
-    /// Their records, each after its length as four bytes, little-endian.
+    /// The stored records, each after its length as four bytes, little-endian.
     pub records: Bytes,
 }
 
 impl EntryRange {
-    /// Whether the framing of the records is right: counts them.
+    /// Counts records; `None` if their framing is wrong.
     pub fn count_of(records: &[u8]) -> Option<u64> {
         let mut count = 0;
         let mut rest = records;
@@ -51,7 +51,7 @@ impl EntryRange {
         Some(count)
     }
 
-    /// The records, in order.
+    /// Iterates over the records, in order.
     pub fn each_record(&self) -> impl Iterator<Item = Bytes> + '_ {
         let mut at = 0;
         std::iter::from_fn(move || {
@@ -65,17 +65,17 @@ impl EntryRange {
         })
     }
 
-    /// The size with its entries.
+    /// Returns the size of the history with the entries.
     pub fn end(&self) -> Size {
         Size(self.after.size.0.saturating_add(self.count))
     }
 }
 
-/// Reads entries after a size up to another, of the history as it is, stable or not: at least one, then as many as
-/// fit `max_bytes` of records with their lengths. All is read at one moment.
+/// Reads entries after one size up to another, committed or not: at least one, then as many as fit into `max_bytes`
+/// of records with their length prefixes. Reads them from one snapshot.
 ///
-/// Fails with [`StoreError::OutOfRange`] if the context has fewer than `to` entries (0 if there is no such
-/// context), or if `to` is not above `after`; with [`StoreError::Damaged`] if a record is not what was written.
+/// Fails with [`StoreError::OutOfRange`] if the context has fewer than `to` entries (0 if there is no such context)
+/// or if `to` is not above `after`. Fails with [`StoreError::Damaged`] if a record is not what was written.
 pub(crate) fn read(
     db: &Db,
     context: &ContextId,
@@ -95,7 +95,7 @@ fn out_of_range(context: &ContextId, size: Size, after: Size, to: Size) -> Store
     StoreError::OutOfRange { context: context.clone(), size: size.0, what }
 }
 
-/// As [`read`], where a context's rows are, and with the head that they end with.
+/// Does what [`read`] does, at a context's row location, and also returns the head after the entries.
 pub(crate) fn read_at(
     rows: &Snapshot<'_>,
     context: &ContextId,
@@ -120,13 +120,13 @@ pub(crate) fn read_at(
         if !is_first && records.len() + 4 + value.len() > max_bytes {
             return false;
         }
-        // A peer would refuse it, and could not tell why.
+        // A peer would refuse a damaged record and could not tell why.
         if let Err(error) = record::peek_entry(value) {
             failure = Some(damaged(context, sequence, &error.to_string()));
             return false;
         }
         if is_first {
-            // Entries of a context are mostly alike.
+            // Entries of one context have similar sizes.
             let estimate =
                 (4 + value.len()).saturating_mul(usize::try_from(to.0 - after.0).unwrap_or(usize::MAX));
             records.reserve(estimate.min(max_bytes));
@@ -178,8 +178,8 @@ fn each(
     Ok(())
 }
 
-/// As [`read`], for another node to put in place. What a load brought comes with the size up to which it belongs together,
-/// and not in one range with what was before it.
+/// Does what [`read`] does, for another node that installs the entries. A range of entries that a load brought comes
+/// with the size up to which they belong together, and contains nothing from before the load.
 pub(crate) fn read_together(
     db: &Db,
     loaded: &UncommittedLoads,

@@ -1,20 +1,20 @@
-//! Entries that come from another node: each is checked against its hash, and all of them against the history's root,
-//! before any is staged.
+//! Verifies entries from another node before any of them is staged: each against its hash, and all against the
+//! history's root.
 
 use ledger_core::{ContextId, Head, Sequence, tree::tile::TILE_HEIGHT};
 
 use crate::{EntryRange, StoreError, engine::record, write::state::VerifiedEntries};
 
-/// What was found of a range.
+/// The result of checking a range.
 pub(crate) enum RangeCheck {
     /// All of it continues the history.
     Continues(VerifiedEntries),
-    /// It is of another history.
+    /// It belongs to another history.
     Diverged,
 }
 
-/// Checks all of a range but the first `skip` entries, on a copy of the head: nothing is staged of a range that turns
-/// out wrong.
+/// Checks all entries of a range but the first `skip`, on a copy of the head, so that nothing of a bad range is
+/// staged.
 pub(crate) fn check(
     context: &ContextId,
     head: &Head,
@@ -35,7 +35,7 @@ pub(crate) fn check(
         let view = record::view_entry(sequence, &raw).map_err(|error| invalid(error.to_string()))?;
         let is_id_chosen = view.is_id_chosen;
         let mut entry = view.to_entry(context)?;
-        // The record is what it was copied from: one of them is enough.
+        // The entry's payload is a copy of bytes in its record: share the record instead of keeping both.
         if let Some(at) = find(&raw, &entry.payload) {
             entry.payload = raw.slice(at..at + entry.payload.len());
         }
@@ -48,7 +48,7 @@ pub(crate) fn check(
         });
         match verified {
             Ok(()) => entries.push((raw, entry, is_id_chosen)),
-            // Overlapping entries that part before what is here show as one that does not continue it.
+            // If overlapping entries differ from those here, the first new entry does not continue this history.
             Err(_) if skip > 0 => return Ok(RangeCheck::Diverged),
             Err(error) => return Err(invalid(error.to_string())),
         }
@@ -60,7 +60,7 @@ pub(crate) fn check(
     Ok(RangeCheck::Continues(VerifiedEntries { head, root, entries, completed }))
 }
 
-/// Where a payload is in its record: it is the last field before the checksum.
+/// Returns the offset of a payload in its record: it is the last field before the checksum.
 fn find(raw: &[u8], payload: &[u8]) -> Option<usize> {
     let at = raw.len().checked_sub(4 + payload.len())?;
     (raw.get(at..at + payload.len())? == payload).then_some(at)

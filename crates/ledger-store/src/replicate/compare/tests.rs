@@ -20,7 +20,7 @@ fn slots() -> impl Iterator<Item = Slot> {
     (0..SLOTS).filter_map(Slot::new)
 }
 
-/// A node: what it holds, and its digests.
+/// A node: its content and its digests.
 struct Node {
     _dir: tempfile::TempDir,
     db: Db,
@@ -54,7 +54,7 @@ impl Node {
         }
     }
 
-    /// All pages of a listing; nothing of it is unreadable.
+    /// Collects all pages of a listing, in which everything is readable.
     fn list(&self, buckets: &BTreeMap<Slot, BTreeSet<Bucket>>) -> Vec<ContextSummary> {
         let mut all: Vec<ContextSummary> = Vec::new();
         loop {
@@ -68,7 +68,7 @@ impl Node {
         }
     }
 
-    /// Compares with a peer: what differs, and after how many rounds that is known.
+    /// Compares with a peer. Returns the findings, and the number of rounds that it took.
     fn compare(&self, peer: &Self) -> (Vec<Finding>, u32) {
         let ours = slots().map(|slot| (slot, self.digests.whole(slot))).collect();
         let (mut drill, effects) = DrillDown::start(ours);
@@ -90,7 +90,7 @@ impl Node {
     }
 }
 
-/// What a page lists, all of it readable.
+/// Returns what a page lists, all of it readable.
 fn held(page: &Page) -> Vec<ContextSummary> {
     let summary = |listed: &ListedContext| match listed {
         ListedContext::Present(summary) => summary.clone(),
@@ -99,7 +99,7 @@ fn held(page: &Page) -> Vec<ContextSummary> {
     page.contexts.iter().map(summary).collect()
 }
 
-/// All buckets of these slots.
+/// Selects all buckets of these slots.
 fn whole(slots: impl IntoIterator<Item = Slot>) -> BTreeMap<Slot, BTreeSet<Bucket>> {
     slots.into_iter().map(|slot| (slot, (0..=u8::MAX).map(Bucket).collect())).collect()
 }
@@ -108,7 +108,7 @@ fn name(number: u64) -> String {
     format!("context-{number}")
 }
 
-/// Contexts of 1 to 4 entries.
+/// Writes contexts of 1 to 4 entries.
 fn fill(db: &Db, contexts: u64) -> Vec<ContextSummary> {
     let write = |number| Writer::new(db, &name(number), number).append(1 + number as usize % 4).summary();
     let mut all: Vec<_> = (0..contexts).map(write).collect();
@@ -143,12 +143,12 @@ fn a_slot_of_many_contexts_is_listed_in_pages_that_follow_each_other() {
     });
     all.sort_by_key(|summary| summary.context.clone());
     assert_eq!(node.list(&whole([slot])), all);
-    // A page may end exactly where the listing does.
+    // A page may end exactly where the listing ends.
     let last = &all[all.len() - MAX_PAGE - 1].context;
     let page = node.page(&whole([slot]), Some(last));
     assert!(held(&page) == all[all.len() - MAX_PAGE..] && !page.more);
 
-    // Some buckets of it, and a start between two of them.
+    // Some of its buckets, and a start between two of them.
     let some: BTreeSet<Bucket> = (0..=u8::MAX).step_by(3).map(Bucket).collect();
     let in_some = |summary: &&ContextSummary| some.contains(&Bucket::of(&summary.context));
     let buckets = BTreeMap::from([(slot, some.clone())]);
@@ -175,7 +175,7 @@ fn a_listing_goes_on_in_the_slot_of_the_context_it_is_to_follow() {
         let page = node.page(&asked, Some(&listed[at].context));
         assert_eq!(held(&page), listed[at + 1..], "after {}", listed[at].context);
     }
-    // After a context of a slot that is not asked for, and after the last of all.
+    // After a context of a slot that was not requested, and after the last of all.
     let (first, last) = (&all[0].context, &all[all.len() - 1].context);
     let later = whole(slots().skip(30).take(10));
     assert_eq!(node.page(&later, Some(first)).contexts, node.page(&later, None).contexts);
@@ -225,7 +225,7 @@ fn what_is_empty_is_not_listed_and_what_cannot_be_read_is_listed_as_that() {
     assert!(unreadable.iter().all(|roots| *roots == Roots::Unreadable), "{unreadable:?}");
     assert_eq!(*never, Roots::Absent);
     assert!(matches!(good, Roots::At(roots) if roots.len() == 2), "{good:?}");
-    // All of it is known from now on.
+    // All damage is known from now on.
     assert_eq!(node.quarantine.list().len(), 4);
     assert!(node.quarantine.has(slot) && node.quarantine.had_damage(slot));
 }
@@ -242,7 +242,7 @@ fn roots_are_those_that_the_context_had_whether_stable_or_not() {
         expected.push((writer.extent().size, writer.extent().root));
     }
     let context = writer.context.clone();
-    // Readers are shown nothing of it yet.
+    // Readers see nothing of it yet.
     db.committed_heads().pin(&context, None);
     assert_eq!(db.head(&context).unwrap(), None);
     let quarantine = Quarantine::default();
@@ -335,7 +335,7 @@ fn two_nodes_find_what_differs_between_them() {
     });
     assert_eq!(ours.compare(&theirs), (vec![], 1), "two nodes in step need one round");
 
-    // Theirs goes on.
+    // The remote context grows.
     let change = |name: &str, step: &dyn Fn(&mut Writer<'_>)| {
         let context = ContextId::new(name).unwrap();
         let mut writer = Writer::resume(&theirs.db, &context, &[]);
@@ -352,7 +352,7 @@ fn two_nodes_find_what_differs_between_them() {
     assert_eq!(finding.remote.summary().unwrap().tree_head(), now);
     assert!(rounds <= 5, "{rounds} rounds");
 
-    // Ours goes on elsewhere: the histories part after 803 entries.
+    // The local context grows differently: the histories diverge after 803 entries.
     let context = ContextId::new(&forked).unwrap();
     let mut writer = Writer::resume(&ours.db, &context, &[]);
     let before = writer.extent();
@@ -379,7 +379,7 @@ fn one_of_a_million_contexts_is_found_in_well_under_a_second() {
     let begun = Instant::now();
     let digests = Digests::scan(&ours.db, &ours.quarantine).unwrap();
     println!("digests of {CONTEXTS} contexts from their heads: {:?}", begun.elapsed());
-    // The peer is the same database, as it was: its digest is of before.
+    // The peer is the same database as before the change, represented by its earlier digest.
     let context = ContextId::new(name(CONTEXTS / 3)).unwrap();
     let mut writer = Writer::resume(&ours.db, &context, &[]);
     let before = writer.extent();

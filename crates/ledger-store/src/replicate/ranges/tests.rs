@@ -8,7 +8,7 @@ use crate::{
     write::state::ContextState,
 };
 
-/// Takes ranges as a replica does, and gives the state at the end.
+/// Applies ranges as a replica does, and returns the resulting state.
 fn take(db: &Db, context: &ContextId, ranges: &[EntryRange]) -> ContextState {
     let first = &ranges[0];
     let place = RowLocation { slot: Slot::of(context), number: 9 };
