@@ -1,4 +1,4 @@
-//! Damage and divergence: found, set apart, restored, and kept as evidence.
+//! Damage and divergence: finding them, setting them apart, restoring, and keeping the evidence.
 
 pub(crate) mod forks;
 pub(crate) mod heal;

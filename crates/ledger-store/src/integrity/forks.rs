@@ -1,14 +1,14 @@
-//! Leaving a history: what of a context differs from its owner's history is moved aside, with the evidence why.
-//! Nothing of it is dropped, nothing is merged.
+//! Forks off a history: moves the part of a context that differs from its owner's history aside, with the evidence
+//! why. Nothing of it is dropped, and nothing is merged.
 //!
 //! | step | what is written | after a crash |
 //! | --- | --- | --- |
-//! | begin | the fork's number; a row in `meta` that says it is under way | there is nothing to undo |
-//! | copy, in pieces | entries into `forks` as they are, their ids out of `ids` | the ids are put back, what was copied is removed |
-//! | switch, in one batch and synced | evidence in; entries out; head and tiles as of the common size; no longer under way | it is done |
+//! | begin | the fork's number; a row in `meta` that says it is in progress | nothing to undo |
+//! | copy, in pieces | entries into `forks` unchanged, their ids out of `ids` | the ids are restored, the copy is removed |
+//! | switch, in one synced batch | evidence in; entries out; head and tiles as of the common size; no longer in progress | the fork is complete |
 //!
-//! So until the switch the context is as it was but for the ids, which are put back before anybody looks: when
-//! the database is opened ([`clean_up`]), or at once if leaving fails.
+//! Until the switch only the ids of the context change, and they are restored before anything reads them: when the
+//! database is opened ([`clean_up`]), or at once if forking fails.
 
 use ledger_core::{
     ContextId, EntryId, Head, Sequence, Size,
@@ -40,42 +40,42 @@ pub use evidence::{Evidence, ForkInfo, Tip};
 pub use listing::{ForkCursor, ForkList};
 pub(crate) use listing::{entries, list};
 
-/// What is copied is written so many bytes at once.
+/// Size of one write while copying, in bytes.
 const BATCH_BYTES: usize = 4 << 20;
 
-/// In `meta`: the highest number of a fork.
+/// In `meta`: the highest number of any fork.
 const NUMBERS: &[u8] = b"forks";
-/// In `meta`, before the first key of the fork's rows: it is being left.
+/// In `meta`, followed by the prefix of the fork's keys: the fork is in progress.
 const LEAVING: &[u8] = b"leaving/";
-/// First key beyond: '0' follows '/'.
+/// The first key beyond these rows: '0' follows '/'.
 const LEAVING_BEYOND: &[u8] = b"leaving0";
-/// After what all keys of a fork begin with: more than any sequence.
+/// Suffix that sorts after every key of a fork: it is higher than any sequence.
 const BEYOND: [u8; 9] = [0xff; 9];
 
-/// What leaving a history changed.
+/// The outcome of forking off a history.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(dead_code, reason = "it is what happened, whoever reads which part of it")]
 pub(crate) struct ForkResult {
-    /// The fork; `None` if there was nothing to leave.
+    /// Number of the fork; `None` if there was nothing to move.
     pub(crate) fork: Option<u64>,
-    /// How far the context went.
+    /// Tree head of the context before.
     pub(crate) was: Option<TreeHead>,
-    /// How far it goes now; `None` if nothing of it is left.
+    /// Tree head of the context now; `None` if no entry is left.
     pub(crate) now: Option<TreeHead>,
 }
 
-/// Where the rows of a fork are.
+/// Location of a fork's rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct ForkRows {
     place: RowLocation,
     number: u64,
 }
 
-/// Moves the entries after `common` out of a context's history, and cuts the history there. It is durable when this
-/// returns. Leaves the caches of whoever knows the context alone, and nothing else may write it meanwhile.
+/// Moves the entries after `common` out of a context's history and ends the history there. The change is durable when
+/// this returns. The caller must invalidate its own caches, and nothing else may write to the context meanwhile.
 ///
 /// Fails with [`StoreError::OutOfRange`] if the context has fewer than `common` entries. After any other error the
-/// context is as it was, or will be when the database is reopened.
+/// context is unchanged, or will be once the database is reopened.
 pub(crate) fn fork_off(
     db: &Db,
     context: &ContextId,
@@ -127,9 +127,9 @@ fn extent(head: &Head) -> TreeHead {
     TreeHead { size: head.size(), root: head.root() }
 }
 
-/// Takes a number, and says that a fork of that number is under way.
+/// Takes a fork number and records that the fork is in progress.
 fn begin(db: &Db, place: RowLocation) -> Result<ForkRows, StoreError> {
-    // Numbers reach the log in their order: the last one there is the highest.
+    // Forks must reach the log in the order of their numbers: the last row in the log has the highest number.
     let _held = db.fork_numbers();
     let number = meta::read::<8>(db, NUMBERS)?.map_or(0, u64::from_be_bytes) + 1;
     let fork = ForkRows { place, number };
@@ -141,7 +141,7 @@ fn begin(db: &Db, place: RowLocation) -> Result<ForkRows, StoreError> {
     Ok(fork)
 }
 
-/// Copies the entries, as they are, and takes their ids out.
+/// Copies the entries unchanged, and removes their ids.
 fn copy(db: &Db, context: &ContextId, head: &Head, common: Size, fork: ForkRows) -> Result<(), StoreError> {
     let (forks, ids) = (db.family(families::FORKS)?, db.family(families::IDS)?);
     let ForkRows { place, .. } = fork;
@@ -155,7 +155,7 @@ fn copy(db: &Db, context: &ContextId, head: &Head, common: Size, fork: ForkRows)
         }
         let id = id_of(next, value).map_err(|error| damaged(context, next, &error.to_string()))?;
         batch.put_cf(forks, fork.row(next), value);
-        // Whether the writer chose it or not: earlier records do not say.
+        // Remove every id, because older records do not say whether the writer chose it.
         batch.delete_cf(ids, place.id(&id));
         if batch.size_in_bytes() >= BATCH_BYTES {
             db.write_unsynced(std::mem::take(&mut batch))?;
@@ -175,7 +175,7 @@ fn copy(db: &Db, context: &ContextId, head: &Head, common: Size, fork: ForkRows)
     db.write_unsynced(batch)
 }
 
-/// Makes what was copied a fork, and the context what it was at the common size.
+/// Turns the copy into a fork and ends the context at the common size, in one batch.
 fn switch(
     db: &Db,
     context: &ContextId,
@@ -219,13 +219,13 @@ fn switch(
         batch.put_cf(db.family(families::HEADS)?, context.as_str(), &buffer);
         Some(extent(&head))
     };
-    // The sync is for what was copied too, whatever durability is configured.
+    // This sync also covers the copied entries, whatever durability is configured.
     db.write_unsynced(batch)?;
     db.sync()?;
     Ok(now)
 }
 
-/// Removes the tiles beyond a size, and shortens those that it ends in.
+/// Removes the tiles beyond a size, and shortens those that the size ends in.
 fn cut_tiles(
     db: &Db,
     batch: &mut WriteBatch,
@@ -258,9 +258,8 @@ fn cut_tiles(
     Ok(())
 }
 
-/// Puts right what was begun and not finished when the database was last open. If that fails it is tried
-/// again when the database is opened again; until then, repeating an append of such a context by its
-/// entry id may append it once more.
+/// Undoes forks that were in progress when the database was last open. If that fails, opening the database again
+/// retries it; until then a repeated append with a known entry id may append to such a context twice.
 pub(crate) fn clean_up(db: &Db) {
     let mut under_way = Vec::new();
     let found = db.scan(families::META, LEAVING, LEAVING_BEYOND, true, |row, _| {
@@ -280,7 +279,7 @@ pub(crate) fn clean_up(db: &Db) {
     }
 }
 
-/// Puts back the ids of what was copied, and removes it; in pieces, each of which can be the last.
+/// Restores the ids of the copied entries and removes the copy, in pieces; a crash between two pieces is harmless.
 fn undo(db: &Db, fork: ForkRows) -> Result<(), StoreError> {
     let (forks, ids) = (db.family(families::FORKS)?, db.family(families::IDS)?);
     let mut batch = WriteBatch::default();
@@ -288,7 +287,7 @@ fn undo(db: &Db, fork: ForkRows) -> Result<(), StoreError> {
     let (first, beyond) = fork.range();
     db.scan(families::FORKS, &first, &beyond, false, |row, value| {
         let Some((place, _, sequence)) = families::fork_of(row) else { return true };
-        // What has no id had no row.
+        // An entry without an id had no row in `ids`.
         if let Ok(id) = id_of(sequence, value) {
             batch.put_cf(ids, place.id(&id), sequence.0.to_be_bytes());
         }
@@ -304,7 +303,7 @@ fn undo(db: &Db, fork: ForkRows) -> Result<(), StoreError> {
     db.write_unsynced(batch)
 }
 
-/// The id of an entry's record.
+/// Returns the id in an entry's record.
 fn id_of(sequence: Sequence, record: &[u8]) -> Result<EntryId, RecordError> {
     match record::view_entry(sequence, record)?.id {
         IdView::Bits(bits) => Ok(EntryId::from_bits(bits)),
@@ -313,26 +312,26 @@ fn id_of(sequence: Sequence, record: &[u8]) -> Result<EntryId, RecordError> {
 }
 
 impl ForkRows {
-    /// The key of an entry; sequence 0: of the evidence.
+    /// Returns the key of an entry; sequence 0 is the key of the evidence.
     fn row(self, sequence: Sequence) -> [u8; 26] {
         self.place.fork(self.number, sequence)
     }
 
-    /// What all its keys begin with.
+    /// Returns the prefix of all its keys.
     fn first(self) -> [u8; 18] {
         let mut first = [0; 18];
         first.copy_from_slice(&self.row(Sequence(0))[..18]);
         first
     }
 
-    /// Its first key, but for the sequence, and one beyond all its keys.
+    /// Returns its first key, without the sequence, and a key beyond all its keys.
     fn range(self) -> ([u8; 18], [u8; 27]) {
         let mut beyond = [0xff; 27];
         beyond[..18].copy_from_slice(&self.first());
         (self.first(), beyond)
     }
 
-    /// The row in `meta` that says that it is under way.
+    /// Returns the key in `meta` that records that it is in progress.
     fn leaving(self) -> Vec<u8> {
         [LEAVING, &self.first()].concat()
     }

@@ -1,14 +1,14 @@
-//! Restoring a damaged context from what another node holds of it.
+//! Restores a damaged context from another node's copy.
 //!
-//! The whole history is staged apart from the rows that are there, each entry checked against its hash, until it has the
-//! root that is known to be right. Then the context's lane adds what was appended meanwhile, and puts it in place: what
-//! is damaged is not read again, and nothing is taken over that is not known to be right.
+//! [`Healing`] stages the whole history beside the existing rows and checks each entry against its hash, until the
+//! history has the root that is known to be right. Then the context's lane adds what was appended meanwhile and
+//! installs it. The damaged rows are not read again, and nothing unverified is taken over.
 //!
-//! | what says which history is right | when |
+//! | what proves that the history is right | when |
 //! | --- | --- |
 //! | this node's head | it can be read |
-//! | the digest that this node kept of the context's bucket | the head cannot be read, but was counted before |
-//! | the slot's owner, in a claim that is promised here | neither; or this node's copy is to be that of the owner |
+//! | the digest that this node kept of the context's bucket | the head cannot be read, but the digest counted it |
+//! | the slot's owner, in a claim that is promised here | neither of these; or this node's copy must equal the owner's |
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -29,25 +29,25 @@ use crate::{
     write::uncommitted_loads::LoadSpan,
 };
 
-/// Staged rows are written so many bytes at once.
+/// Size of one write of staged rows, in bytes.
 const BATCH_BYTES: usize = 1 << 20;
 
-/// A damaged context being restored. Blocks; dropping it leaves the context as it is.
+/// A damaged context that is being restored. Its methods block; dropping it leaves the context unchanged.
 pub struct Healing {
     inner: Arc<Inner>,
     context: ContextId,
-    /// What says which history is right.
+    /// What proves that the staged history is right.
     proof: HealProof,
-    /// What the staged history is to reach.
+    /// The tree head that the staged history must reach.
     goal: TreeHead,
     place: RowLocation,
-    /// What is staged; `None` until it is known which history it is.
+    /// The staged history; `None` until the first range says which history it is.
     state: Option<ContextState>,
     batch: WriteBatch,
-    /// What of it a load brought that the other node does not know to be stable.
+    /// The entries that a load brought and that the other node does not know to be committed.
     loaded: Option<LoadSpan>,
     is_in_place: bool,
-    /// The database it is staged in.
+    /// Generation of the database that holds the staged rows.
     generation: u64,
 }
 
@@ -61,17 +61,18 @@ impl std::fmt::Debug for Healing {
 }
 
 impl Ledger {
-    /// Begins to restore a context that is damaged ([`Ledger::damage`]) from another node. `None` if it is not, or if
-    /// nothing of it is stable.
+    /// Begins to restore a damaged context ([`Ledger::damage`]) from another node. Returns `None` if the context is
+    /// not damaged, or if none of its entries is committed.
     ///
-    /// Fails with [`StoreError::Damaged`] if its head cannot be read: then nothing here says what it has to be.
+    /// # Errors
+    /// [`StoreError::Damaged`] if its head cannot be read: then no head proves which history is right.
     pub fn heal(&self, context: &ContextId) -> Result<Option<Healing>, StoreError> {
         let inner = Arc::clone(self.inner());
         if inner.shared.quarantine.check(context).is_ok() {
             return Ok(None);
         }
         let db = inner.database.get()?;
-        // Other nodes hold what is stable, if not more.
+        // The goal is the committed size: other nodes hold at least that.
         let row = read_head(&db, context)?;
         let Some((from, head)) = db.committed_heads().of(context, row).filter(|(_, head)| head.size().0 > 0)
         else {
@@ -83,9 +84,12 @@ impl Ledger {
         Ok(Some(healing))
     }
 
-    /// As [`Ledger::heal`], of a context whose head cannot be read, given how far another node says that it goes: it is
-    /// put in place if the digest that this node kept shows that it had gone exactly so far here.
-    /// Of other contexts of its bucket that cannot be read either `bucket` says the same.
+    /// Does what [`Ledger::heal`] does for a context whose head cannot be read, given the tree head that another node
+    /// reports. The history is installed only if the digest kept here proves that the context had exactly this tree
+    /// head. `bucket` gives the other node's tree heads of other unreadable contexts in the same bucket.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the database cannot be read or written.
     pub fn heal_by_digest(
         &self,
         context: &ContextId,
@@ -95,8 +99,11 @@ impl Ledger {
         self.heal_as(context, HealProof::Digest(bucket), theirs)
     }
 
-    /// As [`Ledger::heal`], of a context that the slot's owner holds: its history takes the place of what cannot be read
-    /// here, as long as no higher claim is promised.
+    /// Does what [`Ledger::heal`] does with the history of the slot's owner. It replaces what cannot be read here, as
+    /// long as no claim higher than `claim` is promised.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the database cannot be read or written.
     pub fn heal_in_claim(
         &self,
         context: &ContextId,
@@ -120,12 +127,13 @@ impl Ledger {
         Healing::begin(inner, &db, context, proof, theirs).map(Some)
     }
 
-    /// Whether a context of a slot is known to be damaged: what this node has of the slot is not all that it had.
+    /// Returns whether a context of a slot is known to be damaged, so that this node's copy of the slot is
+    /// incomplete.
     pub fn is_slot_damaged(&self, slot: Slot) -> bool {
         self.inner().shared.quarantine.has(slot)
     }
 
-    /// The number of damaged contexts, from now on.
+    /// Watches the number of damaged contexts.
     pub fn watch_damage(&self) -> tokio::sync::watch::Receiver<usize> {
         self.inner().shared.quarantine.watch()
     }
@@ -139,7 +147,7 @@ impl Healing {
         proof: HealProof,
         goal: TreeHead,
     ) -> Result<Self, StoreError> {
-        // Where no damaged block can be in the way: beside the old rows it would be hidden by what hides them.
+        // Put the rows apart: beside the old rows, a damaged block could hide them too.
         let place = inner.shared.numbers.place(db, Slot::of(context), true)?;
         staging::begin(db, place)?;
         Ok(Self {
@@ -156,16 +164,18 @@ impl Healing {
         })
     }
 
-    /// What is to be fetched next: the entries after the first size, up to the second. `None` if all is staged.
+    /// Returns what to fetch next: the entries after the first size, up to the second. `None` if everything is
+    /// staged.
     pub fn missing(&self) -> Option<(Size, Size)> {
         let after = self.state.as_ref().map_or(Size(0), |state| state.head.size());
         (after < self.goal.size).then_some((after, self.goal.size))
     }
 
-    /// Takes entries that another node sent: those that come next. Given the size up to which they belong together, if a
-    /// load brought them (see [`Ledger::range_together`]), it stays known of them here.
+    /// Stages the next entries that another node sent. If a load brought them, `together` is the size up to which
+    /// they belong together (see [`Ledger::range_together`]), and this node records it too.
     ///
-    /// Fails with [`StoreError::Io`] if they are not what they say, or not of the history that this node has.
+    /// # Errors
+    /// [`StoreError::Io`] if the entries do not verify, or belong to another history than this node's.
     pub fn take(&mut self, range: &EntryRange, together: Option<Size>) -> Result<(), StoreError> {
         let context = &self.context;
         let other = || StoreError::Io(format!("the other node holds another history of context {context}"));
@@ -195,8 +205,11 @@ impl Healing {
         Ok(())
     }
 
-    /// Puts the history in place of what is damaged; whether it did. If not, the context has grown by more than
-    /// can be read here: that is [`Healing::missing`] now.
+    /// Installs the history in place of the damaged one. Returns false if the context grew meanwhile by more than the
+    /// lane can read here: [`Healing::missing`] says what to fetch then.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the history is not proven to be right, or the database cannot be written.
     pub fn finish(&mut self) -> Result<bool, StoreError> {
         self.inner.database.get()?.write_unsynced(std::mem::take(&mut self.batch))?;
         let Some(state) = self.state.clone() else { return Ok(false) };
@@ -220,7 +233,7 @@ impl Drop for Healing {
         if !self.is_in_place
             && let Err(error) = self.inner.database.get().and_then(|db| staging::abandon(&db, self.place))
         {
-            // It is removed when the database is opened again.
+            // Opening the database again removes it.
             limited!(warn, context = %self.context, %error, "what was staged to heal a context stays until the database is opened anew");
         }
     }

@@ -1,5 +1,5 @@
-//! What of the directory cannot be read, or does not match its hashes. Reads of it fail; nothing is deleted, and nobody
-//! takes it for absent.
+//! Tracks damage: what of the directory cannot be read or does not match its hashes. Reads of it fail, nothing is
+//! deleted, and nobody takes it for absent.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -16,14 +16,16 @@ use tokio::sync::watch;
 
 use crate::{Damage, FamilyDamage, StoreError, limited};
 
-/// The damage known: one item for each context, and one for each family in which there is some that is no context's.
+/// The known damage: at most one item for each context, and one for each family with damage that belongs to no
+/// context.
 #[derive(Debug)]
 pub(crate) struct Quarantine {
     contexts: Mutex<HashMap<ContextId, FoundDamage>>,
     count: AtomicUsize,
-    /// Damaged contexts of each slot.
+    /// Number of damaged contexts in each slot.
     slots: Box<[AtomicUsize]>,
-    /// Those of which there ever were some: a damaged block is still there after they were restored.
+    /// Number of contexts in each slot that were ever damaged: the damaged blocks remain after the contexts are
+    /// restored.
     slots_with_past_damage: Box<[AtomicUsize]>,
     families: Mutex<BTreeMap<&'static str, String>>,
     changed: watch::Sender<usize>,
@@ -35,7 +37,7 @@ struct FoundDamage {
     at: Instant,
 }
 
-/// How long a context that was found to be damaged is likely to be restored from another node in a moment.
+/// For this long after damage is found, the context is likely to be restored from another node shortly.
 const RESTORED_WITHIN: Duration = Duration::from_mins(1);
 
 impl Default for Quarantine {
@@ -53,7 +55,7 @@ impl Default for Quarantine {
 }
 
 impl Quarantine {
-    /// Refuses a damaged context.
+    /// Fails if the context is damaged.
     pub(crate) fn check(&self, context: &ContextId) -> Result<(), StoreError> {
         if self.count.load(Ordering::Acquire) == 0 {
             return Ok(());
@@ -66,12 +68,12 @@ impl Quarantine {
         }
     }
 
-    /// Whether a context of the slot is damaged: what this node has of it is not all that it had.
+    /// Returns whether a context of the slot is damaged, so that this node's copy of the slot is incomplete.
     pub(crate) fn has(&self, slot: Slot) -> bool {
         of(&self.slots, slot).load(Ordering::Acquire) > 0
     }
 
-    /// A damaged context of a slot.
+    /// Returns a damaged context of a slot.
     pub(crate) fn any(&self, slot: Slot) -> Option<Damage> {
         if !self.has(slot) {
             return None;
@@ -80,12 +82,12 @@ impl Quarantine {
         contexts.values().map(|found| &found.damage).find(|damage| Slot::of(&damage.context) == slot).cloned()
     }
 
-    /// Whether rows of the slot may lie where a damaged block is in the way of reading them.
+    /// Returns whether a damaged block may block reading rows of the slot.
     pub(crate) fn had_damage(&self, slot: Slot) -> bool {
         of(&self.slots_with_past_damage, slot).load(Ordering::Relaxed) > 0
     }
 
-    /// Remembers an error's damage, if it is about damage.
+    /// Records the damage that an error reports, if it reports any.
     pub(crate) fn record(&self, error: &StoreError) {
         let StoreError::Damaged { context, sequence, reason } = error else { return };
         let mut contexts = self.contexts.lock();
@@ -99,8 +101,8 @@ impl Quarantine {
         }
     }
 
-    /// What an append to a damaged context is answered with where other nodes have copies. One that was not restored in time
-    /// is lost for all that is known.
+    /// Returns the error for an append to a damaged context where other nodes have copies: retry soon, or the damage
+    /// itself if nobody restored the context in time.
     pub(crate) fn restoring(&self, error: StoreError) -> StoreError {
         match error {
             StoreError::Damaged { context, reason, .. }
@@ -116,7 +118,7 @@ impl Quarantine {
         }
     }
 
-    /// Remembers damage of a family that is not of one context.
+    /// Records damage of a family that belongs to no context.
     pub(crate) fn record_family(&self, family: &'static str, reason: &str) {
         let known = self.families.lock().insert(family, reason.to_owned());
         if known.is_none() {
@@ -124,20 +126,20 @@ impl Quarantine {
         }
     }
 
-    /// A family was read to its end without meeting damage.
+    /// Removes a family's damage, because the family was read completely without meeting any.
     pub(crate) fn release_family(&self, family: &'static str) {
         if self.families.lock().remove(family).is_some() {
             limited!(info, family, "a family of the database is whole again");
         }
     }
 
-    /// The families that are damaged.
+    /// Returns the damaged families.
     pub(crate) fn families(&self) -> Vec<FamilyDamage> {
         let families = self.families.lock();
         families.iter().map(|(family, reason)| FamilyDamage { family, reason: reason.clone() }).collect()
     }
 
-    /// The context was restored.
+    /// Removes a context's damage, because the context was restored.
     pub(crate) fn release(&self, context: &ContextId) {
         let mut contexts = self.contexts.lock();
         if contexts.remove(context).is_some() {
@@ -147,12 +149,12 @@ impl Quarantine {
         }
     }
 
-    /// How many there are, from now on.
+    /// Watches the number of damaged contexts.
     pub(crate) fn watch(&self) -> watch::Receiver<usize> {
         self.changed.subscribe()
     }
 
-    /// All of it.
+    /// Lists all damaged contexts.
     pub(crate) fn list(&self) -> Vec<Damage> {
         self.contexts.lock().values().map(|found| found.damage.clone()).collect()
     }

@@ -1,12 +1,12 @@
-//! The scrub: re-reads everything at a bounded rate and compares entries with tiles and heads.
+//! The scrub re-reads everything at a bounded rate and compares entries with tiles and heads.
 //!
-//! What it finds is quarantined and reported with context and sequence; nothing is deleted. One pass:
+//! It quarantines and reports damage with context and sequence, and deletes nothing. One pass reads:
 //!
 //! | what | how | damage is |
 //! | --- | --- | --- |
-//! | contexts | heads, entries, tiles, ids: each entry against its hashes, the whole against the head | the context's |
-//! | records of slots | decoded | written anew by the lane, from memory; else the directory's |
-//! | the slot index, forks, `meta`, heads and ids of what is no longer used | the checksums of their blocks | the family's |
+//! | contexts | heads, entries, tiles, ids: each entry against its hashes, the whole history against the head | the context's |
+//! | records of slots | decoded | repaired by the lane from memory, or else the directory's |
+//! | the slot index, forks, `meta`, heads and ids no longer in use | the checksums of their blocks | the family's |
 
 use std::{
     sync::atomic::Ordering,
@@ -39,17 +39,18 @@ use crate::{
     write::state::read_head,
 };
 
-/// Contexts are listed so many at once.
+/// Number of contexts listed at a time.
 const CONTEXTS: usize = 256;
-/// Entries, and rows of families, are read so many bytes at once.
+/// Bytes of entries, or of a family's rows, read at a time.
 const PAGE_BYTES: usize = 256 << 10;
-/// What a context costs of the rate, however small: it is read from four families, and a block holds 4 KiB.
+/// Bytes that even the smallest context counts against the rate: reading it touches four families, in blocks of 4
+/// KiB.
 const CONTEXT_BYTES: usize = 4 << 10;
-/// Families of which every block is read, beside what contexts are read by.
+/// Families of which the scrub reads every block, because reading the contexts does not cover them.
 const WHOLE: [&str; 5] = [families::HEADS, families::IDS, families::FORKS, families::SLOTS, families::META];
 
-/// The thread: scrubs until told to stop. It begins after one pause of a second, so that opening a ledger is not
-/// slowed down.
+/// Runs the scrub's thread until `stop`. It starts after a pause of one second, so that it does not slow down opening
+/// the ledger.
 pub(crate) fn run(
     database: &ReopenableDb,
     shared: &Shared,
@@ -78,7 +79,7 @@ pub(crate) fn run(
     }
 }
 
-/// Checks one context at once.
+/// Checks one context immediately.
 pub(crate) fn check(database: &ReopenableDb, shared: &Shared, context: &ContextId) -> Result<(), StoreError> {
     let (_keep, stop) = crossbeam_channel::bounded(0);
     let mut scrub = Scrub { database, shared, lanes: &[], stop: &stop, budget: Budget::new(u64::MAX) };
@@ -108,7 +109,7 @@ struct Scrub<'a> {
 impl Scrub<'_> {
     fn everything(&mut self) -> Result<Pass, StoreError> {
         let (mut contexts, mut entries) = (0, 0);
-        // By the index: the names of those whose heads are in a damaged block are in no listing of heads.
+        // List by the index: a context whose head is in a damaged block appears in no listing of heads.
         for slot in (0..SLOTS).filter_map(Slot::new) {
             let mut after = None;
             loop {
@@ -135,20 +136,20 @@ impl Scrub<'_> {
         Ok(Pass::Done { contexts, entries })
     }
 
-    /// Checks the record of what was promised of a slot.
+    /// Checks the record of what was promised for a slot.
     fn record(&mut self, slot: Slot) -> Result<(), StoreError> {
         let read = slot_records::read(&*self.database.get()?, slot);
         let Err(StoreError::SlotDamaged { .. }) = read else { return read.map(|_| ()) };
         if let Some(lane) =
             self.lanes.get(lane_of(slot, self.lanes.len().max(1))).and_then(WeakSender::upgrade)
         {
-            // The ledger closes if it is not taken.
+            // If the lane does not take the command, the ledger is closing.
             let _ = lane.blocking_send(Command::RewriteRecord(slot));
         }
         Ok(())
     }
 
-    /// Reads every block of a family, to its end or its first damage; `None` when told to stop.
+    /// Reads every block of a family, to its end or its first damage; `None` if stopped.
     fn family(&mut self, family: &'static str) -> Result<Option<()>, StoreError> {
         let mut after: Vec<u8> = Vec::new();
         loop {
@@ -156,7 +157,7 @@ impl Scrub<'_> {
             let first = std::mem::take(&mut after);
             let read = self.database.get()?.scan(family, &first, &[0xff; 32], false, |key, value| {
                 if bytes >= PAGE_BYTES {
-                    // Where the next piece begins.
+                    // The next piece begins here.
                     key.clone_into(&mut after);
                     is_end = false;
                     return false;
@@ -181,13 +182,14 @@ impl Scrub<'_> {
         }
     }
 
-    /// Checks one context; `None` when told to stop.
+    /// Checks one context; `None` if stopped.
     fn context(&mut self, context: &ContextId) -> Result<Option<u64>, StoreError> {
         loop {
             let Some((place, head)) = read_head(&*self.database.get()?, context)? else { return Ok(Some(0)) };
             let checked = with_suite!(head.suite, H => self.history::<H>(context, place, &head));
             match checked {
-                // A load put another copy in place meanwhile, or its end was left: what is there now is checked.
+                // Meanwhile a load installed another copy, or the end of the history was forked off: check what is
+                // there now.
                 Err(StoreError::Damaged { .. }) if moved(&*self.database.get()?, context, place, &head)? => {}
                 checked => return checked,
             }
@@ -234,7 +236,7 @@ impl Scrub<'_> {
         Ok(Some(done.0))
     }
 
-    /// Reads the rows of a context that nothing was compared with: tiles of higher levels, key summaries, ids.
+    /// Reads the rows of a context that the comparison did not need: tiles of higher levels, key summaries, ids.
     fn rest(&self, context: &ContextId, place: RowLocation) -> Result<(), StoreError> {
         let db = self.database.get()?;
         let failed = |error: rocksdb::Error| read_error(context, Sequence(0), &error);
@@ -244,7 +246,7 @@ impl Scrub<'_> {
         db.scan(families::IDS, &first, &beyond, false, |_, _| true).map_err(failed)
     }
 
-    /// Compares 256 leaves with the stored tile that ends with entry `last`.
+    /// Compares 256 leaf hashes with the stored tile that ends with entry `last`.
     fn compare_tile(
         &self,
         context: &ContextId,
@@ -276,14 +278,15 @@ impl Scrub<'_> {
     }
 }
 
-/// The next contexts of a slot.
+/// Returns the next contexts of a slot.
 fn context_ids(
     db: &Db,
     shared: &Shared,
     slot: Slot,
     after: Option<&ContextId>,
 ) -> Result<Vec<ContextId>, StoreError> {
-    // Not at one moment: each snapshot that is let go of has RocksDB compact what was written before it.
+    // Do not use a snapshot: RocksDB schedules compactions for what was written before each snapshot that is
+    // released.
     let buckets = (0..=u8::MAX).map(Bucket).collect();
     let mut names = std::collections::BTreeSet::new();
     let mut take = |name: &str| {
@@ -306,7 +309,7 @@ fn context_ids(
     Ok(names.into_iter().collect())
 }
 
-/// Keeps the scrub at its rate.
+/// Limits the scrub to its rate.
 struct Budget {
     rate: u64,
     begun: Instant,
@@ -318,7 +321,7 @@ impl Budget {
         Self { rate, begun: Instant::now(), spent: 0 }
     }
 
-    /// Waits until `bytes` more are within the rate; true when told to stop.
+    /// Waits until `bytes` more are within the rate. Returns true if stopped.
     fn spend(&mut self, bytes: usize, stop: &Receiver<()>) -> bool {
         self.spent += bytes as u64;
         let due = Duration::from_secs_f64(self.spent as f64 / self.rate.max(1) as f64);
@@ -327,7 +330,7 @@ impl Budget {
     }
 }
 
-/// Decodes whatever a head's row holds, for listings. One that cannot be decoded is not absent: its context is quarantined.
+/// Decodes a head's row for a listing. A row that cannot be decoded is not absent: its context goes into quarantine.
 pub(crate) fn decode_row(
     shared: &Shared,
     key: &[u8],

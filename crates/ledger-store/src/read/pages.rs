@@ -1,4 +1,4 @@
-//! Reading entries: pages in sequence order, each record checked against its checksum.
+//! Reads entries as pages, in sequence order, each record checked against its checksum.
 
 use ledger_core::{ContextId, Entry, Head, Key, Sequence, Size, id::IdError, tree::tile::TILE_WIDTH};
 
@@ -11,7 +11,7 @@ use crate::{
     write::state::read_head,
 };
 
-/// Damage, as an error.
+/// Makes an error of damage.
 pub(crate) fn damaged(context: &ContextId, sequence: Sequence, reason: &str) -> StoreError {
     StoreError::Damaged { context: context.clone(), sequence, reason: reason.to_owned() }
 }
@@ -29,14 +29,14 @@ pub(crate) fn page(db: &Db, context: &ContextId, filter: &Filter) -> Result<Page
             });
         };
         match page_at(db, context, place, &head, filter) {
-            // A load may have put another copy of the history in place since the head was read, or it was left.
+            // Meanwhile a load may have installed another copy of the history, or its end was forked off.
             Err(StoreError::Damaged { .. }) if moved(db, context, place, &head)? => {}
             page => return page,
         }
     }
 }
 
-/// Visits the entries of a page where they lie.
+/// Visits the entries of a page without copying them.
 pub(crate) fn visit(
     db: &Db,
     context: &ContextId,
@@ -52,8 +52,7 @@ pub(crate) fn visit(
         let read = cursor.read_all(db, place);
         let (covered, count, bytes) = (cursor.covered, cursor.count, cursor.bytes);
         match read {
-            // A load may have put another copy of the history in place since the head was read: what was
-            // visited is the same there.
+            // Meanwhile a load may have installed another copy of the history. What was visited is the same there.
             Err(StoreError::Damaged { .. }) if moved(db, context, place, &head)? => {}
             Err(error) => return Err(error),
             Ok(()) => return Ok(covered),
@@ -64,8 +63,8 @@ pub(crate) fn visit(
     }
 }
 
-/// Whether the history that a head describes is no longer where it was: another copy of it was put in place, or
-/// the end of it was left for another history.
+/// Returns whether the history that a head describes has moved: a load installed another copy of it, or its end was
+/// forked off.
 pub(crate) fn moved(
     db: &Db,
     context: &ContextId,
@@ -76,7 +75,7 @@ pub(crate) fn moved(
     if now_at != place || now.size() < head.size() {
         return Ok(true);
     }
-    // What was left may have grown again. An entry of the same sequence and epoch is the same entry.
+    // A history that was cut may have grown again. An entry of the same sequence and epoch is the same entry.
     let newest = head.size().newest();
     let epoch = db
         .get(families::ENTRIES, &place.entry(newest), |value| {
@@ -105,10 +104,10 @@ pub(crate) fn page_at(
     Ok(Page { entries, latest, covered, more, larger })
 }
 
-/// Takes one entry after the other.
+/// Receives one entry at a time.
 pub(crate) type Visit<'a> = dyn FnMut(EntryView<'_>) -> Result<(), IdError> + 'a;
 
-/// A page being read.
+/// A page that is being read.
 struct Cursor<'a, 'v> {
     context: &'a ContextId,
     head: &'a Head,
@@ -146,7 +145,7 @@ impl<'a, 'v> Cursor<'a, 'v> {
         Ok(())
     }
 
-    /// Reads entries after what is covered up to `last`, until the page is full.
+    /// Reads the entries after what is covered up to `last`, until the page is full.
     fn read(&mut self, db: &Db, place: RowLocation, last: u64) -> Result<(), StoreError> {
         if self.covered.covered.0 >= last {
             return Ok(());
@@ -185,7 +184,7 @@ impl<'a, 'v> Cursor<'a, 'v> {
         Sequence(self.covered.covered.0 + 1)
     }
 
-    /// Takes one row; false when the page is full.
+    /// Takes one row. Returns false when the page is full.
     fn take(&mut self, sequence: Sequence, value: &[u8]) -> Result<bool, StoreError> {
         let undecodable = |error: RecordError| damaged(self.context, sequence, &error.to_string());
         if let Some(key) = self.key
@@ -213,13 +212,13 @@ impl<'a, 'v> Cursor<'a, 'v> {
         Ok(!is_full)
     }
 
-    /// The last sequence of the block that the next entry is in, or of the context.
+    /// Returns the last sequence of the block that the next entry is in, or of the context.
     fn end_of_block(&self) -> u64 {
         let block = self.covered.covered.0 / TILE_WIDTH as u64;
         self.head.frontier.size().min((block + 1) * TILE_WIDTH as u64)
     }
 
-    /// Moves past full blocks that do not have the key.
+    /// Skips full blocks that do not have the key.
     fn skip_blocks(&mut self, db: &Db, place: RowLocation, key: u32) -> Result<(), StoreError> {
         let width = TILE_WIDTH as u64;
         let (first, full) = (self.covered.covered.0 / width, self.head.frontier.size() / width);
@@ -241,7 +240,7 @@ impl<'a, 'v> Cursor<'a, 'v> {
     }
 }
 
-/// What an entry counts towards a page's bytes: its variable parts.
+/// Returns an entry's size for a page's byte limit: its variable parts, in bytes.
 pub(crate) fn weight(entry: &Entry) -> usize {
     let metadata: usize = entry.metadata.iter().map(|(key, value)| key.len() + value.len() + 8).sum();
     entry.payload.len() + entry.key.as_str().len() + metadata + 128 + entry.context_id.as_str().len()

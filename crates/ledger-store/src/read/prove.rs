@@ -1,4 +1,4 @@
-//! Roots and proofs at any size, from stored tiles.
+//! Computes roots and proofs at any size from stored tiles.
 
 use ledger_core::{
     ContextId, Hash, HashSuite, Head, Lineage, Position, Sequence, Size,
@@ -26,7 +26,7 @@ struct Tiles<'a, R> {
     context: &'a ContextId,
     place: RowLocation,
     head: &'a Head,
-    /// Of the unfinished tile of level 0, once it was asked for.
+    /// The hashes of the unfinished tile of level 0, once a proof needed them.
     newest: Vec<Hash>,
 }
 
@@ -60,8 +60,8 @@ impl<R: Rows> TileReader for Tiles<'_, R> {
     }
 }
 
-/// Runs `prove` on a context's tiles, again if a load moved them meanwhile. Fails for an unknown context
-/// as for an empty one: with whatever `prove` says of size 0.
+/// Runs `prove` on a context's tiles, and retries if a load moved them meanwhile. An unknown context counts as an
+/// empty one, so `prove` decides how it fails.
 fn with_tiles<T>(
     db: &Db,
     context: &ContextId,
@@ -87,7 +87,7 @@ impl<'a, R: Rows> Tiles<'a, R> {
         Self { rows, context, place, head, newest: Vec::new() }
     }
 
-    /// The leaf hashes of `width` entries from `first` on, from their records.
+    /// Returns the leaf hashes of `width` entries from `first` on, from their records.
     fn leaf_hashes(&self, first: Sequence, width: usize) -> Result<Vec<Hash>, StoreError> {
         let mut hashes = Vec::with_capacity(width);
         let mut failure = None;
@@ -117,7 +117,7 @@ impl<'a, R: Rows> Tiles<'a, R> {
         }
     }
 
-    /// The size asked for, or the newest.
+    /// Returns the requested size, or the newest one.
     fn size(&self, size: Option<Size>) -> Result<u64, StoreError> {
         let newest = self.head.frontier.size();
         match size {
@@ -156,7 +156,7 @@ impl Tiles<'_, Db> {
     }
 }
 
-/// The position of a history at an earlier size.
+/// Returns the position of a history at an earlier size.
 pub(crate) fn position_at(
     db: &Db,
     context: &ContextId,
@@ -169,7 +169,7 @@ pub(crate) fn position_at(
     tiles.position(size)
 }
 
-/// The roots of the history that a head describes, at rising sizes; as many as it is long enough for.
+/// Returns the roots of the history that a head describes, at rising sizes, as far as the history goes.
 pub(crate) fn roots_at(
     rows: &impl Rows,
     context: &ContextId,
@@ -182,7 +182,7 @@ pub(crate) fn roots_at(
     known.map(|size| tiles.root(size.0)).collect()
 }
 
-/// The frontier of the history that a head describes, at an earlier size.
+/// Returns the frontier of the history that a head describes, at an earlier size.
 pub(crate) fn frontier_at(
     db: &Db,
     context: &ContextId,
@@ -194,7 +194,7 @@ pub(crate) fn frontier_at(
     with_suite!(head.suite, H => reader::frontier_at::<H, _>(&mut tiles, size.0)).map_err(|e| tiles.failed(e))
 }
 
-/// A context's position at a size.
+/// Returns a context's position at a size.
 pub(crate) fn checkpoint(
     db: &Db,
     context: &ContextId,
@@ -202,7 +202,7 @@ pub(crate) fn checkpoint(
     suite: HashSuite,
 ) -> Result<Checkpointed, StoreError> {
     if size.is_none_or(|size| size.0 == 0) && db.head(context)?.is_none() {
-        // A context that was never written reads as empty.
+        // An unknown context reads as empty.
         let empty = Head::new(suite, Lineage([0; 16]), 0);
         return Ok(Checkpointed { position: empty.position(), lamport: empty.lamport, suite });
     }
@@ -235,7 +235,7 @@ pub(crate) fn inclusion(
             .map_err(|e| tiles.failed(e))?;
         let entry = pages::one(db, context, tiles.place, tiles.head, sequence)?;
         let content_hash = entry.content_hash;
-        // A proof that does not verify is never handed out.
+        // Verify the proof first: a wrong one must never be returned.
         proof
             .verify_in(suite, &content_hash, &root)
             .map_err(|error| damaged(context, sequence, &error.to_string()))?;
@@ -264,7 +264,7 @@ pub(crate) fn consistency(
     })
 }
 
-/// Fails unless the context's history passes through a position.
+/// Fails unless the context's history passes through `position`.
 pub(crate) fn check_position(
     db: &Db,
     context: &ContextId,

@@ -1,4 +1,4 @@
-//! Reading a context out as a snapshot.
+//! Reads a context out as a snapshot.
 
 use std::sync::Arc;
 
@@ -12,11 +12,11 @@ use crate::{
     shared::Shared, write::state::read_head,
 };
 
-/// Bytes of entries read at once.
+/// Bytes of entries read at a time.
 const PAGE_BYTES: usize = 1 << 20;
 
-/// A snapshot being read: an iterator over chunks of some hundred kibibytes. The context may grow
-/// meanwhile: the snapshot is of the moment it was begun.
+/// A snapshot that is being read: an iterator over chunks of some hundred kibibytes. The context may grow meanwhile;
+/// the snapshot ends at the size it had when the snapshot began.
 #[derive(Debug)]
 pub struct SnapshotStream {
     inner: Arc<Inner>,
@@ -24,7 +24,7 @@ pub struct SnapshotStream {
     source: Option<Source>,
 }
 
-/// Where a snapshot comes from, until its end was handed out.
+/// The source of a snapshot, until its end was returned.
 struct Source {
     encoder: Encoder,
     place: RowLocation,
@@ -44,7 +44,7 @@ impl SnapshotStream {
         let now = Shared::now_ns();
         let (place, head) = match inner.with_quarantine(context, |db| db.head(context))? {
             Some(found) => found,
-            // A context that was never written reads as empty; its number is never used.
+            // An unknown context reads as empty; nothing uses its number.
             None => (
                 RowLocation { slot: ledger_core::slot::Slot::of(context), number: 0 },
                 ledger_core::Head::new(inner.shared.options.suite, ledger_core::Lineage([0; 16]), 0),
@@ -56,7 +56,7 @@ impl SnapshotStream {
         Ok(Self { inner, header, source })
     }
 
-    /// What the snapshot says of its context.
+    /// Returns what the snapshot says about its context.
     pub fn header(&self) -> &Header {
         &self.header
     }
@@ -95,7 +95,7 @@ impl Iterator for SnapshotStream {
 }
 
 impl Source {
-    /// The next entries, wherever they are now: a load may have put another copy in place.
+    /// Reads the next entries from where the rows are now: a load may have installed another copy.
     fn page(&mut self, db: &Db, header: &Header) -> Result<Vec<Entry>, StoreError> {
         let filter = Filter { after: self.done, max_bytes: PAGE_BYTES, ..Filter::default() };
         loop {

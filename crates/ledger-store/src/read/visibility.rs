@@ -2,12 +2,12 @@
 //!
 //! | state | readers | commits |
 //! | --- | --- | --- |
-//! | `HIDDEN` | are refused: the node does not know what of the slot is stable | need not be held back |
-//! | `WITHHELD` | are refused, until the owner says that what was accepted is stable | are held back |
-//! | `VISIBLE` | see what is stable, as long as the lease lasts | are held back until they are |
+//! | `HIDDEN` | are refused: the node does not know what of the slot is committed | need no pinning |
+//! | `WITHHELD` | are refused until the owner's commit index reaches what was accepted | are pinned |
+//! | `VISIBLE` | see what is committed, while the lease lasts | are pinned until committed |
 //!
-//! The lease is the cluster's: see `ledger_core::ownership::slot_manager`. Time is looked at when something is read, so that a node
-//! that stood still shows nothing old when it goes on.
+//! The cluster grants the lease: see `ledger_core::ownership::slot_manager`. Each read checks the time, so that a
+//! node that was suspended serves nothing outdated when it resumes.
 
 use std::{
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
@@ -19,37 +19,37 @@ use ledger_core::slot::{SLOTS, Slot};
 const HIDDEN: u64 = 0;
 const WITHHELD: u64 = 1;
 const VISIBLE: u64 = 2;
-/// The bits of a state; those above count how often the slot went dark.
+/// The bits of a state; the bits above them count how often the slot was hidden.
 const STATE: u64 = 3;
 const ONE_HIDING: u64 = STATE + 1;
 
-/// A lease that never ends: no time is looked at.
+/// A lease that never expires, so that reads do not check the time.
 const ENDLESS: u64 = u64::MAX;
 
-/// A slot was shown at a moment.
+/// Evidence that a slot was visible at a moment: equal values mean that it was not hidden in between.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct VisibleSince(u64);
 
-/// Which slots this node shows. A standalone node shows all.
+/// The visibility of each slot. A standalone node shows all slots.
 #[derive(Debug)]
 pub(crate) struct SlotVisibility {
     slots: Box<[VisibilityCell]>,
-    /// What leases are counted from.
+    /// The instant that leases are counted from.
     base: Instant,
 }
 
 #[derive(Debug)]
 struct VisibilityCell {
-    /// And how often it went dark: who reads sees that it did meanwhile.
+    /// The state, with a count of hidings: a reader can tell that the slot was hidden in between.
     state: AtomicU64,
-    /// Milliseconds since the base.
+    /// End of the lease, in milliseconds since the base.
     until: AtomicU64,
-    /// This node is a member of the slot: what it has of others does not count.
+    /// Whether this node is a member of the slot: the copy of a node that is not does not count.
     is_member: AtomicBool,
 }
 
 impl SlotVisibility {
-    /// Of a standalone node, or of one in a cluster, which shows nothing yet.
+    /// Creates the states: all visible on a standalone node, all hidden on a node of a cluster.
     pub(crate) fn new(is_clustered: bool) -> Self {
         let state = if is_clustered { HIDDEN } else { VISIBLE };
         let of_slot = |_| VisibilityCell {
@@ -68,13 +68,13 @@ impl SlotVisibility {
         &self.of_slot(slot).state
     }
 
-    /// Whether readers may see the slot.
+    /// Returns whether readers may see the slot.
     pub(crate) fn is_visible(&self, slot: Slot) -> bool {
         self.visible_since(slot).is_some()
     }
 
-    /// As [`Self::is_visible`]. What is read after this may be given to readers if this says the same once it is read: else
-    /// the slot went dark meanwhile, and nothing was held back.
+    /// Does what [`Self::is_visible`] does. Readers may get what is read after this call only if a second call then
+    /// returns the same value: otherwise the slot was hidden in between, and its commits were not pinned.
     pub(crate) fn visible_since(&self, slot: Slot) -> Option<VisibleSince> {
         let word = self.of(slot).load(Ordering::SeqCst);
         (word & STATE == VISIBLE && self.is_leased(slot)).then_some(VisibleSince(word))
@@ -87,7 +87,7 @@ impl SlotVisibility {
         }
     }
 
-    /// Readers may see the slot until then, if it is shown; `None`: without end.
+    /// Sets until when readers may see the slot while it is visible; `None` means without end.
     pub(crate) fn set_lease(&self, slot: Slot, until: Option<Instant>) {
         let millis = |until: Instant| {
             let since = until.saturating_duration_since(self.base).as_millis();
@@ -96,42 +96,42 @@ impl SlotVisibility {
         self.of_slot(slot).until.store(until.map_or(ENDLESS, millis), Ordering::SeqCst);
     }
 
-    /// Whether this node is a member of the slot.
+    /// Returns whether this node is a member of the slot.
     pub(crate) fn is_member(&self, slot: Slot) -> bool {
         self.of_slot(slot).is_member.load(Ordering::Relaxed)
     }
 
-    /// This node is a member of the slot, or not.
+    /// Sets whether this node is a member of the slot.
     pub(crate) fn set_member(&self, slot: Slot, is_kept: bool) {
         self.of_slot(slot).is_member.store(is_kept, Ordering::Relaxed);
     }
 
-    /// Whether commits to the slot have to be held back until they are stable.
+    /// Returns whether commits to the slot must be pinned until they are committed.
     pub(crate) fn is_withheld(&self, slot: Slot) -> bool {
         self.of(slot).load(Ordering::SeqCst) & STATE != HIDDEN
     }
 
-    /// Shows the slot; whether it was not shown before.
+    /// Makes the slot visible. Returns whether it was not visible before.
     pub(crate) fn publish(&self, slot: Slot) -> bool {
         self.change(slot, |word| word & !STATE | VISIBLE) & STATE != VISIBLE
     }
 
-    /// Holds commits back from now on, if nobody reads the slot.
+    /// Pins commits from now on, if the slot is hidden.
     pub(crate) fn withhold(&self, slot: Slot) {
         self.change(slot, |word| if word & STATE == HIDDEN { word | WITHHELD } else { word });
     }
 
-    /// Shows nothing more.
+    /// Hides all slots.
     pub(crate) fn hide_all(&self) {
         (0..SLOTS).filter_map(Slot::new).for_each(|slot| self.hide(slot));
     }
 
-    /// Shows the slot no more.
+    /// Hides the slot.
     pub(crate) fn hide(&self, slot: Slot) {
         self.change(slot, |word| (word & !STATE).wrapping_add(ONE_HIDING));
     }
 
-    /// Gives what was before.
+    /// Changes the state word and returns the previous one.
     fn change(&self, slot: Slot, to: impl Fn(u64) -> u64) -> u64 {
         let changed = self.of(slot).fetch_update(Ordering::SeqCst, Ordering::SeqCst, |word| Some(to(word)));
         changed.unwrap_or_else(|same| same)

@@ -1,4 +1,4 @@
-//! Watching: history, then the live tail, without a gap.
+//! Watches a context: its history, then the live tail, without a gap.
 
 use std::sync::Arc;
 
@@ -14,8 +14,8 @@ use crate::{
 
 /// A watcher of one context: delivers every entry after its start once, in order.
 ///
-/// Use [`Watch::read`] until it returns nothing, then wait for [`Watch::changed`], and so on. Falling
-/// behind costs a reading of the store, never an entry and never memory.
+/// Call [`Watch::read`] until it returns nothing, then wait for [`Watch::changed`], and repeat. A watcher that falls
+/// behind reads the store; it loses no entry and buffers nothing.
 #[derive(Debug)]
 pub struct Watch {
     inner: Arc<Inner>,
@@ -28,15 +28,18 @@ pub struct Watch {
 
 impl Watch {
     pub(crate) fn new(inner: Arc<Inner>, context: ContextId, key: Option<Key>, after: Sequence) -> Self {
-        // First the tail, then the store: what is committed in between is seen by one or the other.
+        // Join the tail before reading the store: whichever comes later sees a commit in between.
         let tail = inner.shared.tails.join(&context);
         let size = tail.subscribe();
         Self { inner, context, key, delivered: after, tail, size }
     }
 
-    /// What there is beyond what was delivered, without waiting for more: recent entries from memory,
-    /// older ones from the store, which may wait for the disk. An empty page that says not `more` means
+    /// Returns the committed entries after those already delivered, without waiting for more. Recent ones come from
+    /// memory, older ones from the store, which may wait for the disk. An empty page with `more` false means that
     /// there is nothing new.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the store cannot be read.
     pub fn read(&mut self, limit: usize, max_bytes: usize) -> Result<Page, StoreError> {
         let context = self.context.clone();
         let mut entries = Vec::new();
@@ -52,8 +55,11 @@ impl Watch {
         Ok(Page { entries, latest, covered, more, larger })
     }
 
-    /// As [`Watch::read`] of the store, without copying: calls `visit` with each entry where it lies. A first entry that is
-    /// larger than `max_bytes` is left for the next time: [`Covered::larger`].
+    /// Does what [`Watch::read`] does from the store, without copying: calls `visit` with each entry. Leaves a first
+    /// entry that is larger than `max_bytes` for the next call and reports it in [`Covered::larger`].
+    ///
+    /// # Errors
+    /// [`StoreError`] if the store cannot be read.
     pub fn visit(
         &mut self,
         limit: usize,
@@ -67,7 +73,7 @@ impl Watch {
         self.stored(limit, max_bytes, max_bytes, &mut visit)
     }
 
-    /// As [`Watch::visit`], but only from memory: `None` if it would have to read the store.
+    /// Does what [`Watch::visit`] does, but only from memory: `None` if it would have to read the store.
     pub fn visit_recent(
         &mut self,
         limit: usize,
@@ -98,7 +104,7 @@ impl Watch {
         self.delivered = delivered;
         let covered = read?;
         self.delivered = covered.covered.max(self.delivered);
-        // A page is read up to the size it saw; whatever is longer moves the tail.
+        // The page ends at the size that it saw; a context that is longer by now moves the tail.
         self.tail.reach(covered.latest);
         Ok(covered)
     }
@@ -114,7 +120,7 @@ impl Watch {
             return Some(Err(error));
         }
         let latest = *self.size.borrow_and_update();
-        // Only what is shown as durable is delivered; the entries are remembered just before.
+        // Deliver only entries up to the committed size: the buffer may be ahead of it for a moment.
         let shown = latest.0.saturating_sub(self.delivered.0);
         let recent = self.tail.recent_after(self.delivered, (limit as u64).min(shown) as usize)?;
         let (mut covered, mut bytes, mut larger) = (self.delivered, 0, None);
@@ -143,8 +149,10 @@ impl Watch {
         Some(Ok(Covered { latest, covered, more: covered < latest.newest(), larger }))
     }
 
-    /// Waits until there may be something to read; fails with [`StoreError::Closed`] when the ledger
-    /// closes. Cancellation-safe: dropping the future loses nothing.
+    /// Waits until there may be something to read. Cancellation-safe: dropping the future loses nothing.
+    ///
+    /// # Errors
+    /// [`StoreError::Closed`] when the ledger closes.
     pub async fn changed(&mut self) -> Result<(), StoreError> {
         let delivered = self.delivered;
         let mut closed = self.inner.closed.subscribe();
@@ -156,12 +164,15 @@ impl Watch {
         }
     }
 
-    /// As [`Watch::changed`], blocking the thread.
+    /// Does what [`Watch::changed`] does, but blocks the thread.
+    ///
+    /// # Errors
+    /// [`StoreError::Closed`] when the ledger closes.
     pub fn wait(&mut self) -> Result<(), StoreError> {
         futures::executor::block_on(self.changed())
     }
 
-    /// Everything up to here was delivered or filtered out.
+    /// Returns the sequence up to which everything was delivered or filtered out.
     pub fn delivered(&self) -> Sequence {
         self.delivered
     }

@@ -4,9 +4,9 @@
 //! Staged  ── one write of the batch ──▶  Written  ── one sync, for all that wait ──▶  acknowledged
 //! ```
 //!
-//! Until it is durable nobody reads it and nobody is told of it. In a cluster an owner's part of it is acknowledged when
-//! it has its copies, and a replica's is shown when the owner says so: then it is split by slot, and waits in
-//! [`Copies`](crate::replicate::lane_replication::LaneReplication).
+//! Until a commit is durable no reader sees it and no caller is notified. In a cluster the commit is then split by
+//! slot and waits in [`LaneReplication`](crate::replicate::lane_replication::LaneReplication): the owner's part until
+//! it has its write quorum, and a replica's part until the owner's commit index reaches it.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -39,30 +39,30 @@ use crate::{
     write::uncommitted_loads::LoadSpan,
 };
 
-/// Who waits for the results of a commit, and for which copies.
+/// Callers that wait for the results of a commit, and for which quorum.
 #[derive(Debug)]
 #[allow(clippy::large_enum_variant, reason = "they live in a list that is emptied with the commit")]
 pub(crate) enum Waiter {
     One(Result<Appended, StoreError>, oneshot::Sender<Result<Appended, StoreError>>, WaiterTerms),
     Many(Vec<BatchResult>, mpsc::UnboundedSender<BatchResults>, WaiterTerms),
-    /// A loaded history was put in place, of this slot.
+    /// Waits until a loaded history of this slot is installed and committed.
     Load(Slot, Installed),
 }
 
-/// What those who wait asked for.
+/// On which terms a caller waits.
 #[derive(Debug, Clone)]
 pub(crate) struct WaiterTerms {
     pub(crate) quorum: WriteQuorum,
     pub(crate) terms: AppendConditions,
 }
 
-/// To whoever waits for a load, without waiting for them: whether it is in place.
+/// Reports to the caller of a load, without blocking, whether it is installed.
 pub(crate) type Installed = std::sync::mpsc::SyncSender<Result<bool, StoreError>>;
 
-/// A replica's answer to what it was sent: one for each part.
+/// Sends a replica's response to a commit: one outcome for each part.
 pub(crate) type ReplicateReply = oneshot::Sender<Result<Vec<ReplicateOutcome>, StoreError>>;
 
-/// The contexts of a commit. The hasher is quick, and seeded: names come from clients.
+/// The contexts of a commit. The hasher is fast, and seeded because clients choose the names.
 pub(crate) type States = HashMap<ContextId, StagedContext, RandomState>;
 
 /// A commit being staged.
@@ -73,38 +73,38 @@ pub(crate) struct StagedCommit {
     pub(crate) contexts: States,
     pub(crate) waiters: Vec<Waiter>,
     pub(crate) entries: usize,
-    /// Answers to owners whose commits are in this one, to be given when it is durable.
+    /// Responses to owners whose parts are in this commit, to be sent once it is durable.
     pub(crate) replicate_replies: Vec<(Vec<ReplicateOutcome>, ReplicateReply)>,
 }
 
 /// A context that a commit touches.
 pub(crate) struct StagedContext {
     pub(crate) state: ContextState,
-    /// What the context was before this commit.
+    /// The context's row before this commit.
     pub(crate) before: Row,
-    /// How far it went before this commit; `None`: it did not exist.
+    /// The context's tree head before this commit; `None`: it did not exist.
     pub(crate) tree_head_before: Option<TreeHead>,
-    /// In a cluster: whose entries these are.
+    /// In a cluster: which node wrote these entries as owner.
     pub(crate) origin: WriteOrigin,
-    /// The records of the new entries, kept only while they are to be sent on.
+    /// The records of the new entries, kept only if they must be sent to replicas.
     pub(crate) records: Vec<u8>,
-    /// Ids that clients chose, of entries in this commit.
+    /// The ids in this commit that clients chose.
     pub(crate) ids: HashMap<EntryId, Entry>,
     /// The new entries, kept only while the context is watched.
     pub(crate) watched: Option<Vec<Entry>>,
     pub(crate) appended: u64,
-    /// In a cluster: what a load brought.
+    /// In a cluster: the entries that a load brought.
     pub(crate) loaded: Option<LoadSpan>,
-    /// Where its rows were before a load: they are of no use once this is stable.
+    /// Location of the rows that a load replaced: they are obsolete once this is committed.
     pub(crate) replaced_rows: Option<RowLocation>,
 }
 
-/// Whose a context's new entries are.
+/// Which node wrote a context's new entries as owner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum WriteOrigin {
-    /// This node's own, written in an epoch and sent to these peers.
+    /// This node, in an epoch; it sends them to these peers.
     Owner(Epoch, PeerSet),
-    /// The owner's of an epoch, of its commit of this number; 0: fetched.
+    /// The owner of an epoch, in its commit of this number; 0: this node fetched them.
     Replicated(Epoch, u64),
 }
 
@@ -126,7 +126,7 @@ impl StagedContext {
         }
     }
 
-    /// A history that was staged takes the place of what there was.
+    /// Stages a loaded history in place of the context's.
     pub(crate) fn loaded(before: Row, state: ContextState, origin: WriteOrigin) -> Self {
         let tree_head_before = before.as_ref().map(|(_, head)| head.tree_head());
         let (after, to) =
@@ -138,7 +138,7 @@ impl StagedContext {
             origin,
             records: Vec::new(),
             ids: HashMap::new(),
-            // Whoever watches reads it from the store.
+            // Watchers read the loaded entries from the store.
             watched: None,
             appended: to.0 - after.0,
             loaded: Some(LoadSpan { after, to }),
@@ -146,7 +146,7 @@ impl StagedContext {
         }
     }
 
-    /// The same, of what another commit's part may have brought before in this one.
+    /// Does the same when another node's part in this commit touched the context before.
     pub(crate) fn load(&mut self, state: ContextState) {
         let (after, to) = (self.state.head.size(), state.head.size());
         if after.0 > 0 {
@@ -170,8 +170,9 @@ impl StagedCommit {
         }
     }
 
-    /// Writes it, durably at once if it `is_alone`, else not yet: readers go on seeing what was before. Hands
-    /// back the states, which the next commit is staged on; if the write failed there are none.
+    /// Writes the commit: durably at once if it `is_alone`, otherwise for a later sync, while readers keep seeing the
+    /// state before. Returns the contexts' states, on which the lane stages the next commit; `None` if the write
+    /// failed.
     pub(crate) fn write(
         mut self,
         db: &Arc<Db>,
@@ -201,7 +202,7 @@ impl StagedCommit {
             } = staged_context;
             let (head, rows, tree_head) = (state.head.clone(), state.place, state.extent());
             if loaded.is_some() {
-                // Whatever was damaged is not read any more.
+                // The damaged rows are no longer in use.
                 shared.quarantine.release(&context);
             }
             contexts.push(WrittenContext {
@@ -217,7 +218,7 @@ impl StagedCommit {
                 is_load: loaded.is_some(),
                 replaced_rows,
             });
-            // A context that was only looked at may not exist: it is not kept.
+            // A context that was only looked up may not exist: do not cache it.
             if state.head.frontier.size() > 0 {
                 states.push((context, state));
             }
@@ -241,10 +242,10 @@ impl StagedCommit {
         is_alone: bool,
     ) -> Result<(), StoreError> {
         if self.entries == 0 {
-            // Of a database that failed nobody knows whether what it says of earlier entries is on the disk.
+            // If the database failed, nobody knows whether the earlier entries that it returned are on the disk.
             return db.failure().map_or(Ok(()), Err);
         }
-        // What little space there is, is for what the node itself must write.
+        // The little space that is left is for what the node itself must write.
         if let Some(full @ StoreError::DiskFull { .. }) = shared.failure() {
             return Err(full);
         }
@@ -257,7 +258,7 @@ impl StagedCommit {
             }
             let place = staged_context.state.place;
             if let Some(left) = staged_context.replaced_rows {
-                // Until this is stable, readers are at the rows of before.
+                // Readers use the previous rows until this is committed.
                 staging::mark(db, &mut self.batch, left)?;
             }
             if let Some(span) = staged_context.loaded {
@@ -276,7 +277,7 @@ impl StagedCommit {
         for (context, staged_context) in
             self.contexts.iter().filter(|(_, staged_context)| staged_context.appended > 0)
         {
-            // Of a slot that nobody reads here nothing has to be held back.
+            // Nobody reads a hidden slot here, so nothing needs pinning.
             if shared.visibility.is_withheld(staged_context.state.place.slot) {
                 db.committed_heads().pin(context, staged_context.before.clone());
             }
@@ -293,7 +294,8 @@ pub(crate) struct WrittenCommit {
     waiters: Vec<Waiter>,
     entries: usize,
     replicate_replies: Vec<(Vec<ReplicateOutcome>, ReplicateReply)>,
-    /// On which it was taken, as long as one of them lasts: what they hold is held for what is kept here.
+    /// The terms of its appends. Their permits stay held until the last one expires, because this commit keeps their
+    /// memory in use.
     terms: Vec<AppendConditions>,
 }
 
@@ -303,16 +305,16 @@ pub(crate) struct WrittenContext {
     pub(crate) context: ContextId,
     pub(crate) rows: RowLocation,
     pub(crate) head: Head,
-    /// How far it goes, and how far it went before.
+    /// Its tree head, and the one before the commit.
     pub(crate) tree_head: TreeHead,
     pub(crate) watched: Option<Vec<Entry>>,
     pub(crate) appended: u64,
     pub(crate) origin: WriteOrigin,
     pub(crate) records: Vec<u8>,
     pub(crate) tree_head_before: Option<TreeHead>,
-    /// A load brought the entries.
+    /// Whether a load brought the entries.
     pub(crate) is_load: bool,
-    /// Rows that nobody reads any more once it is stable.
+    /// Rows that are obsolete once this is committed.
     pub(crate) replaced_rows: Option<RowLocation>,
 }
 
@@ -330,22 +332,22 @@ impl std::fmt::Debug for WrittenCommit {
 }
 
 impl WrittenCommit {
-    /// The database it was written to.
+    /// Returns the database that it was written to.
     pub(crate) fn db(&self) -> &Arc<Db> {
         &self.db
     }
 
-    /// Whether it wrote any entry.
+    /// Returns whether it wrote any entry.
     pub(crate) fn has_entries(&self) -> bool {
         self.entries > 0
     }
 
-    /// The contexts as it left them.
+    /// Returns the contexts as it left them.
     pub(crate) fn contexts(&self) -> &[WrittenContext] {
         &self.contexts
     }
 
-    /// What it wrote, to be sent in a claim.
+    /// Returns what it wrote to a slot, to be sent in a claim.
     pub(crate) fn parts(&mut self, slot: Slot, claim: &Claim) -> impl Iterator<Item = Part> {
         self.contexts.iter_mut().filter(|written_context| written_context.appended > 0).map(
             move |written_context| {
@@ -371,12 +373,12 @@ impl WrittenCommit {
         )
     }
 
-    /// What is to be answered when it is durable.
+    /// Takes the responses to be sent when it is durable.
     pub(crate) fn take_replies(&mut self) -> Vec<(Vec<ReplicateOutcome>, ReplicateReply)> {
         std::mem::take(&mut self.replicate_replies)
     }
 
-    /// Parts it: what this node wrote as the owner of slots, by slot; and what it wrote as a replica.
+    /// Splits it into what this node wrote as owner, by slot, and what it wrote as replica.
     pub(crate) fn split(self) -> (Vec<(Slot, Self)>, Vec<WrittenContext>) {
         let Self { db, contexts, waiters, .. } = self;
         let mut parts: Vec<(Slot, Self)> = Vec::new();
@@ -418,7 +420,7 @@ impl WrittenCommit {
         (parts, followed)
     }
 
-    /// Takes what is to be answered with other than the configured number of copies.
+    /// Takes the waiters that asked for a quorum other than the configured one.
     pub(crate) fn take_quorum_waiters(&mut self) -> Vec<(WriteQuorum, QuorumWaiter)> {
         if self.waiters.iter().all(|waiting| waiting.needed() == WriteQuorum::Configured) {
             return Vec::new();
@@ -436,7 +438,7 @@ impl WrittenCommit {
         asked.into_iter().map(answer).collect()
     }
 
-    /// Takes those who wait no longer: their time is over, or they went. What is kept of it then is small.
+    /// Takes the waiters whose deadline passed or whose caller is gone. What the commit then still holds is small.
     pub(crate) fn take_expired(&mut self, now: Instant) -> Vec<Waiter> {
         let (over, rest): (Vec<_>, Vec<_>) =
             self.waiters.drain(..).partition(|waiting| waiting.is_expired(now));
@@ -444,13 +446,14 @@ impl WrittenCommit {
         let before = self.terms.len();
         self.terms.retain(|terms| !terms.is_expired(now));
         if before > 0 && self.terms.is_empty() {
-            // Watchers read the store instead.
+            // Watchers read these entries from the store instead.
             self.contexts.iter_mut().for_each(|written_context| written_context.watched = None);
         }
         over
     }
 
-    /// It is stable, with so many copies: shows it to readers and watchers, and tells those who wait.
+    /// Publishes the committed commit to readers and watchers, and notifies its waiters. `copies` is the number of
+    /// nodes that have it on disk.
     pub(crate) fn acknowledge(self, shared: &Shared, copies: usize) {
         let Self { db, mut contexts, waiters, entries, replicate_replies, terms: _terms } = self;
         for written_context in contexts.iter_mut().filter(|written_context| written_context.appended > 0) {
@@ -460,7 +463,7 @@ impl WrittenCommit {
             shared.count_commit(entries as u64);
         }
         for (outcome, reply) in replicate_replies {
-            // The owner may be gone.
+            // The owner's stream may be gone.
             let _ = reply.send(Ok(outcome));
         }
         let mut positions = Positions::default();
@@ -474,8 +477,8 @@ impl WrittenCommit {
         }
     }
 
-    /// It may not be durable, or not have its copies: tells those who wait. Readers go on seeing what was before;
-    /// gives back the contexts.
+    /// Notifies the waiters that the commit may not be durable, or may lack its quorum. Readers keep seeing the state
+    /// before. Returns the contexts.
     pub(crate) fn fail(self, error: &StoreError) -> Vec<WrittenContext> {
         fail(self.waiters, error);
         fail_replicate_replies(self.replicate_replies, error);
@@ -483,7 +486,7 @@ impl WrittenCommit {
     }
 }
 
-/// Holds back no more of contexts of a slot that is not shown. Nobody is told: it may be about to be left.
+/// Unpins the heads of contexts of a hidden slot. Does not notify watchers: the history may be forked off.
 pub(crate) fn unpin(shared: &Shared, written_context: Vec<WrittenContext>) {
     let Ok(db) = shared.database.get() else { return };
     for WrittenContext { context, rows, head, replaced_rows: mut left, .. } in written_context {
@@ -492,7 +495,7 @@ pub(crate) fn unpin(shared: &Shared, written_context: Vec<WrittenContext>) {
     }
 }
 
-/// Shows what was held back of contexts to readers and watchers.
+/// Publishes pinned commits to readers and watchers.
 pub(crate) fn publish(shared: &Shared, written_context: Vec<WrittenContext>) {
     let Ok(db) = shared.database.get() else { return };
     for mut written_context in written_context {
@@ -509,7 +512,7 @@ fn publish_context(db: &Db, shared: &Shared, written_context: &mut WrittenContex
     } else if !shared.tails.is_idle()
         && let Some(tail) = shared.tails.find(context)
     {
-        // Somebody began to watch after the commit was staged: it reads the store.
+        // A watcher joined after the commit was staged: it reads the entries from the store.
         tail.reach(size);
     }
     if *is_load {
@@ -523,12 +526,12 @@ fn remove_replaced_rows(db: &Db, left: &mut Option<RowLocation>) {
     if let Some(place) = left.take()
         && let Err(error) = staging::abandon(db, place)
     {
-        // They are removed when the ledger is opened again.
+        // Opening the ledger again removes them.
         limited!(warn, %error, "rows that a load replaced stay until restart");
     }
 }
 
-/// An answer that waits for copies by itself.
+/// A waiter that asked for its own quorum.
 #[derive(Debug)]
 pub(crate) struct QuorumWaiter {
     waiter: Waiter,
@@ -536,23 +539,23 @@ pub(crate) struct QuorumWaiter {
 }
 
 impl QuorumWaiter {
-    /// There are so many copies.
+    /// Acknowledges the append with the number of copies.
     pub(crate) fn succeed(self, copies: usize) {
         let positions = self.positions.iter().map(|(context, position)| (context, *position)).collect();
         self.waiter.answer(&positions, copies);
     }
 
-    /// There may never be enough.
+    /// Fails the append: its quorum may never be reached.
     pub(crate) fn fail(self, error: &StoreError) {
         fail(vec![self.waiter], error);
     }
 
-    /// Whether nobody waits for it any more.
+    /// Returns whether the deadline passed or the caller is gone.
     pub(crate) fn is_expired(&self, now: Instant) -> bool {
         self.waiter.is_expired(now)
     }
 
-    /// Tells those who wait that their time is over.
+    /// Notifies the callers that the deadline passed.
     pub(crate) fn expire(self) {
         self.waiter.expire();
     }
@@ -573,7 +576,7 @@ impl Waiter {
         }
     }
 
-    /// Whether the time is over, or nobody is there any more.
+    /// Returns whether the deadline passed or the caller is gone.
     fn is_expired(&self, now: Instant) -> bool {
         match self {
             Self::One(_, reply, asked) => reply.is_closed() || asked.terms.is_expired(now),
@@ -582,7 +585,7 @@ impl Waiter {
         }
     }
 
-    /// Tells those who wait that their time is over.
+    /// Notifies the callers that the deadline passed.
     pub(crate) fn expire(self) {
         for (slot, waiting) in self.by_slot() {
             fail(vec![waiting], &StoreError::NotCopied { slot });
@@ -591,7 +594,7 @@ impl Waiter {
 
     fn answer(self, positions: &Positions<'_>, copies: usize) {
         match self {
-            // Whoever asked may have gone: the entry is stored all the same.
+            // The caller may be gone; the entry is stored nevertheless.
             Self::One(result, reply, _) => {
                 _ = reply.send(result.map(|appended| Appended { copies, ..appended }));
             }
@@ -603,12 +606,12 @@ impl Waiter {
         }
     }
 
-    /// Its parts by slot: results of a batch are of several.
+    /// Splits it by slot: the results of a batch belong to several.
     fn by_slot(self) -> Vec<(Slot, Self)> {
         match self {
             Self::One(result, reply, asked) => {
                 let Ok(appended) = &result else {
-                    // It waits for nothing.
+                    // A failed append waits for nothing.
                     let _ = reply.send(result);
                     return Vec::new();
                 };
@@ -651,10 +654,10 @@ impl Waiter {
     }
 }
 
-/// Where contexts stand after a commit.
+/// The positions of contexts after a commit.
 type Positions<'a> = HashMap<&'a ContextId, Position, RandomState>;
 
-/// Where each context that a message acknowledges entries of stands.
+/// Returns the position of each context that a message acknowledges entries of.
 fn newest(positions: &Positions<'_>, results: &[BatchResult]) -> Vec<(ContextId, Position)> {
     let mut seen = HashSet::<&ContextId, RandomState>::default();
     let stored = results.iter().filter_map(|result| result.result.as_ref().ok());
@@ -665,14 +668,14 @@ fn newest(positions: &Positions<'_>, results: &[BatchResult]) -> Vec<(ContextId,
         .collect()
 }
 
-/// Tells owners that nothing of theirs was stored.
+/// Notifies owners that none of their parts was stored.
 fn fail_replicate_replies(taken: Vec<(Vec<ReplicateOutcome>, ReplicateReply)>, error: &StoreError) {
     for (_, reply) in taken {
         let _ = reply.send(Err(error.clone()));
     }
 }
 
-/// Tells everybody that nothing was stored.
+/// Notifies all waiters that nothing was stored.
 fn fail(waiting: Vec<Waiter>, error: &StoreError) {
     for waiting in waiting {
         match waiting {
@@ -703,7 +706,7 @@ mod tests {
         let shared = &ledger.inner().shared;
         let db = testing::open(&dir.path().join("db"));
         assert!(StagedCommit::new().put(&db, shared, &mut Vec::new(), true).is_ok());
-        // What it repeats may have been written to it before, and not be on the disk.
+        // The appends that it repeats may have been written earlier and not be on the disk.
         db.fail(StoreError::Io("the disk failed".to_owned()));
         assert!(StagedCommit::new().put(&db, shared, &mut Vec::new(), true).is_err());
     }

@@ -1,8 +1,8 @@
-//! Heads as they stood when last durable, of the contexts whose row in the database is ahead of that.
+//! Keeps the committed heads of contexts whose row in the database is ahead of them.
 //!
-//! A commit reaches the database before it reaches the disk, so that the next one can be staged while the
-//! disk works. Nobody may read what a crash could take back: readers see the head that is held here, and
-//! with it the history up to its size.
+//! A commit reaches the database before it reaches the disk, so that the lane can stage the next one while the disk
+//! works. Readers must not see what a crash could undo: they get the head pinned here, and with it the history up to
+//! its size.
 
 use std::{
     collections::HashMap,
@@ -21,17 +21,17 @@ const SHARDS: usize = 16;
 /// A context's row, as decoded; `None`: it does not exist.
 pub(crate) type Row = Option<(RowLocation, Head)>;
 
-/// A context with commits that are not durable yet.
+/// A context with uncommitted commits in its row.
 struct UncommittedHead {
     committed: Row,
     commits: usize,
-    /// Rows that were put elsewhere meanwhile: from where, and to where.
+    /// Rows that moved meanwhile: from where, and to where.
     moved: Vec<(RowLocation, RowLocation)>,
 }
 
 type Shard = Mutex<HashMap<ContextId, UncommittedHead, RandomState>>;
 
-/// The heads that are held back.
+/// The pinned heads.
 pub(crate) struct CommittedHeads {
     shards: [Shard; SHARDS],
     hasher: RandomState,
@@ -44,9 +44,9 @@ impl CommittedHeads {
         Self { shards, hasher: RandomState::default(), pinned: AtomicUsize::new(0) }
     }
 
-    /// Readers keep seeing `before` until the commit that is about to be written is durable.
+    /// Pins `before` as the head that readers see, until the commit about to be written is committed.
     pub(crate) fn pin(&self, context: &ContextId, before: Row) {
-        // Before the row can be read: a reader that finds nothing held reads a durable row.
+        // Pin before the row can be read: a reader that finds no pinned head must have read a committed row.
         self.pinned.fetch_add(1, Ordering::SeqCst);
         let mut shard = self.shard(context).lock();
         shard
@@ -55,10 +55,10 @@ impl CommittedHeads {
             .commits += 1;
     }
 
-    /// The oldest held commit of a context is durable, and left it like this.
+    /// Records that the oldest pinned commit of a context is committed and left the context at `after`.
     pub(crate) fn unpin(&self, context: &ContextId, mut after: (RowLocation, Head)) {
         let mut shard = self.shard(context).lock();
-        // In a cluster it may not have been held: of a slot that nobody reads.
+        // In a cluster nothing may be pinned: the slot was hidden when the commit was written.
         let Some(held) = shard.get_mut(context) else { return };
         held.commits -= 1;
         for (from, to) in &held.moved {
@@ -74,7 +74,7 @@ impl CommittedHeads {
         self.pinned.fetch_sub(1, Ordering::SeqCst);
     }
 
-    /// The rows of a context are elsewhere from now on, and the same there.
+    /// Records that a context's rows moved, with the same content.
     pub(crate) fn relocate(&self, context: &ContextId, from: RowLocation, to: RowLocation) {
         let mut shard = self.shard(context).lock();
         let Some(held) = shard.get_mut(context) else { return };
@@ -84,7 +84,7 @@ impl CommittedHeads {
         held.moved.push((from, to));
     }
 
-    /// As [`CommittedHeads::relocate`], of rows whose place is known from nowhere else.
+    /// Does what [`CommittedHeads::relocate`] does when the previous location is unknown.
     pub(crate) fn relocate_all(&self, context: &ContextId, to: RowLocation) {
         let from =
             self.shard(context).lock().get(context).and_then(|held| held.committed.as_ref().map(|row| row.0));
@@ -93,7 +93,7 @@ impl CommittedHeads {
         }
     }
 
-    /// What of a context is durable, given its row as it was read *before* this call.
+    /// Returns the committed head of a context, given its row as read *before* this call.
     pub(crate) fn of(&self, context: &ContextId, row: Row) -> Row {
         if self.pinned.load(Ordering::SeqCst) == 0 {
             return row;
@@ -132,7 +132,7 @@ mod tests {
         ContextId::new("c").unwrap()
     }
 
-    /// Appends an entry and writes it as a lane does; gives the row before and after.
+    /// Appends an entry and writes it as a lane does. Returns the row before and after.
     fn write(db: &Db, state: &mut ContextState) -> (Row, (RowLocation, Head)) {
         let before = (state.head.size().0 > 0).then(|| (state.place, state.head.clone()));
         let (mut batch, mut buffer) = (WriteBatch::default(), Vec::new());
@@ -205,7 +205,7 @@ mod tests {
                 let (_, after) = write(&db, &mut first());
                 readable.hide(slot);
                 db.committed_heads().unpin(&context(), after);
-                // It is left for another's history.
+                // The history is forked off for another one.
                 let mut batch = WriteBatch::default();
                 batch.delete_cf(db.family(crate::engine::families::HEADS).unwrap(), context().as_str());
                 db.write_unsynced(batch).unwrap();

@@ -1,7 +1,7 @@
-//! Staging: a history written under a number of its own, invisible until a head points to it.
+//! Stages a history: writes it under a new number, invisible until a head points to it.
 //!
-//! A row in `meta` says that the number is being staged, so that what a crash leaves of it is removed
-//! when the ledger is opened again.
+//! A row in `meta` records that the number is being staged, so that opening the ledger removes what a crash left of
+//! it.
 
 use rocksdb::WriteBatch;
 
@@ -14,14 +14,15 @@ use crate::{
 };
 
 const PREFIX: &[u8] = b"staging/";
-/// First key beyond the prefix: '0' follows '/'.
+/// The first key beyond the prefix: '0' follows '/'.
 const BEYOND: &[u8] = b"staging0";
 
 fn key(place: RowLocation) -> Vec<u8> {
     [PREFIX, &place.slot.number().to_be_bytes(), &place.number.to_be_bytes()].concat()
 }
 
-/// Fails if what was staged was staged in another database: since this one was opened nobody knows what there is of it.
+/// Fails if the history was staged in an earlier generation of the database: nobody knows what of it survived the
+/// reopening.
 pub(crate) fn check(db: &Db, generation: u64, context: &ContextId) -> Result<(), StoreError> {
     if db.generation() == generation {
         return Ok(());
@@ -30,27 +31,26 @@ pub(crate) fn check(db: &Db, generation: u64, context: &ContextId) -> Result<(),
     Err(StoreError::Io(message))
 }
 
-/// Says that a number is being staged. Comes before any row under it in the same log.
+/// Records that a number is being staged. Must precede every row of the number in the log.
 pub(crate) fn begin(db: &Db, place: RowLocation) -> Result<(), StoreError> {
     let mut batch = WriteBatch::default();
     mark(db, &mut batch, place)?;
     db.write_unsynced(batch)
 }
 
-/// Says that what is under a number will not be used any more: should the node end before it is removed, it is when
-/// the ledger is opened again.
+/// Records that the rows of a number are obsolete. If the node ends before it removes them, opening the ledger does.
 pub(crate) fn mark(db: &Db, batch: &mut WriteBatch, place: RowLocation) -> Result<(), StoreError> {
     batch.put_cf(db.family(families::META)?, key(place), []);
     Ok(())
 }
 
-/// Says that a number is no longer being staged: it was installed, or its rows are removed with this.
+/// Removes the record of a number that was installed, or whose rows the same batch removes.
 pub(crate) fn forget(db: &Db, batch: &mut WriteBatch, place: RowLocation) -> Result<(), StoreError> {
     batch.delete_cf(db.family(families::META)?, key(place));
     Ok(())
 }
 
-/// Removes all rows under a number, but for the head.
+/// Removes all rows of a number except for the head.
 pub(crate) fn remove_rows(db: &Db, batch: &mut WriteBatch, place: RowLocation) -> Result<(), StoreError> {
     let (first, beyond) = place.range();
     batch.delete_range_cf(db.family(families::ENTRIES)?, first, beyond);
@@ -68,7 +68,7 @@ pub(crate) fn abandon(db: &Db, place: RowLocation) -> Result<(), StoreError> {
     db.write_unsynced(batch)
 }
 
-/// Removes whatever a crash left staged.
+/// Removes everything that a crash left staged.
 pub(crate) fn clean_up(db: &Db) -> Result<(), StoreError> {
     let mut places = Vec::new();
     db.scan(families::META, PREFIX, BEYOND, true, |row, _| {

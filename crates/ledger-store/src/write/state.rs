@@ -1,6 +1,7 @@
-//! What a lane keeps of a context it writes: head, right edge of the tree, keys of the unfinished block.
+//! What a lane caches of a context it writes: the head, the right edge of the tree, and the keys of the unfinished
+//! block.
 //!
-//! The database is the truth; a state is a copy of its newest rows, and is dropped whenever a write fails.
+//! The database is authoritative. A state is a copy of its newest rows, and the lane drops it whenever a write fails.
 
 use std::collections::BTreeSet;
 
@@ -28,27 +29,27 @@ use crate::{
     read::pages::damaged,
 };
 
-/// A context as its lane knows it.
+/// A context as its lane caches it.
 #[derive(Debug, Clone)]
 pub(crate) struct ContextState {
     pub(crate) place: RowLocation,
     pub(crate) head: Head,
     edge: RightEdge,
     keys: BTreeSet<u32>,
-    /// The root as it was last asked for: it takes a hash for each peak of the tree.
+    /// The most recently computed root; computing it takes a hash for each peak of the tree.
     known: Option<TreeHead>,
 }
 
-/// What was verified of another node's entries, on a copy of the head.
+/// Entries of another node that were verified on a copy of the head.
 #[derive(Debug)]
 pub(crate) struct VerifiedEntries {
-    /// The head with them.
+    /// The head after them.
     pub(crate) head: Head,
-    /// Its root.
+    /// The root after them.
     pub(crate) root: Hash,
-    /// Each with its record, and whether its writer chose its id.
+    /// Each entry with its record, and whether its writer chose its id.
     pub(crate) entries: Vec<(Bytes, Entry, bool)>,
-    /// The subtrees that they complete, as far as tiles have them: the size, the height and the hash.
+    /// The subtrees that they complete and that tiles store: size, height and hash.
     pub(crate) completed: Vec<(u64, u32, Hash)>,
 }
 
@@ -58,7 +59,8 @@ impl ContextState {
         Self { place, head, edge: RightEdge::default(), keys: BTreeSet::new(), known: None }
     }
 
-    /// Reads the state of a context, and checks head against tiles and entries; `None` if there is none.
+    /// Reads the state of a context and checks the head against tiles and entries; `None` if there is no such
+    /// context.
     pub(crate) fn load(db: &Db, context: &ContextId) -> Result<Option<Self>, StoreError> {
         let Some((place, head)) = read_head(db, context)? else { return Ok(None) };
         let size = head.frontier.size();
@@ -86,7 +88,7 @@ impl ContextState {
         Ok(Some(Self { place, head, edge, keys, known: None }))
     }
 
-    /// How far the context goes.
+    /// Returns the context's tree head.
     pub(crate) fn extent(&mut self) -> TreeHead {
         let size = self.head.size();
         match self.known {
@@ -95,7 +97,7 @@ impl ContextState {
         }
     }
 
-    /// Appends a draft and puts the entry's rows into the batch; the head's row is [`Self::put_head`]'s. Leaves the
+    /// Appends a draft and adds the entry's rows to the batch; [`Self::put_head`] adds the head's row. Leaves the
     /// entry's record in the buffer.
     #[allow(clippy::too_many_arguments, reason = "what an append is made of, and where it goes")]
     pub(crate) fn append(
@@ -119,7 +121,7 @@ impl ContextState {
         Ok(entry)
     }
 
-    /// Takes an entry written elsewhere, with its record, if it continues the history, and puts its rows into the
+    /// Takes an entry that another node wrote, with its record, if it continues the history, and adds its rows to the
     /// batch.
     pub(crate) fn accept(
         &mut self,
@@ -162,7 +164,7 @@ impl ContextState {
         Ok(())
     }
 
-    /// Puts the head's row into the batch.
+    /// Adds the head's row to the batch.
     pub(crate) fn put_head(
         &self,
         db: &Db,
@@ -176,7 +178,7 @@ impl ContextState {
         Ok(())
     }
 
-    /// Puts an entry id's row into the batch.
+    /// Adds an entry id's row to the batch.
     fn put_id(
         &self,
         db: &Db,
@@ -188,7 +190,7 @@ impl ContextState {
         Ok(())
     }
 
-    /// Bytes this holds, for the cache.
+    /// Returns the bytes that this state occupies, for the cache.
     pub(crate) fn weight(&self) -> usize {
         256 + self.edge.weight() + self.head.frontier.peaks().len() * 32 + self.keys.len() * 16
     }
@@ -225,7 +227,7 @@ fn put_tile(
     batch.put_cf(tiles, place.tile(tile), encode_hashes(hashes));
 }
 
-/// Reads a context's head and where its rows are; see [`rows::head`].
+/// Reads a context's head and row location; see [`rows::head`].
 pub(crate) fn read_head(db: &Db, context: &ContextId) -> Result<Option<(RowLocation, Head)>, StoreError> {
     rows::head(db, context)
 }
@@ -269,7 +271,7 @@ pub(crate) fn leaf_hashes(
     }
 }
 
-/// The first `width` hashes of a stored tile of level 1 or higher.
+/// Returns the first `width` hashes of a stored tile of level 1 or higher.
 fn partial_tile(
     db: &Db,
     context: &ContextId,

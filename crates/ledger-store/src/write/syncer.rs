@@ -1,8 +1,7 @@
-//! The syncer: the thread that makes commits durable, with one sync for all that wait.
+//! The syncer is the thread that makes commits durable, with one sync for all that wait.
 //!
-//! While it waits for the disk the lanes stage and write the next commits, so neither waits for the other.
-//! This is group commit with flush pipelining, as in Johnson et al., "Aether: A Scalable Approach to
-//! Logging" (VLDB 2010, §4).
+//! While it waits for the disk, the lanes stage and write the next commits, so neither waits for the other. This is
+//! group commit with flush pipelining (Johnson et al., "Aether: A Scalable Approach to Logging", VLDB 2010, §4).
 
 use std::sync::{
     Arc,
@@ -20,22 +19,22 @@ use crate::{
     write::commit::{ReplicateReply, WrittenCommit},
 };
 
-/// Most commits that wait for a sync: beyond it, lanes wait.
+/// Most commits that wait for a sync; beyond that, lanes block.
 const MAX_QUEUED_COMMITS: usize = 64;
 
-/// What is to be done when a commit is durable.
+/// What happens when a commit is durable.
 pub(crate) enum OnDurable {
-    /// A standalone node's: acknowledge it.
+    /// On a standalone node: acknowledge the commit.
     Standalone(WrittenCommit),
-    /// A node's of a cluster: it is one copy.
+    /// On a node of a cluster: this disk's copy is one acknowledgement.
     Clustered {
         /// The database it was written to.
         db: Arc<Db>,
-        /// What waits of the lane.
+        /// The lane's replication state.
         replication: Arc<LaneReplication>,
-        /// The number of this node's own commits in it.
+        /// Number of this node's own part of the commit.
         number: Option<u64>,
-        /// Answers to owners.
+        /// Responses to owners.
         replicate_replies: Vec<(Vec<ReplicateOutcome>, ReplicateReply)>,
     },
 }
@@ -48,13 +47,13 @@ impl OnDurable {
         }
     }
 
-    /// It is durable.
+    /// Acts on the commit being durable.
     pub(crate) fn durable(self, shared: &Shared) {
         match self {
             Self::Standalone(written) => written.acknowledge(shared, 1),
             Self::Clustered { replication, number, replicate_replies, .. } => {
                 for (outcome, reply) in replicate_replies {
-                    // The owner may be gone.
+                    // The owner's stream may be gone.
                     let _ = reply.send(Ok(outcome));
                 }
                 if let Some(number) = number {
@@ -64,7 +63,8 @@ impl OnDurable {
         }
     }
 
-    /// It may not be durable: tells those who wait. Those who wait for copies were told with the failure.
+    /// Notifies the waiters that the commit may not be durable. The lane's replication notified those that wait for a
+    /// quorum when the failure was recorded.
     pub(crate) fn fail(self, error: &StoreError) {
         match self {
             Self::Standalone(written) => drop(written.fail(error)),
@@ -77,28 +77,28 @@ impl OnDurable {
     }
 }
 
-/// What a lane can ask of the syncer.
+/// A lane's request to the syncer.
 enum SyncerCommand {
     Commit(OnDurable),
-    /// Say when everything before was acknowledged.
+    /// Reply when every earlier commit was acknowledged.
     Drain(Sender<()>),
 }
 
-/// The lanes' way to the syncer.
+/// The lanes' handle to the syncer.
 #[derive(Clone)]
 pub(crate) struct SyncerHandle {
     queue: Sender<SyncerCommand>,
     outstanding: Arc<AtomicUsize>,
 }
 
-/// The syncer's own things.
+/// The state of the syncer's thread.
 pub(crate) struct Syncer {
     queue: Receiver<SyncerCommand>,
     outstanding: Arc<AtomicUsize>,
     shared: Arc<Shared>,
 }
 
-/// A syncer to be run on a thread, and the way to it.
+/// Creates a syncer, to be run on a thread, and its handle.
 pub(crate) fn new(shared: Arc<Shared>) -> (SyncerHandle, Syncer) {
     let (sender, queue) = bounded(MAX_QUEUED_COMMITS);
     let outstanding = Arc::new(AtomicUsize::new(0));
@@ -109,7 +109,7 @@ pub(crate) fn new(shared: Arc<Shared>) -> (SyncerHandle, Syncer) {
 }
 
 impl SyncerHandle {
-    /// Hands a commit over. Commits of one lane are acknowledged in order.
+    /// Passes a commit to the syncer, which acknowledges the commits of one lane in order.
     pub(crate) fn send(&self, written: OnDurable) {
         self.outstanding.fetch_add(1, Ordering::SeqCst);
         if let Err(lost) = self.queue.send(SyncerCommand::Commit(written))
@@ -119,23 +119,23 @@ impl SyncerHandle {
         }
     }
 
-    /// Waits until every commit handed over so far was acknowledged.
+    /// Waits until every commit passed on so far was acknowledged.
     pub(crate) fn drain(&self) {
         let (done, drained) = bounded(1);
         if self.queue.send(SyncerCommand::Drain(done)).is_ok() {
-            // It ends either way: with the answer, or with the syncer.
+            // This returns when the syncer replies or ends.
             let _ = drained.recv();
         }
     }
 
-    /// Whether every commit was acknowledged.
+    /// Returns whether every commit was acknowledged.
     pub(crate) fn is_idle(&self) -> bool {
         self.outstanding.load(Ordering::SeqCst) == 0
     }
 }
 
 impl Syncer {
-    /// Serves until the last lane is gone.
+    /// Runs until the last lane is gone.
     pub(crate) fn run(self) {
         let mut commits = Vec::with_capacity(MAX_QUEUED_COMMITS);
         while let Ok(first) = self.queue.recv() {
@@ -153,16 +153,16 @@ impl Syncer {
             sync(&mut commits, &self.shared);
             self.outstanding.fetch_sub(count, Ordering::SeqCst);
             if let Some(done) = drain {
-                // Whoever asked is waiting for it.
+                // The sender blocks until this reply.
                 let _ = done.send(());
             }
         }
     }
 }
 
-/// Makes commits of one database durable and acknowledges them, in order.
+/// Makes the commits of one database durable and acknowledges them in order.
 fn sync(commits: &mut Vec<OnDurable>, shared: &Shared) {
-    // All are of one database: it is replaced only when nobody holds it.
+    // All are of one database: it is replaced only when no commit holds it.
     let synced = match commits.last() {
         Some(newest) => newest.db().sync(),
         None => return,

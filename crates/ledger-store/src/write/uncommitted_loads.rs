@@ -1,8 +1,8 @@
-//! Loads that are not known to be stable: what they brought is in place together or not at all, on every node.
+//! Tracks loads that are not known to be committed. Every node installs what a load brought as a whole or not at all.
 //!
-//! A context that was loaded has its row here until the load is stable. Whoever fetches the context meanwhile is told how
-//! far the load goes, and puts nothing in place before it has all of that: a change of owner then finds the load whole
-//! with somebody, or nothing of it with anybody. Once it is stable, enough nodes hold it whole for that.
+//! A loaded context has its row here until the load is committed. A node that fetches the context meanwhile learns
+//! how far the load goes, and installs nothing before it has all of it. A change of owner therefore finds the whole
+//! load at some node, or none of it anywhere. Once the load is committed, enough nodes hold it whole.
 
 use std::collections::HashMap;
 
@@ -18,10 +18,10 @@ use crate::{
 };
 
 const PREFIX: &[u8] = b"loaded/";
-/// First key beyond the prefix: '0' follows '/'.
+/// The first key beyond the prefix: '0' follows '/'.
 const BEYOND: &[u8] = b"loaded0";
 
-/// What a load brought: the entries after a size, up to another.
+/// What a load brought: the entries after one size, up to another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct LoadSpan {
     pub(crate) after: Size,
@@ -29,13 +29,13 @@ pub(crate) struct LoadSpan {
 }
 
 impl LoadSpan {
-    /// What both brought belongs together.
+    /// Merges two loads that belong together.
     pub(crate) fn with(self, other: Self) -> Self {
         Self { after: self.after.min(other.after), to: self.to.max(other.to) }
     }
 }
 
-/// The loads that may not be stable yet, by the number of their context.
+/// The loads that may be uncommitted, by the number of their context.
 #[derive(Debug, Default)]
 pub(crate) struct UncommittedLoads(Mutex<HashMap<u64, LoadSpan, RandomState>>);
 
@@ -61,8 +61,8 @@ impl UncommittedLoads {
         Ok(Self(Mutex::new(spans)))
     }
 
-    /// Notes a load with the batch that puts it in place. What was loaded before, and is not known to be stable, counts as
-    /// part of it.
+    /// Records a load in the batch that installs it. An earlier load that is not known to be committed becomes part
+    /// of it.
     pub(crate) fn note(
         &self,
         db: &Db,
@@ -85,7 +85,7 @@ impl UncommittedLoads {
         Ok(())
     }
 
-    /// The rows of a context are elsewhere with this batch.
+    /// Moves a load's row along with the context's rows, in this batch.
     pub(crate) fn relocate(
         &self,
         db: &Db,
@@ -97,9 +97,9 @@ impl UncommittedLoads {
         known.map_or(Ok(()), |span| self.note(db, batch, to, Some(from), span))
     }
 
-    /// What of a load a range of a context must hold together: `None` if its entries stand alone.
+    /// Returns which part of a load a range of a context belongs to: `None` if the range can be installed by itself.
     ///
-    /// Forgets a load that turns out to be stable.
+    /// Removes the row of a load that turns out to be committed.
     pub(crate) fn of(
         &self,
         db: &Db,
@@ -109,11 +109,11 @@ impl UncommittedLoads {
     ) -> Option<LoadSpan> {
         let span = *self.0.lock().get(&place.number)?;
         if span.to > size {
-            // The history it was part of was left.
+            // The history that the load was part of was forked off.
             self.forget(db, place);
             return None;
         }
-        // Only what is shown is known to be stable.
+        // Only what readers may see is known to be committed.
         let shown = db.head(context).ok().flatten();
         if shown.is_some_and(|(at, head)| at == place && head.size() >= span.to) {
             self.forget(db, place);
@@ -122,7 +122,7 @@ impl UncommittedLoads {
         Some(span)
     }
 
-    /// The load is stable, or was left.
+    /// Removes a load's row, because the load is committed or was forked off.
     pub(crate) fn forget(&self, db: &Db, place: RowLocation) {
         if self.0.lock().remove(&place.number).is_none() {
             return;
@@ -133,7 +133,7 @@ impl UncommittedLoads {
             db.write_unsynced(batch)
         });
         if let Err(error) = written {
-            // It is read again with the next start, and forgotten then.
+            // The next start reads the row again and then removes it.
             tracing::debug!(%error, "the row of a load stays until restart");
         }
     }

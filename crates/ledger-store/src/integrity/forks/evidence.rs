@@ -1,4 +1,4 @@
-//! Why a history was left, as it is kept: the record at sequence 0 of a fork.
+//! The evidence why a history was forked off: the record at sequence 0 of a fork.
 
 use bincode::{BorrowDecode, Encode};
 use ledger_core::{ContextId, Epoch, Hash, HashSuite, Lineage, Sequence, Size};
@@ -9,10 +9,10 @@ use crate::{
     engine::record::{self, RecordError},
 };
 
-/// Longest reason that is kept, bytes.
+/// Longest stored reason, in bytes.
 const MAX_REASON: usize = 1024;
 
-/// Where a history stood.
+/// The end of a history.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tip {
     /// Number of entries.
@@ -23,35 +23,35 @@ pub struct Tip {
     pub epoch: Epoch,
 }
 
-/// Why a history is left.
+/// Why a history is forked off.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Evidence {
-    /// Where the history stood that takes its place.
+    /// The end of the history that takes its place.
     pub theirs: Tip,
-    /// In words; cut to 1024 bytes.
+    /// The reason in words; cut to 1024 bytes.
     pub reason: String,
 }
 
-/// A history that was left, and why.
+/// A fork and its evidence.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ForkInfo {
     /// The context.
     pub context: ContextId,
-    /// The fork's number: of this node, and given once.
+    /// Number of the fork, unique on this node.
     pub fork: u64,
-    /// What it has in common with the history that took its place: its entries are those after.
+    /// Size that it shares with the history that took its place: the fork holds the entries after it.
     pub common: Size,
-    /// Where it stood when it was left.
+    /// Its end when it was forked off.
     pub ours: Tip,
-    /// Where the other one stood then.
+    /// The end of the other history at that time.
     pub theirs: Tip,
-    /// Which history it was.
+    /// Its lineage.
     pub lineage: Lineage,
     /// Its hash suite.
     pub suite: HashSuite,
-    /// When it was left: wall-clock time, nanoseconds since the Unix epoch.
+    /// When it was forked off: wall-clock time, nanoseconds since the Unix epoch.
     pub left_at_ns: u64,
-    /// Why, in words.
+    /// The reason in words.
     pub reason: String,
 }
 
@@ -62,7 +62,7 @@ struct TipRecord {
     epoch: u64,
 }
 
-/// The row at sequence 0 of a fork. Its number is in the key.
+/// The row at sequence 0 of a fork. The key holds the fork's number.
 #[derive(Encode, BorrowDecode)]
 struct EvidenceRecord<'a> {
     context: &'a str,
@@ -91,7 +91,7 @@ pub(super) fn encode(info: &ForkInfo, out: &mut Vec<u8>) -> Result<(), RecordErr
     record::encode(&record, out)
 }
 
-/// Decodes the evidence of a fork, if it is that.
+/// Decodes the evidence of a fork; `None` if the row is an entry.
 pub(super) fn decode(key: &[u8], value: &[u8]) -> Result<Option<(ForkRows, ForkInfo)>, RecordError> {
     let Some((place, number, sequence)) = families::fork_of(key) else {
         return Err(RecordError::new("its key is malformed"));

@@ -1,4 +1,4 @@
-//! Looking at forks: which there are, and their entries.
+//! Lists forks and their entries.
 
 use ledger_core::{ContextId, Entry, Sequence, slot::Slot};
 
@@ -11,20 +11,20 @@ use crate::{
     limited,
 };
 
-/// Where a listing of forks goes on.
+/// Where a listing of forks continues.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ForkCursor([u8; 18]);
 
-/// A part of a listing of forks.
+/// A page of a listing of forks.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ForkList {
     /// The forks.
     pub forks: Vec<ForkInfo>,
-    /// Where to go on; `None` at the end.
+    /// Where the listing continues; `None` at the end.
     pub next: Option<ForkCursor>,
 }
 
-/// Forks in no particular but a lasting order: of a context, or of all; after a cursor, at most `limit`.
+/// Lists forks in an arbitrary but stable order: of one context or of all, after a cursor, at most `limit`.
 pub(crate) fn list(
     db: &Db,
     context: Option<&ContextId>,
@@ -45,7 +45,7 @@ pub(crate) fn list(
     Ok(list)
 }
 
-/// The entries of a fork that a filter selects, in order, as a page; its `latest` is the size that the history had.
+/// Returns a page of a fork's entries that a filter selects, in order; its `latest` is the size that the history had.
 pub(crate) fn entries(db: &Db, context: &ContextId, fork: u64, filter: &Filter) -> Result<Page, StoreError> {
     let mut found = None;
     walk(db, Some(context), None, |at, info| {
@@ -85,7 +85,7 @@ pub(crate) fn entries(db: &Db, context: &ContextId, fork: u64, filter: &Filter) 
     })
 }
 
-/// A page of a fork's entries being read.
+/// A page of a fork's entries that is being read.
 struct Reading<'a> {
     info: &'a ForkInfo,
     filter: &'a Filter,
@@ -99,12 +99,12 @@ impl Reading<'_> {
         Sequence(self.covered.0 + 1)
     }
 
-    /// Whether there are entries after what is covered.
+    /// Returns whether there are entries after what is covered.
     fn is_short(&self) -> bool {
         self.covered.0 < self.info.ours.size.0
     }
 
-    /// Takes one row; false when the page is full.
+    /// Takes one row. Returns false when the page is full.
     fn take(&mut self, key: Option<(RowLocation, u64, Sequence)>, value: &[u8]) -> Result<bool, StoreError> {
         let next = self.next();
         if key.is_none_or(|(.., sequence)| sequence != next) {
@@ -125,14 +125,15 @@ impl Reading<'_> {
         Ok(self.entries.len() < self.filter.limit)
     }
 
-    /// The next entry is. The context itself is not: it must not be quarantined.
+    /// Returns an error about the fork's next entry. It must not name the context as damaged, because that would
+    /// quarantine it.
     fn damaged(&self, reason: &str) -> StoreError {
         let (sequence, ForkInfo { context, fork, .. }) = (self.next(), self.info);
         StoreError::Io(format!("entry {sequence} of fork {fork} of context {context} is damaged: {reason}"))
     }
 }
 
-/// Calls `visit` with the forks of a context, or with all, until it returns false. Looks at one row of each.
+/// Calls `visit` with the forks of one context, or of all, until it returns false. Reads one row of each fork.
 fn walk(
     db: &Db,
     context: Option<&ContextId>,
@@ -154,7 +155,7 @@ fn walk(
         .map_err(|error| io_error(&error))?;
         let Some((key, decoded)) = row else { return Ok(()) };
         first = match families::fork_of(&key) {
-            // Another one's rows begin there.
+            // The rows of another fork begin there.
             Some((place, number, _)) => ForkRows { place, number }.range().1.to_vec(),
             None => [&key[..], &[0]].concat(),
         };
@@ -164,7 +165,7 @@ fn walk(
                     return Ok(());
                 }
             }
-            // It is being left right now.
+            // The fork is still in progress.
             Ok(None) => {}
             Err(error) => limited!(error, ?key, %error, "the evidence of a fork cannot be read"),
         }
@@ -172,12 +173,12 @@ fn walk(
 }
 
 impl ForkCursor {
-    /// The cursor as bytes.
+    /// Returns the cursor as bytes.
     pub const fn to_bytes(self) -> [u8; 18] {
         self.0
     }
 
-    /// The cursor of bytes; any 18 bytes are one.
+    /// Restores a cursor from bytes; any 18 bytes are valid.
     pub const fn from_bytes(bytes: [u8; 18]) -> Self {
         Self(bytes)
     }
