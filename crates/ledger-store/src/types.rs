@@ -1,4 +1,4 @@
-//! What goes in and comes out of a [`Ledger`](crate::Ledger).
+//! The requests to and results of a [`Ledger`](crate::Ledger).
 
 use std::{sync::Arc, time::Instant};
 
@@ -9,39 +9,39 @@ use ledger_core::{
 
 use crate::{StoreError, budget::Permit};
 
-/// One append as it is asked for.
+/// One append request.
 #[derive(Debug, Clone)]
 pub struct Append {
     /// The context.
     pub context: ContextId,
     /// What to append.
     pub draft: Draft,
-    /// Lamport time the writer has seen elsewhere; 0 if none.
+    /// Lamport time that the writer has seen elsewhere; 0 if none.
     pub received_lamport: u64,
-    /// An id that makes a retry safe; without one the ledger makes an id.
+    /// An id that makes a retry safe; without one the ledger generates an id.
     pub entry_id: Option<EntryId>,
-    /// In a cluster: only if the slot is owned in this epoch. Appends that are sent without waiting for each other
-    /// keep their order if they name the epoch: after one that is refused all are.
+    /// In a cluster: append only if the slot is owned in this epoch. Appends that are sent without waiting for each
+    /// other keep their order if they name the epoch, because after a refused one all later ones are refused.
     pub epoch: Option<Epoch>,
-    /// In a cluster: the copies that it is acknowledged with. A standalone node's one copy is all there are.
+    /// In a cluster: with how many copies the append is acknowledged. A standalone node has one copy.
     pub quorum: WriteQuorum,
 }
 
 impl Append {
-    /// An append of nothing but a draft: the ledger makes the id, and it is acknowledged with the configured copies.
+    /// An append of a draft alone: the ledger generates the id, and the configured quorum applies.
     pub fn new(context: ContextId, draft: Draft) -> Self {
         let quorum = WriteQuorum::Configured;
         Self { context, draft, received_lamport: 0, entry_id: None, epoch: None, quorum }
     }
 }
 
-/// On what terms appends are taken.
+/// The conditions under which appends are accepted.
 #[derive(Debug, Clone, Default)]
 pub struct AppendConditions {
-    /// In a cluster: until when they may wait for their copies; `None`: as long as it takes. What is stored stays, and
-    /// may get them later.
+    /// In a cluster: until when the appends wait for their write quorum; `None`: without end. After the deadline the
+    /// stored entries remain and may still be committed.
     pub deadline: Option<Instant>,
-    /// What they hold while they wait, whoever goes on waiting for the answer.
+    /// The permit that the appends hold until they are finished, even if the caller is gone.
     pub permit: Option<Arc<Permit>>,
 }
 
@@ -51,29 +51,29 @@ impl AppendConditions {
     }
 }
 
-/// A stored entry and where the history stands with it.
+/// A stored entry and the position of the history after it.
 #[derive(Debug, Clone)]
 pub struct Appended {
     /// The entry as stored.
     pub entry: Entry,
-    /// The history up to and including the entry.
+    /// The position of the history up to and including the entry.
     pub position: Position,
-    /// The entry id was known with the same content: this is the first result.
+    /// The entry id was known with the same content: this is the result of the first append.
     pub repeated: bool,
-    /// How many nodes it is known to be durable on.
+    /// Number of nodes that are known to have it on disk.
     pub copies: usize,
 }
 
-/// What became of one append of a batch. Unlike [`Appended`] it carries no position of its own.
+/// The outcome of one append of a batch. Unlike [`Appended`] it carries no position of its own.
 #[derive(Debug)]
 pub struct BatchResult {
     /// The caller's tag.
     pub tag: u64,
-    /// What was stored.
+    /// The stored entry, or why it was not stored.
     pub result: Result<Receipt, StoreError>,
 }
 
-/// What was stored of an append, without its content: it may wait for long until somebody takes it.
+/// A stored entry without its content, because it may wait long to be sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Receipt {
     /// The context.
@@ -88,16 +88,16 @@ pub struct Receipt {
     pub appended_at_ns: u64,
     /// Its hash.
     pub content_hash: Hash,
-    /// In which epoch it was written.
+    /// The epoch in which it was written.
     pub epoch: Epoch,
-    /// Bytes of its payload.
+    /// Size of its payload, in bytes.
     pub payload_bytes: usize,
-    /// Its id was known with the same content.
+    /// The id was known with the same content.
     pub is_repeated: bool,
 }
 
 impl Receipt {
-    /// Of an entry.
+    /// Makes the receipt of an entry.
     pub(crate) fn of(entry: Entry, is_repeated: bool) -> Self {
         let Entry { context_id, sequence, id, lamport, appended_at_ns, content_hash, epoch, payload, .. } =
             entry;
@@ -121,9 +121,9 @@ impl Receipt {
 pub struct BatchResults {
     /// One for each append.
     pub results: Vec<BatchResult>,
-    /// Where each context acknowledged here stands after the newest of them.
+    /// The position of each acknowledged context after its newest entry.
     pub positions: Vec<(ContextId, Position)>,
-    /// How many nodes all of them are known to be durable on; 0 if none was stored.
+    /// Number of nodes that are known to have all of them on disk; 0 if none was stored.
     pub copies: usize,
 }
 
@@ -134,17 +134,17 @@ pub struct Filter {
     pub key: Option<Key>,
     /// Only entries with a higher sequence.
     pub after: Sequence,
-    /// At most so many entries.
+    /// Most entries.
     pub limit: usize,
-    /// Stop before the page's entries pass so many bytes (keys, payloads and metadata); the first entry
-    /// is returned whatever its size, up to `max_first`.
+    /// Stop before the page's entries exceed this many bytes (keys, payloads and metadata). The first entry is
+    /// returned whatever its size, up to `max_first`.
     pub max_bytes: usize,
-    /// Most bytes of a page's first entry. One that is larger is not returned: [`Covered::larger`] says how large it is.
+    /// Largest first entry of a page, in bytes. A larger one is not returned: [`Covered::larger`] gives its size.
     pub max_first: usize,
 }
 
 impl Default for Filter {
-    /// Everything: mind the memory, and page through large contexts.
+    /// Selects everything. Mind the memory: page through large contexts.
     fn default() -> Self {
         Self {
             key: None,
@@ -156,16 +156,16 @@ impl Default for Filter {
     }
 }
 
-/// What a reading covered, beside the entries it visited.
+/// What a read covered, in addition to the entries that it visited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Covered {
-    /// Number of entries of the context, whatever was filtered.
+    /// Number of entries of the context, regardless of the filter.
     pub latest: Size,
-    /// Everything up to here was visited or filtered out: where to go on.
+    /// Everything up to here was visited or filtered out: continue after it.
     pub covered: Sequence,
-    /// There is more beyond.
+    /// Entries follow after `covered`.
     pub more: bool,
-    /// The next entry has so many bytes, which are more than the first of a page may have: nothing was visited.
+    /// Size in bytes of the next entry, if it exceeds the largest first entry: then nothing was visited.
     pub larger: Option<usize>,
 }
 
@@ -174,17 +174,17 @@ pub struct Covered {
 pub struct Page {
     /// The entries, in sequence order.
     pub entries: Vec<Entry>,
-    /// Number of entries of the context, whatever was filtered.
+    /// Number of entries of the context, regardless of the filter.
     pub latest: Size,
-    /// Everything up to here was returned or filtered out: where to go on.
+    /// Everything up to here was returned or filtered out: continue after it.
     pub covered: Sequence,
-    /// The page was cut by `limit` or `max_bytes`: entries may follow after `covered`.
+    /// `limit` or `max_bytes` ended the page: entries may follow after `covered`.
     pub more: bool,
     /// As in [`Covered`].
     pub larger: Option<usize>,
 }
 
-/// A context as a listing shows it.
+/// A context as a listing returns it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ContextInfo {
     /// Its name.
@@ -197,7 +197,7 @@ pub struct ContextInfo {
     pub epoch: ledger_core::Epoch,
     /// Hash suite.
     pub suite: HashSuite,
-    /// Which history it is.
+    /// Lineage of its history.
     pub lineage: Lineage,
     /// Wall-clock time of creation, nanoseconds since the Unix epoch.
     pub created_at_ns: u64,
@@ -208,11 +208,11 @@ pub struct ContextInfo {
 pub struct ContextList {
     /// The contexts, in order of their ids.
     pub contexts: Vec<ContextInfo>,
-    /// There may be more, after this id.
+    /// Where the listing continues: there may be contexts after this id.
     pub next: Option<String>,
 }
 
-/// What a load did.
+/// The outcome of a load.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Loaded {
     /// Entries added.
@@ -221,31 +221,31 @@ pub struct Loaded {
     pub latest: Size,
 }
 
-/// A size and root that can be signed.
+/// A size and root for a checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Checkpointed {
-    /// The history at the size asked for.
+    /// The history at the requested size.
     pub position: Position,
-    /// Time of the context's newest entry.
+    /// Lamport time of the context's newest entry.
     pub lamport: LamportClock,
     /// Hash suite.
     pub suite: HashSuite,
 }
 
-/// An inclusion proof with what it proves.
+/// An inclusion proof and what it proves.
 #[derive(Debug, Clone)]
 pub struct ProvenInclusion {
     /// The proof.
     pub proof: ledger_core::tree::proof::InclusionProof,
     /// The entry's content hash: the leaf data.
     pub content_hash: Hash,
-    /// The root it leads to.
+    /// The root that it leads to.
     pub root: Hash,
     /// Hash suite.
     pub suite: HashSuite,
 }
 
-/// A consistency proof with what it proves.
+/// A consistency proof and what it proves.
 #[derive(Debug, Clone)]
 pub struct ProvenConsistency {
     /// The proof.
@@ -258,7 +258,7 @@ pub struct ProvenConsistency {
     pub suite: HashSuite,
 }
 
-/// What the store can say of itself, for metrics.
+/// The store's figures for metrics.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Stats {
     /// Entries appended since opening.
@@ -267,41 +267,42 @@ pub struct Stats {
     pub commits: u64,
     /// Group commits that failed since opening.
     pub failed_commits: u64,
-    /// Entries the scrub has checked since opening.
+    /// Entries that the scrub has checked since opening.
     pub scrubbed: u64,
-    /// Contexts in quarantine: damaged, as found by reads or the scrub.
+    /// Contexts in quarantine, because a read or the scrub found them damaged.
     pub quarantined: u64,
-    /// Families of the database in which there is damage that is not of one context.
+    /// Column families with damage that belongs to no context.
     pub damaged_families: u64,
-    /// Slots of which the record of what was promised cannot be read, and is not known from elsewhere.
+    /// Slots whose record of promises is damaged on disk and unknown in memory.
     pub damaged_slots: u64,
-    /// Whether table files are compacted: not any more after RocksDB met a damaged one.
+    /// Whether RocksDB compacts table files: it stops after it met a damaged one.
     pub compacts: bool,
-    /// Number of contexts with entries; on a standalone node estimated, and too high for contexts that were just written to. `None`
-    /// there while the database is reopened.
+    /// Number of contexts with entries. A standalone node estimates it, too high if contexts were just written to,
+    /// and has `None` while the database is reopened.
     pub contexts: Option<u64>,
-    /// Bytes of table files on disk; `None` while the database is reopened.
+    /// Size of the table files on disk, in bytes; `None` while the database is reopened.
     pub disk_bytes: Option<u64>,
-    /// Bytes of memory used by RocksDB: block cache, write buffers, table readers; `None` while the database is reopened.
+    /// Memory that RocksDB uses, in bytes: block cache, write buffers, table readers; `None` while the database is
+    /// reopened.
     pub memory_bytes: Option<u64>,
 }
 
-/// Damage of a family of the database that is not of one context: nothing that was acknowledged is lost with it alone,
-/// and only a directory that is copied anew is without it.
+/// Damage of a column family that belongs to no context. By itself it loses nothing acknowledged, but only a new copy
+/// of the directory removes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FamilyDamage {
     /// The family.
     pub family: &'static str,
-    /// What was met.
+    /// What was found.
     pub reason: String,
 }
 
-/// Where damage was found.
+/// The location of damage.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Damage {
     /// The context.
     pub context: ContextId,
-    /// The first sequence known to be damaged; 0 if it is the head.
+    /// The first damaged sequence; 0 if it is the head.
     pub sequence: Sequence,
     /// What does not match.
     pub reason: String,

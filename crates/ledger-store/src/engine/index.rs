@@ -194,7 +194,7 @@ mod tests {
         assert_eq!(hex::encode(key(&context)), format!("{slot:04x}{bucket:02x}61"));
     }
 
-    /// Whatever buckets are asked for, after whatever name, and wherever a bucket is left early.
+    /// Tests any buckets, any start name, and leaving a bucket early anywhere.
     #[test]
     fn a_scan_finds_what_a_look_at_each_name_would() {
         let dir = tempfile::tempdir().unwrap();

@@ -54,7 +54,10 @@ impl<'a> EntryView<'a> {
         }
     }
 
-    /// A copy of its own.
+    /// Copies the entry.
+    ///
+    /// # Errors
+    /// [`IdError`] if the id is malformed.
     pub fn to_entry(&self, context: &ContextId) -> Result<Entry, IdError> {
         Ok(Entry {
             context_id: context.clone(),

@@ -1,4 +1,4 @@
-//! A lane puts what was staged of a damaged context in place of its rows.
+//! A lane installs the staged history of a damaged context.
 
 use std::collections::BTreeMap;
 
@@ -14,43 +14,44 @@ use crate::{
     write::uncommitted_loads::LoadSpan,
 };
 
-/// Entries appended since are read here if they have no more bytes than this: the lane does nothing else meanwhile.
+/// The lane reads entries that were appended since the staging itself if they have at most this many bytes, because
+/// it does nothing else meanwhile.
 const READ_BYTES: usize = 4 << 20;
 
-/// A damaged context's history, staged under a number of its own.
+/// The history of a damaged context, staged under a new number.
 #[derive(Debug)]
 pub(crate) struct Heal {
     pub(crate) context: ContextId,
     pub(crate) proof: HealProof,
     pub(crate) state: ContextState,
-    /// What of it a load brought that the other node does not know to be stable.
+    /// The entries that a load brought and that the other node does not know to be committed.
     pub(crate) loaded: Option<LoadSpan>,
-    /// The database it was staged in: of another one it may not be there.
+    /// Generation of the database that holds the staged rows: they may not exist in another one.
     pub(crate) generation: u64,
 }
 
-/// What says that a staged history is the right one.
+/// What proves that a staged history is right.
 #[derive(Debug, Clone)]
 pub(crate) enum HealProof {
-    /// The head that is here, of the rows that are there.
+    /// This node's head, of the rows at this location.
     Head(RowLocation),
-    /// The digest that was kept of it, and what another node says of the other contexts in its bucket.
+    /// The digest kept of it, with another node's tree heads of the other contexts in its bucket.
     Digest(BTreeMap<ContextId, TreeHead>),
     /// It is the history of the claim's owner.
     Claim(Claim),
 }
 
-/// What became of it.
+/// The outcome of healing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Healed {
-    /// It is in place, or something else was put there meanwhile.
+    /// The history is installed, or something else replaced the damaged rows meanwhile.
     InPlace,
-    /// The context goes so far by now, and what is missing cannot be read here.
+    /// The context has this tree head by now, and the lane cannot read the entries that the staged history lacks.
     Behind(TreeHead),
 }
 
 impl Lane {
-    /// Puts a staged history in place of rows that are damaged.
+    /// Installs a staged history in place of damaged rows.
     pub(super) fn heal(&mut self, db: &Arc<Db>, heal: Heal) -> Result<Healed, StoreError> {
         let Heal { context, proof, state, loaded, generation } = heal;
         staging::check(db, generation, &context)?;
@@ -61,7 +62,7 @@ impl Lane {
         }
     }
 
-    /// The same history, whatever was appended since included.
+    /// Installs the history of this node's head, including everything that was appended since the staging.
     fn heal_by_head(
         &mut self,
         db: &Arc<Db>,
@@ -73,7 +74,7 @@ impl Lane {
         let row = read_head(db, &context)?;
         let Some((_, head)) = row.filter(|(place, head)| *place == from && head.size() >= state.head.size())
         else {
-            // A load, or the owner's history, took its place: whatever is damaged of that is found again.
+            // A load or the owner's history replaced the rows. The scrub finds any damage of those again.
             staging::abandon(db, state.place)?;
             self.shared.quarantine.release(&context);
             return Ok(Healed::InPlace);
@@ -91,13 +92,13 @@ impl Lane {
             ));
         }
         state.head = head;
-        // Readers that are held back at an earlier size find the same rows at the new place from now on.
+        // Readers with a pinned head find the same entries at the new location from now on.
         db.committed_heads().relocate(&context, from, state.place);
         self.put_healed(db, context, Some(from), state, loaded)
     }
 
-    /// The history whose extent the digest proves. The head is lost, and nothing was appended since: that would have
-    /// needed it, or have written it anew.
+    /// Installs the history whose tree head the digest proves. The head is lost, and nothing was appended since: an
+    /// append would have needed the head or rewritten it.
     fn heal_by_digest(
         &mut self,
         db: &Arc<Db>,
@@ -107,7 +108,7 @@ impl Lane {
         loaded: Option<LoadSpan>,
     ) -> Result<Healed, StoreError> {
         if read_head(db, &context).is_ok_and(|row| row.is_some()) {
-            // An append wrote it anew, out of the cache: its entries are healed as any others.
+            // An append rewrote the head from the cache: the context's entries are healed like any others.
             staging::abandon(db, state.place)?;
             self.shared.quarantine.release(&context);
             return Ok(Healed::InPlace);
@@ -125,7 +126,8 @@ impl Lane {
         self.put_healed(db, context, None, state, loaded)
     }
 
-    /// The owner's history, as long as the claim holds. What is here goes no further than that, or cannot be read.
+    /// Installs the owner's history while the claim holds. This node's copy must not go further, unless it cannot be
+    /// read.
     fn heal_in_claim(
         &mut self,
         db: &Arc<Db>,
@@ -145,7 +147,7 @@ impl Lane {
             return Err(StoreError::Io(format!("context {context} is not restored in a claim: {reason}")));
         }
         let known = row.ok().flatten();
-        // Nobody is shown a history that is being left.
+        // Hide the slot, so that no reader sees a history that is being replaced.
         if let Some(copies) = &self.replication {
             copies.hide_diverged(&self.shared, slot);
             self.in_sync_claims.remove(&slot);
@@ -163,7 +165,8 @@ impl Lane {
         Ok(Healed::InPlace)
     }
 
-    /// Makes a staged history the context's. If it is not known where its rows were they stay, and are never read.
+    /// Makes a staged history the context's. If the location of the old rows is unknown, they stay and are never
+    /// read.
     fn put_healed(
         &mut self,
         db: &Arc<Db>,
@@ -180,7 +183,7 @@ impl Lane {
             self.shared.uncommitted_loads.relocate(db, &mut batch, from, state.place)?;
         }
         if let Some(span) = loaded {
-            // Whoever fetches it here puts it in place together or not at all.
+            // A node that fetches the load from here must install it whole or not at all.
             self.shared.uncommitted_loads.note(db, &mut batch, state.place, None, span)?;
         }
         staging::forget(db, &mut batch, state.place)?;
@@ -192,7 +195,7 @@ impl Lane {
     }
 }
 
-/// Stages the entries that were appended since the others were, if they are few; whether it did.
+/// Stages the entries that were appended since the staging, if they are few. Returns whether it did.
 fn add_newer(
     db: &Arc<Db>,
     context: &ContextId,

@@ -1,5 +1,5 @@
-//! A lane puts a loaded history in place: a commit like others. Its replicas are sent what is little; of a large one they
-//! are only told, for those that count have staged it before.
+//! A lane installs a loaded history as a commit like any other. It sends a small load to the replicas with the
+//! commit. Of a large one it sends only a reference, because the replicas that count have staged it before.
 
 use super::{
     Arc, ContextId, Db, Epoch, Lane, PeerSet, Sequence, Slot, StagedCommit, StagedContext, StoreError,
@@ -7,37 +7,37 @@ use super::{
 };
 use crate::{limited, write::commit::Installed, write::state::ContextState};
 
-/// A history staged under a number of its own, to take a context's place.
+/// A history that is staged under a new number and is to replace a context's.
 #[derive(Debug)]
 pub(crate) struct Install {
     pub(crate) context: ContextId,
-    /// Where the context's rows were, and how many, when staging began; `None`: it did not exist.
+    /// Location of the context's rows and its size when staging began; `None`: it did not exist.
     pub(crate) base: Option<(RowLocation, u64)>,
     pub(crate) state: ContextState,
-    /// In a cluster: only if the slot is still owned in this epoch.
+    /// In a cluster: install it only if this node still owns the slot in this epoch.
     pub(crate) epoch: Option<Epoch>,
-    /// The records that were added, to be sent; empty: the peers that count must have staged it.
+    /// The added records, to be sent to replicas; empty: the peers that count must have staged them.
     pub(crate) records: Vec<u8>,
     /// The peers that have staged it.
     pub(crate) staged_at: PeerSet,
-    /// Peers that could not: their streams begin anew, and they catch up.
+    /// Peers that failed to stage it: the lane restarts their streams, so they catch up.
     pub(crate) stale_peers: PeerSet,
-    /// The database it was staged in: of another one it may not be there.
+    /// Generation of the database that holds the staged rows: they may not exist in another one.
     pub(crate) generation: u64,
 }
 
 impl Install {
-    /// Whether it adds entries. If not, it heals those that are there.
+    /// Returns whether it adds entries. If not, it heals existing ones.
     fn adds(&self) -> bool {
         self.state.head.frontier.size() > self.base.map_or(0, |(_, size)| size)
     }
 }
 
 impl Lane {
-    /// Puts a staged history in place of a context's, if the context is as it was when staging began; if not, and it is not
-    /// given back to be tried again, its rows are removed.
+    /// Installs a staged history if the context is unchanged since staging began. Otherwise removes its rows, unless
+    /// it returns the load to be retried.
     pub(super) fn install(&mut self, db: &Arc<Db>, install: Install, done: Installed) {
-        // Whoever asked may have gone: what is in place is in place all the same.
+        // The caller may be gone; the history is installed nevertheless.
         match self.origin_of(db, &install) {
             Err(error) => refuse(db, &install, &done, error),
             Ok(None) => _ = done.try_send(Ok(false)),
@@ -49,7 +49,7 @@ impl Lane {
         }
     }
 
-    /// Says when all that was written of a slot has its copies.
+    /// Reports when everything written to a slot is committed.
     pub(super) fn await_committed(&mut self, db: &Arc<Db>, slot: Slot, epoch: Epoch, done: Installed) {
         let owned = match &self.replication {
             Some(copies) => copies.serving_epoch(slot).map(|(now, _)| now == epoch),
@@ -66,7 +66,8 @@ impl Lane {
         }
     }
 
-    /// In what epoch it is put in place, and who is told; `None` if a peer counts that has not staged it.
+    /// Returns the epoch in which to install it and the peers that receive it; `None` if a peer that counts has not
+    /// staged it.
     fn origin_of(&mut self, db: &Db, install: &Install) -> Result<Option<WriteOrigin>, StoreError> {
         let Install { context, base, state, epoch, generation, .. } = install;
         staging::check(db, *generation, context)?;
@@ -94,7 +95,7 @@ impl Lane {
         if records.is_empty()
             && let Some(outbox) = self.shared.outbox.get()
         {
-            // Before it is sent: they are sent nothing more on the streams of now.
+            // Restart their streams first, so that this commit is not sent on the current ones.
             stale_peers.iter().for_each(|peer| outbox.restart(peer));
         }
         let slot = state.place.slot;
@@ -115,7 +116,7 @@ impl Lane {
         self.write(db, staged, false);
     }
 
-    /// Puts a staged history in place of the same one, of which something was damaged.
+    /// Replaces a damaged history by the staged copy of the same one.
     fn replace(&mut self, db: &Arc<Db>, install: Install) -> Result<(), StoreError> {
         let Install { context, base, state, .. } = install;
         let Some((old, _)) = base else { return Ok(()) };
@@ -124,7 +125,7 @@ impl Lane {
         staging::remove_rows(db, &mut batch, old)?;
         staging::forget(db, &mut batch, state.place)?;
         self.shared.uncommitted_loads.relocate(db, &mut batch, old, state.place)?;
-        // Readers that are held back at an earlier size find the same rows at the new place from now on.
+        // Readers with a pinned head find the same entries at the new location from now on.
         db.committed_heads().relocate(&context, old, state.place);
         db.write(batch).and_then(|()| db.sync()).inspect_err(|error| self.shared.commit_failed(error))?;
         self.shared.quarantine.release(&context);
@@ -139,10 +140,10 @@ fn refuse(db: &Db, install: &Install, done: &Installed, error: StoreError) {
     _ = done.try_send(Err(error));
 }
 
-/// Removes what is staged.
+/// Removes staged rows.
 fn abandon(db: &Db, context: &ContextId, place: RowLocation) {
     if let Err(error) = staging::abandon(db, place) {
-        // It is removed when the ledger is opened again.
+        // Opening the ledger again removes them.
         limited!(warn, %context, %error, "what a refused load staged stays until restart");
     }
 }

@@ -1,7 +1,7 @@
-//! A lane in a cluster: the records of its slots, and leading them.
+//! A lane in a cluster: the records of its slots, and the slots that this node owns.
 //!
-//! All of it goes through the lane's queue, so that a promise comes after every entry taken before it and before
-//! every entry refused because of it, and an offer is of what the peer was sent before.
+//! Every change goes through the lane's queue. A promise therefore comes after every entry accepted before it and
+//! before every entry refused because of it, and a sync offer covers exactly what the peer was sent before it.
 
 use super::{
     Arc, Claim, ContextId, Db, Digest, ForkRequest, Lane, NodeId, Outgoing, OwnerCommand, Peer, RecordChange,
@@ -20,7 +20,7 @@ use crate::{
 };
 
 impl Lane {
-    /// Changes slots' records, durably.
+    /// Changes the records of slots, durably.
     pub(super) fn change(
         &mut self,
         db: &Arc<Db>,
@@ -28,7 +28,7 @@ impl Lane {
     ) -> Vec<(Slot, RecordChanged)> {
         let mut changed = Vec::with_capacity(changes.len());
         let mut records = BTreeMap::new();
-        // Places of offers that are accepted with these changes.
+        // The numbers in the owner's stream of the offers that these changes accept.
         let mut accepted = Vec::new();
         let known = *self.shared.cluster.borrow();
         let mut cluster = known;
@@ -65,7 +65,7 @@ impl Lane {
             for (slot, changed) in &mut changed {
                 if records.contains_key(slot) {
                     changed.outcome = RecordChangeOutcome::Failed(error.clone());
-                    // What is on disk is not known.
+                    // Nobody knows what is on disk.
                     changed.record = None;
                     self.records.remove(slot);
                 }
@@ -85,7 +85,7 @@ impl Lane {
         self.records.extend(records);
         if let Some(copies) = &self.replication {
             for (slot, claim, number) in accepted {
-                // What waited for copies of this node's own is part of the history accepted, or was not acknowledged.
+                // This node's own pending commits are part of the accepted history, or were never acknowledged.
                 copies.step_down(&self.shared, slot);
                 copies.record_accepted(&self.shared, slot, claim.epoch, number);
                 self.in_sync_claims.insert(slot, claim);
@@ -105,8 +105,7 @@ impl Lane {
             RecordChange::Promise(claim)
                 if self.shared.quarantine.has(slot) && record.check_replicate(&claim).is_ok() =>
             {
-                // A promise says that what is here counts as a replica's history: what cannot be read could be the
-                // longest there is.
+                // A promise makes this replica's history count, and an unreadable one could be the longest there is.
                 (RecordChangeOutcome::Failed(self.unreadable(slot)), None)
             }
             RecordChange::Promise(claim) => match record.promise(&claim) {
@@ -131,7 +130,8 @@ impl Lane {
                         if let Some(copies) = &self.replication {
                             copies.hide_diverged(&self.shared, slot);
                         }
-                        // From now on nothing of a lower claim may be taken: what is here is about to change.
+                        // From now on this replica must refuse every lower claim, because its history is about to
+                        // change.
                         let promised = record.promise(&claim).ok().map(|(next, _)| next);
                         return (RecordChangeOutcome::Diverged, promised);
                     }
@@ -142,7 +142,7 @@ impl Lane {
         }
     }
 
-    /// A slot's record.
+    /// Returns a slot's record.
     pub(super) fn record(&mut self, db: &Db, slot: Slot) -> Result<SlotRecord, StoreError> {
         if let Some(record) = self.records.get(&slot) {
             return Ok(record.clone());
@@ -156,19 +156,19 @@ impl Lane {
         Ok(record)
     }
 
-    /// Reads the records of all slots of this lane: what is remembered can be written anew.
+    /// Reads the records of all slots of this lane: a record in memory can be rewritten if it gets damaged on disk.
     pub(super) fn load_records(&mut self) {
         let lanes = self.shared.replication().len();
         let Some(db) = self.database.get().ok().filter(|_| self.replication.is_some()) else { return };
         for slot in (0..SLOTS).filter_map(Slot::new) {
             if lane_of(slot, lanes) == usize::from(self.number) {
-                // One that is lost is noted.
+                // `record` reports a lost one itself.
                 let _ = self.record(&db, slot);
             }
         }
     }
 
-    /// Writes a slot's record anew, that was found to be damaged on the disk.
+    /// Rewrites a slot's record from memory, because the scrub found it damaged on disk.
     pub(super) fn rewrite_record(&mut self, db: &Db, slot: Slot) {
         let Some(record) = self.records.get(&slot).cloned() else { return self.shared.lost_slot(slot) };
         match slot_records::write(db, &[(slot, record)].into(), None) {
@@ -179,16 +179,16 @@ impl Lane {
         }
     }
 
-    /// Why nothing is promised of a slot.
+    /// Returns why this replica promises nothing for a slot.
     fn unreadable(&self, slot: Slot) -> StoreError {
         match self.shared.quarantine.any(slot) {
             Some(Damage { context, sequence, reason }) => StoreError::Damaged { context, sequence, reason },
-            // It was restored a moment ago: whoever asks asks again.
+            // The context was restored a moment ago: the claimant retries.
             None => StoreError::Moving,
         }
     }
 
-    /// Leads slots, or no more.
+    /// Applies ownership decisions to slots.
     pub(super) fn apply_owner_commands(&mut self, db: &Arc<Db>, leads: Vec<(Slot, OwnerCommand)>) {
         let Some(copies) = self.replication.clone() else { return };
         let mut shown = Vec::new();
@@ -206,7 +206,8 @@ impl Lane {
                     }
                 }
                 OwnerCommand::BeginServing { claim, write_quorum } => {
-                    // Since it was decided, the slot may have been promised to another node, and its entries taken.
+                    // After the cluster layer decided, this replica may have promised the slot to another node and
+                    // accepted its entries.
                     let record =
                         self.record(db, slot).ok().filter(|record| record.check_append(&claim).is_ok());
                     let members =
@@ -229,13 +230,13 @@ impl Lane {
         self.wake_watchers(db, &shown);
     }
 
-    /// Wakes the watchers of slots that are shown from now on.
+    /// Wakes the watchers of slots that became visible.
     pub(super) fn wake_watchers(&self, db: &Db, shown: &[Slot]) {
         if shown.is_empty() || self.shared.tails.is_idle() {
             return;
         }
         for (context, tail) in self.shared.tails.of_slots(|slot| shown.contains(&slot)) {
-            // Whoever reads it meets the error.
+            // A watcher that reads the context gets the error.
             if let Ok(Some((_, head))) = db.head(&context) {
                 tail.reach(head.size());
             }
@@ -247,7 +248,7 @@ impl Lane {
         slots.iter().map(|slot| (*slot, digests.whole(*slot))).collect()
     }
 
-    /// What is held of an owner's slots.
+    /// Reports, for slots of one owner, whether this replica is in sync, or the higher claim that it promised.
     pub(super) fn replica_status(
         &mut self,
         db: &Db,
@@ -269,7 +270,7 @@ impl Lane {
         slots.into_iter().map(held).collect()
     }
 
-    /// How claims stand with this replica.
+    /// Reports the state of claims at this replica.
     pub(super) fn sync_states(&mut self, db: &Db, claims: Vec<(Slot, Claim)>) -> Vec<(Slot, SyncState)> {
         let state = |(slot, claim): (Slot, Claim)| {
             let state = match self.record(db, slot).map(|record| (record.check_replicate(&claim), record)) {
@@ -290,7 +291,7 @@ impl Lane {
 
     pub(super) fn send_digest_checkpoint(&self, peer: Peer, slots: &[Slot]) {
         let (Some(copies), Some(outbox)) = (&self.replication, self.shared.outbox.get()) else { return };
-        // Others are known to differ.
+        // The slots that are out of sync are known to differ.
         let slots: Vec<Slot> = slots.iter().filter(|slot| copies.is_in_sync(**slot, peer)).copied().collect();
         if !slots.is_empty() {
             let (lane, number, digests) = (self.number, copies.number(), self.digests(&slots));
@@ -298,13 +299,13 @@ impl Lane {
         }
     }
 
-    /// How far a context goes.
+    /// Returns a context's tree head.
     pub(super) fn tree_head(db: &Db, context: &ContextId) -> Result<Option<TreeHead>, StoreError> {
         let row = read_head(db, context)?;
         Ok(row.map(|(_, head)| head.tree_head()))
     }
 
-    /// Leaves a history for the one that a claim's owner has.
+    /// Forks off a history for the one that a claim's owner has.
     pub(super) fn fork(&mut self, db: &Arc<Db>, fork: ForkRequest) -> Result<ForkOutcome, StoreError> {
         let ForkRequest { context, claim, common, expected, evidence } = fork;
         let slot = Slot::of(&context);
@@ -313,10 +314,10 @@ impl Lane {
         }
         let now = Self::tree_head(db, &context)?;
         if now != Some(expected) || self.in_sync_claims.get(&slot) == Some(&claim) {
-            // It changed since it was compared, or is in sync by now: it is compared again.
+            // It changed since the comparison, or is in sync by now: the caller compares again.
             return Ok(ForkOutcome::Forked(now.map_or(Size(0), |now| now.size)));
         }
-        // Nobody is shown a history that is being left.
+        // Hide the slot, so that no reader sees a history that is being replaced.
         if let Some(copies) = &self.replication {
             copies.hide_diverged(&self.shared, slot);
             self.in_sync_claims.remove(&slot);
@@ -324,7 +325,7 @@ impl Lane {
         self.cache.remove(&context);
         self.out_of_order.forget(&context);
         let left = forks::fork_off(db, &context, common, &evidence).inspect_err(|error| match error {
-            // What is there cannot be read: that is no failure to write.
+            // Reading the existing rows failed, which is no write failure.
             StoreError::Damaged { .. } | StoreError::OutOfRange { .. } => {
                 self.shared.quarantine.record(error);
             }
@@ -336,8 +337,8 @@ impl Lane {
         Ok(ForkOutcome::Forked(common))
     }
 
-    /// The database was reopened, and shows nothing: what of the last commits is in it has to be read, and nothing is
-    /// led.
+    /// Prepares the lane after the database was reopened with all slots hidden: it rereads the records, because the
+    /// last commits may be lost, and gives up the ownership of all slots.
     pub(super) fn on_reopened(&mut self, db: &Arc<Db>) -> Result<(), StoreError> {
         let Some(copies) = self.replication.clone() else { return Ok(()) };
         self.records.clear();
@@ -357,7 +358,7 @@ impl Lane {
     }
 }
 
-/// Whether a change of the first slot fits the cluster that the directory belongs to, or comes to belong to with it.
+/// Returns whether a change of the first slot fits the directory's cluster, or determines it.
 fn first_slot(
     slot: Slot,
     record: &SlotRecord,
@@ -391,7 +392,7 @@ fn not_taken(refused: ReplicaRefusal) -> RecordChangeOutcome {
     match refused {
         ReplicaRefusal::HigherClaimPromised(refused) => RecordChangeOutcome::Refused(refused.promised),
         ReplicaRefusal::OtherMembers(placement) => RecordChangeOutcome::OtherMembers(placement),
-        // It comes before the acceptance, or after one of another epoch.
+        // The change precedes the acceptance, or follows one of another epoch.
         ReplicaRefusal::NotAccepted { .. } | ReplicaRefusal::AlreadyFormed => {
             RecordChangeOutcome::Failed(StoreError::Io(refused.to_string()))
         }

@@ -1,7 +1,8 @@
-//! A lane in a cluster: taking what other nodes' lanes wrote.
+//! A lane in a cluster: accepting what other nodes' lanes wrote.
 //!
-//! Every part is checked before anything of it is staged: the claim against the slot's record, that it continues
-//! what is here, and every entry against its hash; the root at its end shows that the whole history is the owner's.
+//! The lane checks every part before it stages anything: the claim against the slot's record, that the part continues
+//! the history here, and every entry against its hash. The root at the end proves that the whole history equals the
+//! owner's.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -21,12 +22,12 @@ use crate::{
     write::uncommitted_loads::LoadSpan,
 };
 
-/// A gap of more entries is not waited for: whoever fills it fetches what comes after as well.
+/// A part after a larger gap than this is not buffered: fetching the gap fetches what follows as well.
 const MAX_OUT_OF_ORDER_GAP: u64 = 16_384;
-/// Most bytes of parts that wait for what comes before them, in a lane.
+/// Most bytes of parts in a lane that wait for what comes before them.
 const MAX_OUT_OF_ORDER_BYTES: usize = 32 << 20;
 
-/// Parts that came before what they continue, by context, in the order they came.
+/// Parts that arrived before what they continue, by context, in order of arrival.
 #[derive(Debug, Default)]
 pub(super) struct OutOfOrderBuffer {
     contexts: HashMap<ContextId, VecDeque<(Part, u64)>, RandomState>,
@@ -36,7 +37,7 @@ pub(super) struct OutOfOrderBuffer {
 impl OutOfOrderBuffer {
     fn push(&mut self, part: Part, number: u64) {
         if self.bytes + part.range.records.len() > MAX_OUT_OF_ORDER_BYTES {
-            // Those of a context are worth nothing without the first of them.
+            // Without the first of them, the other parts of a context are useless.
             self.forget(&part.context);
             return;
         }
@@ -44,7 +45,7 @@ impl OutOfOrderBuffer {
         self.contexts.entry(part.context.clone()).or_default().push_back((part, number));
     }
 
-    /// The next part of a context.
+    /// Returns the next part of a context.
     fn next(&mut self, context: &ContextId, size: Size) -> Option<(Part, u64)> {
         let parts = self.contexts.get_mut(context)?;
         if parts.front().is_some_and(|(part, _)| part.range.after.size > size) {
@@ -68,7 +69,7 @@ impl OutOfOrderBuffer {
 }
 
 impl Lane {
-    /// Stages a part of another node's commit, or (with number 0) a range that was fetched.
+    /// Stages a part of another node's commit, or (with number 0) a fetched range.
     pub(super) fn apply_part(
         &mut self,
         db: &Db,
@@ -79,7 +80,8 @@ impl Lane {
         let context = part.context.clone();
         let is_strict = number > 0 && self.in_sync_claims.get(&part.slot) == Some(&part.claim);
         match self.try_apply_part(db, staged, part, number, is_strict) {
-            // The owner counts on this replica: it must not be told that it has what it has not.
+            // The owner counts this replica's acknowledgement, so a missing entry must not be acknowledged: break the
+            // stream.
             Ok(ReplicateOutcome::Gap | ReplicateOutcome::Diverged) if is_strict => {
                 ReplicateOutcome::Invalid(format!("it does not continue context {context} here"))
             }
@@ -88,7 +90,8 @@ impl Lane {
             Err(error) => {
                 self.shared.quarantine.record(&error);
                 match error {
-                    // It is restored before the slot comes in step; until then what comes is missing here.
+                    // The context is restored before the slot gets in sync; until then what arrives has a gap before
+                    // it.
                     StoreError::Damaged { .. } if !is_strict => ReplicateOutcome::Gap,
                     error => ReplicateOutcome::Invalid(error.to_string()),
                 }
@@ -96,7 +99,7 @@ impl Lane {
         }
     }
 
-    /// Stages what waited for what was staged now.
+    /// Stages buffered parts that what was just staged allows.
     fn drain_out_of_order(
         &mut self,
         db: &Db,
@@ -107,7 +110,7 @@ impl Lane {
         while let Some((part, number)) = self.out_of_order.next(context, size) {
             match self.try_apply_part(db, staged, part, number, false) {
                 Ok(ReplicateOutcome::Durable(now)) => size = now,
-                // It is fetched.
+                // A fetch brings it instead.
                 _ => self.out_of_order.forget(context),
             }
         }
@@ -134,11 +137,12 @@ impl Lane {
             return Ok(ReplicateOutcome::Refused { slot, claim: part.claim, by: refused.promised });
         }
         if !is_strict && self.in_sync_claims.get(&slot) == Some(&part.claim) {
-            // Fetched or out of order before the slot was in step: what there was then is here, and the stream brings the rest.
+            // The part was fetched or buffered before the slot got in sync: this replica has those entries, and the
+            // stream brings the rest.
             return Ok(ReplicateOutcome::Durable(part.range.end()));
         }
         if !is_strict && self.shared.visibility.is_withheld(slot) {
-            // What is taken now is not known to be stable, and no place in the stream says when it is.
+            // This write is not known to be committed, and no number in the stream says when it is: hide the slot.
             if let Some(copies) = &self.replication {
                 copies.hide_diverged(&self.shared, slot);
             }
