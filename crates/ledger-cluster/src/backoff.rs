@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-/// How long to wait before the next try: twice as long each time, up to a bound, and never exactly as long as others
-/// wait who failed at the same moment.
+/// Pauses between retries. Each pause is twice as long as the previous one, up to a bound, with random jitter, so
+/// that clients that failed at the same moment do not retry together.
 #[derive(Debug, Clone)]
 pub(crate) struct Backoff {
     first: Duration,
@@ -16,18 +16,18 @@ impl Backoff {
         Self { first, longest, next: first }
     }
 
-    /// The pause before the next try: between half of what it is at most, and that.
+    /// Returns the pause before the next try: between half of the current bound and the bound.
     pub(crate) fn pause(&mut self) -> Duration {
         let whole = self.next;
         self.next = whole.saturating_mul(2).min(self.longest);
         let mut random = [0; 4];
-        // Without randomness the pauses are the longest there are.
+        // Without random numbers, use the longest pause.
         let share = getrandom::fill(&mut random)
             .map_or(1.0, |()| f64::from(u32::from_le_bytes(random)) / f64::from(u32::MAX));
         whole.mul_f64(0.5 + share / 2.0)
     }
 
-    /// It went well for long enough.
+    /// Resets the pauses after a long enough success.
     pub(crate) const fn reset(&mut self) {
         self.next = self.first;
     }

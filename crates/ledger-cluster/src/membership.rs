@@ -1,8 +1,8 @@
-//! Who is in the cluster, who is alive, and what each node says of itself.
+//! Which nodes are in the cluster, which of them are alive, and what each reports about itself.
 //!
-//! Every node publishes its [`Facts`] through chitchat and reads those of the others as a [`View`]. A view is
-//! one node's opinion at one moment: it serves to route, to show and to propose. Nothing that must be true
-//! (who may append, who counts for a promise) is ever read off it.
+//! Every node publishes its [`Facts`] through chitchat and reads those of the others as a [`View`]. A view is one
+//! node's opinion at one moment: use it to route, to display and to propose. Nothing that must be true (who may
+//! append, whose promise counts) may depend on it.
 
 pub mod gossip;
 pub(crate) mod known_nodes;
@@ -55,16 +55,16 @@ use config::{advertised, chitchat_config};
 use gossip_task::{Gossip, GossipTask, SeedGreeter};
 use view::ViewBuilder;
 
-/// Gossip ended though nobody asked it to. The view is stale from then on: stop the node, or start the
-/// membership again with a higher incarnation.
+/// Gossip ended although nobody stopped it. The view is stale from then on: stop the node, or start the membership
+/// again with a higher incarnation.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("gossip ended by itself ({reason}): this node no longer sees the cluster and must start anew")]
 pub struct GossipEnded {
-    /// What is known of the cause.
+    /// The cause, as far as it is known.
     pub reason: String,
 }
 
-/// A later start of this node is there: this process is not the node any more.
+/// A later start of this node is running: this process is no longer the node.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "another process runs as this node, {node}, since this one was started (start {incarnation}, this one is {this_start}{}): this one ends, and what \
@@ -73,11 +73,11 @@ pub struct GossipEnded {
 pub struct Replaced {
     /// The node's name.
     pub node: NodeId,
-    /// The later start.
+    /// The start number of the later process.
     pub incarnation: Incarnation,
-    /// This one.
+    /// The start number of this process.
     pub this_start: Incarnation,
-    /// Where the later one's gRPC services are; empty if that is not known.
+    /// gRPC address of the later process; empty if unknown.
     pub grpc_address: String,
 }
 
@@ -85,15 +85,15 @@ fn at(address: &str) -> String {
     if address.is_empty() { String::new() } else { format!(", at {address}") }
 }
 
-/// This node's part in the cluster. Dropping it falls silent at once, as a crash would; [`Self::shutdown`] says
-/// goodbye.
+/// This node's part in the cluster. Dropping it silences the node at once, as a crash would; [`Self::shutdown`]
+/// notifies the others.
 #[derive(Debug)]
 pub struct Membership {
     gossip_address: SocketAddr,
     gossip_interval: Duration,
     control: GossipControl,
     facts: watch::Sender<Facts>,
-    /// What it would be ready for with a disk that takes writes, and whether it has one.
+    /// The readiness that the node would report with a writable disk, and whether its disk is writable.
     ready: Mutex<(Readiness, bool)>,
     view: watch::Receiver<Arc<View>>,
     lost: view::LostMembers,
@@ -108,7 +108,10 @@ pub struct Membership {
 }
 
 impl Membership {
-    /// Starts to gossip. Seeds need not be there yet.
+    /// Starts to gossip. Seeds may start later.
+    ///
+    /// # Errors
+    /// [`StartError`] if a setting is refused or the gossip address cannot be bound.
     pub async fn start(config: MembershipConfig, facts: Facts) -> Result<Self, StartError> {
         config.validate()?;
         facts.validate()?;
@@ -186,55 +189,55 @@ impl Membership {
         })
     }
 
-    /// The members as this node sees them, from now on.
+    /// Watches the members as this node sees them.
     pub fn view(&self) -> watch::Receiver<Arc<View>> {
         self.view.clone()
     }
 
-    /// The UDP address others reach this node at.
+    /// Returns the UDP address at which other nodes reach this one.
     pub fn gossip_address(&self) -> SocketAddr {
         self.gossip_address
     }
 
-    /// Who runs under this node's name already, from another directory or another machine, if it answers: to be asked before
-    /// the name is taken.
+    /// Returns the process that already runs under this node's name, from another directory or on another machine, if
+    /// it responds. Call this before the node takes the name.
     pub async fn find_namesake(config: &MembershipConfig, storage: StorageId) -> Option<RunningNode> {
         probe::find_namesake(config, storage, config.identity.cluster()).await
     }
 
-    /// To which cluster this node belongs, and which others are heard.
+    /// Returns which cluster this node belongs to, and which other clusters it hears.
     pub fn identity(&self) -> &Identity {
         &self.identity
     }
 
-    /// This node belongs to a cluster, and says so.
+    /// Sets the cluster that this node belongs to, and announces it.
     pub(crate) fn set_cluster(&self, id: ClusterId) {
         self.control.belongs(id);
     }
 
-    /// What became of the datagrams so far.
+    /// Returns what happened to the datagrams so far.
     pub fn counts(&self) -> GossipCounts {
         self.control.counts()
     }
 
-    /// Values heard of other nodes that didn't parse and were left out, so far.
+    /// Returns how many values of other nodes were malformed and ignored so far.
     pub fn bad_values(&self) -> u64 {
         self.bad_values.load(Ordering::Relaxed)
     }
 
-    /// Keys that gossip carries for a node, of the node that has most of them: the same whatever the number of contexts.
+    /// Returns the number of gossip keys of the node with the most. It does not depend on the number of contexts.
     pub fn most_keys(&self) -> u64 {
         self.most_keys.load(Ordering::Relaxed)
     }
 
-    /// Says what this node is ready for.
+    /// Announces what this node is ready for.
     pub fn set_readiness(&self, readiness: Readiness) {
         let mut ready = self.ready.lock();
         ready.0 = readiness;
         self.say_ready(*ready);
     }
 
-    /// Says whether this node's disk takes writes.
+    /// Announces whether this node's disk accepts writes.
     pub fn set_writable(&self, is_writable: bool) {
         let mut ready = self.ready.lock();
         ready.1 = is_writable;
@@ -247,34 +250,34 @@ impl Membership {
         self.set(|facts| &mut facts.readiness, readiness);
     }
 
-    /// Says which slots this node owns; of a slot given twice the highest epoch counts.
+    /// Announces which slots this node owns; if a slot is given twice, the highest epoch counts.
     pub fn set_owned(&self, owned: Vec<(Slot, Epoch)>) {
         self.set(|facts| &mut facts.owned, owned);
     }
 
-    /// Says to which of the slots it owns this node takes no appends at the moment.
+    /// Announces for which of its slots this node accepts no appends at the moment.
     pub fn set_halted(&self, halted: Vec<Slot>) {
         self.set(|facts| &mut facts.halted, halted);
     }
 
-    /// These members were declared lost by an operator, all there ever were: they count for nothing if they are back.
+    /// Sets all members that an operator ever declared lost: if one returns, it counts for nothing.
     pub fn set_lost(&self, lost: Arc<ledger_core::ownership::DeclaredLosses>) {
         *self.lost.write() = lost;
     }
 
-    /// Says whether this node leaves for good.
+    /// Announces whether this node is being decommissioned.
     pub fn set_decommission(&self, leaving: Option<DecommissionMode>) {
         self.set(|facts| &mut facts.decommission, leaving);
     }
 
-    /// Says how far this node's data directory is durable; what was once said stays true. Each change travels to all
-    /// nodes: say it about once a second.
+    /// Announces how far this node's data directory is durable; an earlier announcement stays true. Each change
+    /// travels to all nodes, so call this about once a second.
     pub fn set_durable(&self, mark: u64) {
         self.set(|facts| &mut facts.durable, Some(mark));
     }
 
-    /// Says what this node has to do. Each change travels to all nodes: round the figures, and set them every
-    /// few seconds.
+    /// Announces this node's load. Each change travels to all nodes, so round the figures and set them every few
+    /// seconds.
     pub fn set_load(&self, load: NodeLoad) {
         self.set(|facts| &mut facts.load, load);
     }
@@ -288,12 +291,12 @@ impl Membership {
         });
     }
 
-    /// Exchanges the cluster's keys, from the next datagram on. See [`Keyring`] for the steps of a rotation.
+    /// Replaces the cluster's keys, from the next datagram on. See [`Keyring`] for the steps of a rotation.
     pub fn set_keyring(&self, keyring: Keyring) {
         self.control.set_keyring(keyring);
     }
 
-    /// Waits until a later start of this node is heard.
+    /// Waits until this node hears of a later start of itself.
     pub fn replaced(&self) -> impl Future<Output = Replaced> + use<> {
         let mut replaced = self.replaced.clone();
         async move {
@@ -302,17 +305,17 @@ impl Membership {
             {
                 return replaced.clone();
             }
-            // The membership is gone.
+            // The membership was dropped.
             std::future::pending().await
         }
     }
 
-    /// Whether a later start of this node was heard.
+    /// Returns whether this node heard of a later start of itself.
     pub fn is_replaced(&self) -> bool {
         self.replaced.borrow().is_some()
     }
 
-    /// Waits for gossip to end by itself, which it shouldn't.
+    /// Waits for gossip to end by itself, which it should not.
     pub fn ended(&self) -> impl Future<Output = GossipEnded> + use<> {
         let mut ended = self.ended.clone();
         async move {
@@ -324,18 +327,18 @@ impl Membership {
         }
     }
 
-    /// Tells the others that this node is leaving, and stops. Takes less than a second, or three of the
-    /// intervals of gossip if they are shorter.
+    /// Notifies the other nodes that this one is leaving, and stops. Takes less than a second, or less than three
+    /// gossip intervals if those are shorter.
     pub async fn shutdown(self) {
         self.leave().await;
     }
 
-    /// As [`Membership::shutdown`], for one that is shared.
+    /// Does what [`Membership::shutdown`] does, for a shared membership.
     pub async fn leave(&self) {
         self.set_readiness(Readiness::Leaving);
         let mut view = self.view.clone();
         let said = view.wait_for(|view| view.me().is_none_or(|me| me.readiness == Readiness::Leaving));
-        // Without an answer the keeper is gone, and there is nobody to say goodbye.
+        // Without a reply the gossip task is gone, and nobody can say goodbye.
         if matches!(timeout(GOODBYE_PAUSE, said).await, Ok(Ok(_))) {
             for _ in 0..GOODBYES {
                 let peers = self.chitchat.peers().await;
@@ -354,7 +357,7 @@ impl Membership {
             drop(task.await);
         }
         let gone = self.chitchat.0.termination_watcher();
-        // Both fail only when the server is gone already.
+        // Both fail only if the server is gone already.
         drop(self.chitchat.0.initiate_shutdown());
         drop(timeout(GOODBYE_PAUSE, gone).await);
     }
@@ -366,6 +369,6 @@ impl Drop for Membership {
     }
 }
 
-/// How often a leaving node tells each living peer: datagrams get lost.
+/// How often a leaving node notifies each living peer, because datagrams get lost.
 const GOODBYES: u32 = 3;
 const GOODBYE_PAUSE: Duration = Duration::from_millis(250);

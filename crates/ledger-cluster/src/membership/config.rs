@@ -1,4 +1,4 @@
-//! How a node takes part in gossip, and why it may be refused.
+//! Settings of a node's gossip, and the reasons to refuse them.
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -14,23 +14,23 @@ use crate::{
     membership::seeds::{SeedError, Seeds},
 };
 
-/// How a node judges that another one is dead: phi accrual (Hayashibara et al., 2004) as chitchat has it.
+/// Settings of the failure detector: phi accrual (Hayashibara et al., 2004) as chitchat implements it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Detector {
-    /// A node is dead when it is silent for this many times the mean interval between its heartbeats.
+    /// A node counts as dead when it is silent for this many times the mean interval between its heartbeats.
     pub phi_threshold: f64,
-    /// Heartbeats of which the mean is taken.
+    /// Number of heartbeats that the mean is taken over.
     pub window: usize,
     /// The interval assumed before any was measured.
     pub initial_interval: Duration,
-    /// Longer intervals don't enter the mean.
+    /// Longer intervals do not enter the mean.
     pub max_interval: Duration,
-    /// A node is never dead before it was silent for so long, however quick its heartbeats were.
+    /// A node never counts as dead before it was silent for this long, however fast its heartbeats were.
     pub min_silence: Duration,
 }
 
 impl Detector {
-    /// Settings that suit an interval of gossip: dead after four to eight intervals of silence.
+    /// Returns settings that suit a gossip interval: dead after four to eight intervals of silence.
     pub fn for_interval(gossip_interval: Duration) -> Self {
         Self {
             phi_threshold: 8.0,
@@ -45,16 +45,16 @@ impl Detector {
 /// How a node takes part in gossip.
 #[derive(Debug, Clone)]
 pub struct MembershipConfig {
-    /// The cluster's name; datagrams of others are dropped.
+    /// The cluster's name; datagrams of other clusters are dropped.
     pub cluster_id: String,
-    /// This node's stable name.
+    /// This node's permanent name.
     pub node_id: NodeId,
-    /// This start of it: higher than at any start before.
+    /// Number of this start: higher than at any earlier start.
     pub incarnation: Incarnation,
-    /// The UDP address to listen at; port 0 takes a free one.
+    /// The UDP address to listen on; port 0 takes a free port.
     pub gossip_listen: SocketAddr,
-    /// The UDP address others reach this node at; `None` if it is the one it listens at. Port 0 stands for
-    /// the port it listens at.
+    /// The UDP address at which other nodes reach this one; `None` if it is the address listened on. Port 0 stands
+    /// for the port listened on.
     pub gossip_advertise: Option<SocketAddr>,
     /// Where to look for others: `host:port` or `address:port`. Nodes may start in any order.
     pub seeds: Vec<String>,
@@ -64,18 +64,18 @@ pub struct MembershipConfig {
     pub gossip_interval: Duration,
     /// When a node counts as dead.
     pub detector: Detector,
-    /// How long a dead node stays in the view, and its incarnation is remembered.
+    /// How long a dead node stays in the view and its incarnation is remembered.
     pub dead_node_grace: Duration,
-    /// Where other nodes gossiped last: asked like seeds, and greeted as long as they are not heard.
+    /// Where other nodes gossiped last: contacted like seeds, as long as those nodes are not heard.
     pub known: Vec<SocketAddr>,
     /// To which cluster the node belongs.
     pub identity: Arc<Identity>,
-    /// How often DNS names among the seeds are looked up while other nodes are alive; more often otherwise.
+    /// How often DNS names among the seeds are looked up while other nodes are alive; otherwise more often.
     pub seed_refresh: Duration,
 }
 
 impl MembershipConfig {
-    /// The usual settings: gossip twice a second, dead after two to four seconds of silence, remembered for
+    /// Returns the default settings: gossip twice a second, dead after two to four seconds of silence, remembered for
     /// an hour, names looked up every 30 seconds; no seeds, no keys.
     pub fn new(
         cluster_id: impl Into<String>,
@@ -121,7 +121,7 @@ impl MembershipConfig {
     }
 }
 
-/// Why gossip didn't start.
+/// Why gossip did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// A name or an address was refused.
@@ -130,48 +130,48 @@ pub enum StartError {
     /// A seed was refused.
     #[error(transparent)]
     Seeds(#[from] SeedError),
-    /// A duration is out of its bounds.
+    /// A duration is out of bounds.
     #[error("{what} is {value:?}: it must be from {least:?} to {most:?}")]
     Setting {
-        /// Which one.
+        /// Name of the setting.
         what: &'static str,
         /// As given.
         value: Duration,
-        /// The least allowed.
+        /// The shortest one allowed.
         least: Duration,
-        /// The most allowed.
+        /// The longest one allowed.
         most: Duration,
     },
-    /// The failure detector can't work with its settings.
+    /// The failure detector cannot work with its settings.
     #[error(
         "the failure detector needs a phi threshold from 0.1 to 1000 and a window from 1 to 100000 heartbeats"
     )]
     Detector,
-    /// The address can't be listened at.
+    /// The address cannot be listened on.
     #[error("gossip can't listen at {address}/UDP: {source}")]
     Bind {
         /// The address.
         address: SocketAddr,
-        /// What the operating system says.
+        /// The operating system's error.
         source: io::Error,
     },
-    /// Other nodes can't be told where this one is.
+    /// There is no address that other nodes could use to reach this one.
     #[error(
         "{address} is no address at which other nodes reach this one: give a gossip address to advertise"
     )]
     Advertise {
-        /// The address as it stands.
+        /// The configured address.
         address: SocketAddr,
     },
-    /// chitchat didn't start.
+    /// chitchat did not start.
     #[error("gossip did not start: {reason}")]
     Gossip {
-        /// What it says.
+        /// chitchat's error.
         reason: String,
     },
 }
 
-/// The address to tell others: the one given, or the one listened at.
+/// Returns the address to announce: the configured one, or the one listened on.
 pub(super) fn advertised(
     listen: SocketAddr,
     advertise: Option<SocketAddr>,
@@ -183,7 +183,7 @@ pub(super) fn advertised(
     if address.ip().is_unspecified() { Err(StartError::Advertise { address }) } else { Ok(address) }
 }
 
-/// The same in chitchat's terms.
+/// Translates the settings for chitchat.
 pub(super) fn chitchat_config(
     config: &MembershipConfig,
     gossip_address: SocketAddr,
@@ -195,7 +195,7 @@ pub(super) fn chitchat_config(
         cluster_id: config.cluster_id.clone(),
         gossip_interval: config.gossip_interval,
         listen_addr: config.gossip_listen,
-        // Addresses only: names are looked up by the greeter.
+        // Pass addresses only: the greeter looks up names.
         seed_nodes: seeds.addresses().map(|address| address.to_string()).collect(),
         failure_detector_config: FailureDetectorConfig::new(
             phi_threshold,
@@ -204,7 +204,7 @@ pub(super) fn chitchat_config(
             initial_interval,
             config.dead_node_grace,
         ),
-        // No key is ever deleted; chitchat wants a figure.
+        // No key is ever deleted, but chitchat requires a value.
         marked_for_deletion_grace_period: config.dead_node_grace,
         catchup_callback: None,
         extra_liveness_predicate: None,

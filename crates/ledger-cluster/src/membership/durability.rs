@@ -1,8 +1,9 @@
-//! What is remembered of data directories: how far each one was heard to be durable, and which came back older.
+//! Remembers how far each data directory was reported to be durable, and which directories came back older than that.
 //!
-//! A node says how far its directory went when it was opened for its start, and how far it is durable by now
-//! ([`ledger_store::Ledger::durable_mark`]). A start that opened below what an earlier one said to be durable is of
-//! an older copy of the directory: a volume that was restored. It has forgotten promises, and what it was acknowledged for.
+//! A node announces how far its directory went when this start opened it, and how far it is durable now
+//! ([`ledger_store::Ledger::durable_index`]). A start that opened below what an earlier start announced as durable
+//! runs on an older copy of the directory, such as a restored volume. It has forgotten promises, and entries that it
+//! acknowledged.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -12,21 +13,22 @@ use super::view::MAX_NODES;
 
 /// Most directories that are remembered.
 const MAX_DIRECTORIES: usize = 2 * MAX_NODES;
-/// Most starts that are told apart for one of them.
+/// Most starts of a directory that are remembered individually.
 const MAX_STARTS: usize = 8;
 
-/// A data directory is older than what was heard of it, or counts for nothing as if it were.
+/// The data directory is older than it was reported to be, or is treated as if it were.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{}", why(*opened, *heard))]
 pub struct RolledBack {
-    /// How far it went when it was opened.
+    /// The durable index at which it was opened.
     pub opened: u64,
-    /// How far it was durable at an earlier start.
+    /// The durable index that an earlier start announced.
     pub heard: u64,
 }
 
 impl RolledBack {
-    /// Instead of how far it was durable: an operator declared the directory lost, and others went on without it.
+    /// Stands in for the announced index if an operator declared the directory lost and other nodes continued without
+    /// it.
     pub const DECLARED_LOST: u64 = u64::MAX;
 }
 
@@ -40,7 +42,7 @@ fn why(opened: u64, heard: u64) -> String {
     )
 }
 
-/// What a start of a node said.
+/// What one start of a node announced.
 #[derive(Debug, Clone, Copy, Default)]
 struct StartRecord {
     opened: Option<u64>,
@@ -51,11 +53,11 @@ struct StartRecord {
 #[derive(Debug, Default)]
 struct DirectoryHistory {
     starts: BTreeMap<Incarnation, StartRecord>,
-    /// What the starts before those come to: the last of them, how far they were durable, and whether one was set back.
+    /// A summary of earlier starts: the latest of them, how far they were durable, and whether one was rolled back.
     before: Option<Incarnation>,
     floor: u64,
     rolled_back: Option<RolledBack>,
-    /// When it was last heard of.
+    /// The observation round that last heard of it.
     heard: u64,
 }
 
@@ -75,7 +77,8 @@ impl DirectoryHistory {
         }
     }
 
-    /// Whether the directory had been set back by that start: whatever it wrote since, it has forgotten.
+    /// Returns how far the directory was rolled back as of this start, if it was. Writing since then does not restore
+    /// what it has forgotten.
     fn rolled_back(&self, incarnation: Incarnation) -> Option<RolledBack> {
         let (mut found, mut floor) = (self.rolled_back, self.floor);
         for start in self.starts.range(..=incarnation).map(|(_, start)| start) {
@@ -93,21 +96,21 @@ impl StartRecord {
     }
 }
 
-/// What is remembered, for longer than gossip remembers dead nodes.
+/// The history of all directories. It outlives gossip's memory of dead nodes.
 #[derive(Debug, Default)]
 pub(super) struct DurabilityHistory {
     directories: HashMap<(NodeId, StorageId), DirectoryHistory>,
-    /// How often views were made.
+    /// Number of observation rounds so far.
     round: u64,
 }
 
 impl DurabilityHistory {
-    /// Another view is made.
+    /// Begins another observation round.
     pub(super) fn begin(&mut self) {
         self.round += 1;
     }
 
-    /// A start of a node says this. Any numbers may come in.
+    /// Records what a start of a node announced. Accepts any numbers.
     pub(super) fn hear(
         &mut self,
         directory: (NodeId, StorageId),
@@ -128,7 +131,7 @@ impl DurabilityHistory {
         life.hear(incarnation, opened, durable);
     }
 
-    /// Whether a directory is older, as of a start, than what was heard of it.
+    /// Returns how far a directory was rolled back as of a start, if it was.
     pub(super) fn rolled_back(
         &self,
         directory: &(NodeId, StorageId),
@@ -146,7 +149,7 @@ mod tests {
         (NodeId::new(name).unwrap(), StorageId([storage; 16]))
     }
 
-    /// What a node is judged by after it said this at its starts, in this order.
+    /// Returns the verdict on a node after its starts announced this, in this order.
     fn judged(said: &[(u64, u64, u64)], at: u64) -> Option<RolledBack> {
         let mut marks = DurabilityHistory::default();
         for (incarnation, opened, durable) in said {
@@ -177,7 +180,7 @@ mod tests {
         let mut said = vec![(1, 0, 20), (2, 12, 40)];
         said.extend((3..100).map(|start| (start, 40, 40)));
         assert_eq!(judged(&said, 99), set_back);
-        // One from before those that are told apart changes nothing any more.
+        // A start older than those remembered individually changes nothing.
         said.push((1, 0, 60));
         assert_eq!(judged(&said, 99), set_back);
         let many: Vec<_> = (1..100).map(|start| (start, start, start)).collect();

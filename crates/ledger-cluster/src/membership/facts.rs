@@ -1,24 +1,24 @@
-//! What a node says of itself, and the keys under which gossip carries it.
+//! What a node reports about itself, and the keys under which gossip carries it.
 //!
 //! | key | value |
 //! | --- | --- |
-//! | `grpc` | where its gRPC service listens, `host:port` |
+//! | `grpc` | the address of its gRPC service, `host:port` |
 //! | `storage` | the id of its data directory, 32 hex digits |
 //! | `ready` | `joining`, `ready`, `draining`, `read-only` or `decommission` |
-//! | `zone` | where it stands, any short text |
+//! | `zone` | its location, any short text |
 //! | `format` | version of its storage format, decimal |
 //! | `load` | entries per second and contexts, decimal, with a comma between |
-//! | `pulse` | a number that changes every second or so, see [`PULSE`] |
-//! | `cluster` | the identity of the cluster that it belongs to, 32 hex digits; empty: to none yet |
-//! | `greets` | `1`: it takes part in sessions between nodes, see `door` |
-//! | `opened` | how far its data directory went when it was opened for this start, decimal, see [`super::durability`] |
-//! | `durable` | how far it is durable, decimal |
-//! | `decommission_text` | `no`, `replaced` or `fewer`: whether and how it leaves for good, see [`DecommissionMode`] |
+//! | `pulse` | a number that changes about every second, see [`PULSE`] |
+//! | `cluster` | the identity of the cluster that it belongs to, 32 hex digits; empty: none yet |
+//! | `greets` | `1`: it takes part in authenticated sessions between nodes |
+//! | `opened` | the durable index at which this start opened its data directory, decimal, see [`super::durability`] |
+//! | `durable` | the durable index now, decimal |
+//! | `leaves` | `no`, `replaced` or `fewer`: whether and how it is being decommissioned, see [`DecommissionMode`] |
 //! | `slots.0` … `slots.15` | the slots it owns, see [`owned`] |
-//! | `halted` | those of them to which it takes no appends at the moment, see [`owned::encode_set`] |
+//! | `halted` | those of them for which it accepts no appends at the moment, see [`owned::encode_set`] |
 //!
-//! Each value stands by itself, because gossip may bring them one by one. A value that doesn't parse is left
-//! out and counted, and the one heard before it stays; a key that isn't known is of a newer version.
+//! Each value is meaningful by itself, because gossip may deliver them one by one. A malformed value is ignored and
+//! counted, and the previous one remains valid. An unknown key is of a newer version.
 
 use std::fmt;
 
@@ -32,10 +32,10 @@ use ledger_core::{
 
 use super::owned;
 
-/// Most bytes of an address and of a zone.
+/// Longest address or zone, in bytes.
 pub const MAX_TEXT: usize = 253;
 
-/// A fact about a node was refused.
+/// Why a fact about a node was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{what} {text:?} must have 1 to {MAX_TEXT} bytes without blanks and control characters")]
 pub struct BadText {
@@ -49,7 +49,7 @@ pub(super) fn check(what: &'static str, text: &str) -> Result<(), BadText> {
     if good { Ok(()) } else { Err(BadText { what, text: text.chars().take(MAX_TEXT).collect() }) }
 }
 
-/// What a node is ready for, by its own account.
+/// What a node announces to be ready for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum Readiness {
     /// It started and is catching up.
@@ -57,18 +57,18 @@ pub enum Readiness {
     Joining,
     /// It serves.
     Ready,
-    /// It serves and is handing its slots over.
+    /// It serves and is transferring its slots to other nodes.
     Draining,
-    /// It serves reads; its disk takes no writes.
+    /// It serves reads, and its disk accepts no writes.
     ReadOnly,
-    /// It is stopping now; nothing more is heard of this incarnation.
+    /// It is stopping; this incarnation will not be heard again.
     Leaving,
 }
 
 impl Readiness {
     const ALL: [Self; 5] = [Self::Joining, Self::Ready, Self::Draining, Self::ReadOnly, Self::Leaving];
 
-    /// The word for it.
+    /// Returns its name in gossip.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Joining => "joining",
@@ -80,40 +80,40 @@ impl Readiness {
     }
 }
 
-/// How much a node has to do.
+/// The load of a node.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct NodeLoad {
-    /// Entries appended per second, lately.
+    /// Entries appended per second, recently.
     pub entries_per_second: u64,
-    /// Contexts it holds.
+    /// Number of contexts that it holds.
     pub contexts: u64,
 }
 
-/// What a node says of itself.
+/// What a node reports about itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Facts {
-    /// Where other nodes and clients reach its gRPC service: `host:port`.
+    /// The address of its gRPC service for other nodes and clients: `host:port`.
     pub grpc_address: String,
-    /// Its data directory.
+    /// Identity of its data directory.
     pub storage_id: StorageId,
     /// What it is ready for.
     pub readiness: Readiness,
-    /// Where it stands: a zone or rack, over which copies are spread; may be empty.
+    /// Its zone or rack, over which copies are spread; may be empty.
     pub zone: String,
     /// Version of its storage format.
     pub format: u32,
-    /// What it has to do.
+    /// Its load.
     pub load: NodeLoad,
-    /// How far its data directory went when it was opened for this start ([`ledger_store::Ledger::opening_mark`]);
-    /// `None`: that is not said.
+    /// The durable index at which this start opened its data directory ([`ledger_store::Ledger::opening_index`]);
+    /// `None`: not announced.
     pub opened: Option<u64>,
-    /// How far it is durable ([`ledger_store::Ledger::durable_mark`]); `None`: that is not said.
+    /// The durable index now ([`ledger_store::Ledger::durable_index`]); `None`: not announced.
     pub durable: Option<u64>,
-    /// Whether it leaves for good.
+    /// Whether it is being decommissioned.
     pub decommission: Option<DecommissionMode>,
     /// The slots it owns, each once, with the epoch it owns it in.
     pub owned: Vec<(Slot, Epoch)>,
-    /// Those of them to which it takes no appends at the moment, because too few copies are in sync; in order.
+    /// Those of them for which it accepts no appends at the moment, because too few copies are in sync; ordered.
     pub halted: Vec<Slot>,
 }
 
@@ -123,8 +123,8 @@ impl Facts {
         if self.zone.is_empty() { Ok(()) } else { check("zone", &self.zone) }
     }
 
-    /// Keys and values for gossip, those first that a member is nothing without. Gossip brings them in this order, so
-    /// whoever can deal with the node has heard whether its directory went back.
+    /// Returns the keys and values for gossip, the essential ones first. Gossip delivers them in this order, so a
+    /// node that can contact this one has also heard whether its directory was rolled back.
     pub fn to_values(&self) -> Vec<(String, String)> {
         let NodeLoad { entries_per_second, contexts } = self.load;
         let mark = |key: &str, mark: Option<u64>| mark.map(|mark| (key.to_owned(), mark.to_string()));
@@ -148,7 +148,7 @@ impl Facts {
 }
 
 const SLOTS_PREFIX: &str = "slots.";
-/// Nodes of before there were sessions do not have it.
+/// Nodes that predate sessions lack this key.
 const GREETS: &str = "greets";
 const OPENED: &str = "opened";
 const DURABLE: &str = "durable";
@@ -163,12 +163,13 @@ const fn decommission_text(leaving: Option<DecommissionMode>) -> &'static str {
     }
 }
 
-/// The key of the cluster that the node belongs to: said by whoever keeps the view, for it comes to be while the node runs.
+/// The key of the cluster that the node belongs to. The task that keeps the view publishes it, because it changes
+/// while the node runs.
 pub(super) const CLUSTER: &str = "cluster";
 
-/// The key of the number that always changes. A node that hears nobody is still heard: its heartbeat comes with its
-/// questions, but what it says of itself would come with its answers, and nobody gets to ask it. So one whose pulse
-/// stands still is cut off, whatever its heartbeat does.
+/// The key of a number that keeps changing. A node that receives nothing is still heard: others see its heartbeat in
+/// its requests. But others learn its values only from its responses, and it never responds. So a node whose pulse
+/// stands still is cut off, even if its heartbeat advances.
 pub(super) const PULSE: &str = "pulse";
 
 /// What was heard of a node so far.
@@ -190,18 +191,18 @@ pub(super) struct GossipedFacts {
     halted: Vec<Slot>,
 }
 
-/// What reading a value led to.
+/// The outcome of reading a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ParseOutcome {
     Parsed,
-    /// The key is none of ours.
+    /// The key is unknown.
     Unknown,
-    /// The value doesn't parse; what was known stays.
+    /// The value is malformed; the previous one remains valid.
     Bad,
 }
 
 impl GossipedFacts {
-    /// Takes a value in. Any text may come in.
+    /// Reads a value. Accepts any text.
     pub(super) fn read(&mut self, key: &str, value: &str) -> ParseOutcome {
         let taken = match key {
             "grpc" => check("", value).ok().map(|()| self.grpc_address = Some(value.to_owned())),
@@ -230,7 +231,7 @@ impl GossipedFacts {
             HALTED => owned::decode_set(value).map(|halted| self.halted = halted),
             _ => {
                 let digits = key.strip_prefix(SLOTS_PREFIX).unwrap_or_default();
-                // One spelling per group, so that a node has no more keys of ours than it should.
+                // Allow one spelling per group, so that a node cannot have more of these keys than there are groups.
                 let group = decimal::<u16>(digits).filter(|group| group.to_string() == digits);
                 let Some((group, known)) =
                     group.and_then(|group| Some((group, self.owned.get_mut(usize::from(group))?)))
@@ -243,22 +244,22 @@ impl GossipedFacts {
         if taken.is_some() { ParseOutcome::Parsed } else { ParseOutcome::Bad }
     }
 
-    /// The pulse, if the node has one.
+    /// Returns the pulse, if the node announced one.
     pub(super) const fn pulse(&self) -> Option<u64> {
         self.pulse
     }
 
-    /// The cluster that the node belongs to.
+    /// Returns the cluster that the node belongs to.
     pub(super) const fn cluster(&self) -> Option<ClusterId> {
         self.cluster
     }
 
-    /// Whether the node takes part in sessions.
+    /// Returns whether the node takes part in sessions.
     pub(super) const fn greets(&self) -> bool {
         self.greets
     }
 
-    /// The facts, once enough was heard to deal with the node.
+    /// Returns the facts, once enough was heard to contact the node.
     pub(super) fn facts(&self) -> Option<Facts> {
         Some(Facts {
             grpc_address: self.grpc_address.clone()?,
@@ -276,7 +277,7 @@ impl GossipedFacts {
     }
 }
 
-/// What keys and values of a node come to, and how many were bad.
+/// Combines keys and values of a node into its facts; also returns how many values were malformed.
 #[doc(hidden)]
 pub fn read_values<'a>(values: impl IntoIterator<Item = (&'a str, &'a str)>) -> (Option<Facts>, usize) {
     let mut heard = GossipedFacts::default();
@@ -291,12 +292,12 @@ impl NodeLoad {
     }
 }
 
-/// How far a directory is durable, if one can be.
+/// Parses a durable index, and refuses values that no directory can reach.
 fn parse_durable_index(text: &str) -> Option<u64> {
     decimal(text).filter(|mark| *mark <= MAX_DURABLE_INDEX)
 }
 
-/// Digits only: `u64::from_str` would take a sign too.
+/// Parses digits only: `u64::from_str` would accept a sign too.
 fn decimal<T: std::str::FromStr>(text: &str) -> Option<T> {
     text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok())?
 }
@@ -372,7 +373,7 @@ mod tests {
             ("opened", ""),
             ("opened", "-1"),
             ("durable", "18446744073709551616"),
-            // Nothing could follow on these.
+            // No larger number could follow these.
             ("durable", "72057594037927936"),
             ("opened", "18446744073709551615"),
             ("greets", "yes"),

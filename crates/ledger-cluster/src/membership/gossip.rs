@@ -1,14 +1,15 @@
-//! chitchat over sealed UDP: a `Transport` that seals what goes out, and counts and drops what doesn't open.
+//! Runs chitchat over sealed UDP: a `Transport` that seals outgoing datagrams, and counts and drops incoming ones
+//! that do not open.
 //!
-//! chitchat fills a message up to 65 507 bytes, which leaves no room for the seal in one UDP datagram, and
-//! networks like to lose the fragments of large ones. So a message travels in [parts] of at most
-//! [`MAX_DATAGRAM`] bytes, each sealed by itself; a lost part loses its message, and the next round of
-//! gossip says it again.
+//! chitchat fills a message up to 65 507 bytes. That leaves no space for the seal in one UDP datagram, and networks
+//! often lose fragments of large datagrams. So a message travels in [parts] of at most [`MAX_DATAGRAM`] bytes, each
+//! sealed separately. A lost part loses its message, and the next round of gossip repeats the content.
 //!
-//! Without keys whoever reaches the port is believed: keep it to loopback or to a network trusted as a whole.
+//! Without keys every sender that reaches the port is trusted: use a loopback interface or a fully trusted network
+//! then.
 //!
-//! chitchat stays at 0.11, the last release whose messages a transport outside the crate can turn into bytes
-//! (0.12 and 0.13 keep that to themselves). Its wire format is version 0 of the later ones.
+//! chitchat stays at 0.11, the last release that lets an external transport encode its messages (0.12 and 0.13 keep
+//! the encoding private). Its wire format is version 0 of the later ones.
 
 use std::{
     io,
@@ -46,26 +47,26 @@ use parts::{Assembler, PartOutcome};
 
 pub use identity_message::RunningNode;
 
-/// Largest datagram sent or accepted, in bytes: what fits unfragmented into the smallest MTU of IPv6 (1280,
-/// RFC 8200 §5) after its header and that of UDP.
+/// Largest datagram sent or accepted, in bytes: what fits unfragmented into the smallest MTU of IPv6 (1280, RFC 8200
+/// §5) after the IPv6 and UDP headers.
 pub const MAX_DATAGRAM: usize = 1280 - 40 - 8;
 
-/// What became of gossip's datagrams since the start.
+/// What happened to gossip's datagrams since the start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct GossipCounts {
-    /// Datagrams that came in, whatever became of them.
+    /// Datagrams that arrived, whatever happened to them.
     pub received: u64,
-    /// Datagrams that went out.
+    /// Datagrams that were sent.
     pub sent: u64,
-    /// Dropped: in plain, though this node has keys.
+    /// Dropped: not sealed, although this node has keys.
     pub dropped_unsealed: u64,
-    /// Dropped: of another cluster, or sealed with a key this node doesn't have.
+    /// Dropped: of another cluster, or sealed with a key that this node lacks.
     pub dropped_foreign: u64,
-    /// Dropped: of a cluster of the same name and key that has another identity.
+    /// Dropped: of a cluster with the same name and key and another identity.
     pub dropped_other: u64,
     /// Dropped: too long, or not gossip after opening.
     pub dropped_malformed: u64,
-    /// Messages given up because parts of them never came.
+    /// Messages that were discarded because parts of them never arrived.
     pub incomplete: u64,
     /// Datagrams that could not be sent (no route, no buffer).
     pub send_failed: u64,
@@ -87,43 +88,43 @@ fn add(counter: &AtomicU64, n: u64) {
     counter.fetch_add(n, Ordering::Relaxed);
 }
 
-/// What the socket shares with its owner: the keys, which may be exchanged, and the counters.
+/// What the socket shares with its owner: the replaceable keys, and the counters.
 #[derive(Debug, Clone)]
 pub struct GossipControl {
     sealer: Arc<RwLock<Sealer>>,
     counters: Arc<DatagramCounters>,
     identity: Arc<Identity>,
     storage: StorageId,
-    /// The nodes as this one sees them, once it does: for those who ask who runs under a name.
+    /// The view of this node, once there is one: it answers who runs under a name.
     view: Arc<OnceLock<watch::Receiver<Arc<View>>>>,
 }
 
 impl GossipControl {
-    /// Control of a socket that seals with this.
+    /// Creates the control of a socket that uses this sealer.
     pub fn new(sealer: &Sealer) -> Self {
         Self::of(sealer, Arc::default(), StorageId([0; 16]))
     }
 
-    /// The same, of a node that belongs to a cluster, or will; with its data directory.
+    /// Does the same for a node that belongs to a cluster, or will, with its data directory.
     pub(crate) fn of(sealer: &Sealer, identity: Arc<Identity>, storage: StorageId) -> Self {
         let sealer = Arc::new(RwLock::new(sealer.with_identity(identity.cluster())));
         Self { sealer, counters: Arc::default(), identity, storage, view: Arc::default() }
     }
 
-    /// The node belongs to a cluster, from the next datagram on.
+    /// Sets the cluster that the node belongs to, from the next datagram on.
     pub(crate) fn belongs(&self, id: ClusterId) {
         self.identity.set_cluster(id);
         let mut sealer = self.sealer.write();
         *sealer = sealer.with_identity(Some(id));
     }
 
-    /// The nodes as this one sees them, from now on.
+    /// Sets the source of this node's view.
     pub(crate) fn sees(&self, view: watch::Receiver<Arc<View>>) {
-        // There is one membership for each socket.
+        // Each socket has one membership, so the cell is empty.
         let _ = self.view.set(view);
     }
 
-    /// A datagram that carries a part, or a word.
+    /// Seals a datagram that carries a part of a message or an identity message.
     fn seal(&self, payload: &[u8]) -> Result<Vec<u8>, SealError> {
         let sealer = self.sealer.read();
         if sealer.has_identity() {
@@ -133,11 +134,11 @@ impl GossipControl {
         }
     }
 
-    /// Who runs under a name.
+    /// Returns which process runs under a name.
     fn who(&self, node: &NodeId) -> Option<RunningNode> {
         let view = self.view.get()?.borrow();
         let is_itself = view.is_me(node);
-        // Of one that was replaced there is nothing to say, and one that leaves keeps nobody out.
+        // Do not report a replaced process, and do not let a leaving one keep anybody out.
         let member = if is_itself { view.me() } else { view.get(node) };
         let member = member.filter(|member| member.alive)?;
         Some(RunningNode {
@@ -149,13 +150,13 @@ impl GossipControl {
         })
     }
 
-    /// Exchanges the keys from the next datagram on.
+    /// Replaces the keys from the next datagram on.
     pub fn set_keyring(&self, keyring: Keyring) {
         let mut sealer = self.sealer.write();
         *sealer = sealer.with_keyring(keyring);
     }
 
-    /// What became of the datagrams so far.
+    /// Returns what happened to the datagrams so far.
     pub fn counts(&self) -> GossipCounts {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let counters = &self.counters;
@@ -172,7 +173,7 @@ impl GossipControl {
     }
 }
 
-/// A transport over one socket, bound beforehand so that its address is known before gossip starts.
+/// A transport over one socket. The socket is bound beforehand, so its address is known before gossip starts.
 #[derive(Debug)]
 pub struct SealedTransport {
     socket: Mutex<Option<UdpSocket>>,
@@ -180,7 +181,7 @@ pub struct SealedTransport {
 }
 
 impl SealedTransport {
-    /// A transport over this socket.
+    /// Creates a transport over this socket.
     pub fn new(socket: UdpSocket, control: GossipControl) -> Self {
         Self { socket: Mutex::new(Some(socket)), control }
     }
@@ -188,7 +189,7 @@ impl SealedTransport {
 
 #[async_trait]
 impl Transport for SealedTransport {
-    /// Hands out the socket, once. It is bound already, so the address is not looked at.
+    /// Hands out the socket, once. It is already bound, so the address is ignored.
     async fn open(&self, _: SocketAddr) -> anyhow::Result<Box<dyn Socket>> {
         let socket = self.socket.lock().take();
         let socket = socket.ok_or_else(|| anyhow::anyhow!("the gossip socket is open already"))?;
@@ -196,7 +197,7 @@ impl Transport for SealedTransport {
     }
 }
 
-/// The socket of gossip: seals, splits, joins and opens.
+/// Gossip's socket: splits and seals outgoing messages, opens and joins incoming ones.
 #[derive(Debug)]
 pub struct SealedSocket {
     socket: UdpSocket,
@@ -208,18 +209,18 @@ pub struct SealedSocket {
 
 impl SealedSocket {
     fn new(socket: UdpSocket, control: GossipControl) -> anyhow::Result<Self> {
-        // A random start: a node that restarts at the same address must not continue a message it had begun.
+        // Start at a random id: a node that restarts at the same address must not continue an unfinished message.
         let next_id = getrandom::u32().map_err(|error| anyhow::anyhow!("no random numbers: {error}"))?;
         let buffer = Box::new([0; MAX_DATAGRAM + 1]);
         Ok(Self { socket, control, assembler: Assembler::default(), next_id, buffer })
     }
 
-    /// Takes one datagram in; a message, if it completes one.
+    /// Processes one datagram. Returns a message if the datagram completes one.
     fn take_in(&mut self, len: usize, from: SocketAddr) -> Option<ChitchatMessage> {
         let control = self.control.clone();
         let counters = &control.counters;
         add(&counters.received, 1);
-        // The buffer is one byte longer than the limit, so a datagram that was cut off shows.
+        // The buffer is one byte longer than the limit, so a truncated datagram is recognizable.
         let Some(datagram) = self.buffer.get(..len).filter(|_| len <= MAX_DATAGRAM) else {
             add(&counters.dropped_malformed, 1);
             return None;
@@ -263,7 +264,7 @@ impl SealedSocket {
                          the seeds of both; a node that is to change over needs an empty data directory"
                     );
                 }
-                // It is to know, too. What tells it is not answered.
+                // Notify the sender too, unless the datagram itself is such a notice.
                 if word != Some(IdentityMessage::Refused) && control.identity.cluster().is_some() {
                     self.say(&IdentityMessage::Refused, from);
                 }
@@ -300,7 +301,7 @@ impl SealedSocket {
         }
     }
 
-    /// Says a word, if the socket has room for it: whoever waits for it asks again.
+    /// Sends an identity message if the socket can take it now: the receiver of a lost one retries.
     fn say(&self, word: &IdentityMessage, to: SocketAddr) {
         if let Ok(datagram) = self.control.seal(&word.encode())
             && self.socket.try_send_to(&datagram, to).is_ok()
@@ -312,8 +313,8 @@ impl SealedSocket {
 
 #[async_trait]
 impl Socket for SealedSocket {
-    /// Sends a message. A peer that can't be reached is counted, and is no error: only a broken socket would
-    /// be, and that shows when receiving.
+    /// Sends a message. A peer that cannot be reached is counted and is no error. Only a broken socket would be one,
+    /// and receiving reports that.
     async fn send(&mut self, to: SocketAddr, message: ChitchatMessage) -> anyhow::Result<()> {
         let counters = Arc::clone(&self.control.counters);
         let id = self.next_id;
@@ -334,7 +335,7 @@ impl Socket for SealedSocket {
         Ok(())
     }
 
-    /// The next message. Nothing is lost when the future is dropped: the only wait is for a datagram.
+    /// Receives the next message. Cancellation-safe: the only wait is for a datagram.
     async fn recv(&mut self) -> anyhow::Result<(SocketAddr, ChitchatMessage)> {
         loop {
             match self.socket.recv_from(&mut self.buffer[..]).await {
@@ -352,7 +353,7 @@ impl Socket for SealedSocket {
     }
 }
 
-/// Errors that one peer or one moment causes, after which a UDP socket goes on receiving.
+/// Returns whether one peer or one moment caused the error, so that the UDP socket remains usable.
 fn is_passing(error: &io::Error) -> bool {
     matches!(
         error.kind(),

@@ -1,4 +1,4 @@
-//! What runs as long as the membership: publishing and observing, and greeting the nodes behind DNS names.
+//! The tasks that run as long as the membership: publishing and observing, and greeting the nodes behind DNS names.
 
 use std::{
     fmt,
@@ -25,12 +25,12 @@ use super::{
 };
 use crate::membership::seeds::Resolver;
 
-/// chitchat's server, which stops when the membership goes.
+/// chitchat's server, which stops when the membership is dropped.
 #[derive(Clone)]
 pub(super) struct Gossip(pub(super) Arc<ChitchatHandle>);
 
 impl Gossip {
-    /// The gossip addresses of the living others.
+    /// Returns the gossip addresses of the other living nodes.
     pub(super) async fn peers(&self) -> Vec<SocketAddr> {
         let chitchat = self.0.chitchat();
         let chitchat = chitchat.lock().await;
@@ -38,9 +38,9 @@ impl Gossip {
         chitchat.live_nodes().filter(|&id| id != me).map(|id| id.gossip_advertise_addr).collect()
     }
 
-    /// Exchanges news with the node at an address, now.
+    /// Gossips with the node at an address now.
     pub(super) fn greet(&self, address: SocketAddr) {
-        // Fails when the server is gone, which the keeper reports.
+        // This fails if the server is gone, which the gossip task reports.
         drop(self.0.gossip(address));
     }
 }
@@ -61,11 +61,11 @@ pub(super) struct GossipTask {
     pub(super) most_keys: Arc<AtomicU64>,
     pub(super) identity: Arc<Identity>,
     pub(super) replaced: watch::Sender<Option<Replaced>>,
-    /// How often it was refreshed.
+    /// Number of refreshes so far.
     pub(super) refreshed: u64,
 }
 
-/// Refreshes from one pulse to the next: those of the ticks of gossip, and some more.
+/// Number of refreshes between two pulses.
 const PULSE_INTERVAL: u64 = 2;
 
 impl GossipTask {
@@ -94,7 +94,7 @@ impl GossipTask {
                     Ok(()) => values = self.facts.borrow_and_update().to_values(),
                     Err(_) => return,
                 },
-                // Deaths and births at once; the tick sees what chitchat doesn't announce.
+                // Learn of deaths and births at once; the tick finds what chitchat does not announce.
                 Ok(()) = live.changed() => drop(live.borrow_and_update()),
                 _ = tick.tick() => {}
             }
@@ -108,8 +108,8 @@ impl GossipTask {
             let chitchat = self.chitchat.0.chitchat();
             let mut chitchat = chitchat.lock().await;
             let state = chitchat.self_node_state();
-            // All of them, each time: what didn't change costs a comparison, and should peers bring back values
-            // of an earlier life of this node, they are put right.
+            // Set all values each time. An unchanged one costs a comparison, and this corrects values of an earlier
+            // life of this node that peers bring back.
             for (key, value) in values {
                 state.set(key, value);
             }
@@ -139,10 +139,10 @@ impl GossipTask {
     }
 }
 
-/// Looks names among the seeds up, and greets whom it finds there and doesn't know.
+/// Looks up the names among the seeds, and greets unknown nodes at their addresses.
 pub(super) struct SeedGreeter {
     pub(super) chitchat: Gossip,
-    /// Where others were last.
+    /// Last known addresses of other nodes.
     pub(super) known: Vec<SocketAddr>,
     pub(super) resolver: Resolver,
     pub(super) refresh: Duration,
@@ -153,11 +153,12 @@ impl SeedGreeter {
     pub(super) async fn run(mut self) {
         loop {
             let mut found = self.resolver.resolve().await;
-            // Whoever was there last is where it was, or knows who is: also when names are not answered any more.
+            // Last known addresses work even when DNS is down: a node there is still the one, or knows where the
+            // others are.
             found.extend(&self.known);
             let peers = self.chitchat.peers().await;
             let me = self.chitchat.0.chitchat_id().gossip_advertise_addr;
-            // Also when others are alive: two halves of a cluster that lost sight of each other meet here.
+            // Greet even if other nodes are alive, so that two halves of a cluster that lost each other meet again.
             found
                 .into_iter()
                 .filter(|address| *address != me && !peers.contains(address))

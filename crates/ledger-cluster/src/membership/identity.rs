@@ -1,14 +1,14 @@
-//! To which cluster this node belongs, and whether what comes from outside is of that one.
+//! Which cluster this node belongs to, and whether incoming messages are of that one.
 //!
-//! A cluster has an identity from the moment its first slot is formed ([`ClusterId::of`]); it is in every data directory and in
-//! every datagram. A node that has one takes nothing from another cluster, whatever both are called and whatever keys they have,
-//! and says nothing to it. A node that has none comes to belong to the one that it hears of:
+//! A cluster has an identity from the moment its first slot is formed ([`ClusterId::of`]). It is in every data
+//! directory and in every datagram. A node with an identity accepts nothing from another cluster and sends nothing to
+//! it, even if names and keys are equal. A node without one joins a cluster that it hears of:
 //!
-//! | the directory | belongs to |
+//! | the directory | joins |
 //! | --- | --- |
-//! | knows no members of any slot | whichever it hears of first |
-//! | knows some, of a build that knew of no identity, or is about to form a cluster | the one that one of these, or of those heard with them, says |
-//! | is about to form a cluster | that one, whoever says its identity: it is made of the identities of those who form it, of which some may have lost their directories meanwhile |
+//! | knows no members of any slot | the first cluster it hears of |
+//! | knows some, written by a build without identities, or is about to form a cluster | the one that one of these members, or of those heard with them, announces |
+//! | is about to form a cluster | that cluster, whoever announces its identity: the identity is computed from those that form it, and some may have lost their directories meanwhile |
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,12 +22,12 @@ use tokio::sync::watch;
 
 /// Most other clusters that are remembered.
 const MAX_OTHERS: usize = 16;
-/// How often it is said that another cluster is there.
+/// How often the log reports that another cluster is there.
 const SAID_EVERY: Duration = Duration::from_mins(1);
-/// Another cluster that was not heard for so long is gone.
+/// Another cluster counts as gone when it was not heard for this long.
 const GONE_AFTER: Duration = Duration::from_mins(5);
 
-/// To which cluster this node belongs, or may come to.
+/// The cluster that this node belongs to, or may join.
 #[derive(Debug, Default)]
 pub struct Identity {
     state: Mutex<IdentityState>,
@@ -37,7 +37,7 @@ pub struct Identity {
 #[derive(Debug, Default)]
 struct IdentityState {
     cluster: Option<ClusterId>,
-    /// Nodes that this one knows, if it knows members of any slot; empty: it does not.
+    /// The nodes that this one knows, if it knows members of any slot; empty otherwise.
     known: BTreeSet<StorageId>,
     /// The cluster that this node was about to form.
     forming: Option<ClusterId>,
@@ -51,66 +51,67 @@ struct SightedCluster {
     said: Option<Instant>,
 }
 
-/// A cluster that this node may come to belong to.
+/// A cluster that this node may join.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct JoinTarget {
     /// Its identity.
     pub id: ClusterId,
-    /// The data directory of the node that said so.
+    /// Data directory of the node that announced it.
     pub said_by: StorageId,
 }
 
-/// A node of another cluster is heard, though both have one name and one key.
+/// A cluster with the same name and key as this one and another identity, which this node hears.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OtherCluster {
     /// Its identity.
     pub id: ClusterId,
-    /// Where a node of it was heard last.
+    /// Last address from which one of its nodes was heard.
     pub from: SocketAddr,
 }
 
-/// What becomes of what came in.
+/// Where a message came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum DatagramOrigin {
-    /// It is of this cluster, or of a node that belongs to none yet.
+    /// This cluster, or a node that belongs to none yet.
     This,
-    /// It is of the cluster that this node is about to belong to: it is said again when it does.
+    /// The cluster that this node is about to join: ignore the message, because the sender repeats it later.
     Joining,
-    /// It is of another cluster; with the identity of this one, if it has one, if it is time to say so.
+    /// Another cluster. `say`: this node has an identity, and it is time to notify the sender of it.
     Other { say: bool },
 }
 
 impl Identity {
-    /// This node's cluster, if it belongs to one.
+    /// Returns this node's cluster, if it belongs to one.
     pub fn cluster(&self) -> Option<ClusterId> {
         self.state.lock().cluster
     }
 
-    /// This node belongs to a cluster, from now on.
+    /// Sets the cluster that this node belongs to.
     pub(crate) fn set_cluster(&self, id: ClusterId) {
         self.state.lock().cluster = Some(id);
     }
 
-    /// The nodes that this one knows, if it knows members of any slot, itself among them; and the cluster that it was about to
-    /// form.
+    /// Sets the nodes that this one knows, if it knows members of any slot, including itself; and the cluster that it
+    /// was about to form.
     pub(crate) fn set_known_nodes(&self, members: BTreeSet<StorageId>, forming: Option<ClusterId>) {
         let mut state = self.state.lock();
         (state.known, state.forming) = (members, forming);
     }
 
-    /// What this node is about to belong to, from now on.
+    /// Watches the cluster that this node is about to join.
     pub(crate) fn wanted(&self) -> watch::Receiver<Option<JoinTarget>> {
         self.wanted.subscribe()
     }
 
-    /// Other clusters that are heard.
+    /// Returns the other clusters that are heard.
     pub fn others(&self) -> Vec<OtherCluster> {
         let (now, mut state) = (Instant::now(), self.state.lock());
         state.others.retain(|_, heard| now < heard.at + GONE_AFTER);
         state.others.iter().map(|(id, heard)| OtherCluster { id: *id, from: heard.from }).collect()
     }
 
-    /// Judges what was sent in a cluster, if the sender belongs to one; `said_by` is its data directory.
+    /// Classifies a message by the cluster of its sender, if the sender belongs to one; `said_by` is the sender's
+    /// data directory.
     pub(crate) fn classify(
         &self,
         theirs: Option<ClusterId>,
@@ -135,7 +136,7 @@ impl Identity {
 }
 
 impl IdentityState {
-    /// Notes that another cluster was heard; whether to say so.
+    /// Records that another cluster was heard. Returns whether to notify the sender.
     fn hear(&mut self, id: ClusterId, from: SocketAddr) -> bool {
         let now = Instant::now();
         if self.others.len() >= MAX_OTHERS && !self.others.contains_key(&id) {

@@ -1,8 +1,8 @@
-//! The other nodes' last addresses, kept on disk: with them a node finds its cluster when DNS is gone and its seeds are
-//! others by now.
+//! Keeps the last addresses of other nodes on disk. With them a node finds its cluster while DNS is down and its
+//! seeds have changed.
 //!
-//! A file of text: a first line that names the format, then a line for each node: its name, where it gossips, and where its gRPC
-//! services are. It is a help and no truth: whatever cannot be read in it is left out.
+//! A text file: the first line names the format, and each further line names a node, its gossip address and its gRPC
+//! address. The file only helps to find nodes, so whatever is unreadable in it is skipped.
 
 use std::{
     collections::BTreeMap,
@@ -21,20 +21,20 @@ use tokio::{sync::watch, time::sleep};
 
 use crate::membership::{View, facts::MAX_TEXT};
 
-/// Its name in the data directory.
+/// Name of the file in the data directory.
 const FILE: &str = "peers";
 const FORMAT: &str = "converge-ledger peers 1";
-/// Most nodes that are kept.
+/// Most nodes that are stored.
 const MAX_KNOWN: usize = 64;
-/// Most bytes that are read: more than so many nodes take.
+/// Most bytes that are read: more than that many nodes take.
 const MAX_FILE: u64 = 64 << 10;
-/// How long changes are gathered before they are written.
+/// How long changes are collected before they are written.
 const WRITE_DELAY: Duration = Duration::from_secs(2);
 
-/// Where nodes were last.
+/// Last gossip and gRPC addresses, by node.
 pub(crate) type KnownNodes = BTreeMap<NodeId, (SocketAddr, String)>;
 
-/// The addresses that are kept in a data directory. A file that cannot be read is as good as none.
+/// Reads the addresses from a data directory. An unreadable file counts as empty.
 pub(crate) fn read(directory: &Path) -> KnownNodes {
     let path = directory.join(FILE);
     match try_read(&path) {
@@ -66,7 +66,8 @@ fn entry(line: &str) -> Option<(NodeId, (SocketAddr, String))> {
     is_good.then_some((NodeId::new(node).ok()?, (gossip, grpc.to_owned())))
 }
 
-/// Written beside, synced and renamed: who reads it reads all of it, or what was there before.
+/// Writes the file atomically: to a temporary file, synced and renamed, so that a reader gets the old or the new
+/// content.
 fn write(directory: &Path, known: &KnownNodes) -> io::Result<()> {
     let (path, beside) = (directory.join(FILE), directory.join(format!("{FILE}.tmp")));
     let mut text = format!("{FORMAT}\n");
@@ -80,8 +81,7 @@ fn write(directory: &Path, known: &KnownNodes) -> io::Result<()> {
     fs::rename(beside, path)
 }
 
-/// What is to be kept once gossip shows something else: those who are there, and of those who are not as many as there is
-/// room for.
+/// Returns what to store after the view changed: the living nodes, and as many earlier ones as fit.
 fn updated(known: &KnownNodes, view: &View, me: &NodeId) -> KnownNodes {
     let others = view.members.iter().filter(|member| member.node_id != *me);
     let entry = |member: &crate::membership::ViewMember| {
@@ -96,7 +96,7 @@ fn updated(known: &KnownNodes, view: &View, me: &NodeId) -> KnownNodes {
     next
 }
 
-/// Keeps the file as gossip shows the nodes.
+/// Keeps the file up to date with the view.
 pub(crate) async fn keep(
     directory: PathBuf,
     mut known: KnownNodes,
@@ -116,7 +116,7 @@ pub(crate) async fn keep(
                 limited!(warn, directory = %directory.display(), %error, "the addresses of other nodes cannot be kept: this is tried again");
             }
         }
-        // What changes meanwhile is written together.
+        // Changes during this pause are written together.
         sleep(WRITE_DELAY).await;
     }
 }

@@ -1,16 +1,16 @@
-//! The slots a node owns, packed into at most [`GROUPS`] values.
+//! Encodes the slots that a node owns into at most [`GROUPS`] values.
 //!
-//! Value `g` speaks of slots 64 g to 64 g + 63, so a change of ownership rewrites the values it touches and
-//! no other. It is base64 (RFC 4648 §5, no padding) of runs of neighbouring slots that share an epoch:
+//! Value `g` covers slots 64 g to 64 g + 63, so a change of ownership rewrites only the values of its groups. A value
+//! is base64 (RFC 4648 §5, no padding) of runs of neighbouring slots that share an epoch:
 //!
 //! | varint | content |
 //! | --- | --- |
-//! | gap | slots left out since the end of the run before (the first: since slot 64 g) |
-//! | more | slots of the run beyond its first |
-//! | step | its epoch less that of the run before (the first: less 0), zigzag |
+//! | gap | slots skipped since the end of the previous run (the first: since slot 64 g) |
+//! | more | slots of the run after its first |
+//! | step | its epoch minus that of the previous run (the first: minus 0), zigzag |
 //!
-//! Varints and zigzag are those of Protocol Buffers. A node that owns everything in one epoch says so in a dozen
-//! characters per value; the worst that 64 slots can take is [`MAX_VALUE`].
+//! Varints and zigzag are those of Protocol Buffers. A node that owns everything in one epoch needs a dozen
+//! characters per value; [`MAX_VALUE`] is the worst case of 64 slots.
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use ledger_core::{
@@ -26,8 +26,8 @@ pub const MAX_VALUE: usize = (64 * 12 * 4usize).div_ceil(3);
 const GROUP: u16 = SLOTS / GROUPS;
 const _: () = assert!(GROUP == 64 && GROUP * GROUPS == SLOTS);
 
-/// The values of these slots, one per group; empty for a group without any. A slot given twice counts with its
-/// highest epoch.
+/// Encodes slots into one value per group; a group without slots gets an empty value. If a slot is given twice, its
+/// highest epoch counts.
 pub fn encode(owned: &[(Slot, Epoch)]) -> Vec<String> {
     let mut epochs = vec![None; usize::from(SLOTS)];
     for &(slot, epoch) in owned {
@@ -54,8 +54,8 @@ fn encode_group(epochs: &[Option<Epoch>]) -> String {
     URL_SAFE_NO_PAD.encode(bytes)
 }
 
-/// The slots that the value of a group names, in order; `None` if it is not the encoding of any, or of epochs that no
-/// other could follow.
+/// Decodes the slots of a group's value, in order; `None` if the value is malformed, or if an epoch leaves no higher
+/// one.
 pub fn decode(group: u16, value: &str) -> Option<Vec<(Slot, Epoch)>> {
     if group >= GROUPS || value.len() > MAX_VALUE {
         return None;
@@ -78,8 +78,8 @@ pub fn decode(group: u16, value: &str) -> Option<Vec<(Slot, Epoch)>> {
     Some(owned)
 }
 
-/// Slots without epochs, as one value: base64 of a bit for each slot, slot 0 the lowest of the first byte, up to the last byte that
-/// is not 0.
+/// Encodes slots without epochs as one value: base64 of a bit for each slot, slot 0 being the lowest bit of the first
+/// byte, up to the last non-zero byte.
 pub fn encode_set(slots: &[Slot]) -> String {
     let mut bits = [0u8; SLOTS as usize / 8];
     for slot in slots {
@@ -91,7 +91,7 @@ pub fn encode_set(slots: &[Slot]) -> String {
     URL_SAFE_NO_PAD.encode(&bits[..len])
 }
 
-/// The slots that the value names, in order; `None` if it is not the encoding of any.
+/// Decodes the slots of such a value, in order; `None` if the value is malformed.
 pub fn decode_set(value: &str) -> Option<Vec<Slot>> {
     if value.len() > usize::from(SLOTS).div_ceil(6) {
         return None;

@@ -1,10 +1,10 @@
-//! Whether somebody else runs under this node's name, asked before the name is taken.
+//! Asks whether another process runs under this node's name, before the node takes the name.
 //!
-//! A second process of one name makes the first one step back, so a mistake (a copied configuration) must show at the second. Who
-//! may know is asked: seeds, and the nodes that were there last. Whoever they name is asked itself, because they do not notice at
-//! once that a node ended; only what answers for itself, from another directory or another machine, keeps this node
-//! from its start. A restart waits for none of it: with the same directory on the same machine the lock shows that nobody
-//! else has it.
+//! A second process with a name makes the first one step back, so a mistake (a copied configuration) must be detected
+//! by the second. It asks the seeds and the last known nodes. These do not notice at once that a process ended, so it
+//! then asks each process they name directly. Only one that responds for itself, from another directory or another
+//! machine, prevents this node's start. A restart waits for none of this: on the same machine and directory, the
+//! directory's lock proves that no other process uses it.
 
 use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 
@@ -24,15 +24,15 @@ use crate::{
     membership::seeds::{Resolver, Seeds},
 };
 
-/// How long to wait for the first answer of those who may know.
+/// How long to wait for the first response of the nodes that may know.
 const FIRST_TIMEOUT: Duration = Duration::from_millis(300);
-/// How long others may take after the first answer.
+/// How long further responses may take after the first one.
 const FURTHER_TIMEOUT: Duration = Duration::from_millis(50);
-/// How long whoever is named may take to answer for itself, and how often it is asked meanwhile.
+/// How long a named process may take to respond for itself, and how often it is asked meanwhile.
 const SELF_TIMEOUT: Duration = Duration::from_secs(1);
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
 
-/// The socket with which is asked.
+/// The socket that sends the requests.
 struct Probe<'a> {
     socket: UdpSocket,
     sealer: Sealer,
@@ -40,7 +40,8 @@ struct Probe<'a> {
     number: u64,
 }
 
-/// Who runs under this node's name, if it answers. Failing to ask is no reason not to start.
+/// Returns the process that runs under this node's name, if it responds. If asking fails, the node starts
+/// nevertheless.
 pub(super) async fn find_namesake(
     config: &MembershipConfig,
     storage: StorageId,
@@ -60,7 +61,8 @@ pub(super) async fn find_namesake(
     let advertised = config.gossip_advertise.unwrap_or(listen);
     let is_me = |address: &SocketAddr| address.ip() == advertised.ip() && address.port() == advertised.port();
     asked.retain(|address| !is_me(address) && (address.is_ipv4() || !listen.is_ipv4()));
-    // On this machine, with this directory: it was this node, before. The lock of the directory says that it has ended.
+    // On this machine and with this directory it was this node's previous process, and the directory's lock proves
+    // that it ended.
     let is_before = |found: &RunningNode| found.storage == storage && found.gossip.ip() == advertised.ip();
     let named = probe.named(&asked, cluster).await.into_iter();
     for found in named.filter(|found| !is_before(found) && !is_me(&found.gossip)) {
@@ -74,7 +76,7 @@ pub(super) async fn find_namesake(
 }
 
 impl Probe<'_> {
-    /// Whom those who may know name; one of each address.
+    /// Returns the processes that other nodes name, one for each address.
     async fn named(&self, asked: &BTreeSet<SocketAddr>, cluster: Option<ClusterId>) -> Vec<RunningNode> {
         for address in asked {
             self.ask(*address).await;
@@ -94,7 +96,7 @@ impl Probe<'_> {
         named
     }
 
-    /// Who answers for itself at an address.
+    /// Returns the process that responds for itself at an address.
     async fn itself(&self, address: SocketAddr, cluster: Option<ClusterId>) -> Option<RunningNode> {
         let until = Instant::now() + SELF_TIMEOUT;
         while Instant::now() < until {
@@ -112,19 +114,19 @@ impl Probe<'_> {
     async fn ask(&self, address: SocketAddr) {
         let word = IdentityMessage::WhoIs { number: self.number, node: self.node.clone() };
         if let Ok(datagram) = self.sealer.seal(&word.encode()) {
-            // Whoever cannot be reached does not answer.
+            // An unreachable node does not respond, so ignore the error.
             let _ = self.socket.send_to(&datagram, address).await;
         }
     }
 
-    /// The next answer; `None`: there is no more in time.
+    /// Returns the next response; `None`: there is none in time.
     async fn answer(&self, until: Instant, cluster: Option<ClusterId>) -> Option<Option<RunningNode>> {
         let mut buffer = [0; MAX_DATAGRAM];
         loop {
             let len = match timeout_at(until, self.socket.recv_from(&mut buffer)).await {
                 Err(_) => return None,
                 Ok(Ok((len, _))) => len,
-                // What a peer that is not there caused.
+                // An absent peer caused this error (ICMP), so continue.
                 Ok(Err(_)) => {
                     sleep_until(until.min(Instant::now() + Duration::from_millis(5))).await;
                     continue;

@@ -4,18 +4,18 @@
 //! | --- | --- | --- |
 //! | 1 | [`SEALED`] or [`SEALED_OF`] | [`PLAIN`] or [`PLAIN_OF`] |
 //! | 8 | cluster tag | cluster tag |
-//! | 16 | identity of the cluster, of those `…_OF` one | the same |
+//! | 16 | identity of the cluster, in the `…_OF` formats only | the same |
 //! | 24 | nonce, random | |
 //! | rest | XChaCha20-Poly1305 of the payload, with its 16-byte tag | the payload |
 //!
-//! The cipher is that of draft-irtf-cfrg-xchacha-03: its nonce is long enough to be drawn at random for
-//! every datagram. Associated data are the version byte and the cluster's id, so that a datagram of another
-//! cluster doesn't open even under the same key. The cluster tag is a hash of the id in clear: it tells
-//! "another cluster" from "a key we don't have", and it is all that keeps clusters without keys apart.
+//! The cipher is that of draft-irtf-cfrg-xchacha-03: its nonce is long enough to be drawn at random for every
+//! datagram. The associated data are the version byte and the cluster's id, so a datagram of another cluster does not
+//! open even under the same key. The cluster tag is a hash of the id in plain text. It distinguishes "another
+//! cluster" from "an unknown key", and it is all that separates clusters without keys.
 //!
-//! A node whose cluster has an identity says it in every datagram. Nodes of builds that know of none drop these.
+//! A node whose cluster has an identity sends it in every datagram. Builds without identities drop such datagrams.
 //!
-//! A replayed datagram opens. That is harmless to gossip, whose values carry versions and only move forward.
+//! A replayed datagram opens. That is harmless, because gossip's values carry versions and only move forward.
 
 use std::{fmt, sync::Arc};
 
@@ -37,9 +37,9 @@ mod tests;
 pub const SEALED: u8 = 0xc1;
 /// First byte of a datagram of a cluster without keys: format 1.
 pub const PLAIN: u8 = 0xc0;
-/// First byte of a sealed datagram of a cluster that has an identity.
+/// First byte of a sealed datagram that carries the cluster's identity.
 pub const SEALED_OF: u8 = 0xc3;
-/// First byte of a datagram of a cluster without keys that has an identity.
+/// First byte of a plain datagram that carries the cluster's identity.
 pub const PLAIN_OF: u8 = 0xc2;
 /// Most bytes that sealing adds to a payload.
 pub const OVERHEAD: usize = 1 + TAG + IDENTITY + NONCE + MAC;
@@ -49,10 +49,10 @@ const IDENTITY: usize = 16;
 const NONCE: usize = 24;
 const MAC: usize = 16;
 
-/// The cluster's keys: the first seals, all of them open. Cheap to clone; never printed.
+/// The cluster's keys: the first one seals, and all of them open. Cheap to clone; never printed.
 ///
-/// To rotate: give every node `old, new`, then every node `new, old`, then every node `new`. At each step
-/// each node opens what any other seals.
+/// To rotate a key: configure `old, new` on every node, then `new, old` on every node, then `new` on every node. At
+/// each step every node opens what any other seals.
 #[derive(Clone, Default)]
 pub struct Keyring(Arc<[Key]>);
 
@@ -64,7 +64,8 @@ struct Key {
 }
 
 impl Keyring {
-    /// No keys: datagrams go in plain. For a node by itself or a network that is trusted as a whole.
+    /// Returns a keyring without keys: datagrams are sent in plain. Use it for a single node or a fully trusted
+    /// network.
     pub fn none() -> Self {
         Self::default()
     }
@@ -77,14 +78,14 @@ impl Keyring {
         Ok(Self::of(&cluster_key::parse(text)?))
     }
 
-    /// A keyring of these keys, of which the first seals.
+    /// Returns a keyring of these keys; the first one seals.
     pub fn of(keys: &[[u8; 32]]) -> Self {
         let key =
             |key: &[u8; 32]| Key { cipher: XChaCha20Poly1305::new(key.into()), proves: CallKey::of(key) };
         Self(keys.iter().map(key).collect())
     }
 
-    /// Whether there is no key, so that datagrams go in plain.
+    /// Returns whether there is no key, so that datagrams are sent in plain.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -96,19 +97,19 @@ impl fmt::Debug for Keyring {
     }
 }
 
-/// Why a datagram didn't open.
+/// Why a datagram did not open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum OpenError {
-    /// It is in plain, and this node has keys.
+    /// It is not sealed, and this node has keys.
     #[error("the datagram is not sealed, and this cluster has keys")]
     NotSealed,
-    /// No key of this node opens it: another key, or damage.
+    /// No key of this node opens it: it was sealed with another key, or is damaged.
     #[error("no cluster key of this node opens the datagram")]
     UnknownKey,
     /// It was sent in another cluster.
     #[error("the datagram is of another cluster")]
     AnotherCluster,
-    /// It is too short or of no known format.
+    /// It is too short or of an unknown format.
     #[error("the datagram has no known format")]
     Malformed,
 }
@@ -123,13 +124,13 @@ pub struct SealError;
 pub struct Sealer {
     keyring: Keyring,
     tag: [u8; TAG],
-    /// What the cluster is called: part of what is authenticated.
+    /// The cluster's name, which is part of the authenticated data.
     name: Arc<str>,
     identity: Option<ClusterId>,
 }
 
 impl Sealer {
-    /// The sealer of a cluster.
+    /// Creates the sealer of a cluster.
     pub fn new(cluster_id: &str, keyring: Keyring) -> Self {
         let hash = blake3::derive_key("converge-ledger gossip cluster tag v1", cluster_id.as_bytes());
         let mut tag = [0; TAG];
@@ -137,18 +138,18 @@ impl Sealer {
         Self { keyring, tag, name: cluster_id.into(), identity: None }
     }
 
-    /// The same sealer, which says that the cluster has this identity.
+    /// Returns the same sealer with this identity of the cluster.
     #[must_use]
     pub fn with_identity(&self, identity: Option<ClusterId>) -> Self {
         Self { identity, ..self.clone() }
     }
 
-    /// Whether it says which identity the cluster has.
+    /// Returns whether it sends the cluster's identity.
     pub(crate) fn has_identity(&self) -> bool {
         self.identity.is_some()
     }
 
-    /// What a datagram of a cluster with or without an identity is authenticated with beside its payload.
+    /// Returns the associated data of a datagram, with or without an identity.
     fn associated(&self, identity: Option<ClusterId>) -> Vec<u8> {
         match identity {
             None => [&[SEALED], self.name.as_bytes()].concat(),
@@ -156,13 +157,16 @@ impl Sealer {
         }
     }
 
-    /// The same cluster's sealer with other keys.
+    /// Returns the same cluster's sealer with other keys.
     #[must_use]
     pub fn with_keyring(&self, keyring: Keyring) -> Self {
         Self { keyring, ..self.clone() }
     }
 
-    /// A datagram that carries the payload.
+    /// Seals a payload into a datagram.
+    ///
+    /// # Errors
+    /// [`SealError`] if there is no random nonce.
     pub fn seal(&self, payload: &[u8]) -> Result<Vec<u8>, SealError> {
         let mut nonce = [0; NONCE];
         if !self.keyring.is_empty() {
@@ -191,13 +195,19 @@ impl Sealer {
         Ok(datagram)
     }
 
-    /// The payload of a datagram. Any bytes may come in.
+    /// Opens a datagram and returns its payload. Accepts any bytes.
+    ///
+    /// # Errors
+    /// [`OpenError`] says why it does not open.
     pub fn open(&self, datagram: &[u8]) -> Result<Vec<u8>, OpenError> {
         self.open_of(datagram).map(|(_, payload)| payload)
     }
 
-    /// The payload of a datagram, and the identity of the cluster that it was sent in, if it has one: whether that is this
-    /// one is not looked at.
+    /// Opens a datagram and returns its payload and the identity that it carries, if any. Does not compare the
+    /// identity with this cluster's.
+    ///
+    /// # Errors
+    /// [`OpenError`] says why it does not open.
     pub fn open_of(&self, datagram: &[u8]) -> Result<(Option<ClusterId>, Vec<u8>), OpenError> {
         let (&version, rest) = datagram.split_first().ok_or(OpenError::Malformed)?;
         if !matches!(version, SEALED | PLAIN | SEALED_OF | PLAIN_OF) {
@@ -229,7 +239,8 @@ impl Sealer {
             .ok_or(OpenError::UnknownKey)
     }
 
-    /// A keyed hash of a text: whoever has no key of the cluster cannot make it. Without keys anybody can who knows its name.
+    /// Returns a keyed hash of a text, which only a holder of the cluster's key can compute. Without keys, everybody
+    /// who knows the cluster's name can.
     pub(crate) fn prove(&self, text: &[u8]) -> blake3::Hash {
         match self.keyring.0.first() {
             Some(key) => key.proves.prove(text),
@@ -237,7 +248,7 @@ impl Sealer {
         }
     }
 
-    /// Whether a text was proven with a key of the cluster.
+    /// Returns whether a hash proves a text with a key of the cluster.
     pub(crate) fn is_proven(&self, text: &[u8], by: blake3::Hash) -> bool {
         if self.keyring.is_empty() {
             return self.prove(text) == by;
@@ -245,7 +256,7 @@ impl Sealer {
         self.keyring.0.iter().any(|key| key.proves.prove(text) == by)
     }
 
-    /// Whether the cluster has keys, so that a proof says something.
+    /// Returns whether the cluster has keys, so that a proof is meaningful.
     pub(crate) fn has_keys(&self) -> bool {
         !self.keyring.is_empty()
     }

@@ -1,9 +1,9 @@
-//! Where a node looks for the others: addresses and DNS names, given as `host:port`.
+//! Where a node looks for other nodes: addresses and DNS names, given as `host:port`.
 //!
-//! Addresses go to chitchat, which greets one of them now and then for as long as it runs. Names are kept
-//! here and looked up again and again: a headless service answers with the pods of the moment, and a node
-//! that started first must find those that start later. chitchat would look names up too, but once a minute,
-//! and with a warning for each attempt that fails.
+//! chitchat gets the addresses and greets one of them now and then while it runs. This module keeps the names and
+//! looks them up repeatedly: a headless service resolves to the current pods, and a node that starts first must find
+//! those that start later. chitchat would look up names too, but only once a minute, and with a warning for each
+//! failed attempt.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
@@ -18,9 +18,9 @@ use tokio::{net::lookup_host, time::timeout};
 #[cfg(test)]
 mod tests;
 
-/// Most seeds that are taken.
+/// Most seeds that are accepted.
 pub const MAX_SEEDS: usize = 64;
-/// Most addresses of one name that are used; the lowest ones, so that all nodes use the same.
+/// Most addresses of one name that are used: the lowest ones, so that all nodes use the same.
 pub const MAX_ADDRESSES: usize = 64;
 
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -30,7 +30,7 @@ const MAX_NAME: usize = 253;
 /// Why the seeds were refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SeedError {
-    /// One has no `host:port` form.
+    /// A seed is not of the form `host:port`.
     #[error(
         "seed {seed:?} is not host:port, address:port or [IPv6 address]:port with a port from 1 to 65535"
     )]
@@ -43,12 +43,12 @@ pub enum SeedError {
         "{count} seeds are given: at most {MAX_SEEDS} are allowed, and one DNS name may stand for many nodes"
     )]
     TooMany {
-        /// As many were given.
+        /// Number of seeds given.
         count: usize,
     },
 }
 
-/// The seeds as given, sorted into addresses and names.
+/// The seeds, sorted into addresses and names.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Seeds {
     addresses: BTreeSet<SocketAddr>,
@@ -57,6 +57,9 @@ pub struct Seeds {
 
 impl Seeds {
     /// Checks and sorts seeds.
+    ///
+    /// # Errors
+    /// [`SeedError`] if a seed is malformed or there are too many.
     pub fn parse<S: AsRef<str>>(seeds: &[S]) -> Result<Self, SeedError> {
         if seeds.len() > MAX_SEEDS {
             return Err(SeedError::TooMany { count: seeds.len() });
@@ -84,18 +87,18 @@ impl Seeds {
         Ok(parsed)
     }
 
-    /// The seeds that are addresses.
+    /// Returns the seeds that are addresses.
     pub fn addresses(&self) -> impl Iterator<Item = SocketAddr> + '_ {
         self.addresses.iter().copied()
     }
 
-    /// Whether any seed is a name and has to be looked up.
+    /// Returns whether any seed is a name that must be looked up.
     pub fn has_names(&self) -> bool {
         !self.names.is_empty()
     }
 }
 
-/// The names among the seeds and what each last resolved to.
+/// The names among the seeds and what each one last resolved to.
 #[derive(Debug)]
 pub struct Resolver {
     names: BTreeMap<String, Name>,
@@ -104,12 +107,12 @@ pub struct Resolver {
 
 #[derive(Debug, Default)]
 struct Name {
-    /// Found by the last lookup that found any.
+    /// The addresses of the last lookup that found any.
     addresses: BTreeSet<SocketAddr>,
     failing: bool,
 }
 
-/// What is worth a line in the log: a change, not an attempt.
+/// What deserves a log line: a change, not an attempt.
 #[derive(Debug, PartialEq, Eq)]
 enum News {
     Found,
@@ -117,15 +120,15 @@ enum News {
 }
 
 impl Resolver {
-    /// A resolver of the names among the seeds, for a socket bound to `listen`: one of IPv4 reaches no IPv6
-    /// address.
+    /// Creates a resolver of the names among the seeds, for a socket bound to `listen`: an IPv4 socket reaches no
+    /// IPv6 address.
     pub fn new(seeds: &Seeds, listen: SocketAddr) -> Self {
         let names = seeds.names.iter().map(|name| (name.clone(), Name::default())).collect();
         Self { names, ipv4_only: listen.is_ipv4() }
     }
 
-    /// Looks all names up at once, and gives the addresses known now. A name that fails keeps its addresses of
-    /// before: DNS may be down when the cluster is not.
+    /// Looks up all names concurrently, and returns the addresses known now. A name that fails keeps its previous
+    /// addresses, because DNS may be down while the cluster is up.
     pub async fn resolve(&mut self) -> HashSet<SocketAddr> {
         let lookups = self.names.keys().map(|name| async {
             let lookup = match timeout(LOOKUP_TIMEOUT, lookup_host(name.as_str())).await {
@@ -150,7 +153,7 @@ impl Resolver {
         self.names.values().flat_map(|name| &name.addresses).copied().collect()
     }
 
-    /// Takes the outcome of a lookup, and says what changed.
+    /// Records the outcome of a lookup, and returns what changed.
     fn note(&mut self, name: &str, lookup: Result<Vec<SocketAddr>, String>) -> Option<News> {
         let ipv4_only = self.ipv4_only;
         let name = self.names.get_mut(name)?;

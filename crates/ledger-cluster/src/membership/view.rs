@@ -25,69 +25,70 @@ use super::{
     identity::Identity,
 };
 
-/// Most nodes that are looked at; chitchat's messages name every node, so far fewer make a cluster.
+/// Most nodes that a view includes. chitchat's messages name every node, so a practical cluster is far smaller.
 pub const MAX_NODES: usize = 512;
 
-/// However quick gossip is, a pulse that stands still for less is none of a node that is cut off.
+/// However fast gossip is, a node does not count as cut off before its pulse stood still for this long.
 const MIN_PAUSE: Duration = Duration::from_secs(2);
 
-/// A node of the cluster, by what it says and by whether it is heard.
+/// A node of the cluster: what it announces, and whether it is heard.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ViewMember {
-    /// Its stable name.
+    /// Its permanent name.
     pub node_id: NodeId,
-    /// Its start; a higher one replaces a lower one at once.
+    /// Its start number; a higher one replaces a lower one at once.
     pub incarnation: Incarnation,
-    /// Its data directory.
+    /// Identity of its data directory.
     pub storage_id: StorageId,
-    /// Where its gRPC service listens, `host:port`.
+    /// The address of its gRPC service, `host:port`.
     pub grpc_address: String,
-    /// Where it gossips.
+    /// Its gossip address.
     pub gossip_address: SocketAddr,
-    /// The cluster that it belongs to; `None`: it has not come to belong to one yet.
+    /// The cluster that it belongs to; `None`: it has not joined one yet.
     pub cluster: Option<ClusterId>,
-    /// What it says it is ready for.
+    /// What it announces to be ready for.
     pub readiness: Readiness,
-    /// Where it stands; may be empty.
+    /// Its zone; may be empty.
     pub zone: String,
     /// Version of its storage format.
     pub format: u32,
-    /// What it has to do.
+    /// Its load.
     pub load: NodeLoad,
-    /// Whether it leaves for good, or has left.
+    /// Whether it is being decommissioned, or has been.
     pub decommission: Option<DecommissionMode>,
-    /// The slots it says it owns, in order. A dead member's are those it owned when last heard.
+    /// The slots that it announces to own, in order. Those of a dead member are the last ones heard.
     pub owned: Vec<(Slot, Epoch)>,
-    /// Those of them to which it says it takes no appends at the moment, in order.
+    /// Those of them for which it announces to accept no appends at the moment, in order.
     pub halted: Vec<Slot>,
-    /// Whether it is heard, and hasn't said that it is leaving.
+    /// Whether it is heard and has not announced to be leaving.
     pub alive: bool,
-    /// Whether it takes part in sessions between nodes: nodes of before there were any do not.
+    /// Whether it takes part in sessions between nodes; nodes of older builds do not.
     pub greets: bool,
-    /// Its data directory is older than what was heard of it: it has forgotten promises, and counts for nothing.
+    /// Set if its data directory is older than it was reported to be: it has forgotten promises, and counts for
+    /// nothing.
     pub rolled_back: Option<RolledBack>,
-    /// When this node first saw the incarnation as it is, alive or dead.
+    /// When this node first saw the incarnation in its present state, alive or dead.
     pub since: Instant,
 }
 
 impl ViewMember {
-    /// Whether it is alive, and has not forgotten what it promised.
+    /// Returns whether it is alive and has not forgotten its promises.
     pub const fn is_usable(&self) -> bool {
         self.alive && self.rolled_back.is_none()
     }
 }
 
 impl ViewMember {
-    /// Whether it says that it takes no appends to a slot at the moment.
+    /// Returns whether it announces to accept no appends to a slot at the moment.
     pub fn is_halted(&self, slot: Slot) -> bool {
         self.halted.binary_search(&slot).is_ok()
     }
 }
 
-/// All members a node knows, itself included: one per node id, the dead ones for as long as the grace lasts.
+/// All members that a node knows, including itself: one per node id; dead ones until the grace period ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct View {
-    /// In the order of their ids.
+    /// The members, ordered by id.
     pub members: Vec<ViewMember>,
     me: (NodeId, Incarnation),
 }
@@ -97,23 +98,23 @@ impl View {
         Self { members: Vec::new(), me }
     }
 
-    /// The member of that name.
+    /// Returns the member with that name.
     pub fn get(&self, node_id: &NodeId) -> Option<&ViewMember> {
         let at = self.members.binary_search_by(|member| member.node_id.cmp(node_id)).ok()?;
         self.members.get(at)
     }
 
-    /// This node; `None` if a later incarnation of it was heard, so that this one must stop.
+    /// Returns this node; `None` if a later incarnation of it was heard, so that this one must stop.
     pub fn me(&self) -> Option<&ViewMember> {
         self.get(&self.me.0).filter(|member| member.incarnation == self.me.1)
     }
 
-    /// Whether a name is this node's.
+    /// Returns whether a name is this node's.
     pub fn is_me(&self, node_id: &NodeId) -> bool {
         self.me.0 == *node_id
     }
 
-    /// The later start of this node, if one was heard.
+    /// Returns the later start of this node, if one was heard.
     pub(super) fn replaced(&self) -> Option<Replaced> {
         let (node, ours) = &self.me;
         let later = self.get(node).filter(|member| member.incarnation > *ours)?;
@@ -125,12 +126,12 @@ impl View {
         })
     }
 
-    /// The members that are alive.
+    /// Returns the living members.
     pub fn alive(&self) -> impl Iterator<Item = &ViewMember> {
         self.members.iter().filter(|member| member.alive)
     }
 
-    /// The living member that claims a slot, with its epoch; of several the one with the highest.
+    /// Returns the living member that claims a slot, with its epoch; if several do, the one with the highest epoch.
     pub fn claim(&self, slot: Slot) -> Option<(&ViewMember, Epoch)> {
         let claims = self.alive().filter_map(|member| {
             let at = member.owned.binary_search_by_key(&slot, |&(slot, _)| slot).ok()?;
@@ -139,8 +140,8 @@ impl View {
         claims.max_by_key(|&(_, epoch)| epoch)
     }
 
-    /// Of each member, in their order: to how many slots it takes appends now, and to how many that it owns it takes none. A
-    /// slot that several claim is the one's with the highest epoch; the dead own nothing.
+    /// Returns for each member, in order, for how many of the slots that it owns it accepts appends now, and for how
+    /// many it does not. If several members claim a slot, the highest epoch counts; dead members own nothing.
     pub fn taking(&self) -> Vec<(usize, usize)> {
         let mut owners = vec![None; usize::from(SLOTS)];
         for (at, member) in self.members.iter().enumerate().filter(|(_, member)| member.is_usable()) {
@@ -164,7 +165,7 @@ impl View {
 struct ObservedIncarnation {
     version: Version,
     heard: GossipedFacts,
-    /// Keys whose value is bad, with its version, so that each is counted once.
+    /// Keys with a malformed value, with the value's version, so that each is counted once.
     bad: BTreeMap<String, Version>,
     heartbeat: u64,
     heard_at: Instant,
@@ -174,25 +175,25 @@ struct ObservedIncarnation {
     since: Instant,
 }
 
-/// Members that an operator declared lost: they count for nothing if they are back.
+/// The members that an operator declared lost: if one returns, it counts for nothing.
 pub(super) type LostMembers = Arc<RwLock<Arc<ledger_core::ownership::DeclaredLosses>>>;
 
-/// Makes views of chitchat's state, remembering what only changes with time.
+/// Builds views from chitchat's state, and remembers what depends on time.
 #[derive(Debug)]
 pub(super) struct ViewBuilder {
     me: (NodeId, Incarnation),
     identity: Arc<Identity>,
     min_silence: Duration,
-    /// A pulse that stood still for so long is of a node that is cut off.
+    /// A pulse that stood still for this long means that its node is cut off.
     max_pause: Duration,
     seen: HashMap<ChitchatId, ObservedIncarnation>,
     durability: DurabilityHistory,
-    /// Those of which it was logged that they were set back.
+    /// The rolled-back members that were logged already.
     logged: HashSet<(NodeId, StorageId)>,
-    /// Members that an operator declared lost.
+    /// The members that an operator declared lost.
     lost: LostMembers,
     pub(super) bad_values: u64,
-    /// Keys of the node that has most of them.
+    /// Number of keys of the node that has the most.
     pub(super) most_keys: usize,
 }
 
@@ -218,7 +219,7 @@ impl ViewBuilder {
         }
     }
 
-    /// The view of now.
+    /// Builds the current view.
     pub(super) fn observe(&mut self, chitchat: &Chitchat, now: Instant) -> View {
         let live: HashSet<&ChitchatId> = chitchat.live_nodes().collect();
         let states = chitchat.node_states();
@@ -236,7 +237,7 @@ impl ViewBuilder {
             }
             let is_me = id == chitchat.self_chitchat_id();
             let Some(member) = self.member(id, state, live.contains(id), is_me, now) else { continue };
-            // What somebody else brought along, who belonged to none.
+            // Skip a node of another cluster, which a node without a cluster passed on.
             if !is_me && ours.is_some() && member.cluster.is_some_and(|theirs| Some(theirs) != ours) {
                 continue;
             }
@@ -246,13 +247,13 @@ impl ViewBuilder {
                 _ => drop(members.insert(member.node_id.clone(), member)),
             }
         }
-        // Once all is heard: what speaks against one incarnation is what others said.
+        // Check after hearing everything: what contradicts one incarnation is what others announced.
         let mut members: Vec<ViewMember> = members.into_values().collect();
         self.detect_rollbacks(&mut members);
         View { members, me: self.me.clone() }
     }
 
-    /// Notes which members' directories went back; says so once.
+    /// Determines which members' directories were rolled back; logs each once.
     fn detect_rollbacks(&mut self, members: &mut [ViewMember]) {
         let mut told = HashSet::new();
         let lost = Arc::clone(&self.lost.read());
@@ -306,7 +307,7 @@ impl ViewBuilder {
             seen.heartbeat = heartbeat;
             seen.heard_at = now;
         }
-        // chitchat's detector alone would take a busy moment for death when heartbeats come in quick succession.
+        // chitchat's detector alone would take a busy moment for death if heartbeats came in quick succession.
         let heard = live || (seen.alive && now.saturating_duration_since(seen.heard_at) < self.min_silence);
         let pulse = seen.heard.pulse();
         if is_me || pulse.is_none() || seen.pulse != pulse {
@@ -346,7 +347,7 @@ impl ViewBuilder {
 }
 
 impl ObservedIncarnation {
-    /// Reads what the node says; how many values were bad for the first time.
+    /// Reads what the node announces. Returns how many values were malformed for the first time.
     fn read(&mut self, state: &NodeState) -> u64 {
         let mut still_bad = BTreeSet::new();
         let mut new = 0;

@@ -1,7 +1,8 @@
-//! What nodes say to each other beside gossip, in a datagram of its own: that it is refused, and who runs under a name.
+//! Messages that nodes exchange beside gossip, in a datagram of their own: a refusal, and a query for who runs under
+//! a name.
 //!
-//! Such a datagram is told from part of a message of gossip by its header, which has no part ([`super::parts`]): four zeroes, the
-//! kind, zero. What follows is text, a line for each field.
+//! Their header differs from that of a part of a gossip message, because it has no parts ([`super::parts`]): four
+//! zero bytes, the kind, zero. Text follows, one line for each field.
 
 use std::{net::SocketAddr, str::Lines};
 
@@ -9,29 +10,29 @@ use ledger_core::node::{Incarnation, NodeId, StorageId};
 
 use crate::membership::facts::MAX_TEXT;
 
-/// What is said.
+/// A message beside gossip.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum IdentityMessage {
-    /// What was said was of another cluster than this node's: that it is, the datagram itself shows.
+    /// The receiver's datagram was of another cluster. This datagram itself carries the sender's identity.
     Refused,
-    /// Who runs under a name? The number comes back with the answer.
+    /// Asks who runs under a name. The response repeats the number.
     WhoIs { number: u64, node: NodeId },
-    /// Who does, as far as is known.
+    /// Reports who does, as far as the sender knows.
     Is { number: u64, found: Option<RunningNode> },
 }
 
 /// A process that runs under a name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunningNode {
-    /// Its data directory.
+    /// Identity of its data directory.
     pub storage: StorageId,
-    /// Its start.
+    /// Its start number.
     pub incarnation: Incarnation,
-    /// Where it gossips.
+    /// Its gossip address.
     pub gossip: SocketAddr,
-    /// Where its gRPC services are.
+    /// Its gRPC address.
     pub grpc: String,
-    /// It says so itself, and takes part.
+    /// Whether it responds for itself, and takes part.
     pub is_itself: bool,
 }
 
@@ -40,7 +41,7 @@ const ASK: u8 = 2;
 const ANSWER: u8 = 3;
 
 impl IdentityMessage {
-    /// The bytes of it.
+    /// Encodes the message.
     pub(crate) fn encode(&self) -> Vec<u8> {
         let (kind, text) = match self {
             Self::Refused => (REFUSED, String::new()),
@@ -54,7 +55,7 @@ impl IdentityMessage {
         [&[0, 0, 0, 0, kind, 0], text.as_bytes()].concat()
     }
 
-    /// Reads it; `None`: it is something else. Any bytes may come in.
+    /// Decodes a message; `None`: it is something else. Accepts any bytes.
     pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         let ([0, 0, 0, 0, kind, 0], text) = bytes.split_first_chunk::<6>()? else { return None };
         let mut lines = std::str::from_utf8(text).ok()?.lines();

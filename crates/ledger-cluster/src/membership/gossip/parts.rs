@@ -1,9 +1,9 @@
-//! A message in parts that fit into a datagram, and parts into a message again.
+//! Splits a message into parts that fit into a datagram, and joins parts into a message again.
 //!
 //! | bytes | content |
 //! | --- | --- |
-//! | 4 | number of the message, big-endian, the sender's own |
-//! | 1 | place of this part, from 0 |
+//! | 4 | number of the message, big-endian, chosen by the sender |
+//! | 1 | index of this part, from 0 |
 //! | 1 | number of parts, 1 to [`MAX_PARTS`] |
 //! | rest | the part: 1 to [`PART`] bytes |
 
@@ -11,13 +11,13 @@ use std::{collections::VecDeque, net::SocketAddr};
 
 use crate::{membership::gossip::MAX_DATAGRAM, membership::seal};
 
-/// Most bytes of a message that one part carries; before it the sender's storage id, see [`super::identity_message`].
+/// Most bytes of a message in one part. The sender's storage id precedes it, see [`super::identity_message`].
 pub const PART: usize = MAX_DATAGRAM - seal::OVERHEAD - HEADER - 16;
-/// Most that one of a cluster without an identity carries: neither that nor the storage id is in it.
+/// Most bytes in a part of a cluster without an identity, which carries neither the identity nor the storage id.
 const LONGEST: usize = PART + 32;
 /// Most parts of a message.
 pub const MAX_PARTS: usize = 64;
-/// Messages that may be waiting for parts at once; beyond, the oldest is given up.
+/// Most messages that may wait for parts at a time; beyond that, the oldest is discarded.
 pub const MAX_PARTIAL_MESSAGES: usize = 64;
 
 const HEADER: usize = 6;
@@ -25,24 +25,24 @@ const HEADER: usize = 6;
 // chitchat's longest message, a few bytes over its 65 507, fits.
 const _: () = assert!(PART * MAX_PARTS > 65_600 && MAX_PARTS <= 64);
 
-/// The parts of a message, each with its header; `None` if the message is too long.
+/// Splits a message into parts with headers; `None` if the message is too long.
 pub fn split(id: u32, message: &[u8]) -> Option<Vec<Vec<u8>>> {
     let chunks = message.chunks(PART);
     let count = u8::try_from(chunks.len()).ok().filter(|&count| usize::from(count) <= MAX_PARTS)?;
     Some(chunks.zip(0u8..).map(|(chunk, at)| [&id.to_be_bytes()[..], &[at, count], chunk].concat()).collect())
 }
 
-/// What a part led to.
+/// The outcome of receiving a part.
 #[derive(Debug, PartialEq, Eq)]
 pub enum PartOutcome {
-    /// It completed this message.
+    /// The part completed this message.
     Message(Vec<u8>),
-    /// More are needed.
+    /// More parts are needed.
     Incomplete {
-        /// Older messages that were given up to make room.
+        /// Number of older messages that were discarded to make space.
         dropped: u64,
     },
-    /// It is no part, or contradicts an earlier one.
+    /// It is not a part, or contradicts an earlier one.
     Malformed,
 }
 
@@ -50,18 +50,19 @@ pub enum PartOutcome {
 struct PartialMessage {
     from: SocketAddr,
     id: u32,
-    /// One place per part; empty until it came.
+    /// The parts by index; empty until a part arrives.
     parts: Vec<Vec<u8>>,
 }
 
-/// Messages of which some parts came. Holds at most [`MAX_PARTIAL_MESSAGES`] × [`MAX_PARTS`] × [`PART`] bytes (5 MB).
+/// Messages of which some parts arrived. Holds at most [`MAX_PARTIAL_MESSAGES`] × [`MAX_PARTS`] × [`PART`] bytes (5
+/// MB).
 #[derive(Debug, Default)]
 pub struct Assembler {
     waiting: VecDeque<PartialMessage>,
 }
 
 impl Assembler {
-    /// Takes a part. Any bytes may come in.
+    /// Receives a part. Accepts any bytes.
     pub fn take(&mut self, from: SocketAddr, payload: &[u8]) -> PartOutcome {
         let Some((&[a, b, c, d, at, count], part)) = payload.split_first_chunk::<HEADER>() else {
             return PartOutcome::Malformed;
