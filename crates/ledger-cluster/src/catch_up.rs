@@ -1,7 +1,8 @@
-//! Catching up with another node: compare, leave what differs, fetch what is missing; again, until little is left.
+//! Catching up with another node: compare, fork off what differs, fetch what is missing, and repeat until little is
+//! left.
 //!
-//! Every change is made in a claim, and only as long as no higher one was promised. What comes is verified by the
-//! lanes, entry by entry and by the root at the end of each range.
+//! Every change is made in a claim, and only while no higher one is promised. The lanes verify what arrives: each
+//! entry, and the root at the end of each range.
 
 pub(crate) mod healing;
 pub(crate) mod range_sender;
@@ -43,37 +44,36 @@ mod fetching;
 
 use fetching::Fetched;
 
-/// How long a question of a comparison, or the next range, may take.
+/// How long a comparison response, or the next range, may take.
 pub(crate) const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Less than this in a round is not worth another one when the owner is followed: what is left comes with its stream,
-/// and its offer shows whether all is the same.
+/// If a round fetches fewer entries than this, a follower of the owner needs no further one: the owner's stream
+/// brings the rest, and its sync offer detects any difference.
 const ENOUGH_ENTRIES: u64 = 4_096;
-/// Most rounds: somebody writes faster than this node fetches.
+/// Most rounds. Reaching it means that the source is written to faster than this node fetches.
 const MAX_ROUNDS: usize = 64;
 
-/// What to make of a longer history on this side.
+/// What happens to a longer history on this side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum CatchUpMode {
-    /// The other side owns the slots: its history is the one. What this side has beyond it goes to the forks, and what
+    /// The other side owns the slots, so its history counts. What this side has beyond it goes to the forks, and what
     /// this side cannot read is restored from it.
     FollowOwner,
-    /// The other side's is the one: what this side has beyond it goes to the forks.
+    /// The other side's history counts; what this side has beyond it goes to the forks.
     AdoptRemote,
-    /// The longest of both is the one.
+    /// The longer history counts.
     KeepLongest,
 }
 
-/// What came of catching up with a node.
+/// The outcome of catching up with a node.
 #[derive(Debug, Default)]
 pub(crate) struct CatchUpResult {
-    /// Slots that were promised to higher claims meanwhile, each with its claim, and left as they are.
+    /// Slots that were promised to higher claims meanwhile, each with its claim; they are unchanged.
     pub(crate) refused: BTreeMap<Slot, Claim>,
-    /// Slots of which one of the two sides cannot read something, or does not keep them: what is here is not known to be all
-    /// there is.
+    /// Slots that one of the sides does not keep, or cannot read completely: this node's copy may be incomplete.
     pub(crate) unreadable: BTreeSet<Slot>,
 }
 
-/// Why catching up ended early.
+/// Why catching up stopped early.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CatchUpError {
     #[error("the other node cannot be asked: {0}")]
@@ -94,7 +94,7 @@ impl From<Status> for CatchUpError {
     }
 }
 
-/// Does elsewhere what blocks.
+/// Runs blocking work on another thread.
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, CatchUpError> {
@@ -102,23 +102,23 @@ pub(crate) async fn blocking<T: Send + 'static>(
     Ok(done.map_err(|error| StoreError::Io(error.to_string()))??)
 }
 
-/// One catching up with one node.
+/// One run of catching up with one node.
 struct CatchUp<'a> {
     shared: &'a Arc<Shared>,
     source: &'a Member,
     client: ReplicaServiceClient<AuthenticatedChannel>,
-    /// What is brought in step, each slot in a claim.
+    /// The slots to bring in sync, each in a claim.
     claims: BTreeMap<Slot, Claim>,
     result: CatchUpResult,
     mode: CatchUpMode,
     /// Entries fetched in this round.
     fetched: u64,
-    /// Something changed while it was looked at, or did not fit.
+    /// Set if something changed while it was compared, or did not fit.
     has_changed: bool,
     rate_limiter: RateLimiter,
 }
 
-/// Brings slots in sync with what a node holds, as far as it stands still and can be read.
+/// Brings slots in sync with a node's copy, as far as that is readable and not being written to.
 pub(crate) async fn run(
     shared: &Arc<Shared>,
     source: &Member,
@@ -154,8 +154,8 @@ pub(crate) async fn run(
 }
 
 impl CatchUp<'_> {
-    /// Whether another round is not needed. Whoever claims a slot has nobody to tell it what is still missing: only a
-    /// comparison after which there was nothing to fetch shows that nothing is.
+    /// Returns whether no further round is needed. Nobody sends a claimant what it still lacks, so only a comparison
+    /// with nothing to fetch proves that it lacks nothing.
     fn is_enough(&self) -> bool {
         let most = if self.mode == CatchUpMode::FollowOwner { ENOUGH_ENTRIES } else { 1 };
         self.fetched < most && !self.has_changed
@@ -185,7 +185,7 @@ impl CatchUp<'_> {
                     Effect::NotReplicated(slots) => {
                         limited!(warn, source = %self.source, slots = slots.len(), "the other node does not keep slots it should");
                         if self.mode != CatchUpMode::FollowOwner {
-                            // It promised what it has of them.
+                            // This node relies on the source's promise, which covers these slots.
                             self.result.unreadable.extend(slots);
                         }
                     }
@@ -202,7 +202,7 @@ impl CatchUp<'_> {
             counters.differing.fetch_add(found.len() as u64, Ordering::Relaxed);
             self.repair(found, &mut fetched).await?;
             if is_done {
-                // Each context was looked at once: until now nothing had to wait for what was fetched to be written.
+                // Each context is compared once per round, so only now must the fetched entries be written.
                 return self.finish(fetched).await;
             }
         }
@@ -228,7 +228,7 @@ impl CatchUp<'_> {
         blocking(move || ledger.compare(&ask, |_| true)).await
     }
 
-    /// Leaves what differs, and fetches what is missing.
+    /// Forks off what differs, and fetches what is missing.
     async fn repair(&mut self, found: Vec<Finding>, fetched: &mut Fetched) -> Result<(), CatchUpError> {
         let mut missing = Vec::new();
         let ahead = self.ahead(&found).await?;
@@ -271,7 +271,8 @@ impl CatchUp<'_> {
         self.fetch(&missing, fetched).await
     }
 
-    /// One side cannot read what it has of a context. Nothing is given up for that, nor taken for the best there is.
+    /// Handles a context that one side cannot read: discards nothing because of it, and does not treat either copy as
+    /// the best.
     async fn unreadable(&mut self, finding: &Finding, side: Side) {
         let Finding { context, remote, .. } = finding;
         let slot = Slot::of(context);
@@ -294,8 +295,8 @@ impl CatchUp<'_> {
         self.result.unreadable.insert(slot);
     }
 
-    /// The contexts whose history here goes on beyond theirs, asked now that ours is known: theirs only grows. Of a slot
-    /// that is written to many may only have looked like it.
+    /// Asks again which contexts go further here than at the source, now that this side's size is known and the
+    /// source's can only grow. In a busy slot a context may only have seemed to be ahead.
     async fn ahead(&mut self, found: &[Finding]) -> Result<HashSet<ContextId>, CatchUpError> {
         let mut ahead = HashSet::new();
         if self.mode == CatchUpMode::KeepLongest {
@@ -313,20 +314,20 @@ impl CatchUp<'_> {
             else {
                 continue;
             };
-            // Only what they could read is evidence: a history of theirs that ends earlier, or none.
+            // Count only what the source could read as evidence: a shorter history, or none.
             let shorter = some.iter().zip(roots).filter(|(_, roots)| roots.is_shorter_than(1));
             ahead.extend(shorter.map(|((context, _), _)| (*context).clone()));
         }
         Ok(ahead)
     }
 
-    /// A slot was promised to a higher claim: it is no longer for this node to change.
+    /// Drops a slot that was promised to a higher claim, because this claim may no longer change it.
     fn refused(&mut self, slot: Slot, by: Claim) {
         self.claims.remove(&slot);
         self.result.refused.insert(slot, by);
     }
 
-    /// Moves what a context has after `common` to the forks; whether it did.
+    /// Moves what a context has after `common` to the forks. Returns whether it did.
     async fn leave(&mut self, finding: &Finding, common: Size) -> Result<bool, CatchUpError> {
         let Finding { context, local: ContextStatus::Present(ours), remote, .. } = finding else {
             return Ok(false);
@@ -335,7 +336,7 @@ impl CatchUp<'_> {
         let theirs = match remote {
             ContextStatus::Absent => Tip { size: Size(0), root: ours.root, epoch: Epoch::default() },
             ContextStatus::Present(at) => Tip { size: at.size, root: at.root, epoch: at.epoch },
-            // That is no evidence of another history.
+            // An unreadable context is no evidence of another history.
             ContextStatus::Unreadable => return Ok(false),
         };
         let reason = format!(
@@ -351,7 +352,7 @@ impl CatchUp<'_> {
             evidence,
         );
         let is_left = match left.await {
-            // What would be left cannot be read: it stays as it is.
+            // The part to fork off cannot be read: leave the context unchanged.
             Err(error @ StoreError::Damaged { .. }) => {
                 limited!(warn, %context, %error, "a damaged context is not left for another history");
                 self.result.unreadable.insert(Slot::of(context));

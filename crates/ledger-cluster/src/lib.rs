@@ -2,26 +2,26 @@
 //!
 //! | module | holds |
 //! | --- | --- |
-//! | [`cluster`] | a node's part in it: what its server holds |
+//! | [`cluster`] | a node's part in the cluster, as its server uses it |
 //! | `driver` | the one task that decides, with [`ledger_core::ownership::SlotManager`] |
-//! | `owner_stream`, `replica_stream` | the stream from an owner to a replica, seen from both ends |
-//! | `sync_slots`, `catch_up` | bringing a replica in step |
-//! | `leases` | until when readers are shown what this node has |
-//! | `healing` | restoring what a disk damaged |
-//! | `service` | what other nodes ask |
-//! | `call_auth` | who may call the service for nodes, and the proof that comes with a call |
-//! | `formation` | how a node comes to belong to its cluster |
-//! | `known_nodes` | other nodes' last addresses, on disk |
-//! | [`ownership_check`](ownership::ownership_check) | whether the other nodes hold everything |
-//! | [`decommission`](ownership::decommission) | a node that leaves for good |
-//! | [`recovery`](ownership::recovery) | going on when too many members of a slot are lost |
-//! | `stale_volume` | a node that came back with an older disk |
-//! | [`routes`](ownership::routes) | where slots are |
-//! | [`config`] | the settings of a node that takes part |
-//! | [`membership`] | who is in the cluster, who is alive, and what each node says of itself |
-//! | [`gossip`](membership::gossip) | how that travels: chitchat over sealed UDP datagrams |
-//! | [`seal`](membership::seal) | the cluster keys, and sealing and opening a datagram |
-//! | [`seeds`](membership::seeds) | where a node looks for the others |
+//! | `owner_stream`, `replica_stream` | the two ends of the stream from an owner to a replica |
+//! | `sync_slots`, `catch_up` | bringing a replica in sync |
+//! | `leases` | until when readers may see each slot |
+//! | `healing` | restoring damaged contexts from other nodes |
+//! | `service` | the requests of other nodes |
+//! | `call_auth` | who may call the service for nodes, and the proof in each call |
+//! | `formation` | how a node joins its cluster |
+//! | `known_nodes` | the last addresses of other nodes, on disk |
+//! | [`ownership_check`](ownership::ownership_check) | whether the other nodes own all slots |
+//! | [`decommission`](ownership::decommission) | removing a node for good |
+//! | [`recovery`](ownership::recovery) | continuing when too many members of a slot are lost |
+//! | `stale_volume` | a node that returns with an older disk |
+//! | [`routes`](ownership::routes) | the owner and members of each slot |
+//! | [`config`] | the settings of a cluster node |
+//! | [`membership`] | which nodes are in the cluster and alive, and what each reports about itself |
+//! | [`gossip`](membership::gossip) | the transport of membership: chitchat over sealed UDP datagrams |
+//! | [`seal`](membership::seal) | the cluster keys, and how datagrams are sealed and opened |
+//! | [`seeds`](membership::seeds) | where a node looks for other nodes |
 
 mod backoff;
 mod catch_up;

@@ -1,4 +1,4 @@
-//! Who owns and keeps slots: the driver, and every way in and out of a cluster.
+//! Which nodes own and keep slots: the driver, and every way into and out of a cluster.
 
 pub mod decommission;
 pub(crate) mod driver;

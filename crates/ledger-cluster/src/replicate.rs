@@ -1,4 +1,4 @@
-//! The streams from owners to replicas, and what travels on them.
+//! The streams from owners to replicas, and what they carry.
 
 pub(crate) mod leases;
 pub(crate) mod owner_stream;

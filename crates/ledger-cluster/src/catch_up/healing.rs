@@ -1,8 +1,9 @@
-//! Damaged contexts are restored from other nodes that keep them.
+//! Restores damaged contexts from other nodes.
 //!
-//! A read or the scrub finds that what is stored is not what was written ([`Ledger::damage`](ledger_store::Ledger::damage)).
-//! Another member of the slot is asked for the whole history, which is taken if it is known to be the one that this node
-//! had ([`Healing`]), or is that of the slot's owner.
+//! A read or the scrub finds that stored data is not what was written
+//! ([`Ledger::damage`](ledger_store::Ledger::damage)). This module then requests the whole history from another
+//! member of the slot. The store installs it only if it is proven to be the history that this node had ([`Healing`]),
+//! or is that of the slot's owner.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -33,30 +34,30 @@ use crate::{
     shared::Shared,
 };
 
-/// Most times that a context may grow by more than can be added at once.
+/// How often a context may grow by more than the lane can add at once.
 const MAX_ROUNDS: usize = 64;
 
-/// Most pages of a bucket that are asked for: it has some four contexts for each million there are.
+/// Most pages of a bucket that are requested. A bucket has some four contexts for each million in the cluster.
 const MAX_PAGES: usize = 16;
-/// A pause before a context is tried again, at first and at most.
+/// The pause before a context is retried, at first and at most.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const MAX_PAUSE: Duration = Duration::from_mins(1);
-/// A context that was well for so long after it was restored is as any other.
+/// A context that stayed undamaged for this long after it was restored counts as healthy again.
 const HEALTHY_AFTER: Duration = Duration::from_mins(10);
-/// Contexts that are looked at together.
+/// Contexts that are processed together.
 const MAX_CONCURRENT: usize = 1024;
-/// After so many times that a context was restored and is damaged again, its node's disk is not to be trusted.
+/// If a context is damaged again this often after being restored, the node's disk is unreliable.
 const MAX_RELAPSES: u32 = 3;
 
 /// A context that is damaged, or was.
 struct DamagedContext {
-    /// When it is to be tried next.
+    /// When to try it next.
     due: Instant,
     backoff: Backoff,
     restored: u32,
 }
 
-/// Heals whatever is found to be damaged, from when it is found; what cannot be healed is tried again, less and less often.
+/// Restores every damaged context once it is found; retries those that cannot be restored, ever less often.
 pub(crate) async fn run(shared: Arc<Shared>) {
     let mut damage = shared.ledger.watch_damage();
     let mut tick = interval(FIRST_PAUSE);
@@ -97,14 +98,14 @@ pub(crate) async fn run(shared: Arc<Shared>) {
                     );
                 }
             }
-            // Whatever came of it: one that is damaged again at once does not keep the node busy.
+            // Pause after success too: a context that is damaged again at once must not occupy the node.
             patient.due = Instant::now() + patient.backoff.pause();
         }
     }
 }
 
-/// The damaged contexts that are to be tried now, so many at once: those that were never tried, then those that have waited
-/// the longest. However many cannot be healed, the others get their turn.
+/// Returns the damaged contexts that are due, at most [`MAX_CONCURRENT`]: first those never tried, then those waiting
+/// longest. So contexts that cannot be restored do not starve the others.
 fn due(
     damaged: HashSet<ContextId>,
     patients: &HashMap<ContextId, DamagedContext>,
@@ -117,8 +118,8 @@ fn due(
     due.into_iter().map(|(_, context)| context).take(MAX_CONCURRENT)
 }
 
-/// Restores a context from the first node that can give it; that node, and how many entries it has. `None`: it is not
-/// damaged any more, or nothing of it is stable yet.
+/// Restores a context from the first node that can provide it. Returns the node and the number of entries; `None` if
+/// the context is not damaged any more, or none of its entries is committed yet.
 async fn heal(shared: &Arc<Shared>, context: &ContextId) -> Result<Option<(Member, u64)>, CatchUpError> {
     let mut failure = CatchUpError::Peer("no other node that keeps it is known".to_owned());
     for source in sources(shared, Slot::of(context)) {
@@ -130,7 +131,7 @@ async fn heal(shared: &Arc<Shared>, context: &ContextId) -> Result<Option<(Membe
     Err(failure)
 }
 
-/// Who may have a slot's contexts: its owner, then its other members.
+/// Returns the nodes that may have a slot's contexts: its owner, then its other members.
 fn sources(shared: &Shared, slot: Slot) -> Vec<Member> {
     let routes = shared.routes.borrow();
     let Some(route) = routes.get(slot) else { return Vec::new() };
@@ -149,7 +150,8 @@ async fn heal_from(
 ) -> Result<Option<u64>, CatchUpError> {
     let (ledger, of) = (shared.ledger.clone(), context.clone());
     let healing = match blocking(move || ledger.heal(&of)).await {
-        // This node's own head is lost: what it said of the context when it could be read tells whether theirs is the same.
+        // This node's own head is lost: the digest that it kept proves whether the other node's tree head is the
+        // same.
         Err(CatchUpError::Store(StoreError::Damaged { sequence, .. })) if sequence.0 == 0 => {
             let bucket = bucket_of(shared, context, source).await?;
             let missing = || CatchUpError::Peer("it does not have the context, or cannot read it".to_owned());
@@ -165,7 +167,7 @@ async fn heal_from(
     }
 }
 
-/// Restores a context as the owner of its slot has it.
+/// Restores a context from the owner of its slot.
 pub(crate) async fn in_claim(
     shared: &Arc<Shared>,
     context: &ContextId,
@@ -183,7 +185,7 @@ pub(crate) async fn in_claim(
     Ok(())
 }
 
-/// How far the contexts in a context's bucket go at another node, those that it can read.
+/// Returns the tree heads of the contexts in a context's bucket at another node, as far as that can read them.
 async fn bucket_of(
     shared: &Arc<Shared>,
     context: &ContextId,
@@ -224,7 +226,7 @@ fn client(
     Ok(ReplicaServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE))
 }
 
-/// Fetches the history, and puts it in place; gives how many entries it has.
+/// Fetches the history and installs it. Returns the number of entries.
 async fn finish(
     shared: &Arc<Shared>,
     context: &ContextId,
@@ -305,7 +307,7 @@ mod tests {
         let name = |number: usize| ContextId::new(format!("c-{number}")).unwrap();
         let all: HashSet<_> = (0..3 * MAX_CONCURRENT).map(name).collect();
         let (mut patients, mut tried, mut now) = (HashMap::new(), HashSet::new(), Instant::now());
-        // None is ever healed, and a turn takes longer than the pause after it.
+        // No context is ever restored, and a turn takes longer than the pause after it.
         for _ in 0..3 {
             let turn: Vec<_> = due(all.clone(), &patients, now).collect();
             assert_eq!(turn.len(), MAX_CONCURRENT);

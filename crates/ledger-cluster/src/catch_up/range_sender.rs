@@ -1,4 +1,4 @@
-//! Giving entries to a node that fetches them: ranges of long contexts, and many short ones in one message.
+//! Sends entries to a node that fetches them: ranges of long contexts, and many short ones per message.
 
 use std::{sync::Arc, thread::sleep, time::Instant};
 
@@ -13,36 +13,36 @@ use crate::{
     peers::wire,
 };
 
-/// Bytes of a range.
+/// Size of a range, in bytes.
 const RANGE_BYTES: usize = 1 << 20;
-/// Ranges are sent when they have so many bytes, or are so many.
+/// Ranges are sent when together they have this many bytes, or are [`PACK_RANGES`].
 const PACK_BYTES: usize = 256 << 10;
 const PACK_RANGES: usize = 256;
 
-/// Entries that are wanted: of a context, after a size, up to another.
+/// The requested entries of a context: after one size, up to another.
 #[derive(Debug)]
 pub(crate) struct RangeRequest {
     pub(crate) context: ContextId,
     pub(crate) after: Size,
     pub(crate) to: Size,
-    /// If not 0: of the load that is staged under this number.
+    /// If not 0: the number of a staged load that has the entries.
     pub(crate) staged: u64,
 }
 
-/// Gives entries.
+/// Sends ranges to one node.
 #[derive(Debug)]
 pub(crate) struct RangeSender {
     ledger: Ledger,
     load: Arc<CatchUpThrottle>,
     sender: Sender<Result<FetchedRange, Status>>,
-    /// Whether the one who fetches takes several ranges in a message.
+    /// Whether the receiver accepts several ranges in a message.
     packs: bool,
     pack: Vec<FetchedRange>,
     bytes: usize,
     rate_limiter: RateLimiter,
 }
 
-/// The one who fetches has gone, or was told why there is no more.
+/// The receiver is gone, or was sent the error that ended the response.
 struct FetchEnded;
 
 impl RangeSender {
@@ -55,14 +55,14 @@ impl RangeSender {
         Self { ledger, load, sender, packs, pack: Vec::new(), bytes: 0, rate_limiter: RateLimiter::new(0) }
     }
 
-    /// Gives all that is wanted, in order. Blocks.
+    /// Sends everything requested, in order. Blocks.
     pub(crate) fn send_all(mut self, wanted: Vec<RangeRequest>) {
         for wanted in wanted {
             if self.send_range(wanted).is_err() {
                 return;
             }
         }
-        // If the other one has gone nobody misses it.
+        // If the receiver is gone, nobody needs the rest.
         let _ = self.send();
     }
 
@@ -76,20 +76,20 @@ impl RangeSender {
             };
             let (range, together) = match read {
                 Ok(read) => read,
-                // Others of the same question come all the same.
+                // Continue with the other contexts of the request.
                 Err(error @ StoreError::Damaged { .. }) => {
                     tracing::debug!(%context, %error, "a damaged context is not given to a node that fetches it");
                     return Ok(());
                 }
                 Err(error) => {
-                    // What came before it is good.
+                    // The ranges read before the error are good.
                     self.send()?;
                     let _ = self.sender.blocking_send(Err(failed(error)));
                     return Err(FetchEnded);
                 }
             };
             after = range.end();
-            // A load ends where it ends, whatever was wanted.
+            // A load must be sent up to its end, even beyond the requested size.
             to = together.map_or(to, |together| to.max(together));
             self.bytes += range.records.len();
             self.pack.push(FetchedRange {
@@ -100,7 +100,7 @@ impl RangeSender {
             if !self.packs || self.bytes >= PACK_BYTES || self.pack.len() >= PACK_RANGES {
                 self.send()?;
             }
-            // Appends come first: whoever catches up has time.
+            // Appends have priority over nodes that catch up.
             if self.ledger.waiting() > 0 {
                 let rate = self.load.allowed_rate(Instant::now(), self.ledger.appended());
                 sleep(self.rate_limiter.take(range.count, rate));

@@ -1,13 +1,13 @@
-//! Keeping to the rate at which a node may fetch.
+//! Limits the rate at which a node fetches.
 
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-/// Slows whoever fetches down to a rate.
+/// Delays a fetching task to stay within a rate.
 #[derive(Debug)]
 pub(crate) struct RateLimiter {
-    /// Bytes a second; 0: no limit.
+    /// Bytes per second; 0: no limit.
     rate: u64,
     paid: Instant,
 }
@@ -17,7 +17,7 @@ impl RateLimiter {
         Self { rate, paid: Instant::now() }
     }
 
-    /// Waits until so many bytes more are within the rate.
+    /// Waits until `bytes` more are within the rate.
     pub(crate) async fn acquire(&mut self, bytes: u64) {
         if self.rate == 0 {
             return;
@@ -25,7 +25,7 @@ impl RateLimiter {
         sleep(self.take(bytes, self.rate as f64)).await;
     }
 
-    /// Takes so much at a rate of its own; gives how long to wait until it is within that.
+    /// Charges `amount` at a given rate per second. Returns how long to wait until that is within the rate.
     pub(crate) fn take(&mut self, amount: u64, rate: f64) -> Duration {
         let now = Instant::now();
         self.paid = self.paid.max(now) + Duration::from_secs_f64(amount as f64 / rate);

@@ -1,4 +1,4 @@
-//! Bringing slots in sync with their owners, and asking for the next offer.
+//! Brings slots in sync with their owners, and requests sync offers for them.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -26,19 +26,19 @@ use crate::{
     shared::{Shared, SyncTask},
 };
 
-/// Slots that are brought in step together: few enough that those that are first do not wait long for the others.
+/// Slots that are brought in sync together: few enough that the first ones do not wait long for the others.
 const GROUP_SLOTS: usize = 32;
-/// Crowds of slots that wait for one owner.
+/// Most batches of slots that wait for one owner.
 const QUEUE_LENGTH: usize = 64;
 /// How long to wait for more slots of the same owner.
 const BATCHING_WINDOW: Duration = Duration::from_millis(20);
 /// The pause after catching up failed, at first and at most.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const MAX_PAUSE: Duration = Duration::from_secs(10);
-/// How long asking for an offer may take.
+/// How long a sync request may take.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Hands slots to one task for each owner.
+/// Passes slots to one task per owner.
 pub(crate) async fn run(shared: Arc<Shared>, mut follows: mpsc::Receiver<SyncTask>) {
     let mut owners: HashMap<Member, mpsc::Sender<BTreeMap<Slot, Claim>>> = HashMap::new();
     while let Some(follow) = follows.recv().await {
@@ -50,7 +50,7 @@ pub(crate) async fn run(shared: Arc<Shared>, mut follows: mpsc::Receiver<SyncTas
             });
             sender
         });
-        // A task ends only when the node does.
+        // A task ends only when the node stops.
         let _ = owner.send(follow.slots).await;
     }
 }
@@ -60,7 +60,7 @@ async fn sync_with_owner(
     owner: Member,
     mut slots: mpsc::Receiver<BTreeMap<Slot, Claim>>,
 ) {
-    // Those that damage holds up, here or there, are tried again from time to time; the others do not wait for them.
+    // Slots that damage on either side delays are retried from time to time, so that the others do not wait for them.
     let (mut held_up, mut backoff) = (BTreeMap::new(), Backoff::new(FIRST_PAUSE, MAX_PAUSE));
     let mut due = Instant::now();
     loop {
@@ -85,8 +85,8 @@ async fn sync_with_owner(
     }
 }
 
-/// Brings slots in sync with their owner, group by group, and asks it for offers of each group at once: a slot that is in
-/// step counts, whatever the others lack. Gives those that damage holds up.
+/// Brings slots in sync with their owner, group by group, and requests sync offers right after each group: a slot
+/// counts as in sync regardless of the others. Returns the slots that damage delays.
 async fn sync_slots(
     shared: &Arc<Shared>,
     owner: &Member,
@@ -99,19 +99,19 @@ async fn sync_slots(
     let mut last = None;
     limited!(info, %owner, slots = todo.len(), "catching up");
     while !todo.is_empty() {
-        // Newer claims of the owner take the place of older ones.
+        // Newer claims of the owner replace older ones.
         while let Ok(more) = slots.try_recv() {
             todo.extend(more);
         }
         held_up.retain(|slot, _| !todo.contains_key(slot));
         counted.set(todo.len() + held_up.len());
         let mut group = next_group(&todo, last);
-        // One that fails again and again keeps no other from its turn.
+        // A group that keeps failing must not starve the others.
         last = group.last_key_value().map(|(slot, _)| *slot);
         match catch_up::run(shared, owner, &group, CatchUpMode::FollowOwner).await {
             Ok(CatchUpResult { refused, unreadable }) => {
-                // Those are somebody else's: whoever owns them offers them. This owner's offer will be refused
-                // here, which tells it of the higher claim.
+                // These slots have another owner by now, who offers them itself. This node refuses the previous
+                // owner's offer and thereby reports the higher claim.
                 for (slot, by) in refused {
                     tracing::debug!(slot = slot.number(), %owner, by = %by.claimant, "a slot has another owner by now");
                 }
@@ -134,7 +134,7 @@ async fn sync_slots(
             }
             Err(error) => limited!(info, %owner, %error, "catching up failed: trying again"),
         }
-        // Without a stream from it nothing is in sync anyway, and it offers all slots with the next.
+        // Without the owner's stream nothing can be in sync, and the next stream begins by offering all slots.
         if !shared.is_served(&owner.node) || shared.ledger.writable().is_err() {
             return BTreeMap::new();
         }
@@ -143,14 +143,14 @@ async fn sync_slots(
     held_up
 }
 
-/// The slots after the last one of the group before, from the first again after the last of all.
+/// Returns the next group of slots after `last`, starting over after the last slot.
 fn next_group(todo: &BTreeMap<Slot, Claim>, last: Option<Slot>) -> BTreeMap<Slot, Claim> {
     let rest = todo.iter().filter(|(slot, _)| last.is_none_or(|last| **slot > last));
     let group: BTreeMap<_, _> = rest.take(GROUP_SLOTS).map(|(slot, claim)| (*slot, claim.clone())).collect();
     if group.is_empty() && last.is_some() { next_group(todo, None) } else { group }
 }
 
-/// A share of a number that several add to; gone when this is dropped.
+/// One task's share of a shared gauge; dropping it subtracts the share.
 struct SharedGauge<'a> {
     total: &'a AtomicU64,
     share: u64,
@@ -163,7 +163,7 @@ impl<'a> SharedGauge<'a> {
 
     fn set(&mut self, share: usize) {
         let before = std::mem::replace(&mut self.share, share as u64);
-        // Wraps around for a moment at most.
+        // The total may wrap around for a moment.
         self.total.fetch_add(self.share.wrapping_sub(before), Ordering::Relaxed);
     }
 }
@@ -174,7 +174,7 @@ impl Drop for SharedGauge<'_> {
     }
 }
 
-/// Asks the owner for offers.
+/// Sends the owner a sync request for each slot.
 async fn request_sync(
     shared: &Arc<Shared>,
     owner: &Member,

@@ -1,17 +1,17 @@
-//! Leaving appends their room: what a node whose writers are busy gives to others that catch up.
+//! Gives appends priority: limits what a busy node sends to nodes that catch up.
 
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-/// A busy node gives so many times the entries that it appends itself: whoever catches up gains on it.
+/// A busy node sends this many times the entries that it appends itself, so that a node that catches up gains on it.
 const CATCH_UP_FACTOR: f64 = 2.0;
-/// … but so many a second at least.
+/// The least that it sends, in entries per second.
 const MIN_RATE: f64 = 20_000.0;
-/// How often the rate of appends is looked at.
+/// How often the rate of appends is measured.
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(500);
 
-/// How much a node appends.
+/// The measured rate of a node's appends.
 #[derive(Debug)]
 pub(crate) struct CatchUpThrottle(Mutex<RateSample>);
 
@@ -19,7 +19,7 @@ pub(crate) struct CatchUpThrottle(Mutex<RateSample>);
 struct RateSample {
     at: Instant,
     appended: u64,
-    /// Entries a second in the time before.
+    /// Entries per second in the previous interval.
     rate: f64,
 }
 
@@ -28,8 +28,8 @@ impl CatchUpThrottle {
         Self(Mutex::new(RateSample { at: now, appended: 0, rate: 0.0 }))
     }
 
-    /// Entries a second that may be given to a node that catches up while the writers are busy; `appended` is how many
-    /// this node has appended so far.
+    /// Returns how many entries per second may be sent to a node that catches up while the writers are busy;
+    /// `appended` is how many this node has appended so far.
     pub(crate) fn allowed_rate(&self, now: Instant, appended: u64) -> f64 {
         let mut look = self.0.lock();
         let passed = now.saturating_duration_since(look.at);

@@ -1,14 +1,15 @@
-//! Leaving for good: other nodes take this one's copies while it lives, and it goes when no slot names it any more.
+//! Removing a node for good: other nodes copy its slots while it lives, and it has left when no slot names it as a
+//! member.
 //!
-//! | the node | says in gossip | leaves it when |
+//! | the node | announces in gossip | changes when |
 //! | --- | --- | --- |
-//! | stays | `leaves=no` | an operator has it leave → leaving |
-//! | leaving | that it leaves and drains | it is cancelled → stays; every slot's owner says that it is no member → has left |
-//! | has left | the same, as long as it runs | it is cancelled → stays |
+//! | is a member | `leaves=no` | an operator decommissions it → leaving |
+//! | is leaving | that it leaves and drains | an operator cancels → member; every slot's owner reports that it is no member → has left |
+//! | has left | the same, while it runs | an operator cancels → member |
 //!
-//! What it is, is on its disk before it is said, so a restart goes on where it was, unless it was to leave until a restart
-//! only. The owners move its copies: each slot
-//! by a takeover like any other move, so that a node that dies on its way out takes nothing along but its own copies.
+//! The state is on disk before the node announces it, so a restart continues from there, unless the operator limited
+//! it to the current run. The owners move the copies, each slot by a takeover like any other move. If the node dies
+//! meanwhile, the cluster loses only its copies.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -39,61 +40,61 @@ use crate::{
     shared::Shared,
 };
 
-/// The note that says so, in the data directory.
+/// The attribute that stores the state in the data directory.
 const ATTRIBUTE: &str = "leaving";
-/// How often owners are asked.
+/// How often the node asks owners.
 const QUERY_INTERVAL: Duration = Duration::from_millis(500);
-/// How often when it has left.
+/// How often it asks when it has left.
 const IDLE_QUERY_INTERVAL: Duration = Duration::from_secs(10);
-/// How long an owner may take to answer.
+/// How long an owner may take to respond.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
-/// How often nobody must name the node, one time after the other: for so long that whoever had not heard yet that it leaves,
-/// and might have moved a copy to it, has heard or is taken for dead.
+/// How many times in a row no owner may name the node before it has left. That is long enough that every node that
+/// could still move a copy to it has heard that it leaves, or counts as dead.
 const CONFIRMATIONS: u32 = 6;
 
-/// Whether a node leaves for good.
+/// Whether and how a node is being decommissioned.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct DecommissionState {
-    /// How; `None`: it stays.
+    /// The mode; `None`: it remains a member.
     pub mode: Option<DecommissionMode>,
-    /// The process is to end when it has left.
+    /// Whether the process ends when the node has left.
     pub ends: bool,
-    /// Nothing is kept by it any more.
+    /// Whether no slot names it any more.
     pub has_left: bool,
-    /// It stays when it is started anew: none of this is on its disk.
+    /// Whether the state is only in memory: a restarted node is a member again.
     pub until_restart: bool,
 }
 
-/// How far a node is that leaves.
+/// The progress of a decommission.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DecommissionStatus {
-    /// Slots that name it as a member.
+    /// Number of slots that name it as a member.
     pub slots: usize,
-    /// Slots of which nobody says whether they do.
+    /// Number of slots whose owner did not report whether they do.
     pub unknown: usize,
-    /// Slots that it owns.
+    /// Number of slots that it owns.
     pub owned: usize,
-    /// Contexts of the slots that name it.
+    /// Number of contexts in the slots that name it.
     pub contexts: u64,
     /// What it waits for.
     pub waits_for: Option<String>,
-    /// It has left.
+    /// Whether it has left.
     pub is_done: bool,
 }
 
-/// Why a node does not leave.
+/// Why a node cannot be decommissioned.
 #[derive(Debug, thiserror::Error)]
 pub enum DecommissionError {
-    /// Copies would fall short.
+    /// Too few nodes for the copies would remain.
     #[error("{0}")]
     TooFewNodes(TooFewNodes),
-    /// A slot with one member cannot be moved off it while it is written.
+    /// A slot with one member cannot be moved off that member while it is written to.
     #[error(
         "the cluster keeps one copy of each slot, and the only copy is not moved while its node lives: snapshot what this \
          node owns, stop it, and load it into the others; or set copies = 2 on every node first"
     )]
     OneCopy,
-    /// It cannot be noted on disk.
+    /// The state cannot be written to disk.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -110,13 +111,13 @@ pub enum DecommissionError {
     }
 )]
 pub struct TooFewNodes {
-    /// How many would remain.
+    /// Number of nodes that would remain.
     pub remaining: usize,
-    /// Who they are.
+    /// The nodes that would remain.
     pub nodes: Vec<NodeId>,
-    /// How many copies there should be.
+    /// Number of copies that each slot should have.
     pub replication_factor: usize,
-    /// How many an append needs.
+    /// Number of copies that an append needs.
     pub write_quorum: usize,
 }
 
@@ -128,7 +129,7 @@ fn names(nodes: &[NodeId]) -> String {
 }
 
 impl DecommissionState {
-    /// Reads what the data directory says. Blocks.
+    /// Reads the state from the data directory. Blocks.
     pub(crate) fn read(ledger: &Ledger) -> Result<Self, StoreError> {
         let Some(note) = ledger.node_attribute(ATTRIBUTE)? else { return Ok(Self::default()) };
         let LeavingRecord { fewer, ends, has_left } =
@@ -139,7 +140,7 @@ impl DecommissionState {
         Ok(Self { mode: Some(how), ends, has_left, until_restart: false })
     }
 
-    /// Keeps it on disk.
+    /// Writes the state to disk.
     async fn keep(self, ledger: &Ledger) -> Result<(), StoreError> {
         let note = self.mode.filter(|_| !self.until_restart).map(|how| {
             let Self { ends, has_left, .. } = self;
@@ -152,7 +153,7 @@ impl DecommissionState {
     }
 }
 
-/// The other nodes that can keep copies, and stay.
+/// Returns the other nodes that can keep copies and are not leaving.
 fn remaining(view: &View, me: &NodeId) -> Vec<NodeId> {
     let keeps = view.members.iter().filter(|member| {
         member.is_usable()
@@ -164,18 +165,21 @@ fn remaining(view: &View, me: &NodeId) -> Vec<NodeId> {
 }
 
 impl Cluster {
-    /// Whether this node leaves for good, from now on.
+    /// Watches whether this node is being decommissioned.
     pub fn decommission_state(&self) -> watch::Receiver<DecommissionState> {
         self.shared.decommission.subscribe()
     }
 
-    /// How far it is, from now on.
+    /// Watches the progress of the decommission.
     pub fn decommission_status(&self) -> watch::Receiver<DecommissionStatus> {
         self.shared.decommission_status.subscribe()
     }
 
-    /// Leaves for good, unless copies would fall short: it is on disk when this returns, unless it is until the next start
-    /// only. `ends`: whoever runs the node is to end it when it has left.
+    /// Decommissions this node, if enough nodes for the copies remain. The state is on disk when this returns, unless
+    /// `until_restart` is set. `ends`: the server is to stop once the node has left.
+    ///
+    /// # Errors
+    /// [`DecommissionError`] if too few nodes would remain, or the state cannot be written to disk.
     pub async fn decommission(
         &self,
         how: DecommissionMode,
@@ -189,14 +193,17 @@ impl Cluster {
         let departure = DecommissionState { mode: Some(how), ends, has_left: known.has_left, until_restart };
         departure.keep(&self.shared.ledger).await?;
         tracing::warn!(node = %self.shared.me.node, ?how, "leaving for good: other nodes take the copies that are here");
-        // First that it leaves: who hears only that it drains would give it copies still.
+        // Announce this before draining: a node that only hears of draining would still move copies here.
         self.membership.set_decommission(departure.mode);
         self.shared.decommission.send_replace(departure);
         self.drain(true).await;
         Ok(())
     }
 
-    /// Stays after all.
+    /// Cancels the decommission.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the state cannot be written to disk.
     pub async fn cancel_decommission(&self) -> Result<(), StoreError> {
         DecommissionState::default().keep(&self.shared.ledger).await?;
         tracing::warn!(node = %self.shared.me.node, "staying: the node does not leave any more");
@@ -226,7 +233,7 @@ fn check_decommission(shared: &Shared, how: DecommissionMode) -> Result<(), Deco
     Ok(())
 }
 
-/// Sees to it that a node that leaves comes to an end.
+/// Runs the decommission: checks its progress, and records when the node has left.
 pub(crate) async fn run(shared: Arc<Shared>) {
     let mut departure = shared.decommission.subscribe();
     let first = *departure.borrow_and_update();
@@ -249,7 +256,7 @@ pub(crate) async fn run(shared: Arc<Shared>) {
         times = if is_free { times + 1 } else { 0 };
         if times >= CONFIRMATIONS && !now.has_left {
             let left = DecommissionState { has_left: true, ..now };
-            // Unless it was told to stay meanwhile.
+            // Unless an operator cancelled it meanwhile.
             if *departure.borrow() == now {
                 match left.keep(&shared.ledger).await {
                     Ok(()) => {
@@ -278,7 +285,7 @@ pub(crate) async fn run(shared: Arc<Shared>) {
     }
 }
 
-/// How far it is.
+/// Determines the progress.
 async fn look(shared: &Arc<Shared>, how: Option<DecommissionMode>) -> DecommissionStatus {
     let routes = Arc::clone(&shared.routes.borrow());
     let mut others: BTreeMap<NodeId, BTreeSet<Slot>> = BTreeMap::new();
@@ -297,7 +304,7 @@ async fn look(shared: &Arc<Shared>, how: Option<DecommissionMode>) -> Decommissi
                 }
             }
             SlotOwner::Other(node, _) => _ = others.entry(node.clone()).or_default().insert(slot),
-            // Without members it was never formed, as far as this node ever heard.
+            // As far as this node ever heard, a slot without members was never formed.
             SlotOwner::Nobody(_) => unknown += usize::from(!route.members.is_empty()),
         }
     }
@@ -318,7 +325,7 @@ async fn look(shared: &Arc<Shared>, how: Option<DecommissionMode>) -> Decommissi
     }
     let contexts = match shared.ledger.digests(naming.iter().copied().collect()).await {
         Ok(digests) => digests.values().map(ledger_core::digest::Digest::count).sum(),
-        // It is closed: the node stops.
+        // The ledger is closed, because the node stops.
         Err(_) => 0,
     };
     let waits_for = match how.map(|how| check_decommission(shared, how)) {
@@ -331,7 +338,7 @@ async fn look(shared: &Arc<Shared>, how: Option<DecommissionMode>) -> Decommissi
     DecommissionStatus { slots: naming.len(), unknown, owned, contexts, waits_for, is_done: false }
 }
 
-/// What another node owns, and what of it names this one.
+/// Asks another node which slots it owns, and which of them name this node.
 async fn ask(shared: &Shared, owner: &NodeId) -> Result<(BTreeSet<Slot>, BTreeSet<Slot>), String> {
     let to = {
         let view = shared.view.borrow();
@@ -348,7 +355,7 @@ async fn ask(shared: &Shared, owner: &NodeId) -> Result<(BTreeSet<Slot>, BTreeSe
     Ok((slots(&answer.owned)?, slots(&answer.naming)?))
 }
 
-/// What this node owns, and what of it names another one.
+/// Returns which slots this node owns, and which of them name another node.
 pub(crate) fn named(routes: &Routes, asked_by: &NodeId) -> NamedAnswer {
     let mut owned = BTreeSet::new();
     let mut naming = BTreeSet::new();

@@ -1,12 +1,12 @@
-//! How this node comes to belong to its cluster.
+//! How a node joins its cluster.
 //!
-//! A cluster that forms has its identity with its first slot: the lane that notes that the slot was formed notes the identity
-//! in the same write. A node that belongs to none takes that of the nodes it finds ([`crate::membership::identity`]).
+//! A new cluster gets its identity with its first slot: the lane that records the slot as formed records the identity
+//! in the same write. A node without a cluster joins that of the nodes it finds ([`crate::membership::identity`]).
 //!
-//! What is left are clusters that were formed by builds that knew of no identity. The owner of the first slot draws one when all
-//! nodes that gossip knows are there and say that they belong to none, to which it asks each: [`FormationFence`]. Who is asked by
-//! the owner of a later epoch answers no earlier one, and the owner itself draws only as long as it was not asked by a
-//! later one. All others hear of it as of any.
+//! What remains are clusters that builds without identities formed. There the owner of the first slot draws an
+//! identity once all nodes known to gossip are present and have no cluster. It asks each of them: [`FormationFence`].
+//! A node that responded to the owner of a later epoch refuses an earlier one, and the owner itself draws only if no
+//! later owner has asked it. All other nodes learn the identity through gossip.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -34,24 +34,24 @@ use crate::{
     shared::Shared,
 };
 
-/// How often the owner of the first slot looks whether all are there.
+/// How often the owner of the first slot checks whether all nodes are present.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// How long an answer may take.
+/// How long a response may take.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// For whose question this node answered that it belongs to no cluster.
+/// The highest claim to which this node responded that it belongs to no cluster.
 #[derive(Debug, Default)]
 pub(crate) struct FormationFence(Mutex<FormationQuery>);
 
 #[derive(Debug, Default)]
 struct FormationQuery {
     by: Option<Claim>,
-    /// This node draws an identity now: nobody is answered.
+    /// This node is drawing an identity: it responds to nobody meanwhile.
     is_drawing: bool,
 }
 
 impl FormationFence {
-    /// Whether a claim's owner may be answered: nobody with a higher one asked.
+    /// Returns whether this node may respond to a claim's owner: no owner of a higher claim has asked.
     fn ask(&self, by: &Claim) -> bool {
         let mut asked = self.0.lock();
         if asked.is_drawing || asked.by.as_ref().is_some_and(|higher| higher > by) {
@@ -61,7 +61,8 @@ impl FormationFence {
         true
     }
 
-    /// Whether this node may draw in a claim: nobody with a higher one asked, nor will before it is done.
+    /// Returns whether this node may draw an identity in a claim: no owner of a higher claim has asked, and none gets
+    /// a response until the drawing is done.
     fn begin(&self, claim: &Claim) -> bool {
         let mut asked = self.0.lock();
         asked.is_drawing = !asked.is_drawing && asked.by.as_ref() == Some(claim);
@@ -73,7 +74,7 @@ impl FormationFence {
     }
 }
 
-/// Follows what the directory and gossip say until the node ends.
+/// Joins the cluster that the directory or gossip names, and keeps checking until this node belongs to one.
 pub(crate) async fn keep(shared: Arc<Shared>, membership: Arc<Membership>) {
     let (mut belongs, mut wanted) = (shared.ledger.cluster_id(), membership.identity().wanted());
     let mut tick = interval(CHECK_INTERVAL);
@@ -115,7 +116,7 @@ async fn join(shared: &Arc<Shared>, change: RecordChange) {
     }
 }
 
-/// The claim in which this node owns the first slot.
+/// Returns the claim in which this node owns the first slot.
 fn owned(shared: &Shared) -> Option<Claim> {
     match shared.routes.borrow().get(Slot::FIRST)?.owner {
         SlotOwner::Me(epoch) => Some(Claim { epoch, claimant: shared.me.node.clone() }),
@@ -123,7 +124,7 @@ fn owned(shared: &Shared) -> Option<Claim> {
     }
 }
 
-/// Draws an identity for a cluster that has none, if all agree.
+/// Draws an identity for a cluster without one, if all nodes agree.
 async fn form_cluster(shared: &Arc<Shared>, claim: Claim) {
     let others = {
         let view = shared.view.borrow();
@@ -134,7 +135,7 @@ async fn form_cluster(shared: &Arc<Shared>, claim: Claim) {
             *member == shared.me
                 || view.get(&member.node).is_some_and(|known| known.storage_id == member.storage)
         };
-        // One that is away could have drawn one, or be asked by another.
+        // An absent node could have drawn an identity, or respond to another owner.
         if !members.iter().all(is_there) || others.clone().any(|other| !other.is_usable() || !other.greets) {
             return;
         }
@@ -167,7 +168,7 @@ async fn form_cluster(shared: &Arc<Shared>, claim: Claim) {
     shared.formation.done();
 }
 
-/// Whether a node belongs to no cluster, and answers nobody of a lower claim any more.
+/// Asks whether a node belongs to no cluster. From then on that node refuses lower claims.
 async fn ask(shared: &Arc<Shared>, to: &Member, claim: &Claim) -> Result<bool, String> {
     let peer = shared.peers.get(to).ok_or("it is not known")?;
     let mut client = ReplicaServiceClient::new(shared.peers.channel(&peer)?);
@@ -183,12 +184,12 @@ async fn ask(shared: &Arc<Shared>, to: &Member, claim: &Claim) -> Result<bool, S
     Ok(answer.cluster.is_empty())
 }
 
-/// Answers the owner of the first slot, who would draw an identity.
+/// Responds to the owner of the first slot, which wants to draw an identity.
 pub(crate) fn answer(shared: &Shared, by: &Claim) -> Result<BelongsResponse, Status> {
     if let Some(id) = *shared.ledger.cluster_id().borrow() {
         return Ok(BelongsResponse { cluster: id.0.to_vec().into() });
     }
-    // What is about to be formed has an identity of its own.
+    // A cluster that is about to be formed gets an identity of its own.
     if shared.is_forming.load(Ordering::Relaxed) || !shared.formation.ask(by) {
         return Err(Status::failed_precondition("the first slot is about to have another owner"));
     }

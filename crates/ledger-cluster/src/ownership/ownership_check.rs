@@ -1,8 +1,9 @@
-//! Whether the other nodes of a cluster hold everything, asked before a node's own directory is given up.
+//! Checks whether the other nodes own all slots, before a node's unreadable directory is set aside.
 //!
-//! Every node that is known from the file [`known`] says which slots it owns. An owner has all that was acknowledged, and says so
-//! only while enough members hear it; if each slot has one, nothing depends on the directory that cannot be opened. A new
-//! owner is found within seconds of the failure of the old one, so it is asked again for a while.
+//! It asks every node in the file of `known_nodes` which slots that node owns. An owner has everything that was
+//! acknowledged, and says that it is the owner only while it hears enough members. If each slot has an owner, nothing
+//! depends on the directory that cannot be opened. After an owner fails, a new one takes over within seconds, so the
+//! check repeats for a while.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,30 +26,30 @@ use crate::{
     peers::{ChannelUse, connect},
 };
 
-/// For how long the others are asked.
+/// How long the check repeats.
 const TOTAL_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long to wait before asking again.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
-/// How long one may take to answer.
+/// How long a node may take to respond.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(3);
-/// How many are asked at once.
+/// How many nodes are asked concurrently.
 const MAX_CONCURRENT: usize = 8;
 
-/// What a node says.
+/// What a node reports.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct OwnershipReport {
     node: String,
-    /// Of its cluster.
+    /// Identity of its cluster.
     identity: String,
     /// The slots that it owns itself.
     owned: BTreeSet<u32>,
 }
 
-/// Waits until the other nodes own all slots; gives their names. Otherwise why that cannot be said of them. Given the identity of
-/// this node's cluster, if it is known, nodes of another one that are at these addresses by now do not count.
+/// Waits until the other nodes own all slots; returns their names. If this node's cluster is known, nodes of another
+/// cluster that have taken over these addresses do not count.
 ///
 /// # Errors
-/// Which nodes did not answer, and how many slots none of those that did owns.
+/// A text that names the nodes that did not respond, and how many slots none of the others owns.
 pub async fn wait_until_all_owned(
     me: &NodeId,
     cluster: Option<ClusterId>,
@@ -97,7 +98,7 @@ async fn ask(tls: Option<&PeerTls>, address: &str) -> Result<OwnershipReport, St
     })
 }
 
-/// Whether each slot has an owner among those that answered.
+/// Checks whether each slot has an owner among the nodes that responded.
 fn check_owned_by_all(
     me: &NodeId,
     cluster: Option<ClusterId>,
@@ -133,7 +134,8 @@ fn check_owned_by_all(
     Err(format!("{missing} of {SLOTS} slots have no owner among the other nodes; {silent}"))
 }
 
-/// An answer of the node that was asked: at its address there may be another one by now, of another cluster even.
+/// Checks that the response is from the intended node: another one may have its address by now, even one of another
+/// cluster.
 fn as_asked<'a>(
     asked: &NodeId,
     cluster: Option<&str>,
@@ -181,7 +183,7 @@ mod tests {
         assert!(one_short.contains("1 of 1024"), "{one_short}");
         let silent = judged(&[says("b", "x", 0..600), (id("c"), Err("refused".to_owned()))]).unwrap_err();
         assert!(silent.contains("424 of 1024") && silent.contains("c (refused)"), "{silent}");
-        // What answers under this node's name is not another one.
+        // A process that responds under this node's own name is not another node.
         assert!(judged(&[says("a", "x", 0..1024)]).is_err());
         assert!(judged(&[(id("b"), says("a", "x", 0..1024).1)]).is_err());
         let two = judged(&[says("b", "x", 0..600), says("c", "y", 600..1024)]).unwrap_err();
@@ -199,7 +201,7 @@ mod tests {
         assert_eq!(judged(&[says("b", &ours, 0..1024)]), Ok(vec!["b".to_owned()]));
         let renamed = judged(&[(id("b"), says("x", &ours, 0..1024).1)]).unwrap_err();
         assert!(renamed.contains("at its address is x"), "{renamed}");
-        // One cluster alone is not two, and may be another one all the same.
+        // A single foreign cluster is not two clusters, and still does not count.
         let foreign = judged(&[says("b", &theirs, 0..1024)]).unwrap_err();
         assert!(foreign.contains("1024 of 1024") && foreign.contains("it is of cluster"), "{foreign}");
         assert!(judged(&[says("b", "", 0..1024)]).is_err());

@@ -1,10 +1,10 @@
-//! Operators' decisions to go on without members that are lost for good, and what came of them. See
+//! Operators' decisions to continue without members that are lost for good, and their outcomes. See
 //! [`ledger_core::ownership::recovery`].
 //!
-//! A decision is on the disk of a node before anything follows from it, and so is what each slot went on with. Nodes tell
-//! each other of all of them for ever, for a member that was declared lost may come back: whoever knows refuses it, as one
-//! that has forgotten what it promised, and tells it why. It then takes another identity, keeps its entries, and joins as
-//! a new member, whose histories go to the forks where they differ.
+//! A node stores a decision on disk before it acts on it, and likewise the evidence of what each slot continued with.
+//! Nodes exchange all decisions forever, because a member that was declared lost may return. Every node that knows
+//! refuses such a member, as one that forgot its promises, and sends it the reason. The member then takes a new
+//! identity, keeps its entries, and joins as a new member; where its histories differ, they go to the forks.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -41,91 +41,91 @@ use crate::{
 
 pub(crate) mod listing;
 
-/// The note that holds them, in the data directory.
+/// The attribute that stores the decisions in the data directory.
 const ATTRIBUTE: &str = "recoveries";
-/// Most decisions that are kept.
+/// Most decisions that are stored.
 const MAX_DECISIONS: usize = 32;
-/// Most members that one declares lost.
+/// Most members that one decision declares lost.
 pub const MAX_LOST: usize = 512;
-/// Longest reason, bytes.
+/// Longest reason, in bytes.
 pub const MAX_REASON: usize = 1024;
-/// Most bytes of all of them: a message between nodes carries them.
+/// Most bytes of all decisions, because one message between nodes carries them.
 const MAX_BYTES: usize = 8 << 20;
-/// How often it is looked whether a peer has yet to be told.
+/// How often this node checks whether a peer has yet to be notified.
 const NOTIFY_INTERVAL: Duration = Duration::from_secs(1);
-/// How long that may take.
+/// How long a notification may take.
 const NOTIFY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// An operator's decision, and what came of it.
+/// An operator's decision and its outcome.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Decision {
-    /// Made at random.
+    /// A random id.
     pub id: [u8; 16],
-    /// Nanoseconds since the Unix epoch.
+    /// When it was made: wall-clock time, nanoseconds since the Unix epoch.
     pub decided_at_ns: u64,
-    /// In the operator's words.
+    /// The operator's reason.
     pub reason: String,
     /// The members that were declared lost.
     pub lost: BTreeSet<Member>,
-    /// The slots that may go on without them.
+    /// The slots that may continue without them.
     pub approved: BTreeMap<Slot, RecoveryApproval>,
-    /// What slots went on with.
+    /// What slots continued with.
     pub slots: BTreeMap<(Slot, Claim), RecoveryEvidence>,
 }
 
-/// What a slot went on with.
+/// What a slot continued with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RecoveryEvidence {
-    /// Who was missing, and who was heard.
+    /// Which members were missing, and which responded.
     pub recovery: Recovery,
-    /// Of what was adopted.
+    /// Digest of the adopted content.
     pub digest: Digest,
-    /// Nanoseconds since the Unix epoch.
+    /// When: wall-clock time, nanoseconds since the Unix epoch.
     pub recovered_at_ns: u64,
 }
 
-/// Why a node does not go on without members that are lost.
+/// Why a node does not continue without lost members.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum RecoverError {
-    /// Members are there.
+    /// A member that was declared lost is alive.
     #[error(
         "{0} answers, so it is not lost: have it leave with `ledgerctl cluster decommission`, if it is to go"
     )]
     Alive(Member),
-    /// Members may know more.
+    /// A member that was not declared lost is absent and may know more.
     #[error(
         "{0} does not answer and was not declared lost: it may hold entries, or know of members, that nobody else does; start it, \
          or declare it lost too"
     )]
     Silent(Member),
-    /// A node cannot note anything.
+    /// A node cannot store the decision.
     #[error("the disk of {0} takes no writes: make room first, for it has to promise too")]
     Full(Member),
-    /// The decision itself makes no sense.
+    /// The decision is invalid.
     #[error("{0}")]
     Malformed(&'static str),
-    /// There were too many.
+    /// There were too many decisions.
     #[error(
         "there were {MAX_DECISIONS} decisions like this already, and no more are kept: copy what the nodes hold into a new cluster"
     )]
     TooMany,
-    /// It cannot be kept.
+    /// The decision cannot be stored.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
-/// All decisions that a node knows of.
+/// All decisions that a node knows.
 #[derive(Debug, Default)]
 pub(crate) struct Decisions {
     known: RwLock<Vec<Decision>>,
-    /// Kept one after the other, so that none replaces a newer one on disk.
+    /// Serializes writers, so that none replaces a newer version on disk.
     turn: tokio::sync::Mutex<()>,
-    /// What they come to.
+    /// The combined effect of all decisions.
     declared: watch::Sender<Arc<DeclaredLosses>>,
 }
 
 impl Decisions {
-    /// Reads what the data directory says. Blocks.
+    /// Reads the decisions from the data directory. Blocks.
     pub(crate) fn read(ledger: &Ledger) -> Result<Self, StoreError> {
         let malformed = |error: &dyn std::fmt::Display| {
             StoreError::Io(format!("the note of recoveries is malformed: {error}"))
@@ -160,17 +160,18 @@ impl Decisions {
         });
     }
 
-    /// What they come to, from now on.
+    /// Watches the combined effect of all decisions.
     pub(crate) fn declared(&self) -> watch::Receiver<Arc<DeclaredLosses>> {
         self.declared.subscribe()
     }
 
-    /// All of them, the oldest first.
+    /// Returns all decisions, the oldest first.
     pub(crate) fn all(&self) -> Vec<Decision> {
         self.known.read().clone()
     }
 
-    /// Takes decisions, and what came of them, beside what is known: on disk before it holds. Whether any of it was new.
+    /// Merges decisions and outcomes into the known ones; they are on disk before they take effect. Returns whether
+    /// any of them was new.
     async fn take(&self, ledger: &Ledger, more: Vec<Decision>) -> Result<bool, RecoverError> {
         let _turn = self.turn.lock().await;
         let mut all = self.all();
@@ -215,12 +216,16 @@ fn now_ns() -> u64 {
 }
 
 impl Cluster {
-    /// The decisions that this node knows of, the oldest first.
+    /// Returns the decisions that this node knows, the oldest first.
     pub fn recoveries(&self) -> Vec<Decision> {
         self.shared.decisions.all()
     }
 
-    /// Goes on without members that are lost: the decision is on disk when this returns, and slots that can go on do so then.
+    /// Continues without lost members. The decision is on disk when this returns, and slots that can continue do so
+    /// afterwards.
+    ///
+    /// # Errors
+    /// [`RecoverError`] if a member is not lost, another absent one may know more, or the decision cannot be stored.
     pub async fn recover(&self, decision: Decision) -> Result<(), RecoverError> {
         check(&decision)?;
         let view = Arc::clone(&self.shared.view.borrow());
@@ -248,7 +253,8 @@ fn check(decision: &Decision) -> Result<(), RecoverError> {
     Ok(())
 }
 
-/// Records that slots went on without members: on disk before they do. Whoever cannot record it does not own them.
+/// Records which slots continued without members, on disk before they do. A node that cannot record this does not own
+/// them.
 pub(crate) async fn record(
     shared: &Shared,
     recovered: Vec<(Slot, Claim, Recovery)>,
@@ -264,7 +270,7 @@ pub(crate) async fn record(
         "slots go on here with what is left of them: `ledgerctl cluster recover --history` shows each"
     );
     for (slot, claim, recovery) in recovered {
-        // The newest decision that names one who is missing.
+        // The newest decision that names a missing member.
         let is_of =
             |decision: &&mut Decision| recovery.missing.iter().any(|member| decision.lost.contains(member));
         if let Some(decision) = known.iter_mut().rev().find(is_of) {
@@ -276,7 +282,7 @@ pub(crate) async fn record(
     shared.decisions.take(&shared.ledger, known).await.map(drop)
 }
 
-/// Tells the driver and the peers of decisions, as long as the node runs.
+/// Notifies the driver and the peers of decisions, as long as the node runs.
 pub(crate) async fn run(shared: Arc<Shared>, membership: Arc<Membership>) {
     let mut declared = shared.decisions.declared();
     let mut tick = interval(NOTIFY_INTERVAL);
@@ -308,7 +314,7 @@ async fn notify_peers(shared: &Arc<Shared>, told: &mut BTreeMap<Member, Vec<Deci
         return;
     }
     let view = Arc::clone(&shared.view.borrow());
-    // Those that were declared lost too: they are to hear of it.
+    // Include members that were declared lost, because they must learn of it.
     let peers = view.alive().map(wire::member_of).filter(|member| *member != shared.me);
     let peers: Vec<Member> = peers.filter(|member| told.get(member) != Some(&known)).collect();
     let asked = peers.into_iter().map(|peer| async move {
@@ -323,7 +329,7 @@ async fn notify_peers(shared: &Arc<Shared>, told: &mut BTreeMap<Member, Vec<Deci
     }
 }
 
-/// Tells a peer all, and takes all that it knows.
+/// Sends a peer all decisions, and takes all that it knows.
 async fn notify_peer(shared: &Arc<Shared>, to: &Member) -> Result<(), String> {
     let peer = shared.peers.of(to).ok_or("there are too many peers")?;
     let mut client =
@@ -333,13 +339,13 @@ async fn notify_peer(shared: &Arc<Shared>, to: &Member) -> Result<(), String> {
     take(shared, &answer.into_inner()).await.map_err(|error| error.to_string())
 }
 
-/// All that this node knows.
+/// Returns all decisions that this node knows, as a message.
 pub(crate) fn known_decisions(shared: &Shared) -> RecoveriesTold {
     let recoveries = shared.decisions.all().iter().map(to_record).collect();
     RecoveriesTold { from: Some(wire::to_member(&shared.me)), to: None, recoveries }
 }
 
-/// Takes what a peer says.
+/// Takes the decisions that a peer sent.
 pub(crate) async fn take(shared: &Shared, told: &RecoveriesTold) -> Result<(), RecoverError> {
     let malformed = |_| RecoverError::Malformed("a peer tells of recoveries that make no sense");
     let decisions = told.recoveries.iter().map(decision).collect::<Result<Vec<_>, _>>().map_err(malformed)?;
@@ -352,7 +358,8 @@ pub(crate) async fn take(shared: &Shared, told: &RecoveriesTold) -> Result<(), R
     Ok(())
 }
 
-/// This node's own directory was declared lost while it was away: what it promised holds no longer.
+/// Re-identifies this node's directory, which was declared lost while the node was away: its promises no longer
+/// count.
 async fn declared_lost(shared: &Arc<Shared>) {
     let opened = shared.config.facts.opened.unwrap_or_default();
     stale_volume::reidentify(shared, RolledBack { opened, heard: RolledBack::DECLARED_LOST }).await;
@@ -392,7 +399,7 @@ fn decision(from: &RecoveryRecord) -> Result<Decision, wire::RejectedMessage> {
     })
 }
 
-/// It is evidence: nothing is decided by it, so it is held against nothing that is known.
+/// Reads a claim without checking whether it is plausible: it is evidence, and nothing depends on it.
 fn claim(row: &RecoveredSlotRecord) -> Result<Claim, wire::Malformed> {
     let claim = row.claim.as_ref().ok_or(wire::Malformed("claim"))?;
     let claimant = NodeId::new(&claim.claimant).map_err(|_| wire::Malformed("claimant"))?;

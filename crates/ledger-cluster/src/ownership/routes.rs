@@ -1,4 +1,4 @@
-//! Where slots are: what requests are routed by.
+//! The owner and members of each slot, for routing requests.
 
 use std::{collections::HashMap, sync::Arc, time::Instant};
 
@@ -9,37 +9,37 @@ use ledger_core::{
     slot::{SLOTS, Slot},
 };
 
-/// Where all slots are, as one node knows it at one moment.
+/// All routes, as one node knows them at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Routes {
     slots: Vec<Arc<SlotRoute>>,
-    /// Where nodes are: `host:port`.
+    /// gRPC addresses of nodes, `host:port`.
     pub addresses: HashMap<NodeId, String>,
 }
 
-/// Where a slot is.
+/// The route of a slot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SlotRoute {
-    /// Who owns it.
+    /// Its owner.
     pub owner: SlotOwner,
     /// Its members, as far as this node knows.
     pub members: Vec<Member>,
-    /// Those of them that hold what the owner holds; only the owner knows.
+    /// The members that are in sync with the owner; only the owner knows.
     pub in_sync: Vec<Member>,
-    /// This node owns it, and takes no appends at the moment, because too few of them are in sync.
+    /// Whether this node owns it and accepts no appends at the moment, because too few members are in sync.
     pub is_halted: bool,
-    /// Since when nobody owns it.
+    /// Since when it has no owner.
     pub unowned_since: Option<Instant>,
 }
 
-/// Who owns a slot.
+/// The owner of a slot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SlotOwner {
-    /// This node.
+    /// This node, in an epoch.
     Me(Epoch),
-    /// Another one.
+    /// Another node, in an epoch.
     Other(NodeId, Epoch),
-    /// Nobody: why.
+    /// No node, and why.
     Nobody(String),
 }
 
@@ -74,12 +74,12 @@ impl Routes {
         Self { slots: (0..SLOTS).filter_map(Slot::new).map(route).collect(), addresses }
     }
 
-    /// Where a slot is; `None` while nothing is known yet.
+    /// Returns the route of a slot; `None` while nothing is known yet.
     pub fn get(&self, slot: Slot) -> Option<&SlotRoute> {
         self.slots.get(usize::from(slot.number())).map(AsRef::as_ref)
     }
 
-    /// The address of a slot's owner, if it is another node.
+    /// Returns the owner of a slot and its address, if another node owns it.
     pub fn owner_address(&self, slot: Slot) -> Option<(&NodeId, &str)> {
         match &self.get(slot)?.owner {
             SlotOwner::Other(node, _) => {
@@ -89,23 +89,23 @@ impl Routes {
         }
     }
 
-    /// Whether another node owns any slot.
+    /// Returns whether a node owns any slot.
     pub fn owns_any(&self, node: &NodeId) -> bool {
         self.slots.iter().any(|route| matches!(&route.owner, SlotOwner::Other(owner, _) if owner == node))
     }
 
-    /// Slots without an owner.
+    /// Counts the slots without an owner.
     pub fn unowned(&self) -> usize {
         self.slots.iter().filter(|route| matches!(route.owner, SlotOwner::Nobody(_))).count()
     }
 
-    /// Slots that this node owns, and takes appends to now.
+    /// Counts the slots that this node owns and accepts appends for now.
     pub fn taking(&self) -> usize {
         let takes = |route: &&Arc<SlotRoute>| matches!(route.owner, SlotOwner::Me(_)) && !route.is_halted;
         self.slots.iter().filter(takes).count()
     }
 
-    /// Slots that this node owns.
+    /// Counts the slots that this node owns.
     pub fn owned(&self) -> usize {
         self.slots.iter().filter(|route| matches!(route.owner, SlotOwner::Me(_))).count()
     }

@@ -1,10 +1,11 @@
-//! A node that came back with an older disk than it had: a volume that was restored, say.
+//! A node that returns with an older disk than it had, such as a restored volume.
 //!
-//! It has forgotten what it promised and accepted, and what it was counted for as a copy, while the others count on it. A node
-//! with a lost disk is no such danger, because a directory gets a storage id when it is formatted, and a member is a node with
-//! its storage id. So the directory is given another id: the node joins as a new member, keeps its entries, and learns.
+//! The node has forgotten what it promised and accepted, and which entries it acknowledged, while other nodes rely on
+//! them. A lost disk is less dangerous: formatting gives the directory a new storage id, and a member is a node
+//! together with its storage id. So an old directory gets a new id too. The node joins as a new member, keeps its
+//! entries, and catches up.
 //!
-//! The same is done with a directory that an operator declared lost and that is back: see `recovering`.
+//! The same happens to a directory that returns after an operator declared it lost: see [`super::recovery`].
 
 use std::sync::Arc;
 
@@ -17,60 +18,60 @@ use tonic::{
 
 use crate::{membership::RolledBack, shared::Shared};
 
-/// Carries what is remembered of a directory to a node that has forgotten it: sealed with the cluster's key, as what one node
-/// says of another. It may be heard again at any time, because how far a directory was durable stays true.
+/// Metadata key that carries to a node how far its directory was reported to be durable. The value is sealed with the
+/// cluster's key, which authenticates it. Replaying it is harmless, because it stays true.
 const HEARD: &str = "converge-set-back-bin";
 
-/// The data directory turned out to be older than what the node had said of it.
+/// The outcome of re-identifying a directory that is older than the node had announced.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Reidentified {
-    /// It is another one now.
+    /// The directory has a new identity.
     #[error(
         "{found}; it was given a new identity, {storage}, and keeps its entries: start the node again to join as a new member"
     )]
     Stale {
-        /// How it was found out.
+        /// How the rollback was detected.
         found: RolledBack,
         /// Its id from now on.
         storage: StorageId,
     },
-    /// Records of what was promised of slots were damaged, and it is another one now.
+    /// Damage destroyed records of what was promised for slots, and the directory has a new identity.
     #[error(
         "the data directory has lost what it promised of {slots} slots, by damage of its disk: it was given a new identity, \
          {storage}, and keeps its entries; start the node again to join as a new member, and look at the disk"
     )]
     RecordsLost {
-        /// Of how many slots.
+        /// Number of slots with a lost record.
         slots: usize,
         /// Its id from now on.
         storage: StorageId,
     },
-    /// The same, and it could not be changed.
+    /// Damage destroyed such records, and re-identifying the directory failed.
     #[error(
         "the data directory has lost what it promised of {slots} slots, by damage of its disk, and could not be given a new \
          identity ({reason}): start the node with an empty directory"
     )]
     RecordsUnreadable {
-        /// Of how many slots.
+        /// Number of slots with a lost record.
         slots: usize,
-        /// Why.
+        /// The error.
         reason: StoreError,
     },
-    /// It could not be changed.
+    /// The directory was rolled back, and re-identifying it failed.
     #[error(
         "{found}; it could not be given a new identity ({reason}): see to its disk and start the node again, or start it with an \
          empty directory"
     )]
     Failed {
-        /// How it was found out.
+        /// How the rollback was detected.
         found: RolledBack,
-        /// Why.
+        /// The error.
         reason: StoreError,
     },
 }
 
-/// What a node is refused with whose directory is older than what was heard of it. It need not know: gossip forgets the dead
-/// sooner than this node does.
+/// Returns the refusal for a node whose directory was rolled back. The node itself may not know: gossip forgets dead
+/// nodes sooner than this node does.
 pub(crate) fn stale_refusal(shared: &Shared, member: &Member, found: RolledBack) -> Status {
     let mut status =
         Status::failed_precondition(format!("{member} counts for nothing until it joins anew: {found}"));
@@ -82,12 +83,13 @@ pub(crate) fn stale_refusal(shared: &Shared, member: &Member, found: RolledBack)
     status
 }
 
-/// No other text that is sealed has so many parts.
+/// Returns the sealed text. No other sealed text has this many parts, so none can be confused with it.
 fn text(member: &Member, heard: u64) -> String {
     format!("set-back/{}/{}/{heard}", member.node, member.storage)
 }
 
-/// How far another node heard that this node's directory was durable, if it refuses it for that.
+/// Returns how far another node had heard that this node's directory was durable, if it refuses this node because of
+/// that.
 fn heard(shared: &Shared, refusal: &Status) -> Option<u64> {
     let sealed = refusal.metadata().get_bin(HEARD)?.to_bytes().ok()?;
     let said = String::from_utf8(shared.credentials.sealer.read().open(&sealed).ok()?).ok()?;
@@ -95,27 +97,27 @@ fn heard(shared: &Shared, refusal: &Status) -> Option<u64> {
     (said == text(&shared.me, heard)).then_some(heard)
 }
 
-/// A peer refuses this node: it may know what this node has forgotten.
+/// Handles a peer's refusal: the peer may remember what this node has forgotten.
 pub(crate) fn on_refusal(shared: &Arc<Shared>, refusal: &Status) {
     if let (Some(heard), Some(opened)) = (heard(shared, refusal), shared.config.facts.opened)
         && opened < heard
     {
-        // Whoever is refused is ended by it.
+        // Re-identifying ends the task that was refused, so run it in another one.
         let shared = Arc::clone(shared);
         tokio::spawn(async move { reidentify(&shared, RolledBack { opened, heard }).await });
     }
 }
 
-/// Takes part no more, gives the directory a new identity, and tells whoever started the node.
+/// Ends this node's part in the cluster, gives the directory a new identity, and notifies the server.
 pub(crate) async fn reidentify(shared: &Arc<Shared>, found: RolledBack) {
     if shared.rolled_back.set(found).is_err() {
-        // Somebody does it.
+        // Another task does it already.
         return;
     }
     let RolledBack { opened, heard } = found;
     let (node, storage) = (&shared.me.node, &shared.me.storage);
     tracing::error!(%node, %storage, opened, heard, "{found}: what this node promised holds no longer; giving the directory a new identity, to join as a new member");
-    // Streams end, nothing is asked or claimed any more, and the lanes get no more copies.
+    // This ends all streams and requests, and the lanes get no more acknowledgements.
     shared.cancel.cancel();
     let ledger = shared.ledger.clone();
     let renewed = tokio::task::spawn_blocking(move || ledger.reidentify()).await;
@@ -128,7 +130,8 @@ pub(crate) async fn reidentify(shared: &Arc<Shared>, found: RolledBack) {
     shared.reidentified.send_replace(Some(renewed));
 }
 
-/// What a directory promised of slots is lost: it is given a new identity, so that nobody counts on what it forgot. Blocks.
+/// Gives a new identity to a directory that lost what it promised for slots, so that no node relies on the promises.
+/// Blocks.
 pub(crate) fn reidentify_forgotten(ledger: &Ledger, slots: usize) -> Reidentified {
     let renewed = match ledger.reidentify() {
         Ok(storage) => Reidentified::RecordsLost { slots, storage },
@@ -138,7 +141,7 @@ pub(crate) fn reidentify_forgotten(ledger: &Ledger, slots: usize) -> Reidentifie
     renewed
 }
 
-/// Waits until a record turns out to be lost while the node runs, and ends its part in the cluster then.
+/// Waits until a record turns out to be lost while the node runs, and then ends its part in the cluster.
 pub(crate) async fn watch_records(shared: Arc<Shared>) {
     let mut lost = shared.ledger.watch_lost_slots();
     let Ok(slots) = lost.wait_for(|slots| !slots.is_empty()).await.map(|slots| slots.len()) else { return };

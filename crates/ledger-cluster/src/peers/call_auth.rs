@@ -1,18 +1,20 @@
-//! Who may call this node's service for nodes, and what this node shows when it calls others.
+//! Authenticates calls between nodes: who may call this node's service, and what this node proves when it calls
+//! others.
 //!
-//! A caller greets first ([`Greet`](ledger_proto::ledger::v1::GreetRequest)): each side gives a nonce, and the one that is called
-//! proves that it has the cluster's key. Then every call carries a [`CallProof`]: a keyed hash over both nonces, both members, the
-//! method, the number of the call in the session, and a hash of what is sent. Each is taken once ([`sessions`]). So what
-//! was overheard opens nothing: not on another connection, not for another call, and not a second time. What it does not
-//! do is hide what is said, or keep somebody out who can write into a connection that is open: that is for TLS.
+//! A caller greets first ([`Greet`](ledger_proto::ledger::v1::GreetRequest)): each side sends a nonce, and the called
+//! side proves that it has the cluster's key. Every call then carries a [`CallProof`]: a keyed hash over both nonces,
+//! both members, the method, the number of the call in the session, and a hash of the request. Each is accepted once
+//! ([`sessions`]). An eavesdropper can therefore reuse a proof neither on another connection, nor for another call,
+//! nor a second time. The proofs do not encrypt anything, and do not stop an attacker who can write into an open
+//! connection: that takes TLS.
 //!
 //! | part | holds |
 //! | --- | --- |
 //! | [`ledger_core::call_proof`] | the proof, as text and as bytes |
-//! | [`sessions`] | which calls were taken already |
-//! | [`calling`] | the caller's side: greets, and proves each call |
-//! | [`operators`] | the door that operators' calls come through, with the same proof |
-//! | here | the side that is called |
+//! | [`sessions`] | which calls were accepted already |
+//! | [`client`] | the caller's side: greets, and proves each call |
+//! | [`operators`] | operators' calls, with the same proof |
+//! | this module | the called side |
 
 use std::{convert::Infallible, pin::Pin, sync::Arc, task::Poll, time::Duration};
 
@@ -45,34 +47,34 @@ use sessions::{SessionError, Sessions};
 
 /// Carries the proof of a call.
 const PROOF: HeaderName = HeaderName::from_static("converge-call-bin");
-/// Carries the proof of a caller of before there were sessions.
+/// Carries the proof of a caller from a build without sessions.
 const OLD_PROOF: HeaderName = HeaderName::from_static("converge-peer-bin");
-/// From the door to the service: who calls. Whatever a caller sends of that name is dropped.
+/// Passes the caller's name from the authenticator to the service. A header of that name in a request is dropped.
 const CALLER: &str = "converge-caller";
-/// With a refusal: greet again.
+/// In a refusal: asks the caller to greet again.
 const GREET_AGAIN: &str = "converge-greet";
-/// With a refusal: that a later start of the caller is known.
+/// In a refusal: reports a later start of the caller.
 const REPLACED: &str = "converge-replaced-bin";
-/// The first word of what is sealed in it: no other text has it.
+/// The first word of its sealed text: no other sealed text begins with it.
 const REPLACED_PREFIX: &str = "later";
 /// The method that needs no proof.
 const GREET: &str = "Greet";
-/// Methods whose requests are streams: their messages are not part of the proof, which holds for the stream as a whole.
+/// Methods whose requests are streams. The proof covers the stream as a whole, and not its messages.
 const STREAMS: [&str; 1] = ["Replicate"];
-/// Most bytes of a request that is no stream.
+/// Largest request that is no stream, in bytes.
 const MAX_BODY: usize = 16 << 20;
-/// Most bytes of a greeting: two members and a nonce. Anybody may send one.
+/// Largest greeting, in bytes: two members and a nonce. Anybody may send one.
 const MAX_GREETING: usize = 4 << 10;
 /// How long a request that is no stream may take to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What a node says of itself to others, and by what it knows them.
+/// What a node proves about itself to others, and what it checks their proofs with.
 #[derive(Debug)]
 pub(crate) struct Credentials {
     pub(crate) me: Member,
     pub(crate) incarnation: Incarnation,
     pub(crate) sealer: RwLock<Sealer>,
-    /// A later start of this node, of which another node told.
+    /// A later start of this node that another node reported.
     pub(crate) replaced: watch::Sender<Option<Replaced>>,
     sessions: Sessions,
 }
@@ -83,8 +85,8 @@ impl Credentials {
         Self { me, incarnation, sealer, replaced: watch::Sender::default(), sessions }
     }
 
-    /// Refuses a caller of which a later start is known, and tells it so: sealed, as what one node says of another. It may be heard
-    /// again at any time, because it stays true.
+    /// Refuses a caller that has a later start, and reports that start to it, sealed to authenticate the report.
+    /// Replaying it is harmless, because it stays true.
     fn replaced(&self, node: &NodeId, later: &crate::membership::ViewMember) -> Status {
         let mut status = Status::failed_precondition("another process runs under the caller's name by now");
         let text = format!("{REPLACED_PREFIX}/{node}/{}/{}", later.incarnation, later.grpc_address);
@@ -95,7 +97,7 @@ impl Credentials {
         status
     }
 
-    /// Takes in that a later start of this node is there.
+    /// Records a later start of this node that a refusal reports.
     fn note_replaced(&self, headers: &HeaderMap) {
         let Some(sealed) = headers.get(REPLACED).and_then(decoded) else { return };
         let Some(text) = self.sealer.read().open(&sealed).ok().and_then(|text| String::from_utf8(text).ok())
@@ -118,7 +120,7 @@ impl Credentials {
         }
     }
 
-    /// Answers a greeting. Anybody may greet: the answer proves only that this node is who it is.
+    /// Responds to a greeting. Anybody may greet: the response only proves the identity of this node.
     pub(crate) fn greeted(&self, by: &GreetRequest) -> Result<GreetResponse, Status> {
         let malformed = |error: wire::RejectedMessage| Status::invalid_argument(error.to_string());
         let from = wire::member(by.from.as_ref()).map_err(malformed)?;
@@ -133,14 +135,14 @@ impl Credentials {
         Ok(GreetResponse { nonce: called.to_vec().into(), proof: proof.as_bytes().to_vec().into() })
     }
 
-    /// Who calls a method, if the proof is good; and the hash of what is to come, if it is no stream.
+    /// Checks the proof of a call. Returns who calls, and the hash of the request to come if it is no stream.
     fn authenticate(&self, headers: &HeaderMap, method: &str) -> Result<CallProof, AuthError> {
         let bytes = headers.get(PROOF).and_then(decoded).ok_or(AuthError::Unauthenticated)?;
         let (proof, hash) = CallProof::decode(&bytes).ok_or(AuthError::Unauthenticated)?;
         if proof.body.is_none() != STREAMS.contains(&method) {
             return Err(AuthError::Unauthenticated);
         }
-        // Before anything is computed: most of what is sent again is of another session.
+        // Check the session first, before computing anything: most replayed calls are of an earlier session.
         if !self.sessions.is_current(&proof.called) {
             return Err(AuthError::SessionExpired);
         }
@@ -155,14 +157,14 @@ impl Credentials {
     }
 }
 
-/// Why a proof is not taken.
+/// Why a proof is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum AuthError {
-    /// There is none, or it is of another key, or of another call.
+    /// There is none, or it was made with another key or for another call.
     Unauthenticated,
-    /// The session is over.
+    /// Its session has expired.
     SessionExpired,
-    /// It was taken before.
+    /// It was accepted before.
     Replayed,
 }
 
@@ -180,7 +182,7 @@ fn replayed() -> Status {
     Status::permission_denied("this call was made before: a proof is good once")
 }
 
-/// A nonce that nobody had before.
+/// Draws a new nonce.
 fn fresh() -> Result<Nonce, Status> {
     let mut nonce = Nonce::default();
     getrandom::fill(&mut nonce)
@@ -198,7 +200,7 @@ fn session_expired() -> Status {
     status
 }
 
-/// The bytes of a binary header (gRPC over HTTP/2: base64, with or without padding).
+/// Decodes a binary header (gRPC over HTTP/2: base64, with or without padding).
 fn decoded(value: &HeaderValue) -> Option<Vec<u8>> {
     use base64::{
         Engine,
@@ -209,18 +211,18 @@ fn decoded(value: &HeaderValue) -> Option<Vec<u8>> {
     GeneralPurpose::new(&STANDARD, config).decode(value.as_bytes()).ok()
 }
 
-/// The last part of a path: the method.
+/// Returns the last part of a path: the method.
 fn method(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or_default()
 }
 
-/// Who calls, as the door found out.
+/// Returns the caller that the authenticator determined.
 pub(crate) fn caller(metadata: &MetadataMap) -> Result<NodeId, Status> {
     let name = metadata.get(CALLER).and_then(|name| name.to_str().ok()).ok_or_else(unauthenticated)?;
     NodeId::new(name).map_err(|_| unauthenticated())
 }
 
-/// The service for nodes, behind the door.
+/// The service for nodes, behind the authentication.
 #[derive(Debug, Clone)]
 pub struct CallAuthenticator<S> {
     inner: S,
@@ -251,7 +253,7 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        // The one that is ready.
+        // Call the instance that `poll_ready` reported as ready, and keep the clone.
         let next = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, next);
         let shared = Arc::clone(&self.shared);
@@ -264,7 +266,7 @@ where
     }
 }
 
-/// The request as the service is to have it.
+/// Authenticates a request and prepares it for the service.
 async fn authenticate(shared: &Shared, mut request: Request<Body>) -> Result<Request<Body>, Status> {
     request.headers_mut().remove(CALLER);
     let method = method(request.uri().path()).to_owned();
@@ -295,7 +297,7 @@ async fn authenticate(shared: &Shared, mut request: Request<Body>) -> Result<Req
     Ok(request)
 }
 
-/// A request that was read as a whole; `None`: it is not what was proven.
+/// Returns the request with its body read; `None` if the body is not what was proven.
 async fn proven(request: Request<Body>, expected: [u8; 32]) -> Result<Option<Request<Body>>, Status> {
     let read = read_body(request, MAX_BODY).await?;
     let is_proven = blake3::hash(read.body()) == expected;
@@ -306,7 +308,7 @@ fn as_body(read: Request<Bytes>) -> Request<Body> {
     read.map(|bytes| Body::new(Full::new(bytes)))
 }
 
-/// A request that was read as a whole, of at most so many bytes.
+/// Reads the body of a request, of at most `most` bytes.
 async fn read_body(request: Request<Body>, most: usize) -> Result<Request<Bytes>, Status> {
     let (parts, body) = request.into_parts();
     let read = timeout(BODY_TIMEOUT, Limited::new(body, most).collect());
@@ -316,8 +318,8 @@ async fn read_body(request: Request<Body>, most: usize) -> Result<Request<Bytes>
     Ok(Request::from_parts(parts, read.to_bytes()))
 }
 
-/// Who calls without a session. Nodes of before did; they are let in as long as gossip shows that they are such, so that what
-/// was overheard of a node is worth nothing once that node is of today.
+/// Returns the caller of a call without a session, as older builds make it. Such calls are accepted only while gossip
+/// shows that the caller runs such a build, so that overheard proofs become worthless once the node is updated.
 fn old_caller(shared: &Shared, headers: &HeaderMap) -> Result<NodeId, Status> {
     let sealed = headers.get(OLD_PROOF).and_then(decoded).ok_or_else(unauthenticated)?;
     let text = shared.credentials.sealer.read().open(&sealed).map_err(|_| unauthenticated())?;

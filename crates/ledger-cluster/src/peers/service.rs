@@ -1,4 +1,4 @@
-//! What other nodes ask of this one.
+//! Serves the requests of other nodes.
 
 use std::{
     pin::Pin,
@@ -37,12 +37,12 @@ use crate::{
     shared::Shared,
 };
 
-/// Most contexts fetched with one question.
+/// Most contexts in one fetch request.
 pub(crate) const MAX_FETCH: usize = 512;
-/// Ranges that wait to be sent.
+/// Most ranges that wait to be sent.
 const MAX_PENDING_RANGES: usize = 4;
 
-/// The service between nodes.
+/// The service that other nodes call.
 #[derive(Debug, Clone)]
 pub struct Replicas(pub(crate) Arc<Shared>);
 
@@ -224,7 +224,7 @@ impl Replicas {
                 );
             }
         }
-        // What was promised meanwhile counts for nothing.
+        // If the volume turned out to be stale meanwhile, none of these promises counts.
         self.0.check_not_rolled_back()?;
         if !events.is_empty() {
             self.0.send_events(events).await;
@@ -245,7 +245,7 @@ impl Replicas {
     }
 }
 
-/// Whether a message is from whom it says, and for this node.
+/// Checks that a message is from its sender, and for this node.
 fn authorize(
     shared: &Shared,
     caller: &NodeId,

@@ -1,5 +1,5 @@
-//! What nodes say to each other, between our types and the protocol's. Everything that comes in is checked here, before
-//! anything is made of it.
+//! Converts between this crate's types and the protocol's messages. Checks everything that arrives before anything
+//! uses it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -25,17 +25,17 @@ use ledger_store::{
     replicate::replica::{Commit, CommitIndex, DigestCheckpoint, MAX_PART, Part, StagingRequest, SyncOffer},
 };
 
-/// What came in is not what a node of ours would send.
+/// The message is malformed: no node would send it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0} is missing or malformed")]
 pub(crate) struct Malformed(pub(crate) &'static str);
 
-/// Why what came in is not taken.
+/// Why a message is rejected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum RejectedMessage {
     #[error(transparent)]
     Malformed(#[from] Malformed),
-    /// It has the form, and cannot be true.
+    /// It is well-formed and cannot be true.
     #[error("not plausible: {0}")]
     Implausible(#[from] Implausible),
 }
@@ -53,7 +53,7 @@ pub(crate) fn member(from: Option<&proto::SlotMember>) -> Read<Member> {
     Ok(Member { node, storage: StorageId(storage) })
 }
 
-/// The member that a node of the view is.
+/// Returns the member that a node of the view is.
 pub(crate) fn member_of(node: &crate::membership::ViewMember) -> Member {
     Member { node: node.node_id.clone(), storage: node.storage_id }
 }
@@ -154,7 +154,7 @@ fn digests(from: &[u8], count: usize) -> Read<Vec<Digest>> {
     Ok(chunks.iter().map(Digest::from_bytes).collect())
 }
 
-/// Parts of a commit, and its lane and number.
+/// Reads the parts of a commit, with its lane and number.
 pub(crate) fn commit(from: proto::ReplicatedCommit, bounds: PlausibleBounds) -> Read<(u16, u64, Vec<Part>)> {
     let lane = u16::try_from(from.lane).map_err(|_| Malformed("lane"))?;
     let mut parts = Vec::new();
@@ -168,7 +168,7 @@ pub(crate) fn commit(from: proto::ReplicatedCommit, bounds: PlausibleBounds) -> 
     Ok((lane, from.number, parts))
 }
 
-/// One part, in a claim.
+/// Reads one part, in a claim.
 pub(crate) fn part(slot: Slot, claim: Claim, from: proto::ReplicatedContext) -> Read<Part> {
     let load_count = from.load_count;
     let (context, mut range) = range(from)?;
@@ -182,11 +182,11 @@ pub(crate) fn part(slot: Slot, claim: Claim, from: proto::ReplicatedContext) -> 
     Ok(Part { slot, claim, context, range, is_load })
 }
 
-/// A load that is staged elsewhere.
+/// A load that is staged at another node.
 #[derive(Debug)]
 pub(crate) struct WantedLoad {
     pub(crate) claim: Claim,
-    /// The number under which it is fetched.
+    /// The number under which to fetch it.
     pub(crate) number: u64,
     pub(crate) context: ContextId,
     pub(crate) announced: LoadDescriptor,
@@ -223,7 +223,7 @@ pub(crate) fn to_load(from: &Member, to: &Member, spread: &StagingRequest) -> pr
     }
 }
 
-/// A range of a context.
+/// Reads a range of a context.
 pub(crate) fn range(from: proto::ReplicatedContext) -> Read<(ContextId, EntryRange)> {
     let suite = u8::try_from(from.hash_suite).ok().and_then(HashSuite::from_code);
     if from.records.len() > MAX_PART {
@@ -330,7 +330,7 @@ pub(crate) fn to_commit_indexes(slots: &[CommitIndex]) -> proto::ReplicatedStabl
     proto::ReplicatedStable { slots: slots.collect() }
 }
 
-/// What the owner says of slots, with the claims: all of them are its own.
+/// Reads an owner's lease renewals, with the claims: all of them are its own.
 pub(crate) fn lease_renewal(
     from: &proto::ReplicatedRenewal,
     owner: &NodeId,
@@ -391,7 +391,7 @@ pub(crate) fn to_slot_knowledge(known: &SlotKnowledge) -> proto::SlotKnown {
     }
 }
 
-/// The slots that a mark is of, and their digest.
+/// Reads the slots that a digest checkpoint covers, and their digest.
 pub(crate) fn digest_checkpoint(from: &proto::ReplicatedMark) -> Read<(BTreeSet<Slot>, NodeDigest)> {
     Ok((slots(&from.slots)?, NodeDigest(hash(&from.digest, "digest")?)))
 }
@@ -504,7 +504,7 @@ pub(crate) fn compare_response(from: proto::CompareAnswer) -> Read<CompareRespon
                 if !rest.is_empty() {
                     return Err(Malformed("roots").into());
                 }
-                // An older build says the same of what is absent, shorter, and unreadable.
+                // An older build sends the same for absent, shorter and unreadable contexts.
                 if of.is_unreadable || (!names_unreadable && chunks.is_empty()) {
                     return Ok(Roots::Unreadable);
                 }
@@ -578,7 +578,7 @@ pub(crate) fn to_compare_response(answer: CompareResponse) -> proto::CompareAnsw
     proto::CompareAnswer { answer: Some(answer), names_unreadable: true }
 }
 
-/// Whether an answer says of something that it cannot be read.
+/// Returns whether a response reports something as unreadable.
 pub(crate) fn has_unreadable(answer: &CompareResponse) -> bool {
     match answer {
         CompareResponse::Contexts(page) => {

@@ -1,4 +1,4 @@
-//! Until when readers are shown what this node has of each slot, as the store is told.
+//! Publishes to the store until when readers may see each slot.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use ledger_store::limited;
 
 use crate::shared::Shared;
 
-/// What the store was told, by slot.
+/// The leases that the store was given, by slot.
 #[derive(Debug)]
 pub(crate) struct Leases(Vec<PublishedLease>);
 
@@ -18,7 +18,7 @@ pub(crate) struct Leases(Vec<PublishedLease>);
 struct PublishedLease {
     until: Millis,
     is_kept: bool,
-    /// Readers could be shown it when this was looked at last.
+    /// Whether readers could see the slot at the last check.
     is_current: bool,
 }
 
@@ -29,13 +29,13 @@ impl Default for Leases {
 }
 
 impl Leases {
-    /// Tells the store what changed, and whoever reads here if slots are not to be read here any more.
+    /// Passes changed leases to the store, and notifies local readers of slots that are hidden from now on.
     pub(crate) fn publish(&mut self, shared: &Shared, slots: &SlotManager, now: Millis) {
         let mut hidden = 0;
         for (slot, told) in (0..SLOTS).filter_map(Slot::new).zip(&mut self.0) {
             let (until, is_kept) = (slots.visible_until(now, slot), slots.is_member(slot));
             if (told.until, told.is_kept) != (until, is_kept) {
-                // What lasts longer than any process has no end.
+                // A lease beyond the range of the clock never expires.
                 let ends = shared.started.checked_add(Duration::from_millis(until));
                 shared.ledger.set_lease(slot, ends.filter(|_| until < Millis::MAX), is_kept);
                 (told.until, told.is_kept) = (until, is_kept);

@@ -1,4 +1,5 @@
-//! Loads are staged at the members of a slot before any of it is in place anywhere: asking for it, and doing it.
+//! Has the members of a slot stage a load before any node installs it: the owner's request, and a member's work on
+//! it.
 
 use std::{sync::Arc, time::Duration};
 
@@ -24,29 +25,30 @@ use crate::{
     shared::Shared,
 };
 
-/// Words of progress that wait.
+/// Most progress messages that wait to be sent.
 const PROGRESS: usize = 4;
-/// How long a staged load is kept when whoever asked for it has gone: the word to put it in place may be on its way.
+/// How long a member keeps a staged load after the owner's request ended: the commit that installs it may be on its
+/// way.
 const STAGED_LINGER: Duration = Duration::from_secs(10);
 
-/// Asks a peer to stage a load, and passes on how it gets on, until the load is in place or given up.
+/// Requests that a peer stages a load, and forwards its progress until the load is installed or cancelled.
 pub(crate) async fn request_staging(shared: Arc<Shared>, peer: Peer, spread: StagingRequest) {
     let (events, mut until) = (spread.events.clone(), spread.cancelled.clone());
     let asked = async {
         let why = try_ask(&shared, peer, &spread).await.unwrap_or_else(|status| status.to_string());
         tracing::debug!(context = %spread.context, reason = why, "a replica does not stage a load");
-        // Whoever asked may be done.
+        // The loader may have finished already.
         let _ = events.send((peer, StagingProgress::Failed));
     };
     tokio::select! {
         () = asked => {}
-        // Nothing is ever sent: it is over.
+        // The channel carries no messages: a change means that the load is over.
         _ = until.changed() => {}
         () = shared.cancel.cancelled() => {}
     }
 }
 
-/// Gives why it ended.
+/// Returns why the request ended.
 async fn try_ask(shared: &Arc<Shared>, peer: Peer, spread: &StagingRequest) -> Result<String, Status> {
     let peer_state = shared.peers.numbered(peer).ok_or_else(|| Status::unavailable("it is not known"))?;
     let channel = shared.peers.channel(&peer_state).map_err(Status::unavailable)?;
@@ -61,7 +63,7 @@ async fn try_ask(shared: &Arc<Shared>, peer: Peer, spread: &StagingRequest) -> R
     Ok("it ended".to_owned())
 }
 
-/// Stages a load of another node, as long as that listens.
+/// Stages a load of another node, as long as that node keeps listening.
 pub(crate) fn begin(
     shared: &Arc<Shared>,
     from: Member,
@@ -103,7 +105,7 @@ pub(crate) fn begin(
     told
 }
 
-/// Fetches it whole. Whenever this is dropped, what is staged is removed.
+/// Fetches and stages the whole load. Dropping the future removes what is staged.
 async fn stage(
     shared: &Arc<Shared>,
     from: &Member,
@@ -155,7 +157,7 @@ async fn stage(
             Ok(arriving)
         })
         .await?;
-        // One that waits says as much.
+        // If the channel is full, the message already in it reports the progress.
         let _ = progress.try_send(Ok(StageProgress { is_staged: false }));
         pace.acquire(bytes).await;
     }

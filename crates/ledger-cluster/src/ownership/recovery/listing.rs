@@ -1,4 +1,4 @@
-//! What cannot go on without members that are lost, as this node knows it, and as the others do.
+//! Lists the slots that cannot continue without lost members, as this node and the others know it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -31,9 +31,9 @@ use crate::{
 const LISTING_TIMEOUT: Duration = Duration::from_secs(20);
 
 impl Cluster {
-    /// What could not go on without these members, or without all that do not answer if there are none: as each living node
-    /// knows it, this one first; and who did not say, and why. Nothing is changed. Unless it is `brief`, each node reads
-    /// the heads of all its contexts.
+    /// Lists the slots that could not continue without these members, or without all absent ones if none are given,
+    /// as each living node knows it, this one first. Also returns which nodes did not report, and why. Changes
+    /// nothing. Unless `brief` is set, each node reads the heads of all its contexts.
     pub async fn stuck_slots(
         &self,
         lost: &BTreeSet<Member>,
@@ -81,7 +81,7 @@ async fn ask(
     Ok(client.known(ask).await.map_err(|status| status.to_string())?.into_inner())
 }
 
-/// What this node knows.
+/// Returns what this node knows.
 pub(crate) async fn answer(
     shared: &Arc<Shared>,
     lost: BTreeSet<Member>,
@@ -111,16 +111,16 @@ fn look(shared: &Shared, lost: &BTreeSet<Member>, is_brief: bool) -> Result<Reco
     let routes = Arc::clone(&shared.routes.borrow());
     let slots = records.iter().filter_map(|(slot, record)| {
         let owner = match routes.get(*slot).map(|route| &route.owner) {
-            // One that is gone owns nothing, though nobody took its slots yet.
+            // A dead node owns nothing, even if no other node took its slots yet.
             Some(SlotOwner::Other(node, _)) if view.get(node).is_some_and(|member| member.alive) => {
                 node.to_string()
             }
             _ => String::new(),
         };
         let is_stuck = match &record.placement {
-            // An owner that has so few waits for copies that nobody can make, or is about to see that.
+            // An owner with so few members waits for copies that no node can make, or will soon notice that it must.
             Some(placement) => placement.needs_approval(&gone, shared.config.write_quorum),
-            // It had members, of which nothing is known here. If nobody knows them, all of them are gone.
+            // The slot had members that are unknown here. If no node knows them, all of them are lost.
             None if record.is_formed => owner.is_empty(),
             None => return None,
         };
@@ -162,7 +162,7 @@ fn to_member(member: &Member) -> ClusterMember {
     ClusterMember { node_id: member.node.to_string(), storage_id: member.storage.to_string() }
 }
 
-/// These members, and those of earlier decisions, which stay lost.
+/// Returns these members and those of earlier decisions, which remain lost.
 pub(super) fn gone(shared: &Shared, lost: &BTreeSet<Member>) -> BTreeSet<Member> {
     lost.union(&shared.decisions.declared().borrow().lost).cloned().collect()
 }
@@ -171,7 +171,7 @@ fn is_alive(view: &View, member: &Member) -> bool {
     view.get(&member.node).is_some_and(|known| known.storage_id == member.storage && known.is_usable())
 }
 
-/// Whether members may be declared lost, as far as this node sees.
+/// Checks whether members may be declared lost, as far as this node sees.
 pub(super) fn may_recover(
     view: &View,
     gone: &BTreeSet<Member>,

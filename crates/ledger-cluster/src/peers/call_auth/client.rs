@@ -26,10 +26,10 @@ use tower::Service;
 use super::{Credentials, GREET_AGAIN, OLD_PROOF, PROOF, STREAMS, fresh, method};
 use crate::peers::wire;
 
-/// How long an answer to a greeting may take.
+/// How long the response to a greeting may take.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A connection on which every call is proven. Cheap to clone.
+/// A connection that proves every call. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct AuthenticatedChannel {
     channel: Channel,
@@ -40,19 +40,19 @@ pub struct AuthenticatedChannel {
 struct Caller {
     credentials: Arc<Credentials>,
     to: Member,
-    /// Whether the other side knows greetings, as gossip shows.
+    /// Whether the other node supports greetings, according to gossip.
     greets: Arc<AtomicBool>,
     session: Mutex<Option<Arc<Session>>>,
-    /// Held while a greeting is under way: there need not be two.
+    /// Locked during a greeting, so that concurrent calls share one.
     greeting: tokio::sync::Mutex<()>,
 }
 
-/// What both sides gave.
+/// The nonces of both sides.
 #[derive(Debug)]
 struct Session {
     caller: Nonce,
     called: Nonce,
-    /// Calls made.
+    /// Number of calls made.
     calls: AtomicU64,
 }
 
@@ -78,7 +78,7 @@ impl Service<Request<Body>> for AuthenticatedChannel {
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        // The one that is ready.
+        // Call the instance that `poll_ready` reported as ready, and keep the clone.
         let next = self.channel.clone();
         let channel = std::mem::replace(&mut self.channel, next);
         let caller = Arc::clone(&self.caller);
@@ -102,7 +102,7 @@ impl Caller {
             return Ok(status.into_http());
         }
         let response = channel.call(request).await?;
-        // Whoever keeps the stream tries again.
+        // The owner of the stream retries, so only note whether the session is over.
         self.is_over(&response);
         Ok(response)
     }
@@ -161,7 +161,7 @@ impl Caller {
         attach(request, PROOF, &proof.encode(hash))
     }
 
-    /// The session there is, or a new one.
+    /// Returns the current session, or begins a new one.
     async fn session(&self, channel: &Channel) -> Result<Arc<Session>, Status> {
         let known = || self.session.lock().clone();
         if let Some(known) = known() {
@@ -203,7 +203,7 @@ impl Caller {
         Ok(Session { caller, called, calls: AtomicU64::new(0) })
     }
 
-    /// Whether the other side knows nothing of the session any more: it started anew.
+    /// Returns whether the other node has forgotten the session, and drops it then.
     fn is_over(&self, response: &Response<Body>) -> bool {
         self.credentials.note_replaced(response.headers());
         let is_over = response.headers().contains_key(GREET_AGAIN);

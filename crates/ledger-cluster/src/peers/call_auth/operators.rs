@@ -1,6 +1,6 @@
-//! The door that operators' calls come through: with a proof that the caller has the cluster's key, or without one. It is the
-//! proof of calls between nodes ([`ledger_core::call_proof`]): good for one call, with what it sends, once. Who comes without
-//! one is let through, for whoever serves the call to judge.
+//! Authenticates operators' calls: with a proof that the caller has the cluster's key, or without one. The proof is
+//! that of calls between nodes ([`ledger_core::call_proof`]): valid for one call and its content, once. A call
+//! without a proof passes, and the service decides whether to accept it.
 
 use std::{convert::Infallible, pin::Pin, sync::Arc, task::Poll};
 
@@ -12,17 +12,17 @@ use tower::Service;
 use super::{AuthError, PROOF, method, proven, replayed, session_expired};
 use crate::shared::Shared;
 
-/// The methods that are operators' only.
+/// The methods that only operators may call.
 pub const OPERATORS: [&str; 3] = ["Drain", "Decommission", "Recover"];
 
 /// In the extensions of a request: the caller proved that it has the cluster's key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Operator {
-    /// As it calls itself.
+    /// The name that the caller gives itself.
     pub name: NodeId,
 }
 
-/// A service of which some methods are operators'.
+/// A service with some methods for operators only.
 #[derive(Debug, Clone)]
 pub struct OperatorAuthenticator<S> {
     inner: S,
@@ -30,7 +30,7 @@ pub struct OperatorAuthenticator<S> {
 }
 
 impl<S> OperatorAuthenticator<S> {
-    /// Of a node by itself: it has no key.
+    /// Wraps the service of a standalone node, which has no key.
     pub const fn without_key(inner: S) -> Self {
         Self { inner, shared: None }
     }
@@ -58,7 +58,7 @@ where
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
-        // The one that is ready.
+        // Call the instance that `poll_ready` reported as ready, and keep the clone.
         let next = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, next);
         let is_proven =
@@ -79,10 +79,10 @@ where
     }
 }
 
-/// The request with who proved it.
+/// Adds to the request who proved it.
 async fn authenticate(shared: &Shared, request: Request<Body>) -> Result<Request<Body>, Status> {
     if !shared.credentials.sealer.read().has_keys() {
-        // Anybody could have made it.
+        // Without a key anybody could have made the proof.
         return Err(Status::permission_denied(
             "this cluster has no key that could be proven: only operators may do this, on the machine that the node runs on, at a loopback \
              address",

@@ -1,25 +1,26 @@
-//! Which calls were taken already: each number of a session once.
+//! Remembers which calls were accepted already: each number of a session once.
 //!
-//! A session is named by a nonce of each side. This side's is the same for all of them, until there are too many: then it takes
-//! another, and all begin anew. So what was taken is remembered as long as it could come again, and never more than there
-//! is room for. Only a caller that has the cluster's key gets a session remembered.
+//! A session is named by a nonce of each side. This side's nonce is the same for all sessions. When there are too
+//! many sessions, this side draws another nonce, and all sessions begin again. So an accepted number is remembered
+//! for as long as it could be replayed, in bounded memory. Only a caller that has the cluster's key gets a session
+//! remembered.
 
 use std::collections::HashMap;
 
 use ledger_core::call_proof::Nonce;
 use parking_lot::Mutex;
 
-/// Most sessions: one for each connection of each node, and for each operator's call.
+/// Most sessions: one for each connection of each node, and one for each operator's call.
 const MAX_SESSIONS: usize = 1024;
-/// A number that is so much lower than the highest came too late.
+/// A call number this far below the highest one is refused as too late.
 const REPLAY_WINDOW: u64 = 1024;
 
-/// Why a call is not taken.
+/// Why a call is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SessionError {
-    /// The session is of a time before: the caller is to greet again.
+    /// The session was of an earlier nonce: the caller must greet again.
     Expired,
-    /// It was taken before, or is so old that it may have been.
+    /// The number was accepted before, or is so old that it may have been.
     Replayed,
 }
 
@@ -31,12 +32,12 @@ pub(crate) struct Sessions {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Of this side; `None` before the first greeting.
+    /// This side's nonce; `None` before the first greeting.
     nonce: Option<Nonce>,
     windows: HashMap<Nonce, ReplayWindow>,
 }
 
-/// The numbers of a session that were taken: the highest, and which of those shortly before it.
+/// The accepted numbers of a session: the highest, and those within a window below it.
 #[derive(Debug)]
 struct ReplayWindow {
     highest: u64,
@@ -45,17 +46,17 @@ struct ReplayWindow {
 }
 
 impl Sessions {
-    /// This side's nonce; `fresh` is a new one, in case there is none.
+    /// Returns this side's nonce; `fresh` becomes it if there is none.
     pub(crate) fn nonce(&self, fresh: Nonce) -> Nonce {
         *self.state.lock().nonce.get_or_insert(fresh)
     }
 
-    /// Whether a session is of now: what of a call can be told before its proof is looked at.
+    /// Returns whether a session is current. This needs no proof, so call it before checking one.
     pub(crate) fn is_current(&self, called: &Nonce) -> bool {
         self.state.lock().nonce.as_ref() == Some(called)
     }
 
-    /// Takes a call that is proven.
+    /// Accepts a call whose proof was checked.
     pub(crate) fn take(&self, caller: &Nonce, called: &Nonce, number: u64) -> Result<(), SessionError> {
         let mut state = self.state.lock();
         if state.nonce.as_ref() != Some(called) {
@@ -75,7 +76,7 @@ impl ReplayWindow {
         Self { highest: 0, taken: [0; (REPLAY_WINDOW / 64) as usize] }
     }
 
-    /// Takes a number, if it was not taken. The first is 1.
+    /// Accepts a number that was not accepted before. The first is 1.
     fn take(&mut self, number: u64) -> bool {
         if number == 0 || self.highest.saturating_sub(number) >= REPLAY_WINDOW {
             return false;
