@@ -210,12 +210,12 @@ impl CatchUp<'_> {
 
     async fn ask(&mut self, ask: &CompareRequest) -> Result<CompareResponse, CatchUpError> {
         let question = wire::to_compare_request(self.source, ask);
-        let asked = question.encoded_len();
+        let request_bytes = question.encoded_len();
         let answer = timeout(RESPONSE_TIMEOUT, self.client.compare(question)).await;
         let answer = answer.map_err(|_| CatchUpError::Peer("no answer in time".to_owned()))??.into_inner();
         let counters = &self.shared.counters;
         counters.questions.fetch_add(1, Ordering::Relaxed);
-        counters.compared_bytes.fetch_add((asked + answer.encoded_len()) as u64, Ordering::Relaxed);
+        counters.compared_bytes.fetch_add((request_bytes + answer.encoded_len()) as u64, Ordering::Relaxed);
         wire::compare_response(answer).map_err(|error| self.unread(&error))
     }
 

@@ -61,7 +61,7 @@ async fn sync_with_owner(
     mut slots: mpsc::Receiver<BTreeMap<Slot, Claim>>,
 ) {
     // Slots that damage on either side delays are retried from time to time, so that the others do not wait for them.
-    let (mut held_up, mut backoff) = (BTreeMap::new(), Backoff::new(FIRST_PAUSE, MAX_PAUSE));
+    let (mut delayed, mut backoff) = (BTreeMap::new(), Backoff::new(FIRST_PAUSE, MAX_PAUSE));
     let mut due = Instant::now();
     loop {
         let mut todo = tokio::select! {
@@ -69,15 +69,15 @@ async fn sync_with_owner(
                 Some(more) => more,
                 None => return,
             },
-            () = sleep_until(due), if !held_up.is_empty() => BTreeMap::new(),
+            () = sleep_until(due), if !delayed.is_empty() => BTreeMap::new(),
         };
         if todo.is_empty() {
-            todo = std::mem::take(&mut held_up);
+            todo = std::mem::take(&mut delayed);
         } else {
             sleep(BATCHING_WINDOW).await;
         }
-        held_up.append(&mut sync_slots(&shared, &owner, todo, &mut slots).await);
-        if held_up.is_empty() {
+        delayed.append(&mut sync_slots(&shared, &owner, todo, &mut slots).await);
+        if delayed.is_empty() {
             backoff.reset();
         } else {
             due = Instant::now() + backoff.pause();
@@ -93,7 +93,7 @@ async fn sync_slots(
     mut todo: BTreeMap<Slot, Claim>,
     slots: &mut mpsc::Receiver<BTreeMap<Slot, Claim>>,
 ) -> BTreeMap<Slot, Claim> {
-    let mut held_up = BTreeMap::new();
+    let mut delayed = BTreeMap::new();
     let mut backoff = Backoff::new(FIRST_PAUSE, MAX_PAUSE);
     let mut counted = SharedGauge::new(&shared.counters.catching_up);
     let mut last = None;
@@ -103,8 +103,8 @@ async fn sync_slots(
         while let Ok(more) = slots.try_recv() {
             todo.extend(more);
         }
-        held_up.retain(|slot, _| !todo.contains_key(slot));
-        counted.set(todo.len() + held_up.len());
+        delayed.retain(|slot, _| !todo.contains_key(slot));
+        counted.set(todo.len() + delayed.len());
         let mut group = next_group(&todo, last);
         // A group that keeps failing must not starve the others.
         last = group.last_key_value().map(|(slot, _)| *slot);
@@ -119,7 +119,7 @@ async fn sync_slots(
                     |slot: &Slot| unreadable.contains(slot) || shared.ledger.is_slot_damaged(*slot);
                 for (slot, claim) in group.extract_if(.., |slot, _| is_held_up(slot)) {
                     todo.remove(&slot);
-                    held_up.insert(slot, claim);
+                    delayed.insert(slot, claim);
                 }
                 match request_sync(shared, owner, &group).await {
                     Ok(()) => {
@@ -140,7 +140,7 @@ async fn sync_slots(
         }
         sleep(backoff.pause()).await;
     }
-    held_up
+    delayed
 }
 
 /// Returns the next group of slots after `last`, starting over after the last slot.
@@ -196,7 +196,7 @@ async fn request_sync(
         asks: asks.collect(),
     };
     let mut client = ReplicaServiceClient::new(channel);
-    let asked = timeout(RESPONSE_TIMEOUT, client.slots(asks)).await;
-    asked.map_err(|_| "no answer in time".to_owned())?.map_err(|status| status.to_string())?;
+    let response = timeout(RESPONSE_TIMEOUT, client.slots(asks)).await;
+    response.map_err(|_| "no answer in time".to_owned())?.map_err(|status| status.to_string())?;
     Ok(())
 }

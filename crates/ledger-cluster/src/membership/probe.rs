@@ -52,19 +52,19 @@ pub(super) async fn find_namesake(
     let sealer = Sealer::new(&config.cluster_id, config.keyring.clone());
     let probe = Probe { socket, sealer, node: &config.node_id, number: getrandom::u64().ok()? };
     let seeds = Seeds::parse(&config.seeds).ok()?;
-    let mut asked: BTreeSet<SocketAddr> = seeds.addresses().chain(config.known.iter().copied()).collect();
+    let mut addresses: BTreeSet<SocketAddr> = seeds.addresses().chain(config.known.iter().copied()).collect();
     let begun = Instant::now();
     if seeds.has_names() {
         let mut resolver = Resolver::new(&seeds, listen);
-        asked.extend(timeout_at(begun + FIRST_TIMEOUT, resolver.resolve()).await.unwrap_or_default());
+        addresses.extend(timeout_at(begun + FIRST_TIMEOUT, resolver.resolve()).await.unwrap_or_default());
     }
     let advertised = config.gossip_advertise.unwrap_or(listen);
     let is_me = |address: &SocketAddr| address.ip() == advertised.ip() && address.port() == advertised.port();
-    asked.retain(|address| !is_me(address) && (address.is_ipv4() || !listen.is_ipv4()));
+    addresses.retain(|address| !is_me(address) && (address.is_ipv4() || !listen.is_ipv4()));
     // On this machine and with this directory it was this node's previous process, and the directory's lock proves
     // that it ended.
     let is_before = |found: &RunningNode| found.storage == storage && found.gossip.ip() == advertised.ip();
-    let named = probe.named(&asked, cluster).await.into_iter();
+    let named = probe.named(&addresses, cluster).await.into_iter();
     for found in named.filter(|found| !is_before(found) && !is_me(&found.gossip)) {
         if let Some(itself) = probe.itself(found.gossip, cluster).await
             && !is_before(&itself)
@@ -77,13 +77,13 @@ pub(super) async fn find_namesake(
 
 impl Probe<'_> {
     /// Returns the processes that other nodes name, one for each address.
-    async fn named(&self, asked: &BTreeSet<SocketAddr>, cluster: Option<ClusterId>) -> Vec<RunningNode> {
-        for address in asked {
+    async fn named(&self, addresses: &BTreeSet<SocketAddr>, cluster: Option<ClusterId>) -> Vec<RunningNode> {
+        for address in addresses {
             self.ask(*address).await;
         }
         let mut named: Vec<RunningNode> = Vec::new();
         let (mut answers, mut until) = (0, Instant::now() + FIRST_TIMEOUT);
-        while answers < asked.len() {
+        while answers < addresses.len() {
             let Some(found) = self.answer(until, cluster).await else { break };
             answers += 1;
             until = until.min(Instant::now() + FURTHER_TIMEOUT);

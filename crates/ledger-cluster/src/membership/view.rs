@@ -255,7 +255,7 @@ impl ViewBuilder {
 
     /// Determines which members' directories were rolled back; logs each once.
     fn detect_rollbacks(&mut self, members: &mut [ViewMember]) {
-        let mut told = HashSet::new();
+        let mut logged = HashSet::new();
         let lost = Arc::clone(&self.lost.read());
         for member in members {
             let directory = (member.node_id.clone(), member.storage_id);
@@ -274,9 +274,9 @@ impl ViewBuilder {
                 let (node, storage) = &directory;
                 limited!(error, %node, %storage, opened, heard, "a node is back that has forgotten what it promised, and counts for nothing until it joins anew: {found}");
             }
-            told.insert(directory);
+            logged.insert(directory);
         }
-        self.logged = told;
+        self.logged = logged;
     }
 
     fn member(

@@ -308,14 +308,14 @@ async fn look(shared: &Arc<Shared>, how: Option<DecommissionMode>) -> Decommissi
             SlotOwner::Nobody(_) => unknown += usize::from(!route.members.is_empty()),
         }
     }
-    let asked = others.into_iter().map(|(owner, slots)| async move {
+    let requests = others.into_iter().map(|(owner, slots)| async move {
         let answer = ask(shared, &owner).await;
         let answer = answer.inspect_err(
             |reason| tracing::debug!(%owner, reason, "an owner did not say what it keeps where"),
         );
         (slots, answer.ok())
     });
-    for (slots, answer) in futures::future::join_all(asked).await {
+    for (slots, answer) in futures::future::join_all(requests).await {
         let Some((theirs, named)) = answer else {
             unknown += slots.len();
             continue;

@@ -53,20 +53,20 @@ struct FormationQuery {
 impl FormationFence {
     /// Returns whether this node may respond to a claim's owner: no owner of a higher claim has asked.
     fn ask(&self, by: &Claim) -> bool {
-        let mut asked = self.0.lock();
-        if asked.is_drawing || asked.by.as_ref().is_some_and(|higher| higher > by) {
+        let mut query = self.0.lock();
+        if query.is_drawing || query.by.as_ref().is_some_and(|higher| higher > by) {
             return false;
         }
-        asked.by = Some(by.clone());
+        query.by = Some(by.clone());
         true
     }
 
     /// Returns whether this node may draw an identity in a claim: no owner of a higher claim has asked, and none gets
     /// a response until the drawing is done.
     fn begin(&self, claim: &Claim) -> bool {
-        let mut asked = self.0.lock();
-        asked.is_drawing = !asked.is_drawing && asked.by.as_ref() == Some(claim);
-        asked.is_drawing
+        let mut query = self.0.lock();
+        query.is_drawing = !query.is_drawing && query.by.as_ref() == Some(claim);
+        query.is_drawing
     }
 
     fn done(&self) {

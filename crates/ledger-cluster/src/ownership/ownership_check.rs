@@ -64,7 +64,7 @@ pub async fn wait_until_all_owned(
     }
     let until = Instant::now() + TOTAL_TIMEOUT;
     loop {
-        let asked = known.iter().map(|(node, (_, address))| {
+        let requests = known.iter().map(|(node, (_, address))| {
             let node = node.clone();
             async move {
                 let answer = timeout(RESPONSE_TIMEOUT, ask(tls, address)).await;
@@ -72,7 +72,7 @@ pub async fn wait_until_all_owned(
             }
         });
         let answers: BTreeMap<NodeId, Result<OwnershipReport, String>> =
-            stream::iter(asked).buffer_unordered(MAX_CONCURRENT).collect().await;
+            stream::iter(requests).buffer_unordered(MAX_CONCURRENT).collect().await;
         let why_not = match check_owned_by_all(me, cluster, &answers) {
             Ok(others) => return Ok(others),
             Err(why_not) => why_not,
@@ -137,12 +137,12 @@ fn check_owned_by_all(
 /// Checks that the response is from the intended node: another one may have its address by now, even one of another
 /// cluster.
 fn as_asked<'a>(
-    asked: &NodeId,
+    expected: &NodeId,
     cluster: Option<&str>,
     answer: Result<&'a OwnershipReport, String>,
 ) -> Result<&'a OwnershipReport, String> {
     let answer = answer?;
-    if answer.node != asked.as_str() {
+    if answer.node != expected.as_str() {
         return Err(format!("at its address is {} now", answer.node));
     }
     match cluster.filter(|cluster| answer.identity != *cluster) {

@@ -286,7 +286,7 @@ pub(crate) async fn record(
 pub(crate) async fn run(shared: Arc<Shared>, membership: Arc<Membership>) {
     let mut declared = shared.decisions.declared();
     let mut tick = interval(NOTIFY_INTERVAL);
-    let mut told: BTreeMap<Member, Vec<Decision>> = BTreeMap::new();
+    let mut notified: BTreeMap<Member, Vec<Decision>> = BTreeMap::new();
     declared.mark_changed();
     loop {
         tokio::select! {
@@ -303,12 +303,12 @@ pub(crate) async fn run(shared: Arc<Shared>, membership: Arc<Membership>) {
                     shared.send_events(vec![Event::LossesDeclared(DeclaredLosses::clone(&now))]).await;
                 }
             }
-            _ = tick.tick() => notify_peers(&shared, &mut told).await,
+            _ = tick.tick() => notify_peers(&shared, &mut notified).await,
         }
     }
 }
 
-async fn notify_peers(shared: &Arc<Shared>, told: &mut BTreeMap<Member, Vec<Decision>>) {
+async fn notify_peers(shared: &Arc<Shared>, notified: &mut BTreeMap<Member, Vec<Decision>>) {
     let known = shared.decisions.all();
     if known.is_empty() {
         return;
@@ -316,14 +316,14 @@ async fn notify_peers(shared: &Arc<Shared>, told: &mut BTreeMap<Member, Vec<Deci
     let view = Arc::clone(&shared.view.borrow());
     // Include members that were declared lost, because they must learn of it.
     let peers = view.alive().map(wire::member_of).filter(|member| *member != shared.me);
-    let peers: Vec<Member> = peers.filter(|member| told.get(member) != Some(&known)).collect();
-    let asked = peers.into_iter().map(|peer| async move {
+    let peers: Vec<Member> = peers.filter(|member| notified.get(member) != Some(&known)).collect();
+    let requests = peers.into_iter().map(|peer| async move {
         let answer = timeout(NOTIFY_TIMEOUT, notify_peer(shared, &peer)).await;
         (peer, answer.unwrap_or_else(|_| Err("no answer in time".to_owned())))
     });
-    for (peer, answer) in futures::future::join_all(asked).await {
+    for (peer, answer) in futures::future::join_all(requests).await {
         match answer {
-            Ok(()) => _ = told.insert(peer, known.clone()),
+            Ok(()) => _ = notified.insert(peer, known.clone()),
             Err(reason) => tracing::debug!(%peer, reason, "a peer could not be told of recoveries"),
         }
     }
@@ -346,9 +346,10 @@ pub(crate) fn known_decisions(shared: &Shared) -> RecoveriesTold {
 }
 
 /// Takes the decisions that a peer sent.
-pub(crate) async fn take(shared: &Shared, told: &RecoveriesTold) -> Result<(), RecoverError> {
+pub(crate) async fn take(shared: &Shared, message: &RecoveriesTold) -> Result<(), RecoverError> {
     let malformed = |_| RecoverError::Malformed("a peer tells of recoveries that make no sense");
-    let decisions = told.recoveries.iter().map(decision).collect::<Result<Vec<_>, _>>().map_err(malformed)?;
+    let decisions =
+        message.recoveries.iter().map(decision).collect::<Result<Vec<_>, _>>().map_err(malformed)?;
     for decision in &decisions {
         check(decision)?;
     }

@@ -122,10 +122,10 @@ impl ReplicaService for Replicas {
 
     async fn recoveries(&self, request: Request<RecoveriesTold>) -> Result<Response<RecoveriesTold>, Status> {
         let caller = self.0.caller(request.metadata())?;
-        let told = request.into_inner();
-        let from = wire::member(told.from.as_ref()).map_err(malformed)?;
-        authorize(&self.0, &caller, &from, told.to.as_ref())?;
-        let taken = recovery::take(&self.0, &told).await;
+        let message = request.into_inner();
+        let from = wire::member(message.from.as_ref()).map_err(malformed)?;
+        authorize(&self.0, &caller, &from, message.to.as_ref())?;
+        let taken = recovery::take(&self.0, &message).await;
         taken.map_err(|error| Status::failed_precondition(error.to_string()))?;
         Ok(Response::new(recovery::known_decisions(&self.0)))
     }

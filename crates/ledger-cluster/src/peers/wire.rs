@@ -315,10 +315,10 @@ pub(crate) fn commit_indexes(
     from: &proto::ReplicatedStable,
     bounds: PlausibleBounds,
 ) -> Read<Vec<CommitIndex>> {
-    let stable = |of: &proto::StableSlot| {
+    let index = |of: &proto::StableSlot| {
         Ok(CommitIndex { slot: slot(of.slot)?, epoch: bounds.epoch(of.epoch)?, number: of.number })
     };
-    from.slots.iter().map(stable).collect()
+    from.slots.iter().map(index).collect()
 }
 
 pub(crate) fn to_commit_indexes(slots: &[CommitIndex]) -> proto::ReplicatedStable {

@@ -32,17 +32,17 @@ impl Leases {
     /// Passes changed leases to the store, and notifies local readers of slots that are hidden from now on.
     pub(crate) fn publish(&mut self, shared: &Shared, slots: &SlotManager, now: Millis) {
         let mut hidden = 0;
-        for (slot, told) in (0..SLOTS).filter_map(Slot::new).zip(&mut self.0) {
+        for (slot, published) in (0..SLOTS).filter_map(Slot::new).zip(&mut self.0) {
             let (until, is_kept) = (slots.visible_until(now, slot), slots.is_member(slot));
-            if (told.until, told.is_kept) != (until, is_kept) {
+            if (published.until, published.is_kept) != (until, is_kept) {
                 // A lease beyond the range of the clock never expires.
                 let ends = shared.started.checked_add(Duration::from_millis(until));
                 shared.ledger.set_lease(slot, ends.filter(|_| until < Millis::MAX), is_kept);
-                (told.until, told.is_kept) = (until, is_kept);
+                (published.until, published.is_kept) = (until, is_kept);
             }
             let is_current = until > now;
-            hidden += u64::from(told.is_current && !is_current);
-            told.is_current = is_current;
+            hidden += u64::from(published.is_current && !is_current);
+            published.is_current = is_current;
         }
         if hidden > 0 {
             limited!(

@@ -34,14 +34,14 @@ const STAGED_LINGER: Duration = Duration::from_secs(10);
 /// Requests that a peer stages a load, and forwards its progress until the load is installed or cancelled.
 pub(crate) async fn request_staging(shared: Arc<Shared>, peer: Peer, spread: StagingRequest) {
     let (events, mut until) = (spread.events.clone(), spread.cancelled.clone());
-    let asked = async {
+    let request = async {
         let why = try_ask(&shared, peer, &spread).await.unwrap_or_else(|status| status.to_string());
         tracing::debug!(context = %spread.context, reason = why, "a replica does not stage a load");
         // The loader may have finished already.
         let _ = events.send((peer, StagingProgress::Failed));
     };
     tokio::select! {
-        () = asked => {}
+        () = request => {}
         // The channel carries no messages: a change means that the load is over.
         _ = until.changed() => {}
         () = shared.cancel.cancelled() => {}
@@ -54,8 +54,8 @@ async fn try_ask(shared: &Arc<Shared>, peer: Peer, spread: &StagingRequest) -> R
     let channel = shared.peers.channel(&peer_state).map_err(Status::unavailable)?;
     let mut client = ReplicaServiceClient::new(channel);
     let request = wire::to_load(&shared.me, &peer_state.member, spread);
-    let asked = timeout(RESPONSE_TIMEOUT, client.stage(request)).await;
-    let mut progress = asked.map_err(|_| Status::deadline_exceeded("no answer in time"))??.into_inner();
+    let response = timeout(RESPONSE_TIMEOUT, client.stage(request)).await;
+    let mut progress = response.map_err(|_| Status::deadline_exceeded("no answer in time"))??.into_inner();
     while let Some(StageProgress { is_staged }) = progress.message().await? {
         let event = if is_staged { StagingProgress::Staged } else { StagingProgress::Advanced };
         let _ = spread.events.send((peer, event));
@@ -69,7 +69,7 @@ pub(crate) fn begin(
     from: Member,
     wanted: WantedLoad,
 ) -> mpsc::Receiver<Result<StageProgress, Status>> {
-    let (progress, told) = mpsc::channel(PROGRESS);
+    let (progress, updates) = mpsc::channel(PROGRESS);
     let shared = Arc::clone(shared);
     tokio::spawn(async move {
         let context = wanted.context.clone();
@@ -102,7 +102,7 @@ pub(crate) fn begin(
         })
         .await;
     });
-    told
+    updates
 }
 
 /// Fetches and stages the whole load. Dropping the future removes what is staged.

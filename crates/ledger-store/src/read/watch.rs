@@ -121,8 +121,8 @@ impl Watch {
         }
         let latest = *self.size.borrow_and_update();
         // Deliver only entries up to the committed size: the buffer may be ahead of it for a moment.
-        let shown = latest.0.saturating_sub(self.delivered.0);
-        let recent = self.tail.recent_after(self.delivered, (limit as u64).min(shown) as usize)?;
+        let available = latest.0.saturating_sub(self.delivered.0);
+        let recent = self.tail.recent_after(self.delivered, (limit as u64).min(available) as usize)?;
         let (mut covered, mut bytes, mut larger) = (self.delivered, 0, None);
         for entry in &recent {
             let weight = crate::read::pages::weight(entry);
@@ -142,7 +142,7 @@ impl Watch {
             }
             covered = entry.sequence;
         }
-        if covered == self.delivered && shown > 0 && limit > 0 && larger.is_none() {
+        if covered == self.delivered && available > 0 && limit > 0 && larger.is_none() {
             return None;
         }
         self.delivered = covered;

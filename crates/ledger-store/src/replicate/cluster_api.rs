@@ -188,9 +188,9 @@ impl Ledger {
     ///
     /// # Errors
     /// [`StoreError`] if the ledger closed.
-    pub async fn apply_owner_commands(&self, leads: Vec<(Slot, OwnerCommand)>) -> Result<(), StoreError> {
-        for (lane, leads) in self.by_lane(leads, |(slot, _)| *slot)? {
-            self.to_lane(lane, Command::Own(leads)).await?;
+    pub async fn apply_owner_commands(&self, commands: Vec<(Slot, OwnerCommand)>) -> Result<(), StoreError> {
+        for (lane, commands) in self.by_lane(commands, |(slot, _)| *slot)? {
+            self.to_lane(lane, Command::Own(commands)).await?;
         }
         Ok(())
     }
@@ -227,7 +227,7 @@ impl Ledger {
     /// # Errors
     /// [`StoreError`] if the ledger closed.
     pub async fn advance_commit_index(&self, slots: Vec<CommitIndex>) -> Result<(), StoreError> {
-        for (lane, slots) in self.by_lane(slots, |stable| stable.slot)? {
+        for (lane, slots) in self.by_lane(slots, |index| index.slot)? {
             self.to_lane(lane, Command::AdvanceCommitIndex(slots)).await?;
         }
         Ok(())

@@ -35,8 +35,8 @@ pub(crate) fn respond(
     ask.check()?;
     match ask {
         CompareRequest::Node { slots, digest } => {
-            let held = |slot| keeps(slot).then(|| digests.whole(slot));
-            Ok(CompareResponse::to_node(slots, *digest, held))
+            let digest_of = |slot| keeps(slot).then(|| digests.whole(slot));
+            Ok(CompareResponse::to_node(slots, *digest, digest_of))
         }
         CompareRequest::Buckets { slots } => {
             let kept = slots.iter().filter(|slot| keeps(**slot));
@@ -46,16 +46,16 @@ pub(crate) fn respond(
             let kept = buckets.iter().filter(|(slot, _)| keeps(**slot));
             contexts(&db.snapshot(), quarantine, kept, after.as_ref()).map(CompareResponse::Contexts)
         }
-        CompareRequest::Roots(asked) => {
+        CompareRequest::Roots(request) => {
             let rows = db.snapshot();
-            let of = |asked: &RootsRequest| {
-                if keeps(Slot::of(&asked.context)) {
-                    roots(&rows, quarantine, asked)
+            let of = |request: &RootsRequest| {
+                if keeps(Slot::of(&request.context)) {
+                    roots(&rows, quarantine, request)
                 } else {
                     Ok(Roots::Absent)
                 }
             };
-            asked.iter().map(of).collect::<Result<_, _>>().map(CompareResponse::Roots)
+            request.iter().map(of).collect::<Result<_, _>>().map(CompareResponse::Roots)
         }
     }
 }
@@ -155,8 +155,8 @@ fn listed(
 }
 
 /// Returns what is known of a context's roots at the requested sizes.
-fn roots(rows: &impl Rows, quarantine: &Quarantine, asked: &RootsRequest) -> Result<Roots, StoreError> {
-    let RootsRequest { context, sizes } = asked;
+fn roots(rows: &impl Rows, quarantine: &Quarantine, request: &RootsRequest) -> Result<Roots, StoreError> {
+    let RootsRequest { context, sizes } = request;
     let read = || {
         let Some((place, head)) = rows::head(rows, context)? else { return Ok(Roots::Absent) };
         prove::roots_at(rows, context, place, &head, sizes).map(Roots::At)

@@ -69,14 +69,14 @@ impl LaneReplication {
     pub(crate) fn add_stream_peer(&self, slot: Slot, claim: &Claim, peer: Peer) -> u64 {
         let mut state = self.state.lock();
         let number = state.newest_commit;
-        let led = state.owned.entry(slot).or_insert_with(|| SlotOwnership::new(claim.clone()));
-        if led.claim != *claim {
+        let ownership = state.owned.entry(slot).or_insert_with(|| SlotOwnership::new(claim.clone()));
+        if ownership.claim != *claim {
             // Pending commits were appended in an earlier epoch and appends are stopped: they belong to this claim
             // from now on.
-            led.claim = claim.clone();
-            (led.is_serving, led.is_fenced) = (false, false);
+            ownership.claim = claim.clone();
+            (ownership.is_serving, ownership.is_fenced) = (false, false);
         }
-        led.stream_peers.insert(peer);
+        ownership.stream_peers.insert(peer);
         number
     }
 
@@ -90,16 +90,16 @@ impl LaneReplication {
         members: usize,
     ) -> bool {
         let mut state = self.state.lock();
-        let led = state.owned.entry(slot).or_insert_with(|| SlotOwnership::new(claim.clone()));
-        if led.claim != *claim {
-            led.claim = claim.clone();
-            led.is_fenced = false;
+        let ownership = state.owned.entry(slot).or_insert_with(|| SlotOwnership::new(claim.clone()));
+        if ownership.claim != *claim {
+            ownership.claim = claim.clone();
+            ownership.is_fenced = false;
         }
-        if led.is_fenced {
+        if ownership.is_fenced {
             // A higher claim was promised; the step-down command is on its way.
             return false;
         }
-        (led.is_serving, led.is_stopping) = (true, false);
+        (ownership.is_serving, ownership.is_stopping) = (true, false);
         state.pending.begin_ownership(slot, needed, members);
         state.accepted_at.remove(&slot);
         // What this node held when enough members accepted it is committed.
@@ -114,7 +114,7 @@ impl LaneReplication {
     /// Counts the acknowledgements of a peer from now on, because it is in sync.
     pub(crate) fn add_in_sync(&self, shared: &Shared, slot: Slot, claim: &Claim, peer: Peer) {
         let mut state = self.state.lock();
-        if state.owned.get(&slot).is_none_or(|led| led.claim != *claim) {
+        if state.owned.get(&slot).is_none_or(|ownership| ownership.claim != *claim) {
             return;
         }
         let committed = state.pending.add_in_sync(slot, peer);
@@ -124,26 +124,30 @@ impl LaneReplication {
 
     /// Stops sending a slot to a peer that is no longer a member.
     pub(crate) fn remove_peer(&self, slot: Slot, claim: &Claim, peer: Peer) {
-        if let Some(led) = self.state.lock().owned.get_mut(&slot).filter(|led| led.claim == *claim) {
-            led.stream_peers.remove(peer);
+        if let Some(ownership) =
+            self.state.lock().owned.get_mut(&slot).filter(|ownership| ownership.claim == *claim)
+        {
+            ownership.stream_peers.remove(peer);
         }
     }
 
     /// Stops taking appends to the slot. Notifies the outbox once no commit of it is pending.
     pub(crate) fn stop_appends(&self, shared: &Shared, slot: Slot, claim: &Claim) {
         let mut state = self.state.lock();
-        let Some(led) = state.owned.get_mut(&slot).filter(|led| led.claim == *claim) else { return };
-        (led.is_serving, led.is_stopping) = (false, true);
+        let Some(ownership) = state.owned.get_mut(&slot).filter(|ownership| ownership.claim == *claim) else {
+            return;
+        };
+        (ownership.is_serving, ownership.is_stopping) = (false, true);
         state.notify_stopped(shared, slot);
     }
 
     /// Stops appends for good, because another node's higher claim was promised. Earlier appends are part of the
     /// history that the promise covers, and may still be acknowledged.
     pub(crate) fn fence(&self, slot: Slot, claim: &Claim) {
-        if let Some(led) = self.state.lock().owned.get_mut(&slot)
-            && led.claim < *claim
+        if let Some(ownership) = self.state.lock().owned.get_mut(&slot)
+            && ownership.claim < *claim
         {
-            (led.is_serving, led.is_fenced) = (false, true);
+            (ownership.is_serving, ownership.is_fenced) = (false, true);
         }
     }
 
@@ -165,21 +169,21 @@ impl LaneReplication {
     pub(crate) fn peer_disconnected(&self, peer: Peer) {
         let mut state = self.state.lock();
         state.pending.peer_disconnected(peer);
-        state.owned.values_mut().for_each(|led| led.stream_peers.remove(peer));
+        state.owned.values_mut().for_each(|ownership| ownership.stream_peers.remove(peer));
     }
 
     /// Returns the epoch in which appends to a slot are written, and the peers that receive them.
     pub(crate) fn serving_epoch(&self, slot: Slot) -> Result<(Epoch, PeerSet), StoreError> {
         match self.state.lock().owned.get(&slot) {
-            Some(led) if led.is_serving => Ok((led.claim.epoch, led.stream_peers)),
-            Some(led) if led.is_stopping => Err(StoreError::Moving),
+            Some(ownership) if ownership.is_serving => Ok((ownership.claim.epoch, ownership.stream_peers)),
+            Some(ownership) if ownership.is_stopping => Err(StoreError::Moving),
             _ => Err(StoreError::NotOwner { slot }),
         }
     }
 
     /// Returns the claim in which this node owns a slot, and the peers on the slot's stream.
     pub(crate) fn ownership(&self, slot: Slot) -> Option<(Claim, PeerSet)> {
-        self.state.lock().owned.get(&slot).map(|led| (led.claim.clone(), led.stream_peers))
+        self.state.lock().owned.get(&slot).map(|ownership| (ownership.claim.clone(), ownership.stream_peers))
     }
 
     /// Returns whether a peer's acknowledgements for a slot count.
@@ -200,9 +204,9 @@ impl LaneReplication {
         }
         let number = state.newest_commit;
         for (slot, mut part) in written {
-            let asked = part.take_quorum_waiters();
+            let waiters = part.take_quorum_waiters();
             if !state.owned.contains_key(&slot) {
-                for (_, answer) in asked {
+                for (_, answer) in waiters {
                     answer.fail(&StoreError::NotAcknowledged);
                 }
                 let written_context = part.fail(&StoreError::NotAcknowledged);
@@ -216,7 +220,7 @@ impl LaneReplication {
                 let committed = state.pending.push_barrier(slot, part);
                 state.acknowledge_committed(shared, committed.into_iter().collect());
             }
-            for (needed, answer) in asked {
+            for (needed, answer) in waiters {
                 state.pending.push_waiter(slot, needed, answer);
             }
         }
@@ -280,7 +284,7 @@ impl LaneReplication {
 
     /// Applies the owner's commit indexes. Returns the slots that become visible to readers with them.
     pub(crate) fn advance_commit_index(&self, shared: &Shared, slots: &[CommitIndex]) -> Vec<Slot> {
-        let mut shown = Vec::new();
+        let mut published = Vec::new();
         let mut state = self.state.lock();
         for CommitIndex { slot, epoch, number } in slots {
             for written_context in state.uncommitted.take_committed(*slot, *epoch, *number) {
@@ -289,11 +293,11 @@ impl LaneReplication {
             if state.accepted_at.get(slot).is_some_and(|(of, at)| of == epoch && at <= number) {
                 state.accepted_at.remove(slot);
                 if shared.visibility.publish(*slot) {
-                    shown.push(*slot);
+                    published.push(*slot);
                 }
             }
         }
-        shown
+        published
     }
 
     /// Answers waiters whose deadline passed and forgets those that are gone. Their entries stay stored and may still
@@ -372,9 +376,14 @@ impl State {
         let mut notices: Vec<(PeerSet, CommitIndex)> = Vec::with_capacity(slots.len());
         for (slot, number) in slots {
             let is_waiting = self.pending.has_pending(slot);
-            if let Some(led) = self.owned.get(&slot).filter(|led| !led.stream_peers.is_empty()) {
+            if let Some(ownership) =
+                self.owned.get(&slot).filter(|ownership| !ownership.stream_peers.is_empty())
+            {
                 let number = if is_waiting { number } else { self.newest_commit };
-                notices.push((led.stream_peers, CommitIndex { slot, epoch: led.claim.epoch, number }));
+                notices.push((
+                    ownership.stream_peers,
+                    CommitIndex { slot, epoch: ownership.claim.epoch, number },
+                ));
             }
             self.notify_stopped(shared, slot);
         }
@@ -394,19 +403,21 @@ impl State {
             // The pending commits will notify them.
             return;
         }
-        if let Some(led) = self.owned.get(&slot).filter(|led| led.is_serving || led.is_stopping) {
-            let up_to = CommitIndex { slot, epoch: led.claim.epoch, number: self.newest_commit };
-            notify_peers(shared, &[(led.stream_peers, up_to)]);
+        if let Some(ownership) =
+            self.owned.get(&slot).filter(|ownership| ownership.is_serving || ownership.is_stopping)
+        {
+            let up_to = CommitIndex { slot, epoch: ownership.claim.epoch, number: self.newest_commit };
+            notify_peers(shared, &[(ownership.stream_peers, up_to)]);
         }
     }
 
     fn notify_stopped(&self, shared: &Shared, slot: Slot) {
-        if let Some(led) = self.owned.get(&slot)
-            && led.is_stopping
+        if let Some(ownership) = self.owned.get(&slot)
+            && ownership.is_stopping
             && !self.pending.has_pending(slot)
             && let Some(outbox) = shared.outbox.get()
         {
-            outbox.stopped(slot, led.claim.clone());
+            outbox.stopped(slot, ownership.claim.clone());
         }
     }
 }

@@ -382,7 +382,7 @@ impl WrittenCommit {
     pub(crate) fn split(self) -> (Vec<(Slot, Self)>, Vec<WrittenContext>) {
         let Self { db, contexts, waiters, .. } = self;
         let mut parts: Vec<(Slot, Self)> = Vec::new();
-        let mut followed = Vec::new();
+        let mut replicated = Vec::new();
         let mut part = |slot: Slot| -> usize {
             if let Some(at) = parts.iter().position(|(of, _)| *of == slot) {
                 return at;
@@ -396,7 +396,7 @@ impl WrittenCommit {
         let mut placed: Vec<(usize, WrittenContext)> = Vec::new();
         for written_context in contexts {
             match written_context.origin {
-                WriteOrigin::Replicated(..) => followed.push(written_context),
+                WriteOrigin::Replicated(..) => replicated.push(written_context),
                 WriteOrigin::Owner(..) if written_context.appended > 0 => {
                     placed.push((part(written_context.rows.slot), written_context));
                 }
@@ -417,7 +417,7 @@ impl WrittenCommit {
             parts[at].1.terms.extend(waiting.terms().cloned());
             parts[at].1.waiters.push(waiting);
         }
-        (parts, followed)
+        (parts, replicated)
     }
 
     /// Takes the waiters that asked for a quorum other than the configured one.
@@ -425,7 +425,7 @@ impl WrittenCommit {
         if self.waiters.iter().all(|waiting| waiting.needed() == WriteQuorum::Configured) {
             return Vec::new();
         }
-        let (asked, rest): (Vec<_>, Vec<_>) =
+        let (own_quorum, rest): (Vec<_>, Vec<_>) =
             self.waiters.drain(..).partition(|waiting| waiting.needed() != WriteQuorum::Configured);
         self.waiters = rest;
         let positions: Vec<_> = self
@@ -435,7 +435,7 @@ impl WrittenCommit {
             .collect();
         let answer =
             |waiter: Waiter| (waiter.needed(), QuorumWaiter { waiter, positions: positions.clone() });
-        asked.into_iter().map(answer).collect()
+        own_quorum.into_iter().map(answer).collect()
     }
 
     /// Takes the waiters whose deadline passed or whose caller is gone. What the commit then still holds is small.
@@ -564,14 +564,14 @@ impl QuorumWaiter {
 impl Waiter {
     fn needed(&self) -> WriteQuorum {
         match self {
-            Self::One(_, _, asked) | Self::Many(_, _, asked) => asked.quorum,
+            Self::One(_, _, wanted) | Self::Many(_, _, wanted) => wanted.quorum,
             Self::Load(..) => WriteQuorum::Configured,
         }
     }
 
     fn terms(&self) -> Option<&AppendConditions> {
         match self {
-            Self::One(_, _, asked) | Self::Many(_, _, asked) => Some(&asked.terms),
+            Self::One(_, _, wanted) | Self::Many(_, _, wanted) => Some(&wanted.terms),
             Self::Load(..) => None,
         }
     }
@@ -579,8 +579,8 @@ impl Waiter {
     /// Returns whether the deadline passed or the caller is gone.
     fn is_expired(&self, now: Instant) -> bool {
         match self {
-            Self::One(_, reply, asked) => reply.is_closed() || asked.terms.is_expired(now),
-            Self::Many(_, reply, asked) => reply.is_closed() || asked.terms.is_expired(now),
+            Self::One(_, reply, wanted) => reply.is_closed() || wanted.terms.is_expired(now),
+            Self::Many(_, reply, wanted) => reply.is_closed() || wanted.terms.is_expired(now),
             Self::Load(..) => false,
         }
     }
@@ -609,17 +609,17 @@ impl Waiter {
     /// Splits it by slot: the results of a batch belong to several.
     fn by_slot(self) -> Vec<(Slot, Self)> {
         match self {
-            Self::One(result, reply, asked) => {
+            Self::One(result, reply, wanted) => {
                 let Ok(appended) = &result else {
                     // A failed append waits for nothing.
                     let _ = reply.send(result);
                     return Vec::new();
                 };
                 let slot = Slot::of(&appended.entry.context_id);
-                vec![(slot, Self::One(result, reply, asked))]
+                vec![(slot, Self::One(result, reply, wanted))]
             }
             Self::Load(slot, done) => vec![(slot, Self::Load(slot, done))],
-            Self::Many(results, reply, asked) => {
+            Self::Many(results, reply, wanted) => {
                 let mut refused = Vec::new();
                 let mut parts: Vec<(Slot, Vec<BatchResult>)> = Vec::new();
                 let mut last: Option<(ContextId, usize)> = None;
@@ -647,7 +647,7 @@ impl Waiter {
                 }
                 parts
                     .into_iter()
-                    .map(|(slot, results)| (slot, Self::Many(results, reply.clone(), asked.clone())))
+                    .map(|(slot, results)| (slot, Self::Many(results, reply.clone(), wanted.clone())))
                     .collect()
             }
         }

@@ -59,15 +59,15 @@ impl CommittedHeads {
     pub(crate) fn unpin(&self, context: &ContextId, mut after: (RowLocation, Head)) {
         let mut shard = self.shard(context).lock();
         // In a cluster nothing may be pinned: the slot was hidden when the commit was written.
-        let Some(held) = shard.get_mut(context) else { return };
-        held.commits -= 1;
-        for (from, to) in &held.moved {
+        let Some(uncommitted) = shard.get_mut(context) else { return };
+        uncommitted.commits -= 1;
+        for (from, to) in &uncommitted.moved {
             if after.0 == *from {
                 after.0 = *to;
             }
         }
-        held.committed = Some(after);
-        if held.commits == 0 {
+        uncommitted.committed = Some(after);
+        if uncommitted.commits == 0 {
             shard.remove(context);
         }
         drop(shard);
@@ -77,17 +77,20 @@ impl CommittedHeads {
     /// Records that a context's rows moved, with the same content.
     pub(crate) fn relocate(&self, context: &ContextId, from: RowLocation, to: RowLocation) {
         let mut shard = self.shard(context).lock();
-        let Some(held) = shard.get_mut(context) else { return };
-        if let Some((place, _)) = held.committed.as_mut().filter(|(place, _)| *place == from) {
+        let Some(uncommitted) = shard.get_mut(context) else { return };
+        if let Some((place, _)) = uncommitted.committed.as_mut().filter(|(place, _)| *place == from) {
             *place = to;
         }
-        held.moved.push((from, to));
+        uncommitted.moved.push((from, to));
     }
 
     /// Does what [`CommittedHeads::relocate`] does when the previous location is unknown.
     pub(crate) fn relocate_all(&self, context: &ContextId, to: RowLocation) {
-        let from =
-            self.shard(context).lock().get(context).and_then(|held| held.committed.as_ref().map(|row| row.0));
+        let from = self
+            .shard(context)
+            .lock()
+            .get(context)
+            .and_then(|uncommitted| uncommitted.committed.as_ref().map(|row| row.0));
         if let Some(from) = from {
             self.relocate(context, from, to);
         }
@@ -99,7 +102,7 @@ impl CommittedHeads {
             return row;
         }
         match self.shard(context).lock().get(context) {
-            Some(held) => held.committed.clone(),
+            Some(uncommitted) => uncommitted.committed.clone(),
             None => row,
         }
     }

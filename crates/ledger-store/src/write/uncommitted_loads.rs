@@ -114,8 +114,8 @@ impl UncommittedLoads {
             return None;
         }
         // Only what readers may see is known to be committed.
-        let shown = db.head(context).ok().flatten();
-        if shown.is_some_and(|(at, head)| at == place && head.size() >= span.to) {
+        let committed = db.head(context).ok().flatten();
+        if committed.is_some_and(|(at, head)| at == place && head.size() >= span.to) {
             self.forget(db, place);
             return None;
         }

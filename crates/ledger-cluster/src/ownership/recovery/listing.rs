@@ -100,10 +100,10 @@ fn look(shared: &Shared, lost: &BTreeSet<Member>, is_brief: bool) -> Result<Reco
     known.extend(placements.flat_map(|placement| placement.named().cloned()));
     let silent: BTreeSet<Member> = known.into_iter().filter(|member| !is_alive(&view, member)).collect();
     let gone = gone(shared, if lost.is_empty() { &silent } else { lost });
-    let mut held: BTreeMap<Slot, (Digest, u64)> = BTreeMap::new();
+    let mut content: BTreeMap<Slot, (Digest, u64)> = BTreeMap::new();
     if !is_brief {
         shared.ledger.heads(|context, extent| {
-            let (digest, entries) = held.entry(Slot::of(context)).or_default();
+            let (digest, entries) = content.entry(Slot::of(context)).or_default();
             digest.add(context, extent);
             *entries = entries.saturating_add(extent.size.0);
         })?;
@@ -124,8 +124,8 @@ fn look(shared: &Shared, lost: &BTreeSet<Member>, is_brief: bool) -> Result<Reco
             None if record.is_formed => owner.is_empty(),
             None => return None,
         };
-        let held = held.get(slot).copied().unwrap_or_default();
-        Some(KnownSlot { owner, is_stuck, ..known_slot(*slot, record, held) })
+        let content = content.get(slot).copied().unwrap_or_default();
+        Some(KnownSlot { owner, is_stuck, ..known_slot(*slot, record, content) })
     });
     let refused = may_recover(&view, &gone, lost).err();
     Ok(RecoverAnswer {
@@ -136,8 +136,8 @@ fn look(shared: &Shared, lost: &BTreeSet<Member>, is_brief: bool) -> Result<Reco
     })
 }
 
-fn known_slot(slot: Slot, record: &SlotRecord, held: (Digest, u64)) -> KnownSlot {
-    let (digest, entries) = held;
+fn known_slot(slot: Slot, record: &SlotRecord, content: (Digest, u64)) -> KnownSlot {
+    let (digest, entries) = content;
     let members = |set: &ReplicaSet| set.members().iter().map(to_member).collect();
     let placement = record.placement.as_ref();
     let before = placement.and_then(|placement| placement.previous.as_ref());

@@ -61,7 +61,7 @@ impl Node {
             let after = all.last().map(|last| last.context.clone());
             let page = self.page(buckets, after.as_ref());
             assert!(page.contexts.len() == MAX_PAGE || !page.more);
-            all.extend(held(&page));
+            all.extend(summaries(&page));
             if !page.more {
                 return all;
             }
@@ -91,7 +91,7 @@ impl Node {
 }
 
 /// Returns what a page lists, all of it readable.
-fn held(page: &Page) -> Vec<ContextSummary> {
+fn summaries(page: &Page) -> Vec<ContextSummary> {
     let summary = |listed: &ListedContext| match listed {
         ListedContext::Present(summary) => summary.clone(),
         ListedContext::Unreadable(context) => panic!("{context} cannot be read"),
@@ -121,10 +121,10 @@ fn a_listing_has_every_context_once_by_slot_and_then_id() {
     let mut all = Vec::new();
     let node = Node::new(|db| all = fill(db, 60_000));
     for range in [0..MAX_BUCKET_SLOTS as u16, SLOTS - 20..SLOTS, 500..501] {
-        let asked: BTreeSet<Slot> = range.filter_map(Slot::new).collect();
+        let requested: BTreeSet<Slot> = range.filter_map(Slot::new).collect();
         let expected: Vec<_> =
-            all.iter().filter(|summary| asked.contains(&Slot::of(&summary.context))).cloned().collect();
-        assert_eq!(node.list(&whole(asked)), expected);
+            all.iter().filter(|summary| requested.contains(&Slot::of(&summary.context))).cloned().collect();
+        assert_eq!(node.list(&whole(requested)), expected);
     }
 }
 
@@ -146,7 +146,7 @@ fn a_slot_of_many_contexts_is_listed_in_pages_that_follow_each_other() {
     // A page may end exactly where the listing ends.
     let last = &all[all.len() - MAX_PAGE - 1].context;
     let page = node.page(&whole([slot]), Some(last));
-    assert!(held(&page) == all[all.len() - MAX_PAGE..] && !page.more);
+    assert!(summaries(&page) == all[all.len() - MAX_PAGE..] && !page.more);
 
     // Some of its buckets, and a start between two of them.
     let some: BTreeSet<Bucket> = (0..=u8::MAX).step_by(3).map(Bucket).collect();
@@ -157,7 +157,7 @@ fn a_slot_of_many_contexts_is_listed_in_pages_that_follow_each_other() {
     let outside = all.iter().skip(700).find(|summary| !in_some(summary)).unwrap();
     let page = node.page(&buckets, Some(&outside.context));
     assert!(
-        held(&page).iter().eq(all
+        summaries(&page).iter().eq(all
             .iter()
             .filter(in_some)
             .filter(|s| s.context > outside.context)
@@ -169,11 +169,11 @@ fn a_slot_of_many_contexts_is_listed_in_pages_that_follow_each_other() {
 fn a_listing_goes_on_in_the_slot_of_the_context_it_is_to_follow() {
     let mut all = Vec::new();
     let node = Node::new(|db| all = fill(db, 3000));
-    let asked = whole(slots().take(40));
-    let listed = node.list(&asked);
+    let requested = whole(slots().take(40));
+    let listed = node.list(&requested);
     for at in [0, 1, listed.len() / 2, listed.len() - 1] {
-        let page = node.page(&asked, Some(&listed[at].context));
-        assert_eq!(held(&page), listed[at + 1..], "after {}", listed[at].context);
+        let page = node.page(&requested, Some(&listed[at].context));
+        assert_eq!(summaries(&page), listed[at + 1..], "after {}", listed[at].context);
     }
     // After a context of a slot that was not requested, and after the last of all.
     let (first, last) = (&all[0].context, &all[all.len() - 1].context);
@@ -218,8 +218,10 @@ fn what_is_empty_is_not_listed_and_what_cannot_be_read_is_listed_as_that() {
     assert_eq!(listed(false), [damaged.as_str(), &lost, &found_before].into());
 
     let prefixes = |name: &str| RootsRequest { context: of(name), sizes: vec![Size(1), Size(2), Size(3)] };
-    let asked = [&empty, &damaged, &lost, &found_before, &tileless, "never", "good"].map(prefixes);
-    let CompareResponse::Roots(roots) = node.ask(&CompareRequest::Roots(asked.to_vec())) else { panic!() };
+    let requested = [&empty, &damaged, &lost, &found_before, &tileless, "never", "good"].map(prefixes);
+    let CompareResponse::Roots(roots) = node.ask(&CompareRequest::Roots(requested.to_vec())) else {
+        panic!()
+    };
     let [empty, unreadable @ .., never, good] = roots.as_slice() else { panic!("{roots:?}") };
     assert_eq!(*empty, Roots::At(vec![]));
     assert!(unreadable.iter().all(|roots| *roots == Roots::Unreadable), "{unreadable:?}");
@@ -287,7 +289,9 @@ fn only_slots_that_are_kept_are_answered_for() {
     else {
         panic!()
     };
-    assert!(!page.contexts.is_empty() && held(&page).iter().all(|found| keeps(Slot::of(&found.context))));
+    assert!(
+        !page.contexts.is_empty() && summaries(&page).iter().all(|found| keeps(Slot::of(&found.context)))
+    );
 }
 
 #[test]

@@ -189,11 +189,11 @@ impl Lane {
     }
 
     /// Applies ownership decisions to slots.
-    pub(super) fn apply_owner_commands(&mut self, db: &Arc<Db>, leads: Vec<(Slot, OwnerCommand)>) {
+    pub(super) fn apply_owner_commands(&mut self, db: &Arc<Db>, commands: Vec<(Slot, OwnerCommand)>) {
         let Some(copies) = self.replication.clone() else { return };
-        let mut shown = Vec::new();
-        for (slot, lead) in leads {
-            match lead {
+        let mut published = Vec::new();
+        for (slot, command) in commands {
+            match command {
                 OwnerCommand::OfferSync { peer, claim, members: set, is_confirmed, previous } => {
                     let number = copies.add_stream_peer(slot, &claim, peer);
                     let digest = self.shared.digests.as_ref().map(|digests| digests.whole(slot));
@@ -215,7 +215,7 @@ impl Lane {
                     if let Some(members) = members
                         && copies.begin_serving(&self.shared, slot, &claim, write_quorum, members)
                     {
-                        shown.push(slot);
+                        published.push(slot);
                     }
                     self.in_sync_claims.remove(&slot);
                 }
@@ -227,15 +227,15 @@ impl Lane {
                 OwnerCommand::StepDown => copies.step_down(&self.shared, slot),
             }
         }
-        self.wake_watchers(db, &shown);
+        self.wake_watchers(db, &published);
     }
 
     /// Wakes the watchers of slots that became visible.
-    pub(super) fn wake_watchers(&self, db: &Db, shown: &[Slot]) {
-        if shown.is_empty() || self.shared.tails.is_idle() {
+    pub(super) fn wake_watchers(&self, db: &Db, published: &[Slot]) {
+        if published.is_empty() || self.shared.tails.is_idle() {
             return;
         }
-        for (context, tail) in self.shared.tails.of_slots(|slot| shown.contains(&slot)) {
+        for (context, tail) in self.shared.tails.of_slots(|slot| published.contains(&slot)) {
             // A watcher that reads the context gets the error.
             if let Ok(Some((_, head))) = db.head(&context) {
                 tail.reach(head.size());
@@ -255,7 +255,7 @@ impl Lane {
         owner: &NodeId,
         slots: Vec<Slot>,
     ) -> Vec<(Slot, ReplicaStatus)> {
-        let held = |slot: Slot| {
+        let status = |slot: Slot| {
             if self.in_sync_claims.get(&slot).is_some_and(|claim| claim.claimant == *owner) {
                 let digests = self.shared.digests.as_ref();
                 return (
@@ -267,7 +267,7 @@ impl Lane {
             let promised = promised.filter(|claim| claim.claimant != *owner);
             (slot, promised.map_or(ReplicaStatus::NotInSync, ReplicaStatus::Promised))
         };
-        slots.into_iter().map(held).collect()
+        slots.into_iter().map(status).collect()
     }
 
     /// Reports the state of claims at this replica.
@@ -345,11 +345,11 @@ impl Lane {
         self.load_records();
         self.in_sync_claims.clear();
         self.out_of_order = super::OutOfOrderBuffer::default();
-        let led = copies.on_reopened(&StoreError::NotAcknowledged);
+        let lost = copies.on_reopened(&StoreError::NotAcknowledged);
         let lanes = self.shared.replication().len();
         let mine = |slot: Slot| lane_of(slot, lanes) == usize::from(self.number);
         if let Some(outbox) = self.shared.outbox.get() {
-            outbox.ownership_lost(led);
+            outbox.ownership_lost(lost);
         }
         self.shared
             .digests
