@@ -270,7 +270,7 @@ impl Membership {
         self.set(|facts| &mut facts.decommission, leaving);
     }
 
-    /// Announces how far this node's data directory is durable; an earlier announcement stays true. Each change
+    /// Announces how far this node's data directory is durable; an earlier announcement remains true. Each change
     /// travels to all nodes, so call this about once a second.
     pub fn set_durable(&self, mark: u64) {
         self.set(|facts| &mut facts.durable, Some(mark));

@@ -19,7 +19,7 @@ use tonic::{
 use crate::{membership::RolledBack, shared::Shared};
 
 /// Metadata key that carries to a node how far its directory was reported to be durable. The value is sealed with the
-/// cluster's key, which authenticates it. Replaying it is harmless, because it stays true.
+/// cluster's key, which authenticates it. Replaying it is harmless, because it remains true.
 const HEARD: &str = "converge-set-back-bin";
 
 /// The outcome of re-identifying a directory that is older than the node had announced.

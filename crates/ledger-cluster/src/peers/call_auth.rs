@@ -86,7 +86,7 @@ impl Credentials {
     }
 
     /// Refuses a caller that has a later start, and reports that start to it, sealed to authenticate the report.
-    /// Replaying it is harmless, because it stays true.
+    /// Replaying it is harmless, because it remains true.
     fn replaced(&self, node: &NodeId, later: &crate::membership::ViewMember) -> Status {
         let mut status = Status::failed_precondition("another process runs under the caller's name by now");
         let text = format!("{REPLACED_PREFIX}/{node}/{}/{}", later.incarnation, later.grpc_address);

@@ -84,7 +84,7 @@ async fn all_of<T>(waiting: Vec<oneshot::Receiver<Vec<(Slot, T)>>>) -> Result<BT
 impl Ledger {
     /// Attaches the outbox that carries what this node's lanes send. Call it once, before this node owns any slot.
     pub fn set_outbox(&self, outbox: Arc<dyn Outbox>) {
-        // A second call is a programming error; the first outbox stays.
+        // A second call is a programming error; the first outbox is kept.
         let _ = self.inner().shared.outbox.set(outbox);
     }
 
@@ -203,7 +203,7 @@ impl Ledger {
         self.to_all(|| Command::PeerDisconnected(peer)).await
     }
 
-    /// Marks all slots of a node as out of sync, because its stream started anew. Each is in sync again once this
+    /// Takes all slots of a node out of sync, because its stream restarted. Each is in sync again once this
     /// node accepts an offer on the new stream.
     ///
     /// # Errors

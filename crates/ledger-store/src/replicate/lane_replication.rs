@@ -300,7 +300,7 @@ impl LaneReplication {
         published
     }
 
-    /// Answers waiters whose deadline passed and forgets those that are gone. Their entries stay stored and may still
+    /// Answers waiters whose deadline passed and forgets those that are gone. Their entries remain stored and may still
     /// be committed.
     pub(crate) fn expire(&self, now: Instant) {
         let mut over = Vec::new();

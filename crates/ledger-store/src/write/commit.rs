@@ -294,7 +294,7 @@ pub(crate) struct WrittenCommit {
     waiters: Vec<Waiter>,
     entries: usize,
     replicate_replies: Vec<(Vec<ReplicateOutcome>, ReplicateReply)>,
-    /// The terms of its appends. Their permits stay held until the last one expires, because this commit keeps their
+    /// The terms of its appends. Their permits are held until the last one expires, because this commit keeps their
     /// memory in use.
     terms: Vec<AppendConditions>,
 }

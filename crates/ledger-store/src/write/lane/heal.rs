@@ -165,7 +165,7 @@ impl Lane {
         Ok(Healed::InPlace)
     }
 
-    /// Makes a staged history the context's. If the location of the old rows is unknown, they stay and are never
+    /// Makes a staged history the context's. If the location of the old rows is unknown, they remain and are never
     /// read.
     fn put_healed(
         &mut self,

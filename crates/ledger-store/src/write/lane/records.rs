@@ -338,7 +338,7 @@ impl Lane {
     }
 
     /// Prepares the lane after the database was reopened with all slots hidden: it rereads the records, because the
-    /// last commits may be lost, and gives up the ownership of all slots.
+    /// last commits may be lost, and ends the ownership of all slots.
     pub(super) fn on_reopened(&mut self, db: &Arc<Db>) -> Result<(), StoreError> {
         let Some(copies) = self.replication.clone() else { return Ok(()) };
         self.records.clear();
