@@ -1,37 +1,37 @@
-//! Rules left out on purpose, to see that the simulation notices.
+//! Rules that a run can disable, to prove that the simulation notices.
 
-/// What is left out.
+/// The rule that is disabled.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum DisabledRule {
-    /// Nothing.
+    /// None.
     #[default]
     Nothing,
-    /// Replicas promise whatever they are asked.
+    /// Replicas promise whatever they are asked to.
     NoPromiseCheck,
-    /// What is written is called durable before it is.
+    /// A disk reports writes as durable before they are.
     NoSync,
-    /// A takeover counts in the members that gossip shows, not in those that are recorded.
+    /// A takeover counts the members that gossip reports, not the recorded ones.
     MembersOffGossip,
-    /// A history that differs from the owner's is thrown away.
+    /// A replica discards a history that differs from the owner's.
     ForksDropped,
-    /// An owner that was told to stop goes on.
+    /// An owner continues after it was stopped.
     StaleOwner,
-    /// Readers see entries before they have their copies.
+    /// Readers see entries before they are committed.
     UnstableShown,
-    /// What cannot be read counts as not being there.
+    /// What cannot be read counts as absent.
     DamageIsAbsence,
-    /// What another cluster's nodes say is heard like that of one's own.
+    /// A node accepts messages from other clusters.
     ClustersMerge,
-    /// Readers are shown what a node has, however long ago it heard that it is a member.
+    /// A node shows readers what it has, however long ago its lease ended.
     NoLease,
-    /// Whoever fetches what a load brought puts it in place as it comes.
+    /// A node that fetches a load installs the parts as they arrive.
     LoadsInParts,
-    /// What a load finds there already is said to be there, whatever copies it has.
+    /// An owner acknowledges what a load finds there already, committed or not.
     LoadsUnsettled,
 }
 
 impl DisabledRule {
-    /// Every rule that can be left out.
+    /// All rules that can be disabled.
     pub const ALL: [Self; 11] = [
         Self::NoPromiseCheck,
         Self::NoSync,
@@ -46,7 +46,7 @@ impl DisabledRule {
         Self::LoadsUnsettled,
     ];
 
-    /// As it is named in the environment.
+    /// The rule's name in the environment.
     pub fn name(self) -> &'static str {
         match self {
             Self::Nothing => "nothing",

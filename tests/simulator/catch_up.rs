@@ -1,5 +1,5 @@
-//! Catching up: what a node does to hold what another holds. A claimant does it with all who have the best history,
-//! one after the other; a replica with the slot's owner, until it accepts an offer.
+//! Catching up: how a node obtains what another node holds. A claimant does it with every node that has the best
+//! history, one after the other. A replica does it with the slot's owner, until it accepts a sync offer.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Bound;
@@ -26,39 +26,39 @@ use super::{
     replicate::ReplicateOutcome,
 };
 
-/// How long a question may take, milliseconds.
+/// How long a request may take, in milliseconds.
 const ANSWER_WITHIN: u64 = 800;
-/// How long a replica waits for an offer, or before it tries again.
+/// How long a replica waits for a sync offer, and before it retries, in milliseconds.
 const RETRY: u64 = 1000;
-/// Questions without an answer after which a claimant gives up.
+/// A claimant gives up after this many requests without a response.
 const FAILURES: u32 = 4;
 
-/// A slot that is brought in step.
+/// A slot that is being brought in sync.
 #[derive(Debug)]
 pub struct Task {
     claim: Claim,
-    /// With whom, and who is next.
+    /// The nodes to catch up with, and the index of the next one.
     sources: Vec<Member>,
     at: usize,
     purpose: Purpose,
     drill: Option<DrillDown>,
     findings: VecDeque<Finding>,
-    /// What is done about the finding of which something was asked.
+    /// The action for the finding whose request is pending.
     doing: Option<Doing>,
-    /// Something changed since the comparison began.
+    /// Whether something changed since the comparison began.
     is_dirty: bool,
     asked: Option<u64>,
     failures: u32,
-    /// Tells its timers from those of before.
+    /// Distinguishes its timers from those of earlier tasks.
     generation: u64,
     fetched: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Purpose {
-    /// For the owner, at this node.
+    /// To follow the owner at this node.
     Follow(Index),
-    /// To own it. A claimant that is no source itself has nothing to add to the first source's history.
+    /// To own the slot. A claimant that is no source itself has nothing to add to the first source's history.
     Claim { is_source: bool },
 }
 
@@ -66,9 +66,9 @@ enum Purpose {
 enum Doing {
     /// Fetch a context up to a size.
     Fetch(Context, u64),
-    /// Fetch the whole history, in the place of what cannot be read here.
+    /// Fetch the whole history, to replace what cannot be read here.
     Restore(Context),
-    /// Whether the owner has what we have, read after ours was.
+    /// Ask whether the owner has this node's entries, after those were read.
     Recheck { context: Context, ours: (u64, Hash), from: u64 },
 }
 
@@ -90,7 +90,7 @@ impl Task {
         }
     }
 
-    /// Whether it is for an owner at this node.
+    /// Returns whether it follows the owner at this node.
     pub fn follows(&self, owner: Index) -> bool {
         self.purpose == Purpose::Follow(owner)
     }
@@ -99,7 +99,7 @@ impl Task {
         matches!(self.purpose, Purpose::Claim { .. })
     }
 
-    /// Whether what is here beyond the source's history is kept: so the longest of the best wins.
+    /// Returns whether it keeps what goes beyond the source's history, so that the longest of the best wins.
     fn keeps_longer(&self) -> bool {
         match self.purpose {
             Purpose::Follow(_) => false,
@@ -109,12 +109,12 @@ impl Task {
 }
 
 impl Node {
-    /// A replica follows a claim's owner.
+    /// Makes this replica follow a claim's owner.
     pub(super) fn follow_task(&mut self, slot: Slot, claim: &Claim, owner: Index) {
         let is_running = self.tasks.get(&slot).is_some_and(|task| task.claim >= *claim);
         let Some((_, member)) = self.incoming.get(&owner).cloned() else { return };
         if !is_running {
-            // As for a claim: whom it followed before would wait for ever.
+            // The same as for a claim: an abandoned source would wait forever.
             self.give_up(slot);
             let task = Task::new(claim.clone(), vec![member], Purpose::Follow(owner));
             self.tasks.insert(slot, task);
@@ -122,13 +122,13 @@ impl Node {
         }
     }
 
-    /// A claimant fetches the longest of the best histories.
+    /// Makes this claimant fetch the longest of the best histories.
     pub(super) fn claim_task(&mut self, slot: Slot, claim: Claim, from: Vec<Member>) {
         if self.tasks.get(&slot).is_some_and(|task| task.claim > claim) {
             // It follows a higher claim by now.
             return self.events.push_back(Event::CaughtUp { slot, claim, is_complete: false });
         }
-        // Whom it followed would wait for ever.
+        // The source that it followed would wait forever.
         self.give_up(slot);
         let is_source = from.contains(&self.member);
         let sources = from.into_iter().filter(|member| *member != self.member).collect();
@@ -136,7 +136,7 @@ impl Node {
         self.begin(slot);
     }
 
-    /// Compares with the next source, or is done.
+    /// Compares with the next source, or finishes.
     fn begin(&mut self, slot: Slot) {
         let is_current = |task: &Task, node: &Self| node.record(slot).promised.as_ref() == Some(&task.claim);
         let generation = self.number();
@@ -164,14 +164,14 @@ impl Node {
         }
     }
 
-    /// It is pointless, or cannot be done.
+    /// Abandons the task, because it is pointless or impossible.
     pub(super) fn give_up(&mut self, slot: Slot) {
         let Some(Task { claim, purpose, .. }) = self.tasks.remove(&slot) else { return };
         match (purpose, self.record(slot).promised) {
             (Purpose::Claim { .. }, _) => {
                 self.events.push_back(Event::CaughtUp { slot, claim, is_complete: false });
             }
-            // The owner may not know yet, and sends nothing that would be refused.
+            // The owner may not know of the higher claim yet, and sends nothing that this node would refuse.
             (Purpose::Follow(owner), Some(promised)) if promised > claim => {
                 if let Some((stream, _)) = self.incoming.get(&owner) {
                     let body = ReplicaMessage::SyncOfferAnswered {
@@ -212,7 +212,7 @@ impl Node {
         }
     }
 
-    /// Puts a question to the source.
+    /// Sends a request to the source.
     fn ask(&mut self, slot: Slot, question: CatchUpRequest) {
         let number = self.number();
         let Some(task) = self.tasks.get_mut(&slot) else { return };
@@ -223,7 +223,7 @@ impl Node {
         self.out.push(NodeOutput::Timer { after: ANSWER_WITHIN, timer: Timer::Question(number) });
     }
 
-    /// Does something about the next finding.
+    /// Acts on the next finding.
     fn go_on(&mut self, slot: Slot) {
         if !self.can_write() {
             return self.again(slot);
@@ -245,7 +245,7 @@ impl Node {
             return self.unreadable(slot, context, side, theirs.0);
         }
         if history.extent() != finding.local.summary().map(ContextSummary::tree_head) {
-            // It changed since it was compared: it is compared again.
+            // The context changed since the comparison: compare again.
             task.is_dirty = true;
             return self.go_on(slot);
         }
@@ -274,7 +274,7 @@ impl Node {
         }
     }
 
-    /// Whatever cannot be read may be the longest there is: a claimant gives up, and a replica takes what the owner has.
+    /// Handles an unreadable context. It may be the longest, so a claimant gives up, and a replica takes the owner's.
     fn unreadable(&mut self, slot: Slot, context: Context, side: Side, to: u64) {
         let Some(task) = self.tasks.get_mut(&slot) else { return };
         if task.is_claim() {
@@ -295,11 +295,11 @@ impl Node {
         self.ask(slot, CatchUpRequest::Fetch { context, after, to, is_whole: false });
     }
 
-    /// Everything that was found is done.
+    /// Continues after all findings are processed.
     fn passed(&mut self, slot: Slot) {
         let Some(task) = self.tasks.get_mut(&slot) else { return };
         match task.purpose {
-            // Only a comparison that found nothing shows that nothing is missing.
+            // Only a comparison without findings proves that nothing is missing.
             Purpose::Claim { .. } if task.is_dirty => self.begin(slot),
             Purpose::Claim { .. } => {
                 task.at += 1;
@@ -315,7 +315,7 @@ impl Node {
         }
     }
 
-    /// Compares again: a replica after a while, a claimant at once, but not for ever.
+    /// Compares again: a replica after a while, a claimant at once, but not forever.
     fn again(&mut self, slot: Slot) {
         let Some(task) = self.tasks.get_mut(&slot) else { return };
         task.failures += 1;
@@ -419,7 +419,7 @@ impl Node {
         }
     }
 
-    /// Answers another node's question.
+    /// Responds to another node's request.
     pub(super) fn reply(&mut self, question: CatchUpRequest) -> CatchUpResponse {
         match question {
             CatchUpRequest::Fetch { context, .. } | CatchUpRequest::RootAt { context, .. }

@@ -11,9 +11,9 @@ use super::{
     random::Random,
 };
 
-/// How long a writer waits for an answer, milliseconds.
+/// How long a writer waits for a response, in milliseconds.
 const WRITER_TIMEOUT: u64 = 1200;
-/// Acknowledged entries that a writer keeps to put them back.
+/// Number of acknowledged entries that a writer keeps, to append them again if they are missing.
 const KEPT: usize = 64;
 
 /// A client.
@@ -25,7 +25,7 @@ pub enum Client {
     Watcher(Watcher),
 }
 
-/// One engine: appends to a context, a few at a time.
+/// One engine: appends to a context, a few entries at a time.
 #[derive(Debug)]
 pub struct Writer {
     pub context: Context,
@@ -33,19 +33,19 @@ pub struct Writer {
     base: u64,
     next: u64,
     window: usize,
-    /// How many of a thousand appends ask for other than the configured number of copies.
+    /// Of a thousand appends, how many ask for a quorum other than the configured one.
     other_copies: u64,
     is_attached: bool,
-    /// The request that attaches, and when it is given up.
+    /// Number of the attach request, and when it times out.
     attach: (u64, u64),
     pub outstanding: VecDeque<Pending>,
-    /// Acknowledged, and perhaps to be put back. The newest is last.
+    /// Acknowledged entries that may have to be appended again, the newest last.
     pub kept: VecDeque<u64>,
-    /// Acknowledgements of the stable kind may be taken back as well (availability first).
+    /// Whether committed entries may be lost as well (availability first).
     keeps_all: bool,
     pub acknowledged: u64,
     pub put_back: u64,
-    /// Appends nothing new.
+    /// Whether it appends nothing new.
     is_done: bool,
 }
 
@@ -65,7 +65,7 @@ pub struct Watcher {
     request: u64,
 }
 
-/// What a client asks, of whom.
+/// A request with its number, and the node that it is sent to.
 pub type SentRequest = (Index, u64, Request);
 
 impl Writer {
@@ -94,7 +94,7 @@ impl Writer {
         }
     }
 
-    /// Comes every now and then.
+    /// Acts; called from time to time.
     pub fn wake(
         &mut self,
         now: u64,
@@ -103,7 +103,7 @@ impl Writer {
         number: &mut u64,
     ) -> Vec<SentRequest> {
         if random.chance(10) {
-            // An engine that moves.
+            // The engine moves to another node.
             self.target = one_of(nodes, random);
             self.attach_again();
         }
@@ -140,7 +140,7 @@ impl Writer {
         Vec::new()
     }
 
-    /// Appends nothing new. Attaches once more, to put back what is missing.
+    /// Stops appending new entries. Attaches once more, to append again what is missing.
     pub fn finish(&mut self) {
         if !self.is_done {
             self.is_done = true;
@@ -148,14 +148,14 @@ impl Writer {
         }
     }
 
-    /// Attaches, as an engine that moves does.
+    /// Attaches, as an engine does that moves.
     pub fn attach_again(&mut self) {
         self.is_attached = false;
-        // An answer of before says what was missing then.
+        // A response to an earlier request would report what was missing then.
         self.attach.0 = 0;
     }
 
-    /// Whether it waits for nothing.
+    /// Returns whether it waits for nothing.
     pub fn is_idle(&self) -> bool {
         self.is_attached && self.outstanding.is_empty()
     }
@@ -205,7 +205,7 @@ impl Writer {
                 for pending in &mut self.outstanding {
                     pending.until = now + WRITER_TIMEOUT;
                     if pending.needed == WriteQuorum::All {
-                        // A member may be away for long.
+                        // A member may be absent for long.
                         pending.needed = WriteQuorum::Configured;
                     }
                 }
@@ -242,7 +242,7 @@ impl Watcher {
         (self.target, *number, Request::Watch { context: self.context, after, root })
     }
 
-    /// What is new; an error if the history is another one.
+    /// Returns what is new; an error if the history is another one.
     pub fn answered(
         &mut self,
         request: u64,
@@ -277,12 +277,12 @@ impl Watcher {
     }
 }
 
-/// One of the nodes that a client knows of.
+/// Picks one of the nodes that a client knows.
 pub fn one_of(nodes: &[Index], random: &mut Random) -> Index {
     random.pick(nodes).unwrap_or_default()
 }
 
-/// What a reader asks.
+/// Makes a reader's request.
 pub fn read(nodes: &[Index], contexts: usize, random: &mut Random, number: &mut u64) -> SentRequest {
     *number += 1;
     (one_of(nodes, random), *number, Request::Read { context: random.index(contexts) })

@@ -1,4 +1,4 @@
-//! Between clients and nodes.
+//! The path between clients and nodes.
 
 use super::{
     broken::DisabledRule,
@@ -9,7 +9,7 @@ use super::{
     run::{ScheduledEvent, World},
 };
 
-/// Clocks count whole milliseconds.
+/// Clock error: clocks count whole milliseconds.
 const CLOCK_ERROR: u64 = 5;
 
 impl World {
@@ -37,7 +37,7 @@ impl World {
         self.after(again, ScheduledEvent::Client(number));
     }
 
-    /// The nodes that clients know of: an SDK drops those that are gone for good.
+    /// Returns the nodes that clients know: an SDK drops those that are gone for good.
     fn named(&self) -> Vec<Index> {
         (0..self.hosts.len()).filter(|index| !self.hosts[*index].is_gone).collect()
     }
@@ -52,7 +52,7 @@ impl World {
         }
     }
 
-    /// A node answers a reader: it must not be old.
+    /// Checks a node's response to a reader: it must not be outdated.
     pub(super) fn answered(&mut self, index: Index, response: &Response) {
         let &Response::Read { context, size, .. } = response else {
             let is_refused = matches!(response, Response::NotReadable);
@@ -62,7 +62,7 @@ impl World {
         let clock = self.clock(index);
         let slot = self.config.contexts.slot(context);
         let is_current = |node: &Node| node.slot_manager.current_until(clock, slot) > clock;
-        // Without an owner nobody says what was committed last; and by a clock that stands still every lease lasts.
+        // Without an owner nobody determines what was committed last; and with a stopped clock every lease lasts.
         let is_current = self.hosts[index].node.as_ref().is_some_and(is_current);
         let stands_still = self.hosts.iter().any(|host| !host.clock_runs);
         let stood_still = self.clock_stood_still.is_some_and(|at| self.now < at + 3000 * bound);
@@ -90,7 +90,7 @@ impl World {
             Client::Watcher(watcher) => {
                 match watcher.answered(request, response, &nodes, &mut self.random) {
                     Ok(entries) => self.counts.add(Counted::Watched, entries.len() as u64),
-                    // It is told so, and begins again: allowed only if availability comes first.
+                    // The watcher is notified and starts over, which is allowed only if availability comes first.
                     Err(what) if self.invariants.is_strict && !self.may_change(number) => {
                         self.violate(format!("client {number}: {what}"));
                     }

@@ -1,4 +1,4 @@
-//! What happened in a run, in numbers: a fault that never happens finds nothing.
+//! Counts what happened in a run: a fault that never happens finds nothing.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -9,9 +9,9 @@ use super::faults::Fault;
 pub enum Counted {
     Runs,
     Steps,
-    /// Of simulated time.
+    /// Simulated time.
     Milliseconds,
-    /// The longest time until all was well again after the last fault.
+    /// The longest time from the last fault until everything was well again.
     LongestHealing,
     // What went wrong, beside the faults.
     Lost,
@@ -19,7 +19,7 @@ pub enum Counted {
     Duplicated,
     Overtaken,
     WritesLost,
-    // What was done about it.
+    // How the cluster reacted.
     Owned,
     HandedOver,
     Moved,
@@ -75,7 +75,7 @@ impl Counted {
     ];
 }
 
-/// What happened, in numbers.
+/// The counts of a run.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Counts {
     counts: BTreeMap<Counted, u64>,
@@ -91,7 +91,7 @@ impl Counts {
         *self.faults.entry(fault).or_default() += 1;
     }
 
-    /// Adds those of another run.
+    /// Adds the counts of another run.
     pub fn add_all(&mut self, other: &Self) {
         for (what, count) in &other.counts {
             let known = self.counts.entry(*what).or_default();
@@ -111,13 +111,13 @@ impl Counts {
         self.faults.values().sum()
     }
 
-    /// In one line.
+    /// Formats the counts in one line.
     pub fn brief(&self) -> String {
         let (runs, steps) = (self.get(Counted::Runs), self.get(Counted::Steps));
         format!("{runs} seeds, {steps} steps, {} faults", self.faults())
     }
 
-    /// What never happened, in words.
+    /// Returns what never happened, in words.
     pub fn missing(&self) -> Vec<&'static str> {
         let faults = Fault::ALL.into_iter().filter(|fault| !self.faults.contains_key(fault));
         let counts = Counted::ALL.into_iter().filter(|(what, _)| self.get(*what) == 0);

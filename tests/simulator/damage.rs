@@ -1,5 +1,5 @@
-//! What cannot be read: found, said, and restored from others, as in `ledger_store::{quarantine, heal}` and
-//! `ledger_cluster::healing`.
+//! Damage: how a node finds, reports and restores what it cannot read, as in `ledger_store::integrity` and
+//! `ledger_cluster::catch_up::healing`.
 
 use ledger_core::{digest::TreeHead, node::Member, slot::Slot};
 
@@ -13,7 +13,7 @@ use super::{
 };
 
 impl Node {
-    /// The disk damages what it holds of a context. Nobody knows yet.
+    /// Damages what the disk holds of a context. Nobody knows yet.
     pub fn damage(&mut self, context: Context) {
         if self.config.broken == DisabledRule::DamageIsAbsence {
             self.visible[context] = 0;
@@ -24,12 +24,12 @@ impl Node {
         self.disk.damage(context);
     }
 
-    /// Whether appends to a slot wait for copies.
+    /// Returns whether appends to a context wait for a quorum.
     pub fn waits(&self, context: Context) -> bool {
         self.pending.has_pending(self.config.contexts.slot(context))
     }
 
-    /// Whether a context cannot be read: whoever tries knows it from then on.
+    /// Returns whether a context cannot be read; a caller that tries records the damage.
     pub(super) fn is_damaged(&mut self, context: Context) -> bool {
         let is_damaged = self.is_unreadable(context);
         if is_damaged {
@@ -38,17 +38,17 @@ impl Node {
         is_damaged
     }
 
-    /// The same, of one who only looks.
+    /// Does the same without recording the damage.
     pub fn is_unreadable(&self, context: Context) -> bool {
         self.disk.now.damaged.contains(&context) && self.config.broken != DisabledRule::DamageIsAbsence
     }
 
-    /// Whether something of a slot is known to be damaged.
+    /// Returns whether something of a slot is known to be damaged.
     pub(super) fn has_damage(&self, slot: Slot) -> bool {
         self.quarantine.iter().any(|context| self.config.contexts.slot(*context) == slot)
     }
 
-    /// How far a context goes, as far as this node knows.
+    /// Returns the size of a context, as far as this node knows.
     pub(super) fn size_here(&self, context: Context) -> u64 {
         match self.counted.get(&context) {
             Some(extent) => extent.size.0,
@@ -56,7 +56,7 @@ impl Node {
         }
     }
 
-    /// Finds damage that nobody met, and asks for what is to be restored.
+    /// Finds damage that nobody met, and requests what must be restored.
     pub(super) fn scrub(&mut self) {
         let damaged: Vec<Context> = self.disk.now.damaged.iter().copied().collect();
         for context in damaged {
@@ -65,7 +65,7 @@ impl Node {
             }
         }
         for context in self.quarantine.clone() {
-            // Without it nothing here says which history is right: the owner's is, in its claim.
+            // Without a counted tree head nothing here proves which history is right: only the owner's claim does.
             let Some(extent) = self.counted.get(&context).copied() else { continue };
             if !self.random.chance(100) {
                 continue;
@@ -83,7 +83,7 @@ impl Node {
         }
     }
 
-    /// Another node's history of a damaged context: restored if it is exactly what was counted here.
+    /// Receives another node's history of a damaged context, and restores it if it is exactly what was counted here.
     pub(super) fn fetched_for_restoring(
         &mut self,
         context: Context,
@@ -101,7 +101,7 @@ impl Node {
         }
     }
 
-    /// Puts a history in the place of one that cannot be read.
+    /// Replaces an unreadable history.
     pub(super) fn restore(&mut self, context: Context, entries: &[Entry], loaded: Option<Span>) {
         let before = self.counted.remove(&context);
         self.disk.write(Write::Restore(context, entries.to_vec(), loaded));

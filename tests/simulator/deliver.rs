@@ -1,4 +1,5 @@
-//! Between nodes: what they want done, and messages and streams with what may happen to them.
+//! The path between nodes: carries out their outputs, and delivers messages and streams with everything that may
+//! happen to them.
 
 use super::{
     counts::Counted,
@@ -106,7 +107,7 @@ impl World {
         self.with(from, |node| node.up(to, stream, body));
     }
 
-    /// Nothing more arrives on a stream; the one who opened it notices within so many microseconds.
+    /// Breaks a stream: nothing more arrives on it, and its opener notices within so many microseconds.
     pub fn break_stream(&mut self, stream: u64, within: u64) {
         let Some(known) = self.network.streams.get_mut(&stream).filter(|known| !known.is_broken) else {
             return;

@@ -1,5 +1,5 @@
-//! A disk in memory: writes are seen at once, and survive a crash once they are synced. Of those that are not, the
-//! first few survive, in order, as in a log that is written from the front.
+//! A disk in memory. Reads see a write at once, and a crash keeps every synced write. Of the unsynced ones a crash
+//! keeps the first few, in order, like a log that is written from the front.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -10,28 +10,28 @@ use super::{
     random::Random,
 };
 
-/// What a load brought: the entries after a size, up to another.
+/// What a load brought: the entries after one size, up to another.
 pub type Span = (u64, u64);
 
-/// What a disk holds.
+/// The content of a disk.
 #[derive(Debug, Clone, Default)]
 pub struct Store {
-    /// The cluster that it belongs to.
+    /// The cluster that the disk belongs to.
     pub cluster: Option<ClusterId>,
     pub records: BTreeMap<Slot, SlotRecord>,
     pub histories: Vec<History>,
-    /// Contexts whose histories are there and cannot be read: what stands here of them is empty.
+    /// Contexts whose histories exist and cannot be read; here they are empty.
     pub damaged: BTreeSet<Context>,
-    /// What loads brought that may not be stable: after a size, up to another.
+    /// What uncommitted loads brought: after one size, up to another.
     pub loaded: BTreeMap<Context, Span>,
     pub forks: Vec<Fork>,
 }
 
-/// A suffix that was left for the owner's, with the evidence.
+/// A forked-off suffix, with the evidence.
 #[derive(Debug, Clone)]
 pub struct Fork {
     pub context: Context,
-    /// What both have in common.
+    /// The size that both histories share.
     pub common: u64,
     pub entries: Vec<Entry>,
     /// Both heads, as they were compared: size and root.
@@ -46,12 +46,12 @@ pub enum Write {
     Append(Context, Vec<Entry>),
     /// What a load brings: all of it or nothing.
     Load(Context, Vec<Entry>),
-    /// A load is stable, or was left.
+    /// A load is committed, or was forked off.
     Stable(Context),
-    /// A history in the place of one that cannot be read, with what of it a load brought.
+    /// A history that replaces an unreadable one, with the part of it that a load brought.
     Restore(Context, Vec<Entry>, Option<Span>),
     Fork(Fork),
-    /// Only in the variant that drops forks.
+    /// Used only in the variant that drops forks.
     Drop {
         context: Context,
         common: u64,
@@ -68,7 +68,7 @@ impl Store {
                 let history = &mut self.histories[*context].0;
                 let (after, to) = (history.len() as u64, (history.len() + entries.len()) as u64);
                 history.extend_from_slice(entries);
-                // One before that may not be stable either belongs to it.
+                // An earlier load that may be uncommitted becomes part of it.
                 let after = self.loaded.get(context).map_or(after, |known| known.0.min(after));
                 self.loaded.insert(*context, (after, to));
             }
@@ -91,17 +91,17 @@ impl Store {
 /// A disk.
 #[derive(Debug, Clone)]
 pub struct Disk {
-    /// What a crash leaves at least.
+    /// The least that a crash leaves.
     pub durable: Store,
-    /// What is read.
+    /// What reads see.
     pub now: Store,
     unsynced: VecDeque<Write>,
-    /// Writes there ever were.
+    /// Number of writes ever made.
     pub written: u64,
-    /// Of these, those that are durable.
+    /// Number of these that are durable.
     pub synced: u64,
     pub is_syncing: bool,
-    /// It takes no writes.
+    /// Whether it refuses writes.
     pub is_full: bool,
 }
 
@@ -125,7 +125,7 @@ impl Disk {
         self.written += 1;
     }
 
-    /// Everything up to a write is durable.
+    /// Makes everything up to a write durable.
     pub fn synced(&mut self, up_to: u64) {
         self.is_syncing = false;
         while self.synced < up_to {
@@ -135,7 +135,7 @@ impl Disk {
         }
     }
 
-    /// A context cannot be read any more: what was written of it is lost. Only while nothing waits to be written.
+    /// Makes a context unreadable: its entries are lost. Call it only while no write is pending.
     pub fn damage(&mut self, context: Context) {
         for store in [&mut self.now, &mut self.durable] {
             store.histories[context].0.clear();
@@ -143,7 +143,7 @@ impl Disk {
         }
     }
 
-    /// The power fails. Gives how many writes are lost.
+    /// Cuts the power. Returns how many writes are lost.
     pub fn crash(&mut self, random: &mut Random) -> u64 {
         let survive = random.below(self.unsynced.len() as u64 + 1);
         self.synced(self.synced + survive);

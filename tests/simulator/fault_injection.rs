@@ -1,4 +1,4 @@
-//! Having things go wrong, and right again.
+//! Injects faults, and undoes them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,7 +25,7 @@ use super::{
     run::{Host, ScheduledEvent, Stage, World},
 };
 
-/// Where another cluster's nodes are numbered from.
+/// Number of the first node of another cluster.
 const ELSEWHERE: Index = 1000;
 
 /// What ends a fault.
@@ -36,16 +36,16 @@ pub enum Undo {
     ClockRuns(Index),
     NoDrain(Index),
     Space(Index),
-    /// A drained node is switched off for good.
+    /// Switches a drained node off for good.
     Gone(Index),
-    /// A node that leaves for good is gone, once nobody names it any more.
+    /// Removes a decommissioned node, once nobody names it any more.
     Left(Index),
-    /// An operator declares lost what is lost.
+    /// An operator declares lost members lost.
     Recover,
 }
 
 impl World {
-    /// A fault in the middle of a takeover.
+    /// Injects a fault in the middle of a takeover.
     pub(super) fn ambush(&mut self) {
         if self.stage == Stage::Faults
             && let Some(fault) = self.random.pick(&self.plan.faults.clone())
@@ -68,7 +68,7 @@ impl World {
         (0..self.hosts.len()).filter(|index| self.hosts[*index].node.is_some()).collect()
     }
 
-    /// False: it is not possible now.
+    /// Injects a fault. Returns false if it is impossible now.
     fn inflict(&mut self, fault: Fault) -> bool {
         let running = self.running();
         let Some(node) = self.random.pick(&running) else { return false };
@@ -110,7 +110,7 @@ impl World {
             }
             Fault::SlowDisk => self.hosts[node].slow_until = self.now + a_while,
             Fault::Pause => {
-                // No longer than it pauses already: what it was sent meanwhile keeps its order.
+                // Do not extend a pause: what the node was sent meanwhile must keep its order.
                 let host = &mut self.hosts[node];
                 if host.paused_until > self.now {
                     return false;
@@ -158,7 +158,7 @@ impl World {
                 let leaving = match stay.checked_sub(1) {
                     _ if replication_factor == 1 || self.hosts[node].leaving.is_some() => return false,
                     Some(stay) if stay >= replication_factor => DecommissionMode::Replaced,
-                    // Nor right after a disk was lost: with so few members all of them are needed.
+                    // Not right after a disk was lost either: with so few members all of them are needed.
                     Some(stay) if stay >= write_quorum.max(2) && self.can_lose(node) => {
                         DecommissionMode::AllowFewer
                     }
@@ -173,8 +173,8 @@ impl World {
         true
     }
 
-    /// A node of another cluster, of the same name and key, tells a node what it knows: who there is, and that they own all
-    /// slots in epochs above all others. One that belongs nowhere yet would join it, as it may.
+    /// A node of another cluster with the same name and key sends a node its view: who is there, and that they own
+    /// all slots in the highest epochs. A node that belongs to no cluster yet would join that one, which is allowed.
     fn meet(&mut self, node: Index) -> bool {
         let names = |at: usize| NodeId::new(format!("n{}", ELSEWHERE + at)).unwrap();
         let member = |at: usize| Member { node: names(at), storage: StorageId([0xee; 16]) };
@@ -210,12 +210,12 @@ impl World {
         true
     }
 
-    /// What a running node's disk holds of a context is lost, as if the disk were another for it.
+    /// Damages what a running node's disk holds of a context, as if that part of the disk were replaced.
     fn damage(&mut self, index: Index) -> bool {
         let contexts: Vec<usize> = {
             let Some(node) = &self.hosts[index].node else { return false };
             let disk = &node.disk;
-            // Where fewer copies will do, one disk may have the only one.
+            // With a smaller quorum, one disk may have the only copy.
             if !self.plan.is_strict() || self.plan.other_copies > 0 {
                 return false;
             }
@@ -279,7 +279,7 @@ impl World {
         }
     }
 
-    /// A disk takes no writes, or takes them again.
+    /// Makes a disk refuse writes, or accept them again.
     pub(super) fn fill(&mut self, index: Index, is_full: bool) {
         let host = &mut self.hosts[index];
         if let Some(disk) = host.node.as_mut().map(|node| &mut node.disk).or(host.disk.as_mut()) {
@@ -322,13 +322,13 @@ impl World {
         self.note(|| format!("the disk of n{index} is wiped"));
     }
 
-    /// Whether a disk may be lost: no set of members that may count has lost so many that it cannot bear another,
-    /// even if the node is only about to be a member; and losses are not close together.
+    /// Returns whether a disk may be lost: no counting set of members, not even one about to count, has lost as many
+    /// as it can bear, and losses are far enough apart.
     fn can_lose(&self, index: Index) -> bool {
         if self.owned.len() < self.plan.slots || self.now < self.last_loss + 3_000_000 {
             return false;
         }
-        // Those that leave though nobody takes their places are as good as gone.
+        // Leaving members without a replacement are as good as gone.
         let stays = |host: &&Host| {
             !host.is_gone && !is_damaged(host) && host.leaving != Some(DecommissionMode::AllowFewer)
         };
@@ -342,15 +342,15 @@ impl World {
             && (self.plan.is_strict() || self.others_know(index))
     }
 
-    /// A node's disk, whether it runs or not.
+    /// Returns a node's durable content, whether the node runs or not.
     fn durable(&self, index: Index) -> Option<&Store> {
         let host = &self.hosts[index];
         let disk = host.node.as_ref().map(|node| &node.disk).or(host.disk.as_ref());
         disk.filter(|_| !host.is_gone).map(|disk| &disk.durable)
     }
 
-    /// Whether another member of each slot knows for certain who its members are: nobody else would claim it. Where
-    /// availability comes first, one node alone may own a slot, with all that is known of it.
+    /// Returns whether another member of each slot knows the slot's members for certain: no other node would claim
+    /// it. With availability first, one node may own a slot alone, with all that is known of it.
     fn others_know(&self, index: Index) -> bool {
         self.owned.iter().all(|(slot, (_, set))| {
             let knows = |other: Index| {
@@ -365,8 +365,8 @@ impl World {
         })
     }
 
-    /// Whether one of the nodes that form each slot would be left to remember that it was formed: if all of them lost
-    /// their disks, and were cut off since, they could form it again.
+    /// Returns whether some node that formed each slot would still remember that the slot was formed. If all of them
+    /// lost their disks and were cut off since, they could form it again.
     pub(super) fn remembers(&self, without: impl Fn(Index) -> bool) -> bool {
         let first = || self.hosts.iter().take(self.plan.nodes).map(|host| host.member.node.clone());
         self.config.contexts.slots.iter().all(|slot| {
@@ -380,12 +380,12 @@ impl World {
         })
     }
 
-    /// The members of each slot as its newest owner counts, and as anybody knows them who knows something newer.
+    /// Returns the members of each slot as its newest owner counts them, and as any node with newer knowledge does.
     fn sets_that_count(&self) -> Vec<ReplicaSet> {
         self.config.contexts.slots.iter().flat_map(|slot| self.sets_of(*slot)).collect()
     }
 
-    /// As [`World::sets_that_count`], of one slot.
+    /// Does what [`World::sets_that_count`] does, for one slot.
     pub(super) fn sets_of(&self, slot: Slot) -> Vec<ReplicaSet> {
         let owned = self.owned.get(&slot);
         let mut sets: Vec<ReplicaSet> = owned.map(|(_, set)| set.clone()).into_iter().collect();
@@ -398,7 +398,7 @@ impl World {
                     && owned.is_some_and(|(claim, _)| placement.epoch > claim.epoch)
                 {
                     sets.push(placement.members.clone());
-                    // Until the move to them is settled, those before them are needed too.
+                    // Until the move is confirmed, the previous members are needed too.
                     sets.extend(placement.previous.clone());
                 }
             }
@@ -407,7 +407,7 @@ impl World {
     }
 }
 
-/// Whether a disk holds something that cannot be read: it counts as lost until that is restored.
+/// Returns whether a disk holds something unreadable: it counts as lost until that is restored.
 pub(super) fn is_damaged(host: &Host) -> bool {
     let disk = host.node.as_ref().map(|node| &node.disk).or(host.disk.as_ref());
     disk.is_some_and(|disk| !disk.now.damaged.is_empty() || !disk.durable.damaged.is_empty())

@@ -1,10 +1,10 @@
-//! What a seed decides: the cluster, its clients, and what goes wrong.
+//! What a seed determines: the cluster, its clients, and the faults.
 
 use ledger_core::ownership::slot_manager::OwnershipSettings;
 
 use super::random::Random;
 
-/// Something that goes wrong, or is done to the cluster.
+/// A fault, or an operator's action.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fault {
     Crash,
@@ -22,7 +22,7 @@ pub enum Fault {
     Drain,
     AddNode,
     RemoveNode,
-    /// What a disk holds of a context cannot be read any more.
+    /// What a disk holds of a context becomes unreadable.
     Damage,
     OtherCluster,
     Decommission,
@@ -77,36 +77,36 @@ impl Fault {
     }
 }
 
-/// What a seed decides.
+/// What a seed determines.
 #[derive(Debug, Clone)]
 pub struct RunPlan {
     pub settings: OwnershipSettings,
     pub nodes: usize,
-    /// Whether the nodes that form the cluster are told of each other. In a cluster of more nodes than there are copies
-    /// they must be, or those who see only each other form it too.
+    /// Whether the nodes that form the cluster are configured with each other. If the cluster has more nodes than
+    /// copies they must be, or nodes that see only each other form one too.
     pub is_listed: bool,
     pub slots: usize,
     pub contexts: usize,
-    /// A context that nothing is appended to, and histories are loaded into.
+    /// A context that only loads write to.
     pub loaded: Option<usize>,
     pub writers: usize,
     pub watchers: usize,
-    /// Of a thousand appends, those that ask for other than the configured number of copies.
+    /// Of a thousand appends, how many ask for a quorum other than the configured one.
     pub other_copies: u64,
-    /// Faults that may happen, each as often as it is named.
+    /// Faults that may happen; one that is named more often happens more often.
     pub faults: Vec<Fault>,
-    /// Whether most disks of a slot are lost in the end, and an operator has the others go on.
+    /// Whether most disks of a slot are lost in the end, and an operator makes the others continue.
     pub loses_most: bool,
-    /// Milliseconds between faults, at most.
+    /// Longest time between faults, in milliseconds.
     pub fault_every: u64,
-    /// Of a thousand moments of takeovers, those that bring a fault.
+    /// Of a thousand moments of takeovers, how many bring a fault.
     pub ambushes: u64,
-    /// How long faults go on, milliseconds.
+    /// How long faults continue, in milliseconds.
     pub duration: u64,
     pub loss: u64,
     pub duplicates: u64,
     pub late: u64,
-    /// Microseconds of a sync.
+    /// Duration of a sync, in microseconds.
     pub sync: (u64, u64),
     pub dead_after: u64,
 }
@@ -136,12 +136,12 @@ impl RunPlan {
             max_transfers: random.between(1, 8) as usize,
             max_staleness: Some(random.between(1500, 5000)),
         };
-        // Each seed has faults of some kinds only: those that are always there hide those that need quiet.
+        // Each seed has some kinds of faults only: constant faults of every kind would hide those that need quiet.
         let mut faults = Vec::new();
         for fault in Fault::ALL {
             let weight = match fault {
                 Fault::CrashAll => random.below(2),
-                // It comes once, after the others: see `RunPlan::loses_most`.
+                // This fault comes once, after the others: see `RunPlan::loses_most`.
                 Fault::LoseMost => 0,
                 Fault::Crash | Fault::Partition | Fault::Wipe => random.below(4),
                 _ => random.below(3),
@@ -175,7 +175,7 @@ impl RunPlan {
         }
     }
 
-    /// Acknowledged entries survive in the canonical history.
+    /// Returns whether acknowledged entries must survive in the canonical history.
     pub fn is_strict(&self) -> bool {
         self.settings.write_quorum * 2 > self.settings.replication_factor
     }

@@ -22,7 +22,10 @@ pub struct Flags {
 }
 
 impl Flags {
-    /// Reads flags, or says what is wrong with them.
+    /// Parses flags.
+    ///
+    /// # Errors
+    /// A text that says what is wrong with them.
     pub fn parse(text: &str) -> Result<Self, String> {
         let names: Vec<&str> = DisabledRule::ALL.into_iter().map(DisabledRule::name).collect();
         let wrong = |what: String| format!("simulate: {what}\n{USAGE} {}", names.join(", "));

@@ -1,4 +1,5 @@
-//! Gossip: everybody tells a few others what it knows of everybody, and who was not heard of for a while is dead.
+//! Gossip: every node sends a few others what it knows of all nodes. A node that was not heard for a while counts as
+//! dead.
 
 use std::{collections::BTreeMap, rc::Rc};
 
@@ -11,12 +12,12 @@ use ledger_core::{
 
 use super::message::Index;
 
-/// What a node says of itself.
+/// What a node announces about itself.
 #[derive(Debug, Clone)]
 pub struct Published {
     pub index: Index,
     pub member: Member,
-    /// Its start, and how often it spoke since.
+    /// Its start number, and how often it announced something since.
     pub version: (u64, u64),
     pub is_draining: bool,
     pub is_writable: bool,
@@ -27,7 +28,7 @@ pub struct Published {
 #[derive(Debug, Clone)]
 struct Heard {
     said: Rc<Published>,
-    /// When it was last heard of, on this node's clock.
+    /// When it was last heard, on this node's clock.
     at: Millis,
 }
 
@@ -35,12 +36,12 @@ struct Heard {
 #[derive(Debug, Default)]
 pub struct Gossip {
     heard: BTreeMap<Index, Heard>,
-    /// What the brain was told.
+    /// What the slot manager was given last.
     told: Vec<ObservedNode>,
 }
 
 impl Gossip {
-    /// Takes what another node knows.
+    /// Receives what another node knows.
     pub fn hear(&mut self, now: Millis, all: &[Rc<Published>]) {
         for said in all {
             match self.heard.get_mut(&said.index) {
@@ -51,7 +52,7 @@ impl Gossip {
         }
     }
 
-    /// Everything that it knows.
+    /// Returns everything that it knows.
     pub fn all(&self) -> Vec<Rc<Published>> {
         self.heard.values().map(|heard| Rc::clone(&heard.said)).collect()
     }
@@ -60,13 +61,13 @@ impl Gossip {
         self.heard.keys().copied()
     }
 
-    /// The data directory of a node that is alive.
+    /// Returns the living nodes and their data directories.
     pub fn alive(&self, now: Millis, within: Millis) -> Vec<(Index, Member)> {
         let alive = self.heard.values().filter(|heard| heard.at + within > now);
         alive.map(|heard| (heard.said.index, heard.said.member.clone())).collect()
     }
 
-    /// What gossip shows, if it is not what it showed before.
+    /// Returns the observed nodes, if they changed.
     pub fn changed(&mut self, now: Millis, within: Millis) -> Option<Vec<ObservedNode>> {
         let seen = self.heard.values().map(|Heard { said, at }| ObservedNode {
             member: said.member.clone(),

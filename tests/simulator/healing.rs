@@ -1,4 +1,4 @@
-//! After the faults: everything must come right by itself, within a bounded time.
+//! After the faults everything must recover by itself, within a bounded time.
 
 use std::collections::BTreeSet;
 
@@ -14,13 +14,13 @@ use super::{
     run::{ScheduledEvent, Stage, World},
 };
 
-/// How long it may take, microseconds.
+/// How long recovery may take, in microseconds.
 const HEALING_TIMEOUT: u64 = 120_000_000;
-/// How often writers attach for the end: slots may change hands for ever where nodes are quick to take others for dead.
+/// How often writers attach for the end: slots may change hands forever where nodes quickly take others for dead.
 const SETTLED_TIMES: u32 = 4;
 
 impl World {
-    /// Nothing goes wrong any more, and all nodes are started.
+    /// Ends all faults and starts all nodes.
     pub(super) fn heal(&mut self) {
         self.note(|| "healing".to_owned());
         (self.stage, self.healing_since) = (Stage::Healing, self.now);
@@ -33,7 +33,7 @@ impl World {
             let clock = self.clock(index);
             self.fill(index, false);
             let host = &mut self.hosts[index];
-            // Who pauses wakes by itself: what it was sent meanwhile must not be overtaken.
+            // A paused node resumes by itself: messages sent meanwhile must not be overtaken.
             host.slow_until = 0;
             if !host.clock_runs {
                 self.clock_stood_still = Some(self.now);
@@ -56,7 +56,7 @@ impl World {
 
     pub(super) fn is_healed(&mut self) {
         match self.missing() {
-            // All members are equal: what they lack now they lack for good, unless its writer has it.
+            // All members are equal: what they lack now they lack for good, unless a writer has it.
             None if self.stage == Stage::Healing
                 || (self.is_loose() && self.settled_times < SETTLED_TIMES) =>
             {
@@ -91,13 +91,13 @@ impl World {
         }
     }
 
-    /// What is not yet as it should be.
+    /// Returns what is not yet as it should be.
     fn missing(&mut self) -> Option<String> {
         let slots = self.config.contexts.slots.clone();
         if let Some(missing) = slots.iter().find_map(|slot| self.unsettled(*slot)) {
             return Some(missing);
         }
-        // Every writer has to succeed again; then they stop.
+        // Every writer must succeed once more before it stops.
         for (number, client) in self.clients.iter_mut().enumerate() {
             if let Client::Writer(writer) = client
                 && writer.acknowledged == self.acknowledged_before[number]
@@ -127,13 +127,13 @@ impl World {
         waits.or_else(|| slots.iter().find_map(|slot| self.unequal(*slot))).or_else(|| self.unwatched())
     }
 
-    /// Whether availability comes first, and a slot changed hands since the writers attached: a node that heard nothing for
-    /// a moment may have had history left.
+    /// Returns whether availability comes first and a slot changed hands since the writers attached: a node that
+    /// heard nothing for a moment may have forked off history.
     fn is_loose(&self) -> bool {
         !self.invariants.is_strict && self.settled != self.owners()
     }
 
-    /// Who owns which slot, in which epoch.
+    /// Returns which node owns which slot, in which epoch.
     fn owners(&self) -> Vec<(Index, Slot, Epoch)> {
         let nodes =
             self.hosts.iter().enumerate().filter_map(|(index, host)| Some((index, host.node.as_ref()?)));
@@ -143,7 +143,7 @@ impl World {
         nodes.flat_map(owned).collect()
     }
 
-    /// The one owner of a slot.
+    /// Returns the only owner of a slot.
     fn owner(&self, slot: Slot) -> Result<Index, String> {
         let owns = |index: &Index| {
             let node = self.hosts[*index].node.as_ref();
@@ -180,7 +180,7 @@ impl World {
             .map(|member| format!("member {} of slot {number} is not in step with node {owner}", member.node))
     }
 
-    /// All members of a slot hold and show the same.
+    /// Checks that all members of a slot hold and show the same.
     fn unequal(&self, slot: Slot) -> Option<String> {
         let owner = self.owner(slot).ok()?;
         let owners = self.hosts[owner].node.as_ref()?;
@@ -218,13 +218,13 @@ impl World {
         None
     }
 
-    /// Watchers have seen everything.
+    /// Checks that watchers have seen everything.
     fn unwatched(&self) -> Option<String> {
         self.clients.iter().find_map(|client| {
             let Client::Watcher(watcher) = client else { return None };
             let owner = self.owner(self.config.contexts.slot(watcher.context)).ok()?;
             let history = &self.hosts[owner].node.as_ref()?.disk.now.histories[watcher.context];
-            // Whoever saw what is lost learns of it once the history goes so far again.
+            // A watcher that saw lost entries learns of the loss once the history is as long again.
             let is_ahead = self.changed.contains(&watcher.context) && watcher.seen.size() > history.size();
             let is_behind = watcher.seen != *history && !is_ahead;
             is_behind.then(|| {

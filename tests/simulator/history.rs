@@ -1,5 +1,5 @@
-//! Light histories: an entry is its epoch, an id and its place, and the root is a chain of hashes. Real Merkle
-//! trees are tested where they are made; here it matters only that equal roots mean equal histories.
+//! Lightweight histories: an entry is its epoch, id and sequence, and the root is a chain of hashes. Real Merkle
+//! trees have their own tests; here it only matters that equal roots mean equal histories.
 
 use std::sync::OnceLock;
 
@@ -10,10 +10,10 @@ use ledger_core::{
     slot::Slot,
 };
 
-/// A context, as the simulation numbers it.
+/// A context's number in the simulation.
 pub type Context = usize;
 
-/// An entry, with the root of the history that it ends.
+/// An entry, with the root of the history up to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Entry {
     pub epoch: Epoch,
@@ -37,7 +37,7 @@ impl History {
         self.0.last().map_or(EMPTY, |entry| entry.root)
     }
 
-    /// The root at an earlier size, if it goes so far.
+    /// Returns the root at an earlier size, if the history is that long.
     pub fn root_at(&self, size: u64) -> Option<Hash> {
         match size.checked_sub(1) {
             None => Some(EMPTY),
@@ -45,28 +45,28 @@ impl History {
         }
     }
 
-    /// What enters a digest; `None` of an empty history, which is no context.
+    /// Returns what enters a digest; `None` for an empty history, which is no context.
     pub fn extent(&self) -> Option<TreeHead> {
         (self.size() > 0).then(|| TreeHead { size: Size(self.size()), root: self.root() })
     }
 
-    /// The epoch of the newest entry.
+    /// Returns the epoch of the newest entry.
     pub fn epoch(&self) -> Epoch {
         self.0.last().map_or(Epoch::default(), |entry| entry.epoch)
     }
 
-    /// The entry that would come next.
+    /// Returns the entry that would come next.
     pub fn next(&self, epoch: Epoch, id: u64) -> Entry {
         let sequence = self.size() + 1;
         Entry { epoch, sequence, id, root: chain(&self.root(), epoch, sequence, id) }
     }
 
-    /// Whether an entry comes next.
+    /// Returns whether an entry comes next.
     pub fn continues(&self, entry: &Entry) -> bool {
         *entry == self.next(entry.epoch, entry.id)
     }
 
-    /// Whether all of another history is the beginning of this one.
+    /// Returns whether another history is a prefix of this one.
     pub fn starts_with(&self, other: &Self) -> bool {
         self.root_at(other.size()) == Some(other.root())
     }
@@ -81,7 +81,7 @@ fn chain(before: &Hash, epoch: Epoch, sequence: u64, id: u64) -> Hash {
     Blake3::digest(&input)
 }
 
-/// The contexts of a simulation, which are in few slots.
+/// The contexts of a simulation, in a few slots.
 #[derive(Debug, Clone)]
 pub struct Contexts {
     pub slots: Vec<Slot>,
@@ -89,7 +89,7 @@ pub struct Contexts {
 }
 
 impl Contexts {
-    /// So many contexts in so many slots, at most 6 in 4.
+    /// Creates contexts in slots, at most 6 in each of 4.
     pub fn new(contexts: usize, slots: usize) -> Self {
         let known = known();
         let slots: Vec<Slot> = known.iter().take(slots).map(|(slot, _)| *slot).collect();
@@ -118,13 +118,13 @@ impl Contexts {
         self.all.iter().position(|(known, _)| known == id)
     }
 
-    /// The contexts of a slot.
+    /// Returns the contexts of a slot.
     pub fn of(&self, slot: Slot) -> impl Iterator<Item = Context> + '_ {
         (0..self.all.len()).filter(move |context| self.all[*context].1 == slot)
     }
 }
 
-/// Four slots, with names of six contexts of each.
+/// Returns four slots, with names of six contexts of each.
 fn known() -> &'static Vec<(Slot, Vec<ContextId>)> {
     static KNOWN: OnceLock<Vec<(Slot, Vec<ContextId>)>> = OnceLock::new();
     KNOWN.get_or_init(|| {

@@ -1,14 +1,14 @@
-//! What must hold, whatever happens.
+//! What must always hold.
 //!
-//! | always | of the whole run |
+//! | invariant | when it is checked |
 //! | --- | --- |
-//! | one entry for each context, sequence and epoch | checked when an owner makes one |
-//! | one owner for each epoch of a slot, and nobody else acknowledges in it | checked when somebody owns, and at each acknowledgement |
-//! | a new owner holds all that was acknowledged or shown in epochs before (m > R / 2) | checked when somebody owns |
-//! | what is acknowledged or shown has its copies on disks, and continues what was acknowledged or shown (m > R / 2) | checked at each acknowledgement, and whenever a reader could see more |
-//! | a reader at any node sees all that was acknowledged or shown anywhere longer ago than `max_staleness` (m > R / 2, while the slot has an owner) | checked at each answer |
-//! | a watcher sees each entry once, in order | checked by the watcher |
-//! | after healing: replicas are equal, readers see everything, what was acknowledged is there, or in a fork if it had too few copies | checked at the end |
+//! | one entry for each context, sequence and epoch | when an owner writes one |
+//! | one owner for each epoch of a slot, and nobody else acknowledges in it | when a node becomes owner, and at each acknowledgement |
+//! | a new owner holds all that was acknowledged or visible in earlier epochs (m > R / 2) | when a node becomes owner |
+//! | what is acknowledged or visible has its quorum on disks, and continues what was acknowledged or visible before (m > R / 2) | at each acknowledgement, and whenever a reader could see more |
+//! | a reader at any node sees all that was acknowledged or visible anywhere longer ago than `max_staleness` (m > R / 2, while the slot has an owner) | at each response |
+//! | a watcher sees each entry once, in order | by the watcher |
+//! | after healing: replicas are equal, readers see everything, and what was acknowledged is there, or in a fork if its quorum was too small | at the end |
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,7 +20,7 @@ use super::{
     message::Index,
 };
 
-/// An acknowledgement that a disk may take along.
+/// An acknowledgement that the loss of a disk may undo.
 #[derive(Debug)]
 struct AtRiskAcknowledgement {
     context: Context,
@@ -28,26 +28,26 @@ struct AtRiskAcknowledgement {
     on: Member,
 }
 
-/// What was seen to happen.
+/// The observations of a run.
 #[derive(Debug, Default)]
 pub struct Invariants {
     pub is_strict: bool,
     created: BTreeMap<(Context, u64, Epoch), u64>,
-    /// In which epoch an entry was written last: what was loaded is of an older one, of its own.
+    /// The epoch in which each entry was written last. A loaded entry itself has an older epoch.
     written: BTreeMap<(Context, u64), Epoch>,
     owners: BTreeMap<(Slot, Epoch), Index>,
     acknowledgers: BTreeMap<(Slot, Epoch), Index>,
-    /// Of each context, all that was shown or acknowledged.
+    /// Everything that was visible or acknowledged, by context.
     pub stable: Vec<History>,
-    /// When each of these grew to which size: milliseconds.
+    /// When each of these grew, in milliseconds, and to which size.
     grown: Vec<Vec<(u64, u64)>>,
-    /// What was acknowledged or shown before disks were lost with it: answers may be under way.
+    /// What was acknowledged or visible before disks were lost with it: responses may still be on their way.
     forgotten: BTreeMap<Context, History>,
     sequences: BTreeMap<(Context, u64), u64>,
     kept: Vec<AtRiskAcknowledgement>,
 }
 
-/// What clients learn: a context up to a size, as it is at a node.
+/// What clients learn: a context up to a size, as a node has it.
 #[derive(Debug)]
 pub struct Observation<'a> {
     pub what: &'static str,
@@ -65,7 +65,7 @@ impl Invariants {
         Self { is_strict, stable, grown, ..Self::default() }
     }
 
-    /// An owner in one epoch wrote an entry, which may be of an older one.
+    /// Checks that an owner wrote an entry in an epoch. The entry itself may have an older epoch.
     pub fn created(&mut self, context: Context, entry: &Entry, by: Epoch) -> Checked {
         let Entry { sequence, epoch, id, .. } = *entry;
         let written = self.written.entry((context, id)).or_default();
@@ -100,7 +100,7 @@ impl Invariants {
             return Ok(());
         }
         for context in contexts.of(slot) {
-            // What it turns out not to be able to read is shown to nobody, and restored from another.
+            // What turns out to be unreadable is shown to nobody, and restored from another node.
             if is_unreadable(context) {
                 continue;
             }
@@ -120,7 +120,7 @@ impl Invariants {
         Ok(())
     }
 
-    /// Clients learn of something that must be on so many disks. `copies` tells how many disks hold it.
+    /// Checks what clients learn that must be on that many disks. `copies` counts the disks that hold it.
     pub fn seen(
         &mut self,
         now: u64,
@@ -153,7 +153,7 @@ impl Invariants {
         Ok(())
     }
 
-    /// A reader is shown a context up to a size, which must be what was committed by a moment.
+    /// Checks what a reader sees of a context: all that was committed by a moment.
     pub fn read(&self, node: Index, context: Context, size: u64, since: u64) -> Checked {
         let grown = &self.grown[context];
         let known = grown.partition_point(|(at, _)| *at <= since);
@@ -166,7 +166,7 @@ impl Invariants {
         Ok(())
     }
 
-    /// A node acknowledges in an epoch of a slot.
+    /// Checks that a node may acknowledge in an epoch of a slot.
     pub fn acknowledges(&mut self, slot: Slot, epoch: Option<Epoch>, node: Index) -> Checked {
         let number = slot.number();
         let Some(epoch) = epoch else {
@@ -180,7 +180,7 @@ impl Invariants {
         }
     }
 
-    /// A client is told where an entry is.
+    /// Checks an acknowledgement that a client receives.
     pub fn acknowledged(
         &mut self,
         context: Context,
@@ -201,7 +201,8 @@ impl Invariants {
         }
     }
 
-    /// The disks that held a context are lost but for some, whose readers were shown it up to a size.
+    /// Forgets what only lost disks held of a context, except what the remaining members had made visible up to a
+    /// size.
     pub fn forget(&mut self, context: Context, shown: u64) {
         self.forgotten.insert(context, self.stable[context].clone());
         self.stable[context].0.truncate(shown as usize);
@@ -212,13 +213,13 @@ impl Invariants {
         self.kept.retain(|kept| kept.context != context);
     }
 
-    /// Whether a context was so, up to a size, as far as clients may know.
+    /// Returns whether a context was like this up to a size, as far as clients may know.
     pub fn was_stable(&self, context: Context, size: u64, root: Hash) -> bool {
         let known = std::iter::once(&self.stable[context]).chain(self.forgotten.get(&context));
         known.into_iter().any(|history| history.root_at(size) == Some(root))
     }
 
-    /// After healing: these are the histories of the owners, and all disks there are.
+    /// Checks after healing that these are the histories of the owners, on all disks.
     pub fn at_the_end(&self, canonical: &[History], disks: &[(Member, &Store)]) -> Checked {
         let mut there: Vec<BTreeSet<u64>> =
             canonical.iter().map(|history| history.0.iter().map(|entry| entry.id).collect()).collect();
@@ -249,7 +250,7 @@ impl Invariants {
                         member.node
                     ));
                 }
-                // The members' histories are equal by now; a node that is no longer one may hold something else.
+                // The members' histories are equal by now; a former member may hold something else.
                 there[context].insert(entry.id);
             }
             for fork in &store.forks {
@@ -274,7 +275,7 @@ impl Invariants {
     }
 }
 
-/// Where two histories part, in words.
+/// Describes where two histories differ.
 pub fn differences(here: &History, there: &History) -> String {
     let common = here.0.iter().zip(&there.0).take_while(|(here, there)| here == there).count();
     let next = |history: &History| {
