@@ -1,4 +1,5 @@
-//! What the lane of a store does for the slots that its node leads, as in `ledger_store::{lane, copies}`.
+//! What a store's lane does for the slots that its node owns, as in `ledger_store::write::lane` and
+//! `ledger_store::replicate::lane_replication`.
 
 use std::rc::Rc;
 
@@ -20,7 +21,7 @@ use super::{
     node_output::{AfterSync, NodeOutput, Note, Outgoing, SlotVisibility},
 };
 
-/// A slot that this node owns or is about to.
+/// A slot that this node owns or is about to own.
 #[derive(Debug)]
 pub struct SlotOwnership {
     claim: Claim,
@@ -58,10 +59,10 @@ pub struct Queued {
     pub append: Append,
 }
 
-/// An append that is to be answered with its sequence.
+/// An append that is answered with its sequence.
 pub type AnsweredAppend = (Queued, u64);
 
-/// A client, and its request.
+/// A client, and the number of its request.
 pub type ClientRequest = (usize, u64);
 
 /// A context that a commit writes to.
@@ -70,15 +71,15 @@ pub(super) struct CommitContext {
     pub context: Context,
     pub after: u64,
     pub is_load: bool,
-    /// Its members have staged it.
+    /// Whether its members have staged the entries.
     pub is_staged: bool,
 }
 
-/// What is done with a commit's part of a slot when it is stable.
+/// What to do with a commit's part of a slot once it is committed.
 #[derive(Debug, Default)]
 pub struct PendingPart {
     answers: Vec<AnsweredAppend>,
-    /// Loads, by who waits for them: how far the context goes with each.
+    /// The loads, by who waits for them, with the context's size after each.
     loads: Vec<(ClientRequest, Context, u64)>,
     reached: Vec<(Context, u64)>,
 }
@@ -90,7 +91,8 @@ impl PendingPart {
 }
 
 impl Node {
-    /// Whether appends to a slot are taken. The record decides, which may have been promised away since.
+    /// Returns whether the slot accepts appends. The record decides, because the slot may have been promised to
+    /// another node.
     pub(super) fn serving_epoch(&self, slot: Slot) -> bool {
         self.owned.get(&slot).is_some_and(|ownership| {
             let is_stale = self.record(slot).check_append(&ownership.claim).is_err();
@@ -98,7 +100,7 @@ impl Node {
         })
     }
 
-    /// Appends what is queued: one commit.
+    /// Appends everything queued, in one commit.
     pub(super) fn commit(&mut self) {
         if !self.can_write() {
             return std::mem::take(&mut self.queue).iter().for_each(|queued| self.unknown(queued));
@@ -127,7 +129,7 @@ impl Node {
                 items.len() - 1
             });
             let sequence = if let Some(known) = self.ids[context].get(&id) {
-                // Nothing is written, but it may not be stable yet.
+                // This writes nothing, but the earlier append may be uncommitted.
                 *known
             } else {
                 let size = self.disk.now.histories[context].size();
@@ -216,7 +218,7 @@ impl Node {
         self.changed(context, before);
     }
 
-    /// Entries of a context after one size, up to another.
+    /// Returns the entries of a context after one size, up to another.
     pub(super) fn range(&self, context: Context, after: u64, to: u64) -> Range {
         let history = &self.disk.now.histories[context];
         let to = to.min(history.size());
@@ -230,13 +232,13 @@ impl Node {
         }
     }
 
-    /// This node's disk holds everything up to a number.
+    /// Records that this node's disk holds everything up to a number.
     pub(super) fn advance_durable_here(&mut self, number: u64) {
         let stable = self.pending.advance_durable_here(number);
         self.acknowledge_committed(stable);
     }
 
-    /// A peer's disk holds everything that it was sent, up to a number.
+    /// Records that a peer's disk holds everything sent to it up to a number.
     pub(super) fn advance_durable_at(&mut self, from: Index, number: u64) {
         let stable = self.pending.advance_durable_at(peer_of(from), number);
         self.acknowledge_committed(stable);
@@ -262,7 +264,7 @@ impl Node {
         }));
     }
 
-    /// Acknowledges what has its copies, and tells the peers.
+    /// Acknowledges commits that reached their quorum, and notifies the peers.
     fn acknowledge_committed(&mut self, stable: Vec<Committed<PendingPart>>) {
         let mut slots: Vec<(Slot, u64)> = Vec::new();
         for Committed { slot, number, item, .. } in stable {
@@ -292,7 +294,7 @@ impl Node {
         }
     }
 
-    /// Tells the peers on a slot's stream how much of it is stable.
+    /// Sends the peers on a slot's stream its commit index.
     fn notify_replicas(&mut self, slot: Slot, number: u64) {
         let Some(ownership) = self.owned.get(&slot) else { return };
         let (sending, epoch) = (ownership.stream_peers, ownership.claim.epoch);
@@ -303,7 +305,7 @@ impl Node {
         }
     }
 
-    /// Tells the peers, if all of a slot is stable; else what waits will.
+    /// Notifies the peers if no commit of a slot is pending; otherwise the pending commits will.
     fn notify_all_committed(&mut self, slot: Slot) {
         let is_led =
             self.owned.get(&slot).is_some_and(|ownership| ownership.is_serving || ownership.is_stopping);
@@ -321,7 +323,7 @@ impl Node {
         }
     }
 
-    /// Puts a peer on a slot's stream, with an offer.
+    /// Adds a peer to a slot's stream, with a sync offer.
     pub(super) fn add_stream_peer(&mut self, to: &Member, offer: SyncOffer) {
         let index = index_of(&to.node);
         let Some(out) = self.outgoing.get(&index).filter(|out| out.is_up && out.member == *to) else {
@@ -338,9 +340,9 @@ impl Node {
         self.out.push(NodeOutput::Down { stream, body: OwnerMessage::SyncOffer(Box::new(offer)) });
     }
 
-    /// The slot takes appends.
+    /// Starts taking appends to the slot.
     pub(super) fn begin_serving(&mut self, slot: Slot, claim: &Claim, needed: usize, was_handed_over: bool) {
-        // Since it was decided, the slot may have been promised to another node, and its entries taken.
+        // Since the decision, this node may have promised the slot to another one and accepted its entries.
         if self.record(slot).check_append(claim).is_err() && self.config.broken != DisabledRule::StaleOwner {
             return;
         }
@@ -357,7 +359,7 @@ impl Node {
         if is_new {
             self.out.push(NodeOutput::Note(Note::Owned { slot, claim: claim.clone(), was_handed_over }));
         }
-        // What was here when enough members accepted it is stable.
+        // What this node held when enough members accepted it is committed.
         for (context, size) in self.uncommitted.take_slot(slot) {
             self.publish(context, size);
         }
@@ -376,7 +378,7 @@ impl Node {
         self.notify_all_committed(slot);
     }
 
-    /// A node is no member any more: it is sent nothing further of the slot.
+    /// Stops sending a slot to a node that is no longer a member.
     pub(super) fn remove_peer(&mut self, slot: Slot, claim: &Claim, member: &Member) {
         if let Some(ownership) = self.owned.get_mut(&slot).filter(|ownership| ownership.claim == *claim) {
             ownership.stream_peers.remove(peer_of(index_of(&member.node)));
@@ -390,7 +392,7 @@ impl Node {
         }
     }
 
-    /// The slot is no longer this node's: those who wait are told to try again.
+    /// Ends the ownership of the slot: fails pending requests, so that their clients retry.
     pub(super) fn step_down(&mut self, slot: Slot) {
         if self.config.broken == DisabledRule::StaleOwner {
             return;
@@ -407,7 +409,7 @@ impl Node {
             for ((client, request), ..) in item.loads {
                 self.out.push(NodeOutput::Respond { client, request, response: Response::Unknown });
             }
-            // Until an owner says that it is stable, nobody sees it.
+            // Nobody sees it until an owner commits it.
             for reached in item.reached {
                 self.uncommitted.push(slot, Epoch::default(), 0, reached);
             }
@@ -419,7 +421,7 @@ impl Node {
         self.out.push(NodeOutput::Respond { client, request, response: Response::Unknown });
     }
 
-    /// A peer's stream is lost.
+    /// Stops counting a peer, because its stream broke.
     pub(super) fn peer_disconnected(&mut self, peer: ledger_core::replication::Peer) {
         self.pending.peer_disconnected(peer);
         self.owned.values_mut().for_each(|ownership| ownership.stream_peers.remove(peer));
@@ -429,20 +431,20 @@ impl Node {
         self.digests.get(&slot).map_or_else(Digest::default, ledger_core::digest::SlotDigest::whole)
     }
 
-    /// How much readers see of a context, if its slot is shown.
+    /// Returns how much readers see of a context, if its slot is visible.
     pub(super) fn visible_size(&self, context: Context) -> Option<u64> {
         let slot = self.config.contexts.slot(context);
         let is_leased = self.now < self.slot_manager.visible_until(self.now, slot);
         self.known_committed(context).filter(|_| is_leased || self.config.broken == DisabledRule::NoLease)
     }
 
-    /// How much of a context is known to be committed, whether readers are shown it or not.
+    /// Returns how much of a context is known to be committed, whether its slot is visible or not.
     fn known_committed(&self, context: Context) -> Option<u64> {
         let readable = self.visibility.get(&self.config.contexts.slot(context)).copied().unwrap_or_default();
         (readable == SlotVisibility::Visible).then(|| self.visible[context])
     }
 
-    /// A context is stable up to a size.
+    /// Publishes a context up to a committed size.
     pub(super) fn publish(&mut self, context: Context, size: u64) {
         let size = size.min(self.size_here(context));
         self.visible[context] = self.visible[context].max(size);
@@ -451,7 +453,7 @@ impl Node {
         }
     }
 
-    /// Everything of a slot that does not wait is stable.
+    /// Publishes everything of a slot that is not pending.
     pub(super) fn publish_slot(&mut self, slot: Slot) {
         let config = Rc::clone(&self.config);
         for context in config.contexts.of(slot) {

@@ -1,4 +1,5 @@
-//! A client that loads histories: each goes on where the one before ended, and is loaded until it is said to be there.
+//! A client that loads histories. Each load continues where the previous one ended, and is repeated until it is
+//! acknowledged.
 
 use std::rc::Rc;
 
@@ -11,9 +12,9 @@ use super::{
     random::Random,
 };
 
-/// Ids of loaded entries: no writer has them.
+/// First id of loaded entries: no writer uses it or a higher one.
 const IDS: u64 = 1 << 60;
-/// In which epoch they were written once, elsewhere.
+/// The epoch in which they were originally written, elsewhere.
 const EPOCH: Epoch = Epoch(1);
 
 /// Loads into a context that nobody else writes to.
@@ -23,13 +24,13 @@ pub struct Loader {
     target: Index,
     snapshot: Rc<History>,
     is_large: bool,
-    /// The request that is not answered yet, and when it is given up.
+    /// Number of the pending request, and when it times out.
     waits: Option<(u64, u64)>,
-    /// What is to be loaded is not known to be there yet.
+    /// Whether the current load is not known to be installed yet.
     is_under_way: bool,
-    /// When the next one begins.
+    /// When the next load begins.
     next: u64,
-    /// How far the context may go.
+    /// The sizes that the context may have.
     sizes: Vec<u64>,
     pub acknowledged: u64,
     is_done: bool,
@@ -51,12 +52,12 @@ impl Loader {
         }
     }
 
-    /// Whether a history of so many entries has nothing of a load, or all of it.
+    /// Returns whether a history of this size contains each load as a whole or not at all.
     pub fn is_whole(&self, context: Context, size: u64) -> bool {
         context != self.context || self.sizes.contains(&size)
     }
 
-    /// Comes every now and then.
+    /// Acts; called from time to time.
     pub fn wake(
         &mut self,
         now: u64,
@@ -84,13 +85,14 @@ impl Loader {
             self.target = one_of(nodes, random);
         }
         *number += 1;
-        // Sooner, often, than its copies are there: then the next node is asked, or the same one.
+        // This is often before the load is committed: then the loader sends the request again, to the next node or
+        // the same one.
         self.waits = Some((*number, now + random.between(100, 6000)));
         let (context, snapshot, is_large) = (self.context, Rc::clone(&self.snapshot), self.is_large);
         Some((self.target, *number, Request::Load { context, snapshot, is_large }))
     }
 
-    /// Whether a load is done by now; an error if it is refused.
+    /// Returns whether the load is done; an error if it is refused.
     pub fn answered(
         &mut self,
         now: u64,
@@ -123,7 +125,7 @@ impl Loader {
         }
     }
 
-    /// Loads nothing new; whether nothing is under way.
+    /// Stops loading new histories. Returns whether no load is in progress.
     pub fn finish(&mut self) -> bool {
         self.is_done = true;
         !self.is_under_way

@@ -1,5 +1,6 @@
-//! Loads at their owner and its replicas, as in `ledger_store::{load, loaded, arriving}`: what fits a commit goes with it,
-//! and anything larger is staged at the members first. It is put in place whole or not at all.
+//! Loads at their owner and its replicas, as in `ledger_store::write::load` and
+//! `ledger_store::replicate::incoming_load`. A load that fits a commit travels with it. The members stage a larger
+//! one first. Every node installs it as a whole or not at all.
 
 use std::rc::Rc;
 
@@ -19,16 +20,16 @@ use super::{
     run::World,
 };
 
-/// Most entries that are fetched at once, unless they belong together.
+/// Most entries in one fetch, unless they belong together.
 const FETCHED: u64 = 12;
-/// How long until a member is asked again to stage a load, milliseconds.
+/// How long until the owner asks a member again to stage a load, in milliseconds.
 const ASK_AGAIN: u64 = 400;
-/// A member that has not staged it after so long is left behind, if there are enough others.
+/// A member that has not staged the load after this many milliseconds is left behind, if there are enough others.
 const STUCK: u64 = 3000;
-/// How long a load goes on.
+/// How long a load may take, in milliseconds.
 const GIVE_UP: u64 = 15_000;
 
-/// A load that is being staged at the members.
+/// A load that the members are staging.
 #[derive(Debug)]
 pub struct Loading {
     waits: ClientRequest,
@@ -41,7 +42,7 @@ pub struct Loading {
 }
 
 impl Node {
-    /// A client loads a history.
+    /// Handles a client's load request.
     pub(super) fn load(
         &mut self,
         client: usize,
@@ -84,7 +85,7 @@ impl Node {
         self.spread(context);
     }
 
-    /// Everything is there already: it is said to be there once it has its copies.
+    /// Handles a load that is there completely: acknowledges it once it is committed.
     fn is_there(&mut self, waits: ClientRequest, slot: Slot, context: Context, size: u64) {
         self.out.push(NodeOutput::Note(Note::Load(Counted::LoadedAgain)));
         if self.config.broken == DisabledRule::LoadsUnsettled {
@@ -94,14 +95,14 @@ impl Node {
         self.committed(vec![(slot, item)], &[], Vec::new());
     }
 
-    /// Looks after all loads that are being staged.
+    /// Continues all loads that members are staging.
     pub(super) fn spread_all(&mut self) {
         for context in self.loads.keys().copied().collect::<Vec<_>>() {
             self.spread(context);
         }
     }
 
-    /// Asks the members that count to stage a load, and puts it in place once they have.
+    /// Asks the counting members to stage a load, and installs it once they have.
     fn spread(&mut self, context: Context) {
         let slot = self.config.contexts.slot(context);
         let Some(loading) = self.loads.get(&context) else { return };
@@ -120,7 +121,7 @@ impl Node {
             return self.give_up_load(&loading);
         }
         for peer in missing.iter() {
-            // Its stream begins anew, and it catches up.
+            // Restart its stream, so that it catches up.
             self.close(usize::from(peer.number()));
         }
         self.out.push(NodeOutput::Note(Note::Load(Counted::LoadStaged)));
@@ -145,7 +146,7 @@ impl Node {
         }
     }
 
-    /// An owner has this replica stage a load.
+    /// Stages a load that an owner requests.
     pub(super) fn stage(&mut self, from: Index, number: u64, slot: Slot, claim: &Claim, range: Range) {
         let history = &self.disk.now.histories[range.context];
         let fits = (history.size(), history.root()) == (range.after, range.after_root);
@@ -169,7 +170,7 @@ impl Node {
         self.spread(context);
     }
 
-    /// Puts a load in place, and tells the replicas.
+    /// Installs a load and notifies the replicas.
     fn install(&mut self, waits: ClientRequest, slot: Slot, range: &Range, is_staged: bool) {
         let Range { context, after, ref entries, .. } = *range;
         let by = self.led_epoch(slot);
@@ -184,7 +185,7 @@ impl Node {
         self.out.push(NodeOutput::Note(Note::Moment));
     }
 
-    /// Writes what a load brings, with one write.
+    /// Writes everything that a load brings in one write.
     pub(super) fn put_in_place(&mut self, context: Context, entries: &[Entry]) {
         let before = self.disk.now.histories[context].extent();
         for entry in entries {
@@ -195,7 +196,7 @@ impl Node {
         self.changed(context, before);
     }
 
-    /// A load has its copies.
+    /// Acknowledges a load that is committed.
     pub(super) fn loaded(&mut self, (client, request): ClientRequest, context: Context, size: u64) {
         self.out.push(NodeOutput::Respond { client, request, response: Response::Loaded { size } });
         let Some(id) = self.disk.now.histories[context].0.get(size as usize - 1).map(|entry| entry.id) else {
@@ -214,7 +215,7 @@ impl Node {
         }));
     }
 
-    /// Nothing of a load is in place anywhere.
+    /// Cancels a load, of which nothing is installed anywhere.
     fn end_load(&mut self, context: Context) {
         if let Some(loading) = self.loads.remove(&context) {
             self.give_up_load(&loading);
@@ -230,7 +231,8 @@ impl Node {
         self.owned.get(&slot).map_or(Epoch::default(), super::lane::SlotOwnership::epoch)
     }
 
-    /// What of a context must be put in place together, as far as this node knows: it forgets it once it is stable.
+    /// Returns which part of a context must be installed as a whole, as far as this node knows; forgets it once it is
+    /// committed.
     fn together(&mut self, context: Context) -> Option<Span> {
         let (after, to) = *self.disk.now.loaded.get(&context)?;
         let is_left = to > self.disk.now.histories[context].size();
@@ -242,7 +244,7 @@ impl Node {
         Some((after, to)).filter(|_| self.config.broken != DisabledRule::LoadsInParts)
     }
 
-    /// What another node is given of a context.
+    /// Responds to a fetch of a context.
     pub(super) fn fetched(
         &mut self,
         context: Context,
@@ -263,9 +265,10 @@ impl Node {
 }
 
 impl World {
-    /// A history has nothing of a load, or all of it, wherever it is shown or owned.
+    /// Checks that a history contains each load as a whole or not at all, wherever it is visible or owned.
     pub(super) fn is_whole(&self, what: &str, index: Index, context: Context, size: u64) -> Checked {
-        // Where availability comes first, or most disks of a slot are lost, what one disk held stands.
+        // With availability first, or after most disks of a slot are lost, the cluster continues with whatever one
+        // disk held.
         if !self.invariants.is_strict || self.changed.contains(&context) {
             return Ok(());
         }

@@ -1,4 +1,4 @@
-//! What nodes say to each other, and clients to nodes.
+//! The messages between nodes, and between clients and nodes.
 
 use std::{collections::BTreeMap, rc::Rc};
 
@@ -17,10 +17,10 @@ use super::{
     history::{Context, Entry, History},
 };
 
-/// A node, as the simulation numbers it.
+/// A node's number in the simulation.
 pub type Index = usize;
 
-/// A message that may be lost, late, doubled and overtaken.
+/// A message that may be lost, delayed, duplicated and overtaken.
 #[derive(Debug, Clone)]
 pub enum Message {
     Gossip {
@@ -65,7 +65,7 @@ pub enum Message {
         number: u64,
         reply: CatchUpResponse,
     },
-    /// A load that a member of its slot is to stage beside what is there.
+    /// Asks a member of a slot to stage a load beside its entries.
     Stage {
         number: u64,
         to: Member,
@@ -78,7 +78,7 @@ pub enum Message {
     },
 }
 
-/// A question of a node that catches up.
+/// A request of a node that catches up.
 #[derive(Debug, Clone)]
 pub enum CatchUpRequest {
     Compare(compare::CompareRequest),
@@ -86,10 +86,10 @@ pub enum CatchUpRequest {
         context: Context,
         after: u64,
         to: u64,
-        /// With one answer, to be put in the place of what cannot be read.
+        /// Whether one response must hold all of it, to replace what cannot be read.
         is_whole: bool,
     },
-    /// How far a context goes, and its root at a size, if it goes so far.
+    /// Asks for a context's size, and its root at an earlier size if the history is that long.
     RootAt {
         context: Context,
         size: u64,
@@ -99,13 +99,13 @@ pub enum CatchUpRequest {
 #[derive(Debug, Clone)]
 pub enum CatchUpResponse {
     Compare(compare::CompareResponse),
-    /// And what of it is to be put in place together or not at all.
+    /// The entries, and which of them must be installed as a whole.
     Fetched(Range, Option<Span>),
     RootAt {
         size: u64,
         root: Option<Hash>,
     },
-    /// What was asked for is there, and cannot be read.
+    /// The requested entries exist and cannot be read.
     Unreadable,
 }
 
@@ -119,19 +119,19 @@ pub struct Range {
     pub root: Hash,
 }
 
-/// A range, as its slot's owner or claimant sends it.
+/// A range, as the slot's owner or claimant sends it.
 #[derive(Debug, Clone)]
 pub struct Part {
     pub slot: Slot,
     pub claim: Claim,
     pub range: Range,
-    /// It is put in place whole.
+    /// Whether it must be installed as a whole.
     pub is_load: bool,
-    /// Its entries are not in it: they are staged, up to this size.
+    /// If set, the part does not contain its entries, and the receiver has staged them up to this size.
     pub staged_to: Option<u64>,
 }
 
-/// From an owner to a replica: in order, or the stream is lost.
+/// From an owner to a replica: delivered in order, or the stream breaks.
 #[derive(Debug, Clone)]
 pub enum OwnerMessage {
     Commit { number: u64, parts: Vec<Part> },
@@ -160,21 +160,21 @@ pub enum ReplicaMessage {
         claim: Claim,
         outcome: slot_manager::SyncOfferOutcome,
     },
-    /// To a renewal: slots that were promised to a higher claim.
+    /// Answers a lease renewal, with the slots that were promised to a higher claim.
     LeaseRenewed(BTreeMap<Slot, Option<Claim>>),
 }
 
-/// What a client asks of a node.
+/// A client's request to a node.
 #[derive(Debug, Clone)]
 pub enum Request {
     Append(Append),
-    /// A history to be put in place, small enough for one commit or not.
+    /// A history to install, whether it fits one commit or not.
     Load {
         context: Context,
         snapshot: Rc<History>,
         is_large: bool,
     },
-    /// A writer that comes to a node, with what it knows was stored.
+    /// A writer that attaches to a node, with the entries that it knows were stored.
     Attach {
         context: Context,
         kept: Vec<u64>,
@@ -182,7 +182,7 @@ pub enum Request {
     Read {
         context: Context,
     },
-    /// The entries after a size, at which the root was this.
+    /// Asks for the entries after a size, at which the root was this.
     Watch {
         context: Context,
         after: u64,
@@ -194,7 +194,7 @@ pub enum Request {
 pub struct Append {
     pub context: Context,
     pub id: u64,
-    /// Copies that it is acknowledged with.
+    /// The quorum with which it is acknowledged.
     pub quorum: WriteQuorum,
 }
 
@@ -204,18 +204,18 @@ pub enum Response {
         id: u64,
         is_stable: bool,
     },
-    /// The history goes so far, with what was loaded.
+    /// The history has this size, including what was loaded.
     Loaded {
         size: u64,
     },
-    /// What is there is not the beginning of what was to be loaded.
+    /// The existing history is not a prefix of what was to be loaded.
     Differs,
-    /// It is not known whether it is stored.
+    /// The node does not know whether it is stored.
     Unknown,
     NotOwner {
         hint: Option<Index>,
     },
-    /// These are not there.
+    /// The writer's entries that are missing.
     Attached {
         missing: Vec<u64>,
     },

@@ -1,20 +1,20 @@
 //! Whole clusters in one thread: the state machines of the real nodes, with a network, disks and clocks in memory.
-//! One seed decides everything.
+//! One seed determines everything.
 //!
 //! | here | is in a real node |
 //! | --- | --- |
 //! | [`node`], [`perform`], [`streams`], [`node_output`] | the shell around [`ledger_core::ownership::SlotManager`] |
-//! | [`lane`], [`replicate`], [`serve`] | the lane of a store, the replica's side of it, and what clients are answered |
-//! | [`loads`] | loads in `ledger_store::load`, `ledger_cluster::staging` |
+//! | [`lane`], [`replicate`], [`serve`] | a store's lane, the replica's side of it, and the responses to clients |
+//! | [`loads`] | loads, in `ledger_store::write::load` and `ledger_cluster::replicate::staging` |
 //! | [`catch_up`] | catching up with an owner or, as a claimant, with the best replicas |
 //! | [`gossip`] | chitchat |
-//! | [`disk`], [`network`], [`deliver`] | what they are called |
+//! | [`disk`], [`network`], [`deliver`] | disks and the network |
 //! | [`client`], [`clients`], [`loader`] | the SDK |
-//! | [`faults`], [`fault_injection`], [`healing`], [`operators`] | bad luck, and operators |
+//! | [`faults`], [`fault_injection`], [`healing`], [`operators`] | faults, and operators |
 //! | [`invariants`], [`note_checks`], [`counts`] | what must hold, and what happened |
 //! | [`run`] | time |
 //!
-//! [`broken`] leaves out a rule, to see that it is missed; [`flags`] are those of `just simulate`.
+//! [`broken`] disables a rule, to prove that the simulation notices; [`flags`] are those of `just simulate`.
 
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub, reason = "a test that cannot go on should stop")]
 

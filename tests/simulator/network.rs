@@ -4,38 +4,38 @@ use std::collections::BTreeMap;
 
 use super::{message::Index, random::Random};
 
-/// Most nodes of a simulation.
+/// Most nodes in a simulation.
 pub const MAX_NODES: usize = 9;
 
-/// A stream, as the network knows it.
+/// The network's state of a stream.
 #[derive(Debug)]
 pub struct Stream {
     pub from: Index,
     pub to: Index,
     pub from_life: u64,
-    /// Known once it is answered.
+    /// Incarnation of the receiver, known once it responds.
     pub to_life: Option<u64>,
-    /// When the newest message of each direction arrives: none overtakes it.
+    /// When the newest message of each direction arrives; no message overtakes it.
     pub down_at: u64,
     pub up_at: u64,
-    /// Something was lost, and so is everything after it.
+    /// Something was lost, and everything after it is lost too.
     pub is_broken: bool,
 }
 
 #[derive(Debug)]
 pub struct Network {
-    /// From, to: nothing arrives.
+    /// By sender and receiver: whether nothing arrives.
     pub cut: [[bool; MAX_NODES]; MAX_NODES],
-    /// Of a thousand.
+    /// Lost messages per thousand.
     pub loss: u64,
     pub duplicates: u64,
-    /// Of a thousand messages, those that are very late.
+    /// Very late messages per thousand.
     pub late: u64,
-    /// Microseconds.
+    /// Bounds of a message's delay, in microseconds.
     pub delay: (u64, u64),
     pub streams: BTreeMap<u64, Stream>,
     messages: u64,
-    /// From, to: the newest message that arrived.
+    /// By sender and receiver: the newest message that arrived.
     newest: [[u64; MAX_NODES]; MAX_NODES],
 }
 
@@ -53,20 +53,20 @@ impl Network {
         }
     }
 
-    /// The number of a message.
+    /// Returns a new message number.
     pub fn number(&mut self) -> u64 {
         self.messages += 1;
         self.messages
     }
 
-    /// Whether a message arrives after one that was sent later.
+    /// Returns whether a message arrives after one that was sent later.
     pub fn is_overtaken(&mut self, from: Index, to: Index, number: u64) -> bool {
         let newest = &mut self.newest[from][to];
         *newest = number.max(*newest);
         *newest > number
     }
 
-    /// How long a message takes, microseconds.
+    /// Draws how long a message takes, in microseconds.
     pub fn delay(&self, random: &mut Random) -> u64 {
         if random.chance(self.late) {
             return random.between(50_000, 1_500_000);
@@ -74,9 +74,9 @@ impl Network {
         random.between(self.delay.0, self.delay.1)
     }
 
-    /// When something on a stream arrives.
+    /// Returns when a message on a stream arrives; `None` if it is lost.
     pub fn arrives(&mut self, now: u64, stream: u64, is_up: bool, random: &mut Random) -> Option<u64> {
-        // A long delay holds up everything after it: they are rarer.
+        // A long delay delays everything after it, so it is rarer than for single messages.
         let late =
             if random.chance(100) { self.delay(random) } else { random.between(self.delay.0, self.delay.1) };
         let stream = self.streams.get_mut(&stream)?;
@@ -85,7 +85,7 @@ impl Network {
         Some(*last)
     }
 
-    /// Cuts the nodes in two, in both directions or one.
+    /// Cuts the network into two parts, in both directions or one.
     pub fn partition(&mut self, nodes: usize, one_way: bool, random: &mut Random) {
         let side: Vec<bool> = (0..nodes).map(|_| random.chance(500)).collect();
         for from in 0..nodes {

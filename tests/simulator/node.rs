@@ -1,5 +1,5 @@
-//! A node: the brain of the slots, and around it what the shell of a real node does. It knows neither the network
-//! nor the other nodes: everything it wants is left in `out`.
+//! A node: the slot manager, and around it what the shell of a real node does. It knows neither the network nor the
+//! other nodes, and leaves all its outputs in `out`.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -36,7 +36,7 @@ pub struct Node {
     pub index: Index,
     pub member: Member,
     pub config: Rc<Config>,
-    /// Its clock.
+    /// The node's clock.
     pub now: Millis,
     pub disk: Disk,
     pub slot_manager: SlotManager,
@@ -53,7 +53,7 @@ pub struct Node {
     // Streams.
     pub(super) outgoing: BTreeMap<Index, Outgoing>,
     pub(super) incoming: BTreeMap<Index, (u64, Member)>,
-    /// When a renewal of each node was answered last, or its stream was taken.
+    /// When each node last answered a lease renewal, or accepted the stream.
     pub(super) renewed: BTreeMap<Index, Millis>,
     // The lane.
     pub(super) number: u64,
@@ -68,16 +68,16 @@ pub struct Node {
     pub(super) out_of_order: BTreeMap<Context, VecDeque<(Part, u64)>>,
     pub(super) ids: Vec<BTreeMap<u64, u64>>,
     pub(super) digests: BTreeMap<Slot, SlotDigest>,
-    /// Loads being staged at the members.
+    /// Loads that members are staging.
     pub(super) loads: BTreeMap<Context, Loading>,
     /// Loads that are staged here for an owner.
     pub(super) arrived: BTreeMap<Context, Range>,
-    // What cannot be read.
+    // Damage.
     /// Contexts that were found damaged.
     pub(super) quarantine: BTreeSet<Context>,
-    /// How far damaged contexts went that the digests still count: from before they were.
+    /// Tree heads of damaged contexts that the digests still count, from before the damage.
     pub(super) counted: BTreeMap<Context, TreeHead>,
-    /// Questions for the histories of damaged contexts.
+    /// Pending requests for the histories of damaged contexts.
     pub(super) restoring: BTreeMap<u64, Context>,
     // Catching up.
     pub(super) tasks: BTreeMap<Slot, Task>,
@@ -85,7 +85,7 @@ pub struct Node {
     pub(super) handed_over: Vec<Slot>,
 }
 
-/// The node of a name.
+/// Returns the number of the node with this name.
 pub fn index_of(node: &NodeId) -> Index {
     node.as_str()[1..].parse().unwrap()
 }
@@ -155,13 +155,13 @@ impl Node {
         node
     }
 
-    /// A number that no other thing of this node has, in any of its lives.
+    /// Returns a number that this node never uses for anything else, in any of its lives.
     pub(super) fn number(&mut self) -> u64 {
         self.next_number += 1;
         ((self.index as u64) << 48) | self.next_number
     }
 
-    /// Does what the events since ask for; gives what is to be done outside.
+    /// Processes the queued events. Returns the outputs.
     pub fn run(&mut self) -> Vec<NodeOutput> {
         while let Some(event) = self.events.pop_front() {
             let event = self.seen(event);
@@ -182,7 +182,7 @@ impl Node {
         std::mem::take(&mut self.out)
     }
 
-    /// In the variant that reads the members off gossip, that is what the brain gets to see.
+    /// In the variant that reads the members off gossip, returns what the slot manager gets to see.
     fn seen(&self, event: Event) -> Event {
         if self.config.broken != DisabledRule::MembersOffGossip {
             return event;
@@ -212,7 +212,7 @@ impl Node {
         }
     }
 
-    /// For whoever reads a trace.
+    /// Prints a line if the run is traced.
     pub(super) fn trace(&mut self, what: impl FnOnce(&Self) -> String) {
         if self.config.is_traced {
             let what = what(self);
@@ -220,7 +220,7 @@ impl Node {
         }
     }
 
-    /// Comes a few times a second.
+    /// Acts; called a few times per second.
     pub fn tick(&mut self) {
         self.version.1 += 1;
         if !self.is_writable && !self.disk.is_full {
@@ -262,18 +262,18 @@ impl Node {
         self.events.push_back(Event::Drain(is_draining));
     }
 
-    /// Leaves for good, or stays after all. It knows again after a restart: see `Host`.
+    /// Decommissions the node, or cancels that. After a restart the node knows it again: see `Host`.
     pub fn leave(&mut self, leaving: Option<DecommissionMode>) {
         self.leaving = leaving;
         self.drain(leaving.is_some());
     }
 
-    /// An operator declared these members lost, all there ever were.
+    /// Sets all members that an operator ever declared lost.
     pub fn declare_lost(&mut self, declared: DeclaredLosses) {
         self.events.push_back(Event::LossesDeclared(declared));
     }
 
-    /// Whether the disk takes writes. The first that it refuses is how the node learns of it.
+    /// Returns whether the disk accepts writes. The node notices a full disk at the first refused write.
     pub(super) fn can_write(&mut self) -> bool {
         if self.disk.is_full && self.is_writable {
             self.is_writable = false;
@@ -282,7 +282,7 @@ impl Node {
         !self.disk.is_full
     }
 
-    /// Writes a record. From here on it holds for what this node does; others hear of it once it is durable.
+    /// Writes a record. It governs this node's actions from now on; other nodes learn of it once it is durable.
     pub(super) fn write_record(&mut self, slot: Slot, record: ledger_core::ownership::SlotRecord) {
         let before = self.record(slot);
         if before == record {
@@ -297,18 +297,18 @@ impl Node {
         self.disk.write(Write::Record(slot, record));
     }
 
-    /// It belongs to a cluster, from now on.
+    /// Records that the node belongs to a cluster.
     fn belongs(&mut self, id: ClusterId) {
         self.disk.write(Write::Cluster(id));
         self.slot_manager.set_identified();
     }
 
-    /// Whether it has heard of nodes that are numbered from there.
+    /// Returns whether it has heard of nodes with this number or a higher one.
     pub fn hears_from(&self, first: Index) -> bool {
         self.gossip.known().any(|index| index >= first)
     }
 
-    /// Whether what was sent in a cluster is to be heard here, as in `ledger_cluster::membership::identity`.
+    /// Returns whether to accept a message of a cluster, as in `ledger_cluster::membership::identity`.
     pub(super) fn is_ours(&mut self, theirs: Option<ClusterId>, said_by: StorageId) -> bool {
         let Some(theirs) = theirs else { return true };
         if let Some(ours) = self.disk.now.cluster {
@@ -328,11 +328,11 @@ impl Node {
         if is_believed && may_join && self.can_write() {
             self.belongs(theirs);
         }
-        // It is said again.
+        // The sender repeats the message.
         false
     }
 
-    /// Whether first members may be accepted here.
+    /// Returns whether first members may be accepted here.
     pub(super) fn may_form(&self, slot: Slot, set: &ReplicaSet, is_confirmed: bool) -> bool {
         self.slot_manager.first_slot() != Some(slot)
             || SlotRecord::may_accept_first_members(self.disk.now.cluster, set, is_confirmed)
@@ -342,7 +342,7 @@ impl Node {
         self.disk.now.records.get(&slot).cloned().unwrap_or_default()
     }
 
-    /// Does something once all that was written is durable.
+    /// Does something once everything written so far is durable.
     pub(super) fn after_sync(&mut self, what: AfterSync) {
         if self.config.broken == DisabledRule::NoSync {
             self.want_sync();
@@ -380,7 +380,7 @@ impl Node {
                     self.out.push(NodeOutput::Up { stream, body });
                 }
             }
-            // What it is by now is no less true: but the brain must see no more than is durable.
+            // The record may be newer by now, but the slot manager must not see more than is durable.
             AfterSync::Recorded(slot) => {
                 let store = if self.config.broken == DisabledRule::NoSync {
                     &self.disk.now

@@ -1,4 +1,4 @@
-//! What a node wants done, and what it is started with.
+//! The outputs of a node, and its configuration.
 
 use std::rc::Rc;
 
@@ -19,7 +19,7 @@ use super::{
     message::{Index, Message, OwnerMessage, ReplicaMessage, Response},
 };
 
-/// What a node wants done.
+/// An output of a node.
 #[derive(Debug)]
 pub enum NodeOutput {
     Message {
@@ -34,7 +34,7 @@ pub enum NodeOutput {
         stream: u64,
         body: ReplicaMessage,
     },
-    /// Breaks off a stream that was opened by another node.
+    /// Breaks a stream that another node opened.
     Break {
         stream: u64,
     },
@@ -59,7 +59,7 @@ pub enum Timer {
     Task(Slot, u64),
 }
 
-/// What the simulation wants to know.
+/// A report to the simulation.
 #[derive(Debug)]
 pub enum Note {
     /// An owner wrote an entry.
@@ -73,12 +73,12 @@ pub enum Note {
         claim: Claim,
         was_handed_over: bool,
     },
-    /// A client is told that an entry is stored.
+    /// A client gets an acknowledgement of an entry.
     Acknowledged {
         context: Context,
         sequence: u64,
         id: u64,
-        /// Of the owner that says so.
+        /// Epoch of the owner that acknowledges it.
         in_epoch: Option<Epoch>,
         is_stable: bool,
         needed: usize,
@@ -89,9 +89,9 @@ pub enum Note {
         size: u64,
     },
     Forked,
-    /// Something about a load.
+    /// An event of a load.
     Load(Counted),
-    /// An owner goes on without members that were declared lost.
+    /// An owner continues without members that were declared lost.
     Recovered {
         slot: Slot,
         recovery: Recovery,
@@ -99,7 +99,7 @@ pub enum Note {
     CaughtUp {
         entries: u64,
     },
-    /// A moment of a takeover: a good one for something to go wrong.
+    /// A moment of a takeover that suits a fault.
     Moment,
     Trace(String),
 }
@@ -113,7 +113,7 @@ pub struct Outgoing {
     pub since: Millis,
 }
 
-/// What is done when a write is durable.
+/// What happens once a write is durable.
 #[derive(Debug)]
 pub enum AfterSync {
     Own(u64),
@@ -123,7 +123,7 @@ pub enum AfterSync {
     Offered { slot: Slot, claim: Claim },
 }
 
-/// Whether readers see a slot. See `ledger_store::readable`.
+/// Whether readers see a slot. See `ledger_store::read::visibility`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum SlotVisibility {
     #[default]
@@ -132,15 +132,15 @@ pub enum SlotVisibility {
     Visible,
 }
 
-/// What a node is started with.
+/// The configuration of a node.
 #[derive(Debug, Clone)]
 pub struct Config {
     pub contexts: Rc<Contexts>,
     pub settings: OwnershipSettings,
-    /// How long until a node that is not heard of is dead.
+    /// How long a node must be silent to count as dead.
     pub dead_after: Millis,
     pub broken: DisabledRule,
-    /// The nodes it is told of at the start.
+    /// The nodes that it is configured with.
     pub seeds: Vec<Index>,
     pub is_traced: bool,
 }

@@ -1,4 +1,4 @@
-//! What nodes did, held against what must hold.
+//! Checks the reports of nodes against the invariants.
 
 use super::{
     counts::Counted,

@@ -1,4 +1,4 @@
-//! What operators do: have nodes leave for good, and go on after most disks of a slot were lost.
+//! What operators do: decommission nodes, and continue after most disks of a slot were lost.
 
 use std::collections::BTreeSet;
 
@@ -18,16 +18,16 @@ use super::{
     run::{ScheduledEvent, Stage, World},
 };
 
-/// How often a node that leaves asks whether it is named still, microseconds.
+/// How often a leaving node asks whether it is still named, in microseconds.
 pub const LOOKS_EVERY: u64 = 500_000;
-/// How often in a row nobody must name it: as in `ledger_cluster::ownership::decommission`.
+/// How many times in a row nobody must name it: as in `ledger_cluster::ownership::decommission`.
 const TIMES: u32 = 6;
-/// How long after the loss of most disks an operator acts.
+/// How long after the loss of most disks an operator acts, in microseconds.
 const OPERATOR: u64 = 3_000_000;
 
 impl World {
-    /// A node that leaves for good asks whether anybody counts on it. Once nobody does, it is gone with its disk: nothing
-    /// else is asked, for that is what it waited for.
+    /// A leaving node asks whether any owner names it. Once none does, the node and its disk are removed without
+    /// further questions, because that is what it waited for.
     pub(super) fn leaves(&mut self, node: Index) {
         if self.stage != Stage::Faults || self.hosts[node].leaving.is_none() {
             return;
@@ -45,12 +45,12 @@ impl World {
         let last_loss = self.last_loss;
         self.crash(node);
         self.wipe(node);
-        // It costs nobody a copy.
+        // This loses no copy.
         self.last_loss = last_loss;
         self.hosts[node].is_gone = true;
     }
 
-    /// Whether the owner of a slot, as a node sees it in gossip, does not count it as a member.
+    /// Returns whether the owner of a slot, as a node sees it in gossip, does not count the node as a member.
     fn is_unnamed(&self, slot: Slot, node: Index) -> bool {
         let Some(asking) = &self.hosts[node].node else { return false };
         let Owner::Other(owner, _) = asking.slot_manager.owner(slot) else { return false };
@@ -65,10 +65,9 @@ impl World {
             && asked.record(slot).placement.is_some_and(|known| known.members.get(named).is_none())
     }
 
-    /// Most disks of a slot are lost, but for some. What nobody is left to know is forgotten: what is left is what the others
-    /// showed.
+    /// Loses most disks of a slot. Forgets what no remaining node knows, and keeps what the others had made visible.
     pub(super) fn lose_most(&mut self) {
-        // What cannot be read may be all that is left.
+        // An unreadable history may be all that is left.
         if self.hosts.iter().any(is_damaged) {
             return;
         }
@@ -80,7 +79,7 @@ impl World {
         let mut lost: BTreeSet<Member> = BTreeSet::new();
         for member in set.members().iter().filter(|member| **member != spared) {
             lost.insert(member.clone());
-            // Each slot needs somebody to go on with.
+            // At least one node must remain for each slot.
             let is_left =
                 |set: &ReplicaSet| set.members().iter().any(|of| self.is_here(of) && !lost.contains(of));
             let is_lost = |index: Index| lost.contains(&self.hosts[index].member);
@@ -118,7 +117,7 @@ impl World {
         self.hosts.iter().any(|host| host.member == *member && !host.is_gone)
     }
 
-    /// Whether a slot may lose what was acknowledged, when these are lost.
+    /// Returns whether a slot may lose acknowledged entries when these members are lost.
     fn is_hit(&self, slot: Slot, lost: &BTreeSet<Member>) -> bool {
         self.sets_of(slot).iter().any(|set| {
             let left = set.members().iter().filter(|of| self.is_here(of) && !lost.contains(of)).count();
@@ -129,7 +128,7 @@ impl World {
         })
     }
 
-    /// Everybody is told who is lost.
+    /// Sends all nodes the members that are lost.
     pub(super) fn recover(&mut self) {
         let here: BTreeSet<Member> =
             self.hosts.iter().filter(|host| !host.is_gone).map(|host| host.member.clone()).collect();
@@ -150,7 +149,7 @@ impl World {
         }
     }
 
-    /// How a slot may go on: with the newest members that anybody knows.
+    /// Returns how a slot may continue: with the newest members that any node knows.
     fn approval(&self, slot: Slot, lost: &BTreeSet<Member>) -> Option<RecoveryApproval> {
         let records: Vec<(Member, SlotRecord)> = self
             .hosts
@@ -170,7 +169,7 @@ impl World {
         Some(RecoveryApproval::of(newest, heir))
     }
 
-    /// Whether a watcher may find that what it saw is gone.
+    /// Returns whether a watcher may find that what it saw is gone.
     pub(super) fn may_change(&self, client: usize) -> bool {
         matches!(&self.clients[client], Client::Watcher(watcher) if self.changed.contains(&watcher.context))
     }

@@ -1,4 +1,5 @@
-//! Doing what the brain says, and answering others' brains, as in `ledger_cluster::{driver, peers::service}`.
+//! Carries out the slot manager's effects, and responds to those of other nodes, as in
+//! `ledger_cluster::ownership::driver` and `ledger_cluster::peers::service`.
 
 use ledger_core::{
     node::Member,
@@ -17,7 +18,7 @@ use super::{
 };
 
 impl Node {
-    /// A question to this node's replica, from itself or another.
+    /// Handles a request to this node's replica, from itself or another node.
     pub(super) fn asked(&mut self, from: Member, slot: Slot, claim: Claim, ask: MemberRequest) {
         if let MemberRequest::QuerySlot { sent_at } = ask {
             let known = self.slot_manager.slot_knowledge(self.now, slot);
@@ -28,7 +29,7 @@ impl Node {
         }
         let mut record = self.record(slot);
         let answer = match ask {
-            // Without all that it had it is no witness of what the longest history is.
+            // A damaged replica cannot testify which history is the longest.
             MemberRequest::Promise if self.has_damage(slot) && record.check_replicate(&claim).is_ok() => {
                 return self.answer(&from, slot, claim, MemberResponse::Unavailable);
             }

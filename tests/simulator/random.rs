@@ -1,17 +1,17 @@
-//! Chance, all of it from one seed.
+//! Randomness, all of it from one seed.
 
-/// A generator of numbers: `SplitMix64` (Steele, Lea and Flood, "Fast splittable pseudorandom number generators",
-/// OOPSLA 2014). Written out here, so that a seed means the same run whatever the versions of libraries.
+/// A random number generator: `SplitMix64` (Steele, Lea and Flood, "Fast splittable pseudorandom number generators",
+/// OOPSLA 2014). Implemented here, so that a seed gives the same run with every version of the libraries.
 #[derive(Debug, Clone)]
 pub struct Random(u64);
 
 impl Random {
-    /// What follows from a seed.
+    /// Creates the generator of a seed.
     pub fn new(seed: u64) -> Self {
         Self(seed)
     }
 
-    /// Any number.
+    /// Returns any number.
     pub fn number(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
@@ -20,27 +20,27 @@ impl Random {
         mixed ^ (mixed >> 31)
     }
 
-    /// A number below a bound of at least 1.
+    /// Returns a number below a bound of at least 1.
     pub fn below(&mut self, bound: u64) -> u64 {
         ((u128::from(self.number()) * u128::from(bound)) >> 64) as u64
     }
 
-    /// A number from one to another, both included.
+    /// Returns a number between two others, both included.
     pub fn between(&mut self, low: u64, high: u64) -> u64 {
         low + self.below(high - low + 1)
     }
 
-    /// True so many times in a thousand.
+    /// Returns true this many times in a thousand.
     pub fn chance(&mut self, per_mille: u64) -> bool {
         self.below(1000) < per_mille
     }
 
-    /// One of several; `None` of none.
+    /// Picks one of several values; `None` of none.
     pub fn pick<T: Clone>(&mut self, of: &[T]) -> Option<T> {
         if of.is_empty() { None } else { of.get(self.index(of.len())).cloned() }
     }
 
-    /// The index of one of so many.
+    /// Picks an index below `len`.
     pub fn index(&mut self, len: usize) -> usize {
         self.below(len as u64) as usize
     }

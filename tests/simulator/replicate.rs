@@ -1,4 +1,5 @@
-//! What the lane of a store does with what the owners of slots send, as in `ledger_store::lane::{replicate, records}`.
+//! What a store's lane does with messages from the owners of slots, as in `ledger_store::write::lane::{replicate,
+//! records}`.
 
 use std::rc::Rc;
 
@@ -25,22 +26,22 @@ use super::{
 /// Most parts of a context that wait for what comes before them.
 const MAX_OUT_OF_ORDER: usize = 32;
 
-/// What became of a part.
+/// The outcome of a part.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ReplicateOutcome {
     Durable,
     Gap,
     Diverged,
     Refused(Claim),
-    /// The disk takes no writes.
+    /// The disk refuses writes.
     Failed,
 }
 
 impl Node {
-    /// From a slot's owner, on its stream.
+    /// Handles a message from a slot's owner, on its stream.
     pub fn down(&mut self, from: Index, stream: u64, body: OwnerMessage) {
         if self.incoming.get(&from).is_none_or(|(known, _)| *known != stream) {
-            // A stream of an earlier life.
+            // The stream is of an earlier life.
             return self.out.push(NodeOutput::Break { stream });
         }
         match body {
@@ -70,7 +71,7 @@ impl Node {
         }
     }
 
-    /// The owner renews leases, after all that it sent before.
+    /// Handles a lease renewal, after everything that the owner sent before it.
     fn renewal(&mut self, from: Index, stream: u64, slots: &[LeaseRenewal]) {
         let Some((_, owner)) = self.incoming.get(&from) else { return };
         let owner = owner.clone();
@@ -90,7 +91,7 @@ impl Node {
         self.events.push_back(Event::LeaseRenewed { from: owner, after, slots });
     }
 
-    /// False: the stream must break.
+    /// Applies a commit. Returns false if the stream must break.
     fn take_commit(&mut self, from: Index, stream: u64, part: Part, number: u64) -> bool {
         let (slot, claim) = (part.slot, part.claim.clone());
         let is_strict = self.in_sync.get(&slot) == Some(&claim);
@@ -110,7 +111,7 @@ impl Node {
         true
     }
 
-    /// Takes a part of a commit or, with number 0, a range that was fetched.
+    /// Applies a part of a commit or, with number 0, a fetched range.
     pub(super) fn apply_part(&mut self, part: Part, number: u64) -> ReplicateOutcome {
         let is_strict = number > 0 && self.in_sync.get(&part.slot) == Some(&part.claim);
         let context = part.range.context;
@@ -129,7 +130,7 @@ impl Node {
         taken
     }
 
-    /// Takes what waited for what was taken now.
+    /// Applies buffered parts that the previous one allows.
     fn drain_out_of_order(&mut self, context: Context) {
         loop {
             let size = self.disk.now.histories[context].size();
@@ -152,15 +153,16 @@ impl Node {
             return ReplicateOutcome::Refused(refused.promised);
         }
         if self.is_damaged(range.context) {
-            // It is restored before the slot comes in step.
+            // The context is restored before the slot gets in sync.
             return ReplicateOutcome::Gap;
         }
         if !is_strict && self.in_sync.get(slot) == Some(claim) {
-            // Fetched or out of order before the slot was in step: what there was then is here, and the stream brings the rest.
+            // The part was fetched or buffered before the slot got in sync: this replica has those entries, and the
+            // stream brings the rest.
             return ReplicateOutcome::Durable;
         }
         if !is_strict && self.is_withheld(*slot) {
-            // What is taken now is not known to be stable, and no place in the stream says when it is.
+            // This write is not known to be committed, and no number in the stream says when it is.
             self.hide(*slot);
         }
         let context = range.context;
@@ -218,7 +220,7 @@ impl Node {
         ReplicateOutcome::Durable
     }
 
-    /// An offer, in its place of the stream.
+    /// Handles a sync offer at its place in the stream.
     fn on_sync_offer(&mut self, from: Index, stream: u64, offer: SyncOffer) {
         if !self.can_write() {
             return self.break_stream(from);
@@ -235,7 +237,7 @@ impl Node {
             Ok(_) | Err(ReplicaRefusal::NotAccepted { .. })
                 if digest != self.digest(slot) || self.has_damage(slot) =>
             {
-                // Whom it follows it has promised, so that it follows nobody else meanwhile, nor leads.
+                // Promise the claim that it follows, so that it neither follows nor claims another one meanwhile.
                 if let Ok((next, _)) = record.promise(&claim) {
                     self.write_record(slot, next);
                     self.after_sync(AfterSync::Recorded(slot));
@@ -251,7 +253,7 @@ impl Node {
                     self.step_down(slot);
                 }
                 self.write_record(slot, next);
-                // Whom it followed before would wait for ever.
+                // The source that it followed would wait forever.
                 self.give_up(slot);
                 self.in_sync.insert(slot, claim.clone());
                 let kept = self.uncommitted.take_slot(slot);
@@ -260,7 +262,7 @@ impl Node {
                         self.uncommitted.push(slot, claim.epoch, number, of);
                     }
                 } else {
-                    // Nothing is held back of what is accepted here.
+                    // Nothing that was accepted here needs withholding.
                     self.visibility.insert(slot, SlotVisibility::Withheld);
                     self.publish_all(slot);
                 }
@@ -269,7 +271,7 @@ impl Node {
                 SyncOfferOutcome::Accepted
             }
         };
-        // What was sent before the offer is durable with it: nothing may follow that would say so.
+        // This write also covers everything sent before the offer, so acknowledge it: no later message may.
         self.after_sync(AfterSync::Up { to: from, stream, body: ReplicaMessage::Durable(number) });
         let is_durable = !matches!(outcome, SyncOfferOutcome::Accepted | SyncOfferOutcome::Diverged);
         let body = ReplicaMessage::SyncOfferAnswered { slot, claim, outcome };
@@ -280,12 +282,12 @@ impl Node {
         }
     }
 
-    /// Whether what comes to a slot is held back until it is stable.
+    /// Returns whether commits to a slot are withheld until they are committed.
     fn is_withheld(&self, slot: Slot) -> bool {
         self.visibility.get(&slot).is_some_and(|readable| *readable != SlotVisibility::Hidden)
     }
 
-    /// What is here of a slot is what will be seen of it.
+    /// Publishes everything that is here of a slot.
     fn publish_all(&mut self, slot: Slot) {
         let config = Rc::clone(&self.config);
         for context in config.contexts.of(slot) {
@@ -293,7 +295,7 @@ impl Node {
         }
     }
 
-    /// This replica does not hold what the owner holds: nothing of the slot is shown until it does.
+    /// Hides a slot whose content differs from the owner's, until this replica is in sync again.
     pub(super) fn hide(&mut self, slot: Slot) {
         self.trace(|_| format!("shows nothing of {slot:?}"));
         self.in_sync.remove(&slot);
@@ -302,7 +304,7 @@ impl Node {
         self.visibility.insert(slot, SlotVisibility::Hidden);
     }
 
-    /// Leaves what comes after a common size for the history that an owner has.
+    /// Forks off what comes after a common size, because an owner has another history.
     pub(super) fn fork(&mut self, context: Context, common: u64, theirs: (u64, Hash)) {
         let slot = self.config.contexts.slot(context);
         self.hide(slot);
@@ -324,7 +326,7 @@ impl Node {
         self.out.push(NodeOutput::Note(Note::Forked));
     }
 
-    /// Keeps the digest of a slot.
+    /// Updates the digest of a slot.
     pub(super) fn changed(&mut self, context: Context, before: Option<TreeHead>) {
         let now = self.disk.now.histories[context].extent();
         let config = Rc::clone(&self.config);
@@ -332,7 +334,8 @@ impl Node {
         digest.replace(config.contexts.id(context), before, now);
     }
 
-    /// Reads what is on disk, when it starts. What cannot be read is in no digest, and known from then on.
+    /// Reads the disk when the node starts. What cannot be read is in no digest, and known to be damaged from then
+    /// on.
     pub(super) fn scan(&mut self) {
         for context in 0..self.config.contexts.len() {
             self.is_damaged(context);
@@ -343,7 +346,7 @@ impl Node {
     }
 }
 
-/// The root after so many of the entries that follow a root.
+/// Returns the root after some of the entries that follow a root.
 fn root_after(root: Hash, entries: &[Entry], count: u64) -> Hash {
     count.checked_sub(1).and_then(|last| entries.get(last as usize)).map_or(root, |entry| entry.root)
 }

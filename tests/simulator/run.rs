@@ -1,4 +1,4 @@
-//! Time: takes what happens next, and has it happen.
+//! Time: takes the next scheduled event, and executes it.
 
 use std::{
     cmp::Reverse,
@@ -30,7 +30,7 @@ use super::{
     random::Random,
 };
 
-/// A run, and what it violated.
+/// The result of a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Run {
     pub counts: Counts,
@@ -39,7 +39,7 @@ pub struct Run {
     pub fingerprint: u64,
 }
 
-/// Something that happens at a time.
+/// A scheduled event.
 #[derive(Debug)]
 pub(super) enum ScheduledEvent {
     Tick { node: Index, life: u64 },
@@ -85,34 +85,34 @@ impl Ord for Scheduled {
     }
 }
 
-/// A place where a node runs, or will.
+/// A machine on which a node runs, or will.
 pub(super) struct Host {
     pub member: Member,
     pub life: u64,
     pub node: Option<Node>,
-    /// While no node runs on it.
+    /// The disk, while no node runs on it.
     pub disk: Option<Disk>,
-    /// It is gone for good.
+    /// Whether it is gone for good.
     pub is_gone: bool,
-    /// What was on disks that it lost.
+    /// The content of disks that it lost.
     pub graveyard: Vec<(Member, Store)>,
-    /// What its clock shows, and since when; it stands still if it does not run.
+    /// The clock's value, and since when; the clock stops while no node runs.
     pub clock: (u64, u64),
     pub clock_runs: bool,
-    /// It leaves for good: on its disk.
+    /// Whether its node is being decommissioned, as recorded on its disk.
     pub leaving: Option<DecommissionMode>,
-    /// How often in a row nobody named it since.
+    /// How many times in a row nobody named it since.
     pub unnamed: u32,
     pub paused_until: u64,
     pub slow_until: u64,
 }
 
-/// Where a run is.
+/// The stage of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stage {
-    /// Things go wrong.
+    /// Faults happen.
     Faults,
-    /// Nothing goes wrong any more.
+    /// No more faults happen.
     Healing,
     /// All members were equal once.
     Settled,
@@ -123,7 +123,7 @@ pub(super) struct World {
     pub plan: RunPlan,
     pub config: Rc<Config>,
     pub random: Random,
-    /// Microseconds.
+    /// Simulated time, in microseconds.
     pub now: u64,
     order: u64,
     queue: BinaryHeap<Reverse<Scheduled>>,
@@ -136,15 +136,15 @@ pub(super) struct World {
     pub owned: BTreeMap<Slot, (ledger_core::ownership::Claim, ReplicaSet)>,
     pub next_request: u64,
     next_storage: u64,
-    /// What an operator decided.
+    /// The members that operators declared lost.
     pub declared: DeclaredLosses,
-    /// Contexts of which acknowledged entries may be lost with the disks they were on.
+    /// Contexts that may have lost acknowledged entries with the disks that held them.
     pub changed: BTreeSet<usize>,
     pub last_loss: u64,
-    /// When a clock stood still last.
+    /// When a clock last stood still.
     pub clock_stood_still: Option<u64>,
     pub stage: Stage,
-    /// Who owned which slot when all members were equal last.
+    /// The owners of all slots when all members were last equal.
     pub settled: Vec<(Index, Slot, Epoch)>,
     pub settled_times: u32,
     pub healing_since: u64,
@@ -154,7 +154,7 @@ pub(super) struct World {
     trace: bool,
 }
 
-/// Most steps of a run: one that takes more does not end.
+/// Most steps of a run: a longer one would never end.
 const MOST_STEPS: u64 = 20_000_000;
 
 /// Runs a seed.
@@ -164,7 +164,7 @@ pub fn run(seed: u64, broken: DisabledRule, trace: bool) -> Run {
         world.go();
         Run { counts: world.counts, violation: world.violation, fingerprint: world.fingerprint }
     };
-    // A panic of what is tested is found like all else: with its seed.
+    // Report a panic of the tested code like any violation, with its seed.
     std::panic::catch_unwind(whole).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
         let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
@@ -301,7 +301,7 @@ impl World {
         self.after(1000, ScheduledEvent::Tick { node: index, life });
     }
 
-    /// Milliseconds that a node's clock shows.
+    /// Returns a node's clock, in milliseconds.
     pub fn clock(&self, index: Index) -> u64 {
         let host = &self.hosts[index];
         let (shown, since) = host.clock;
@@ -340,7 +340,7 @@ impl World {
         self.counts.add(Counted::Milliseconds, self.now / 1000);
     }
 
-    /// The node that something happens to, or when it can.
+    /// Returns the node that an event concerns; `None` if it concerns no single node.
     fn target(&self, what: &ScheduledEvent) -> Option<Index> {
         match what {
             ScheduledEvent::Tick { node, .. }
@@ -409,7 +409,7 @@ impl World {
         self.hosts[node].node.is_some() && self.hosts[node].life == life
     }
 
-    /// Does something at a node, if it runs, and then what it wants done.
+    /// Runs an action at a node, if the node is up, and then carries out its outputs.
     pub fn with(&mut self, index: Index, what: impl FnOnce(&mut Node)) {
         let clock = self.clock(index);
         let Some(node) = self.hosts[index].node.as_mut() else { return };

@@ -1,4 +1,4 @@
-//! What clients are answered.
+//! Responses to clients.
 
 use ledger_core::ownership::slot_manager::{Owner, OwnershipSettings};
 
@@ -55,7 +55,7 @@ impl Node {
         let history = &self.disk.now.histories[context];
         match self.visible_size(context) {
             None => Response::NotReadable,
-            // It is behind; or, where what was shown can be taken back, the watcher saw what is gone.
+            // The node is behind; or, where visible entries may be lost, the watcher saw some that are gone.
             Some(size) if size < after => {
                 let OwnershipSettings { replication_factor, write_quorum, .. } = self.config.settings;
                 let is_gone = write_quorum * 2 <= replication_factor

@@ -1,4 +1,4 @@
-//! The streams of a node, and what comes to it from other nodes.
+//! The streams of a node, and the messages that other nodes send it.
 
 use ledger_core::ownership::slot_manager::Event;
 
@@ -9,7 +9,7 @@ use super::{
 };
 
 impl Node {
-    /// Opens streams to the living.
+    /// Opens streams to the living nodes.
     pub(super) fn connect(&mut self) {
         for (to, member) in self.gossip.alive(self.now, self.config.dead_after) {
             if to == self.index {
@@ -29,7 +29,7 @@ impl Node {
         }
     }
 
-    /// The stream to a node is gone.
+    /// Closes the stream to a node, because it broke.
     pub(super) fn close(&mut self, to: Index) {
         if let Some(gone) = self.outgoing.remove(&to)
             && gone.is_up
@@ -46,7 +46,7 @@ impl Node {
         }
     }
 
-    /// A stream that another node opened breaks here.
+    /// Breaks a stream that another node opened.
     pub(super) fn break_stream(&mut self, from: Index) {
         if let Some((stream, _)) = self.incoming.remove(&from) {
             self.out.push(NodeOutput::Break { stream });
@@ -62,7 +62,7 @@ impl Node {
             }
             Message::Hello { stream, from: member, to } => {
                 if to == self.member && self.incoming.get(&from).is_none_or(|(known, _)| *known < stream) {
-                    // Nothing led by that node is in sync until it says so on this stream.
+                    // No slot of that node is in sync until the node confirms it on this stream.
                     self.in_sync.retain(|_, claim| claim.claimant != member.node);
                     self.incoming.insert(from, (stream, member));
                     self.renewed.insert(from, self.now);
@@ -108,7 +108,7 @@ impl Node {
         }
     }
 
-    /// From the replica at the other end of a stream.
+    /// Handles a message from the replica at the other end of a stream.
     pub fn up(&mut self, from: Index, stream: u64, body: ReplicaMessage) {
         let Some(member) = self.outgoing.get(&from).filter(|known| known.stream == stream && known.is_up)
         else {
