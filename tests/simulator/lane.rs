@@ -265,9 +265,9 @@ impl Node {
     }
 
     /// Acknowledges commits that reached their quorum, and notifies the peers.
-    fn acknowledge_committed(&mut self, stable: Vec<Committed<PendingPart>>) {
+    fn acknowledge_committed(&mut self, committed: Vec<Committed<PendingPart>>) {
         let mut slots: Vec<(Slot, u64)> = Vec::new();
-        for Committed { slot, number, item, .. } in stable {
+        for Committed { slot, number, item, .. } in committed {
             for (queued, sequence) in item.answers {
                 self.acknowledge(&queued, sequence, true);
             }

@@ -129,7 +129,7 @@ impl Node {
     }
 
     fn ask_to_stage(&mut self, context: Context, slot: Slot, missing: PeerSet) {
-        let Some(claim) = self.owned.get(&slot).map(|led| led.claim().clone()) else { return };
+        let Some(claim) = self.owned.get(&slot).map(|ownership| ownership.claim().clone()) else { return };
         let now = self.now;
         let Some(loading) = self.loads.get_mut(&context) else { return };
         if loading.asked > 0 && now < loading.asked + ASK_AGAIN {
@@ -202,8 +202,9 @@ impl Node {
         let Some(id) = self.disk.now.histories[context].0.get(size as usize - 1).map(|entry| entry.id) else {
             return;
         };
-        let led = self.owned.get(&self.config.contexts.slot(context));
-        let (in_epoch, needed) = led.map_or((None, 1), |led| (Some(led.epoch()), led.write_quorum()));
+        let ownership = self.owned.get(&self.config.contexts.slot(context));
+        let (in_epoch, needed) =
+            ownership.map_or((None, 1), |ownership| (Some(ownership.epoch()), ownership.write_quorum()));
         let (sequence, is_stable) = (size, true);
         self.out.push(NodeOutput::Note(Note::Acknowledged {
             context,

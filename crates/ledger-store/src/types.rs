@@ -41,7 +41,7 @@ pub struct AppendConditions {
     /// In a cluster: until when the appends wait for their write quorum; `None`: without end. After the deadline the
     /// stored entries remain and may still be committed.
     pub deadline: Option<Instant>,
-    /// The permit that the appends hold until they are finished, even if the caller is gone.
+    /// The permit that the appends hold while they wait, even if the caller is gone.
     pub permit: Option<Arc<Permit>>,
 }
 

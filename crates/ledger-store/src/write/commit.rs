@@ -294,8 +294,7 @@ pub(crate) struct WrittenCommit {
     waiters: Vec<Waiter>,
     entries: usize,
     replicate_replies: Vec<(Vec<ReplicateOutcome>, ReplicateReply)>,
-    /// The terms of its appends. Their permits are held until the last one expires, because this commit keeps their
-    /// memory in use.
+    /// The unexpired terms of its appends. Their permits account for the memory that this commit holds.
     terms: Vec<AppendConditions>,
 }
 
