@@ -27,16 +27,17 @@
 
 mod drill_down;
 mod error;
+mod limits;
 mod message;
 mod search;
 
 #[cfg(test)]
 mod tests;
 
-pub use drill_down::{DrillDown, Effect, Event, Finding, MAX_ROUNDS};
+pub use drill_down::{DrillDown, Effect, Event, Finding};
 pub use error::{CompareError, CompareRequestError, Side};
-pub use message::{
-    CompareRequest, CompareResponse, ContextStatus, ListedContext, MAX_BUCKET_SLOTS, MAX_COMPARED, MAX_PAGE,
-    MAX_PIVOTS, MAX_SIZES, Page, Roots, RootsRequest,
+pub use limits::{
+    MAX_BUCKET_SLOTS, MAX_COMPARE_ROUNDS, MAX_COMPARED, MAX_PAGE, MAX_PIVOTS, MAX_ROUNDS, MAX_SIZES,
 };
-pub use search::{HistorySearch, MAX_COMPARE_ROUNDS, Verdict};
+pub use message::{CompareRequest, CompareResponse, ContextStatus, ListedContext, Page, Roots, RootsRequest};
+pub use search::{HistorySearch, Verdict};

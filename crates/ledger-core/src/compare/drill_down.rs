@@ -22,13 +22,10 @@ use crate::{
 };
 
 use super::{
-    CompareError, CompareRequest, CompareResponse, ContextStatus, HistorySearch, ListedContext,
-    MAX_BUCKET_SLOTS, MAX_COMPARED, MAX_PAGE, Page, Roots, RootsRequest, Side, Verdict,
+    CompareError, CompareRequest, CompareResponse, ContextStatus, HistorySearch, ListedContext, Page, Roots,
+    RootsRequest, Side, Verdict,
+    limits::{MAX_BUCKET_SLOTS, MAX_COMPARED, MAX_PAGE, MAX_ROUNDS},
 };
-
-/// Most rounds (a question, and both answers) of one drill-down. At 512 contexts a page that is enough for some
-/// ten million that differ, and a peer that goes on listing for ever comes to an end.
-pub const MAX_ROUNDS: u32 = 100_000;
 
 /// What happened.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::{ContextId, limits::MAX_SEQUENCE, slot::Slot};
 
-use super::{MAX_BUCKET_SLOTS, MAX_COMPARED, MAX_PAGE, MAX_ROUNDS, MAX_SIZES};
+use super::limits::{MAX_BUCKET_SLOTS, MAX_COMPARED, MAX_PAGE, MAX_ROUNDS, MAX_SIZES};
 
 /// Who gave an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -13,18 +13,10 @@ use crate::{
     slot::Slot,
 };
 
-use super::CompareRequestError;
-
-/// Most slots whose buckets or contexts are asked for at a time: an answer of at most 660 KiB.
-pub const MAX_BUCKET_SLOTS: usize = 64;
-/// Most contexts of a page: at most 550 KiB, because names are at most 1 KiB, and mostly a tenth of that.
-pub const MAX_PAGE: usize = 512;
-/// Most contexts whose roots are asked for at a time: a question of at most 150 KiB.
-pub const MAX_COMPARED: usize = 128;
-/// Places at which a round trip cuts what is left of a search: into 16 parts.
-pub const MAX_PIVOTS: usize = 15;
-/// Most roots of a context asked for at a time: the pivots, and both ends of what is left.
-pub const MAX_SIZES: usize = MAX_PIVOTS + 2;
+use super::{
+    CompareRequestError,
+    limits::{MAX_BUCKET_SLOTS, MAX_COMPARED, MAX_SIZES},
+};
 
 /// A question.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -161,7 +153,7 @@ impl Roots {
 /// A part of a listing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Page {
-    /// The next contexts, at most [`MAX_PAGE`], by slot and then id: what is left out is not there.
+    /// The next contexts, at most [`super::MAX_PAGE`], by slot and then id: what is left out is not there.
     pub contexts: Vec<ListedContext>,
     /// Whether there are more after the last of these.
     pub more: bool,

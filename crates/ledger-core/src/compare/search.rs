@@ -14,17 +14,13 @@
 //!
 //! Ends are asked for again with every cut, so that the last answer shows by itself where histories part, and
 //! a history that was replaced meanwhile is noticed. 10 million entries take at most 7 round trips, the
-//! largest context there can be at most [`MAX_COMPARE_ROUNDS`].
+//! largest context there can be at most [`super::MAX_COMPARE_ROUNDS`].
 
 use std::cmp::Ordering;
 
 use crate::{Hash, Size, digest::TreeHead};
 
-use super::{CompareError, MAX_PIVOTS, Roots, Side};
-
-/// Most round trips that comparing a context takes: 1 for the shorter size, then 16 because each divides the
-/// 2^64 sizes there could be by 16.
-pub const MAX_COMPARE_ROUNDS: u32 = 1 + u64::BITS.div_ceil((MAX_PIVOTS as u32 + 1).ilog2());
+use super::{CompareError, Roots, Side, limits::MAX_PIVOTS};
 
 /// What comparing a context gave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

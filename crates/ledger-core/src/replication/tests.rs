@@ -1,4 +1,5 @@
 use super::*;
+use crate::{Epoch, Size, slot::Slot};
 
 fn slot(number: u16) -> Slot {
     Slot::new(number).unwrap()
