@@ -1,126 +1,134 @@
-//! Becoming the owner of a slot.
+//! Becoming the owner of a slot: the takeover, as a state machine without I/O.
+//!
+//! It is the first and the second phase of Paxos for one value, the history of the slot up to now (Lamport, "Paxos Made
+//! Simple", 2001), with the members carried by the claim as in Vertical Paxos (Lamport, Malkhi, Zhou, 2009). A claim is Raft's
+//! term with its candidate, a promise Raft's vote; an epoch is Kafka's leader epoch.
 //!
 //! | phase | waits for | then |
 //! | --- | --- | --- |
-//! | `CollectingPromises` | enough promises of the newest members that anybody recorded | `CatchingUp` |
-//! | `CatchingUp` | the best history there is among those who promised | `Accepting` |
+//! | `CollectingPromises` | enough promises from the newest members that anybody recorded | `CatchingUp` |
+//! | `CatchingUp` | the candidate to fetch the best history of those who promised | `Accepting` |
 //! | `Accepting` | m members, or all if they are the slot's first, to accept that history | `Owning`, or `Confirming` if the members are new |
-//! | `Confirming` | m members to note that enough have accepted | `Owning` |
-//! | `Owning` | nothing | `Abandoned` when somebody claims higher |
+//! | `Confirming` | m members to record that enough have accepted | `Owning` |
+//! | `Owning` | nothing | `Abandoned` when another node makes a higher claim |
 //!
-//! A move to other members is a takeover in which m of the old and m of the new ones accept the new ones, *with the
-//! old ones named as those before them*. Whoever knows of the new ones only by that counts in both. So a move that
-//! was cut short is either seen by whoever takes the slot with the old ones, or needs enough of the old ones itself.
-//! Once m of the new ones have noted that it is done, the old ones are not needed any more. If only a member that was to
-//! leave still knows of a move that was cut short, it moves back, in the same way: counting in both.
+//! A move replaces the old members by new ones. It is a takeover in which m of the old and m of the new members accept the
+//! new ones, *with the old ones named as those before them*. A node that knows of the new members only from such a record
+//! counts in both sets. So if a move was cut short, a takeover with the old members sees it, and one with the new members needs
+//! enough of the old ones. Once m of the new members have recorded that the move is done, nobody needs the old ones any more.
+//! If only a member that was to leave still knows of a move that was cut short, it moves the slot back, and counts in both sets
+//! as well.
 //!
-//! The claimant is a member like the others: it asks itself, and answers once its record is on disk.
+//! The candidate is a member like the others: it asks itself, and answers once its record is on disk.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Claim, Placement, Promise, Recovery, RecoveryApproval};
 use crate::{
     Epoch,
-    node::{Member, PromiseQuorum, ReplicaSet},
+    node::{Member, ReplicaSet},
 };
 
-/// Where a takeover is.
+mod quorum;
+
+/// The phase of a takeover.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
-    /// Promises are being collected.
+    /// The candidate collects promises. Paxos: phase 1.
     CollectingPromises,
-    /// The best history is being fetched.
+    /// The candidate fetches the best history of those who promised.
     CatchingUp,
-    /// Members are accepting it.
+    /// Members accept the epoch with that history. Paxos: phase 2.
     Accepting,
-    /// Members of a slot that is new, or moves, are noting that enough accepted.
+    /// Members of a slot that forms, or moves, record that enough have accepted.
     Confirming,
-    /// The claimant owns the slot and may acknowledge.
+    /// The candidate owns the slot, and may acknowledge appends.
     Owning,
-    /// The claimant is a replica again.
+    /// The takeover failed: the candidate is a replica again.
     Abandoned,
 }
 
-/// What happened.
+/// What the shell, or another member, tells a takeover.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// A member promised the claim; it is on its disk.
+    /// A member promised the claim, and has it on its disk. Raft: a vote was granted.
     Promised {
         /// The member.
         from: Member,
-        /// What it holds.
+        /// The promise: the epoch whose history the member holds, and the members that it recorded.
         promise: Promise,
     },
-    /// Somebody refused, gossip shows a higher claim, or this node's own replica promised one.
+    /// A member refused because it had promised a higher claim, gossip shows one, or this node promised one itself.
     HigherClaim {
-        /// The higher claim.
+        /// The claim that was promised.
         promised: Claim,
     },
-    /// A member has accepted other first members of the slot.
+    /// A member refused because it had accepted other first members of the slot.
     OtherMembers(Placement),
-    /// The claimant holds the best history of those named in [`Effect::CatchUp`].
+    /// The candidate holds the best history of the members named in [`Effect::CatchUp`].
     CaughtUp,
-    /// A member holds the claimant's history and accepted the epoch; it is on its disk.
+    /// A member holds the candidate's history and accepted the epoch, and has that on its disk. Paxos: accepted (2b).
     Accepted {
         /// The member.
         from: Member,
     },
-    /// A member noted that enough accepted; it is on its disk.
+    /// A member recorded on its disk that enough have accepted.
     Confirmed {
         /// The member.
         from: Member,
     },
-    /// Gossip shows these members alive. It matters only where acknowledgements need few copies.
+    /// Gossip shows these nodes alive and able to write. Quorums depend on it only where an append needs few copies.
     MembersAlive(BTreeSet<Member>),
-    /// No more time.
+    /// The members did not answer in time, or the candidate cannot fetch the history.
     TimedOut,
 }
 
-/// What to do.
+/// What a takeover asks its caller to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
-    /// Ask a member (which may be the claimant itself) to promise the claim.
+    /// Ask a member, which may be the candidate itself, to promise the claim. Raft: RequestVote.
     RequestPromise {
         /// The member.
         member: Member,
     },
-    /// Fetch, of every context, the longest history that these members have (the claimant may be one).
+    /// Fetch, of every context, the longest history that these members have. The candidate may be one of them.
     CatchUp {
-        /// The members whose history is the best there is.
+        /// The members with the best history.
         from: Vec<Member>,
     },
-    /// Bring a member in sync with the claimant's history, then have it accept the epoch and these members.
+    /// Bring a member in sync with the candidate's history, then ask it to accept the epoch and these members. Paxos: accept
+    /// (2a).
     Accept {
         /// The member.
         member: Member,
-        /// The members.
+        /// The members that the slot will have.
         members: ReplicaSet,
-        /// Whether they were confirmed before.
+        /// Whether these members were confirmed before.
         is_confirmed: bool,
-        /// The members that they are to follow.
+        /// The members before them, while a move is not settled.
         previous: Option<ReplicaSet>,
     },
-    /// Have a member note that enough accepted.
+    /// Ask a member to record that enough have accepted.
     Confirm {
         /// The member.
         member: Member,
     },
-    /// Publish the claim, and serve.
+    /// Publish the claim, and take appends.
     BecomeOwner,
-    /// Step back, and refuse appends with the reason.
+    /// Become a replica again, and refuse appends with the reason.
     Abandon(TakeoverFailure),
 }
 
-/// Why a takeover ended.
+/// Why a takeover failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TakeoverFailure {
-    /// Somebody else claimed the slot.
+    /// Another node made a higher claim.
     #[error("node {} claimed the slot in epoch {}", .0.claimant, .0.epoch)]
     HigherClaim(Claim),
-    /// The claimant does not keep the slot.
+    /// The candidate is not a member of the slot.
     #[error("this node does not keep the slot: its members were recorded in epoch {}", .0.epoch)]
     NotAMember(Placement),
-    /// The nodes do not agree on the slot's first members.
+    /// A node accepted other first members of the slot: the nodes do not agree who they are.
     #[error(
         "another node keeps the slot with other members: start nodes that do not know each other with the same list of first nodes"
     )]
@@ -130,33 +138,38 @@ pub enum TakeoverFailure {
         "{responded} of the slot's {members} replicas answered, and {needed} must: check that the others run and can be reached"
     )]
     NoQuorum {
-        /// Members that answered.
+        /// Number of members that answered.
         responded: usize,
-        /// Members there are.
+        /// Number of members of the slot.
         members: usize,
-        /// Members that must answer.
+        /// Number of members that must answer.
         needed: usize,
     },
 }
 
-/// A takeover of one slot by one node.
+/// A takeover of one slot by one node, the candidate.
 #[derive(Debug, Clone)]
 pub struct Takeover {
     candidate: Member,
     claim: Claim,
+    /// Copies that an append will need.
     write_quorum: usize,
+    /// The newest members that anybody recorded, as far as this takeover heard.
     placement: Placement,
-    /// Members that an operator declared lost, and how the slot may go on without them.
+    /// Members that an operator declared lost for good.
     lost: BTreeSet<Member>,
+    /// The operator's approval to go on without lost members of this slot.
     approval: Option<RecoveryApproval>,
-    /// Those of them that this takeover goes on without; none, if it needs nothing that they had.
+    /// Lost members that this takeover goes on without; empty, if it needs nothing that they held.
     missing: BTreeSet<Member>,
-    /// The claimant knows older members than those that are to go on: it looks for somebody who knows these.
+    /// The candidate knows older members than those that the operator approved: it looks for a node that knows the newer ones.
     is_searching_members: bool,
-    /// The members to move to.
+    /// The members that a move aims at.
     target: Option<ReplicaSet>,
+    /// Members that were asked for a promise.
     asked: BTreeSet<Member>,
     promises: BTreeMap<Member, Promise>,
+    /// Nodes that gossip shows alive and able to write.
     alive: BTreeSet<Member>,
     accepted: BTreeSet<Member>,
     confirmed: BTreeSet<Member>,
@@ -164,10 +177,13 @@ pub struct Takeover {
 }
 
 impl Takeover {
-    /// Begins: `recorded` is what this node's own record says of the members, of which the claimant is one, or was before
-    /// a move that is not settled; `wanted` are those that gossip
-    /// shows, and count only if nobody recorded any. Acknowledgements will need `write_quorum`. Members that are `lost` are not
-    /// waited for where the others are too few and that is approved.
+    /// Begins a takeover. An append will need `write_quorum` copies.
+    ///
+    /// `recorded` are the members in the candidate's own record. The candidate is one of them, or was one before a move that is
+    /// not settled. `wanted` are the members that gossip shows: they count only if nobody recorded any.
+    ///
+    /// `lost` are the members that an operator declared lost, with the approval for this slot, if there is one. If the others
+    /// are too few, the takeover goes on without the lost ones, provided that the approval covers the members it finds.
     pub fn begin(
         candidate: Member,
         claim: Claim,
@@ -202,29 +218,30 @@ impl Takeover {
         (takeover, effects)
     }
 
-    /// Begins to move a slot to other members, of which the claimant is one, from those that are recorded,
-    /// confirmed and settled. If it turns out that the members have changed meanwhile, it is a plain takeover.
+    /// Begins to move a slot from the `recorded` members, which are confirmed and settled, to the `target`, which contains the
+    /// candidate. If the takeover finds that the members have changed meanwhile, or goes on without lost ones, it is a plain takeover and moves nothing.
     pub fn begin_move(
-        me: Member,
+        candidate: Member,
         claim: Claim,
-        min_copies: usize,
+        write_quorum: usize,
         recorded: Placement,
         target: ReplicaSet,
         lost: (&BTreeSet<Member>, Option<&RecoveryApproval>),
     ) -> (Self, Vec<Effect>) {
         let is_settled = recorded.is_confirmed && recorded.previous.is_none();
-        let is_possible = is_settled && target.contains(&me);
+        let is_possible = is_settled && target.contains(&candidate);
         let wanted = recorded.members.clone();
-        let (mut takeover, effects) = Self::begin(me, claim, min_copies, Some(recorded), wanted, lost);
+        let (mut takeover, effects) =
+            Self::begin(candidate, claim, write_quorum, Some(recorded), wanted, lost);
         takeover.target = (is_possible && takeover.missing.is_empty()).then_some(target);
         (takeover, effects)
     }
 
-    /// Takes an event; gives what to do. Events that come late or twice are harmless.
+    /// Takes an event, and returns what to do. Events that come late or twice change nothing.
     pub fn step(&mut self, event: Event) -> Vec<Effect> {
         match event {
             _ if self.phase == Phase::Abandoned => Vec::new(),
-            // A higher claim; or one of the same epoch by somebody else, who was first to take the number.
+            // A claim of the same epoch by another node counts as higher: that node was first to take the epoch.
             Event::HigherClaim { promised } if promised > self.claim || self.is_rival(&promised) => {
                 self.abandon(TakeoverFailure::HigherClaim(promised))
             }
@@ -245,7 +262,7 @@ impl Takeover {
             }
             Event::CaughtUp if self.phase == Phase::CatchingUp => {
                 self.phase = Phase::Accepting;
-                self.has_accept_quorum()
+                self.request_accepts()
             }
             Event::Accepted { from }
                 if self.phase != Phase::CollectingPromises && self.phase != Phase::CatchingUp =>
@@ -265,22 +282,22 @@ impl Takeover {
         }
     }
 
-    /// Where it is.
+    /// Returns the phase.
     pub fn phase(&self) -> Phase {
         self.phase
     }
 
-    /// The claim.
+    /// Returns the claim.
     pub fn claim(&self) -> &Claim {
         &self.claim
     }
 
-    /// The members it counts in, and will have when it owns the slot.
+    /// Returns the members that the slot will have when the candidate owns it.
     pub fn members(&self) -> &ReplicaSet {
         self.target.as_ref().unwrap_or(&self.placement.members)
     }
 
-    /// What a member that caught up is to accept. `None`: it is not asked to accept now.
+    /// Returns what a member that caught up is to accept; `None`: the takeover does not ask it to accept now.
     pub fn accept_by(&self, member: &Member) -> Option<Placement> {
         let is_asked = self.member_sets().any(|set| set.contains(member));
         let is_time = matches!(self.phase, Phase::Accepting | Phase::Confirming);
@@ -292,7 +309,7 @@ impl Takeover {
         })
     }
 
-    /// The members that those it will have are to follow, if that is not settled.
+    /// Returns the members before those that the slot will have, while the move between them is not settled.
     fn previous_members(&self) -> Option<&ReplicaSet> {
         match self.target {
             Some(_) => Some(&self.placement.members),
@@ -300,30 +317,25 @@ impl Takeover {
         }
     }
 
-    /// The members it counts in: those it will have, and those before them.
-    fn member_sets(&self) -> impl Iterator<Item = &ReplicaSet> {
-        std::iter::once(self.members()).chain(self.previous_members())
-    }
-
-    /// Members that accepted the epoch: copies of no others count.
+    /// Returns the members that accepted the epoch: only their copies count.
     pub fn accepted(&self) -> &BTreeSet<Member> {
         &self.accepted
     }
 
-    /// What it goes on without, if too few are left.
+    /// Returns the recovery to record, if the takeover goes on without lost members.
     pub fn recovery(&self) -> Option<Recovery> {
-        let heard = self.promises.iter().map(|(member, promise)| (member.clone(), promise.accepted));
+        let responded = self.promises.iter().map(|(member, promise)| (member.clone(), promise.accepted));
         let missing: Vec<Member> = self.missing.iter().cloned().collect();
-        (!missing.is_empty()).then(|| Recovery { missing, responded: heard.collect() })
+        (!missing.is_empty()).then(|| Recovery { missing, responded: responded.collect() })
     }
 
-    /// Whether these members need no confirmation. What is left of first members that never were confirmed needs none: all who
-    /// are alive were asked, and nobody knows of others.
+    /// Whether the members are confirmed, or need no confirmation. Those that are left of first members that were never confirmed
+    /// need none: the candidate asked all nodes that are alive, and none knows of other members.
     fn is_confirmed(&self) -> bool {
         self.placement.is_confirmed || !self.missing.is_empty()
     }
 
-    /// Counts in these members, or in what is left of them.
+    /// Takes these members, or what is left of them after a recovery, as those that count.
     fn adopt(&mut self, placement: Placement) {
         self.target = None;
         self.missing = BTreeSet::new();
@@ -341,10 +353,12 @@ impl Takeover {
         };
     }
 
+    /// Whether another node made a claim of the same epoch.
     fn is_rival(&self, other: &Claim) -> bool {
         other.epoch == self.claim.epoch && other.claimant != self.claim.claimant
     }
 
+    /// A member promised: adopts newer members that it knows of, and goes on if enough promised.
     fn promised(&mut self, from: Member, promise: Promise) -> Vec<Effect> {
         let newer = promise.placement.clone().filter(|found| found.rank() > self.placement.rank());
         self.promises.insert(from, promise);
@@ -353,7 +367,7 @@ impl Takeover {
             self.adopt(newer);
             effects = self.request_promises();
         }
-        // Among those that are still to be heard one may know of members that this node is one of.
+        // A node that has not answered yet may know of newer members, and the candidate may be one of them.
         if !self.is_member() && !self.is_heir() && (!self.is_searching_members || self.all_responded()) {
             return self.abandon(TakeoverFailure::NotAMember(self.placement.clone()));
         }
@@ -361,8 +375,8 @@ impl Takeover {
         effects
     }
 
-    /// Whether the claimant will be a member. One that was to leave, in a move that is not settled, aims at the members
-    /// before.
+    /// Whether the candidate will be a member. If it was to leave, in a move that is not settled, it aims at moving the slot back
+    /// to the members before.
     fn is_member(&mut self) -> bool {
         let Placement { members, is_confirmed, previous, .. } = &self.placement;
         if members.contains(&self.candidate) {
@@ -372,7 +386,8 @@ impl Takeover {
         self.target.is_some()
     }
 
-    /// Asks the members that were not asked yet. Those to move to are asked nothing: nothing was theirs to accept.
+    /// Asks the members that were not asked yet for a promise. Members that a move only aims at are not asked: they have accepted
+    /// nothing of the slot yet.
     fn request_promises(&mut self) -> Vec<Effect> {
         let asks_all = self.asks_everyone();
         let others = self.alive.iter().filter(|_| asks_all);
@@ -384,10 +399,10 @@ impl Takeover {
             .collect()
     }
 
-    /// Goes on if enough promised.
+    /// Goes on to catching up if enough members promised.
     fn check_promises(&mut self) -> Vec<Effect> {
-        let (heard, needed) = self.responses_and_quorum();
-        if heard < needed || !self.promises.contains_key(&self.candidate) || !self.is_member() {
+        let (responded, needed) = self.responses_and_quorum();
+        if responded < needed || !self.promises.contains_key(&self.candidate) || !self.is_member() {
             return Vec::new();
         }
         if (self.asks_everyone() && !self.all_responded()) || !self.may_use_fewer() {
@@ -397,8 +412,8 @@ impl Takeover {
         vec![Effect::CatchUp { from: self.best_histories() }]
     }
 
-    /// Those who promised and accepted the newest epoch: whoever did holds all that was acknowledged before and in it, be it a
-    /// member still or not.
+    /// Returns, of the nodes that promised, those that accepted the newest epoch. Each of them holds everything that was
+    /// acknowledged before that epoch and in it, whether it is a member still or not.
     fn best_histories(&self) -> Vec<Member> {
         let counts = |(_, promise): &(&Member, &Promise)| !self.is_unconfirmed_rival(promise);
         let accepted = self.promises.iter().filter(counts).map(|(_, promise)| promise.accepted);
@@ -407,7 +422,8 @@ impl Takeover {
         best.map(|(member, _)| member.clone()).collect()
     }
 
-    /// If all members are lost, the one that was named goes on with the best of what there is, be it nothing.
+    /// Whether all members are lost and the operator named the candidate as heir. The candidate then becomes the only member, and
+    /// goes on with the best history that is left, which may be empty.
     fn is_heir(&mut self) -> bool {
         let is_all_lost = self.placement.named().all(|member| self.missing.contains(member));
         let heir = self.approval.as_ref().and_then(|approval| approval.heir.as_ref());
@@ -419,54 +435,8 @@ impl Takeover {
         true
     }
 
-    /// Members that answered as the phase asks, and how many must, in the set that lacks most.
-    fn responses_and_quorum(&self) -> (usize, usize) {
-        let Placement { members, previous, .. } = &self.placement;
-        let lacks = |(heard, needed): &(usize, usize)| needed.saturating_sub(*heard);
-        let worst = |sets: &mut dyn Iterator<Item = &ReplicaSet>| {
-            sets.map(|set| self.responses_in(set)).max_by_key(lacks).unwrap_or_default()
-        };
-        match self.phase {
-            Phase::CollectingPromises | Phase::CatchingUp => {
-                worst(&mut std::iter::once(members).chain(previous))
-            }
-            Phase::Accepting => worst(&mut self.member_sets()),
-            Phase::Confirming | Phase::Owning | Phase::Abandoned => self.responses_in(self.members()),
-        }
-    }
-
-    /// As [`Takeover::responses_and_quorum`], of one set.
-    fn responses_in(&self, set: &ReplicaSet) -> (usize, usize) {
-        let count = |has: &dyn Fn(&Member) -> bool| set.members().iter().filter(|member| has(member)).count();
-        let copies = self.write_quorum.clamp(1, set.len());
-        let alive = count(&|member| self.alive.contains(member));
-        // A slot is formed once, with all members there: more than half of them, alive or not, must know.
-        let knowing = set.members_that_must_know(copies, if self.is_confirmed() { alive } else { set.len() });
-        match self.phase {
-            Phase::CollectingPromises | Phase::CatchingUp => {
-                let needed = match set.promise_quorum(copies) {
-                    _ if !self.placement.is_confirmed || self.is_last_remnant(set) => set.len(),
-                    PromiseQuorum::AtLeast(needed) => needed,
-                    PromiseQuorum::EveryLive => alive.max(1),
-                };
-                (count(&|member| self.promises.contains_key(member)), needed)
-            }
-            Phase::Accepting => {
-                let needed = match self.previous_members() {
-                    _ if !self.is_confirmed() => set.len(),
-                    Some(_) => knowing,
-                    None => copies,
-                };
-                (count(&|member| self.accepted.contains(member)), needed)
-            }
-            Phase::Confirming | Phase::Owning | Phase::Abandoned => {
-                (count(&|member| self.confirmed.contains(member)), knowing)
-            }
-        }
-    }
-
-    /// Whether what was accepted is of first members that nobody confirmed, while there are others who were: nodes that lost
-    /// their disks may have tried to form the slot anew, with nothing in it. Only who is no member can come with that.
+    /// Whether a node accepted first members that nobody confirmed, while other members were confirmed. Nodes that lost
+    /// their disks may have tried to form the slot again, with nothing in it. Only a node that is no member can answer so.
     fn is_unconfirmed_rival(&self, promise: &Promise) -> bool {
         let other = promise.placement.as_ref().filter(|known| !known.is_confirmed);
         !self.missing.is_empty()
@@ -474,34 +444,19 @@ impl Takeover {
             && other.is_some_and(|other| other.members.members().iter().any(|of| !self.involves(of)))
     }
 
-    /// Whether a member counts in this takeover, or is one of those that are missing.
-    fn involves(&self, member: &Member) -> bool {
-        self.missing.contains(member) || self.placement.named().any(|named| named == member)
-    }
-
-    /// Whether everybody who is alive is asked, member or not. If members are missing, whoever is left may know of newer ones;
-    /// and a slot that seems to have none yet may have had them, all of which but one lost their disks.
+    /// Whether the candidate asks every node that is alive, member or not. If members are missing, any other node may know of
+    /// newer members. A slot that seems to have no members yet may have had some, of which all but one lost their disks.
     fn asks_everyone(&self) -> bool {
         self.is_searching_members || !self.missing.is_empty() || !self.placement.is_confirmed
     }
 
-    /// Whether all are there that fewer members than before would be. Once any of them has accepted to be one of so few, all that
-    /// an append needs may be needed to go on: who is lost already must not be one of them.
-    fn may_use_fewer(&self) -> bool {
-        let fewer = self.target.as_ref().filter(|target| target.len() < self.placement.members.len());
-        fewer.is_none_or(|fewer| fewer.members().iter().all(|member| self.promises.contains_key(member)))
-    }
-
+    /// Whether every node that is alive has promised.
     fn all_responded(&self) -> bool {
         self.alive.iter().all(|member| self.promises.contains_key(member))
     }
 
-    /// Whether these are all that is left of more: any of them may be the only one who knows.
-    fn is_last_remnant(&self, set: &ReplicaSet) -> bool {
-        !self.missing.is_empty() && !set.members().iter().any(|member| self.lost.contains(member))
-    }
-
-    fn has_accept_quorum(&self) -> Vec<Effect> {
+    /// Asks the members to accept.
+    fn request_accepts(&self) -> Vec<Effect> {
         let mut members: Vec<&Member> = self.member_sets().flat_map(ReplicaSet::members).collect();
         members.sort_unstable();
         members.dedup();
@@ -512,6 +467,7 @@ impl Takeover {
         members.into_iter().filter_map(accept).collect()
     }
 
+    /// Goes on to owning the slot, or to confirming its members, if enough members accepted.
     fn check_accepts(&mut self) -> Vec<Effect> {
         if self.phase != Phase::Accepting {
             return Vec::new();
@@ -528,6 +484,7 @@ impl Takeover {
         self.members().members().iter().map(|by| Effect::Confirm { member: by.clone() }).collect()
     }
 
+    /// Goes on to owning the slot if enough members recorded the new members.
     fn check_confirms(&mut self) -> Vec<Effect> {
         let (confirmed, needed) = self.responses_and_quorum();
         if confirmed < needed || !self.confirmed.contains(&self.candidate) {

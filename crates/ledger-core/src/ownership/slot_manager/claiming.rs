@@ -24,8 +24,8 @@ impl SlotManager {
         for slot in self.all().iter().copied() {
             match &self.state(slot).role {
                 Role::Replica => self.maybe_claim(now, slot, is_forming, effects),
-                Role::Candidate(taking) if taking.deadline <= now => {
-                    let claim = taking.takeover.claim().clone();
+                Role::Candidate(candidate) if candidate.deadline <= now => {
+                    let claim = candidate.takeover.claim().clone();
                     self.step_takeover(now, slot, &claim, takeover::Event::TimedOut, effects);
                 }
                 Role::Candidate(_) => self.retry_takeover_sync(slot, effects),
@@ -172,21 +172,21 @@ impl SlotManager {
         else {
             return;
         };
-        let (me, min_copies) = (self.me.clone(), self.settings.write_quorum);
+        let (me, write_quorum) = (self.me.clone(), self.settings.write_quorum);
         let lost = (&self.declared.lost, self.declared.slots.get(&slot));
-        let (takeover, todo) = match (target, recorded) {
+        let (takeover, takeover_effects) = match (target, recorded) {
             (Some(target), Some(recorded)) => {
-                Takeover::begin_move(me, claim.clone(), min_copies, recorded, target, lost)
+                Takeover::begin_move(me, claim.clone(), write_quorum, recorded, target, lost)
             }
-            (_, recorded) => Takeover::begin(me, claim.clone(), min_copies, recorded, wanted, lost),
+            (_, recorded) => Takeover::begin(me, claim.clone(), write_quorum, recorded, wanted, lost),
         };
         let deadline = now + self.settings.response_timeout;
         let phase = Phase::CollectingPromises;
         let (in_sync, offered) = (BTreeSet::new(), BTreeSet::new());
-        let taking =
+        let candidate =
             CandidateState { takeover, in_sync, offered, phase, deadline, owned_epoch: None, since: now };
-        self.state_mut(slot).role = Role::Candidate(Box::new(taking));
-        self.apply_takeover_effects(now, slot, &claim, todo, effects);
+        self.state_mut(slot).role = Role::Candidate(Box::new(candidate));
+        self.apply_takeover_effects(now, slot, &claim, takeover_effects, effects);
         let alive = self.alive_members();
         self.step_takeover(now, slot, &claim, takeover::Event::MembersAlive(alive), effects);
     }

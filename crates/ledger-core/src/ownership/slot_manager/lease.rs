@@ -123,14 +123,14 @@ impl SlotManager {
     fn lease_start(&self, now: Millis, slot: Slot) -> Option<Millis> {
         let state = self.state(slot);
         match &state.role {
-            Role::Owner(leading) if self.quorum_of_others(leading) == 0 => Some(now),
+            Role::Owner(owner) if self.quorum_of_others(owner) == 0 => Some(now),
             _ => state.lease.since,
         }
     }
 
     /// Members that an owner has to hear beside itself.
-    fn quorum_of_others(&self, leading: &OwnerState) -> usize {
-        self.settings.write_quorum.clamp(1, leading.members.len()) - 1
+    fn quorum_of_others(&self, owner: &OwnerState) -> usize {
+        self.settings.write_quorum.clamp(1, owner.members.len()) - 1
     }
 
     /// Renews what others are shown, and asks where nobody renews what this node shows.
@@ -157,9 +157,9 @@ impl SlotManager {
             .collect();
         for to in due {
             let renewal = |slot: Slot| match &self.state(slot).role {
-                Role::Owner(leading) if leading.members.contains(&to) => {
+                Role::Owner(owner) if owner.members.contains(&to) => {
                     let age = self.lease_start(now, slot).map(|at| now.saturating_sub(at));
-                    Some(LeaseRenewal { slot, claim: leading.claim.clone(), age })
+                    Some(LeaseRenewal { slot, claim: owner.claim.clone(), age })
                 }
                 _ => None,
             };
@@ -189,13 +189,13 @@ impl SlotManager {
             if refused.contains_key(&slot) {
                 continue;
             }
-            let Role::Owner(leading) = &mut self.state_mut(slot).role else { continue };
-            if leading.claim.epoch != epoch {
+            let Role::Owner(owner) = &mut self.state_mut(slot).role else { continue };
+            if owner.claim.epoch != epoch {
                 continue;
             }
-            leading.promises_checked_at.insert(from.clone(), at);
-            let Role::Owner(leading) = &self.state(slot).role else { continue };
-            if let Some(at) = leading.confirmed_at(self.quorum_of_others(leading)) {
+            owner.promises_checked_at.insert(from.clone(), at);
+            let Role::Owner(owner) = &self.state(slot).role else { continue };
+            if let Some(at) = owner.confirmed_at(self.quorum_of_others(owner)) {
                 self.state_mut(slot).lease.extend(at);
             }
         }
@@ -271,7 +271,7 @@ impl SlotManager {
 
     /// Another node said what it knows of a slot.
     pub(super) fn on_slot_known(&mut self, from: Member, slot: Slot, asked: Millis, known: SlotKnowledge) {
-        let (me, min_copies) = (self.me.clone(), self.settings.write_quorum);
+        let (me, write_quorum) = (self.me.clone(), self.settings.write_quorum);
         let state = self.state_mut(slot);
         let SlotKnowledge { accepted, placement, is_owned } = known;
         let recorded = state.record.placement.as_ref();
@@ -294,7 +294,7 @@ impl SlotManager {
         let Some(members) = recorded.map(|known| known.members.clone()) else { return };
         let heard = &mut state.lease.query.1;
         heard.insert(from);
-        let needed = min_copies.max(members.len() / 2 + 1).min(members.len());
+        let needed = write_quorum.max(members.len() / 2 + 1).min(members.len());
         if members.members().iter().filter(|member| heard.contains(*member)).count() >= needed {
             state.lease.unowned_since = state.lease.unowned_since.max(Some(asked));
         }
@@ -310,7 +310,7 @@ mod tests {
         Member { node: NodeId::new(format!("n{number}")).unwrap(), storage: StorageId([number; 16]) }
     }
 
-    fn leading(asked: &[(u8, Millis)]) -> OwnerState {
+    fn owner(asked: &[(u8, Millis)]) -> OwnerState {
         OwnerState {
             claim: Claim { epoch: Epoch(9), claimant: member(0).node },
             since: 0,
@@ -331,10 +331,10 @@ mod tests {
 
     #[test]
     fn an_owner_knows_of_the_moment_at_which_it_asked_enough_members() {
-        assert_eq!(leading(&[]).confirmed_at(1), None);
-        assert_eq!(leading(&[(1, 50), (2, 70)]).confirmed_at(1), Some(70));
-        assert_eq!(leading(&[(1, 50), (2, 70)]).confirmed_at(2), Some(50));
-        assert_eq!(leading(&[(1, 50), (7, 90)]).confirmed_at(1), Some(50), "who is no member does not count");
+        assert_eq!(owner(&[]).confirmed_at(1), None);
+        assert_eq!(owner(&[(1, 50), (2, 70)]).confirmed_at(1), Some(70));
+        assert_eq!(owner(&[(1, 50), (2, 70)]).confirmed_at(2), Some(50));
+        assert_eq!(owner(&[(1, 50), (7, 90)]).confirmed_at(1), Some(50), "who is no member does not count");
     }
 
     #[test]

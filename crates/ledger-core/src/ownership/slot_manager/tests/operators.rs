@@ -1,7 +1,7 @@
 //! What operators decide: nodes that leave for good, and members that are declared lost.
 
 use super::*;
-use crate::ownership::RecoveryApproval;
+use crate::ownership::{Recovery, RecoveryApproval};
 
 /// Five nodes that have formed the slot, by the order in which it prefers them; the first three keep it.
 fn five() -> (Cluster, [usize; 5]) {
