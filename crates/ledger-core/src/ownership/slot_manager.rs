@@ -12,7 +12,7 @@
 //! | an owner that should be another member | owner | stops appends, acknowledges those under way, has the successor take the slot over |
 //! | members that should be others | owner | lets the new one catch up, then takes the slot from itself with one member changed |
 //!
-//! Counterparts: replica, candidate and owner are Raft's follower, candidate and leader, 1024 times; Kafka's ReplicaManager,
+//! Counterparts: replica, candidate and owner are Raft's follower, candidate and leader, 1024 times; Kafka's `ReplicaManager`,
 //! without a controller. Promises and epochs are those of Vertical Paxos (Lamport, Malkhi, Zhou, "Vertical Paxos and
 //! Primary-Backup Replication", 2009).
 //!

@@ -1,4 +1,4 @@
-//! When to claim a slot, and the takeover until it is ours.
+//! When to claim a slot that nobody owns: whose turn it is, with which members, in which epoch.
 
 use std::{borrow::Cow, collections::BTreeSet};
 
@@ -9,17 +9,18 @@ use super::{
 };
 use crate::ownership::recovery;
 
-/// Longest pause between attempts, in turns.
+/// The longest pause between two claims of one node, in units of `claim_turn`.
 const MAX_BACKOFF_TURNS: Millis = 8;
-/// How often an owner looks whether its slots should be another's: it hashes names for each of them.
+/// How often an owner checks whether its slots should go to other nodes, milliseconds. The check hashes names for each slot.
 const TRANSFER_CHECK_INTERVAL: Millis = 500;
 
 impl SlotManager {
+    /// Time has passed: claims slots, ends takeovers that are out of time, maintains the slots that this node owns.
     pub(super) fn tick(&mut self, now: Millis, effects: &mut Vec<Effect>) {
         let is_looking = self.is_draining || now >= self.next_transfer_check;
         let mut moves = if is_looking { self.transfers_in_progress() } else { 0 };
         let before = moves;
-        // Nobody can form a slot while not all are there.
+        // No slot can form while some of its first members are away.
         let is_forming = self.missing_members().is_none();
         for slot in self.all().iter().copied() {
             match &self.state(slot).role {
@@ -32,13 +33,13 @@ impl SlotManager {
                 Role::Owner(_) => self.maintain_owned(now, slot, is_looking.then_some(&mut moves), effects),
             }
         }
-        // While there is something to move, the next may follow at once.
+        // As long as transfers begin, the next may follow at once.
         if is_looking && moves == before {
             self.next_transfer_check = now + TRANSFER_CHECK_INTERVAL;
         }
     }
 
-    /// Claims a slot that is nobody's, if it is this node's turn.
+    /// Claims a slot that nobody owns, if it is this node's turn.
     fn maybe_claim(&mut self, now: Millis, slot: Slot, is_forming: bool, effects: &mut Vec<Effect>) {
         let is_owned = self.owned_by_other(slot).is_some();
         let state = self.state_mut(slot);
@@ -60,8 +61,8 @@ impl SlotManager {
         }
     }
 
-    /// The members that this node knows of. Where nobody who is left knew any, those that an operator named as lost are as good
-    /// for the heir: it goes on without them.
+    /// Returns the members that this node knows of. If it is the heir and knows none, it returns those that the operator named as
+    /// lost: the heir goes on without them.
     fn placement(&self, slot: Slot) -> Option<Cow<'_, Placement>> {
         let SlotState { record, is_formed, .. } = self.state(slot);
         record.placement.as_ref().map(Cow::Borrowed).or_else(|| {
@@ -77,7 +78,7 @@ impl SlotManager {
         })
     }
 
-    /// This node's place among those who may claim a slot: 0 is first. `None`: it may not.
+    /// Returns this node's rank among the nodes that may claim a slot: 0 claims first. `None`: it may not claim.
     fn claim_rank(&self, now: Millis, slot: Slot) -> Option<usize> {
         let alive = |set: &ReplicaSet| -> Vec<NodeId> {
             let alive = set.members().iter().filter(|member| self.is_alive(member));
@@ -92,7 +93,7 @@ impl SlotManager {
                 self.rank_among(slot, alive(&placement.members))
             }
             Some(placement) => {
-                // It was to leave, and nobody who is to stay may know of that: it comes after all of them.
+                // This node was to leave in a move that is not settled. The members that stay may not know of the move: it claims after them.
                 let staying = alive(&placement.members);
                 let Some(before) = placement.previous.as_ref().filter(|before| before.contains(&self.me))
                 else {
@@ -104,8 +105,8 @@ impl SlotManager {
         }
     }
 
-    /// The place of a node that is no member as far as it knows, where members are lost: after all that may be. It may be
-    /// the heir, or one of newer members, and the only one of them who is left, without knowing.
+    /// Returns the rank of this node where members are lost and it is no member as far as it knows: after all members. It may be
+    /// the heir. It may also be the only one left of newer members, without knowing that it is one.
     fn claim_rank_after_loss(&self, slot: Slot, placement: &Placement) -> Option<usize> {
         let approval = self.declared.slots.get(&slot)?;
         if placement.epoch > approval.placed_in && !approval.covers(placement) {
@@ -115,16 +116,16 @@ impl SlotManager {
         Some(placement.members.len() + self.rank_among(slot, all)?)
     }
 
-    /// This node's place among those who keep a slot and may claim it.
+    /// Returns this node's rank among these nodes, of those that can own the slot. `None`: it cannot.
     fn rank_among(&self, slot: Slot, keepers: Vec<NodeId>) -> Option<usize> {
-        // Whoever drains takes a slot only if there is nobody else, and whose disk takes no writes cannot.
+        // A node whose disk takes no writes cannot own a slot. A draining node takes it only if there is no other.
         let able: Vec<_> = keepers.into_iter().filter(|node| self.is_writable(node)).collect();
         let willing: Vec<_> = able.iter().filter(|node| !self.is_draining(node)).cloned().collect();
         let order = rendezvous::preference_order(slot, if willing.is_empty() { able } else { willing });
         order.iter().position(|node| *node == self.me.node)
     }
 
-    /// The members of a slot that has none: `None` while not all of them are there.
+    /// Returns the first members of a slot that has none; `None` while some of them are away.
     fn first_members(&self, now: Millis, slot: Slot) -> Option<ReplicaSet> {
         let settings = &self.settings;
         let names = if settings.first_nodes.is_empty() {
@@ -139,7 +140,7 @@ impl SlotManager {
                 node: node.clone(),
                 zone: self.nodes.get(node).map_or_else(String::new, |known| known.observed.zone.clone()),
             });
-            // Zones count, so all must be known before any slot is placed.
+            // Placement depends on zones: all zones must be known before any slot is placed.
             if settings.first_nodes.iter().any(|node| self.member(node).is_none()) {
                 return None;
             }
@@ -150,7 +151,7 @@ impl SlotManager {
         ReplicaSet::new(members.collect::<Option<Vec<_>>>()?).ok()
     }
 
-    /// Begins to take a slot: as it is, or to move it to other members.
+    /// Begins a takeover of a slot; with a target, one that moves the slot to these members.
     pub(super) fn begin_takeover(
         &mut self,
         now: Millis,
@@ -191,15 +192,16 @@ impl SlotManager {
         self.step_takeover(now, slot, &claim, takeover::Event::MembersAlive(alive), effects);
     }
 
-    /// What a recovery's epoch comes after: far above all that lost members may have done unseen.
+    /// Returns an epoch that a claim must exceed if it may be a recovery. It is far above every epoch that lost members may have
+    /// used unseen.
     fn after_recovery(&self, slot: Slot, record: &SlotRecord, highest: Epoch) -> Epoch {
         let known = record.placement.as_ref();
         match self.declared.slots.get(&slot) {
-            // When its members were recorded is not known, but that it had some.
+            // The slot had members, and this node does not know in which epoch they were recorded.
             Some(_) if known.is_none() && self.state(slot).is_formed => {
                 Epoch::new(highest.counter().saturating_add(recovery::RECOVERY_EPOCH_GAP), u32::MAX)
             }
-            // What else was recorded since is of after it.
+            // Members that were recorded later than these were recorded after the recovery.
             Some(approval)
                 if known.is_none_or(|known| known.epoch < approval.placed_in || approval.covers(known)) =>
             {
@@ -212,22 +214,22 @@ impl SlotManager {
         }
     }
 
-    /// Who can be asked for a promise.
+    /// Returns the nodes that this node can ask for a promise: those alive and able to write.
     pub(super) fn alive_members(&self) -> BTreeSet<Member> {
         let alive = self.nodes.values().filter(|known| known.observed.is_alive && known.observed.is_writable);
         alive.map(|known| known.observed.member.clone()).collect()
     }
 
-    /// The slot's owner hands it over to this node, which need not be its turn.
+    /// The slot's owner hands it over to this node: takes it, whether it is its turn or not.
     pub(super) fn on_handover(&mut self, now: Millis, slot: Slot, by: &Claim, effects: &mut Vec<Effect>) {
         let SlotState { record, role, .. } = self.state(slot);
-        // A higher claim of this node's own came to nothing, and the owner did not hear of it.
+        // A higher claim of this node itself does not count: it came to nothing, and the owner did not hear of it.
         let is_current = record
             .promised
             .as_ref()
             .is_none_or(|promised| promised <= by || promised.claimant == self.me.node);
         if !matches!(role, Role::Replica) || !is_current {
-            // The owner hears of the higher claim.
+            // The owner hears of the higher claim from the node that made it.
             return;
         }
         if self.is_writable && !self.is_draining {
@@ -237,8 +239,8 @@ impl SlotManager {
         }
     }
 
-    /// How long not to claim after an attempt that failed. Nodes have pauses of their own, so that they do not
-    /// meet again.
+    /// Returns how long this node does not claim the slot after a claim that failed. Each node has a pause of its own, so that two
+    /// nodes do not collide again.
     pub(super) fn claim_backoff(&self, slot: Slot) -> Millis {
         let turn = self.settings.claim_turn;
         let attempts = self.state(slot).attempts;
@@ -248,7 +250,7 @@ impl SlotManager {
         longest / 4 + longest * Millis::from(u16::from_be_bytes([first, second])) / 65_536
     }
 
-    /// Why nobody owns a slot that could not be formed yet.
+    /// Returns why no slot can form yet: too few nodes are alive.
     pub(super) fn missing_members(&self) -> Option<TakeoverFailure> {
         let responded = self.nodes.values().filter(|known| known.observed.is_alive).count();
         let needed = match self.settings.first_nodes.len() {

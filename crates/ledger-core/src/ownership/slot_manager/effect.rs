@@ -22,7 +22,7 @@ pub enum Effect {
         request: MemberRequest,
     },
     /// Begin to send a member, which may be this node, the slot's commits on its stream. At that place of the stream, offer it
-    /// the slot's history, for it to accept. Raft: AppendEntries' consistency check, for a whole slot; Paxos: accept (2a).
+    /// the slot's history, for it to accept. Raft: `AppendEntries`' consistency check, for a whole slot; Paxos: accept (2a).
     OfferSync {
         /// The member.
         to: Member,
@@ -120,11 +120,11 @@ pub enum Effect {
 /// A request to a member. [`MemberResponse`](super::MemberResponse) is the answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MemberRequest {
-    /// Promise the claim: refuse every lower one from now on. Raft: RequestVote; Paxos: prepare (1a).
+    /// Promise the claim: refuse every lower one from now on. Raft: `RequestVote`; Paxos: prepare (1a).
     Promise,
     /// Record that enough have accepted the members. Raft: the new configuration is committed; Paxos: learn.
     ConfirmMembers,
-    /// Take the slot over from this node, its owner. Raft: TimeoutNow, which transfers leadership.
+    /// Take the slot over from this node, its owner. Raft: `TimeoutNow`, which transfers leadership.
     TakeOver,
     /// Say what you know of the slot.
     QuerySlot {

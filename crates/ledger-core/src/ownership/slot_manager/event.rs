@@ -135,7 +135,7 @@ pub enum MemberResponse {
     Unavailable,
 }
 
-/// What a member made of an offer. Raft: the answer to AppendEntries' consistency check, for a whole slot; Paxos: accepted (2b).
+/// What a member made of an offer. Raft: the answer to `AppendEntries`' consistency check, for a whole slot; Paxos: accepted (2b).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SyncOfferOutcome {
     /// It accepted the epoch and the members, and has that on disk.

@@ -1,20 +1,23 @@
-//! Read leases: how a node knows that what it shows of a slot is not old.
+//! Read leases: how a node knows that what its readers see of a slot is not too old.
 //!
-//! A node shows a slot while it knows of a moment, at most [`OwnershipSettings::max_staleness`] ago, at which it showed all that was
-//! committed anywhere. It is the lease of Gray and Cheriton ("Leases: an efficient fault-tolerant mechanism for distributed
-//! file cache consistency", 1989) that Raft's leaders read by, given on to the replicas. Clocks are never compared: each node
-//! counts from moments of its own that are certainly earlier than what it is told.
+//! A node shows a slot to readers while it knows of a moment, at most [`OwnershipSettings::max_staleness`] ago, at which it showed
+//! all that was committed anywhere. This is the lease of Gray and Cheriton ("Leases: an efficient fault-tolerant mechanism for distributed
+//! file cache consistency", 1989) by which Raft's leaders serve reads (Ongaro, "Consensus: Bridging Theory and Practice", 2014,
+//! §6.4.1), passed on to the replicas. Nodes never compare clocks: each counts from moments on its own clock that are certainly
+//! earlier than what another node tells it.
 //!
 //! | the node is | it knows of the moment at which |
 //! | --- | --- |
-//! | the owner | it asked m members, itself one of them, that had promised nobody a higher claim: nobody else has committed |
+//! | the owner | it asked m members, itself one of them, and none had promised a higher claim: no other node has committed anything |
 //! | a replica in sync | the owner's lease began; all that was committed until then came before the renewal on the stream |
-//! | a replica without an owner | it asked a majority of the members, to none of which an owner was known: nothing is committed |
+//! | a replica without an owner | it asked a majority of the members, and none of them knew an owner: nothing is being committed |
 //! | no member any more | none: it shows nothing |
 //!
-//! Without an owner, what was committed last may be held here and not be shown, because nobody says that it is committed.
+//! Without an owner, a replica may hold the last committed entries and not show them, because no owner says that they are
+//! committed.
 //!
-//! The owner sends a renewal once the one before is answered, so that a renewal was certainly sent after that answer.
+//! The owner sends a renewal only after the replica answered the one before. So the replica knows a moment on its own clock,
+//! that of its answer, after which the renewal was sent.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -23,36 +26,36 @@ use super::{
     Placement, Role, Slot, SlotKnowledge, SlotManager, SlotState,
 };
 
-/// Bounds of the pause between two renewals, which is a tenth of the oldest that is shown.
+/// Bounds of the pause between two renewals, milliseconds. The pause is a tenth of `max_staleness`.
 const RENEWAL_INTERVAL_BOUNDS: std::ops::RangeInclusive<Millis> = 50..=1_000;
-/// A node that is not offered what others own asks why at first after a pause, then after so many.
+/// A node that holds a slot and is made no offer by its owner asks why after one pause, then again after so many pauses.
 const QUERY_AFTER_PAUSES: Millis = 8;
 
-/// What a node knows of how new a slot is here.
+/// What a node knows of how recent its state of a slot is.
 #[derive(Debug, Default)]
 pub(super) struct Lease {
-    /// At this moment this node showed all that was committed: it knows it from an owner, or as the owner.
+    /// A moment at which this node showed all that was committed. It knows that from an owner, or as the owner.
     since: Option<Millis>,
-    /// At this moment it knew of no owner, and a majority of the members neither.
+    /// A moment at which this node knew of no owner, and neither did a majority of the members.
     unowned_since: Option<Millis>,
-    /// Newer members than the record has, without this node.
+    /// Newer members than those in this node's record, without this node.
     superseded: Option<Placement>,
-    /// Since when somebody owns it in an epoch that this node did not accept.
+    /// Since when another node owns the slot in an epoch that this node has not accepted.
     behind_since: Option<Millis>,
-    /// No question before.
+    /// This node asks no member about the slot before this moment.
     next_query: Millis,
-    /// When the question was asked that is being answered, and who did.
+    /// When this node sent its newest query, and the members that answered it.
     query: (Millis, BTreeSet<Member>),
 }
 
 impl Lease {
-    /// At this moment this node showed all that was committed, by the word of an owner.
+    /// An owner, or this node as the owner, says that at this moment this node showed all that was committed.
     pub(super) fn extend(&mut self, at: Millis) {
         self.since = self.since.max(Some(at));
     }
 }
 
-/// A renewal that a replica was sent.
+/// The newest renewal that this node sent a replica.
 #[derive(Debug)]
 pub(super) struct SentRenewal {
     sent_at: Millis,
@@ -61,17 +64,17 @@ pub(super) struct SentRenewal {
 }
 
 impl SlotState {
-    /// Forgets what others told of the members once the record is as new.
+    /// Forgets the newer members that another node told of, once this node's record is as new.
     pub(super) fn forget_superseded(&mut self) {
         let recorded = self.record.placement.as_ref().map(Placement::rank);
         self.lease.superseded.take_if(|told| recorded >= Some(told.rank()));
     }
 
-    /// Whether this node keeps the slot, by the newest that it knows of its members.
+    /// Whether this node is a member of the slot, by the newest members that it knows of.
     fn keeps(&self, me: &Member) -> bool {
         let recorded = self.record.placement.as_ref();
         let contains = |known: &Placement| {
-            // Until a move is settled, whoever is to leave may have to take the slot back.
+            // Until a move is settled, a member that is to leave may have to take the slot back.
             known.members.contains(me) || known.previous.as_ref().is_some_and(|before| before.contains(me))
         };
         !matches!(self.role, Role::Replica)
@@ -80,7 +83,7 @@ impl SlotState {
 }
 
 impl OwnershipSettings {
-    /// The pause between two renewals.
+    /// Returns the pause between two renewals.
     fn renewal_pause(&self) -> Millis {
         let bound = self.max_staleness.unwrap_or(Millis::MAX);
         (bound / 10).clamp(*RENEWAL_INTERVAL_BOUNDS.start(), *RENEWAL_INTERVAL_BOUNDS.end())
@@ -88,7 +91,7 @@ impl OwnershipSettings {
 }
 
 impl OwnerState {
-    /// The newest moment for which so many members beside this node have answered.
+    /// Returns the newest moment at which this node sent renewals that so many other members have answered.
     fn confirmed_at(&self, others: usize) -> Option<Millis> {
         let members = self.promises_checked_at.iter().filter(|(member, _)| self.members.contains(member));
         let mut asked: Vec<Millis> = members.map(|(_, at)| *at).collect();
@@ -98,12 +101,13 @@ impl OwnerState {
 }
 
 impl SlotManager {
-    /// Whether this node keeps a slot, as far as it knows: what it has of one that it left is neither shown nor counted.
+    /// Whether this node is a member of a slot, as far as it knows. A node neither shows nor counts what it holds of a slot that it
+    /// left.
     pub fn is_member(&self, slot: Slot) -> bool {
         self.state(slot).keeps(&self.me)
     }
 
-    /// Until when readers may be shown what this node has of a slot; 0: it has no lease.
+    /// Returns until when this node may show readers what it holds of a slot; 0: it has no lease.
     pub fn visible_until(&self, now: Millis, slot: Slot) -> Millis {
         if !self.is_member(slot) {
             return 0;
@@ -113,13 +117,13 @@ impl SlotManager {
         self.current_until(now, slot).max(asked)
     }
 
-    /// Until when what this node shows of a slot is certainly no older than is allowed; 0: that is not known.
+    /// Returns until when what this node shows of a slot is certainly no older than `max_staleness`; 0: it does not know.
     pub fn current_until(&self, now: Millis, slot: Slot) -> Millis {
         let bound = self.settings.max_staleness.unwrap_or(Millis::MAX);
         self.lease_start(now, slot).map_or(0, |at| at.saturating_add(bound))
     }
 
-    /// A moment at which this node showed all that was committed of a slot.
+    /// Returns the newest known moment at which this node showed all that was committed of a slot.
     fn lease_start(&self, now: Millis, slot: Slot) -> Option<Millis> {
         let state = self.state(slot);
         match &state.role {
@@ -128,12 +132,12 @@ impl SlotManager {
         }
     }
 
-    /// Members that an owner has to hear beside itself.
+    /// Returns the number of members, beside itself, that an owner has to hear.
     fn quorum_of_others(&self, owner: &OwnerState) -> usize {
         self.settings.write_quorum.clamp(1, owner.members.len()) - 1
     }
 
-    /// Renews what others are shown, and asks where nobody renews what this node shows.
+    /// Renews the leases of replicas, and asks about slots whose leases nobody renews here.
     pub(super) fn maintain_leases(&mut self, now: Millis, effects: &mut Vec<Effect>) {
         if self.settings.max_staleness.is_some() {
             self.renew_leases(now, effects);
@@ -145,7 +149,7 @@ impl SlotManager {
         }
     }
 
-    /// Sends renewals to those who answered the one before.
+    /// Sends a renewal to each replica that answered the one before.
     fn renew_leases(&mut self, now: Millis, effects: &mut Vec<Effect>) {
         let pause = self.settings.renewal_pause();
         let is_due = |sent: &SentRenewal| sent.is_answered && now >= sent.sent_at + pause;
@@ -173,8 +177,9 @@ impl SlotManager {
         }
     }
 
-    /// A replica answered a renewal: when it was asked it had promised nobody a higher claim of the slots, but for those it
-    /// refused. A higher claim ends what this node owns, or it would not be heard of before the next append.
+    /// A replica answered a renewal. When this node sent it, the replica had promised no higher claim to the slots, except those
+    /// that it refused. A refusal ends this node's ownership here; otherwise the node would hear of the higher claim only with the
+    /// next append.
     pub(super) fn on_renewal_answered(
         &mut self,
         now: Millis,
@@ -206,7 +211,7 @@ impl SlotManager {
         }
     }
 
-    /// The owner renewed this node's leases. It sent that after a moment, by this node's clock.
+    /// The owner renewed this node's leases. It sent the renewal after the moment `after`, by this node's clock.
     pub(super) fn on_lease_renewed(&mut self, after: Millis, slots: &[(Slot, Millis)]) {
         for (slot, age) in slots {
             if let Some(at) = after.checked_sub(*age) {
@@ -215,7 +220,7 @@ impl SlotManager {
         }
     }
 
-    /// Asks about a slot that this node keeps, if nobody renews its lease and it cannot tell why.
+    /// Asks members about a slot that this node holds, if nobody renews its lease and the node cannot tell why.
     fn query_slot(&mut self, now: Millis, slot: Slot, effects: &mut Vec<Effect>) {
         let owner = self.owned_by_other(slot).cloned();
         let (pause, me) = (self.settings.renewal_pause(), self.me.clone());
@@ -229,7 +234,7 @@ impl SlotManager {
             lease.behind_since = None;
         }
         let asked = match owner {
-            // The owner may have other members by now: whoever is one is offered the slot.
+            // The owner may have other members by now: it makes its members offers, and made this node none.
             Some((node, _)) if is_behind => {
                 let since = *lease.behind_since.get_or_insert(now);
                 if now < since + pause || now < lease.next_query {
@@ -261,7 +266,7 @@ impl SlotManager {
         effects.extend(others.map(|to| Effect::SendRequest { to, slot, claim: claim.clone(), request }));
     }
 
-    /// What this node knows of a slot, for a member that nobody renews.
+    /// Returns what this node knows of a slot, to answer a member whose lease nobody renews.
     pub fn slot_knowledge(&self, now: Millis, slot: Slot) -> SlotKnowledge {
         let record = &self.state(slot).record;
         let bound = self.settings.max_staleness.unwrap_or(Millis::MAX);
@@ -269,7 +274,7 @@ impl SlotManager {
         SlotKnowledge { accepted: record.accepted, placement: record.placement.clone(), is_owned }
     }
 
-    /// Another node said what it knows of a slot.
+    /// Another node answered what it knows of a slot.
     pub(super) fn on_slot_known(&mut self, from: Member, slot: Slot, asked: Millis, known: SlotKnowledge) {
         let (me, write_quorum) = (self.me.clone(), self.settings.write_quorum);
         let state = self.state_mut(slot);
@@ -287,7 +292,7 @@ impl SlotManager {
             state.lease.superseded = Some(told);
             return;
         }
-        // Whoever has an owner, or had one lately, or accepted a newer epoch, may know of more that was committed.
+        // A node that has an owner, or had one lately, or accepted a newer epoch may know of entries that were committed since.
         if is_owned || accepted > state.record.accepted || state.lease.query.0 != asked {
             return;
         }
