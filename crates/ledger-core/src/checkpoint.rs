@@ -43,6 +43,10 @@ pub enum CheckpointError {
 
 impl Checkpoint {
     /// The checkpoint of a log. The origin names it: one line, not empty.
+    ///
+    /// # Errors
+    ///
+    /// [`CheckpointError::Origin`] if the origin is empty or has a control character, such as a newline.
     pub fn new(origin: impl Into<String>, size: Size, root: Hash) -> Result<Self, CheckpointError> {
         let origin = origin.into();
         if origin.is_empty() || origin.chars().any(char::is_control) {
@@ -52,6 +56,10 @@ impl Checkpoint {
     }
 
     /// The checkpoint of a context of a cluster; its origin is `<cluster>/<context>`.
+    ///
+    /// # Errors
+    ///
+    /// [`CheckpointError::Origin`] if the cluster's name has a control character.
     pub fn of_context(
         cluster: &str,
         context: &ContextId,
@@ -78,6 +86,10 @@ impl Checkpoint {
 
     /// Reads a checkpoint's text, without signatures. Extension lines after the root are allowed, and
     /// not kept.
+    ///
+    /// # Errors
+    ///
+    /// [`CheckpointError`] names the line that is not what a checkpoint has there.
     pub fn parse(text: &str) -> Result<Self, CheckpointError> {
         let mut lines = text.strip_suffix('\n').ok_or(CheckpointError::Lines)?.split('\n');
         let origin = lines.next().unwrap_or_default();

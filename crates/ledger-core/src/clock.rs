@@ -44,6 +44,10 @@ impl LamportClock {
     }
 
     /// The time of the next event: `max(local, received) + 1`. `received` is 0 for a local event.
+    ///
+    /// # Errors
+    ///
+    /// [`ClockOverflow`] if the time would exceed 2^64 − 1.
     pub const fn next(self, received: u64) -> Result<Self, ClockOverflow> {
         let latest = if self.0 > received { self.0 } else { received };
         match latest.checked_add(1) {

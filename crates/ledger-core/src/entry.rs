@@ -64,6 +64,11 @@ pub struct MetadataTooLarge {
 }
 
 /// Checks the limits of metadata.
+///
+/// # Errors
+///
+/// [`MetadataTooLarge`] if there are more than [`MAX_METADATA_PAIRS`] pairs, or their keys and values have more than
+/// [`MAX_METADATA`] bytes together.
 pub fn check_metadata(metadata: &Metadata) -> Result<(), MetadataTooLarge> {
     let bytes = metadata.iter().map(|(key, value)| key.len() + value.len()).sum();
     let pairs = metadata.len();

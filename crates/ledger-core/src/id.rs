@@ -58,6 +58,10 @@ pub struct ContextId(Arc<str>);
 
 impl ContextId {
     /// Checks and takes a name.
+    ///
+    /// # Errors
+    ///
+    /// [`IdError`] if the name is empty, has more than 1024 bytes, or has a control character.
     pub fn new(text: impl AsRef<str>) -> Result<Self, IdError> {
         let text = text.as_ref();
         check("context_id", text, MAX_CONTEXT_ID)?;
@@ -76,6 +80,10 @@ pub struct Key(String);
 
 impl Key {
     /// Checks and takes a key.
+    ///
+    /// # Errors
+    ///
+    /// [`IdError`] if the key is empty, has more than 256 bytes, or has a control character.
     pub fn new(text: impl Into<String>) -> Result<Self, IdError> {
         let text = text.into();
         check("key", &text, MAX_KEY)?;
@@ -112,6 +120,10 @@ impl EntryId {
     }
 
     /// Checks and takes an id that a client chose: 1 to 256 bytes without control characters.
+    ///
+    /// # Errors
+    ///
+    /// [`IdError`] if the id is empty, has more than 256 bytes, or has a control character.
     pub fn new(text: &str) -> Result<Self, IdError> {
         check("entry_id", text, MAX_ENTRY_ID)?;
         let mut bits = [0; 16];

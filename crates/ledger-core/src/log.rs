@@ -116,6 +116,10 @@ impl Head {
 
     /// Appends a draft: gives it the next sequence and Lamport time, hashes it and extends the tree.
     /// Calls `write(tile, hashes)` for every tile to be stored. Nothing changes if this fails.
+    ///
+    /// # Errors
+    ///
+    /// [`LogError::Clock`] if the Lamport time would overflow; [`LogError::Full`] if the context holds [`MAX_SEQUENCE`] entries.
     pub fn append(
         &mut self,
         edge: &mut RightEdge,
@@ -128,6 +132,10 @@ impl Head {
     }
 
     /// As [`Head::append`], with the suite known at compile time.
+    ///
+    /// # Errors
+    ///
+    /// As [`Head::append`].
     pub fn append_with<H: Hasher>(
         &mut self,
         edge: &mut RightEdge,
@@ -167,6 +175,11 @@ impl Head {
 
     /// Takes an entry that was written elsewhere, as it is, if it continues this history: the next
     /// sequence, a later Lamport time, no earlier epoch, and the content hash of its fields.
+    ///
+    /// # Errors
+    ///
+    /// [`LogError::NotNext`] if the entry does not continue this history; [`LogError::Full`] if the context holds
+    /// [`MAX_SEQUENCE`] entries. Nothing changes then.
     pub fn accept(
         &mut self,
         edge: &mut RightEdge,
@@ -182,6 +195,10 @@ impl Head {
     /// As [`Head::accept`], without the tree's tiles: to verify many entries up to a known root before any of
     /// them is taken. Calls `completed(height, hash)` for each full subtree, which [`RightEdge::completed`] is to be
     /// told once they are.
+    ///
+    /// # Errors
+    ///
+    /// As [`Head::accept`].
     pub fn verify_next(
         &mut self,
         context: &ContextId,

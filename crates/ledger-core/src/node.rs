@@ -38,6 +38,10 @@ pub struct NodeId(Arc<str>);
 
 impl NodeId {
     /// Checks and takes a name.
+    ///
+    /// # Errors
+    ///
+    /// [`NodeIdError`] if the name is empty, has more than 253 bytes, or has a character that is not allowed.
     pub fn new(text: impl AsRef<str>) -> Result<Self, NodeIdError> {
         let text = text.as_ref();
         if text.is_empty() {
@@ -143,6 +147,10 @@ pub struct ReplicaSet(Vec<Member>);
 
 impl ReplicaSet {
     /// The set of these members, in whatever order they come.
+    ///
+    /// # Errors
+    ///
+    /// [`ReplicaSetError`] if there is no member, if there are more than [`MAX_REPLICAS`], or if a node is there twice.
     pub fn new(members: impl IntoIterator<Item = Member>) -> Result<Self, ReplicaSetError> {
         // One more than allowed is enough to refuse it: the rest is never taken.
         let mut members: Vec<_> = members.into_iter().take(MAX_REPLICAS + 1).collect();

@@ -53,6 +53,11 @@ impl PlausibleBounds {
     }
 
     /// The epoch, if it can be one.
+    ///
+    /// # Errors
+    ///
+    /// [`Implausible::Epoch`] if the epoch's count is more than [`MAX_EPOCH_JUMP`] above the highest known, or above
+    /// [`MAX_EPOCH_COUNT`].
     pub fn epoch(self, epoch: u64) -> Result<Epoch, Implausible> {
         let epoch = Epoch(epoch);
         let limit = self.highest.count().saturating_add(MAX_EPOCH_JUMP).min(MAX_EPOCH_COUNT);
@@ -66,6 +71,10 @@ pub const fn leaves_room(epoch: Epoch) -> bool {
 }
 
 /// The size, if a context can have it.
+///
+/// # Errors
+///
+/// [`Implausible::Size`] if the size is more than [`MAX_SEQUENCE`].
 pub const fn size(size: u64) -> Result<Size, Implausible> {
     if size <= MAX_SEQUENCE { Ok(Size(size)) } else { Err(Implausible::Size { size }) }
 }

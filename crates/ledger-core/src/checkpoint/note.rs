@@ -89,6 +89,10 @@ pub struct Signer {
 
 impl Signer {
     /// Signs as `name`, which must not have spaces, control characters or `+`.
+    ///
+    /// # Errors
+    ///
+    /// [`NoteError::KeyName`] if the name is empty, too long, or has one of these characters.
     pub fn new(name: &str, key: &SigningKey) -> Result<Self, NoteError> {
         Ok(Self { verifier: VerifierKey::new(name, key.verifying_key())?, key: key.clone() })
     }
@@ -122,6 +126,10 @@ pub struct VerifierKey {
 
 impl VerifierKey {
     /// The verifier key of a name and a public key.
+    ///
+    /// # Errors
+    ///
+    /// [`NoteError::KeyName`] if the name is empty, too long, or has white space, a control character or `+`.
     pub fn new(name: &str, key: VerifyingKey) -> Result<Self, NoteError> {
         let forbidden = |c: char| c.is_whitespace() || c.is_control() || c == '+';
         if name.is_empty() || name.len() > MAX_KEY_NAME || name.contains(forbidden) {
@@ -206,6 +214,11 @@ impl FromStr for VerifierKey {
 
 /// Reads a signed checkpoint, if it has a valid signature of this key. Which log it is of, the caller
 /// must compare: [`Checkpoint::origin`].
+///
+/// # Errors
+///
+/// [`NoteError`] if the text is not a signed note within the bounds, has no valid signature of this key, or is not a
+/// checkpoint.
 pub fn verify(note: &str, key: &VerifierKey) -> Result<Checkpoint, NoteError> {
     Ok(Checkpoint::parse(key.open(note)?)?)
 }

@@ -134,6 +134,11 @@ impl DrillDown {
 
     /// Takes an answer, and says what to do next: nothing while the other side's answer is missing. After an
     /// error there is nothing more to do, and every further answer is an error as well.
+    ///
+    /// # Errors
+    ///
+    /// [`CompareError`] if the answer is not one to the question that was asked, exceeds its bounds, or is listed out of order;
+    /// [`CompareError::TooManyRounds`] after [`MAX_ROUNDS`].
     pub fn step(&mut self, event: Event) -> Result<Vec<Effect>, CompareError> {
         let (side, answer) = match event {
             Event::Local(answer) => (Side::Local, answer),

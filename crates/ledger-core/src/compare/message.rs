@@ -161,6 +161,10 @@ pub struct Page {
 
 impl CompareRequest {
     /// Whether the question keeps its bounds. A node checks that before it reads anything for the answer.
+    ///
+    /// # Errors
+    ///
+    /// [`CompareRequestError`] names the bound that the request exceeds, or the context whose sizes are not in order.
     pub fn check(&self) -> Result<(), CompareRequestError> {
         let slots = match self {
             Self::Node { .. } => 0,

@@ -112,6 +112,10 @@ impl HistorySearch {
 
     /// Takes what is known of the roots at [`HistorySearch::sizes`] on both sides. A list that ends early is of a history that is
     /// shorter than it was; one that is too long is an error, and changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`CompareError::TooManyRoots`] if a side gave more roots than sizes were asked for.
     pub fn on_roots(&mut self, ours: &Roots, theirs: &Roots) -> Result<(), CompareError> {
         let sizes = self.sizes();
         let (ours, theirs) = match (ours, theirs) {

@@ -118,6 +118,10 @@ impl SlotRecord {
     }
 
     /// Promises a claim, unless a higher one was promised. Promising the same again is the same promise.
+    ///
+    /// # Errors
+    ///
+    /// [`HigherClaimPromised`] if this replica promised a higher claim, or the same epoch to another node.
     pub fn promise(&self, claim: &Claim) -> Result<(Self, Promise), HigherClaimPromised> {
         self.check_not_above(claim)?;
         let promise = Promise { accepted: self.accepted, placement: self.placement.clone() };
@@ -131,6 +135,12 @@ impl SlotRecord {
     ///
     /// First members that were accepted once are given up only for confirmed ones: a replica in two sets of
     /// first members would let both believe that all of theirs accepted.
+    ///
+    /// # Errors
+    ///
+    /// [`ReplicaRefusal::HigherClaimPromised`] as for [`SlotRecord::promise`]. For members that are not confirmed:
+    /// [`ReplicaRefusal::OtherMembers`] if this replica accepted others, [`ReplicaRefusal::AlreadyFormed`] if it knows none and saw
+    /// another node own the slot.
     pub fn accept(
         &self,
         claim: &Claim,
@@ -159,6 +169,10 @@ impl SlotRecord {
 
     /// Notes that enough have accepted what was accepted here: all of the first members, or enough of those that
     /// a slot moves from and to.
+    ///
+    /// # Errors
+    ///
+    /// As [`SlotRecord::check_append`].
     pub fn confirm(&self, claim: &Claim) -> Result<Self, ReplicaRefusal> {
         self.check_append(claim)?;
         let placement = self.placement.clone().map(|placement| Placement {
@@ -210,6 +224,11 @@ impl SlotRecord {
     }
 
     /// Whether an append of a claim's owner may be taken.
+    ///
+    /// # Errors
+    ///
+    /// [`ReplicaRefusal::HigherClaimPromised`] as for [`SlotRecord::promise`]; [`ReplicaRefusal::NotAccepted`] if this replica
+    /// has not promised and accepted this claim.
     pub fn check_append(&self, claim: &Claim) -> Result<(), ReplicaRefusal> {
         self.check_not_above(claim)?;
         if self.accepted == claim.epoch && self.promised.as_ref() == Some(claim) {
@@ -219,6 +238,10 @@ impl SlotRecord {
     }
 
     /// Whether this replica may still take over what the claim's owner holds, accepted or not.
+    ///
+    /// # Errors
+    ///
+    /// [`HigherClaimPromised`] as for [`SlotRecord::promise`].
     pub fn check_replicate(&self, claim: &Claim) -> Result<(), HigherClaimPromised> {
         self.check_not_above(claim)
     }

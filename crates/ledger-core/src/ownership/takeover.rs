@@ -86,7 +86,7 @@ pub enum Event {
 /// What a takeover asks its caller to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
-    /// Ask a member, which may be the candidate itself, to promise the claim. Raft: RequestVote.
+    /// Ask a member, which may be the candidate itself, to promise the claim. Raft: `RequestVote`.
     RequestPromise {
         /// The member.
         member: Member,

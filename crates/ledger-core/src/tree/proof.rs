@@ -85,11 +85,20 @@ impl InclusionProof {
     ///
     /// Size and root belong together and must come from one trusted statement, such as a checkpoint: a
     /// proof does not show that the size is the root's, only that the leaf is where the size puts it.
+    ///
+    /// # Errors
+    ///
+    /// [`ProofError::NoSuchLeaf`] if the index is not below the size; [`ProofError::TooShort`] or [`ProofError::TooLong`] if the
+    /// number of hashes does not fit the sizes; [`ProofError::Root`] if the proof gives another root.
     pub fn verify<H: Hasher>(&self, data: &Hash, root: &Hash) -> Result<(), ProofError> {
         self.verify_leaf::<H>(H::leaf(data), root)
     }
 
     /// As [`InclusionProof::verify`], with the suite known at run time.
+    ///
+    /// # Errors
+    ///
+    /// As [`InclusionProof::verify`].
     pub fn verify_in(&self, suite: HashSuite, data: &Hash, root: &Hash) -> Result<(), ProofError> {
         with_suite!(suite, H => self.verify::<H>(data, root))
     }
@@ -132,6 +141,12 @@ impl ConsistencyProof {
     /// leaves with `old_root` (RFC 9162 §2.1.4.2). The empty tree begins every tree.
     ///
     /// As with [`InclusionProof::verify`], each size must come with its root from one trusted statement.
+    ///
+    /// # Errors
+    ///
+    /// [`ProofError::Shrinks`] if the earlier tree is larger than the later one; [`ProofError::TooShort`] or
+    /// [`ProofError::TooLong`] if the number of hashes does not fit the sizes; [`ProofError::Root`] or [`ProofError::OldRoot`]
+    /// if the proof gives another root for the later or the earlier tree.
     pub fn verify<H: Hasher>(&self, old_root: &Hash, new_root: &Hash) -> Result<(), ProofError> {
         let Self { old_size, new_size, .. } = *self;
         if old_size > new_size {
@@ -171,6 +186,10 @@ impl ConsistencyProof {
     }
 
     /// As [`ConsistencyProof::verify`], with the suite known at run time.
+    ///
+    /// # Errors
+    ///
+    /// As [`ConsistencyProof::verify`].
     pub fn verify_in(&self, suite: HashSuite, old_root: &Hash, new_root: &Hash) -> Result<(), ProofError> {
         with_suite!(suite, H => self.verify::<H>(old_root, new_root))
     }

@@ -22,6 +22,10 @@ pub trait TileReader {
     /// grown since is as good: the first `width` of it are taken.
     ///
     /// A partial tile of level 0 (`width` below 256) is asked for only when nothing else will do.
+    ///
+    /// # Errors
+    ///
+    /// The reader's own error, if it cannot read the tile.
     fn tile(&mut self, tile: TileId, width: usize) -> Result<Tile, Self::Error>;
 
     /// The frontier of the tree of `size` leaves, if it is at hand: that of the newest size is in the
@@ -82,11 +86,20 @@ pub enum ReadError<E> {
 /// The root of the tree when it had `size` leaves.
 ///
 /// The reader must know at least that many leaves.
+///
+/// # Errors
+///
+/// [`ReadError::Tile`] if the reader failed; [`ReadError::Missing`] if a tile has fewer hashes than the tree has there;
+/// [`ReadError::TooLarge`] if no context can have that size.
 pub fn root_at<H: Hasher, R: TileReader>(reader: &mut R, size: u64) -> Result<Hash, ReadError<R::Error>> {
     Ok(frontier_at::<H, R>(reader, size)?.root::<H>())
 }
 
 /// The frontier of the tree when it had `size` leaves.
+///
+/// # Errors
+///
+/// As [`root_at`].
 pub fn frontier_at<H: Hasher, R: TileReader>(
     reader: &mut R,
     size: u64,
@@ -98,6 +111,10 @@ pub fn frontier_at<H: Hasher, R: TileReader>(
 }
 
 /// The proof that leaf `index` (from 0) is in the tree of `size` leaves (RFC 9162 §2.1.3.1).
+///
+/// # Errors
+///
+/// As [`root_at`]; [`ReadError::NoSuchLeaf`] if the index is not below the size.
 pub fn inclusion_proof<H: Hasher, R: TileReader>(
     reader: &mut R,
     index: u64,
@@ -114,6 +131,10 @@ pub fn inclusion_proof<H: Hasher, R: TileReader>(
 
 /// The proof that the tree of `new_size` leaves begins with the tree of `old_size` leaves
 /// (RFC 9162 §2.1.4.1).
+///
+/// # Errors
+///
+/// As [`root_at`]; [`ReadError::Shrinks`] if the earlier size is larger than the later one.
 pub fn consistency_proof<H: Hasher, R: TileReader>(
     reader: &mut R,
     old_size: u64,
