@@ -1,4 +1,4 @@
-//! From the wire to the core's types. What a ledger sends is checked like anything else from the network.
+//! From the wire to the core's types. The client checks what a ledger sends like any input from the network.
 
 use ledger_core::{
     ContextId, Entry, EntryId, Epoch, Hash, HashSuite, Key, Lineage, Position, Sequence, Size,
@@ -6,7 +6,7 @@ use ledger_core::{
 };
 use ledger_proto::context::v1 as proto;
 
-use crate::ClientError;
+use crate::error::ClientError;
 
 pub(crate) fn entry(context: &ContextId, from: proto::Entry) -> Result<Entry, ClientError> {
     if !from.context_id.is_empty() && from.context_id != context.as_str() {
@@ -62,7 +62,7 @@ pub(crate) fn position_to(from: &Position) -> proto::Position {
     }
 }
 
-/// Checks that entries continue a reading: higher sequences only.
+/// Checks that an entry continues a stream: its sequence is higher than the last.
 pub(crate) fn check_next(after: Sequence, entry: &Entry) -> Result<(), ClientError> {
     if entry.sequence <= after {
         return Err(ClientError::NotVerified(format!("entry {} came after entry {after}", entry.sequence)));

@@ -1,5 +1,7 @@
 //! What can go wrong, as a caller can act on it.
 
+pub(crate) mod failure;
+
 use std::fmt;
 
 use ledger_core::{
@@ -7,7 +9,7 @@ use ledger_core::{
 };
 use tonic::{Code, Status};
 
-use crate::refusal::{self, Failure};
+use self::failure::Failure;
 
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
@@ -26,10 +28,10 @@ pub enum ClientError {
     /// No node could be reached, or none could serve: worth trying again later.
     #[error("the ledger is not available: {0}")]
     Unavailable(Interruption),
-    /// The call took longer than allowed. An append may have been stored: repeat it with its entry id.
+    /// The call took longer than allowed. The ledger may have stored an append: repeat it with its entry id.
     #[error("no answer in time: {0}")]
     TimedOut(Interruption),
-    /// The request was refused: repeating it changes nothing.
+    /// The ledger, or this client, refused the request: repeating it changes nothing.
     #[error("{0}")]
     Invalid(String),
     /// Something is over a limit: a payload, a message.
@@ -47,7 +49,7 @@ pub enum ClientError {
         /// How many entries the two have in common, if the ledger says it.
         common: Option<Size>,
     },
-    /// The ledger lacks entries that this writer wrote and no longer keeps. What it keeps stays kept.
+    /// The ledger lacks entries that this writer wrote and no longer keeps. The writer does not drop the others.
     #[error(
         "context {context} lacks entry {first}, which this writer wrote and no longer keeps: write again what \
          belongs there, or go on from where the ledger stands"
@@ -81,7 +83,7 @@ pub enum ClientError {
     },
 }
 
-/// Why a call came to no end, and what it was about.
+/// Why a call did not complete, and which append it was.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Interruption {
     /// What happened.
@@ -153,8 +155,8 @@ impl ClientError {
         Self::NotVerified(format!("{what} is missing or malformed"))
     }
 
-    /// Of an append that may have been stored: names the id with which to repeat it.
-    pub(crate) fn of_entry(self, id: &EntryId) -> Self {
+    /// Adds the id with which to repeat an append that may have been stored.
+    pub(crate) fn with_entry_id(self, id: &EntryId) -> Self {
         let named = |why: Interruption| Interruption { entry_id: Some(id.clone()), ..why };
         match self {
             Self::Unavailable(why) => Self::Unavailable(named(why)),
@@ -164,7 +166,7 @@ impl ClientError {
     }
 
     /// The error of a code and message, as they come in a status or in the result of a streamed append.
-    pub(crate) fn of(code: Code, message: &str) -> Self {
+    pub(crate) fn from_code(code: Code, message: &str) -> Self {
         let message = message.to_owned();
         match code {
             Code::Unavailable => Self::Unavailable(message.into()),
@@ -183,16 +185,16 @@ impl ClientError {
 
 impl From<Status> for ClientError {
     fn from(status: Status) -> Self {
-        let message = refusal::whole_message(&status);
-        if let Some(mistake) = refusal::mistake(&message) {
-            return Self::Invalid(mistake.to_owned());
+        let message = failure::message_with_causes(&status);
+        if let Some(reason) = failure::wrong_address(&message) {
+            return Self::Invalid(reason.to_owned());
         }
-        if Failure::of(&status) != Failure::Final {
+        if Failure::of(&status) != Failure::Permanent {
             return Self::Unavailable(message.into());
         }
-        match Self::of(status.code(), &message) {
+        match Self::from_code(status.code(), &message) {
             Self::HistoryChanged { message, .. } => {
-                Self::HistoryChanged { message, common: refusal::common_size(&status).map(Size) }
+                Self::HistoryChanged { message, common: failure::common_size(&status).map(Size) }
             }
             error => error,
         }

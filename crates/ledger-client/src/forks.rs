@@ -1,4 +1,4 @@
-//! Histories that a node left for another one. Each node keeps its own: use a client of one address.
+//! Forks: histories that a node left for another one. Each node keeps its own: use a client of one address.
 
 use bytes::Bytes;
 use ledger_core::{
@@ -10,32 +10,38 @@ use ledger_proto::ledger::v1::{self as proto, ForkEntriesRequest, ForkPage, Fork
 use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 use tonic::Streaming;
 
-use crate::{Client, ClientError, Selection, SnapshotInfo, convert, pulse::UnderWay, route::Aim};
+use crate::{
+    connection::{core::Client, destination::Destination, keepalive::CallGuard},
+    convert,
+    error::ClientError,
+    read::selection::Selection,
+    transfer::SnapshotInfo,
+};
 
-/// A history that was left, and why.
+/// A history that a node left, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fork {
     /// The context.
     pub context: ContextId,
-    /// Its number: of the node, and given once.
+    /// Its number on the node, never reused.
     pub number: u64,
-    /// What it has in common with the history that took its place: its entries are those after.
+    /// How many entries it has in common with the history that replaced it: the fork's entries are those after.
     pub common: Size,
-    /// Where it stood when it was left.
+    /// Its tip when the node left it.
     pub ours: Tip,
-    /// Where the other one stood then.
+    /// The tip of the other history then.
     pub theirs: Tip,
-    /// Which history it was.
+    /// The lineage it was of.
     pub lineage: Lineage,
     /// Its hash suite.
     pub suite: HashSuite,
-    /// When it was left: wall-clock time, nanoseconds since the Unix epoch.
+    /// When the node left it: wall-clock time, nanoseconds since the Unix epoch.
     pub left_at_ns: u64,
     /// Why, in words.
     pub reason: String,
 }
 
-/// Where a history stood.
+/// The tip of a history.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tip {
     /// Number of entries.
@@ -46,7 +52,7 @@ pub struct Tip {
     pub epoch: Epoch,
 }
 
-/// Where a listing goes on.
+/// Where the next page of a listing begins.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ForkCursor(Bytes);
 
@@ -56,12 +62,16 @@ pub struct ForkPages {
     context: ContextId,
     pages: Streaming<ForkPage>,
     after: Sequence,
-    _under_way: Option<UnderWay>,
+    _call_guard: Option<CallGuard>,
 }
 
 impl Client {
-    /// The forks of a context, or of all, in no particular but a lasting order: at most `limit` after a cursor (0: as
-    /// many as the node finds fit), and where to go on if there are more.
+    /// The forks of a context, or of all, in an arbitrary but stable order: at most `limit` after a cursor (0: as many as
+    /// the node finds fit), and the cursor of the next page if there are more.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::NotVerified`] or [`ClientError::Id`] if the response is malformed; else as the call fails.
     pub async fn forks(
         &self,
         context: Option<&ContextId>,
@@ -73,33 +83,40 @@ impl Client {
             limit,
             after: after.map(|cursor| cursor.0).unwrap_or_default(),
         };
-        let answer = self.call(Aim::Any, |channel| {
+        let response = self.call(Destination::AnyNode, |channel| {
             let (mut service, request) = (self.integrity_service_on(channel), request.clone());
             async move { service.forks(request).await }
         });
-        let answer = answer.await?.into_inner();
-        let forks = answer.forks.into_iter().map(Fork::of).collect::<Result<_, _>>()?;
-        Ok((forks, (!answer.next.is_empty()).then_some(ForkCursor(answer.next))))
+        let response = response.await?.into_inner();
+        let forks = response.forks.into_iter().map(Fork::from_proto).collect::<Result<_, _>>()?;
+        Ok((forks, (!response.next.is_empty()).then_some(ForkCursor(response.next))))
     }
 
-    /// Reads the entries of a fork. [`ClientError::Invalid`] if the node does not have it.
+    /// Reads the entries of a fork.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::Invalid`] if the node does not have the fork; else as the call fails.
     pub async fn fork_entries(&self, fork: &Fork) -> Result<ForkPages, ClientError> {
         self.fork_entries_after(fork, fork.common.newest()).await
     }
 
-    /// Writes a fork to `out` as a snapshot: the whole history as it was when it was left, to be loaded into another
-    /// context. What it has in common with the history that took its place is read from the context. `progress` is told
-    /// the bytes so far.
+    /// Writes a fork to `out` as a snapshot: the whole history as it was when the node left it, to load into another
+    /// context. The client reads the entries in common with the history that replaced it from the context, and calls
+    /// `progress` with the bytes so far.
     ///
-    /// [`ClientError::NotVerified`] if what is read is not that history: then the context was left again before this fork
-    /// begins, and lacks what is common.
+    /// # Errors
+    ///
+    /// [`ClientError::NotVerified`] if what it reads is not that history: then a later fork begins before this one, and the
+    /// context lacks the common entries. [`ClientError::Io`] if writing fails; else as the calls fail.
     pub async fn fork_snapshot(
         &self,
         fork: &Fork,
         out: &mut (impl AsyncWrite + Unpin),
         mut progress: impl FnMut(u64),
     ) -> Result<SnapshotInfo, ClientError> {
-        let mut written = Written { fork, lamport: self.newest_of(fork).await?, encoder: None, bytes: 0 };
+        let mut writer =
+            SnapshotWriter { fork, lamport: self.newest_lamport(fork).await?, encoder: None, bytes: 0 };
         let mut buffer = Vec::new();
         if fork.common.0 > 0 {
             let mut pages = self.get(&fork.context, Selection::default());
@@ -109,27 +126,27 @@ impl Client {
             {
                 page.truncate(usize::try_from(left).unwrap_or(usize::MAX));
                 left -= page.len() as u64;
-                written.push(&page, &mut buffer)?;
-                written.flush(&mut buffer, out).await?;
-                progress(written.bytes);
+                writer.push(&page, &mut buffer)?;
+                writer.flush(&mut buffer, out).await?;
+                progress(writer.bytes);
             }
         }
         let mut pages = self.fork_entries(fork).await?;
         while let Some(page) = pages.next().await? {
-            written.push(&page, &mut buffer)?;
-            written.flush(&mut buffer, out).await?;
-            progress(written.bytes);
+            writer.push(&page, &mut buffer)?;
+            writer.flush(&mut buffer, out).await?;
+            progress(writer.bytes);
         }
-        written.finish(&mut buffer)?;
-        written.flush(&mut buffer, out).await?;
+        writer.finish(&mut buffer)?;
+        writer.flush(&mut buffer, out).await?;
         out.flush().await?;
-        progress(written.bytes);
+        progress(writer.bytes);
         let Tip { size, root, .. } = fork.ours;
-        Ok(SnapshotInfo { count: size, root, version: VERSION.into(), bytes: written.bytes })
+        Ok(SnapshotInfo { count: size, root, version: VERSION.into(), bytes: writer.bytes })
     }
 
     /// The Lamport time of the newest entry of a fork.
-    async fn newest_of(&self, fork: &Fork) -> Result<LamportClock, ClientError> {
+    async fn newest_lamport(&self, fork: &Fork) -> Result<LamportClock, ClientError> {
         let before = Sequence(fork.ours.size.0.saturating_sub(1));
         let page = self.fork_entries_after(fork, before).await?.next().await?;
         let newest = page.as_deref().and_then(<[Entry]>::last);
@@ -145,17 +162,21 @@ impl Client {
             fork: fork.number,
             after_sequence: after.0,
         };
-        let pages = self.open(Aim::Any, |channel| {
+        let pages = self.open(Destination::AnyNode, |channel| {
             let (mut service, request) = (self.integrity_service_on(channel), request.clone());
             async move { service.fork_entries(request).await }
         });
         let (under_way, pages) = pages.await?;
-        Ok(ForkPages { context, pages: pages.into_inner(), after, _under_way: under_way })
+        Ok(ForkPages { context, pages: pages.into_inner(), after, _call_guard: under_way })
     }
 }
 
 impl ForkPages {
-    /// The next page; `None` at the end. Every entry is the one after that before it.
+    /// The next page; `None` at the end. The entries are consecutive.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::NotVerified`] if they are not, or one is malformed; else as the stream fails.
     pub async fn next(&mut self) -> Result<Option<Vec<Entry>>, ClientError> {
         let Some(page) = self.pages.message().await? else { return Ok(None) };
         let mut entries = Vec::with_capacity(page.entries.len());
@@ -172,16 +193,16 @@ impl ForkPages {
     }
 }
 
-/// A fork being written as a snapshot.
-struct Written<'a> {
+/// Writes a fork as a snapshot.
+struct SnapshotWriter<'a> {
     fork: &'a Fork,
     lamport: LamportClock,
-    /// From the first entry on.
+    /// Set when the first entry is written.
     encoder: Option<Encoder>,
     bytes: u64,
 }
 
-impl Written<'_> {
+impl SnapshotWriter<'_> {
     fn push(&mut self, entries: &[Entry], buffer: &mut Vec<u8>) -> Result<(), ClientError> {
         let fork = self.fork;
         for entry in entries {
@@ -198,14 +219,14 @@ impl Written<'_> {
                     taken_at_ns: fork.left_at_ns,
                 })
             });
-            encoder.push(entry, buffer).map_err(|error| fork.is_another(&error))?;
+            encoder.push(entry, buffer).map_err(|error| fork.mismatch(&error))?;
         }
         Ok(())
     }
 
     fn finish(&mut self, buffer: &mut Vec<u8>) -> Result<(), ClientError> {
         let encoder = self.encoder.take().ok_or_else(|| ClientError::malformed("the fork's entries"))?;
-        encoder.finish(buffer).map_err(|error| self.fork.is_another(&error))
+        encoder.finish(buffer).map_err(|error| self.fork.mismatch(&error))
     }
 
     async fn flush(
@@ -221,25 +242,25 @@ impl Written<'_> {
 }
 
 impl Fork {
-    fn is_another(&self, error: &SnapshotError) -> ClientError {
+    fn mismatch(&self, error: &SnapshotError) -> ClientError {
         ClientError::NotVerified(format!(
             "fork {} of context {} and what the context has before it are not the history that was left: {error}",
             self.number, self.context
         ))
     }
 
-    /// How many entries it has.
+    /// How many entries it has beyond the common ones.
     pub const fn entries(&self) -> u64 {
         self.ours.size.0.saturating_sub(self.common.0)
     }
 
-    fn of(from: proto::Fork) -> Result<Self, ClientError> {
+    fn from_proto(from: proto::Fork) -> Result<Self, ClientError> {
         Ok(Self {
             context: ContextId::new(from.context_id)?,
             number: from.fork,
             common: Size(from.common_size),
-            ours: Tip::of(from.ours)?,
-            theirs: Tip::of(from.theirs)?,
+            ours: Tip::from_proto(from.ours)?,
+            theirs: Tip::from_proto(from.theirs)?,
             lineage: convert::lineage(&from.lineage)?,
             suite: convert::suite(&from.hash_suite)?,
             left_at_ns: from.left_at_ns,
@@ -249,7 +270,7 @@ impl Fork {
 }
 
 impl Tip {
-    fn of(from: Option<proto::ForkTip>) -> Result<Self, ClientError> {
+    fn from_proto(from: Option<proto::ForkTip>) -> Result<Self, ClientError> {
         let from = from.ok_or_else(|| ClientError::malformed("where a history stood"))?;
         Ok(Self { size: Size(from.size), root: convert::hash(&from.root, "root")?, epoch: Epoch(from.epoch) })
     }

@@ -1,4 +1,4 @@
-//! Interest in a context: who else looks at it now, and what they tell each other. Nothing of it is stored.
+//! Interest in a context: who observes it now, and what the observers broadcast. The ledger stores none of it.
 
 use bytes::Bytes;
 use futures::{Stream, stream};
@@ -8,28 +8,31 @@ use ledger_proto::ledger::v1::{
 };
 use tonic::{Status, Streaming};
 
-use crate::{Client, ClientError, reading::Reading, route::Aim};
+use crate::{
+    connection::{core::Client, destination::Destination, reconnector::Reconnector},
+    error::ClientError,
+};
 
 /// An observer of a context.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Observer {
     /// Its name among the observers of the context: at most 256 bytes without control characters.
     pub name: String,
-    /// What it says of itself to the others.
+    /// What it shows the others of itself.
     pub metadata: Metadata,
 }
 
-/// What an observer is told.
+/// What an observer receives.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum InterestEvent {
-    /// All observers, in order of their names, this one too: first, and again whenever what was told before no longer
-    /// holds, as when the context's owner changes.
+    /// All observers, in order of their names, this one too: the first event, and again whenever the former events no
+    /// longer hold, as when the context's owner changes.
     Members(Vec<Observer>),
-    /// One more, or one that joined again.
+    /// An observer joined, or joined again.
     Joined(Observer),
-    /// One less: its name.
+    /// An observer left: its name.
     Left(String),
-    /// Somebody told all observers something.
+    /// Somebody broadcast a message to all observers.
     Broadcast {
         /// As the sender calls itself.
         from: String,
@@ -38,31 +41,36 @@ pub enum InterestEvent {
         /// Pairs that describe it.
         metadata: Metadata,
     },
-    /// So many broadcasts were dropped, because this observer took them too slowly.
+    /// The ledger dropped so many broadcasts, because this observer received them too slowly.
     Missed(u64),
 }
 
-/// An observer's hold on a context: it is one until this is dropped.
+/// An observer's stream of events: the caller is an observer until it drops this.
 #[derive(Debug)]
 pub struct Interest {
-    reading: Reading,
+    reconnector: Reconnector,
     context: ContextId,
     observer: Observer,
     stream: Option<Streaming<proto::InterestEvent>>,
 }
 
 impl Client {
-    /// Makes the caller an observer of a context, which hears of the others and what they broadcast. Without a name the
-    /// ledger gives one. Whoever joins by the name of an observer takes its place.
+    /// Makes the caller an observer of a context, which learns of the others and receives what they broadcast. Without a
+    /// name the ledger assigns one. Whoever joins under the name of an observer replaces it.
     ///
-    /// Follows the context's owner, and goes on after a broken connection: what is broadcast meanwhile is missed.
+    /// The stream moves with the context's owner, and reconnects after a broken connection: the observer misses what others
+    /// broadcast meanwhile.
     pub fn join(&self, context: &ContextId, observer: Observer) -> Interest {
-        let reading = Reading::new(self.clone(), Aim::owner_of(context));
-        Interest { reading, context: context.clone(), observer, stream: None }
+        let reconnector = Reconnector::new(self.clone(), Destination::owner_of(context));
+        Interest { reconnector, context: context.clone(), observer, stream: None }
     }
 
-    /// Tells all observers of a context something, of at most 64 KiB; how many will be sent it. Tried again after a
-    /// failure that may pass, it may come twice.
+    /// Broadcasts a message of at most 64 KiB to all observers of a context, and returns how many the ledger sends it to.
+    /// Observers may receive it twice, if the client retries after a transient failure.
+    ///
+    /// # Errors
+    ///
+    /// As the ledger refuses it, or the call fails.
     pub async fn broadcast(
         &self,
         context: &ContextId,
@@ -72,21 +80,25 @@ impl Client {
     ) -> Result<u64, ClientError> {
         let (context_id, from) = (context.as_str().to_owned(), from.to_owned());
         let request = BroadcastRequest { context_id, from, payload: payload.into(), metadata };
-        let answer = self.call(Aim::owner_of(context), |channel| {
+        let response = self.call(Destination::owner_of(context), |channel| {
             let (mut service, request) = (self.cluster_service_on(channel), request.clone());
             async move { service.broadcast(request).await }
         });
-        Ok(answer.await?.into_inner().reached)
+        Ok(response.await?.into_inner().reached)
     }
 
-    /// Ends the stream of an observer of a context, whoever it is; whether there was one of that name.
+    /// Ends the stream of an observer of a context, whoever it is. Returns whether there was one of that name.
+    ///
+    /// # Errors
+    ///
+    /// As the call fails.
     pub async fn leave(&self, context: &ContextId, observer: &str) -> Result<bool, ClientError> {
         let request = LeaveRequest { context_id: context.as_str().to_owned(), observer: observer.to_owned() };
-        let answer = self.call(Aim::owner_of(context), |channel| {
+        let response = self.call(Destination::owner_of(context), |channel| {
             let (mut service, request) = (self.cluster_service_on(channel), request.clone());
             async move { service.leave(request).await }
         });
-        Ok(answer.await?.into_inner().was_there)
+        Ok(response.await?.into_inner().was_there)
     }
 }
 
@@ -96,8 +108,13 @@ impl Interest {
         &self.observer.name
     }
 
-    /// The next event. Waits for it; `None` when the observer was told to leave. May be dropped while it waits: nothing
-    /// is lost. [`ClientError::Other`] with `ABORTED` if another one joined by its name.
+    /// The next event. Waits for it; `None` when somebody made the observer leave. Cancel safe: a caller that drops the
+    /// future loses no event.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::Other`] with `ABORTED` if another observer joined under its name; else as the stream fails and cannot
+    /// be opened again.
     pub async fn next(&mut self) -> Result<Option<InterestEvent>, ClientError> {
         loop {
             match self.receive().await? {
@@ -106,14 +123,14 @@ impl Interest {
                     return Ok(None);
                 }
                 Ok(Some(message)) => {
-                    self.reading.came();
+                    self.reconnector.received();
                     if let Some(event) = message.event {
-                        return Ok(Some(self.take(event)));
+                        return Ok(Some(self.apply(event)));
                     }
                 }
                 Err(status) => {
                     self.stream = None;
-                    self.reading.broke(status).await?;
+                    self.reconnector.disconnected(status).await?;
                 }
             }
         }
@@ -133,8 +150,8 @@ impl Interest {
                 observer: self.observer.name.clone(),
                 metadata: self.observer.metadata.clone(),
             };
-            let client = self.reading.client.clone();
-            let stream = self.reading.open(|channel| {
+            let client = self.reconnector.client.clone();
+            let stream = self.reconnector.open(|channel| {
                 let (mut service, request) = (client.cluster_service_on(channel), request.clone());
                 async move { service.join(request).await }
             });
@@ -144,14 +161,14 @@ impl Interest {
         Ok(stream.message().await)
     }
 
-    fn take(&mut self, event: Event) -> InterestEvent {
+    fn apply(&mut self, event: Event) -> InterestEvent {
         match event {
             Event::Members(members) => {
-                // From now on it is the same one wherever it joins.
+                // From now on it joins under this name wherever it reconnects.
                 self.observer.name = members.observer;
-                InterestEvent::Members(members.observers.into_iter().map(Observer::of).collect())
+                InterestEvent::Members(members.observers.into_iter().map(Observer::from_proto).collect())
             }
-            Event::Joined(observer) => InterestEvent::Joined(Observer::of(observer)),
+            Event::Joined(observer) => InterestEvent::Joined(Observer::from_proto(observer)),
             Event::Left(name) => InterestEvent::Left(name),
             Event::Broadcast(message) => InterestEvent::Broadcast {
                 from: message.from,
@@ -164,12 +181,12 @@ impl Interest {
 }
 
 impl Observer {
-    /// An observer that says nothing of itself; an empty name: the ledger gives one.
+    /// An observer without metadata; an empty name: the ledger assigns one.
     pub fn named(name: impl Into<String>) -> Self {
         Self { name: name.into(), metadata: Metadata::new() }
     }
 
-    fn of(from: proto::Observer) -> Self {
+    fn from_proto(from: proto::Observer) -> Self {
         Self { name: from.name, metadata: from.metadata }
     }
 }

@@ -19,44 +19,42 @@
 //!
 //! | module | holds |
 //! | --- | --- |
-//! | [`client`] | the nodes, and what takes one request and one answer |
+//! | [`client`] | the client, and where each of its verbs stands |
 //! | [`appender`] | pipelined appends |
-//! | [`attachment`] | a writer's hold on a context, which puts back what a ledger lost |
-//! | [`pages`], [`watch`] | reading a context, and watching it |
+//! | [`attachment`] | a writer that keeps its newest appends, and writes again what a ledger lost |
+//! | [`pages`], [`watch`] | a context in pages, and a context as it grows |
 //! | [`transfer`] | snapshots and loads of any size |
-//! | [`trust`] | what a caller trusts, and checkpoints that were held against it |
+//! | [`trust`] | what a caller trusts, and checkpoints verified against it |
 //! | [`verified`] | entries that are proven to be those of a trusted checkpoint |
 //! | [`proof`] | checkpoints as nodes state them, and proofs between trusted ones |
-//! | [`interest`] | who else looks at a context now, and what they tell each other |
+//! | [`interest`] | who observes a context now, and what the observers broadcast |
 //! | [`forks`] | histories that a node left for another one |
-//! | `address`, `nodes`, `owners`, `route` | where a call goes |
-//! | `reading` | a stream of answers that goes on elsewhere |
-//! | `pulse` | whether a node is there that calls wait for |
-//! | `refusal`, `retry` | what is tried again, and when |
+//! | [`options`], [`error`] | how to connect, and why a call failed |
+//!
+//! Inside, each room imports only those above it: `error` and `options`; `connection` (which node a call goes to, and when
+//! it is retried); `read`; `verify`; `write`.
 
-mod address;
-pub mod appender;
-pub mod attachment;
+#![warn(clippy::missing_errors_doc)]
+
 pub mod client;
-mod connect;
+mod connection;
 mod convert;
 pub mod error;
 pub mod forks;
 pub mod interest;
-mod nodes;
 pub mod options;
-mod owners;
-pub mod pages;
-pub mod proof;
-mod pulse;
-mod reading;
-mod refusal;
-mod retry;
-mod route;
+mod read;
 pub mod transfer;
-pub mod trust;
-pub mod verified;
-pub mod watch;
+mod verify;
+mod write;
+
+pub use read::pages;
+pub use read::watch;
+pub use verify::proof;
+pub use verify::trust;
+pub use verify::verified;
+pub use write::appender;
+pub use write::attachment;
 
 pub use appender::{Appender, Receipt, Receipts, Stored};
 pub use attachment::{AttachOptions, Attachment, Reattached};

@@ -4,28 +4,28 @@ use std::time::Duration;
 
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
 
-use crate::ClientError;
+use crate::error::ClientError;
 
 /// How to connect and how long to wait. The defaults notice a dead node within seconds.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// How long connecting may take.
     pub connect_timeout: Duration,
-    /// How long a call with one answer may take, all its tries together, and how long a stream may be without
+    /// How long a call with one response may take, all its attempts together, and how long a stream may be without
     /// a node that serves it.
     pub timeout: Duration,
-    /// How long a connection may be silent while calls are under way on it before the node is asked whether it is there:
-    /// by a small call, which servers and proxies allow where they do not allow as many HTTP/2 pings. A server that finds
-    /// it too often is asked half as often, each time that it says so. Nothing is asked while no call is under way.
+    /// How long a connection may be silent while calls are in flight on it before the client probes the node: with a small
+    /// call, which servers and proxies allow where they do not allow as many HTTP/2 pings. Each time a server complains of
+    /// too many probes, the client halves their rate. It sends none while no call is in flight.
     pub keep_alive: Duration,
-    /// How long it may be silent after that before the connection is given up.
+    /// How long the connection may be silent after the probe before the client gives it up.
     pub keep_alive_timeout: Duration,
-    /// Tries of a call in all, the first included; 1: none is repeated; 0: as many as the time allows, with
-    /// pauses that grow to half a second, which outlasts the loss of an owner.
+    /// Attempts of a call in all, the first included; 1: no retries; 0: as many as the timeout allows, with
+    /// delays that grow to half a second, which outlasts the loss of an owner.
     pub tries: u32,
     /// TLS, for endpoints that begin with `https://`.
     pub tls: Tls,
-    /// Largest message taken, bytes.
+    /// Largest message the client accepts, bytes.
     pub max_message: usize,
 }
 
@@ -55,30 +55,30 @@ impl Default for Options {
 }
 
 impl Options {
-    /// With another time that a call may take; see also [`crate::Client::with_timeout`].
+    /// With another timeout of calls; see also [`crate::Client::with_timeout`].
     #[must_use]
     pub fn with_timeout(self, timeout: Duration) -> Self {
         Self { timeout, ..self }
     }
 
-    /// With so many tries of a call; 0: as many as the time allows.
+    /// With so many attempts of a call; 0: as many as the timeout allows.
     #[must_use]
     pub fn with_tries(self, tries: u32) -> Self {
         Self { tries, ..self }
     }
 
-    /// With TLS as it is not by default.
+    /// With other TLS settings.
     #[must_use]
     pub fn with_tls(self, tls: Tls) -> Self {
         Self { tls, ..self }
     }
 }
 
-/// How often an HTTP/2 ping goes over a connection with calls under way: servers with gRPC's default policy end
-/// connections with more than one in five minutes. Whether a node is there is found out otherwise, see `pulse`.
-const PING: Duration = Duration::from_secs(310);
+/// The interval of HTTP/2 pings on a connection with calls in flight: servers with gRPC's default policy close
+/// connections with more than one in five minutes. Probes find a dead node sooner: see `connection::keepalive`.
+const PING_INTERVAL: Duration = Duration::from_secs(310);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
-/// An HTTP/2 window, bytes: what may be under way unread.
+/// HTTP/2 windows, bytes: how much a node may send before the client reads it.
 const STREAM_WINDOW: u32 = 4 << 20;
 const CONNECTION_WINDOW: u32 = 16 << 20;
 
@@ -89,7 +89,7 @@ impl Options {
             .map_err(|error| invalid(error.to_string()))?
             .connect_timeout(self.connect_timeout)
             .tcp_nodelay(true)
-            .http2_keep_alive_interval(PING)
+            .http2_keep_alive_interval(PING_INTERVAL)
             .keep_alive_timeout(PING_TIMEOUT)
             .keep_alive_while_idle(false)
             .initial_stream_window_size(STREAM_WINDOW)

@@ -17,21 +17,24 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Response, Status, transport::Channel};
 
 use crate::{
-    Client, ClientError, convert,
-    refusal::Failure,
-    retry::{Attempts, Failed},
-    route::Aim,
+    connection::{
+        core::Client,
+        destination::Destination,
+        retry::{Attempts, FailedCall},
+    },
+    convert,
+    error::{ClientError, failure::Failure},
 };
 
 /// Bytes of one chunk.
 const CHUNK: usize = 256 << 10;
-/// Chunks under way.
-const CHUNKS: usize = 8;
-/// Bytes of a load that are kept to be sent again, to another node if need be.
+/// Chunks that wait to be sent at most.
+const MAX_CHUNKS: usize = 8;
+/// Bytes of a load that [`Client::load`] keeps, to send them again, to another node if need be.
 pub const KEPT: usize = 4 << 20;
-/// A try of a load that took so long got on …
+/// An attempt of a load that took so long made progress …
 const LONG: Duration = Duration::from_secs(1);
-/// … and so often one that breaks off does not count against the time.
+/// … and so many of those that break off do not count against the timeout.
 pub const LONG_TRIES: u32 = 16;
 
 /// What a snapshot holds.
@@ -57,8 +60,12 @@ pub struct Loaded {
 }
 
 impl Client {
-    /// Writes a snapshot of a context to `out`; `progress` is told the bytes so far. Fails if it breaks off when a
-    /// part was written: two snapshots have no seam at which one could go on as the other.
+    /// Writes a snapshot of a context to `out`, and calls `progress` with the bytes so far.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::Io`] if writing fails; [`ClientError::Unavailable`] if the stream breaks after a part was written:
+    /// another node's snapshot differs, so the client cannot continue with it. Else as the call fails.
     pub async fn snapshot(
         &self,
         context: &ContextId,
@@ -66,8 +73,8 @@ impl Client {
         mut progress: impl FnMut(u64),
     ) -> Result<SnapshotInfo, ClientError> {
         let request = SnapshotRequest { context_id: context.as_str().to_owned() };
-        // Opened when its first chunk is there: until then any node will do.
-        let opened = self.open(Aim::near(context), |channel| {
+        // The call succeeds when the first chunk is there: until then the client can retry it at another node.
+        let opened = self.open(Destination::replica_of(context), |channel| {
             let (mut service, request) = (self.ledger_service_on(channel), request.clone());
             async move {
                 let mut stream = service.snapshot(request).await?.into_inner();
@@ -75,7 +82,7 @@ impl Client {
                 Ok((first, stream))
             }
         });
-        let (_under_way, (mut next, mut stream)) = opened.await?;
+        let (_call_guard, (mut next, mut stream)) = opened.await?;
         let (mut info, mut bytes) = (None, 0);
         while let Some(chunk) = next {
             if let Some(metadata) = chunk.metadata {
@@ -95,11 +102,16 @@ impl Client {
         Ok(SnapshotInfo { count: Size(count), root, version, bytes })
     }
 
-    /// Loads a snapshot from `source`; `progress` is told the bytes so far. Nothing is visible before the
-    /// ledger has verified all of it, and nothing of it is in place before all of it is, whatever becomes of the owner.
+    /// Loads a snapshot from `source`, and calls `progress` with the bytes so far. A load is atomic: the ledger shows
+    /// nothing of it before it has verified and stored all of it, whatever becomes of the owner.
     ///
-    /// Goes to the owner, and to another if it moves while no more than [`KEPT`] bytes were sent: what can be read again
-    /// is better loaded with [`Client::load_again`].
+    /// Loads at the owner, and at the next one if ownership moves while no more than [`KEPT`] bytes were sent. For a source
+    /// that can seek, [`Client::load_again`] is better.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::Io`] if reading fails; [`ClientError::AlreadyExists`] if the context exists and `fail_if_exists` is
+    /// set; else as the ledger refuses the snapshot or the call fails.
     pub async fn load(
         &self,
         context: &ContextId,
@@ -107,13 +119,18 @@ impl Client {
         source: &mut (impl AsyncRead + Unpin),
         progress: impl FnMut(u64),
     ) -> Result<Loaded, ClientError> {
-        let source = OnlyOnce { reader: source, kept: Vec::new(), bytes: 0, forgotten: false, ended: false };
+        let source =
+            OneShotSource { reader: source, kept: Vec::new(), bytes: 0, is_spent: false, ended: false };
         self.load_chunks(context, fail_if_exists, source, progress).await
     }
 
-    /// As [`Client::load`], from the beginning again however much was sent: a load of any size outlasts the loss of an
-    /// owner. A load that got on for a while has the whole of [`Options::timeout`] to find the next owner, up to
-    /// [`LONG_TRIES`] times.
+    /// As [`Client::load`], but restarts from the beginning however much was sent: a load of any size outlasts the loss of
+    /// an owner. An attempt that made progress for a while leaves the whole of [`Options::timeout`] to find the next owner,
+    /// up to [`LONG_TRIES`] times.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::load`].
     ///
     /// [`Options::timeout`]: crate::Options::timeout
     pub async fn load_again(
@@ -124,7 +141,7 @@ impl Client {
         progress: impl FnMut(u64),
     ) -> Result<Loaded, ClientError> {
         let begin = source.stream_position().await?;
-        let source = Rewound { reader: source, begin, next: 0, ended: false };
+        let source = SeekableSource { reader: source, begin, next: 0, ended: false };
         self.load_chunks(context, fail_if_exists, source, progress).await
     }
 
@@ -132,37 +149,38 @@ impl Client {
         &self,
         context: &ContextId,
         fail_if_exists: bool,
-        mut source: impl Chunks,
+        mut source: impl ChunkSource,
         mut progress: impl FnMut(u64),
     ) -> Result<Loaded, ClientError> {
-        let aim = Aim::owner_of(context);
+        let destination = Destination::owner_of(context);
         let mut attempts = Attempts::new(self.options());
         let (mut long_tries, mut may_be_done) = (0, false);
         loop {
             // Only choosing the node has a deadline: a load may be of any size.
-            let target = match attempts.within(self.target(aim, &attempts.left_alone)).await? {
-                Ok(target) => target,
-                Err(failed) => {
-                    attempts.after(failed).await?;
-                    continue;
-                }
-            };
-            attempts.keep_from(&target.address).await;
-            let _under_way = self.nodes().under_way(&target.address);
+            let target =
+                match attempts.within_deadline(self.find_node(destination, &attempts.retry_after)).await? {
+                    Ok(target) => target,
+                    Err(failed) => {
+                        attempts.back_off(failed).await?;
+                        continue;
+                    }
+                };
+            attempts.wait_retry_after(&target.address).await;
+            let _call_guard = self.nodes().track_call(&target.address);
             let first =
                 LoadChunk { context_id: context.as_str().to_owned(), fail_if_exists, data: Bytes::new() };
             let began = Instant::now();
             let status = match self.load_at(target.channel, first, &mut source, &mut progress).await? {
-                Ok(answer) => {
+                Ok(response) => {
                     return Ok(Loaded {
-                        restored: answer.entries_restored,
-                        latest: Size(answer.latest_sequence),
+                        restored: response.entries_restored,
+                        latest: Size(response.latest_sequence),
                     });
                 }
                 Err(status) => status,
             };
-            let failed = Failed::new(target.address, status);
-            self.note(aim, &failed);
+            let failed = FailedCall::new(target.address, status);
+            self.learn_from_failure(destination, &failed);
             if may_be_done && failed.status.code() == Code::AlreadyExists {
                 return Err(ClientError::AlreadyExists(format!(
                     "{}. The connection broke after an earlier try of this load, so what is there may be its own: a load that \
@@ -170,31 +188,31 @@ impl Client {
                     failed.status.message()
                 )));
             }
-            // What a node refused was not done.
-            may_be_done |= failed.failure == Failure::Broken && fail_if_exists;
-            if source.is_forgotten() {
+            // A node that refuses a load has stored nothing of it.
+            may_be_done |= failed.failure == Failure::ConnectionLost && fail_if_exists;
+            if source.is_spent() {
                 return Err(failed.status.into());
             }
             if began.elapsed() > LONG && long_tries < LONG_TRIES && self.options().tries == 0 {
-                // It was served meanwhile.
+                // A node served it meanwhile.
                 long_tries += 1;
                 attempts = Attempts::new(self.options());
             }
-            attempts.after(failed).await?;
+            attempts.back_off(failed).await?;
         }
     }
 
-    /// One try of a load. The outer error is of the source.
+    /// One attempt of a load. The outer error is of the source.
     async fn load_at(
         &self,
         channel: Channel,
         first: LoadChunk,
-        source: &mut impl Chunks,
+        source: &mut impl ChunkSource,
         progress: &mut impl FnMut(u64),
     ) -> Result<Result<LoadResponse, Status>, ClientError> {
-        let (chunks, outgoing) = mpsc::channel(CHUNKS);
+        let (chunks, outgoing) = mpsc::channel(MAX_CHUNKS);
         let mut service = self.ledger_service_on(channel);
-        let answer = tokio::spawn(async move { service.load(ReceiverStream::new(outgoing)).await });
+        let response = tokio::spawn(async move { service.load(ReceiverStream::new(outgoing)).await });
         let (mut chunk, mut number, mut sent) = (first, 0, 0);
         loop {
             let data = source.chunk(number).await?;
@@ -204,53 +222,53 @@ impl Client {
             chunk.data = data.unwrap_or_default();
             sent += chunk.data.len() as u64;
             number += 1;
-            // The ledger ends the stream early when it refuses: its answer says why.
+            // A ledger that refuses ends the stream early: its status says why.
             if chunks.send(std::mem::take(&mut chunk)).await.is_err() {
                 break;
             }
             progress(sent);
         }
         drop(chunks);
-        let answer = answer.await.map_err(|error| ClientError::Unavailable(error.to_string().into()))?;
-        Ok(answer.map(Response::into_inner))
+        let response = response.await.map_err(|error| ClientError::Unavailable(error.to_string().into()))?;
+        Ok(response.map(Response::into_inner))
     }
 }
 
-/// What is loaded, in chunks.
-trait Chunks {
+/// The source of a load, in chunks.
+trait ChunkSource {
     /// The chunk of a number, counted from 0 one by one, or from 0 again; `None` at the end.
     async fn chunk(&mut self, number: usize) -> Result<Option<Bytes>, ClientError>;
 
-    /// The first chunks are not to be had any more.
-    fn is_forgotten(&self) -> bool;
+    /// Whether the source can no longer return the first chunks.
+    fn is_spent(&self) -> bool;
 }
 
-/// The next chunk: a whole one, however little comes at a time, or the last one.
+/// Reads the next chunk: a whole one, however few bytes come at a time, or the last one.
 async fn read_chunk(reader: &mut (impl AsyncRead + Unpin)) -> Result<Vec<u8>, ClientError> {
     let mut chunk = Vec::with_capacity(CHUNK);
     reader.take(CHUNK as u64).read_to_end(&mut chunk).await?;
     Ok(chunk)
 }
 
-/// From what can be read once. The first chunks are kept, to be sent again.
-struct OnlyOnce<'a, R> {
+/// A source that can be read once. It keeps the first chunks, to send them again.
+struct OneShotSource<'a, R> {
     reader: &'a mut R,
     kept: Vec<Bytes>,
     bytes: usize,
-    /// Some were not kept.
-    forgotten: bool,
+    /// It no longer has the first chunks.
+    is_spent: bool,
     ended: bool,
 }
 
-impl<R: AsyncRead + Unpin> Chunks for OnlyOnce<'_, R> {
+impl<R: AsyncRead + Unpin> ChunkSource for OneShotSource<'_, R> {
     async fn chunk(&mut self, number: usize) -> Result<Option<Bytes>, ClientError> {
-        if let Some(chunk) = self.kept.get(number).filter(|_| !self.forgotten) {
+        if let Some(chunk) = self.kept.get(number).filter(|_| !self.is_spent) {
             return Ok(Some(chunk.clone()));
         }
         if self.ended {
             return Ok(None);
         }
-        // Whole ones: what is kept takes the space of a chunk.
+        // A chunk is whole, so its buffer is no larger than what it holds.
         let chunk = read_chunk(self.reader).await?;
         self.ended = chunk.len() < CHUNK;
         if chunk.is_empty() {
@@ -259,7 +277,7 @@ impl<R: AsyncRead + Unpin> Chunks for OnlyOnce<'_, R> {
         let chunk = Bytes::from(chunk);
         self.bytes += chunk.len();
         if self.bytes > KEPT {
-            self.forgotten = true;
+            self.is_spent = true;
             self.kept = Vec::new();
         } else {
             self.kept.push(chunk.clone());
@@ -267,21 +285,21 @@ impl<R: AsyncRead + Unpin> Chunks for OnlyOnce<'_, R> {
         Ok(Some(chunk))
     }
 
-    fn is_forgotten(&self) -> bool {
-        self.forgotten
+    fn is_spent(&self) -> bool {
+        self.is_spent
     }
 }
 
-/// From what can be read again.
-struct Rewound<'a, R> {
+/// A source that can seek back to its beginning.
+struct SeekableSource<'a, R> {
     reader: &'a mut R,
-    /// Where it begins.
+    /// The offset at which the load begins.
     begin: u64,
     next: usize,
     ended: bool,
 }
 
-impl<R: AsyncRead + AsyncSeek + Unpin> Chunks for Rewound<'_, R> {
+impl<R: AsyncRead + AsyncSeek + Unpin> ChunkSource for SeekableSource<'_, R> {
     async fn chunk(&mut self, number: usize) -> Result<Option<Bytes>, ClientError> {
         if number == 0 && self.next > 0 {
             self.reader.seek(SeekFrom::Start(self.begin)).await?;
@@ -296,7 +314,7 @@ impl<R: AsyncRead + AsyncSeek + Unpin> Chunks for Rewound<'_, R> {
         Ok(Some(Bytes::from(chunk)).filter(|chunk| !chunk.is_empty()))
     }
 
-    fn is_forgotten(&self) -> bool {
+    fn is_spent(&self) -> bool {
         false
     }
 }
