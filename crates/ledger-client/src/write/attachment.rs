@@ -13,13 +13,17 @@
 
 mod buffer;
 mod compare;
+mod state;
 
 use std::{collections::HashMap, time::Duration};
 
-use ledger_core::{ContextId, Position, Sequence};
-use tokio::time::Instant;
+use ledger_core::{ContextId, Position};
 
-use self::buffer::{Buffer, StoredAt, WriterMark};
+pub use self::state::{AttachOptions, Attachment};
+use self::{
+    buffer::{StoredAt, WriterMark},
+    state::VerifiedOwner,
+};
 use super::append::{Append, Appended, Durability};
 use crate::{
     connection::{
@@ -38,54 +42,6 @@ pub const SURE_FOR: Duration = Duration::from_secs(1);
 /// Appends in flight when the writer writes many again.
 const WINDOW: usize = 1024;
 
-/// How much a writer keeps. Over the limits it drops the oldest acknowledged appends, and never one that is not
-/// acknowledged.
-#[derive(Debug, Clone)]
-pub struct AttachOptions {
-    /// Appends.
-    pub max_entries: usize,
-    /// Bytes of them.
-    pub max_bytes: usize,
-    /// The writer does not keep an append that the ledger acknowledged with so many copies; `None`: it keeps all, within
-    /// the limits.
-    pub copies: Option<u32>,
-}
-
-impl Default for AttachOptions {
-    fn default() -> Self {
-        Self { max_entries: 16 * 1024, max_bytes: 32 << 20, copies: None }
-    }
-}
-
-/// A writer of a context that repairs what the ledger lost.
-///
-/// The writer keeps an append that fails with [`ClientError::Unavailable`] or [`ClientError::TimedOut`], and writes it
-/// before the next one: the caller need not repeat it. After any other error the writer drops it.
-#[derive(Debug)]
-pub struct Attachment {
-    client: Client,
-    context: ContextId,
-    options: AttachOptions,
-    buffer: Buffer,
-    /// The position at which the writer began.
-    base: Option<Position>,
-    /// The position after its newest entry.
-    position: Option<Position>,
-    /// The owner whose history passed through the position, when the writer last compared.
-    verified_owner: Option<VerifiedOwner>,
-    /// The replication factor and the write quorum of the cluster.
-    copies: Option<(u32, u32)>,
-}
-
-/// An owner whose history the writer has compared with its own.
-#[derive(Debug)]
-struct VerifiedOwner {
-    address: Address,
-    since: Instant,
-    /// How many connections to it had closed by then: unchanged, it has not restarted.
-    closed_connections: u64,
-}
-
 /// The result of a comparison with the ledger.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reattached {
@@ -96,17 +52,6 @@ pub struct Reattached {
 }
 
 impl Attachment {
-    pub(crate) fn new(
-        client: Client,
-        context: ContextId,
-        position: Option<Position>,
-        options: AttachOptions,
-    ) -> Self {
-        let buffer = Buffer::new(options.max_entries, options.max_bytes);
-        let base = position;
-        Self { client, context, options, buffer, base, position, verified_owner: None, copies: None }
-    }
-
     /// Appends an entry, after all kept appends that wait; returns when it is durable.
     ///
     /// # Errors
@@ -360,11 +305,6 @@ impl Attachment {
         node.is_ok_and(|node| node.address == *address)
     }
 
-    fn verified_owner_at(&self, address: Address) -> VerifiedOwner {
-        let closed_connections = self.client.nodes().closed_connections(&address);
-        VerifiedOwner { address, since: Instant::now(), closed_connections }
-    }
-
     /// Whether an acknowledgement with this durability means as many copies as the options ask for.
     fn is_safe(&self, durability: Durability) -> bool {
         let (Some(wanted), Some((copies, min))) = (self.options.copies, self.copies) else { return false };
@@ -375,10 +315,6 @@ impl Attachment {
             Durability::All => copies,
         };
         made >= wanted
-    }
-
-    fn missing_error(&self, first: u64) -> ClientError {
-        ClientError::Missing { context: self.context.clone(), first: Sequence(first) }
     }
 }
 

@@ -7,8 +7,8 @@ use ledger_proto::ledger::v1::MembersRequest;
 use tokio::time::Instant;
 
 use super::{
-    Attachment,
     buffer::{WriterMark, known_roots},
+    state::Attachment,
 };
 use crate::{
     connection::{core::Client, destination::Destination, nodes::RetryAfter, retry::backoff_delay},
