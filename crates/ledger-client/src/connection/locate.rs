@@ -49,11 +49,11 @@ impl Client {
         if let Some(owner) = self.known_owner(slot, retry_after) {
             return Ok(owner);
         }
-        let asked = self.nodes().choose(retry_after);
+        let node = self.nodes().choose(retry_after);
         if self.nodes().single().is_none() {
-            self.locate(&asked, &[slot]).await?;
+            self.locate(&node, &[slot]).await?;
         }
-        Ok(self.known_owner(slot, retry_after).unwrap_or(asked))
+        Ok(self.known_owner(slot, retry_after).unwrap_or(node))
     }
 
     /// As [`Client::find_node`], for the owners of many slots, with one request to one node. One result per slot.
@@ -64,8 +64,8 @@ impl Client {
         let is_unknown = |(slot, retry_after): &&(_, _)| self.known_owner(*slot, retry_after).is_none();
         let unknown: Vec<_> = wanted.iter().filter(is_unknown).map(|(slot, _)| *slot).collect();
         let nobody = RetryAfter::default();
-        let asked = self.nodes().choose(wanted.first().map_or(&nobody, |(_, retry_after)| retry_after));
-        let located = if unknown.is_empty() { Ok(()) } else { self.locate(&asked, &unknown).await };
+        let node = self.nodes().choose(wanted.first().map_or(&nobody, |(_, retry_after)| retry_after));
+        let located = if unknown.is_empty() { Ok(()) } else { self.locate(&node, &unknown).await };
         let target = |(slot, retry_after): &(_, _)| {
             let address = match (self.known_owner(*slot, retry_after), &located) {
                 (Some(owner), _) => owner,
@@ -90,26 +90,26 @@ impl Client {
     }
 
     /// Asks a node who owns slots, and caches its response. A slot of which the node knows no owner stays unknown.
-    pub(crate) async fn locate(&self, asked: &Address, slots: &[Slot]) -> Result<(), FailedCall> {
-        let failed = |status| FailedCall::new(asked.clone(), status);
-        let channel = self.channel_to(asked.clone())?.channel;
+    pub(crate) async fn locate(&self, node: &Address, slots: &[Slot]) -> Result<(), FailedCall> {
+        let failed = |status| FailedCall::new(node.clone(), status);
+        let channel = self.channel_to(node.clone())?.channel;
         let request = LocateRequest {
             slots: slots.iter().map(|slot| slot.number().into()).collect(),
             ..LocateRequest::default()
         };
         let mut service = self.cluster_service_on(channel);
         let Ok(response) = tokio::time::timeout(LOCATE_TIMEOUT, service.locate(request)).await else {
-            let status = Status::unavailable(format!("{asked} did not answer within {LOCATE_TIMEOUT:?}"));
+            let status = Status::unavailable(format!("{node} did not answer within {LOCATE_TIMEOUT:?}"));
             let failed = FailedCall { failure: Failure::ConnectionLost, ..failed(status) };
             self.learn_from_failure(Destination::AnyNode, &failed);
             return Err(failed);
         };
         match response.map_err(failed) {
             Ok(response) => {
-                self.nodes().record_success(asked);
+                self.nodes().record_success(node);
                 for location in response.into_inner().locations {
                     let named = u16::try_from(location.slot).ok().and_then(Slot::new);
-                    let owner = asked.resolve(&location.owner_address);
+                    let owner = node.resolve(&location.owner_address);
                     let (Some(named), Some(owner)) = (named, owner) else { continue };
                     self.owners().insert(named, owner);
                 }
@@ -117,9 +117,9 @@ impl Client {
             }
             // A standalone node, or one of a version without owners: it accepts every append itself.
             Err(failed) if failed.failure == Failure::Permanent => {
-                self.nodes().record_success(asked);
+                self.nodes().record_success(node);
                 if failed.status.code() == Code::Unimplemented {
-                    self.owners().insert_standalone(asked.clone());
+                    self.owners().insert_standalone(node.clone());
                 }
                 Ok(())
             }

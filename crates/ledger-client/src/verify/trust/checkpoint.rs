@@ -199,7 +199,7 @@ impl Client {
                     (None, None) => Basis::FirstUse,
                 };
                 let checkpoint = TrustedCheckpoint::from_stated(stated.clone(), basis);
-                if self.keep(trust, known.as_ref(), &checkpoint).await? {
+                if self.store(trust, known.as_ref(), &checkpoint).await? {
                     return Ok(checkpoint);
                 }
                 known = trust.known.get(cluster_of(&key), context).await?;
@@ -229,7 +229,7 @@ impl Client {
     }
 
     /// Stores a checkpoint as the known one, if it is newer than what other tasks stored meanwhile.
-    pub(crate) async fn keep_newest(
+    pub(crate) async fn store_newest(
         &self,
         trust: &Trust,
         checkpoint: &TrustedCheckpoint,
@@ -243,7 +243,7 @@ impl Client {
                 })
                 .await?;
             }
-            if self.keep(trust, known.as_ref(), checkpoint).await? {
+            if self.store(trust, known.as_ref(), checkpoint).await? {
                 return Ok(());
             }
         }
@@ -251,7 +251,7 @@ impl Client {
     }
 
     /// Stores a checkpoint. False if the known one has changed: then the caller verifies against that.
-    async fn keep(
+    async fn store(
         &self,
         trust: &Trust,
         known: Option<&KnownCheckpoint>,

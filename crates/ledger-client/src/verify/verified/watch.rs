@@ -166,7 +166,7 @@ impl Progress {
 
     async fn store(&mut self, client: &Client, trust: &Trust) -> Result<(), ClientError> {
         if !self.is_stored {
-            client.keep_newest(trust, &self.checkpoint).await?;
+            client.store_newest(trust, &self.checkpoint).await?;
             (self.is_stored, self.stored_at) = (true, Instant::now());
         }
         Ok(())
