@@ -316,11 +316,9 @@ impl Node {
         }
         let records = self.disk.now.records.values();
         let sets = records.filter_map(|record| record.placement.as_ref()).map(|placement| &placement.members);
-        let mut known = sets.flat_map(ReplicaSet::members).peekable();
+        let known = sets.flat_map(ReplicaSet::members).map(|member| member.storage).collect();
         let forming = self.slot_manager.first_slot().and_then(|slot| self.record(slot).forming());
-        let is_believed = known.peek().is_none()
-            || known.any(|member| member.storage == said_by)
-            || forming == Some(theirs);
+        let is_believed = theirs.is_credible(&said_by, &known, forming);
         let may_join = self
             .slot_manager
             .first_slot()

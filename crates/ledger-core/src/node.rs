@@ -1,6 +1,6 @@
 //! Nodes, the disks they stand on, and the replica set of a slot.
 
-use std::{fmt, sync::Arc};
+use std::{collections::BTreeSet, fmt, sync::Arc};
 
 /// Longest name of a node, bytes: that of a DNS name (RFC 1035 §2.3.4, as text).
 pub const MAX_NODE_ID: usize = 253;
@@ -92,6 +92,17 @@ impl ClusterId {
         let mut id = [0; 16];
         hasher.finalize_xof().fill(&mut id);
         Self(id)
+    }
+
+    /// Whether a node that belongs to no cluster believes this identity of the node with the data directory `said_by`: it knows no
+    /// members of any slot, or that one, or it was about to form this very cluster.
+    pub fn is_credible(
+        self,
+        said_by: &StorageId,
+        known: &BTreeSet<StorageId>,
+        forming: Option<Self>,
+    ) -> bool {
+        known.is_empty() || known.contains(said_by) || forming == Some(self)
     }
 
     /// Reads 32 hex digits.

@@ -109,32 +109,20 @@ impl MemoryPlan {
     }
 
     const fn shares(&self) -> [ByteSize; 13] {
-        let Self {
-            block_cache,
-            write_buffer,
-            head_cache,
-            in_flight,
-            forwarding,
-            receiving,
-            answers,
-            calls,
-            ..
-        } = *self;
-        let Self { replication, replicated, tails, events, loads, .. } = *self;
         [
-            block_cache,
-            write_buffer,
-            head_cache,
-            in_flight,
-            forwarding,
-            receiving,
-            answers,
-            calls,
-            replication,
-            replicated,
-            tails,
-            events,
-            loads,
+            self.block_cache,
+            self.write_buffer,
+            self.head_cache,
+            self.in_flight,
+            self.forwarding,
+            self.receiving,
+            self.answers,
+            self.calls,
+            self.replication,
+            self.replicated,
+            self.tails,
+            self.events,
+            self.loads,
         ]
     }
 }

@@ -122,10 +122,7 @@ impl Identity {
         let mut state = self.state.lock();
         match state.cluster {
             Some(ours) if ours == theirs => DatagramOrigin::This,
-            None if state.known.is_empty()
-                || state.known.contains(&said_by)
-                || state.forming == Some(theirs) =>
-            {
+            None if theirs.is_credible(&said_by, &state.known, state.forming) => {
                 let wanted = Some(JoinTarget { id: theirs, said_by });
                 self.wanted.send_if_modified(|known| std::mem::replace(known, wanted) != wanted);
                 DatagramOrigin::Joining

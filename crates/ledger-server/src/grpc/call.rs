@@ -172,6 +172,15 @@ async fn reserve_of(
     Ok(ReservedAnswer::new(call, charge))
 }
 
+/// Holds a charge beside what is held already.
+fn add(held: &Mutex<Option<Charge>>, charge: Charge) {
+    let mut held = held.lock();
+    match &mut *held {
+        Some(held) => held.merge(charge),
+        None => *held = Some(charge),
+    }
+}
+
 impl Call {
     /// A call that has come.
     pub fn new(
@@ -246,11 +255,7 @@ impl Call {
 
     /// Holds what its request takes until it was served.
     pub fn hold_request(&self, charge: Charge) {
-        let mut request = self.request.lock();
-        match &mut *request {
-            Some(held) => held.merge(charge),
-            None => *request = Some(charge),
-        }
+        add(&self.request, charge);
     }
 
     /// What its request takes, for work with it that goes on when the call is given up.
@@ -260,8 +265,7 @@ impl Call {
 
     /// It was served.
     pub fn release_request(&self) {
-        let request = self.request.lock().take();
-        drop(request);
+        drop(self.take_request());
     }
 
     /// What is sent to the client from now on.
@@ -280,11 +284,7 @@ impl Call {
     }
 
     fn hand_over(&self, charge: Charge) {
-        let mut built = self.built.lock();
-        match &mut *built {
-            Some(built) => built.merge(charge),
-            None => *built = Some(charge),
-        }
+        add(&self.built, charge);
     }
 
     fn note_unread(self: &Arc<Self>) {
