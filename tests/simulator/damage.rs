@@ -1,11 +1,11 @@
 //! Damage: how a node finds, reports and restores what it cannot read, as in `ledger_store::integrity` and
 //! `ledger_cluster::catch_up::healing`.
 
-use ledger_core::{digest::TreeHead, node::Member, slot::Slot};
+use ledger_core::{digest::TreeHead, loads::LoadSpan, node::Member, slot::Slot};
 
 use super::{
     broken::DisabledRule,
-    disk::{Span, Write},
+    disk::Write,
     history::{Context, Entry},
     message::{CatchUpRequest, Message, Range},
     node::{Node, index_of},
@@ -87,7 +87,7 @@ impl Node {
     pub(super) fn fetched_for_restoring(
         &mut self,
         context: Context,
-        fetched: Option<(&Range, Option<Span>)>,
+        fetched: Option<(&Range, Option<LoadSpan>)>,
     ) {
         let Some(counted) = self.counted.get(&context).copied() else { return };
         let Some((range, loaded)) = fetched.filter(|(range, _)| {
@@ -102,7 +102,7 @@ impl Node {
     }
 
     /// Replaces an unreadable history.
-    pub(super) fn restore(&mut self, context: Context, entries: &[Entry], loaded: Option<Span>) {
+    pub(super) fn restore(&mut self, context: Context, entries: &[Entry], loaded: Option<LoadSpan>) {
         let before = self.counted.remove(&context);
         self.disk.write(Write::Restore(context, entries.to_vec(), loaded));
         self.ids[context] = entries.iter().map(|entry| (entry.id, entry.sequence)).collect();

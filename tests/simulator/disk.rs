@@ -3,15 +3,12 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use ledger_core::{Hash, node::ClusterId, ownership::SlotRecord, slot::Slot};
+use ledger_core::{Hash, Size, loads::LoadSpan, node::ClusterId, ownership::SlotRecord, slot::Slot};
 
 use super::{
     history::{Context, Entry, History},
     random::Random,
 };
-
-/// What a load brought: the entries after one size, up to another.
-pub type Span = (u64, u64);
 
 /// The content of a disk.
 #[derive(Debug, Clone, Default)]
@@ -23,7 +20,7 @@ pub struct Store {
     /// Contexts whose histories exist and cannot be read; here they are empty.
     pub damaged: BTreeSet<Context>,
     /// What uncommitted loads brought: after one size, up to another.
-    pub loaded: BTreeMap<Context, Span>,
+    pub loaded: BTreeMap<Context, LoadSpan>,
     pub forks: Vec<Fork>,
 }
 
@@ -49,7 +46,7 @@ pub enum Write {
     /// A load is committed, or was forked off.
     Stable(Context),
     /// A history that replaces an unreadable one, with the part of it that a load brought.
-    Restore(Context, Vec<Entry>, Option<Span>),
+    Restore(Context, Vec<Entry>, Option<LoadSpan>),
     Fork(Fork),
     /// Used only in the variant that drops forks.
     Drop {
@@ -68,9 +65,9 @@ impl Store {
                 let history = &mut self.histories[*context].0;
                 let (after, to) = (history.len() as u64, (history.len() + entries.len()) as u64);
                 history.extend_from_slice(entries);
-                // An earlier load that may be uncommitted becomes part of it.
-                let after = self.loaded.get(context).map_or(after, |known| known.0.min(after));
-                self.loaded.insert(*context, (after, to));
+                let span = LoadSpan { after: Size(after), to: Size(to) };
+                let span = self.loaded.get(context).map_or(span, |before| span.with(*before));
+                self.loaded.insert(*context, span);
             }
             Write::Stable(context) => _ = self.loaded.remove(context),
             Write::Restore(context, entries, loaded) => {

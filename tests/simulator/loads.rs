@@ -2,15 +2,21 @@
 //! `ledger_store::replicate::incoming_load`. A load that fits a commit travels with it. The members stage a larger
 //! one first. Every node installs it as a whole or not at all.
 
-use std::rc::Rc;
+use std::{collections::BTreeMap, rc::Rc};
 
-use ledger_core::{Epoch, ownership::Claim, replication::PeerSet, slot::Slot};
+use ledger_core::{
+    Epoch, Size,
+    loads::{LoadSpan, LoadSpanState, StagingCoordinator, StagingDecision, StagingProgress, StagingSettings},
+    ownership::Claim,
+    replication::{Peer, PeerSet},
+    slot::Slot,
+};
 
 use super::{
     broken::DisabledRule,
     client::Client,
     counts::Counted,
-    disk::{Span, Write},
+    disk::Write,
     history::{Context, Entry, History},
     invariants::Checked,
     lane::{ClientRequest, CommitContext, PendingPart},
@@ -22,23 +28,21 @@ use super::{
 
 /// Most entries in one fetch, unless they belong together.
 const FETCHED: u64 = 12;
-/// How long until the owner asks a member again to stage a load, in milliseconds.
-const ASK_AGAIN: u64 = 400;
-/// A member that has not staged the load after this many milliseconds is left behind, if there are enough others.
-const STUCK: u64 = 3000;
-/// How long a load may take, in milliseconds.
-const GIVE_UP: u64 = 15_000;
+/// After so many milliseconds without an answer a request to stage a load counts as failed.
+const ANSWER_WITHIN: u64 = 400;
+/// As in a real node, but quicker.
+const STAGING: StagingSettings =
+    StagingSettings { retry_pause: 100, max_failures: 8, stuck_after: 3000, timeout: 15_000 };
 
 /// A load that the members are staging.
 #[derive(Debug)]
 pub struct Loading {
     waits: ClientRequest,
     number: u64,
-    epoch: Epoch,
     range: Range,
-    staged_at: PeerSet,
-    since: u64,
-    asked: u64,
+    coordinator: StagingCoordinator,
+    /// The members that were asked and have not answered, and since when.
+    asked: BTreeMap<Peer, u64>,
 }
 
 impl Node {
@@ -76,9 +80,8 @@ impl Node {
             return self.install(waits, slot, &range, false);
         }
         let number = self.number();
-        let (since, epoch) = (self.now, self.led_epoch(slot));
-        let staged_at = PeerSet::default();
-        let loading = Loading { waits, number, epoch, range, staged_at, since, asked: 0 };
+        let coordinator = StagingCoordinator::new(STAGING, self.led_epoch(slot), self.now);
+        let loading = Loading { waits, number, range, coordinator, asked: BTreeMap::new() };
         if let Some(before) = self.loads.insert(context, loading) {
             self.give_up_load(&before);
         }
@@ -102,25 +105,34 @@ impl Node {
         }
     }
 
-    /// Asks the counting members to stage a load, and installs it once they have.
+    /// Has the in-sync members stage a load, and installs it once they have.
     fn spread(&mut self, context: Context) {
         let slot = self.config.contexts.slot(context);
-        let Some(loading) = self.loads.get(&context) else { return };
-        let (needed, counting) = self.pending.quorum_and_in_sync(slot);
-        let waited = self.now.saturating_sub(loading.since);
-        let is_over = !self.serving_epoch(slot) || self.led_epoch(slot) != loading.epoch || waited > GIVE_UP;
-        let missing = counting.without(loading.staged_at);
-        let has_enough = counting.without(missing).len() + 1 >= needed;
-        if is_over || !(has_enough && (missing.is_empty() || waited > STUCK)) {
-            return if is_over { self.end_load(context) } else { self.ask_to_stage(context, slot, missing) };
+        let (write_quorum, in_sync) = self.pending.quorum_and_in_sync(slot);
+        let serving = self.serving_epoch(slot).then(|| self.led_epoch(slot));
+        let now = self.now;
+        let Some(loading) = self.loads.get_mut(&context) else { return };
+        let late: Vec<Peer> =
+            loading.asked.iter().filter(|(_, at)| **at + ANSWER_WITHIN < now).map(|(of, _)| *of).collect();
+        for peer in late {
+            loading.asked.remove(&peer);
+            loading.coordinator.on_progress(now, peer, StagingProgress::Failed);
         }
+        match loading.coordinator.step(now, serving, write_quorum, in_sync) {
+            StagingDecision::Request(peers) => self.ask_to_stage(context, slot, peers),
+            StagingDecision::NotOwner | StagingDecision::TimedOut => self.end_load(context),
+            StagingDecision::Install { stale_peers, .. } => self.install_staged(context, slot, stale_peers),
+        }
+    }
+
+    fn install_staged(&mut self, context: Context, slot: Slot, stale_peers: PeerSet) {
         let Some(loading) = self.loads.remove(&context) else { return };
         let history = &self.disk.now.histories[context];
         let is_same = (history.size(), history.root()) == (loading.range.after, loading.range.after_root);
         if !is_same || self.is_damaged(context) || !self.can_write() {
             return self.give_up_load(&loading);
         }
-        for peer in missing.iter() {
+        for peer in stale_peers.iter() {
             // Restart its stream, so that it catches up.
             self.close(usize::from(peer.number()));
         }
@@ -128,20 +140,17 @@ impl Node {
         self.install(loading.waits, slot, &loading.range, true);
     }
 
-    fn ask_to_stage(&mut self, context: Context, slot: Slot, missing: PeerSet) {
+    fn ask_to_stage(&mut self, context: Context, slot: Slot, peers: PeerSet) {
         let Some(claim) = self.owned.get(&slot).map(|ownership| ownership.claim().clone()) else { return };
         let now = self.now;
-        let Some(loading) = self.loads.get_mut(&context) else { return };
-        if loading.asked > 0 && now < loading.asked + ASK_AGAIN {
-            return;
-        }
-        loading.asked = now;
-        let (number, range) = (loading.number, loading.range.clone());
-        self.out.push(NodeOutput::Note(Note::Moment));
-        for peer in missing.iter() {
+        for peer in peers.iter() {
+            let Some(loading) = self.loads.get_mut(&context) else { return };
+            loading.asked.insert(peer, now);
+            let (number, range) = (loading.number, loading.range.clone());
             let index = usize::from(peer.number());
+            self.out.push(NodeOutput::Note(Note::Moment));
             let Some(to) = self.outgoing.get(&index).map(|out| out.member.clone()) else { continue };
-            let message = Message::Stage { number, to, slot, claim: claim.clone(), range: range.clone() };
+            let message = Message::Stage { number, to, slot, claim: claim.clone(), range };
             self.out.push(NodeOutput::Message { to: index, message });
         }
     }
@@ -164,8 +173,9 @@ impl Node {
     pub(super) fn staged(&mut self, from: Index, number: u64) {
         let of = self.loads.iter_mut().find(|(_, loading)| loading.number == number);
         let Some((context, loading)) = of else { return };
-        let context = *context;
-        loading.staged_at.insert(peer_of(from));
+        let (context, peer) = (*context, peer_of(from));
+        loading.asked.remove(&peer);
+        loading.coordinator.on_progress(self.now, peer, StagingProgress::Staged);
         self.out.push(NodeOutput::Note(Note::Moment));
         self.spread(context);
     }
@@ -234,15 +244,14 @@ impl Node {
 
     /// Returns which part of a context must be installed as a whole, as far as this node knows; forgets it once it is
     /// committed.
-    fn together(&mut self, context: Context) -> Option<Span> {
-        let (after, to) = *self.disk.now.loaded.get(&context)?;
-        let is_left = to > self.disk.now.histories[context].size();
-        let is_stable = self.visible_size(context).is_some_and(|shown| shown >= to);
-        if is_left || is_stable {
+    fn together(&mut self, context: Context) -> Option<LoadSpan> {
+        let span = *self.disk.now.loaded.get(&context)?;
+        let here = Size(self.disk.now.histories[context].size());
+        if span.state(here, self.visible_size(context).map(Size)) != LoadSpanState::Uncommitted {
             self.disk.write(Write::Stable(context));
             return None;
         }
-        Some((after, to)).filter(|_| self.config.broken != DisabledRule::LoadsInParts)
+        Some(span).filter(|_| self.config.broken != DisabledRule::LoadsInParts)
     }
 
     /// Responds to a fetch of a context.
@@ -254,13 +263,12 @@ impl Node {
         is_whole: bool,
     ) -> CatchUpResponse {
         let span = self.together(context);
-        let (to, together) = match span {
-            Some(_) if is_whole => (to, span),
-            None if is_whole => (to, None),
-            Some((first, _)) if after < first => (to.min(first).min(after + FETCHED), None),
-            Some((first, last)) if after < last && first < to => (to.max(last), span),
-            _ => (to.min(after + FETCHED), None),
-        };
+        if is_whole {
+            return CatchUpResponse::Fetched(self.range(context, after, to), span);
+        }
+        let (to, together_to) = LoadSpan::range(span, Size(after), Size(to));
+        let to = if together_to.is_some() { to.0 } else { to.0.min(after + FETCHED) };
+        let together = span.filter(|_| together_to.is_some());
         CatchUpResponse::Fetched(self.range(context, after, to), together)
     }
 }

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, rc::Rc};
 use ledger_core::{
     Epoch, Hash, compare,
     digest::Digest,
+    loads::LoadSpan,
     node::{ClusterId, Member, ReplicaSet, StorageId},
     ownership::{Claim, slot_manager},
     replication::WriteQuorum,
@@ -12,7 +13,6 @@ use ledger_core::{
 };
 
 use super::{
-    disk::Span,
     gossip::Published,
     history::{Context, Entry, History},
 };
@@ -100,7 +100,7 @@ pub enum CatchUpRequest {
 pub enum CatchUpResponse {
     Compare(compare::CompareResponse),
     /// The entries, and which of them must be installed as a whole.
-    Fetched(Range, Option<Span>),
+    Fetched(Range, Option<LoadSpan>),
     RootAt {
         size: u64,
         root: Option<Hash>,

@@ -23,6 +23,7 @@
 //! | [`compare`] | finding what differs between two nodes |
 //! | [`ownership`] | who may write a slot: promises, takeovers, copies |
 //! | [`replication`] | when there are copies enough, and what a replica does with what it is sent |
+//! | [`loads`] | how a loaded snapshot is installed as a whole or not at all |
 //! | [`cluster_key`] | the cluster's keys as text, and what proves to have one |
 //! | [`call_proof`] | what is proven of a call to a node, once |
 //! | [`plausible`] | whether numbers that another node sends can be true |
@@ -43,6 +44,7 @@ pub mod hash;
 pub mod id;
 pub mod legacy;
 pub mod limits;
+pub mod loads;
 pub mod log;
 pub mod node;
 pub mod ownership;

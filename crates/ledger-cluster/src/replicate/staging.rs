@@ -3,14 +3,11 @@
 
 use std::{sync::Arc, time::Duration};
 
-use ledger_core::{node::Member, replication::Peer, slot::Slot};
+use ledger_core::{loads::StagingProgress, node::Member, replication::Peer, slot::Slot};
 use ledger_proto::ledger::v1::{
     FetchContext, FetchRequest, StageProgress, replica_service_client::ReplicaServiceClient,
 };
-use ledger_store::{
-    IncomingLoad, StagedLoad, StoreError, limited,
-    replicate::replica::{StagingProgress, StagingRequest},
-};
+use ledger_store::{IncomingLoad, StagedLoad, StoreError, limited, replicate::replica::StagingRequest};
 use tokio::{
     sync::mpsc,
     time::{sleep, timeout},

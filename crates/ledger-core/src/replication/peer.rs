@@ -24,6 +24,9 @@ impl Peer {
 pub struct PeerSet(u64);
 
 impl PeerSet {
+    /// The set of no peer.
+    pub const EMPTY: Self = Self(0);
+
     /// Adds a peer.
     pub fn insert(&mut self, peer: Peer) {
         self.0 |= 1 << peer.0;

@@ -12,7 +12,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use ledger_core::{ContextId, Head, Size, digest::TreeHead, ownership::Claim, slot::Slot};
+use ledger_core::{ContextId, Head, Size, digest::TreeHead, loads::LoadSpan, ownership::Claim, slot::Slot};
 use rocksdb::WriteBatch;
 use tokio::sync::oneshot;
 
@@ -26,7 +26,6 @@ use crate::{
     write::lane::{Command, Heal, HealProof, Healed},
     write::staging,
     write::state::{ContextState, read_head},
-    write::uncommitted_loads::LoadSpan,
 };
 
 /// Size of one write of staged rows, in bytes.

@@ -1,7 +1,9 @@
 //! Reads ranges of stored entries for a node that catches up.
 
 use bytes::Bytes;
-use ledger_core::{ContextId, Hash, HashSuite, Head, Lineage, Sequence, Size, digest::TreeHead};
+use ledger_core::{
+    ContextId, Hash, HashSuite, Head, Lineage, Sequence, Size, digest::TreeHead, loads::LoadSpan,
+};
 
 use crate::{
     StoreError,
@@ -192,11 +194,8 @@ pub(crate) fn read_together(
     let Some((place, head)) = rows::head(&rows, context)? else {
         return Err(out_of_range(context, Size(0), after, to));
     };
-    let (to, together) = match loaded.of(db, context, place, head.size()) {
-        Some(span) if after < span.after => (to.min(span.after), None),
-        Some(span) if after < span.to && span.after < to => (to.max(span.to), Some(span.to)),
-        _ => (to, None),
-    };
+    let span = loaded.of(db, context, place, head.size());
+    let (to, together) = LoadSpan::range(span, after, to);
     Ok((read_at(&rows, context, place, &head, after, to, max_bytes)?, together))
 }
 

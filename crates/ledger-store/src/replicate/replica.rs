@@ -11,6 +11,7 @@ use std::{
 use ledger_core::{
     ContextId, Epoch, Size,
     digest::Digest,
+    loads::StagingProgress,
     node::{ClusterId, ReplicaSet, StorageId},
     ownership::{Claim, Placement, Promise, SlotRecord, slot_manager::LeaseRenewal},
     replication::Peer,
@@ -115,17 +116,6 @@ pub struct StagingRequest {
     pub events: mpsc::Sender<(Peer, StagingProgress)>,
     /// Fails when the load is in place, or given up: what is staged then and not put in place is of no use.
     pub cancelled: watch::Receiver<()>,
-}
-
-/// How a peer gets on with staging a load.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StagingProgress {
-    /// It has more than before.
-    Advanced,
-    /// It has all of it on disk.
-    Staged,
-    /// It does not have it, or no longer.
-    Failed,
 }
 
 /// The offer to accept an epoch.

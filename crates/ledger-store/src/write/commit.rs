@@ -18,6 +18,7 @@ use foldhash::fast::RandomState;
 use ledger_core::{
     ContextId, Entry, EntryId, Epoch, Head, Position, Size,
     digest::TreeHead,
+    loads::LoadSpan,
     ownership::Claim,
     replication::{PeerSet, WriteQuorum},
     slot::Slot,
@@ -36,7 +37,6 @@ use crate::{
     write::committed_heads::Row,
     write::staging,
     write::state::ContextState,
-    write::uncommitted_loads::LoadSpan,
 };
 
 /// Callers that wait for the results of a commit, and for which quorum.

@@ -7,7 +7,10 @@
 use std::collections::HashMap;
 
 use foldhash::fast::RandomState;
-use ledger_core::{ContextId, Size};
+use ledger_core::{
+    ContextId, Size,
+    loads::{LoadSpan, LoadSpanState},
+};
 use parking_lot::Mutex;
 use rocksdb::WriteBatch;
 
@@ -20,20 +23,6 @@ use crate::{
 const PREFIX: &[u8] = b"loaded/";
 /// The first key beyond the prefix: '0' follows '/'.
 const BEYOND: &[u8] = b"loaded0";
-
-/// What a load brought: the entries after one size, up to another.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct LoadSpan {
-    pub(crate) after: Size,
-    pub(crate) to: Size,
-}
-
-impl LoadSpan {
-    /// Merges two loads that belong together.
-    pub(crate) fn with(self, other: Self) -> Self {
-        Self { after: self.after.min(other.after), to: self.to.max(other.to) }
-    }
-}
 
 /// The loads that may be uncommitted, by the number of their context.
 #[derive(Debug, Default)]
@@ -108,14 +97,8 @@ impl UncommittedLoads {
         size: Size,
     ) -> Option<LoadSpan> {
         let span = *self.0.lock().get(&place.number)?;
-        if span.to > size {
-            // The history that the load was part of was forked off.
-            self.forget(db, place);
-            return None;
-        }
-        // Only what readers may see is known to be committed.
-        let committed = db.head(context).ok().flatten();
-        if committed.is_some_and(|(at, head)| at == place && head.size() >= span.to) {
+        let readable = db.head(context).ok().flatten().filter(|(at, _)| *at == place);
+        if span.state(size, readable.map(|(_, head)| head.size())) != LoadSpanState::Uncommitted {
             self.forget(db, place);
             return None;
         }

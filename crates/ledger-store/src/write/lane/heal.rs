@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use ledger_core::loads::LoadSpan;
+
 use super::{
     Arc, Claim, ContextId, Db, Lane, RowLocation, Slot, StoreError, TreeHead, WriteBatch, read_head, staging,
 };
@@ -11,7 +13,6 @@ use crate::{
     replicate::ranges,
     replicate::verify::{RangeCheck, check},
     write::state::ContextState,
-    write::uncommitted_loads::LoadSpan,
 };
 
 /// The lane reads entries that were appended since the staging itself if they have at most this many bytes, because

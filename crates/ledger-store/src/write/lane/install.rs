@@ -1,6 +1,8 @@
 //! A lane installs a loaded history as a commit like any other. It sends a small load to the replicas with the
 //! commit. Of a large one it sends only a reference, because the replicas that count have staged it before.
 
+use ledger_core::loads::StagingCoordinator;
+
 use super::{
     Arc, ContextId, Db, Epoch, Lane, PeerSet, Sequence, Slot, StagedCommit, StagedContext, StoreError,
     Waiter, WriteBatch, WriteOrigin, families::RowLocation, read_head, staging,
@@ -83,11 +85,10 @@ impl Lane {
             return Err(StoreError::NotOwner { slot });
         }
         let (_, counting) = copies.quorum_and_in_sync(slot);
-        let mut able = install.staged_at;
-        able.extend(install.stale_peers);
         let is_sent = !install.records.is_empty() || !install.adds();
-        let is_staged = is_sent || counting.without(able).is_empty();
-        Ok(is_staged.then_some(origin))
+        let may_install =
+            is_sent || StagingCoordinator::may_install(counting, install.staged_at, install.stale_peers);
+        Ok(may_install.then_some(origin))
     }
 
     fn commit_load(&mut self, db: &Arc<Db>, install: Install, origin: WriteOrigin, done: Installed) {

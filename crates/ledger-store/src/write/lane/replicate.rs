@@ -10,6 +10,7 @@ use foldhash::fast::RandomState;
 use ledger_core::{
     ContextId, Head, Size,
     digest::TreeHead,
+    loads::LoadSpan,
     replication::{RangeFit, fit},
     slot::Slot,
 };
@@ -19,7 +20,6 @@ use crate::{
     replicate::verify::{RangeCheck, check},
     write::commit::StagedContext,
     write::state::ContextState,
-    write::uncommitted_loads::LoadSpan,
 };
 
 /// A part after a larger gap than this is not buffered: fetching the gap fetches what follows as well.

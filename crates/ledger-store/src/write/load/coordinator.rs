@@ -1,12 +1,11 @@
-//! Putting a load in place, on a standalone node or everywhere: nothing of it is to be seen anywhere before enough members
-//! hold all of it.
+//! Installs a load, on a standalone node or in a cluster: no reader sees anything of it before enough members hold all of it.
 //!
 //! | size | how it goes to the replicas |
 //! | --- | --- |
-//! | what fits one part of a commit | in it |
-//! | more | each member that counts fetches it, and stages it, while appends go on; then one small part of a commit says that it is in place |
+//! | fits one part of a commit | in it |
+//! | larger | each in-sync member fetches and stages it, while appends go on ([`StagingCoordinator`]); then a small part of a commit installs it |
 //!
-//! If the owner ends before that commit is anywhere else, nobody has anything of it in place.
+//! If the owner ends before that commit is at any other node, no node has installed anything of the load.
 
 use std::{
     sync::mpsc,
@@ -14,69 +13,44 @@ use std::{
 };
 
 use ledger_core::{
-    Epoch, Head, Size,
+    Head, Size,
     digest::TreeHead,
+    loads::{StagingCoordinator, StagingDecision, StagingProgress, StagingSettings},
+    ownership::Claim,
     replication::{Peer, PeerSet},
 };
 use tokio::sync::watch;
 
 use super::staged::StagedHistory;
 use crate::{
-    LoadDescriptor, StoreError,
-    replicate::incoming_load::OfferedLoad,
-    replicate::ranges,
-    replicate::replica::{StagingProgress, StagingRequest},
-    write::lane::Install,
+    LoadDescriptor, StoreError, replicate::incoming_load::OfferedLoad, replicate::ranges,
+    replicate::replica::StagingRequest, write::lane::Install,
 };
 
 /// Most bytes of records that are sent with the commit.
 const PART_BYTES: usize = 1 << 20;
-/// How often it is looked whether the slot is still owned, and by whom it is kept.
+/// How often the load looks whether this node still owns the slot, and which members it has.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
-/// How long a member that failed is left alone.
-const RETRY_PAUSE: Duration = Duration::from_secs(1);
-/// A member that failed so often is left behind, if there are enough others …
-const MAX_FAILURES: u32 = 5;
-/// … and so is one that did not get on for so long.
-const STUCK_AFTER: Duration = Duration::from_secs(30);
-/// How long a load goes on while nobody gets on.
-const LOAD_TIMEOUT: Duration = Duration::from_mins(10);
-
-/// A member that is to stage a load.
-#[derive(Debug, Clone, Copy)]
-struct StagingReplica {
-    is_asked: bool,
-    failures: u32,
-    /// When it got on, or failed, last.
-    since: Instant,
-}
-
-/// What became of spreading a load.
-#[derive(Debug, Default)]
-struct StagingResult {
-    staged_at: PeerSet,
-    stale_peers: PeerSet,
-}
 
 impl StagedHistory {
     /// Puts the staged history in place: it has its copies when this returns.
     pub(super) fn put_in_place(&self) -> Result<(), StoreError> {
         let records = self.records()?;
         if !records.is_empty() || self.added() == 0 || self.epoch.is_none() {
-            return match self.hand_over(self.to_install(records, &StagingResult::default())) {
+            return match self.hand_over(self.to_install(records, PeerSet::EMPTY, PeerSet::EMPTY)) {
                 Ok(true) => Ok(()),
                 // Nobody has to stage what is sent, or does not grow.
                 Ok(false) => Err(StoreError::NotAcknowledged),
                 Err(error) => Err(error),
             };
         }
-        let mut spreading = StagingCoordinator::new(self);
+        let mut spread = Spread::new(self);
         loop {
-            let spread = spreading.run()?;
-            if self.hand_over(self.to_install(Vec::new(), &spread))? {
+            let (staged_at, stale_peers) = spread.run()?;
+            if self.hand_over(self.to_install(Vec::new(), staged_at, stale_peers))? {
                 return Ok(());
             }
-            // Somebody counts that did not: it has to stage it too.
+            // Another member is in sync by now: it has to stage the load too.
         }
     }
 
@@ -118,147 +92,106 @@ impl StagedHistory {
         Ok(if is_all { range.records.to_vec() } else { Vec::new() })
     }
 
-    fn to_install(&self, records: Vec<u8>, spread: &StagingResult) -> Install {
+    fn to_install(&self, records: Vec<u8>, staged_at: PeerSet, stale_peers: PeerSet) -> Install {
         Install {
             context: self.context.clone(),
             base: self.base.as_ref().map(|(place, head)| (*place, head.frontier.size())),
             state: self.state.clone(),
             epoch: self.epoch,
             records,
-            staged_at: spread.staged_at,
-            stale_peers: spread.stale_peers,
+            staged_at,
+            stale_peers,
             generation: self.generation,
         }
     }
 }
 
 /// Has the members of a slot stage a load.
-struct StagingCoordinator<'a> {
+struct Spread<'a> {
     staging: &'a StagedHistory,
-    epoch: Epoch,
-    replicas: Vec<(Peer, StagingReplica)>,
-    staged_at: PeerSet,
+    coordinator: StagingCoordinator,
+    began: Instant,
     events: mpsc::Receiver<(Peer, StagingProgress)>,
-    teller: mpsc::Sender<(Peer, StagingProgress)>,
-    /// Dropped when it is over.
+    event_sender: mpsc::Sender<(Peer, StagingProgress)>,
+    /// Dropped when the load is over: members remove what they staged then.
     until: watch::Sender<()>,
-    got_on: Instant,
     _offered: OfferedLoad<'a>,
 }
 
-impl<'a> StagingCoordinator<'a> {
+impl<'a> Spread<'a> {
     fn new(staging: &'a StagedHistory) -> Self {
-        let (teller, events) = mpsc::channel();
-        let departures = &staging.inner.shared.offered_loads;
+        let (event_sender, events) = mpsc::channel();
+        let offered_loads = &staging.inner.shared.offered_loads;
+        let epoch = staging.epoch.unwrap_or_default();
         Self {
-            _offered: departures.offer(&staging.context, staging.state.place, &staging.state.head),
-            epoch: staging.epoch.unwrap_or_default(),
+            _offered: offered_loads.offer(&staging.context, staging.state.place, &staging.state.head),
+            coordinator: StagingCoordinator::new(StagingSettings::default(), epoch, 0),
             staging,
-            replicas: Vec::new(),
-            staged_at: PeerSet::default(),
+            began: Instant::now(),
             events,
-            teller,
+            event_sender,
             until: watch::Sender::default(),
-            got_on: Instant::now(),
         }
     }
 
-    /// Waits until the members that count have staged it, as many as are needed at least.
-    fn run(&mut self) -> Result<StagingResult, StoreError> {
+    fn now(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Waits until the load may be installed. Returns the members that have staged it, and those that are left behind.
+    fn run(&mut self) -> Result<(PeerSet, PeerSet), StoreError> {
         let slot = self.staging.state.place.slot;
+        let shared = &self.staging.inner.shared;
+        let copies = shared.replication_of(slot).ok_or(StoreError::NotOwner { slot })?;
         loop {
-            let shared = &self.staging.inner.shared;
-            let copies = shared.replication_of(slot).ok_or(StoreError::NotOwner { slot })?;
             let (epoch, _) = copies.serving_epoch(slot)?;
-            if epoch != self.epoch {
-                return Err(StoreError::NotOwner { slot });
+            let (write_quorum, in_sync) = copies.quorum_and_in_sync(slot);
+            match self.coordinator.step(self.now(), Some(epoch), write_quorum, in_sync) {
+                StagingDecision::Request(peers) => {
+                    if let Some((claim, _)) = copies.ownership(slot) {
+                        self.request(peers, &claim);
+                    }
+                    self.listen();
+                }
+                StagingDecision::Install { staged_at, stale_peers } => return Ok((staged_at, stale_peers)),
+                StagingDecision::NotOwner => return Err(StoreError::NotOwner { slot }),
+                StagingDecision::TimedOut => return Err(StoreError::NotAcknowledged),
             }
-            let (needed, counting) = copies.quorum_and_in_sync(slot);
-            let missing = counting.without(self.staged_at);
-            let is_enough = counting.without(missing).len() + 1 >= needed;
-            let mut stale_peers = PeerSet::default();
-            missing.iter().filter(|peer| self.is_hopeless(*peer)).for_each(|peer| stale_peers.insert(peer));
-            if is_enough && missing.without(stale_peers).is_empty() {
-                // Whoever is on the stream and does not count yet is offered the slot again anyway.
-                return Ok(StagingResult { staged_at: self.staged_at, stale_peers });
-            }
-            if self.got_on.elapsed() > LOAD_TIMEOUT {
-                return Err(StoreError::NotAcknowledged);
-            }
-            self.ask(missing);
-            self.listen();
         }
     }
 
-    fn is_hopeless(&self, peer: Peer) -> bool {
-        let known = self.replicas.iter().find(|(of, _)| *of == peer);
-        known.is_some_and(|(_, stager)| {
-            stager.failures >= MAX_FAILURES || stager.is_asked && stager.since.elapsed() > STUCK_AFTER
-        })
-    }
-
-    /// Asks those that were not asked, or failed a while ago.
-    fn ask(&mut self, peers: PeerSet) {
+    fn request(&self, peers: PeerSet, claim: &Claim) {
         let staging = self.staging;
         let Some(outbox) = staging.inner.shared.outbox.get() else { return };
-        let Some(claim) = staging
-            .inner
-            .shared
-            .replication_of(staging.state.place.slot)
-            .and_then(|copies| copies.ownership(staging.state.place.slot).map(|(claim, _)| claim))
-        else {
-            return;
+        let head = &staging.state.head;
+        let empty = Head::new(head.suite, head.lineage, head.created_at_ns);
+        let load = LoadDescriptor {
+            lineage: head.lineage,
+            suite: head.suite,
+            created_at_ns: head.created_at_ns,
+            after: staging.before().unwrap_or_else(|| empty.tree_head()),
+            to: head.size(),
+            root: Some(head.root()),
         };
-        let now = Instant::now();
         for peer in peers.iter() {
-            let at = self.replicas.iter().position(|(of, _)| *of == peer).unwrap_or_else(|| {
-                self.replicas.push((peer, StagingReplica { is_asked: false, failures: 0, since: now }));
-                self.replicas.len() - 1
-            });
-            let stager = &mut self.replicas[at].1;
-            if stager.is_asked || stager.failures > 0 && stager.since.elapsed() < RETRY_PAUSE {
-                continue;
-            }
-            (stager.is_asked, stager.since) = (true, now);
-            let head = &staging.state.head;
-            let empty = Head::new(head.suite, head.lineage, head.created_at_ns);
-            let load = LoadDescriptor {
-                lineage: head.lineage,
-                suite: head.suite,
-                created_at_ns: head.created_at_ns,
-                after: staging.before().unwrap_or_else(|| empty.tree_head()),
-                to: head.size(),
-                root: Some(head.root()),
-            };
             outbox.request_staging(
                 peer,
                 StagingRequest {
                     number: staging.state.place.number,
                     claim: claim.clone(),
                     context: staging.context.clone(),
-                    load,
-                    events: self.teller.clone(),
+                    load: load.clone(),
+                    events: self.event_sender.clone(),
                     cancelled: self.until.subscribe(),
                 },
             );
         }
     }
 
-    /// Takes what members say, for a moment at most.
+    /// Takes a member's report, if one comes soon.
     fn listen(&mut self) {
-        let Ok((peer, event)) = self.events.recv_timeout(POLL_INTERVAL) else { return };
-        let Some((_, stager)) = self.replicas.iter_mut().find(|(of, _)| *of == peer) else { return };
-        stager.since = Instant::now();
-        match event {
-            StagingProgress::Advanced => self.got_on = stager.since,
-            StagingProgress::Staged => {
-                self.got_on = stager.since;
-                self.staged_at.insert(peer);
-            }
-            StagingProgress::Failed => {
-                self.staged_at.remove(peer);
-                (stager.is_asked, stager.failures) = (false, stager.failures + 1);
-            }
+        if let Ok((peer, progress)) = self.events.recv_timeout(POLL_INTERVAL) {
+            self.coordinator.on_progress(self.now(), peer, progress);
         }
     }
 }

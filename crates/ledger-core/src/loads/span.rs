@@ -1,0 +1,57 @@
+//! The part of a history that a load brought, until the load is committed.
+
+use crate::Size;
+
+/// What a load brought: the entries after one size, up to another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LoadSpan {
+    /// The size before it.
+    pub after: Size,
+    /// The size with it.
+    pub to: Size,
+}
+
+/// What became of a load.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LoadSpanState {
+    /// It may not be committed: who fetches it installs it as a whole.
+    Uncommitted,
+    /// It is committed: enough nodes have it as a whole.
+    Committed,
+    /// The history that it was part of was forked off.
+    ForkedOff,
+}
+
+impl LoadSpan {
+    /// Merges an earlier load that may be uncommitted, too: both belong together.
+    #[must_use]
+    pub fn with(self, other: Self) -> Self {
+        Self { after: self.after.min(other.after), to: self.to.max(other.to) }
+    }
+
+    /// Returns what became of it, from the size of the history that is here and that of what readers may see of it
+    /// (`None`: nothing).
+    ///
+    /// Only what readers may see is known to be committed.
+    pub fn state(self, here: Size, readable: Option<Size>) -> LoadSpanState {
+        if self.to > here {
+            LoadSpanState::ForkedOff
+        } else if readable.is_some_and(|readable| readable >= self.to) {
+            LoadSpanState::Committed
+        } else {
+            LoadSpanState::Uncommitted
+        }
+    }
+
+    /// Returns up to which size to send a node that asks for the entries after one size up to another, and the size up to
+    /// which it must install them together, if it must.
+    ///
+    /// A range ends before the load begins, or contains the load up to its end, even beyond what was asked for.
+    pub fn range(uncommitted: Option<Self>, after: Size, to: Size) -> (Size, Option<Size>) {
+        match uncommitted {
+            Some(span) if after < span.after => (to.min(span.after), None),
+            Some(span) if after < span.to && span.after < to => (to.max(span.to), Some(span.to)),
+            _ => (to, None),
+        }
+    }
+}
