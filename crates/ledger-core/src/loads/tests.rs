@@ -13,7 +13,9 @@ fn peer(number: u8) -> Peer {
 
 fn peers(numbers: &[u8]) -> PeerSet {
     let mut set = PeerSet::default();
-    numbers.iter().for_each(|number| set.insert(peer(*number)));
+    for number in numbers {
+        set.insert(peer(*number));
+    }
     set
 }
 
@@ -25,7 +27,9 @@ fn install(staged_at: &[u8], stale_peers: &[u8]) -> StagingDecision {
 fn a_load_is_installed_once_all_in_sync_members_have_staged_it() {
     let mut staging = StagingCoordinator::new(SETTINGS, Epoch(3), 0);
     let mut step = |now, reports: &[(u8, StagingProgress)]| {
-        reports.iter().for_each(|(of, progress)| staging.on_progress(now, peer(*of), *progress));
+        for (of, progress) in reports {
+            staging.on_progress(now, peer(*of), *progress);
+        }
         staging.step(now, Some(Epoch(3)), 2, peers(&[1, 2]))
     };
     assert_eq!(step(0, &[]), StagingDecision::Request(peers(&[1, 2])));
