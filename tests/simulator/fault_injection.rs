@@ -19,7 +19,6 @@ use super::{
     faults::Fault,
     gossip::Published,
     message::{Index, Message},
-    network::MAX_NODES,
     node::index_of,
     operators::LOOKS_EVERY,
     run::{Host, ScheduledEvent, Stage, World},
@@ -136,7 +135,7 @@ impl World {
             }
             Fault::AddNode => {
                 let there = self.hosts.iter().filter(|host| !host.is_gone).count();
-                if self.hosts.len() >= MAX_NODES || there > 5 {
+                if self.hosts.len() >= self.plan.max_nodes || there + 3 >= self.plan.max_nodes {
                     return false;
                 }
                 let added = self.add_host();
@@ -144,7 +143,9 @@ impl World {
             }
             Fault::RemoveNode => {
                 let there = self.hosts.iter().filter(|host| !host.is_gone).count();
-                if there <= self.plan.settings.replication_factor.max(3) || self.hosts.len() >= MAX_NODES {
+                if there <= self.plan.settings.replication_factor.max(3)
+                    || self.hosts.len() >= self.plan.max_nodes
+                {
                     return false;
                 }
                 self.with(node, |node| node.drain(true));

@@ -2,7 +2,7 @@
 
 use ledger_core::ownership::slot_manager::OwnershipSettings;
 
-use super::random::Random;
+use super::{network::MAX_NODES, random::Random};
 
 /// A fault, or an operator's action.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -82,6 +82,8 @@ impl Fault {
 pub struct RunPlan {
     pub settings: OwnershipSettings,
     pub nodes: usize,
+    /// Most nodes, with those that are added.
+    pub max_nodes: usize,
     /// Whether the nodes that form the cluster are configured with each other. If the cluster has more nodes than
     /// copies they must be, or nodes that see only each other form one too.
     pub is_listed: bool,
@@ -111,8 +113,35 @@ pub struct RunPlan {
     pub dead_after: u64,
 }
 
+/// One seed of this many is of a large cluster.
+const LARGE_EVERY: u64 = 40;
+
 impl RunPlan {
-    pub fn new(random: &mut Random) -> Self {
+    pub fn new(seed: u64, random: &mut Random) -> Self {
+        let plan = Self::small(random);
+        if seed % LARGE_EVERY == LARGE_EVERY - 1 { plan.enlarged(random) } else { plan }
+    }
+
+    /// Returns the same for 20 to 30 nodes, of which each keeps some of the slots.
+    fn enlarged(self, random: &mut Random) -> Self {
+        let nodes = random.between(20, 30) as usize;
+        let slots = random.between(8, 16) as usize;
+        let loaded = self.loaded.map(|_| slots);
+        Self {
+            nodes,
+            max_nodes: MAX_NODES,
+            is_listed: true,
+            slots,
+            contexts: slots + usize::from(loaded.is_some()),
+            loaded,
+            writers: slots,
+            watchers: 4,
+            duration: random.between(10_000, 25_000),
+            ..self
+        }
+    }
+
+    fn small(random: &mut Random) -> Self {
         let (replication_factor, write_quorum) = match random.below(20) {
             0 => (1, 1),
             1 | 2 => (3, 1),
@@ -154,6 +183,7 @@ impl RunPlan {
         let loaded = random.chance(500).then_some(appended);
         Self {
             nodes,
+            max_nodes: 9,
             is_listed: random.chance(500) || nodes > replication_factor || faults.contains(&Fault::AddNode),
             slots,
             contexts: appended + usize::from(loaded.is_some()),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::{message::Index, random::Random};
 
 /// Most nodes in a simulation.
-pub const MAX_NODES: usize = 9;
+pub const MAX_NODES: usize = 33;
 
 /// The network's state of a stream.
 #[derive(Debug)]

@@ -176,7 +176,7 @@ pub fn run(seed: u64, broken: DisabledRule, trace: bool) -> Run {
 impl World {
     fn new(seed: u64, broken: DisabledRule, trace: bool) -> Self {
         let mut random = Random::new(seed);
-        let plan = RunPlan::new(&mut random);
+        let plan = RunPlan::new(seed, &mut random);
         let contexts = Rc::new(Contexts::new(plan.contexts, plan.slots));
         let mut settings = plan.settings.clone();
         let name = |index: usize| NodeId::new(format!("n{index}")).unwrap();
