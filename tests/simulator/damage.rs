@@ -16,7 +16,6 @@ impl Node {
     /// Damages what the disk holds of a context. Nobody knows yet.
     pub fn damage(&mut self, context: Context) {
         if self.config.broken == DisabledRule::DamageIsAbsence {
-            self.visible[context] = 0;
             self.ids[context].clear();
         } else if let Some(extent) = self.disk.now.histories[context].extent() {
             self.counted.insert(context, extent);
@@ -26,7 +25,7 @@ impl Node {
 
     /// Returns whether appends to a context wait for a quorum.
     pub fn waits(&self, context: Context) -> bool {
-        self.pending.has_pending(self.config.contexts.slot(context))
+        self.commits.has_pending(self.config.contexts.slot(context))
     }
 
     /// Returns whether a context cannot be read; a caller that tries records the damage.

@@ -5,7 +5,7 @@
 use std::{collections::BTreeMap, rc::Rc};
 
 use ledger_core::{
-    Epoch, Size,
+    Size,
     loads::{LoadSpan, LoadSpanState, StagingCoordinator, StagingDecision, StagingProgress, StagingSettings},
     ownership::Claim,
     replication::{Peer, PeerSet},
@@ -19,7 +19,7 @@ use super::{
     disk::Write,
     history::{Context, Entry, History},
     invariants::Checked,
-    lane::{ClientRequest, CommitContext, PendingPart},
+    lane::{Answers, ClientRequest, CommitContext, part_of},
     message::{CatchUpResponse, Index, Message, Range, Response},
     node::{Node, peer_of},
     node_output::{NodeOutput, Note},
@@ -56,10 +56,11 @@ impl Node {
         is_large: bool,
     ) {
         let (waits, slot) = ((client, request), self.config.contexts.slot(context));
-        if !self.serving_epoch(slot) || self.is_damaged(context) || !self.can_write() {
+        let epoch = self.serving_epoch(slot).filter(|_| !self.is_damaged(context) && self.can_write());
+        let Some(epoch) = epoch else {
             let response = self.not_owner(context);
             return self.out.push(NodeOutput::Respond { client, request, response });
-        }
+        };
         let history = &self.disk.now.histories[context];
         let size = history.size();
         let both = size.min(snapshot.size());
@@ -80,7 +81,7 @@ impl Node {
             return self.install(waits, slot, &range, false);
         }
         let number = self.number();
-        let coordinator = StagingCoordinator::new(STAGING, self.led_epoch(slot), self.now);
+        let coordinator = StagingCoordinator::new(STAGING, epoch, self.now);
         let loading = Loading { waits, number, range, coordinator, asked: BTreeMap::new() };
         if let Some(before) = self.loads.insert(context, loading) {
             self.give_up_load(&before);
@@ -94,8 +95,7 @@ impl Node {
         if self.config.broken == DisabledRule::LoadsUnsettled {
             return self.loaded(waits, context, size);
         }
-        let item = PendingPart::of_load(waits, context, size);
-        self.committed(vec![(slot, item)], &[], Vec::new());
+        self.written(vec![part_of(slot, Answers::of_load(waits, context, size))], &[]);
     }
 
     /// Continues all loads that members are staging.
@@ -108,8 +108,8 @@ impl Node {
     /// Has the in-sync members stage a load, and installs it once they have.
     fn spread(&mut self, context: Context) {
         let slot = self.config.contexts.slot(context);
-        let (write_quorum, in_sync) = self.pending.quorum_and_in_sync(slot);
-        let serving = self.serving_epoch(slot).then(|| self.led_epoch(slot));
+        let (write_quorum, in_sync) = self.commits.quorum_and_in_sync(slot);
+        let serving = self.serving_epoch(slot);
         let now = self.now;
         let Some(loading) = self.loads.get_mut(&context) else { return };
         let late: Vec<Peer> =
@@ -141,7 +141,8 @@ impl Node {
     }
 
     fn ask_to_stage(&mut self, context: Context, slot: Slot, peers: PeerSet) {
-        let Some(claim) = self.owned.get(&slot).map(|ownership| ownership.claim().clone()) else { return };
+        let Some((claim, _)) = self.commits.ownership(slot) else { return };
+        let claim = claim.clone();
         let now = self.now;
         for peer in peers.iter() {
             let Some(loading) = self.loads.get_mut(&context) else { return };
@@ -183,15 +184,16 @@ impl Node {
     /// Installs a load and notifies the replicas.
     fn install(&mut self, waits: ClientRequest, slot: Slot, range: &Range, is_staged: bool) {
         let Range { context, after, ref entries, .. } = *range;
-        let by = self.led_epoch(slot);
+        let by = self.serving_epoch(slot).unwrap_or_default();
         for entry in entries.iter() {
             self.out.push(NodeOutput::Note(Note::Created { context, entry: *entry, by }));
         }
+        self.pin(context);
         self.put_in_place(context, entries);
         let to = after + entries.len() as u64;
-        let item = PendingPart::of_load(waits, context, to);
+        let part = part_of(slot, Answers::of_load(waits, context, to));
         let begun = CommitContext { context, after, is_load: true, is_staged };
-        self.committed(vec![(slot, item)], &[begun], Vec::new());
+        self.written(vec![part], &[begun]);
         self.out.push(NodeOutput::Note(Note::Moment));
     }
 
@@ -212,9 +214,7 @@ impl Node {
         let Some(id) = self.disk.now.histories[context].0.get(size as usize - 1).map(|entry| entry.id) else {
             return;
         };
-        let ownership = self.owned.get(&self.config.contexts.slot(context));
-        let (in_epoch, needed) =
-            ownership.map_or((None, 1), |ownership| (Some(ownership.epoch()), ownership.write_quorum()));
+        let (in_epoch, needed) = self.epoch_and_quorum(context);
         let (sequence, is_stable) = (size, true);
         self.out.push(NodeOutput::Note(Note::Acknowledged {
             context,
@@ -236,10 +236,6 @@ impl Node {
     fn give_up_load(&mut self, loading: &Loading) {
         let (client, request) = loading.waits;
         self.out.push(NodeOutput::Respond { client, request, response: Response::Unknown });
-    }
-
-    fn led_epoch(&self, slot: Slot) -> Epoch {
-        self.owned.get(&slot).map_or(Epoch::default(), super::lane::SlotOwnership::epoch)
     }
 
     /// Returns which part of a context must be installed as a whole, as far as this node knows; forgets it once it is

@@ -3,12 +3,12 @@
 use std::{collections::BTreeMap, rc::Rc};
 
 use ledger_core::{
-    Epoch, Hash, compare,
+    Hash, compare,
     digest::Digest,
     loads::LoadSpan,
     node::{ClusterId, Member, ReplicaSet, StorageId},
     ownership::{Claim, slot_manager},
-    replication::WriteQuorum,
+    replication::{CommitIndex, WriteQuorum},
     slot::Slot,
 };
 
@@ -136,7 +136,7 @@ pub struct Part {
 pub enum OwnerMessage {
     Commit { number: u64, parts: Vec<Part> },
     SyncOffer(Box<SyncOffer>),
-    CommitIndex { slot: Slot, epoch: Epoch, number: u64 },
+    CommitIndex(CommitIndex),
     LeaseRenewal(Vec<slot_manager::LeaseRenewal>),
 }
 

@@ -4,7 +4,8 @@
 //! | here | is in a real node |
 //! | --- | --- |
 //! | [`node`], [`perform`], [`streams`], [`node_output`] | the shell around [`ledger_core::ownership::SlotManager`] |
-//! | [`lane`], [`replicate`], [`serve`] | a store's lane, the replica's side of it, and the responses to clients |
+//! | [`lane`], [`replicate`], [`serve`] | the shell around [`ledger_core::replication::SlotCommits`], the replica's side of a lane, and the responses to clients |
+//! | [`pins`] | what readers see of a database whose last writes are not committed |
 //! | [`loads`] | loads, in `ledger_store::write::load` and `ledger_cluster::replicate::staging` |
 //! | [`catch_up`] | catching up with an owner or, as a claimant, with the best replicas |
 //! | [`gossip`] | chitchat |
@@ -43,6 +44,7 @@ mod node_output;
 mod note_checks;
 mod operators;
 mod perform;
+mod pins;
 mod random;
 mod replicate;
 mod run;

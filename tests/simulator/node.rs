@@ -7,14 +7,13 @@ use std::{
 };
 
 use ledger_core::{
-    Epoch,
     digest::{SlotDigest, TreeHead},
     node::{ClusterId, Member, NodeId, ReplicaSet, StorageId},
     ownership::{
         Claim, DeclaredLosses, Placement, SlotManager, SlotRecord,
         slot_manager::{DecommissionMode, Event, MemberResponse, Millis, SyncOfferOutcome as Offered},
     },
-    replication::{Peer, PendingCommits, UncommittedWrites},
+    replication::Peer,
     slot::Slot,
 };
 
@@ -24,10 +23,11 @@ use super::{
     disk::{Disk, Write},
     gossip::{Gossip, Published},
     history::Context,
-    lane::{AnsweredAppend, PendingPart, Queued, SlotOwnership},
+    lane::{Commits, Queued},
     loads::Loading,
     message::{Index, Message, Part, Range},
-    node_output::{AfterSync, Config, NodeOutput, Note, Outgoing, SlotVisibility, Timer},
+    node_output::{AfterSync, Config, NodeOutput, Note, Outgoing, Timer},
+    pins::Pins,
     random::Random,
 };
 
@@ -56,14 +56,11 @@ pub struct Node {
     /// When each node last answered a lease renewal, or accepted the stream.
     pub(super) renewed: BTreeMap<Index, Millis>,
     // The lane.
-    pub(super) number: u64,
-    pub(super) pending: PendingCommits<PendingPart, AnsweredAppend>,
-    pub(super) owned: BTreeMap<Slot, SlotOwnership>,
+    pub(super) commits: Commits,
+    /// The claim in which this node last served each slot.
+    pub(super) served: BTreeMap<Slot, Claim>,
     pub(super) queue: Vec<Queued>,
-    pub(super) uncommitted: UncommittedWrites<(Context, u64)>,
-    pub(super) accepted_at: BTreeMap<Slot, (Epoch, u64)>,
-    pub(super) visibility: BTreeMap<Slot, SlotVisibility>,
-    pub(super) visible: Vec<u64>,
+    pub(super) pins: Pins,
     pub(super) in_sync: BTreeMap<Slot, Claim>,
     pub(super) out_of_order: BTreeMap<Context, VecDeque<(Part, u64)>>,
     pub(super) ids: Vec<BTreeMap<u64, u64>>,
@@ -131,14 +128,10 @@ impl Node {
             outgoing: BTreeMap::new(),
             incoming: BTreeMap::new(),
             renewed: BTreeMap::new(),
-            number: 0,
-            pending: PendingCommits::default(),
-            owned: BTreeMap::new(),
+            commits: Commits::default(),
+            served: BTreeMap::new(),
             queue: Vec::new(),
-            uncommitted: UncommittedWrites::default(),
-            accepted_at: BTreeMap::new(),
-            visibility: BTreeMap::new(),
-            visible: vec![0; contexts],
+            pins: Pins::default(),
             in_sync: BTreeMap::new(),
             out_of_order: BTreeMap::new(),
             ids: vec![BTreeMap::new(); contexts],
@@ -178,6 +171,11 @@ impl Node {
                 self.trace(|_| format!("    => {effect:?}"));
                 self.perform(effect);
             }
+        }
+        if self.config.broken == DisabledRule::Nothing
+            && let Err(violation) = self.commits.check()
+        {
+            self.out.push(NodeOutput::Note(Note::Violated(violation)));
         }
         std::mem::take(&mut self.out)
     }
@@ -294,6 +292,11 @@ impl Node {
         {
             self.belongs(id);
         }
+        if let Some(promised) = &record.promised
+            && self.config.broken != DisabledRule::StaleOwner
+        {
+            self.commits.fence(slot, promised);
+        }
         self.disk.write(Write::Record(slot, record));
     }
 
@@ -372,7 +375,9 @@ impl Node {
 
     fn done(&mut self, what: AfterSync) {
         match what {
-            AfterSync::Own(number) => self.advance_durable_here(number),
+            AfterSync::Own(number) => {
+                self.step(|commits, effects| commits.advance_durable_here(number, effects));
+            }
             AfterSync::Up { to, stream, body } => {
                 if self.incoming.get(&to).is_some_and(|(known, _)| *known == stream) {
                     self.out.push(NodeOutput::Up { stream, body });

@@ -101,6 +101,8 @@ pub enum Note {
     },
     /// A moment of a takeover that suits a fault.
     Moment,
+    /// Something does not hold that always should.
+    Violated(String),
     Trace(String),
 }
 
@@ -121,15 +123,6 @@ pub enum AfterSync {
     Recorded(Slot),
     Answer { to: Member, slot: Slot, claim: Claim, answer: MemberResponse },
     Offered { slot: Slot, claim: Claim },
-}
-
-/// Whether readers see a slot. See `ledger_store::read::visibility`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum SlotVisibility {
-    #[default]
-    Hidden,
-    Withheld,
-    Visible,
 }
 
 /// The configuration of a node.

@@ -91,6 +91,7 @@ impl World {
                 Ok(())
             }
             Note::Moment | Note::Trace(_) => Ok(()),
+            Note::Violated(violation) => Err(format!("node {index}: {violation}")),
             Note::CaughtUp { entries } => {
                 self.counts.add(Counted::Fetched, entries);
                 Ok(())

@@ -13,7 +13,7 @@ use ledger_core::{
 use super::{
     broken::DisabledRule,
     message::{Message, OwnerMessage, SyncOffer},
-    node::{Node, index_of},
+    node::{Node, index_of, peer_of},
     node_output::{AfterSync, NodeOutput, Note},
 };
 
@@ -122,7 +122,7 @@ impl Node {
                     }
                 } else {
                     let offer = SyncOffer {
-                        number: self.number,
+                        number: 0,
                         slot,
                         claim,
                         members,
@@ -143,7 +143,9 @@ impl Node {
                 self.begin_serving(slot, &claim, write_quorum, was_handed_over);
             }
             Effect::AddInSync { slot, claim, member } => self.add_in_sync(slot, &claim, &member),
-            Effect::RemoveReplica { slot, claim, member } => self.remove_peer(slot, &claim, &member),
+            Effect::RemoveReplica { slot, claim, member } => {
+                self.commits.remove_peer(slot, &claim, peer_of(index_of(&member.node)));
+            }
             Effect::RenewLeases { to, slots } => {
                 let stream =
                     self.outgoing.get(&index_of(&to.node)).filter(|out| out.is_up && out.member == to);
@@ -151,7 +153,9 @@ impl Node {
                     self.out.push(NodeOutput::Down { stream, body: OwnerMessage::LeaseRenewal(slots) });
                 }
             }
-            Effect::StopAppends { slot, claim } => self.stop_appends(slot, &claim),
+            Effect::StopAppends { slot, claim } => {
+                self.step(|commits, effects| commits.stop_appends(slot, &claim, effects));
+            }
             Effect::DeclineHandover { slot, claim } => {
                 let (from, to) = (self.member.clone(), index_of(&claim.claimant));
                 let message = Message::Answer { from, slot, claim, answer: MemberResponse::Unavailable };

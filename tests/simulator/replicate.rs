@@ -10,7 +10,7 @@ use ledger_core::{
         Claim, ReplicaRefusal,
         slot_manager::{Event, LeaseRenewal, SyncOfferOutcome},
     },
-    replication::{RangeFit, fit},
+    replication::{RangeFit, fit, slot_commits::Visibility},
     slot::Slot,
 };
 
@@ -20,7 +20,7 @@ use super::{
     history::{Context, Entry},
     message::{Index, OwnerMessage, Part, ReplicaMessage, SyncOffer},
     node::Node,
-    node_output::{AfterSync, NodeOutput, Note, SlotVisibility},
+    node_output::{AfterSync, NodeOutput, Note},
 };
 
 /// Most parts of a context that wait for what comes before them.
@@ -55,18 +55,8 @@ impl Node {
             }
             OwnerMessage::SyncOffer(offer) => self.on_sync_offer(from, stream, *offer),
             OwnerMessage::LeaseRenewal(slots) => self.renewal(from, stream, &slots),
-            OwnerMessage::CommitIndex { slot, epoch, number } => {
-                for (context, size) in self.uncommitted.take_committed(slot, epoch, number) {
-                    self.publish(context, size);
-                }
-                if self.accepted_at.get(&slot).is_some_and(|(of, at)| *of == epoch && *at <= number) {
-                    self.accepted_at.remove(&slot);
-                    if self.visibility.insert(slot, SlotVisibility::Visible) != Some(SlotVisibility::Visible)
-                    {
-                        let config = Rc::clone(&self.config);
-                        config.contexts.of(slot).for_each(|context| self.publish(context, 0));
-                    }
-                }
+            OwnerMessage::CommitIndex(index) => {
+                self.step(|commits, effects| commits.advance_commit_index(&[index], effects));
             }
         }
     }
@@ -161,7 +151,7 @@ impl Node {
             // stream brings the rest.
             return ReplicateOutcome::Durable;
         }
-        if !is_strict && self.is_withheld(*slot) {
+        if !is_strict && self.commits.visibility(*slot) != Visibility::Hidden {
             // This write is not known to be committed, and no number in the stream says when it is.
             self.hide(*slot);
         }
@@ -205,18 +195,16 @@ impl Node {
         }
         let new: Vec<Entry> = entries[skip as usize..].to_vec();
         let (epoch, slot) = (claim.epoch, *slot);
+        self.pin(context);
         if part.is_load {
             self.put_in_place(context, &new);
         } else {
             self.extend(context, &new);
         }
         let size = self.disk.now.histories[context].size();
-        if number > 0 {
-            self.uncommitted.push(slot, epoch, number, (context, size));
-        }
-        if self.config.broken == DisabledRule::UnstableShown {
-            self.publish(context, size);
-        }
+        let write = vec![(context, size)];
+        self.step(|commits, effects| commits.record_replicated(slot, epoch, number, write, effects));
+        self.show_uncommitted(context);
         ReplicateOutcome::Durable
     }
 
@@ -249,24 +237,12 @@ impl Node {
             Err(ReplicaRefusal::NotAccepted { .. }) => SyncOfferOutcome::Diverged,
             Err(ReplicaRefusal::AlreadyFormed) => SyncOfferOutcome::Unavailable,
             Ok(next) => {
-                if self.owned.contains_key(&slot) {
-                    self.step_down(slot);
-                }
                 self.write_record(slot, next);
                 // The source that it followed would wait forever.
                 self.give_up(slot);
                 self.in_sync.insert(slot, claim.clone());
-                let kept = self.uncommitted.take_slot(slot);
-                if self.is_withheld(slot) {
-                    for of in kept {
-                        self.uncommitted.push(slot, claim.epoch, number, of);
-                    }
-                } else {
-                    // Nothing that was accepted here needs withholding.
-                    self.visibility.insert(slot, SlotVisibility::Withheld);
-                    self.publish_all(slot);
-                }
-                self.accepted_at.insert(slot, (claim.epoch, number));
+                let epoch = claim.epoch;
+                self.step(|commits, effects| commits.record_accepted(slot, epoch, number, effects));
                 self.after_sync(AfterSync::Recorded(slot));
                 SyncOfferOutcome::Accepted
             }
@@ -282,26 +258,10 @@ impl Node {
         }
     }
 
-    /// Returns whether commits to a slot are withheld until they are committed.
-    fn is_withheld(&self, slot: Slot) -> bool {
-        self.visibility.get(&slot).is_some_and(|readable| *readable != SlotVisibility::Hidden)
-    }
-
-    /// Publishes everything that is here of a slot.
-    fn publish_all(&mut self, slot: Slot) {
-        let config = Rc::clone(&self.config);
-        for context in config.contexts.of(slot) {
-            self.visible[context] = self.size_here(context);
-        }
-    }
-
     /// Hides a slot whose content differs from the owner's, until this replica is in sync again.
     pub(super) fn hide(&mut self, slot: Slot) {
-        self.trace(|_| format!("shows nothing of {slot:?}"));
         self.in_sync.remove(&slot);
-        self.accepted_at.remove(&slot);
-        self.uncommitted.take_slot(slot);
-        self.visibility.insert(slot, SlotVisibility::Hidden);
+        self.step(|commits, effects| commits.hide_diverged(slot, effects));
     }
 
     /// Forks off what comes after a common size, because an owner has another history.
@@ -321,7 +281,6 @@ impl Node {
             self.disk.write(Write::Fork(Fork { context, common, entries, heads: [ours, theirs] }));
         }
         self.changed(context, before);
-        self.visible[context] = self.visible[context].min(common);
         self.trace(|_| format!("leaves what comes after {common} entries of context {context}"));
         self.out.push(NodeOutput::Note(Note::Forked));
     }

@@ -26,7 +26,7 @@ impl Node {
             Request::Attach { context, kept } => {
                 if self.is_damaged(context) {
                     self.not_owner(context)
-                } else if self.serving_epoch(self.config.contexts.slot(context)) {
+                } else if self.serving_epoch(self.config.contexts.slot(context)).is_some() {
                     let missing: Vec<u64> =
                         kept.into_iter().filter(|id| !self.ids[context].contains_key(id)).collect();
                     self.trace(|_| {
@@ -59,7 +59,7 @@ impl Node {
             Some(size) if size < after => {
                 let OwnershipSettings { replication_factor, write_quorum, .. } = self.config.settings;
                 let is_gone = write_quorum * 2 <= replication_factor
-                    && self.serving_epoch(self.config.contexts.slot(context));
+                    && self.serving_epoch(self.config.contexts.slot(context)).is_some();
                 if is_gone { Response::Changed } else { Response::NotReadable }
             }
             Some(_) if history.root_at(after) != Some(root) => Response::Changed,

@@ -34,7 +34,7 @@ impl Node {
         if let Some(gone) = self.outgoing.remove(&to)
             && gone.is_up
         {
-            self.peer_disconnected(peer_of(to));
+            self.commits.peer_disconnected(peer_of(to));
             self.events.push_back(Event::PeerDisconnected(gone.member));
         }
     }
@@ -115,7 +115,11 @@ impl Node {
             return;
         };
         match body {
-            ReplicaMessage::Durable(number) => self.advance_durable_at(from, number),
+            ReplicaMessage::Durable(number) => {
+                let peer = peer_of(from);
+                let known = self.step(|commits, effects| commits.advance_durable_at(peer, number, effects));
+                assert_eq!(known, Ok(()), "a replica acknowledges what it was never sent");
+            }
             ReplicaMessage::SyncOfferAnswered { slot, claim, outcome } => {
                 let from = member.member.clone();
                 self.events.push_back(Event::SyncOfferAnswered { from, slot, claim, outcome });

@@ -7,6 +7,7 @@
 //!
 //! | question | answered by |
 //! | --- | --- |
+//! | What does a node decide about the commits of its slots, as owner and as replica? | [`SlotCommits`] |
 //! | Owner: which commits have enough copies? | [`PendingCommits`] |
 //! | Owner: which appends have the copies that their writers asked for? | [`WriteQuorum`] |
 //! | Replica: does a part of a commit continue the history held here? | [`fit`] |
@@ -15,6 +16,7 @@
 mod peer;
 mod pending_commits;
 mod range_fit;
+pub mod slot_commits;
 #[cfg(test)]
 mod tests;
 mod uncommitted_writes;
@@ -22,4 +24,5 @@ mod uncommitted_writes;
 pub use peer::{MAX_PEERS, Peer, PeerSet};
 pub use pending_commits::{Committed, PendingCommits, WriteQuorum};
 pub use range_fit::{RangeFit, fit};
+pub use slot_commits::{CommitIndex, SlotCommits};
 pub use uncommitted_writes::UncommittedWrites;

@@ -107,6 +107,13 @@ impl<T, A> PendingCommits<T, A> {
         self.take_committed()
     }
 
+    /// Counts a peer's copies of a slot no longer, because it is no longer sent the slot.
+    pub fn remove_in_sync(&mut self, slot: Slot, peer: Peer) {
+        if let Some(owned_slot) = self.owned.get_mut(&slot) {
+            owned_slot.in_sync.remove(peer);
+        }
+    }
+
     /// Whether a peer's copies of a slot count.
     pub fn is_in_sync(&self, slot: Slot, peer: Peer) -> bool {
         self.owned.get(&slot).is_some_and(|owned_slot| owned_slot.in_sync.contains(peer))
@@ -144,6 +151,13 @@ impl<T, A> PendingCommits<T, A> {
         }
         self.queue = rest;
         (ended, unanswered)
+    }
+
+    /// This node no longer owns any slot: returns the items and the answers that waited, in order.
+    pub fn end_all_ownership(&mut self) -> (Vec<T>, Vec<A>) {
+        self.owned.clear();
+        let items = self.queue.drain(..).map(|(_, _, item)| item).collect();
+        (items, self.waiters.drain(..).map(|(_, _, _, answer)| answer).collect())
     }
 
     /// Adds a commit to a slot. The caller never passes a lower number than before.
@@ -248,6 +262,45 @@ impl<T, A> PendingCommits<T, A> {
     /// Whether no commit waits for copies.
     pub fn is_empty(&self) -> bool {
         self.queue.is_empty()
+    }
+
+    /// Returns the slots that copies are counted for, each with the peers whose copies count and with the number of commits that
+    /// wait.
+    pub fn slots(&self) -> impl Iterator<Item = (Slot, PeerSet, usize)> {
+        self.owned.iter().map(|(slot, owned_slot)| (*slot, owned_slot.in_sync, owned_slot.pending))
+    }
+
+    /// Checks what always holds, where `newest_commit` is the highest number that was ever given. It takes as long as there are
+    /// commits that wait, so only simulations and tests call it.
+    ///
+    /// # Errors
+    ///
+    /// What does not hold.
+    pub fn check(&self, newest_commit: u64) -> Result<(), String> {
+        if !self.queue.iter().is_sorted_by_key(|(number, ..)| number) {
+            return Err("the commits that wait are not in the order of their numbers".to_owned());
+        }
+        let highest = self.queue.back().map_or(0, |(number, ..)| *number);
+        let durable = self.durable_at.iter().copied().max().unwrap_or_default().max(self.durable_here);
+        if highest.max(durable) > newest_commit {
+            return Err(format!(
+                "commit {highest} waits and {durable} is durable, of {newest_commit} commits"
+            ));
+        }
+        for (slot, owned_slot) in &self.owned {
+            let count = self.queue.iter().filter(|(_, of, _)| of == slot).count();
+            if count != owned_slot.pending {
+                return Err(format!("{count} commits to {slot:?} wait, {} are counted", owned_slot.pending));
+            }
+            let can_commit = |(number, of, _): &(u64, Slot, T)| {
+                let copies = owned_slot.count_copies(*number, self.durable_here, &self.durable_at);
+                of == slot && owned_slot.write_quorum > 0 && copies >= owned_slot.write_quorum
+            };
+            if self.queue.iter().find(|(_, of, _)| of == slot).is_some_and(can_commit) {
+                return Err(format!("the oldest commit to {slot:?} that waits has its copies"));
+            }
+        }
+        Ok(())
     }
 
     /// Takes the commits that have enough copies. A slot's commits come in order: one that lacks copies blocks those after it.

@@ -45,4 +45,9 @@ impl<T> UncommittedWrites<T> {
             .remove(&slot)
             .map_or_else(Vec::new, |(_, queue)| queue.into_iter().map(|(_, item)| item).collect())
     }
+
+    /// Returns the slots of which something is kept.
+    pub fn slots(&self) -> impl Iterator<Item = Slot> {
+        self.slots.iter().filter(|(_, (_, queue))| !queue.is_empty()).map(|(slot, _)| *slot)
+    }
 }
