@@ -46,11 +46,11 @@ use crate::{
     read::visibility::SlotVisibility,
     replicate::digests::Digests,
     shared::{OpenedState, Shared},
-    write::commit::Installed,
     write::lane::{Command, Install, Lane, MAX_COMMAND_APPENDS, MAX_QUEUED_COMMANDS, lane_of},
     write::staging,
     write::syncer,
     write::uncommitted_loads::UncommittedLoads,
+    write::waiters::Installed,
 };
 
 /// A page of a listing reads so many heads for each context that it may have, …
@@ -779,7 +779,7 @@ impl Inner {
     pub(crate) fn close_database(&self) -> Result<(), StoreError> {
         for copies in self.shared.replication() {
             // What still waits for copies holds the database. Whether it gets them is not known here any more.
-            copies.on_write_failed(&StoreError::NotAcknowledged);
+            copies.on_write_failed(&self.shared, &StoreError::NotAcknowledged);
         }
         self.database.close()
     }

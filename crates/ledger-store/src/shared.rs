@@ -186,7 +186,7 @@ impl Shared {
             .get()
             .into_iter()
             .flatten()
-            .flat_map(|copies| copies.on_write_failed(error))
+            .flat_map(|copies| copies.on_write_failed(self, error))
             .collect();
         if !led.is_empty()
             && let Some(outbox) = self.outbox.get()

@@ -1,21 +1,22 @@
-//! Tracks the commits of one lane that wait for replication: an owner's wait for acknowledgements of replicas, a
-//! replica's wait for the owner's commit index.
+//! One lane's [`SlotCommits`] behind a lock, and what they want done.
 //!
 //! The lane adds commits, the syncer and the peers' streams report what is durable where, and whichever thread
 //! completes a commit acknowledges it. Each lane has one lock, held briefly. Acknowledging under the lock keeps
 //! commits in order.
 
 use std::{
-    collections::HashMap,
+    cell::LazyCell,
     sync::{Arc, OnceLock},
     time::Instant,
 };
 
-use foldhash::fast::RandomState;
 use ledger_core::{
     Epoch,
-    ownership::Claim,
-    replication::{Committed, Peer, PeerSet, PendingCommits, UncommittedWrites},
+    ownership::{Claim, SlotRecord},
+    replication::{
+        Peer, PeerSet, SlotCommits,
+        slot_commits::{Effect, NotServing},
+    },
     slot::Slot,
 };
 use parking_lot::Mutex;
@@ -24,11 +25,20 @@ use crate::{
     StoreError,
     replicate::replica::{CommitIndex, Outbox, Outgoing},
     shared::Shared,
-    write::commit::{QuorumWaiter, Waiter as CommitWaiting, WrittenCommit, WrittenContext, publish, unpin},
+    write::commit::SlotPart,
+    write::publish::{publish, unpin},
+    write::waiters::{Answers, QuorumWaiter, Waiter},
+    write::written_context::{WriteOrigin, WrittenContext},
 };
 
 /// The outbox of the cluster layer, once it is attached.
 pub(crate) type OutboxCell = OnceLock<Arc<dyn Outbox>>;
+
+type Commits = SlotCommits<Vec<WrittenContext>, Answers, QuorumWaiter>;
+type Effects = Vec<Effect<Vec<WrittenContext>, Answers, QuorumWaiter>>;
+
+/// Most effects that the list keeps room for between two steps.
+const MAX_SPARE_EFFECTS: usize = 1024;
 
 /// The commits of one lane that wait for replication.
 #[derive(Debug, Default)]
@@ -38,266 +48,132 @@ pub(crate) struct LaneReplication {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Number of the newest commit of this node's own.
-    newest_commit: u64,
-    pending: PendingCommits<WrittenCommit, QuorumWaiter>,
-    owned: HashMap<Slot, SlotOwnership, RandomState>,
-    uncommitted: UncommittedWrites<Vec<WrittenContext>>,
-    /// For each slot that is accepted and not visible yet: the epoch, and the number in the owner's stream at which
-    /// it was accepted.
-    accepted_at: HashMap<Slot, (Epoch, u64), RandomState>,
-}
-
-/// A slot that this node owns or is about to own.
-#[derive(Debug)]
-struct SlotOwnership {
-    claim: Claim,
-    stream_peers: PeerSet,
-    is_serving: bool,
-    is_stopping: bool,
-    /// A higher claim was promised: the slot is never served in this claim again.
-    is_fenced: bool,
+    commits: Commits,
+    // Empty between two steps; kept for their memory.
+    effects: Effects,
+    notices: Vec<(PeerSet, CommitIndex)>,
 }
 
 impl LaneReplication {
     /// Returns the number of the newest commit.
     pub(crate) fn number(&self) -> u64 {
-        self.state.lock().newest_commit
+        self.state.lock().commits.newest_commit()
     }
 
     /// Adds a peer to a slot's stream. Returns the commit number after which the peer receives everything.
     pub(crate) fn add_stream_peer(&self, slot: Slot, claim: &Claim, peer: Peer) -> u64 {
-        let mut state = self.state.lock();
-        let number = state.newest_commit;
-        let ownership = state.owned.entry(slot).or_insert_with(|| SlotOwnership::new(claim.clone()));
-        if ownership.claim != *claim {
-            // Pending commits were appended in an earlier epoch and appends are stopped: they belong to this claim
-            // from now on.
-            ownership.claim = claim.clone();
-            (ownership.is_serving, ownership.is_fenced) = (false, false);
-        }
-        ownership.stream_peers.insert(peer);
-        number
+        self.state.lock().commits.add_stream_peer(slot, claim, peer)
     }
 
-    /// Starts taking appends to the slot. Returns whether the slot becomes visible to readers with this.
+    /// Starts taking appends to the slot. Returns the slot if it becomes visible to readers with this.
     pub(crate) fn begin_serving(
         &self,
         shared: &Shared,
         slot: Slot,
         claim: &Claim,
-        needed: usize,
-        members: usize,
-    ) -> bool {
-        let mut state = self.state.lock();
-        let ownership = state.owned.entry(slot).or_insert_with(|| SlotOwnership::new(claim.clone()));
-        if ownership.claim != *claim {
-            ownership.claim = claim.clone();
-            ownership.is_fenced = false;
-        }
-        if ownership.is_fenced {
-            // A higher claim was promised; the step-down command is on its way.
-            return false;
-        }
-        (ownership.is_serving, ownership.is_stopping) = (true, false);
-        state.pending.begin_ownership(slot, needed, members);
-        state.accepted_at.remove(&slot);
-        // What this node held when enough members accepted it is committed.
-        for written_context in state.uncommitted.take_slot(slot) {
-            publish(shared, written_context);
-        }
-        let is_new = shared.visibility.publish(slot);
-        state.notify_replicas(shared, slot);
-        is_new
+        write_quorum: usize,
+        record: &SlotRecord,
+    ) -> Vec<Slot> {
+        self.step_showing(shared, |commits, effects| {
+            commits.begin_serving(slot, claim, write_quorum, record, effects);
+        })
     }
 
     /// Counts the acknowledgements of a peer from now on, because it is in sync.
     pub(crate) fn add_in_sync(&self, shared: &Shared, slot: Slot, claim: &Claim, peer: Peer) {
-        let mut state = self.state.lock();
-        if state.owned.get(&slot).is_none_or(|ownership| ownership.claim != *claim) {
-            return;
-        }
-        let committed = state.pending.add_in_sync(slot, peer);
-        state.acknowledge_committed(shared, committed);
-        state.notify_replicas(shared, slot);
+        self.step(shared, |commits, effects| commits.add_in_sync(slot, claim, peer, effects));
     }
 
     /// Stops sending a slot to a peer that is no longer a member.
     pub(crate) fn remove_peer(&self, slot: Slot, claim: &Claim, peer: Peer) {
-        if let Some(ownership) =
-            self.state.lock().owned.get_mut(&slot).filter(|ownership| ownership.claim == *claim)
-        {
-            ownership.stream_peers.remove(peer);
-        }
+        self.state.lock().commits.remove_peer(slot, claim, peer);
     }
 
     /// Stops taking appends to the slot. Notifies the outbox once no commit of it is pending.
     pub(crate) fn stop_appends(&self, shared: &Shared, slot: Slot, claim: &Claim) {
-        let mut state = self.state.lock();
-        let Some(ownership) = state.owned.get_mut(&slot).filter(|ownership| ownership.claim == *claim) else {
-            return;
-        };
-        (ownership.is_serving, ownership.is_stopping) = (false, true);
-        state.notify_stopped(shared, slot);
+        self.step(shared, |commits, effects| commits.stop_appends(slot, claim, effects));
     }
 
-    /// Stops appends for good, because another node's higher claim was promised. Earlier appends are part of the
-    /// history that the promise covers, and may still be acknowledged.
+    /// Stops appends for good, because another node's higher claim was promised.
     pub(crate) fn fence(&self, slot: Slot, claim: &Claim) {
-        if let Some(ownership) = self.state.lock().owned.get_mut(&slot)
-            && ownership.claim < *claim
-        {
-            (ownership.is_serving, ownership.is_fenced) = (false, true);
-        }
+        self.state.lock().commits.fence(slot, claim);
     }
 
     /// Ends the ownership of the slot: fails pending appends, so that their callers retry.
     pub(crate) fn step_down(&self, shared: &Shared, slot: Slot) {
-        let mut state = self.state.lock();
-        state.owned.remove(&slot);
-        let (ended, unanswered) = state.pending.end_ownership(slot);
-        for answer in unanswered {
-            answer.fail(&StoreError::NotAcknowledged);
-        }
-        let epoch = Epoch::default();
-        for written in ended {
-            state.keep_uncommitted(shared, slot, epoch, 0, written.fail(&StoreError::NotAcknowledged));
-        }
+        self.step(shared, |commits, effects| commits.step_down(slot, effects));
     }
 
     /// Stops counting and sending to a peer, because its stream broke.
     pub(crate) fn peer_disconnected(&self, peer: Peer) {
-        let mut state = self.state.lock();
-        state.pending.peer_disconnected(peer);
-        state.owned.values_mut().for_each(|ownership| ownership.stream_peers.remove(peer));
+        self.state.lock().commits.peer_disconnected(peer);
     }
 
     /// Returns the epoch in which appends to a slot are written, and the peers that receive them.
     pub(crate) fn serving_epoch(&self, slot: Slot) -> Result<(Epoch, PeerSet), StoreError> {
-        match self.state.lock().owned.get(&slot) {
-            Some(ownership) if ownership.is_serving => Ok((ownership.claim.epoch, ownership.stream_peers)),
-            Some(ownership) if ownership.is_stopping => Err(StoreError::Moving),
-            _ => Err(StoreError::NotOwner { slot }),
-        }
+        self.state.lock().commits.serving_epoch(slot).map_err(|why| match why {
+            NotServing::Stopping => StoreError::Moving,
+            NotServing::NotOwner => StoreError::NotOwner { slot },
+        })
     }
 
     /// Returns the claim in which this node owns a slot, and the peers on the slot's stream.
     pub(crate) fn ownership(&self, slot: Slot) -> Option<(Claim, PeerSet)> {
-        self.state.lock().owned.get(&slot).map(|ownership| (ownership.claim.clone(), ownership.stream_peers))
+        self.state.lock().commits.ownership(slot).map(|(claim, peers)| (claim.clone(), peers))
     }
 
     /// Returns whether a peer's acknowledgements for a slot count.
     pub(crate) fn is_in_sync(&self, slot: Slot, peer: Peer) -> bool {
-        self.state.lock().pending.is_in_sync(slot, peer)
+        self.state.lock().commits.is_in_sync(slot, peer)
     }
 
     /// Returns the write quorum of a slot, this node included, and the peers whose acknowledgements count.
     pub(crate) fn quorum_and_in_sync(&self, slot: Slot) -> (usize, PeerSet) {
-        self.state.lock().pending.quorum_and_in_sync(slot)
+        self.state.lock().commits.quorum_and_in_sync(slot)
     }
 
     /// Numbers a commit of this node's own, keeps the parts that wait for acknowledgements, and returns the number.
-    pub(crate) fn record_own_commit(&self, shared: &Shared, written: Vec<(Slot, WrittenCommit)>) -> u64 {
-        let mut state = self.state.lock();
-        if written.iter().any(|(_, written)| written.has_entries()) {
-            state.newest_commit += 1;
-        }
-        let number = state.newest_commit;
-        for (slot, mut part) in written {
-            let waiters = part.take_quorum_waiters();
-            if !state.owned.contains_key(&slot) {
-                for (_, answer) in waiters {
-                    answer.fail(&StoreError::NotAcknowledged);
-                }
-                let written_context = part.fail(&StoreError::NotAcknowledged);
-                state.uncommitted.push(slot, Epoch::default(), 0, written_context);
-                continue;
-            }
-            if part.has_entries() {
-                state.pending.push(number, slot, part);
-            } else {
-                // Repeated appends write nothing: they wait for the commits before them.
-                let committed = state.pending.push_barrier(slot, part);
-                state.acknowledge_committed(shared, committed.into_iter().collect());
-            }
-            for (needed, answer) in waiters {
-                state.pending.push_waiter(slot, needed, answer);
-            }
-        }
-        // What a repeated append waits for may be committed already.
-        state.answer_waiters();
-        number
+    pub(crate) fn record_own_commit(&self, shared: &Shared, parts: Vec<SlotPart>) -> u64 {
+        self.step(shared, |commits, effects| commits.record_own_commit(parts, effects))
     }
 
-    /// Withholds another owner's commit from readers until it is committed. A hidden slot needs no withholding: it
-    /// becomes visible as a whole once everything accepted is committed.
-    pub(crate) fn record_replicated(
-        &self,
-        shared: &Shared,
-        slot: Slot,
-        epoch: Epoch,
-        number: u64,
-        written_context: WrittenContext,
-    ) {
-        self.state.lock().keep_uncommitted(shared, slot, epoch, number, vec![written_context]);
+    /// Withholds what this node wrote as replica from readers until it is committed.
+    pub(crate) fn record_replicated(&self, shared: &Shared, contexts: Vec<WrittenContext>) {
+        self.step(shared, |commits, effects| {
+            for written_context in contexts {
+                if let WriteOrigin::Replicated(epoch, number) = written_context.origin {
+                    let slot = written_context.rows.slot;
+                    commits.record_replicated(slot, epoch, number, vec![written_context], effects);
+                }
+            }
+        });
     }
 
     /// Records that this node's disk holds everything up to a number.
     pub(crate) fn advance_durable_here(&self, shared: &Shared, number: u64) {
-        let mut state = self.state.lock();
-        let committed = state.pending.advance_durable_here(number);
-        state.acknowledge_committed(shared, committed);
+        self.step(shared, |commits, effects| commits.advance_durable_here(number, effects));
     }
 
     /// Records that a peer's disk holds everything up to a number. Returns `Err` with the newest number if there is
     /// no such commit.
     pub(crate) fn advance_durable_at(&self, shared: &Shared, peer: Peer, number: u64) -> Result<(), u64> {
-        let mut state = self.state.lock();
-        if number > state.newest_commit {
-            return Err(state.newest_commit);
-        }
-        let committed = state.pending.advance_durable_at(peer, number);
-        state.acknowledge_committed(shared, committed);
-        Ok(())
+        self.step(shared, |commits, effects| commits.advance_durable_at(peer, number, effects))
     }
 
     /// Records that this replica accepted a slot at a number in the owner's stream: it publishes the slot once that
     /// number is committed.
     pub(crate) fn record_accepted(&self, shared: &Shared, slot: Slot, epoch: Epoch, number: u64) {
-        let mut state = self.state.lock();
-        for written_context in state.uncommitted.take_slot(slot) {
-            state.keep_uncommitted(shared, slot, epoch, number, written_context);
-        }
-        shared.visibility.withhold(slot);
-        state.accepted_at.insert(slot, (epoch, number));
+        self.step(shared, |commits, effects| commits.record_accepted(slot, epoch, number, effects));
     }
 
     /// Hides a slot whose content differs from the owner's, until this replica is in sync again.
     pub(crate) fn hide_diverged(&self, shared: &Shared, slot: Slot) {
-        let mut state = self.state.lock();
-        state.accepted_at.remove(&slot);
-        shared.visibility.hide(slot);
-        for written_context in state.uncommitted.take_slot(slot) {
-            unpin(shared, written_context);
-        }
+        self.step(shared, |commits, effects| commits.hide_diverged(slot, effects));
     }
 
     /// Applies the owner's commit indexes. Returns the slots that become visible to readers with them.
     pub(crate) fn advance_commit_index(&self, shared: &Shared, slots: &[CommitIndex]) -> Vec<Slot> {
-        let mut published = Vec::new();
-        let mut state = self.state.lock();
-        for CommitIndex { slot, epoch, number } in slots {
-            for written_context in state.uncommitted.take_committed(*slot, *epoch, *number) {
-                publish(shared, written_context);
-            }
-            if state.accepted_at.get(slot).is_some_and(|(of, at)| of == epoch && at <= number) {
-                state.accepted_at.remove(slot);
-                if shared.visibility.publish(*slot) {
-                    published.push(*slot);
-                }
-            }
-        }
-        published
+        self.step_showing(shared, |commits, effects| commits.advance_commit_index(slots, effects))
     }
 
     /// Answers waiters whose deadline passed and forgets those that are gone. Their entries remain stored and may still
@@ -305,124 +181,93 @@ impl LaneReplication {
     pub(crate) fn expire(&self, now: Instant) {
         let mut over = Vec::new();
         let mut state = self.state.lock();
-        state.pending.for_each_mut(|written| over.append(&mut written.take_expired(now)));
-        let answers = state.pending.take_waiters_if(|answer| answer.is_expired(now));
+        state.commits.for_each_pending(|written, answers| {
+            let contexts = written.map(Vec::as_mut_slice).unwrap_or_default();
+            over.append(&mut answers.take_expired(now, contexts));
+        });
+        let waiters = state.commits.take_waiters_if(|waiter| waiter.is_expired(now));
         drop(state);
-        over.into_iter().for_each(CommitWaiting::expire);
-        answers.into_iter().for_each(QuorumWaiter::expire);
+        over.into_iter().for_each(Waiter::expire);
+        waiters.into_iter().for_each(QuorumWaiter::expire);
     }
 
     /// Forgets everything pending after the database was reopened, because nobody knows which of it is on disk.
     /// Returns the slots that this node owned.
-    pub(crate) fn on_reopened(&self, error: &StoreError) -> Vec<Slot> {
-        let slots = self.on_write_failed(error);
-        let mut state = self.state.lock();
-        state.uncommitted = UncommittedWrites::default();
-        state.accepted_at.clear();
-        slots
+    pub(crate) fn on_reopened(&self, shared: &Shared, error: &StoreError) -> Vec<Slot> {
+        self.carry_out(shared, error, SlotCommits::on_reopened).0
     }
 
-    /// Fails everything pending and ends all ownership after a failed write or sync. Replicas may have stored what
-    /// was sent, so appending something else in the same epoch would fork the history. Returns the slots that this
-    /// node owned.
-    pub(crate) fn on_write_failed(&self, error: &StoreError) -> Vec<Slot> {
-        let mut state = self.state.lock();
-        let slots: Vec<Slot> = state.owned.drain().map(|(slot, _)| slot).collect();
-        for slot in &slots {
-            let (ended, unanswered) = state.pending.end_ownership(*slot);
-            for written in ended {
-                drop(written.fail(error));
-            }
-            for answer in unanswered {
-                answer.fail(error);
-            }
-        }
-        slots
+    /// Fails everything pending and ends all ownership after a failed write or sync. Returns the slots that this node
+    /// owned.
+    pub(crate) fn on_write_failed(&self, shared: &Shared, error: &StoreError) -> Vec<Slot> {
+        self.carry_out(shared, error, SlotCommits::on_write_failed).0
     }
-}
 
-impl State {
-    /// Withholds commits from readers until the owner commits them. If the slot is hidden it unpins them instead,
-    /// because the slot's history may have been replaced already.
-    fn keep_uncommitted(
-        &mut self,
+    /// Makes a step that shows readers no slot.
+    fn step<T>(&self, shared: &Shared, step: impl FnOnce(&mut Commits, &mut Effects) -> T) -> T {
+        self.carry_out(shared, &StoreError::NotAcknowledged, step).0
+    }
+
+    /// Makes a step. Returns the slots that become visible to readers with it.
+    fn step_showing(&self, shared: &Shared, step: impl FnOnce(&mut Commits, &mut Effects)) -> Vec<Slot> {
+        self.carry_out(shared, &StoreError::NotAcknowledged, step).1
+    }
+
+    /// Makes a step and carries out its effects under the lock, in order. Whoever is not acknowledged gets the error.
+    /// Returns what the step returns, and the slots that become visible to readers with it.
+    fn carry_out<T>(
+        &self,
         shared: &Shared,
-        slot: Slot,
-        epoch: Epoch,
-        number: u64,
-        written_context: Vec<WrittenContext>,
-    ) {
-        if shared.visibility.is_withheld(slot) {
-            self.uncommitted.push(slot, epoch, number, written_context);
-        } else {
-            unpin(shared, written_context);
-        }
-    }
-
-    /// Acknowledges commits that reached their quorum, and notifies the peers.
-    fn acknowledge_committed(&mut self, shared: &Shared, committed: Vec<Committed<WrittenCommit>>) {
-        self.answer_waiters();
-        if committed.is_empty() {
-            return;
-        }
-        let mut slots: Vec<(Slot, u64)> = Vec::new();
-        for Committed { slot, number, copies, item } in committed {
-            item.acknowledge(shared, copies);
-            match slots.iter_mut().find(|(of, _)| *of == slot) {
-                Some((_, newest)) => *newest = number,
-                None => slots.push((slot, number)),
+        error: &StoreError,
+        step: impl FnOnce(&mut Commits, &mut Effects) -> T,
+    ) -> (T, Vec<Slot>) {
+        // `None` while the database is being opened anew: nothing is pinned in the next one. It is declared before the
+        // lock, so that a database that nobody else holds any more is closed without it.
+        let database = LazyCell::new(|| shared.database.if_open());
+        let mut state = self.state.lock();
+        let State { commits, effects, notices } = &mut *state;
+        let result = step(commits, effects);
+        let mut shown = Vec::new();
+        for effect in effects.drain(..) {
+            match effect {
+                Effect::Publish(mut contexts) => {
+                    if let Some(db) = &*database {
+                        publish(db, shared, &mut contexts);
+                    }
+                }
+                Effect::Unpin(contexts) => {
+                    if let Some(db) = &*database {
+                        unpin(db, contexts);
+                    }
+                }
+                Effect::Acknowledge { write, answers, copies } => {
+                    answers.acknowledge(shared, write.unwrap_or_default(), copies);
+                }
+                Effect::AcknowledgeWaiter { waiter, copies } => waiter.succeed(copies),
+                Effect::Fail(answers) => answers.fail(error),
+                Effect::FailWaiter(waiter) => waiter.fail(error),
+                Effect::SendCommitIndex { peers, index } => notices.push((peers, index)),
+                Effect::AppendsStopped { slot, claim } => {
+                    if let Some(outbox) = shared.outbox.get() {
+                        outbox.stopped(slot, claim);
+                    }
+                }
+                Effect::HideSlot(slot) => shared.visibility.hide(slot),
+                Effect::WithholdSlot(slot) => shared.visibility.withhold(slot),
+                Effect::ShowSlot(slot) => {
+                    shared.visibility.publish(slot);
+                    shown.push(slot);
+                }
             }
         }
-        let mut notices: Vec<(PeerSet, CommitIndex)> = Vec::with_capacity(slots.len());
-        for (slot, number) in slots {
-            let is_waiting = self.pending.has_pending(slot);
-            if let Some(ownership) =
-                self.owned.get(&slot).filter(|ownership| !ownership.stream_peers.is_empty())
-            {
-                let number = if is_waiting { number } else { self.newest_commit };
-                notices.push((
-                    ownership.stream_peers,
-                    CommitIndex { slot, epoch: ownership.claim.epoch, number },
-                ));
-            }
-            self.notify_stopped(shared, slot);
-        }
-        notify_peers(shared, &notices);
-    }
-
-    /// Answers waiters that asked for a quorum other than the configured one.
-    fn answer_waiters(&mut self) {
-        for (copies, answer) in self.pending.take_ready_waiters() {
-            answer.succeed(copies);
-        }
-    }
-
-    /// Sends a slot's commit index to its peers, if no commit of it is pending.
-    fn notify_replicas(&mut self, shared: &Shared, slot: Slot) {
-        if self.pending.has_pending(slot) {
-            // The pending commits will notify them.
-            return;
-        }
-        if let Some(ownership) =
-            self.owned.get(&slot).filter(|ownership| ownership.is_serving || ownership.is_stopping)
-        {
-            let up_to = CommitIndex { slot, epoch: ownership.claim.epoch, number: self.newest_commit };
-            notify_peers(shared, &[(ownership.stream_peers, up_to)]);
-        }
-    }
-
-    fn notify_stopped(&self, shared: &Shared, slot: Slot) {
-        if let Some(ownership) = self.owned.get(&slot)
-            && ownership.is_stopping
-            && !self.pending.has_pending(slot)
-            && let Some(outbox) = shared.outbox.get()
-        {
-            outbox.stopped(slot, ownership.claim.clone());
-        }
+        notify_peers(shared, notices);
+        notices.clear();
+        effects.shrink_to(MAX_SPARE_EFFECTS);
+        (result, shown)
     }
 }
 
-/// Sends each peer the commit indexes that concern it.
+/// Sends each peer the commit indexes that concern it, in one message.
 fn notify_peers(shared: &Shared, notices: &[(PeerSet, CommitIndex)]) {
     let Some(outbox) = shared.outbox.get() else { return };
     let mut everybody = PeerSet::default();
@@ -430,19 +275,7 @@ fn notify_peers(shared: &Shared, notices: &[(PeerSet, CommitIndex)]) {
         everybody.extend(*peers);
     }
     for peer in everybody.iter() {
-        let of = notices.iter().filter(|(peers, _)| peers.contains(peer)).map(|(_, up_to)| *up_to);
+        let of = notices.iter().filter(|(peers, _)| peers.contains(peer)).map(|(_, index)| *index);
         outbox.send(peer, Outgoing::CommitIndex(of.collect()));
-    }
-}
-
-impl SlotOwnership {
-    fn new(claim: Claim) -> Self {
-        Self {
-            claim,
-            stream_peers: PeerSet::default(),
-            is_serving: false,
-            is_stopping: false,
-            is_fenced: false,
-        }
     }
 }

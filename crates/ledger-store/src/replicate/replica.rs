@@ -9,7 +9,7 @@ use std::{
 };
 
 use ledger_core::{
-    ContextId, Epoch, Size,
+    ContextId, Size,
     digest::Digest,
     loads::StagingProgress,
     node::{ClusterId, ReplicaSet, StorageId},
@@ -18,6 +18,7 @@ use ledger_core::{
     slot::Slot,
 };
 
+pub use ledger_core::replication::CommitIndex;
 use tokio::sync::watch;
 
 use crate::{EntryRange, LoadDescriptor, StoreError, budget::Permit};
@@ -137,17 +138,6 @@ pub struct SyncOffer {
     pub previous: Option<ReplicaSet>,
     /// The digest of what the claimant holds of the slot at this place.
     pub digest: Digest,
-}
-
-/// Everything of a slot up to a commit is stable.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CommitIndex {
-    /// The slot.
-    pub slot: Slot,
-    /// The owner's epoch.
-    pub epoch: Epoch,
-    /// The commit's number.
-    pub number: u64,
 }
 
 /// Digests of a lane's slots, at one place of its stream.

@@ -8,56 +8,29 @@
 //! slot and waits in [`LaneReplication`](crate::replicate::lane_replication::LaneReplication): the owner's part until
 //! it has its write quorum, and a replica's part until the owner's commit index reaches it.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-    time::Instant,
-};
+use std::{collections::HashMap, sync::Arc};
 
 use foldhash::fast::RandomState;
 use ledger_core::{
-    ContextId, Entry, EntryId, Epoch, Head, Position, Size,
-    digest::TreeHead,
-    loads::LoadSpan,
-    ownership::Claim,
-    replication::{PeerSet, WriteQuorum},
-    slot::Slot,
+    ContextId, Entry, EntryId, Size, digest::TreeHead, loads::LoadSpan,
+    replication::slot_commits::CommitPart, slot::Slot,
 };
 use rocksdb::WriteBatch;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
 use crate::{
-    AppendConditions, Appended, BatchResult, BatchResults, EntryRange, StoreError,
+    StoreError,
     engine::db::Db,
     engine::families::RowLocation,
     engine::index,
-    limited,
-    replicate::replica::{Part, ReplicateOutcome},
+    replicate::replica::ReplicateOutcome,
     shared::Shared,
     write::committed_heads::Row,
     write::staging,
     write::state::ContextState,
+    write::waiters::{self, Answers, QuorumWaiter, Waiter},
+    write::written_context::{WriteOrigin, WrittenContext},
 };
-
-/// Callers that wait for the results of a commit, and for which quorum.
-#[derive(Debug)]
-#[allow(clippy::large_enum_variant, reason = "they live in a list that is emptied with the commit")]
-pub(crate) enum Waiter {
-    One(Result<Appended, StoreError>, oneshot::Sender<Result<Appended, StoreError>>, WaiterTerms),
-    Many(Vec<BatchResult>, mpsc::UnboundedSender<BatchResults>, WaiterTerms),
-    /// Waits until a loaded history of this slot is installed and committed.
-    Load(Slot, Installed),
-}
-
-/// On which terms a caller waits.
-#[derive(Debug, Clone)]
-pub(crate) struct WaiterTerms {
-    pub(crate) quorum: WriteQuorum,
-    pub(crate) terms: AppendConditions,
-}
-
-/// Reports to the caller of a load, without blocking, whether it is installed.
-pub(crate) type Installed = std::sync::mpsc::SyncSender<Result<bool, StoreError>>;
 
 /// Sends a replica's response to a commit: one outcome for each part.
 pub(crate) type ReplicateReply = oneshot::Sender<Result<Vec<ReplicateOutcome>, StoreError>>;
@@ -97,15 +70,6 @@ pub(crate) struct StagedContext {
     pub(crate) loaded: Option<LoadSpan>,
     /// Location of the rows that a load replaced: they are obsolete once this is committed.
     pub(crate) replaced_rows: Option<RowLocation>,
-}
-
-/// Which node wrote a context's new entries as owner.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum WriteOrigin {
-    /// This node, in an epoch; it sends them to these peers.
-    Owner(Epoch, PeerSet),
-    /// The owner of an epoch, in its commit of this number; 0: this node fetched them.
-    Replicated(Epoch, u64),
 }
 
 impl StagedContext {
@@ -182,7 +146,7 @@ impl StagedCommit {
     ) -> Option<(WrittenCommit, Vec<(ContextId, ContextState)>)> {
         if let Err(error) = self.put(db, shared, buffer, is_alone) {
             shared.commit_failed(&error);
-            fail(self.waiters, &error);
+            waiters::fail(self.waiters, &error);
             fail_replicate_replies(self.replicate_replies, &error);
             return None;
         }
@@ -223,14 +187,8 @@ impl StagedCommit {
                 states.push((context, state));
             }
         }
-        let written = WrittenCommit {
-            db: Arc::clone(db),
-            contexts,
-            waiters: self.waiters,
-            entries: self.entries,
-            replicate_replies: self.replicate_replies,
-            terms: Vec::new(),
-        };
+        let answers = Answers::new(Arc::clone(db), self.waiters);
+        let written = WrittenCommit { contexts, answers, replicate_replies: self.replicate_replies };
         Some((written, states))
     }
 
@@ -289,87 +247,23 @@ impl StagedCommit {
 
 /// A commit that is in the database and not yet known to be on the disk.
 pub(crate) struct WrittenCommit {
-    db: Arc<Db>,
     contexts: Vec<WrittenContext>,
-    waiters: Vec<Waiter>,
-    entries: usize,
+    answers: Answers,
     replicate_replies: Vec<(Vec<ReplicateOutcome>, ReplicateReply)>,
-    /// The unexpired terms of its appends. Their permits account for the memory that this commit holds.
-    terms: Vec<AppendConditions>,
 }
 
-/// A context as a commit left it.
-#[derive(Debug)]
-pub(crate) struct WrittenContext {
-    pub(crate) context: ContextId,
-    pub(crate) rows: RowLocation,
-    pub(crate) head: Head,
-    /// Its tree head, and the one before the commit.
-    pub(crate) tree_head: TreeHead,
-    pub(crate) watched: Option<Vec<Entry>>,
-    pub(crate) appended: u64,
-    pub(crate) origin: WriteOrigin,
-    pub(crate) records: Vec<u8>,
-    pub(crate) tree_head_before: Option<TreeHead>,
-    /// Whether a load brought the entries.
-    pub(crate) is_load: bool,
-    /// Rows that are obsolete once this is committed.
-    pub(crate) replaced_rows: Option<RowLocation>,
-}
-
-impl WrittenContext {
-    fn position(&self) -> Position {
-        let TreeHead { size, root } = self.tree_head;
-        Position { size, root, epoch: self.head.epoch, lineage: self.head.lineage }
-    }
-}
-
-impl std::fmt::Debug for WrittenCommit {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Written").field("entries", &self.entries).finish_non_exhaustive()
-    }
-}
+/// What a commit of this node's own is for one slot.
+pub(crate) type SlotPart = CommitPart<Vec<WrittenContext>, Answers, QuorumWaiter>;
 
 impl WrittenCommit {
     /// Returns the database that it was written to.
     pub(crate) fn db(&self) -> &Arc<Db> {
-        &self.db
-    }
-
-    /// Returns whether it wrote any entry.
-    pub(crate) fn has_entries(&self) -> bool {
-        self.entries > 0
+        self.answers.db()
     }
 
     /// Returns the contexts as it left them.
     pub(crate) fn contexts(&self) -> &[WrittenContext] {
         &self.contexts
-    }
-
-    /// Returns what it wrote to a slot, to be sent in a claim.
-    pub(crate) fn parts(&mut self, slot: Slot, claim: &Claim) -> impl Iterator<Item = Part> {
-        self.contexts.iter_mut().filter(|written_context| written_context.appended > 0).map(
-            move |written_context| {
-                let head = &written_context.head;
-                let empty =
-                    || TreeHead { size: Size(0), root: Head::new(head.suite, head.lineage, 0).root() };
-                Part {
-                    slot,
-                    claim: claim.clone(),
-                    context: written_context.context.clone(),
-                    range: EntryRange {
-                        lineage: head.lineage,
-                        suite: head.suite,
-                        created_at_ns: head.created_at_ns,
-                        after: written_context.tree_head_before.unwrap_or_else(empty),
-                        root: written_context.tree_head.root,
-                        count: written_context.appended,
-                        records: std::mem::take(&mut written_context.records).into(),
-                    },
-                    is_load: written_context.is_load,
-                }
-            },
-        )
     }
 
     /// Takes the responses to be sent when it is durable.
@@ -378,318 +272,59 @@ impl WrittenCommit {
     }
 
     /// Splits it into what this node wrote as owner, by slot, and what it wrote as replica.
-    pub(crate) fn split(self) -> (Vec<(Slot, Self)>, Vec<WrittenContext>) {
-        let Self { db, contexts, waiters, .. } = self;
-        let mut parts: Vec<(Slot, Self)> = Vec::new();
+    pub(crate) fn split(self) -> (Vec<SlotPart>, Vec<WrittenContext>) {
+        let Self { contexts, answers, .. } = self;
+        let (db, waiters) = answers.into_parts();
+        let mut parts: Vec<SlotPart> = Vec::new();
         let mut replicated = Vec::new();
-        let mut part = |slot: Slot| -> usize {
-            if let Some(at) = parts.iter().position(|(of, _)| *of == slot) {
-                return at;
-            }
-            let (contexts, waiters, replicate_replies, terms) =
-                (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-            let db = Arc::clone(&db);
-            parts.push((slot, Self { db, contexts, waiters, entries: 0, replicate_replies, terms }));
-            parts.len() - 1
+        let part = |parts: &mut Vec<SlotPart>, slot: Slot| -> usize {
+            parts.iter().position(|part| part.slot == slot).unwrap_or_else(|| {
+                let answers = Answers::new(Arc::clone(&db), Vec::new());
+                parts.push(SlotPart { slot, write: None, answers, waiters: Vec::new() });
+                parts.len() - 1
+            })
         };
-        let mut placed: Vec<(usize, WrittenContext)> = Vec::new();
-        for written_context in contexts {
+        for written_context in contexts.into_iter().filter(|written_context| written_context.appended > 0) {
             match written_context.origin {
                 WriteOrigin::Replicated(..) => replicated.push(written_context),
-                WriteOrigin::Owner(..) if written_context.appended > 0 => {
-                    placed.push((part(written_context.rows.slot), written_context));
+                WriteOrigin::Owner(..) => {
+                    let at = part(&mut parts, written_context.rows.slot);
+                    parts[at].write.get_or_insert_default().push(written_context);
                 }
-                WriteOrigin::Owner(..) => {}
             }
         }
-        let mut answers: Vec<(usize, Waiter)> = Vec::new();
-        for waiting in waiters {
-            for (slot, waiting) in waiting.by_slot() {
-                answers.push((part(slot), waiting));
+        for (slot, waiter) in waiters.into_iter().flat_map(Waiter::by_slot) {
+            let at = part(&mut parts, slot);
+            if let Some(waiter) = parts[at].answers.push(waiter) {
+                let contexts = parts[at].write.as_deref().unwrap_or_default();
+                let waiter = QuorumWaiter::new(waiter, contexts);
+                parts[at].waiters.push(waiter);
             }
-        }
-        for (at, written_context) in placed {
-            parts[at].1.entries += usize::try_from(written_context.appended).unwrap_or(usize::MAX);
-            parts[at].1.contexts.push(written_context);
-        }
-        for (at, waiting) in answers {
-            parts[at].1.terms.extend(waiting.terms().cloned());
-            parts[at].1.waiters.push(waiting);
         }
         (parts, replicated)
-    }
-
-    /// Takes the waiters that asked for a quorum other than the configured one.
-    pub(crate) fn take_quorum_waiters(&mut self) -> Vec<(WriteQuorum, QuorumWaiter)> {
-        if self.waiters.iter().all(|waiting| waiting.needed() == WriteQuorum::Configured) {
-            return Vec::new();
-        }
-        let (own_quorum, rest): (Vec<_>, Vec<_>) =
-            self.waiters.drain(..).partition(|waiting| waiting.needed() != WriteQuorum::Configured);
-        self.waiters = rest;
-        let positions: Vec<_> = self
-            .contexts
-            .iter()
-            .map(|written_context| (written_context.context.clone(), written_context.position()))
-            .collect();
-        let answer =
-            |waiter: Waiter| (waiter.needed(), QuorumWaiter { waiter, positions: positions.clone() });
-        own_quorum.into_iter().map(answer).collect()
-    }
-
-    /// Takes the waiters whose deadline passed or whose caller is gone. What the commit then still holds is small.
-    pub(crate) fn take_expired(&mut self, now: Instant) -> Vec<Waiter> {
-        let (over, rest): (Vec<_>, Vec<_>) =
-            self.waiters.drain(..).partition(|waiting| waiting.is_expired(now));
-        self.waiters = rest;
-        let before = self.terms.len();
-        self.terms.retain(|terms| !terms.is_expired(now));
-        if before > 0 && self.terms.is_empty() {
-            // Watchers read these entries from the store instead.
-            self.contexts.iter_mut().for_each(|written_context| written_context.watched = None);
-        }
-        over
     }
 
     /// Publishes the committed commit to readers and watchers, and notifies its waiters. `copies` is the number of
     /// nodes that have it on disk.
     pub(crate) fn acknowledge(self, shared: &Shared, copies: usize) {
-        let Self { db, mut contexts, waiters, entries, replicate_replies, terms: _terms } = self;
-        for written_context in contexts.iter_mut().filter(|written_context| written_context.appended > 0) {
-            publish_context(&db, shared, written_context);
-        }
-        if entries > 0 {
-            shared.count_commit(entries as u64);
-        }
-        for (outcome, reply) in replicate_replies {
+        self.answers.acknowledge(shared, self.contexts, copies);
+        for (outcome, reply) in self.replicate_replies {
             // The owner's stream may be gone.
             let _ = reply.send(Ok(outcome));
         }
-        let mut positions = Positions::default();
-        if waiters.iter().any(|waiting| matches!(waiting, Waiter::Many(..))) {
-            positions.extend(
-                contexts.iter().map(|written_context| (&written_context.context, written_context.position())),
-            );
-        }
-        for waiting in waiters {
-            waiting.answer(&positions, copies);
-        }
     }
 
-    /// Notifies the waiters that the commit may not be durable, or may lack its quorum. Readers keep seeing the state
-    /// before. Returns the contexts.
-    pub(crate) fn fail(self, error: &StoreError) -> Vec<WrittenContext> {
-        fail(self.waiters, error);
-        fail_replicate_replies(self.replicate_replies, error);
-        self.contexts
-    }
-}
-
-/// Unpins the heads of contexts of a hidden slot. Does not notify watchers: the history may be forked off.
-pub(crate) fn unpin(shared: &Shared, written_context: Vec<WrittenContext>) {
-    let Ok(db) = shared.database.get() else { return };
-    for WrittenContext { context, rows, head, replaced_rows: mut left, .. } in written_context {
-        db.committed_heads().unpin(&context, (rows, head));
-        remove_replaced_rows(&db, &mut left);
-    }
-}
-
-/// Publishes pinned commits to readers and watchers.
-pub(crate) fn publish(shared: &Shared, written_context: Vec<WrittenContext>) {
-    let Ok(db) = shared.database.get() else { return };
-    for mut written_context in written_context {
-        publish_context(&db, shared, &mut written_context);
-    }
-}
-
-fn publish_context(db: &Db, shared: &Shared, written_context: &mut WrittenContext) {
-    let WrittenContext { context, rows, head, watched, is_load, replaced_rows, .. } = written_context;
-    db.committed_heads().unpin(context, (*rows, head.clone()));
-    let size: Size = head.size();
-    if let Some(entries) = watched.take() {
-        shared.tails.committed(context, entries.into_iter(), size);
-    } else if !shared.tails.is_idle()
-        && let Some(tail) = shared.tails.find(context)
-    {
-        // A watcher joined after the commit was staged: it reads the entries from the store.
-        tail.reach(size);
-    }
-    if *is_load {
-        shared.uncommitted_loads.forget(db, *rows);
-    }
-    remove_replaced_rows(db, replaced_rows);
-}
-
-/// Removes the rows that a load replaced.
-fn remove_replaced_rows(db: &Db, left: &mut Option<RowLocation>) {
-    if let Some(place) = left.take()
-        && let Err(error) = staging::abandon(db, place)
-    {
-        // Opening the ledger again removes them.
-        limited!(warn, %error, "rows that a load replaced stay until restart");
-    }
-}
-
-/// A waiter that asked for its own quorum.
-#[derive(Debug)]
-pub(crate) struct QuorumWaiter {
-    waiter: Waiter,
-    positions: Vec<(ContextId, Position)>,
-}
-
-impl QuorumWaiter {
-    /// Acknowledges the append with the number of copies.
-    pub(crate) fn succeed(self, copies: usize) {
-        let positions = self.positions.iter().map(|(context, position)| (context, *position)).collect();
-        self.waiter.answer(&positions, copies);
-    }
-
-    /// Fails the append: its quorum may never be reached.
+    /// Notifies the waiters that the commit may not be durable. Readers keep seeing the state before.
     pub(crate) fn fail(self, error: &StoreError) {
-        fail(vec![self.waiter], error);
+        self.answers.fail(error);
+        fail_replicate_replies(self.replicate_replies, error);
     }
-
-    /// Returns whether the deadline passed or the caller is gone.
-    pub(crate) fn is_expired(&self, now: Instant) -> bool {
-        self.waiter.is_expired(now)
-    }
-
-    /// Notifies the callers that the deadline passed.
-    pub(crate) fn expire(self) {
-        self.waiter.expire();
-    }
-}
-
-impl Waiter {
-    fn needed(&self) -> WriteQuorum {
-        match self {
-            Self::One(_, _, wanted) | Self::Many(_, _, wanted) => wanted.quorum,
-            Self::Load(..) => WriteQuorum::Configured,
-        }
-    }
-
-    fn terms(&self) -> Option<&AppendConditions> {
-        match self {
-            Self::One(_, _, wanted) | Self::Many(_, _, wanted) => Some(&wanted.terms),
-            Self::Load(..) => None,
-        }
-    }
-
-    /// Returns whether the deadline passed or the caller is gone.
-    fn is_expired(&self, now: Instant) -> bool {
-        match self {
-            Self::One(_, reply, wanted) => reply.is_closed() || wanted.terms.is_expired(now),
-            Self::Many(_, reply, wanted) => reply.is_closed() || wanted.terms.is_expired(now),
-            Self::Load(..) => false,
-        }
-    }
-
-    /// Notifies the callers that the deadline passed.
-    pub(crate) fn expire(self) {
-        for (slot, waiting) in self.by_slot() {
-            fail(vec![waiting], &StoreError::NotCopied { slot });
-        }
-    }
-
-    fn answer(self, positions: &Positions<'_>, copies: usize) {
-        match self {
-            // The caller may be gone; the entry is stored nevertheless.
-            Self::One(result, reply, _) => {
-                _ = reply.send(result.map(|appended| Appended { copies, ..appended }));
-            }
-            Self::Many(results, reply, _) => {
-                let positions = newest(positions, &results);
-                _ = reply.send(BatchResults { results, positions, copies });
-            }
-            Self::Load(_, done) => _ = done.try_send(Ok(true)),
-        }
-    }
-
-    /// Splits it by slot: the results of a batch belong to several.
-    fn by_slot(self) -> Vec<(Slot, Self)> {
-        match self {
-            Self::One(result, reply, wanted) => {
-                let Ok(appended) = &result else {
-                    // A failed append waits for nothing.
-                    let _ = reply.send(result);
-                    return Vec::new();
-                };
-                let slot = Slot::of(&appended.entry.context_id);
-                vec![(slot, Self::One(result, reply, wanted))]
-            }
-            Self::Load(slot, done) => vec![(slot, Self::Load(slot, done))],
-            Self::Many(results, reply, wanted) => {
-                let mut refused = Vec::new();
-                let mut parts: Vec<(Slot, Vec<BatchResult>)> = Vec::new();
-                let mut last: Option<(ContextId, usize)> = None;
-                for result in results {
-                    let Ok(entry) = &result.result else {
-                        refused.push(result);
-                        continue;
-                    };
-                    let at = match &last {
-                        Some((context, at)) if *context == entry.context_id => *at,
-                        _ => {
-                            let slot = Slot::of(&entry.context_id);
-                            let at = parts.iter().position(|(of, _)| *of == slot).unwrap_or_else(|| {
-                                parts.push((slot, Vec::new()));
-                                parts.len() - 1
-                            });
-                            last = Some((entry.context_id.clone(), at));
-                            at
-                        }
-                    };
-                    parts[at].1.push(result);
-                }
-                if !refused.is_empty() {
-                    let _ = reply.send(BatchResults { results: refused, positions: Vec::new(), copies: 0 });
-                }
-                parts
-                    .into_iter()
-                    .map(|(slot, results)| (slot, Self::Many(results, reply.clone(), wanted.clone())))
-                    .collect()
-            }
-        }
-    }
-}
-
-/// The positions of contexts after a commit.
-type Positions<'a> = HashMap<&'a ContextId, Position, RandomState>;
-
-/// Returns the position of each context that a message acknowledges entries of.
-fn newest(positions: &Positions<'_>, results: &[BatchResult]) -> Vec<(ContextId, Position)> {
-    let mut seen = HashSet::<&ContextId, RandomState>::default();
-    let stored = results.iter().filter_map(|result| result.result.as_ref().ok());
-    stored
-        .map(|entry| &entry.context_id)
-        .filter(|context| seen.insert(context))
-        .filter_map(|context| Some((context.clone(), *positions.get(context)?)))
-        .collect()
 }
 
 /// Notifies owners that none of their parts was stored.
 fn fail_replicate_replies(taken: Vec<(Vec<ReplicateOutcome>, ReplicateReply)>, error: &StoreError) {
     for (_, reply) in taken {
         let _ = reply.send(Err(error.clone()));
-    }
-}
-
-/// Notifies all waiters that nothing was stored.
-fn fail(waiting: Vec<Waiter>, error: &StoreError) {
-    for waiting in waiting {
-        match waiting {
-            // An append that was refused for its own sake keeps its own error.
-            Waiter::One(result, reply, _) => _ = reply.send(result.and(Err(error.clone()))),
-            Waiter::Load(_, done) => _ = done.try_send(Err(error.clone())),
-            Waiter::Many(mut results, reply, _) => {
-                for result in &mut results {
-                    if result.result.is_ok() {
-                        result.result = Err(error.clone());
-                    }
-                }
-                _ = reply.send(BatchResults { results, positions: Vec::new(), copies: 0 });
-            }
-        }
     }
 }
 

@@ -41,13 +41,12 @@ use crate::{
         ReplicateOutcome, SyncState, push_record,
     },
     shared::Shared,
-    write::commit::{
-        Installed, ReplicateReply, StagedCommit, StagedContext, Waiter, WaiterTerms, WriteOrigin,
-        WrittenCommit,
-    },
+    write::commit::{ReplicateReply, SlotPart, StagedCommit, StagedContext, WrittenCommit},
     write::staging,
     write::state::{ContextState, read_head},
     write::syncer::{OnDurable, SyncerHandle},
+    write::waiters::{Installed, Waiter, WaiterTerms},
+    write::written_context::WriteOrigin,
 };
 
 mod heal;
@@ -515,23 +514,16 @@ impl Lane {
             }
         }
         let replicate_replies = written.take_replies();
-        let (mut own, followed) = written.split();
-        for written_context in followed.into_iter().filter(|written_context| written_context.appended > 0) {
-            if let WriteOrigin::Replicated(epoch, number) = written_context.origin {
-                copies.record_replicated(
-                    &self.shared,
-                    written_context.rows.slot,
-                    epoch,
-                    number,
-                    written_context,
-                );
-            }
+        let (mut own, replicated) = written.split();
+        if !replicated.is_empty() {
+            copies.record_replicated(&self.shared, replicated);
         }
         let mut sent = Vec::new();
-        for (slot, written) in &mut own {
+        for SlotPart { slot, write, .. } in &mut own {
             let Some((claim, peers)) = copies.ownership(*slot) else { continue };
             if !peers.is_empty() {
-                sent.extend(written.parts(*slot, &claim).map(|part| (peers, part)));
+                let written = write.iter_mut().flatten();
+                sent.extend(written.map(|written_context| (peers, written_context.part(*slot, &claim))));
             }
         }
         let has_own = !own.is_empty();

@@ -67,7 +67,7 @@ impl OnDurable {
     /// quorum when the failure was recorded.
     pub(crate) fn fail(self, error: &StoreError) {
         match self {
-            Self::Standalone(written) => drop(written.fail(error)),
+            Self::Standalone(written) => written.fail(error),
             Self::Clustered { replicate_replies, .. } => {
                 for (_, reply) in replicate_replies {
                     let _ = reply.send(Err(error.clone()));

@@ -7,7 +7,7 @@ use super::{
     Arc, ContextId, Db, Epoch, Lane, PeerSet, Sequence, Slot, StagedCommit, StagedContext, StoreError,
     Waiter, WriteBatch, WriteOrigin, families::RowLocation, read_head, staging,
 };
-use crate::{limited, write::commit::Installed, write::state::ContextState};
+use crate::{limited, write::state::ContextState, write::waiters::Installed};
 
 /// A history that is staged under a new number and is to replace a context's.
 #[derive(Debug)]

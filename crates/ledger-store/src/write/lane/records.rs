@@ -85,8 +85,6 @@ impl Lane {
         self.records.extend(records);
         if let Some(copies) = &self.replication {
             for (slot, claim, number) in accepted {
-                // This node's own pending commits are part of the accepted history, or were never acknowledged.
-                copies.step_down(&self.shared, slot);
                 copies.record_accepted(&self.shared, slot, claim.epoch, number);
                 self.in_sync_claims.insert(slot, claim);
             }
@@ -206,16 +204,9 @@ impl Lane {
                     }
                 }
                 OwnerCommand::BeginServing { claim, write_quorum } => {
-                    // After the cluster layer decided, this replica may have promised the slot to another node and
-                    // accepted its entries.
-                    let record =
-                        self.record(db, slot).ok().filter(|record| record.check_append(&claim).is_ok());
-                    let members =
-                        record.map(|record| record.placement.map_or(1, |placement| placement.members.len()));
-                    if let Some(members) = members
-                        && copies.begin_serving(&self.shared, slot, &claim, write_quorum, members)
-                    {
-                        published.push(slot);
+                    if let Ok(record) = self.record(db, slot) {
+                        let shown = copies.begin_serving(&self.shared, slot, &claim, write_quorum, &record);
+                        published.extend(shown);
                     }
                     self.in_sync_claims.remove(&slot);
                 }
@@ -345,7 +336,7 @@ impl Lane {
         self.load_records();
         self.in_sync_claims.clear();
         self.out_of_order = super::OutOfOrderBuffer::default();
-        let lost = copies.on_reopened(&StoreError::NotAcknowledged);
+        let lost = copies.on_reopened(&self.shared, &StoreError::NotAcknowledged);
         let lanes = self.shared.replication().len();
         let mine = |slot: Slot| lane_of(slot, lanes) == usize::from(self.number);
         if let Some(outbox) = self.shared.outbox.get() {
