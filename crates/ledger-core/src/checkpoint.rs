@@ -3,6 +3,7 @@
 //! The text is that of <https://c2sp.org/tlog-checkpoint>, signed as a [`note`]. For contexts of the
 //! SHA-256 suite, the tools of public transparency logs read and verify it.
 
+mod base64;
 pub mod note;
 
 #[cfg(test)]
@@ -10,7 +11,7 @@ mod tests;
 
 use std::fmt;
 
-use base64::{Engine as _, prelude::BASE64_STANDARD};
+use ::base64::{Engine as _, prelude::BASE64_STANDARD};
 
 use crate::{ContextId, Hash, Size};
 
@@ -119,5 +120,5 @@ fn parse_size(line: &str) -> Option<Size> {
 }
 
 fn parse_root(line: &str) -> Option<Hash> {
-    Hash::from_slice(&note::decode_base64(line, 32)?)
+    Hash::from_slice(&base64::decode_base64(line, 32)?)
 }

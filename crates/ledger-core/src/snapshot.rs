@@ -30,9 +30,7 @@
 //! epoch) and matches its content hash. The header is verified only by [`Item::End`], which comes after
 //! count, root and checksum have been compared. Nothing read may become visible before that.
 
-use crate::{
-    ContextId, Epoch, Hash, HashSuite, Head, Lineage, Size, clock::LamportClock, limits::CLIENT_MESSAGE,
-};
+use crate::{ContextId, Epoch, Hash, HashSuite, Head, Lineage, Size, clock::LamportClock};
 
 mod decoder;
 mod encoder;
@@ -40,6 +38,8 @@ mod entry;
 mod error;
 mod fields;
 mod history;
+mod layout;
+mod limits;
 #[cfg(test)]
 mod tests;
 mod zstd_frame;
@@ -47,20 +47,8 @@ mod zstd_frame;
 pub use decoder::{Decoder, Item};
 pub use encoder::Encoder;
 pub use error::{SnapshotError, SnapshotSection};
-
-/// The first bytes of every snapshot.
-pub const MAGIC: &[u8; 8] = b"CVGLSNAP";
-/// The version this build writes, and the newest it reads.
-pub const VERSION: u16 = 1;
-/// A writer closes a frame before it grows over this, bytes before compression.
-pub const FRAME_TARGET: usize = 256 * 1024;
-/// A reader takes frames up to this, bytes before compression, and of a single larger entry.
-pub const MAX_FRAME: usize = 16 * 1024 * 1024;
-
-/// Marks a frame.
-const FRAME_TAG: u8 = b'F';
-/// Marks the trailer.
-const TRAILER_TAG: u8 = b'T';
+pub use layout::{FRAME_TARGET, MAGIC, MAX_FRAME, VERSION};
+pub use limits::{Limits, needs};
 
 /// What a snapshot says of its context before the entries.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -100,34 +88,6 @@ impl Header {
             taken_at_ns,
         }
     }
-}
-
-/// What a reader accepts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
-    /// Largest payload, bytes.
-    pub max_payload: usize,
-    /// Most entries.
-    pub max_entries: u64,
-}
-
-impl Default for Limits {
-    /// Payloads of [`CLIENT_MESSAGE`], any number of entries.
-    fn default() -> Self {
-        Self { max_payload: CLIENT_MESSAGE, max_entries: crate::limits::MAX_SEQUENCE }
-    }
-}
-
-impl Limits {
-    /// The largest frame to accept, bytes before compression.
-    fn max_frame(self) -> usize {
-        MAX_FRAME.max(self.max_payload.saturating_add(entry::MAX_WITHOUT_PAYLOAD))
-    }
-}
-
-/// Most bytes of memory that a frame takes with one entry of such a payload: see [`Decoder::needs`].
-pub const fn needs(max_payload: usize) -> usize {
-    zstd_frame::needs(max_payload.saturating_add(entry::MAX_WITHOUT_PAYLOAD))
 }
 
 /// Whether bytes start as a snapshot of this format does, of any version.

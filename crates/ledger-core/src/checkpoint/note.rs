@@ -17,7 +17,7 @@ use ed25519_dalek::{PUBLIC_KEY_LENGTH, SIGNATURE_LENGTH, Signature, Signer as _,
 
 use crate::hash::{Hasher, Sha256};
 
-use super::{Checkpoint, CheckpointError};
+use super::{Checkpoint, CheckpointError, base64::decode_base64};
 
 /// Longest note that is read, bytes.
 pub const MAX_NOTE: usize = 64 * 1024;
@@ -242,12 +242,4 @@ fn split(note: &str) -> Result<(&str, impl Iterator<Item = &str>), NoteError> {
         return Err(NoteError::TooManySignatures);
     }
     Ok((text, signatures.split('\n')))
-}
-
-/// Decodes standard base64 with padding to at most `max` bytes.
-pub(super) fn decode_base64(text: &str, max: usize) -> Option<Vec<u8>> {
-    if text.len() > max.div_ceil(3) * 4 {
-        return None;
-    }
-    BASE64_STANDARD.decode(text).ok().filter(|bytes| bytes.len() <= max)
 }

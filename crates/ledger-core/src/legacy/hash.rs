@@ -5,7 +5,7 @@ use crate::{
     hash::{Hasher as _, Sha256},
 };
 
-use super::{FORMAT_TAG, term::tag};
+use super::{format::FORMAT_TAG, term::tag};
 
 /// The predecessor's content hash: SHA-256 of
 /// `:erlang.term_to_binary([context_id, key, payload, sequence, appended_at_ns])`.

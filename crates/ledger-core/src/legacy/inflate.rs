@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use flate2::{Decompress, FlushDecompress, Status};
 
-use super::{FORMAT_TAG, LegacyError};
+use super::{LegacyError, format::FORMAT_TAG};
 
 /// Marks a compressed term.
 const COMPRESSED: u8 = 80;

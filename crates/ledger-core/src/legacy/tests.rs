@@ -2,8 +2,11 @@ use std::{collections::BTreeMap, fs, io::Write as _, path::PathBuf};
 
 use flate2::{Compression, write::ZlibEncoder};
 
-use super::*;
-use crate::legacy::term::{MAX_DEPTH, tag};
+use super::{format::FORMAT_TAG, *};
+use crate::{
+    ContextId, Hash, Key, Sequence,
+    legacy::term::{MAX_DEPTH, tag},
+};
 
 /// What the predecessor wrote, and what it said about it.
 struct Fixture {

@@ -9,9 +9,10 @@ use crate::{
 };
 
 use super::{
-    FRAME_TAG, Header, Limits, MAGIC, SnapshotError, SnapshotSection, TRAILER_TAG, VERSION, entry,
+    Header, Limits, MAGIC, SnapshotError, SnapshotSection, VERSION, entry,
     fields::Reader,
     history::History,
+    layout::{FRAME_TAG, TRAILER_TAG},
     zstd_frame::{InflateError, Inflater, bound, needs},
 };
 

@@ -3,8 +3,11 @@
 use crate::{Entry, limits::MAX_SEQUENCE};
 
 use super::{
-    FRAME_TAG, FRAME_TARGET, Header, MAGIC, SnapshotError, SnapshotSection, TRAILER_TAG, VERSION, entry,
-    fields::put_len16, history::History, zstd_frame::Deflater,
+    FRAME_TARGET, Header, MAGIC, SnapshotError, SnapshotSection, VERSION, entry,
+    fields::put_len16,
+    history::History,
+    layout::{FRAME_TAG, TRAILER_TAG},
+    zstd_frame::Deflater,
 };
 
 /// Writes a snapshot into buffers of the caller, who passes the bytes on and empties the buffer as it likes.

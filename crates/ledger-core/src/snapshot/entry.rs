@@ -6,19 +6,13 @@ use crate::{
     ContextId, Entry, EntryId, Epoch, Key, Sequence,
     clock::LamportClock,
     entry::{Metadata, check_metadata},
-    limits::{MAX_ENTRY_ID, MAX_KEY, MAX_LOADED_LAMPORT, MAX_METADATA, MAX_METADATA_PAIRS, MAX_PAYLOAD},
+    limits::{MAX_LOADED_LAMPORT, MAX_METADATA, MAX_METADATA_PAIRS, MAX_PAYLOAD},
 };
 
 use super::{
     Limits, SnapshotError, SnapshotSection,
     fields::{Reader, put_len16, put_len32},
 };
-
-/// No entry without its payload encodes to more bytes.
-pub(super) const MAX_WITHOUT_PAYLOAD: usize =
-    3 * 8 + 32 + (1 + 2 + MAX_ENTRY_ID) + (2 + MAX_KEY) + 4 + MAX_METADATA_PAIRS * 2 * 4 + MAX_METADATA + 4;
-
-const _: () = assert!(MAX_PAYLOAD + MAX_WITHOUT_PAYLOAD <= u32::MAX as usize, "frames have 32-bit lengths");
 
 const ID_BITS: u8 = 0;
 const ID_TEXT: u8 = 1;

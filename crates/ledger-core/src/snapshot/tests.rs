@@ -1,7 +1,10 @@
 use bytes::Bytes;
 use proptest::prelude::*;
 
-use super::*;
+use super::{
+    layout::{FRAME_TAG, TRAILER_TAG},
+    *,
+};
 use crate::{
     Entry, EntryId, Key, Sequence,
     entry::{Draft, Metadata},
