@@ -1,31 +1,24 @@
 //! `ledger-bench cluster`: three real nodes on this machine, held against what was asked of them.
 
-mod append;
-mod catch_up;
-mod handover;
-mod many;
 mod nodes;
-mod search;
+mod rows;
+mod run;
 mod streams;
 mod table;
-mod takeover;
-mod wire;
 mod writer;
 
-use std::{
-    ffi::OsString,
-    path::{Path, PathBuf},
-};
+use std::{ffi::OsString, path::PathBuf};
 
 use anyhow::{Context as _, ensure};
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 
-use self::table::{Line, Table};
+use self::{
+    run::{Run, Sizes, say},
+    table::Table,
+};
 use crate::report;
 
-/// Bytes of each payload.
-const PAYLOAD: usize = 256;
 /// `f_type` of file systems in memory: tmpfs and ramfs.
 const IN_MEMORY: [i64; 2] = [0x0102_1994, 0x8584_58f6];
 
@@ -94,53 +87,6 @@ pub(crate) struct Cluster {
     flags: Vec<OsString>,
 }
 
-/// The sizes of a run.
-#[derive(Debug)]
-struct Sizes {
-    seconds: f64,
-    repetitions: u64,
-    rounds: u64,
-    entries: u64,
-    contexts: u64,
-    depth: u64,
-    inflight: usize,
-    flags: Vec<OsString>,
-}
-
-/// A run: where it is, how large, and what came of it so far.
-#[derive(Debug)]
-struct Run<'a> {
-    dir: &'a Path,
-    args: &'a Sizes,
-    only: &'a [u8],
-    table: &'a mut Table,
-    failed: usize,
-}
-
-impl Run<'_> {
-    /// Whether a row was asked for.
-    fn wants(&self, row: u8) -> bool {
-        self.only.is_empty() || self.only.contains(&row)
-    }
-
-    /// A line of the table.
-    fn push(&mut self, row: u8, line: &Line) {
-        self.table.push(row, line);
-    }
-}
-
-/// Says what is going on.
-fn say(text: &str) {
-    eprintln!("bench: {text}");
-}
-
-/// Errors that a user of the SDK would have seen.
-fn explain(errors: &[String]) {
-    for error in errors.iter().take(5) {
-        say(&format!("an append failed: {error}"));
-    }
-}
-
 impl Cluster {
     /// The sizes that the flags ask for; `Err`: why they make no sense.
     fn sizes(&self) -> anyhow::Result<Sizes> {
@@ -190,7 +136,7 @@ pub(crate) async fn run(args: Cluster) -> anyhow::Result<i32> {
     let mut run = Run { dir: &path, args: &sizes, only: &args.only, table: &mut table, failed: 0 };
     // The nodes are killed and the directory goes whichever of them is first.
     tokio::select! {
-        () = rows(&mut run) => {}
+        () = rows::measure(&mut run) => {}
         _ = terminate.recv() => return Ok(EXIT_INTERRUPTED),
         _ = interrupt.recv() => return Ok(EXIT_INTERRUPTED),
     }
@@ -201,35 +147,4 @@ pub(crate) async fn run(args: Cluster) -> anyhow::Result<i32> {
     }
     ensure!(failed == 0, "{failed} rows could not be measured");
     Ok(if table.missed > 0 { EXIT_MISSED } else { 0 })
-}
-
-/// Every row that is wanted; one that fails does not stop the others.
-async fn rows(run: &mut Run<'_>) {
-    for row in 1..=6 {
-        // Rows 5 and 7 are measured on the same nodes.
-        let is_wanted = run.wants(row) || row == 5 && run.wants(7);
-        if !is_wanted {
-            continue;
-        }
-        let done = match row {
-            1 => append::run(run).await,
-            2 => takeover::run(run).await,
-            3 => handover::run(run).await,
-            4 => catch_up::run(run).await,
-            5 => many::run(run).await,
-            _ => search::run(run).await,
-        };
-        if let Err(error) = done {
-            run.failed += 1;
-            say(&format!("row {row} failed: {error:#}"));
-            let line = Line::held(
-                format!("row {row}"),
-                format!("failed: {error:#}"),
-                "",
-                false,
-                serde_json::json!(null),
-            );
-            run.push(row, &line);
-        }
-    }
 }

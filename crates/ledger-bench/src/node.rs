@@ -10,7 +10,7 @@ use anyhow::{Context as _, bail};
 use serde_json::Value;
 
 /// How long a node may take to serve.
-const PATIENCE: Duration = Duration::from_mins(2);
+const TIMEOUT: Duration = Duration::from_mins(2);
 
 /// A running node; killed when dropped.
 pub(crate) struct Node {
@@ -53,8 +53,8 @@ impl Node {
             if let Some(status) = process.try_wait()? {
                 bail!("ledgerd ended before it served: {status}");
             }
-            if begin.elapsed() > PATIENCE {
-                bail!("ledgerd does not serve within {PATIENCE:?}");
+            if begin.elapsed() > TIMEOUT {
+                bail!("ledgerd does not serve within {TIMEOUT:?}");
             }
             std::thread::sleep(Duration::from_millis(2));
         }

@@ -1,20 +1,20 @@
 //! `ledgerctl cluster`: who is there, who holds what, and a cluster to try things out.
 
-pub(crate) mod args;
 mod decommission;
 mod drain;
 mod local;
 mod locate;
 mod members;
 mod operator;
-pub(crate) mod reach;
 mod recover;
 mod status;
 mod survey;
 
-use args::Cluster;
-
-use crate::{args::Connection, forks, output::Output};
+use crate::{
+    args::{Cluster, Connection},
+    forks,
+    output::Output,
+};
 
 pub(crate) async fn run(connection: &Connection, command: Cluster, output: &Output) -> anyhow::Result<()> {
     match command {

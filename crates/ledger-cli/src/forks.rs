@@ -10,10 +10,9 @@ use tokio::fs::File;
 
 use crate::{
     args::{self, Connection},
-    cluster::reach,
     exit::Partial,
     output::{Output, cell, time, visible},
-    progress, transfer,
+    progress, reach, transfer,
 };
 
 /// Forks asked for at once.

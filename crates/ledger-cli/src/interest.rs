@@ -1,53 +1,13 @@
 //! `ledgerctl interest`: who looks at a context now, and what they tell each other.
 
-use clap::Subcommand;
 use ledger_client::{Client, ClientError, ContextId, InterestEvent, Observer};
 use serde_json::{Value, json};
 
 use crate::{
     append,
-    args::PayloadFormat,
+    args::{Interest, PayloadFormat},
     output::{Output, put_payload, text, visible},
 };
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum Interest {
-    /// Be an observer of a context, and show who is there and what they broadcast, until interrupted
-    Join {
-        /// The context
-        context: String,
-        /// The name to be known by; without it, the node gives one
-        #[arg(long = "as", default_value = "", hide_default_value = true, value_name = "NAME")]
-        name: String,
-        /// A pair of metadata for the other observers; may be repeated
-        #[arg(long = "meta", value_name = "KEY=VALUE")]
-        metadata: Vec<String>,
-        /// End after so many events; 0: go on until interrupted
-        #[arg(long, default_value_t = 0, value_name = "N")]
-        count: u64,
-    },
-    /// Tell all observers of a context something, which is not stored
-    Broadcast {
-        /// The context
-        context: String,
-        /// What to tell
-        text: String,
-        /// The name to say it by
-        #[arg(long = "as", default_value = "", hide_default_value = true, value_name = "NAME")]
-        name: String,
-        /// A pair of metadata; may be repeated
-        #[arg(long = "meta", value_name = "KEY=VALUE")]
-        metadata: Vec<String>,
-    },
-    /// Have an observer leave a context
-    Leave {
-        /// The context
-        context: String,
-        /// Its name
-        #[arg(value_name = "NAME")]
-        observer: String,
-    },
-}
 
 pub(crate) async fn run(client: &Client, command: Interest, output: &Output) -> anyhow::Result<()> {
     match command {

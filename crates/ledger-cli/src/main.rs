@@ -12,6 +12,7 @@ mod interest;
 mod output;
 mod progress;
 mod prove;
+mod reach;
 mod read;
 mod spool;
 mod transfer;

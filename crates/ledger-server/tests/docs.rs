@@ -181,7 +181,7 @@ fn every_command_of_ledgerctl_is_documented() {
     let page = read("docs/operations.md");
     for (file, of, before) in [
         ("crates/ledger-cli/src/args.rs", "Command", "ledgerctl"),
-        ("crates/ledger-cli/src/cluster/args.rs", "Cluster", "ledgerctl cluster"),
+        ("crates/ledger-cli/src/args/cluster.rs", "Cluster", "ledgerctl cluster"),
     ] {
         let commands = commands(&read(file), of);
         assert!(commands.len() > 6, "{file} is read: {commands:?}");

@@ -1,10 +1,15 @@
 //! Nodes of a cluster on loopback: real processes, each with a directory and addresses of its own.
 
+pub(super) mod metrics;
+mod ports;
+pub(super) mod processor;
+pub(super) mod wire;
+
 use std::{
     ffi::{OsStr, OsString},
     fs,
     io::Write as _,
-    net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
+    net::{Ipv4Addr, SocketAddr},
     os::unix::{fs::OpenOptionsExt as _, process::CommandExt as _},
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, Stdio},
@@ -23,18 +28,19 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
+use self::{
+    metrics::sum,
+    ports::free_ports,
+    processor::{processor, quiet},
+};
 use crate::node::beside;
 
 /// How long something that must come about may take.
-const PATIENCE: Duration = Duration::from_mins(2);
+const TIMEOUT: Duration = Duration::from_mins(2);
 /// How often it is looked.
 const LOOK: Duration = Duration::from_millis(50);
 /// How long an answer may take.
 const ANSWER: Duration = Duration::from_secs(10);
-/// Where ports are looked for: below those that systems give to outgoing connections, one of which could have a
-/// node's port when it is started again.
-const PORTS: std::ops::Range<u16> = 20_000..32_000;
-
 /// The nodes of a cluster. All are killed when this is dropped.
 #[derive(Debug)]
 pub(super) struct Nodes {
@@ -204,7 +210,7 @@ impl Nodes {
             if let Some(status) = running.child.try_wait()? {
                 bail!("{} ended before it served: {status}: {}", node.name, node.last_log());
             }
-            ensure!(begin.elapsed() < PATIENCE, "{} does not serve within {PATIENCE:?}", node.name);
+            ensure!(begin.elapsed() < TIMEOUT, "{} does not serve within {TIMEOUT:?}", node.name);
             sleep(Duration::from_millis(5)).await;
         }
         Ok(())
@@ -232,7 +238,7 @@ impl Nodes {
         kill_process(pid, Signal::TERM)?;
         let begin = Instant::now();
         while running.child.try_wait()?.is_none() {
-            ensure!(begin.elapsed() < PATIENCE, "{} does not stop within {PATIENCE:?}", node.name);
+            ensure!(begin.elapsed() < TIMEOUT, "{} does not stop within {TIMEOUT:?}", node.name);
             sleep(Duration::from_millis(5)).await;
         }
         node.running = None;
@@ -271,8 +277,8 @@ impl Nodes {
                 return Ok(());
             }
             ensure!(
-                begin.elapsed() < PATIENCE,
-                "after {PATIENCE:?} {} of {SLOTS} slots have an owner, {} are in step everywhere",
+                begin.elapsed() < TIMEOUT,
+                "after {TIMEOUT:?} {} of {SLOTS} slots have an owner, {} are in step everywhere",
                 standing.owned,
                 standing.whole
             );
@@ -290,7 +296,7 @@ impl Nodes {
             if owned.len() == usize::from(SLOTS) && self.list.iter().all(|node| of(node) >= least) {
                 return self.in_step().await;
             }
-            ensure!(begin.elapsed() < PATIENCE, "slots do not return to their nodes within {PATIENCE:?}");
+            ensure!(begin.elapsed() < TIMEOUT, "slots do not return to their nodes within {TIMEOUT:?}");
             sleep(LOOK).await;
         }
     }
@@ -306,35 +312,6 @@ impl Nodes {
             self.list.iter().filter_map(|node| Some(node.running.as_ref()?.child.id())).collect();
         quiet(&ids).await
     }
-}
-
-/// Waits until processes use less than a tenth of a processor, for at most 20 s.
-pub(super) async fn quiet(processes: &[u32]) -> anyhow::Result<()> {
-    let used = || processes.iter().map(|id| ticks(*id)).sum::<anyhow::Result<u64>>();
-    let begin = Instant::now();
-    loop {
-        let before = used()?;
-        sleep(Duration::from_millis(500)).await;
-        // A tick is 10 ms.
-        if used()? - before < 5 || begin.elapsed() > Duration::from_secs(20) {
-            return Ok(());
-        }
-    }
-}
-
-/// Processor time of a process so far, seconds.
-pub(super) fn processor(process: u32) -> anyhow::Result<f64> {
-    Ok(ticks(process)? as f64 / 100.0)
-}
-
-/// Processor time of a process, ticks of 10 ms.
-fn ticks(process: u32) -> anyhow::Result<u64> {
-    let stat = fs::read_to_string(format!("/proc/{process}/stat"))?;
-    // The name, in brackets, may hold anything; utime and stime are the 12th and 13th fields after it.
-    let rest = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
-    let fields: Vec<_> = rest.split_whitespace().collect();
-    let field = |at: usize| fields.get(at).and_then(|text| text.parse::<u64>().ok()).context("/proc/…/stat");
-    Ok(field(11)? + field(12)?)
 }
 
 impl Node {
@@ -393,54 +370,5 @@ impl Node {
         let (head, body) = answer.split_once("\r\n\r\n").context("no answer to GET /metrics")?;
         ensure!(head.contains(" 200 "), "{} does not say what it counts: {head}", self.name);
         Ok(body.to_owned())
-    }
-}
-
-/// The sum of all metrics of a name.
-pub(super) fn sum(metrics: &str, name: &str) -> f64 {
-    let values = metrics.lines().filter_map(|line| {
-        let (key, value) = line.rsplit_once(' ')?;
-        let is_it = key.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('{'));
-        is_it.then(|| value.parse::<f64>().ok())?
-    });
-    values.sum()
-}
-
-/// Ports that nobody uses at the moment, neither TCP nor UDP.
-fn free_ports(count: usize) -> anyhow::Result<Vec<u16>> {
-    let mut held = Vec::new();
-    for _ in 0..10_000 {
-        if held.len() == count {
-            break;
-        }
-        let port = rand::random_range(PORTS);
-        let address = (Ipv4Addr::LOCALHOST, port);
-        if let (Ok(tcp), Ok(udp)) = (TcpListener::bind(address), UdpSocket::bind(address)) {
-            // Held until all are found, so that each is another one.
-            held.push((port, tcp, udp));
-        }
-    }
-    ensure!(held.len() == count, "no {count} ports are free");
-    Ok(held.into_iter().map(|(port, ..)| port).collect())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn metrics_of_a_name_are_added_up() {
-        let text = "# HELP a_total x\na_total{rpc=\"x\"} 2\na_total{rpc=\"y z\"} 3\na_total_more 7\nb 1.5\n";
-        assert!((sum(text, "a_total") - 5.0).abs() < 1e-9);
-        assert!((sum(text, "b") - 1.5).abs() < 1e-9);
-        assert!(sum(text, "c").abs() < 1e-9);
-    }
-
-    #[test]
-    fn free_ports_differ() {
-        let mut ports = free_ports(20).unwrap();
-        ports.sort_unstable();
-        ports.dedup();
-        assert_eq!(ports.len(), 20);
     }
 }

@@ -16,6 +16,8 @@ use parking_lot::Mutex;
 use tokio::time::sleep;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
+use super::run::PAYLOAD;
+
 /// Not counted, at the beginning.
 const WARM_UP: Duration = Duration::from_millis(500);
 /// One of so many has its time taken.
@@ -61,7 +63,7 @@ pub(super) fn contexts(prefix: &str, count: u64) -> anyhow::Result<Vec<ContextId
 /// Appends for a while, to contexts of its own.
 pub(super) async fn run(client: &Client, shape: Shape) -> anyhow::Result<Measured> {
     let contexts = contexts("stream", shape.contexts)?;
-    let payload = payload(super::PAYLOAD);
+    let payload = payload(PAYLOAD);
     let (mut appender, mut receipts) = client.appender(shape.window).await?;
     let begin = Instant::now() + WARM_UP;
     let end = begin + Duration::from_secs_f64(shape.seconds);
@@ -116,7 +118,7 @@ pub(super) struct Pump {
 impl Pump {
     pub(super) async fn start(client: &Client, count: u64, window: usize) -> anyhow::Result<Self> {
         let contexts = contexts("pump", count)?;
-        let payload = payload(super::PAYLOAD);
+        let payload = payload(PAYLOAD);
         let (mut appender, mut receipts) = client.appender(window).await?;
         let (stop, acknowledged) = (CancellationToken::new(), Arc::new(AtomicU64::new(0)));
         let (stopped, counted) = (stop.clone(), Arc::clone(&acknowledged));

@@ -10,7 +10,7 @@ use ledger_client::{Append, Client, ContextId, EntryId, ReadFrom, Selection};
 use parking_lot::Mutex;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
-use super::streams;
+use super::{run::PAYLOAD, streams};
 
 /// An acknowledgement.
 #[derive(Debug, Clone)]
@@ -71,7 +71,7 @@ impl Writer {
         let times = Arc::clone(&sent);
         let count = contexts.len();
         let sending = tokio::spawn(async move {
-            let payload = streams::payload(super::PAYLOAD);
+            let payload = streams::payload(PAYLOAD);
             for context in contexts.iter().cycle() {
                 if stop.is_cancelled() {
                     break;
@@ -114,7 +114,7 @@ impl Writer {
                 (Arc::clone(&writer.contexts), Arc::clone(&writer.told), writer.stop.clone());
             let client = client.clone();
             tokio::spawn(async move {
-                let payload = streams::payload(super::PAYLOAD);
+                let payload = streams::payload(PAYLOAD);
                 while !stop.is_cancelled() {
                     let sent = Instant::now();
                     let result =

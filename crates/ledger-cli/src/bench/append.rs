@@ -12,7 +12,11 @@ use bytes::Bytes;
 use hdrhistogram::Histogram;
 use ledger_client::{Append, ClientError, ContextId};
 
-use super::{Measured, histogram, ledger};
+use super::{
+    ledger,
+    measured::{Measured, histogram},
+    payload::payload,
+};
 use crate::args::{Connection, Shape};
 
 /// Not counted, at the beginning.
@@ -45,13 +49,6 @@ pub(crate) async fn run(connection: &Connection, shape: &Shape, streams: u64) ->
         latency.add(part)?;
     }
     Ok(Measured::new(operations, end - begin, latency).with("streams", streams))
-}
-
-/// Bytes that do not compress, the same in every entry.
-pub(crate) fn payload(len: usize) -> Bytes {
-    let mut bytes = vec![0; len];
-    rand::Rng::fill_bytes(&mut rand::rng(), &mut bytes);
-    bytes.into()
 }
 
 /// One stream's share.

@@ -2,7 +2,7 @@
 
 use ledger_client::{Append, Client, ContextId, Selection};
 
-use super::{append::payload, ledger::PREFIX};
+use super::{ledger::PREFIX, payload::payload};
 use crate::progress;
 
 /// Appends under way while filling.

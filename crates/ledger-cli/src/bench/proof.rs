@@ -6,7 +6,10 @@ use ledger_client::{ClientError, KnownCheckpoints, Selection, Sequence, Size, Tr
 use ledger_proto::ledger::v1::InclusionProofRequest;
 use rand::RngExt as _;
 
-use super::{Measured, fill, histogram, micros, record};
+use super::{
+    fill,
+    measured::{Measured, histogram, micros, record},
+};
 use crate::args::{Connection, Shape};
 
 pub(crate) async fn run(connection: &Connection, shape: &Shape, entries: u64) -> anyhow::Result<Measured> {

@@ -4,7 +4,10 @@ use std::time::{Duration, Instant};
 
 use ledger_client::{ClientError, Selection};
 
-use super::{Measured, fill, histogram, record};
+use super::{
+    fill,
+    measured::{Measured, histogram, record},
+};
 use crate::args::{Connection, Shape};
 
 pub(crate) async fn run(

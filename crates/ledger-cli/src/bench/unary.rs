@@ -4,7 +4,11 @@ use std::time::{Duration, Instant};
 
 use ledger_client::{Append, ContextId};
 
-use super::{Measured, append::payload, histogram, ledger, record};
+use super::{
+    ledger,
+    measured::{Measured, histogram, record},
+    payload::payload,
+};
 use crate::args::{Connection, Shape};
 
 /// Not counted, at the beginning.

@@ -5,13 +5,17 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use ledger_client::{Append, ClientError, ContextId, Selection};
 use tokio::sync::watch;
 
-use super::{Measured, append::payload, histogram, ledger, micros};
+use super::{
+    ledger,
+    measured::{Measured, histogram, micros},
+    payload::payload,
+};
 use crate::args::{Connection, Shape};
 
 /// Watchers of one connection.
 const PER_CONNECTION: u64 = 250;
 /// How long the last entries may take to arrive.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 pub(crate) async fn run(
     connection: &Connection,
@@ -57,7 +61,7 @@ pub(crate) async fn run(
             anyhow::Ok(latency)
         }));
     }
-    tokio::time::timeout(PATIENCE, all_ready.wait_for(|ready| *ready == watchers))
+    tokio::time::timeout(TIMEOUT, all_ready.wait_for(|ready| *ready == watchers))
         .await
         .map_err(|_| ClientError::TimedOut("the watchers are not all connected".into()))??;
 
@@ -80,7 +84,7 @@ pub(crate) async fn run(
     }
     let mut delivery = histogram()?;
     for task in tasks {
-        let part = tokio::time::timeout(PATIENCE, task)
+        let part = tokio::time::timeout(TIMEOUT, task)
             .await
             .map_err(|_| ClientError::TimedOut("not every watcher got every entry".into()))???;
         delivery.add(part)?;

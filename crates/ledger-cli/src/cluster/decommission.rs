@@ -5,11 +5,11 @@ use ledger_proto::ledger::v1::{DecommissionProgress, DecommissionRequest};
 use serde_json::{Value, json};
 use tonic::{Code, Status};
 
-use super::{args::Decommission, operator::Operator, reach};
+use super::operator::Operator;
 use crate::{
-    args::Connection,
+    args::{Connection, Decommission},
     output::{Output, visible},
-    progress,
+    progress, reach,
 };
 
 pub(super) async fn run(

@@ -5,8 +5,8 @@ use ledger_proto::ledger::v1::DrainRequest;
 use serde_json::json;
 use tonic::{Code, Status};
 
-use super::{operator::Operator, reach};
-use crate::{args::Connection, output::Output, progress};
+use super::operator::Operator;
+use crate::{args::Connection, output::Output, progress, reach};
 
 pub(super) async fn run(connection: &Connection, resume: bool, output: &Output) -> anyhow::Result<()> {
     if connection.endpoint.contains(',') {

@@ -29,8 +29,8 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::args::Local;
 use crate::{
+    args::Local,
     output::{Output, complain},
     progress,
 };

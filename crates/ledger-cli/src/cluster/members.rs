@@ -4,10 +4,10 @@ use comfy_table::{Table, presets::NOTHING};
 use ledger_proto::ledger::v1::{Member, MembersResponse};
 use serde_json::{Value, json};
 
-use super::reach;
 use crate::{
     args::Connection,
     output::{Output, cell},
+    reach,
 };
 
 pub(super) async fn run(connection: &Connection, output: &Output) -> anyhow::Result<()> {

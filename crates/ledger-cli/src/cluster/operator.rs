@@ -19,8 +19,7 @@ use ledger_proto::ledger::v1::{
 use prost::Message;
 use tonic::{Code, Request, metadata::MetadataValue, transport::Channel};
 
-use super::reach;
-use crate::{args::Connection, output::visible};
+use crate::{args::Connection, output::visible, reach};
 
 /// Carries the proof of a call.
 const PROOF: &str = "converge-call-bin";

@@ -6,8 +6,7 @@ use futures::future::join_all;
 use ledger_client::{Client, ClientError};
 use ledger_proto::ledger::v1::{LocateRequest, Location, Member, MembersResponse};
 
-use super::reach;
-use crate::args::Connection;
+use crate::{args::Connection, reach};
 
 /// How often those are asked that were heard of in the last round: what nodes say is not believed without end.
 const ROUNDS: usize = 4;

@@ -13,7 +13,7 @@ use anyhow::Context as _;
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use ledger_client::ClientError;
 
-use crate::cluster::args::Local;
+use crate::args::Local;
 
 /// The name of the cluster.
 const CLUSTER: &str = "local";

@@ -4,7 +4,7 @@ use std::{ffi::OsString, path::PathBuf};
 
 use clap::{Args, Subcommand};
 
-use crate::args::Forks;
+use crate::args::listing::Forks;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Cluster {

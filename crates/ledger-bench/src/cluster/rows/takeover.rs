@@ -6,14 +6,19 @@ use anyhow::ensure;
 use serde_json::json;
 use tokio::time::sleep;
 
-use super::{Run, nodes::Nodes, table::Line, writer::Writer};
+use crate::cluster::{
+    nodes::Nodes,
+    run::{Run, explain, say},
+    table::Line,
+    writer::Writer,
+};
 
 /// Contexts that are written to: about a third of them lose their owner.
 const CONTEXTS: u64 = 64;
 /// Appends under way.
 const WINDOW: usize = 64;
 /// After so long it is given up.
-const PATIENCE: Duration = Duration::from_mins(1);
+const TIMEOUT: Duration = Duration::from_mins(1);
 
 pub(super) async fn run(run: &mut Run<'_>) -> anyhow::Result<()> {
     let mut nodes = Nodes::start(&run.dir.join("takeover"), &run.args.flags).await?;
@@ -21,7 +26,7 @@ pub(super) async fn run(run: &mut Run<'_>) -> anyhow::Result<()> {
     let mut writer = Writer::stream(&client, CONTEXTS, WINDOW).await?;
     let (mut first, mut last) = (Vec::new(), Vec::new());
     for round in 0..run.args.rounds {
-        super::say(&format!("killing an owner, {} of {}", round + 1, run.args.rounds));
+        say(&format!("killing an owner, {} of {}", round + 1, run.args.rounds));
         nodes.spread().await?;
         let victim = usize::try_from(round)? % nodes.len();
         let lost = owned_by(&nodes, &writer, victim).await;
@@ -55,7 +60,7 @@ pub(super) async fn run(run: &mut Run<'_>) -> anyhow::Result<()> {
         checked.twice,
         errors.len()
     );
-    super::explain(&errors);
+    explain(&errors);
     let values = json!({
         "acknowledged": checked.acknowledged, "lost": checked.lost, "twice": checked.twice, "gaps": checked.gaps,
         "errors": errors.len(),
@@ -102,8 +107,8 @@ async fn taken_over(
             return Ok(times);
         }
         ensure!(
-            killed.elapsed() < PATIENCE,
-            "{} of {} contexts have no new owner after {PATIENCE:?}",
+            killed.elapsed() < TIMEOUT,
+            "{} of {} contexts have no new owner after {TIMEOUT:?}",
             lost.len() - times.len(),
             lost.len()
         );

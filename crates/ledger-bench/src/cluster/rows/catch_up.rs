@@ -6,9 +6,10 @@ use anyhow::ensure;
 use serde_json::json;
 use tokio::time::sleep;
 
-use super::{
-    Run,
-    nodes::{Nodes, Standing, sum},
+use crate::cluster::{
+    nodes::metrics::sum,
+    nodes::{Nodes, Standing},
+    run::{Run, say},
     streams::Pump,
     table::Line,
 };
@@ -23,7 +24,7 @@ const LOOK: Duration = Duration::from_millis(20);
 /// How long after a node is in sync the rate is measured again.
 const SETTLE: Duration = Duration::from_secs(1);
 /// How long catching up may take.
-const PATIENCE: Duration = Duration::from_mins(2);
+const TIMEOUT: Duration = Duration::from_mins(2);
 
 /// How a node caught up.
 #[derive(Debug)]
@@ -53,10 +54,10 @@ async fn idle(run: &mut Run<'_>) -> anyhow::Result<()> {
     let mut nodes = Nodes::start(&run.dir.join("catch-up"), &run.args.flags).await?;
     let client = nodes.client()?;
     nodes.stop(AWAY).await?;
-    super::say(&format!("appending {} entries while a node is away", run.args.entries));
+    say(&format!("appending {} entries while a node is away", run.args.entries));
     measure::fill(&client, "behind", CONTEXTS, run.args.entries, |_| "facts").await?;
     nodes.quiet().await?;
-    super::say("the node catches up");
+    say("the node catches up");
     nodes.spawn(AWAY)?;
     nodes.serves(AWAY).await?;
     let sources = |nodes: &Nodes| {
@@ -91,17 +92,17 @@ async fn idle(run: &mut Run<'_>) -> anyhow::Result<()> {
 async fn under_load(run: &mut Run<'_>) -> anyhow::Result<()> {
     let mut nodes = Nodes::start(&run.dir.join("catch-up-under-load"), &run.args.flags).await?;
     let client = nodes.client()?;
-    super::say("appending at full speed");
+    say("appending at full speed");
     let pump = Pump::start(&client, CONTEXTS, run.args.inflight).await?;
     // What is kept is held against the same three nodes, all in step, when they compact what they wrote.
     reach(&pump, run.args.entries).await?;
     let usual = pump.rate(run.args.seconds).await?;
     nodes.stop(AWAY).await?;
-    super::say("appending at full speed while a node is away");
+    say("appending at full speed while a node is away");
     let gone = pump.acknowledged();
     reach(&pump, gone + run.args.entries).await?;
     let away = pump.rate(run.args.seconds.min(2.0)).await?;
-    super::say("the node catches up under load");
+    say("the node catches up under load");
     nodes.spawn(AWAY)?;
     nodes.serves(AWAY).await?;
     let watched = watch(&nodes, || pump.acknowledged()).await;
@@ -159,7 +160,7 @@ async fn reach(pump: &Pump, count: u64) -> anyhow::Result<()> {
     while pump.acknowledged() < count {
         pump.works()?;
         sleep(LOOK).await;
-        if at.elapsed() > PATIENCE {
+        if at.elapsed() > TIMEOUT {
             let now = pump.acknowledged();
             ensure!(now > known, "no append is acknowledged any more");
             (at, known) = (Instant::now(), now);
@@ -188,8 +189,8 @@ async fn watch(nodes: &Nodes, acknowledged: impl Fn() -> u64) -> anyhow::Result<
             return Ok(CaughtUp { begin, end, fetched, acknowledged: (before, acknowledged()) });
         }
         ensure!(
-            start.elapsed() < PATIENCE,
-            "after {PATIENCE:?} {} slots are not in step",
+            start.elapsed() < TIMEOUT,
+            "after {TIMEOUT:?} {} slots are not in step",
             sum(&metrics, "ledger_cluster_slots_catching_up")
         );
         sleep(LOOK).await;

@@ -20,7 +20,7 @@ const PIECE: usize = 64 << 10;
 
 /// A proxy; it ends when this is dropped.
 #[derive(Debug)]
-pub(super) struct Proxy {
+pub(crate) struct Proxy {
     address: SocketAddr,
     bytes: Arc<AtomicU64>,
     _task: AbortOnDropHandle<()>,
@@ -28,7 +28,7 @@ pub(super) struct Proxy {
 
 impl Proxy {
     /// Leads to an address, from a port of its own.
-    pub(super) async fn start(to: SocketAddr) -> anyhow::Result<Self> {
+    pub(crate) async fn start(to: SocketAddr) -> anyhow::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let address = listener.local_addr()?;
         let bytes = Arc::new(AtomicU64::new(0));
@@ -44,12 +44,12 @@ impl Proxy {
         Ok(Self { address, bytes, _task: AbortOnDropHandle::new(task) })
     }
 
-    pub(super) fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 
     /// Bytes in both directions so far: all that TCP carries, headers of it apart.
-    pub(super) fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
     }
 }

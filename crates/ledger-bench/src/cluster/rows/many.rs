@@ -8,11 +8,12 @@ use ledger_store::{Draft, Ledger};
 use serde_json::json;
 use tokio::time::sleep;
 
-use super::{
-    Run,
-    nodes::{Nodes, sum},
+use crate::cluster::{
+    nodes::Nodes,
+    nodes::metrics::sum,
+    nodes::wire::Proxy,
+    run::{Run, say},
     table::Line,
-    wire::Proxy,
 };
 use crate::measure;
 
@@ -27,12 +28,12 @@ const PREFIX: &str = "many";
 /// How often it is looked whether something was found.
 const LOOK: Duration = Duration::from_millis(5);
 /// How long finding may take.
-const PATIENCE: Duration = Duration::from_mins(1);
+const TIMEOUT: Duration = Duration::from_mins(1);
 
 pub(super) async fn run(run: &mut Run<'_>) -> anyhow::Result<()> {
     let contexts = run.args.contexts;
     let mut nodes = Nodes::start(&run.dir.join("many"), &run.args.flags).await?;
-    super::say(&format!("making {contexts} contexts"));
+    say(&format!("making {contexts} contexts"));
     measure::fill(&nodes.client()?, PREFIX, contexts, contexts, |_| "facts").await?;
     nodes.in_step().await?;
     if run.wants(7) {
@@ -69,7 +70,7 @@ async fn gossip(run: &mut Run<'_>, nodes: &Nodes) -> anyhow::Result<()> {
 /// Row 5: what two nodes exchange while nothing happens. Everything that the connections between them carry is counted:
 /// HTTP/2, its pings, and what else there may be.
 async fn bytes(run: &mut Run<'_>, nodes: &mut Nodes) -> anyhow::Result<()> {
-    super::say("starting the nodes again, with proxies between them");
+    say("starting the nodes again, with proxies between them");
     let mut proxies = Vec::new();
     nodes.kill_all();
     for node in 0..nodes.len() {
@@ -85,7 +86,7 @@ async fn bytes(run: &mut Run<'_>, nodes: &mut Nodes) -> anyhow::Result<()> {
     // What slots that changed their owners had to say is over when nothing more is said.
     nodes.quiet().await?;
     sleep(INTERVAL).await;
-    super::say(&format!("counting what nodes in step exchange in {:?}", INTERVAL * ROUNDS));
+    say(&format!("counting what nodes in step exchange in {:?}", INTERVAL * ROUNDS));
     let before = counted();
     sleep(INTERVAL * ROUNDS).await;
     let exchanged = (counted() - before) as f64 / f64::from(ROUNDS) / pairs as f64;
@@ -111,7 +112,7 @@ async fn bytes(run: &mut Run<'_>, nodes: &mut Nodes) -> anyhow::Result<()> {
 
 /// Row 5: one context of them all differs.
 async fn difference(run: &mut Run<'_>, nodes: &mut Nodes) -> anyhow::Result<()> {
-    super::say("making one context differ");
+    say("making one context differ");
     nodes.kill_all();
     let context = ContextId::new(format!("{PREFIX}-{}", run.args.contexts / 3))?;
     let (dir, changed) = (nodes.node(DIFFERENT).data_dir(), context.clone());
@@ -149,7 +150,7 @@ async fn difference(run: &mut Run<'_>, nodes: &mut Nodes) -> anyhow::Result<()> 
         if sum(&metrics, "ledger_cluster_forks_total") > 0.0 {
             break (compared_at.unwrap_or(start).elapsed(), start.elapsed());
         }
-        ensure!(start.elapsed() < PATIENCE, "the differing context is not found within {PATIENCE:?}");
+        ensure!(start.elapsed() < TIMEOUT, "the differing context is not found within {TIMEOUT:?}");
         sleep(LOOK).await;
     };
     nodes.in_step().await?;

@@ -6,7 +6,12 @@ use ledger_proto::ledger::v1::DrainRequest;
 use serde_json::json;
 use tokio::time::sleep;
 
-use super::{Run, nodes::Nodes, table::Line, writer::Writer};
+use crate::cluster::{
+    nodes::Nodes,
+    run::{Run, explain, say},
+    table::Line,
+    writer::{Checked, Writer},
+};
 
 /// Contexts of the stream, and appends that it has under way.
 const CONTEXTS: u64 = 64;
@@ -27,7 +32,7 @@ pub(super) async fn run(run: &mut Run<'_>) -> anyhow::Result<()> {
     let steady = Instant::now();
     sleep(BETWEEN).await;
 
-    super::say("draining a node");
+    say("draining a node");
     let begin = Instant::now();
     drain(&nodes, 0, false).await?;
     sleep(BETWEEN).await;
@@ -36,7 +41,7 @@ pub(super) async fn run(run: &mut Run<'_>) -> anyhow::Result<()> {
     sleep(BETWEEN).await;
     let drained = Instant::now();
     for node in 0..nodes.len() {
-        super::say(&format!("restarting node {} of {}", node + 1, nodes.len()));
+        say(&format!("restarting node {} of {}", node + 1, nodes.len()));
         nodes.stop(node).await?;
         nodes.spawn(node)?;
         nodes.serves(node).await?;
@@ -56,13 +61,13 @@ pub(super) async fn run(run: &mut Run<'_>) -> anyhow::Result<()> {
         let line = Line::held(what, format!("{took:.2} s"), "under 1 s", took < 1.0, values);
         run.push(3, &line.beside(format!("the second before: {before:.3} s")));
     }
-    let (mut checked, mut errors) = (super::writer::Checked::default(), Vec::new());
+    let (mut checked, mut errors) = (Checked::default(), Vec::new());
     for mut writer in writers {
         writer.stop().await?;
         checked = checked.and(writer.check(&client).await?);
         errors.append(&mut writer.told.lock().errors);
     }
-    super::explain(&errors);
+    explain(&errors);
     let text = format!("{} errors of {} appends, {} lost", errors.len(), checked.acknowledged, checked.lost);
     let values = json!({
         "errors": errors.len(), "acknowledged": checked.acknowledged, "lost": checked.lost,

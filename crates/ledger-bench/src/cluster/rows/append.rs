@@ -2,9 +2,10 @@
 
 use serde_json::json;
 
-use super::{
-    Run,
-    nodes::{Nodes, processor, quiet},
+use crate::cluster::{
+    nodes::Nodes,
+    nodes::processor::{processor, quiet},
+    run::{Run, say},
     streams::{self, Shape},
     table::Line,
 };
@@ -26,7 +27,7 @@ pub(super) async fn run(run: &mut Run<'_>) -> anyhow::Result<()> {
     let all = |nodes: &Nodes| (0..nodes.len()).map(|node| nodes.processor(node)).sum::<anyhow::Result<f64>>();
     // In turn, because the machine's speed drifts.
     for repetition in 1..=run.args.repetitions {
-        super::say(&format!("streaming append, {repetition} of {}", run.args.repetitions));
+        say(&format!("streaming append, {repetition} of {}", run.args.repetitions));
         quiet(&[one.id()]).await?;
         let before = processor(one.id())?;
         let measured = streams::run(&alone, shape).await?;
@@ -54,7 +55,7 @@ pub(super) async fn run(run: &mut Run<'_>) -> anyhow::Result<()> {
     );
     run.push(1, &line.beside(beside));
 
-    super::say("latency of streaming append");
+    say("latency of streaming append");
     let shape = Shape { window: FEW, ..shape };
     let lonely = streams::run(&alone, shape).await?;
     quiet(&[one.id()]).await?;
@@ -72,7 +73,7 @@ pub(super) async fn run(run: &mut Run<'_>) -> anyhow::Result<()> {
 }
 
 /// The one in the middle, or the mean of the two that are.
-pub(super) fn median(values: &[f64]) -> f64 {
+fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_unstable_by(f64::total_cmp);
     match (sorted.get(sorted.len().saturating_sub(1) / 2), sorted.get(sorted.len() / 2)) {

@@ -11,9 +11,11 @@ use ledger_store::{Append, Draft, Ledger};
 use serde_json::json;
 use tokio::sync::mpsc;
 
-use super::{
-    Run,
-    nodes::{Nodes, sum},
+use crate::cluster::{
+    nodes::Nodes,
+    nodes::metrics::sum,
+    run::{Run, say},
+    streams,
     table::Line,
 };
 
@@ -32,25 +34,25 @@ pub(super) async fn run(run: &mut Run<'_>) -> anyhow::Result<()> {
     let common = rand::random_range(entries * 9 / 10..entries);
     let context = ContextId::new("long")?;
     let mut nodes = Nodes::prepare(&run.dir.join("search"), &run.args.flags)?;
-    super::say(&format!("writing a context of {entries} entries"));
+    say(&format!("writing a context of {entries} entries"));
     write(&nodes.node(0).data_dir(), &context, common).await?;
     for node in 1..nodes.len() {
         copy(&nodes.node(0).data_dir(), &nodes.node(node).data_dir())?;
     }
-    super::say("forming a cluster that holds it");
+    say("forming a cluster that holds it");
     nodes.start_all().await?;
     nodes.kill_all();
-    super::say(&format!("writing two histories that part after entry {common}"));
+    say(&format!("writing two histories that part after entry {common}"));
     for node in [0, DIFFERENT] {
         write(&nodes.node(node).data_dir(), &context, entries - common).await?;
     }
-    super::say("starting those that have one of them");
+    say("starting those that have one of them");
     for node in (0..nodes.len()).filter(|node| *node != DIFFERENT) {
         nodes.spawn(node)?;
         nodes.serves(node).await?;
     }
     nodes.in_step().await?;
-    super::say("starting the one that has the other");
+    say("starting the one that has the other");
     nodes.spawn(DIFFERENT)?;
     nodes.serves(DIFFERENT).await?;
     nodes.in_step().await?;
@@ -77,8 +79,7 @@ pub(super) async fn run(run: &mut Run<'_>) -> anyhow::Result<()> {
 async fn write(dir: &Path, context: &ContextId, entries: u64) -> anyhow::Result<()> {
     let ledger = Ledger::open(dir)?;
     let (results, mut stored) = mpsc::unbounded_channel();
-    let draft =
-        Draft { key: Key::new("facts")?, payload: super::streams::payload(PAYLOAD), metadata: [].into() };
+    let draft = Draft { key: Key::new("facts")?, payload: streams::payload(PAYLOAD), metadata: [].into() };
     let append = Append::new(context.clone(), draft);
     let (mut sent, mut done) = (0, 0);
     while done < entries {
