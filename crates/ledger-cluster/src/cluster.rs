@@ -103,6 +103,9 @@ pub struct Cluster {
 
 impl Cluster {
     /// Joins the cluster. The ledger was opened for one ([`ledger_store::Options::clustered`]).
+    ///
+    /// # Errors
+    /// [`JoinError`]: the name is taken, gossip cannot begin, or the store cannot be used.
     pub async fn join(ledger: Ledger, mut config: ClusterConfig) -> Result<Self, JoinError> {
         let me = Member { node: config.membership.node_id.clone(), storage: ledger.storage() };
         let read = {

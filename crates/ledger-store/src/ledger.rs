@@ -87,6 +87,9 @@ pub(crate) struct Inner {
 
 impl Ledger {
     /// Opens or creates a ledger with the default options.
+    ///
+    /// # Errors
+    /// As [`Ledger::open_with`].
     pub fn open(dir: impl AsRef<Path>) -> Result<Self, StoreError> {
         Self::open_with(dir, Options::default())
     }
@@ -153,12 +156,19 @@ impl Ledger {
     }
 
     /// Appends an entry; returns when it is durable. Blocks: async code calls [`Ledger::append_async`].
+    ///
+    /// # Errors
+    /// Why nothing was appended; with [`StoreError::NotCopied`] and [`StoreError::Closed`] it may have been.
+    /// Retrying is safe with an entry id.
     pub fn append(&self, context: &ContextId, draft: Draft) -> Result<Appended, StoreError> {
         self.append_received(context, draft, LamportClock(0))
     }
 
     /// As [`Ledger::append`], with a Lamport time received from elsewhere: the entry's time becomes
     /// `max(local, received) + 1`.
+    ///
+    /// # Errors
+    /// As [`Ledger::append`].
     pub fn append_received(
         &self,
         context: &ContextId,
@@ -175,11 +185,17 @@ impl Ledger {
 
     /// As [`Ledger::append`], for async code and with all options. Dropping the future does not undo the
     /// append.
+    ///
+    /// # Errors
+    /// As [`Ledger::append`].
     pub async fn append_async(&self, append: Append) -> Result<Appended, StoreError> {
         self.append_on(append, AppendConditions::default()).await
     }
 
     /// As [`Ledger::append_async`], on terms.
+    ///
+    /// # Errors
+    /// As [`Ledger::append`], and if it was not done before the deadline of the terms.
     pub async fn append_on(&self, append: Append, terms: AppendConditions) -> Result<Appended, StoreError> {
         let (reply, result) = oneshot::channel();
         let (queue, command) = self.inner.command(append, terms, reply)?;
@@ -192,7 +208,8 @@ impl Ledger {
     /// one message to `results` for every lane and group commit. Waits while the lanes' queues are full. The permit of
     /// the terms is held until the last of them is done.
     ///
-    /// Fails with [`StoreError::Closed`] only if nothing was handed over; results of what was are sent.
+    /// # Errors
+    /// [`StoreError::Closed`], only if nothing was handed over; results of what was are sent.
     pub async fn submit(
         &self,
         appends: Vec<(u64, Append)>,
@@ -236,6 +253,9 @@ impl Ledger {
     }
 
     /// The context's head; `None` if it was never written.
+    ///
+    /// # Errors
+    /// Damage that is met ([`StoreError::Damaged`]); the database cannot be read, or is being reopened.
     pub fn head(&self, context: &ContextId) -> Result<Option<Head>, StoreError> {
         self.inner
             .quarantine_damage(self.inner.database.get().and_then(|db| db.head(context)))
@@ -243,17 +263,26 @@ impl Ledger {
     }
 
     /// Sequence of the newest entry; 0 if there is none.
+    ///
+    /// # Errors
+    /// As [`Ledger::head`].
     pub fn sequence(&self, context: &ContextId) -> Result<Sequence, StoreError> {
         Ok(self.head(context)?.map_or(Sequence(0), |head| head.size().newest()))
     }
 
     /// The context's Lamport time; 0 if it was never written.
+    ///
+    /// # Errors
+    /// As [`Ledger::head`].
     pub fn lamport(&self, context: &ContextId) -> Result<LamportClock, StoreError> {
         Ok(self.head(context)?.map_or(LamportClock(0), |head| head.lamport))
     }
 
     /// As [`Ledger::get`], without copying: calls `visit` with each entry where it lies. What was visited before
     /// an error is good.
+    ///
+    /// # Errors
+    /// Damage that is met ([`StoreError::Damaged`]); the database cannot be read, or is being reopened.
     pub fn visit(
         &self,
         context: &ContextId,
@@ -268,6 +297,9 @@ impl Ledger {
     }
 
     /// Reads a page. Every record is checked against its checksum; the scrub checks the content hashes.
+    ///
+    /// # Errors
+    /// As [`Ledger::visit`].
     pub fn get(&self, context: &ContextId, filter: &Filter) -> Result<Page, StoreError> {
         self.inner.page(context, filter)
     }
@@ -278,11 +310,17 @@ impl Ledger {
     }
 
     /// Begins a snapshot of the context as it is now.
+    ///
+    /// # Errors
+    /// Damage that is met ([`StoreError::Damaged`]); the database cannot be read, or is being reopened.
     pub fn snapshot(&self, context: &ContextId) -> Result<SnapshotStream, StoreError> {
         SnapshotStream::begin(Arc::clone(&self.inner), context)
     }
 
     /// About how many bytes of disk and memory the entries of a context take: those of a snapshot, give or take.
+    ///
+    /// # Errors
+    /// As [`Ledger::head`].
     pub fn snapshot_size(&self, context: &ContextId) -> Result<u64, StoreError> {
         let db = self.inner.database.get()?;
         let Some((place, head)) = db.head(context)? else { return Ok(0) };
@@ -290,6 +328,10 @@ impl Ledger {
     }
 
     /// Begins a load into a context: feed it the snapshot's bytes, then finish it.
+    ///
+    /// # Errors
+    /// [`StoreError::ContextExists`] if the context has entries and `fail_if_exists`; the database cannot be
+    /// read.
     pub fn load(&self, context: &ContextId, fail_if_exists: bool) -> Result<Load, StoreError> {
         Load::begin(Arc::clone(&self.inner), context.clone(), fail_if_exists)
     }
@@ -301,6 +343,9 @@ impl Ledger {
     }
 
     /// Loads a whole snapshot from a reader.
+    ///
+    /// # Errors
+    /// As [`Ledger::load`], [`Load::feed`] and [`Load::finish`]; [`StoreError::Io`] if the reader fails.
     pub fn load_from(
         &self,
         context: &ContextId,
@@ -321,6 +366,9 @@ impl Ledger {
 
     /// The position at a size; `None`: the newest. A context that was never written has size 0, the root of the
     /// empty tree and a lineage of zeros.
+    ///
+    /// # Errors
+    /// The context never had that size; damage that is met; the database cannot be read.
     pub fn checkpoint(&self, context: &ContextId, size: Option<Size>) -> Result<Checkpointed, StoreError> {
         self.inner.with_quarantine(context, |db| {
             prove::checkpoint(db, context, size, self.inner.shared.options.suite)
@@ -328,6 +376,10 @@ impl Ledger {
     }
 
     /// Proves that an entry is in the tree of a size; `None`: the newest.
+    ///
+    /// # Errors
+    /// The context has no such entry, or never had that size; damage that is met; the database cannot be
+    /// read.
     pub fn prove_inclusion(
         &self,
         context: &ContextId,
@@ -338,6 +390,9 @@ impl Ledger {
     }
 
     /// Proves that the tree of one size is a prefix of the tree of another; `None`: the newest.
+    ///
+    /// # Errors
+    /// The context never had one of the sizes; damage that is met; the database cannot be read.
     pub fn prove_consistency(
         &self,
         context: &ContextId,
@@ -348,6 +403,9 @@ impl Ledger {
     }
 
     /// Checks that the context's history passes through a position: [`StoreError::HistoryChanged`] if not.
+    ///
+    /// # Errors
+    /// [`StoreError::HistoryChanged`] if it does not; damage that is met; the database cannot be read.
     pub fn check_position(&self, context: &ContextId, position: &Position) -> Result<(), StoreError> {
         self.inner.with_quarantine(context, |db| {
             prove::check_position(db, context, position, self.inner.shared.options.suite)
@@ -355,6 +413,9 @@ impl Ledger {
     }
 
     /// Contexts in order of their ids: those that begin with `prefix`, after `after`, at most `limit`.
+    ///
+    /// # Errors
+    /// The database cannot be read, or is being reopened.
     pub fn contexts(&self, prefix: &str, after: &str, limit: usize) -> Result<Vec<ContextInfo>, StoreError> {
         let mut contexts = Vec::new();
         let mut after = after.to_owned();
@@ -371,6 +432,9 @@ impl Ledger {
 
     /// A page of the contexts of some slots, in order of their ids: those that begin with `prefix`, after `after`, at most
     /// `limit` (at least 1). Reads a bounded number of heads, so there may be few or none though more follow.
+    ///
+    /// # Errors
+    /// The database cannot be read, or is being reopened.
     pub fn list(
         &self,
         prefix: &str,
@@ -455,6 +519,9 @@ impl Ledger {
 
     /// Histories that were left, of a context or of all, in no particular but a lasting order: after a cursor, at
     /// most `limit` (at least 1).
+    ///
+    /// # Errors
+    /// The database cannot be read, or is being reopened.
     pub fn forks(
         &self,
         context: Option<&ContextId>,
@@ -467,7 +534,8 @@ impl Ledger {
     /// Reads a page of the entries of a fork, which come after what it has in common with the history that took its
     /// place. The page's `latest` is the size that the history had when it was left.
     ///
-    /// Fails with [`StoreError::NoSuchFork`] if the context has no fork of that number.
+    /// # Errors
+    /// [`StoreError::NoSuchFork`] if the context has no fork of that number; the database cannot be read.
     pub fn fork_entries(&self, context: &ContextId, fork: u64, filter: &Filter) -> Result<Page, StoreError> {
         forks::entries(&*self.inner.database.get()?, context, fork, filter)
     }
@@ -500,12 +568,16 @@ impl Ledger {
 
     /// Checks all that is stored of a context, now: damage is quarantined, and reported by [`Ledger::damage`]. Blocks.
     ///
-    /// Fails if the store cannot be read at all.
+    /// # Errors
+    /// The database cannot be read, or is being reopened.
     pub fn scrub(&self, context: &ContextId) -> Result<(), StoreError> {
         scrub::check(&self.inner.database, &self.inner.shared, context)
     }
 
     /// Whether appends can be acknowledged: the last commit's error, if it failed.
+    ///
+    /// # Errors
+    /// The last commit's error; [`StoreError::Closed`].
     pub fn writable(&self) -> Result<(), StoreError> {
         if self.inner.lanes.read().is_empty() {
             return Err(StoreError::Closed);
@@ -540,6 +612,9 @@ impl Ledger {
 
     /// Counts a start of the node, and gives its number: higher at every call than at any before. It is on disk when
     /// this returns. Blocks.
+    ///
+    /// # Errors
+    /// The number cannot be written to disk.
     pub fn next_incarnation(&self) -> Result<Incarnation, StoreError> {
         self.inner.database.durable_index().start();
         incarnation::next(&*self.inner.database.get()?)
@@ -547,22 +622,34 @@ impl Ledger {
     }
 
     /// What the node noted under a name about itself; `None`: nothing. Blocks.
+    ///
+    /// # Errors
+    /// The database cannot be read, or is being reopened.
     pub fn node_attribute(&self, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
         attributes::read(&*self.inner.database.get()?, name)
     }
 
     /// Notes something under a name in place of what was noted before, or nothing; it is on disk when this returns. Blocks.
+    ///
+    /// # Errors
+    /// It cannot be written to disk: what was noted before stays.
     pub fn set_node_attribute(&self, name: &str, note: Option<&[u8]>) -> Result<(), StoreError> {
         attributes::write(&*self.inner.database.get()?, name, note)
             .inspect_err(|error| self.inner.shared.commit_failed(error))
     }
 
     /// What this replica promised and accepted of a slot.
+    ///
+    /// # Errors
+    /// The record is damaged, or the database cannot be read.
     pub fn slot_record(&self, slot: Slot) -> Result<SlotRecord, StoreError> {
         slot_records::read(&*self.inner.database.get()?, slot)
     }
 
     /// Keeps what this replica promised and accepted of slots, all or none; returns when it is on disk.
+    ///
+    /// # Errors
+    /// They cannot be written to disk: none is kept.
     pub fn keep_slot_records(&self, records: &BTreeMap<Slot, SlotRecord>) -> Result<(), StoreError> {
         slot_records::write(&*self.inner.database.get()?, records, None)
             .inspect_err(|error| self.inner.shared.commit_failed(error))
@@ -571,6 +658,9 @@ impl Ledger {
     /// Finishes what was accepted, syncs and closes. Appends and watchers fail with
     /// [`StoreError::Closed`] from then on, and so does whatever reads. The directory is free when this returns, unless
     /// something goes on reading for seconds.
+    ///
+    /// # Errors
+    /// What is left cannot be written, or a thread panicked.
     pub fn close(&self) -> Result<(), StoreError> {
         self.inner.close()
     }

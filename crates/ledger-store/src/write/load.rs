@@ -109,6 +109,10 @@ impl Load {
     }
 
     /// Takes the next bytes, in pieces of any size. May write to disk.
+    ///
+    /// # Errors
+    /// The snapshot is not one, is damaged, or is over a limit; [`StoreError::NoLoadMemory`]; it cannot be
+    /// written to disk.
     pub fn feed(&mut self, chunk: &[u8]) -> Result<(), StoreError> {
         let mut rest = chunk;
         if let Source::Unknown(start) = &mut self.source {
@@ -144,6 +148,10 @@ impl Load {
     }
 
     /// Verifies the whole and installs it.
+    ///
+    /// # Errors
+    /// The snapshot is not whole or does not verify; the context has entries by now; it cannot be written to
+    /// disk. Nothing is installed then.
     pub fn finish(mut self) -> Result<Loaded, StoreError> {
         self.recognise()?;
         let staging = match std::mem::replace(&mut self.source, Source::Unknown(Vec::new())) {
