@@ -1,10 +1,14 @@
-//! The life of the process: open, serve, supervise, close.
+//! The life of the process: open, serve, close.
 
-pub mod keys;
-pub mod load_meter;
-pub mod opening;
+pub mod error;
+mod grpc_services;
+mod hand_over;
+mod keys;
+mod opening;
 pub mod permissions;
-pub mod replacement;
+pub mod process;
+mod ready_file;
+mod replacement;
 pub mod serve;
-pub mod supervise;
 pub mod telemetry;
+mod upkeep;

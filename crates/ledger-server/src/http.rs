@@ -3,4 +3,3 @@
 pub mod cluster_metrics;
 pub mod console;
 pub mod http_router;
-pub mod metrics;

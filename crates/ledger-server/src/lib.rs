@@ -2,40 +2,43 @@
 //!
 //! A request, top to bottom: a service ([`context_service`](services::context_service), [`ledger_service`](services::ledger_service), [`integrity_service`](services::integrity_service),
 //! [`cluster_service`](services::cluster_service)) → [`convert`](grpc::convert) (checks everything a client sent) → the store → [`convert`](grpc::convert) back, or
-//! [`status`](grpc::status) where it failed. [`serve`](daemon::serve) starts and stops all of it, [`supervise`](daemon::supervise) keeps it running.
+//! [`status`](grpc::status) where it failed. [`serve`](daemon::serve) starts and stops all of it, [`supervise`] keeps it running.
 //!
-//! | module | holds |
+//! Each room imports only from rooms below it:
+//!
+//! | room | holds |
 //! | --- | --- |
-//! | [`args`](settings::args), [`config`](settings::config), [`units`](settings::units) | the settings: defaults, file, environment, flags |
-//! | [`serve`](daemon::serve) | start, supervise, shut down |
-//! | [`supervise`](daemon::supervise) | tasks that are restarted one for one |
-//! | [`node`] | what all services share |
-//! | [`mode`](membership::mode), [`cluster_view`](membership::cluster_view) | how the node stands: by itself, or in a cluster as it sees it |
-//! | [`operators`](membership::operators), [`admin`](membership::admin) | what operators have the node do to its cluster, and who may |
-//! | [`opening`](daemon::opening), [`replacement`](daemon::replacement) | the data directory opened, set aside where it cannot be, and given up where it is damaged for good |
-//! | [`keys`](daemon::keys), [`load_meter`](daemon::load_meter) | the cluster's keys read again; what the node says it has to do |
+//! | [`daemon`] | the life of the process: settings read, the data directory opened, services put together, started and stopped |
+//! | [`http`] | probes, Prometheus, a page to look at contexts |
+//! | [`services`] | the services of the contract, pages of a context, watchers and observers wherever they are served |
+//! | [`append_stream`] | the pipelined append, and what of it is sent on to other owners |
+//! | [`membership`] | what the node says of its cluster, and what operators have it do there |
+//! | [`routing`] | where a request is served: here, or by another node |
+//! | [`node`] | what all services share; whether the node runs alone or in a cluster; who writes which context |
+//! | [`interest`] | observers of contexts, and what waits for each |
+//! | [`grpc`] | every call's place, deadline and account of bytes; requests as their bytes arrive; messages and refusals |
+//! | [`supervise`] | tasks that are restarted one for one |
+//! | [`metrics`] | what the node counts and measures |
 //! | [`memory`] | one budget for what clients make the node hold |
-//! | [`admission`](grpc::admission), [`call`](grpc::call), [`methods`](grpc::methods) | every call's place, deadline and account of bytes |
-//! | [`request_body`](grpc::request_body), [`scan`](grpc::scan) | requests as their bytes arrive |
+//! | [`settings`] | defaults, file, environment, flags; the plan of the memory |
 //! | [`limits`] | every other bound |
-//! | [`watcher`](services::watcher), [`newest_positions`](services::newest_positions) | one watcher: history, then the live tail; and its bookmarks |
-//! | [`encode`](grpc::encode) | entries in the contract's encoding, from where they lie |
-//! | [`pages`](services::pages) | a context read in pages, ahead of the client |
-//! | [`append_stream`](services::append_stream) | the pipelined append |
-//! | [`writers`](services::writers) | whether several writers take turns on a context |
-//! | [`interest`](services::interest), [`observe`](services::observe) | observers of contexts, and their streams wherever the owner moves |
-//! | [`http_router`](http::http_router), [`console`](http::console), [`metrics`](http::metrics) | probes, Prometheus, a page to look at contexts |
 
+#![warn(clippy::missing_errors_doc)]
+
+pub mod append_stream;
 pub mod daemon;
 pub mod grpc;
 pub mod http;
+pub mod interest;
 pub mod limits;
 pub mod membership;
 pub mod memory;
+pub mod metrics;
 pub mod node;
 pub mod routing;
 pub mod services;
 pub mod settings;
+pub mod supervise;
 
-pub use daemon::serve::{Server, StartError};
+pub use daemon::{error::StartError, serve::Server};
 pub use settings::config::Config;

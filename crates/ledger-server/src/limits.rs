@@ -186,8 +186,8 @@ pub const CONSOLE_TAILS: usize = 32;
 /// Largest append request the server decodes: four times the largest entry, so that one over the limit is refused with
 /// its size, and a batch has room.
 pub const fn append_message(max_entry: usize) -> usize {
-    let room = 4 * max_entry;
-    (if room < 16 << 20 { 16 << 20 } else { room }) + MESSAGE_SLACK
+    let bytes = 4 * max_entry;
+    (if bytes < 16 << 20 { 16 << 20 } else { bytes }) + MESSAGE_SLACK
 }
 
 const _: () = assert!(APPEND_CHUNK_ITEMS <= APPEND_ITEMS_IN_FLIGHT);

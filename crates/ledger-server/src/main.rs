@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use ledger_server::{daemon::permissions, daemon::serve, daemon::telemetry, settings::args};
+use ledger_server::{daemon::permissions, daemon::process, daemon::telemetry, settings::args};
 
 /// Many allocations on several threads, of which some are let go of by others: what an RPC server does all day. RocksDB's are among
 /// them.
@@ -16,5 +16,5 @@ fn main() -> ExitCode {
     };
     permissions::keep_private();
     telemetry::start(&config);
-    serve::main(config)
+    process::main(config)
 }

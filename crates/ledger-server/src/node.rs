@@ -1,8 +1,14 @@
 //! What all services share: the ledger, and the bounds and counters around it.
 
+pub mod load_meter;
+pub mod loading;
+pub mod mode;
+pub mod newest_positions;
+pub mod writers;
+
 use std::{future::Future, sync::Arc, time::Instant};
 
-use ledger_core::{checkpoint::Signer, slot::Slot};
+use ledger_core::{ContextId, checkpoint::Signer, slot::Slot};
 use ledger_store::{Ledger, StoreError, limited};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -10,15 +16,16 @@ use tonic::{Response, Status};
 use tracing::{Instrument as _, Span};
 
 use crate::{
-    daemon::load_meter::LoadMeter,
+    grpc::call::UnreadAnswers,
     grpc::status::Refusal,
-    http::metrics::{Metrics, Rpc},
-    membership::mode::NodeMode,
+    interest::Interest,
     memory::Memory,
-    services::interest::Interest,
-    services::loading::Loads,
-    services::newest_positions::NewestPositions,
-    services::writers::Writers,
+    metrics::{Metrics, Rpc},
+    node::load_meter::LoadMeter,
+    node::loading::Loads,
+    node::mode::NodeMode,
+    node::newest_positions::NewestPositions,
+    node::writers::{Writer, WriterCheck, Writers},
     settings::config::Config,
 };
 
@@ -35,6 +42,8 @@ pub struct Node {
     pub draining: CancellationToken,
     /// What clients make the node hold.
     pub memory: Arc<Memory>,
+    /// Answers that clients have not yet taken.
+    pub unread: Arc<UnreadAnswers>,
     /// Loads at the same time.
     pub loads: Loads,
     /// Signs checkpoints.
@@ -43,7 +52,7 @@ pub struct Node {
     pub newest: NewestPositions,
     /// Who writes which context.
     pub writers: Writers,
-    /// By itself, or in a cluster.
+    /// Whether it runs alone or as a member of a cluster.
     pub mode: NodeMode,
     /// What there is to do, measured now and then.
     pub meter: LoadMeter,
@@ -72,6 +81,7 @@ impl Node {
             reads: Arc::new(Semaphore::new(memory.reads)),
             interest: Arc::new(Interest::within(Arc::clone(&memory.events))),
             memory,
+            unread: Arc::default(),
             newest: NewestPositions::default(),
             writers: Writers::default(),
             meter: LoadMeter::default(),
@@ -82,11 +92,17 @@ impl Node {
     }
 
     /// Refuses when the node is shutting down.
+    ///
+    /// # Errors
+    /// `UNAVAILABLE`, with a delay to retry after, when the node is shutting down.
     pub fn serving(&self) -> Result<(), Refusal> {
         if self.draining.is_cancelled() { Err(Refusal::shutting_down()) } else { Ok(()) }
     }
 
     /// Answers a unary request: counts and measures it.
+    ///
+    /// # Errors
+    /// The refusal of the work, or of a node that is shutting down.
     pub async fn answer<T>(
         &self,
         rpc: Rpc,
@@ -114,6 +130,14 @@ impl Node {
         refusal.into()
     }
 
+    /// Notes that an append goes to the store; counts and reports writers that take turns.
+    pub fn wrote(&self, context: &ContextId, writer: &Writer, seen: &mut WriterCheck) {
+        if let Some(other) = self.writers.wrote(context, writer, seen) {
+            self.metrics.interleaved_writers.increment(1);
+            self.writers.report(context, writer, &other);
+        }
+    }
+
     /// An append did not get its copies in time: says which members of its slot it may be for.
     pub fn explain_not_copied(&self, slot: Slot, refusal: Refusal) -> Refusal {
         let Some(cluster) = self.mode.cluster() else { return refusal };
@@ -137,6 +161,9 @@ impl Node {
     }
 
     /// Reads the store on a thread that may block; waits while too many do.
+    ///
+    /// # Errors
+    /// What the store refuses; `UNAVAILABLE` when the node is shutting down; `INTERNAL` if the work panicked.
     pub async fn read<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Ledger) -> Result<T, StoreError> + Send + 'static,
@@ -153,6 +180,9 @@ impl Node {
 }
 
 /// Runs work on a thread that may block. A panic there becomes `INTERNAL` here.
+///
+/// # Errors
+/// `INTERNAL` if the work panicked; `UNAVAILABLE` when the node is shutting down.
 pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Refusal> {
     tokio::task::spawn_blocking(work).await.map_err(|error| {
         if error.is_panic() {

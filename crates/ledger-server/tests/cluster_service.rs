@@ -17,7 +17,7 @@ use ledger_proto::ledger::v1::{
     ClusterChange, DrainRequest, LocateRequest, MembersRequest, WatchClusterRequest,
     cluster_service_client::ClusterServiceClient,
 };
-use ledger_server::daemon::serve::EndError;
+use ledger_server::daemon::error::EndError;
 use support::{DEADLINE, TestNode, append, assert_retry, copy_dir, field, free_ports, until};
 use tonic::{Code, Streaming, transport::Channel};
 

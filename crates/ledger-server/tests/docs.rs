@@ -100,9 +100,15 @@ fn every_key_is_documented_with_its_default() {
 
 #[test]
 fn metrics_that_are_documented_exist_and_the_others_describe_themselves() {
-    let mut known = metrics_in(include_str!("../src/http/metrics.rs"));
-    for (name, is_described) in metrics_in(include_str!("../src/http/cluster_metrics.rs")) {
-        *known.entry(name).or_default() |= is_described;
+    let mut known = BTreeMap::<String, bool>::new();
+    for source in [
+        include_str!("../src/metrics.rs"),
+        include_str!("../src/metrics/descriptions.rs"),
+        include_str!("../src/http/cluster_metrics.rs"),
+    ] {
+        for (name, is_described) in metrics_in(source) {
+            *known.entry(name).or_default() |= is_described;
+        }
     }
     assert!(known.len() > 60, "the sources are read: {known:?}");
     let mut documented = BTreeSet::new();

@@ -7,13 +7,27 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    daemon::supervise::{Supervisor, TaskKind, TaskOutcome},
-    settings::config::read_keys,
+    node::Node,
+    settings::cluster::read_keys,
+    supervise::{Supervisor, TaskKind, TaskOutcome},
 };
+
+/// Exchanges the cluster's keys when the node is told to read them again.
+///
+/// # Errors
+/// The signal cannot be listened for.
+pub(super) fn start(supervisor: &Supervisor, node: &Arc<Node>) -> std::io::Result<()> {
+    let (Some(path), Some(cluster)) = (&node.config.cluster_key_file, node.mode.cluster()) else {
+        return ignore(supervisor, node.draining.clone());
+    };
+    let cluster = Arc::clone(cluster);
+    let set = move |keyring| cluster.set_keyring(keyring);
+    watch(supervisor, path.clone(), node.draining.clone(), set)
+}
 
 /// Reads the file again at every SIGHUP and hands its keys to `set`; a file that cannot be used changes
 /// nothing. From the return on, the signal no longer ends the process.
-pub fn watch(
+fn watch(
     supervisor: &Supervisor,
     path: PathBuf,
     stop: CancellationToken,
@@ -34,7 +48,7 @@ pub fn watch(
 }
 
 /// Lets the signal change nothing, for a node that has nothing to read again: by default it would end the process.
-pub fn ignore(supervisor: &Supervisor, stop: CancellationToken) -> std::io::Result<()> {
+fn ignore(supervisor: &Supervisor, stop: CancellationToken) -> std::io::Result<()> {
     drop(signal(SignalKind::hangup())?);
     supervisor.spawn("hangups", TaskKind::BestEffort, stop.clone(), move || {
         let stop = stop.clone();
@@ -74,7 +88,7 @@ mod tests {
     use tokio::{sync::mpsc, time::timeout};
 
     use super::*;
-    use crate::http::metrics::Metrics;
+    use crate::metrics::Metrics;
 
     fn hang_up() {
         let pid = std::process::id().to_string();

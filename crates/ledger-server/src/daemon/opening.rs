@@ -8,13 +8,13 @@ use ledger_core::node::NodeId;
 use ledger_store::{Ledger, Options, StoreError, set_aside, set_aside_before, wants_replacement};
 use tokio::task::spawn_blocking;
 
-use crate::{daemon::serve::StartError, settings::config::Config};
+use crate::{daemon::error::StartError, settings::config::Config};
 
 /// Opens the ledger of a node.
 ///
 /// # Errors
 /// Why the directory cannot be opened, and why it was not set aside.
-pub async fn open(config: &Config, options: Options) -> Result<Ledger, StartError> {
+pub(super) async fn open(config: &Config, options: Options) -> Result<Ledger, StartError> {
     let dir = config.data_dir.as_path();
     if let (Ok(Some(why)), Some(node)) = (wants_replacement(dir), &config.node_id)
         && let Err(why_not) = replace(config, node, &why).await
@@ -71,7 +71,7 @@ async fn replace(config: &Config, node: &str, reason: &str) -> Result<(), String
 }
 
 /// Whether nothing is set aside in a directory yet. Otherwise why it is not done again.
-pub(crate) fn is_the_first_time(dir: &Path) -> Result<(), String> {
+pub(super) fn is_the_first_time(dir: &Path) -> Result<(), String> {
     match set_aside_before(dir) {
         Ok(None) => Ok(()),
         Ok(Some(before)) => Err(format!(

@@ -19,24 +19,16 @@ use ledger_core::{
 use ledger_store::{StoreError, limited, want_replacement};
 use tokio::time::sleep;
 
-use crate::{daemon::opening::is_the_first_time, node::Node};
+use crate::{
+    daemon::{error::DamagedForGood, opening::is_the_first_time},
+    node::Node,
+};
 
 /// How often the store is asked.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The node's files are damaged for good, and it is to be started again on a new database.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "the node has itself replaced, because its files are damaged for good ({why}): the other nodes hold everything; started again, \
-     it sets its data directory aside and copies what they hold"
-)]
-pub struct DamagedForGood {
-    /// What is damaged.
-    pub why: String,
-}
-
 /// Completes when the node is to end for that: after its files were damaged for as long as is configured.
-pub async fn wanted(node: &Node) -> DamagedForGood {
+pub(super) async fn wanted(node: &Node) -> DamagedForGood {
     let after = node.config.replace_damaged.0;
     let cluster = match node.mode.cluster() {
         Some(cluster) if !after.is_zero() => cluster,

@@ -8,151 +8,58 @@
 //! | closed | | | connection refused | | |
 
 use std::{
-    fmt, fs,
+    fs,
     future::Future,
-    io,
     net::{SocketAddr, TcpListener},
-    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use ed25519_dalek::SigningKey;
-use futures::StreamExt as _;
-use ledger_cluster::{
-    Cluster, JoinError, Reidentified,
-    membership::{GossipEnded, Readiness, Replaced, ViewMember},
-    ownership::routes::Routes,
-    peers::call_auth::operators::OperatorAuthenticator,
-};
+use ledger_cluster::Cluster;
 use ledger_core::checkpoint::Signer;
-use ledger_cork::Corked;
 use ledger_proto::{
-    DESCRIPTORS,
     ledger::v1::{
-        cluster_service_server::{ClusterServiceServer, SERVICE_NAME as CLUSTER},
-        integrity_service_server::{IntegrityServiceServer, SERVICE_NAME as INTEGRITY},
+        cluster_service_server::SERVICE_NAME as CLUSTER, integrity_service_server::SERVICE_NAME as INTEGRITY,
     },
     wire::{
-        context::v1::context_service_server::{ContextServiceServer, SERVICE_NAME as CONTEXT},
-        ledger::v1::ledger_service_server::{LedgerServiceServer, SERVICE_NAME as LEDGER},
+        context::v1::context_service_server::SERVICE_NAME as CONTEXT,
+        ledger::v1::ledger_service_server::SERVICE_NAME as LEDGER,
     },
 };
 use ledger_store::{Ledger, Options, StoreError};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::server::Router;
 use tonic_health::{ServingStatus, server::HealthReporter};
-use tower::layer::util::{Identity, Stack};
 
 use crate::{
-    daemon::keys,
-    daemon::opening,
-    daemon::permissions,
-    daemon::replacement::{self, DamagedForGood},
-    daemon::supervise::{Supervisor, TaskKind, TaskOutcome},
-    grpc::admission::Admission,
-    grpc::connection::{self, Connections, CountCalls, Descriptors, Listener, raise_limit},
-    grpc::tls,
+    daemon::{
+        error::{EndError, StartError},
+        grpc_services,
+        hand_over::hand_over,
+        keys, opening, permissions, ready_file, replacement, upkeep,
+    },
+    grpc::{
+        connection::{Connections, Descriptors, raise_limit},
+        tls,
+    },
     http::http_router,
-    http::metrics::Metrics,
-    limits,
-    membership::mode::{NodeMode, Standalone},
     membership::operators,
-    memory,
-    node::Node,
-    services::cluster_service::Members,
-    services::context_service::Contexts,
-    services::integrity_service::Integrity,
-    services::ledger_service::Streams,
-    settings::args,
-    settings::config::{Config, ConfigError},
+    metrics::Metrics,
+    node::{
+        Node,
+        mode::{NodeMode, Standalone},
+    },
+    settings::config::Config,
+    supervise::Supervisor,
 };
 
-/// How often histograms are emptied into their buckets.
-const UPKEEP: Duration = Duration::from_secs(5);
 /// How long health watchers may still read that the node stops.
 const FINAL_HEALTH_TIME: Duration = Duration::from_millis(100);
 /// How long the store may take to close, after the grace of a shutdown.
 const CLOSE_TIMEOUT: Duration = Duration::from_mins(2);
 /// The services whose health is reported; the empty name stands for the node.
 const SERVICES: [&str; 5] = ["", CONTEXT, LEDGER, INTEGRITY, CLUSTER];
-
-/// Why a node does not start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// A setting turned out wrong when it was used.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// The data directory cannot be used.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// The node cannot take part in its cluster.
-    #[error(transparent)]
-    Join(#[from] JoinError),
-    /// The runtime cannot be started.
-    #[error("cannot start the runtime: {0}")]
-    Runtime(io::Error),
-    /// An address cannot be listened on.
-    #[error("cannot listen on {address} ({key}): {reason}")]
-    Listen {
-        /// The setting.
-        key: &'static str,
-        /// The address.
-        address: SocketAddr,
-        /// Why.
-        reason: io::Error,
-    },
-    /// A TLS file cannot be read or used.
-    #[error("cannot use the TLS file {} ({key}): {reason}", path.display())]
-    Tls {
-        /// The setting.
-        key: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        reason: String,
-    },
-    /// The ready file cannot be written.
-    #[error("cannot write the ready file {}: {reason}", path.display())]
-    ReadyFile {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        reason: io::Error,
-    },
-    /// The services do not fit together.
-    #[error("cannot set up the services: {0}")]
-    Services(String),
-}
-
-/// Why a node did not end cleanly.
-#[derive(Debug, thiserror::Error)]
-pub enum EndError {
-    /// An essential part kept failing.
-    #[error("an essential part of the node kept failing: see the log above")]
-    TaskFailed,
-    /// The node no longer sees its cluster.
-    #[error(transparent)]
-    Gossip(#[from] GossipEnded),
-    /// The node came back with an older data directory, and is to be started again.
-    #[error(transparent)]
-    Reidentified(#[from] Reidentified),
-    /// A later start of the node is there.
-    #[error(transparent)]
-    Replaced(#[from] Replaced),
-    /// The files are damaged for good, and the node is to be started again.
-    #[error(transparent)]
-    Damaged(#[from] DamagedForGood),
-    /// The store cannot go on.
-    #[error(
-        "the thread {0} of the store panicked, see the log above: nothing that was acknowledged is lost; start the node again"
-    )]
-    Panicked(String),
-    /// The store failed to close.
-    #[error("the store did not close cleanly: {0}")]
-    Close(StoreError),
-}
 
 /// A node that serves.
 #[derive(Debug)]
@@ -169,6 +76,9 @@ pub struct Server {
 
 impl Server {
     /// Opens the store, binds the addresses and serves. On return, requests are answered.
+    ///
+    /// # Errors
+    /// [`StartError`]: nothing serves, and the store is closed again.
     pub async fn start(config: Config) -> Result<Self, StartError> {
         permissions::warn_of_open(&config);
         let tls = tls::acceptor(&config)?;
@@ -198,24 +108,24 @@ impl Server {
         let (grpc_listener, grpc) = bind("grpc_listen", config.grpc_listen)?;
         let (http_listener, http) = bind("http_listen", config.http_listen)?;
         let metrics = Arc::new(Metrics::new());
-        let standing = node_mode(&config, &ledger, grpc).await?;
-        let node = Arc::new(Node::new(ledger, config, Arc::clone(&metrics), signer, standing));
+        let mode = node_mode(&config, &ledger, grpc).await?;
+        let node = Arc::new(Node::new(ledger, config, Arc::clone(&metrics), signer, mode));
         let supervisor = Supervisor::new(metrics);
         let health = HealthReporter::new();
         for service in SERVICES {
             health.set_service_status(service, ServingStatus::Serving).await;
         }
 
-        let routes = routes(&node, &health)?;
+        let routes = grpc_services::routes(&node, &health)?;
         let http_stop = CancellationToken::new();
         let clients = Connections::new(descriptors.clients);
-        let grpc_task = start_grpc(&supervisor, &node, grpc_listener, tls, clients, routes);
+        let grpc_task = grpc_services::start(&supervisor, &node, grpc_listener, tls, clients, routes);
         http_router::start(&supervisor, &node, http_listener, http_stop.clone());
-        start_upkeep(&supervisor, &node);
-        watch_keys(&supervisor, &node)?;
+        upkeep::start(&supervisor, &node);
+        keys::start(&supervisor, &node).map_err(StartError::Runtime)?;
         if let Some(path) = &node.config.ready_file {
             let reason = |reason| StartError::ReadyFile { path: path.clone(), reason };
-            write_ready_file(path, grpc, http).map_err(reason)?;
+            ready_file::write(path, grpc, http).map_err(reason)?;
         }
         let data_dir = node.config.data_dir.display();
         let Descriptors { all, store, clients } = descriptors;
@@ -260,6 +170,9 @@ impl Server {
     }
 
     /// Drains and closes: nothing accepted is lost, and everything stored in time is acknowledged.
+    ///
+    /// # Errors
+    /// [`EndError::Close`]: the store did not close cleanly.
     pub async fn shutdown(self) -> Result<(), EndError> {
         let grace = self.node.config.shutdown_grace.0;
         tracing::info!(grace_ms = grace.as_millis(), "shutting down");
@@ -307,6 +220,9 @@ impl Server {
 }
 
 /// Serves until `shutdown` completes, or the node cannot go on.
+///
+/// # Errors
+/// [`StartError`] if it does not start, else [`EndError`], or why it could not leave its cluster.
 pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
     let server = Server::start(config).await?;
     let left = async {
@@ -354,103 +270,7 @@ async fn within(
     }
 }
 
-/// Serves until SIGTERM or SIGINT, and ends the process. A second signal ends it at once.
-pub fn main(config: Config) -> ! {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(worker_threads(config.store_options().lanes()))
-        .enable_all()
-        .max_blocking_threads(memory::blocking_threads(config.memory))
-        .build()
-        .map_err(StartError::Runtime);
-    let ended = match runtime {
-        Ok(runtime) => {
-            let stdin_counts = config.exit_when_stdin_closes;
-            let ended = runtime.block_on(async { run(config, asked_to_stop(stdin_counts)).await });
-            // What hangs on a client or a disk is not waited for again.
-            runtime.shutdown_background();
-            ended
-        }
-        Err(error) => Err(error.into()),
-    };
-    match ended {
-        Ok(()) => end_process(args::EXIT_SUCCESS),
-        Err(error) => {
-            tracing::error!("{error:#}");
-            end_process(exit_code(&error))
-        }
-    }
-}
-
-/// Ends the process, without the destructors of its libraries: a thread that still reads, or hangs on a disk, would find
-/// the locks destroyed that it waits for, and the process would be aborted instead.
-fn end_process(code: u8) -> ! {
-    // Nobody may read it any more.
-    let _ = io::Write::flush(&mut io::stdout());
-    signal_hook::low_level::exit(code.into())
-}
-
-/// Threads of the runtime. A lane needs about half a processor; more threads than processors would only take
-/// turns, at the price of a switch for every request.
-fn worker_threads(lanes: usize) -> usize {
-    let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    cpus.saturating_sub(lanes.div_ceil(2)).max(1)
-}
-
-fn exit_code(error: &anyhow::Error) -> u8 {
-    match error.downcast_ref() {
-        Some(EndError::Replaced(_)) => return args::EXIT_REPLACED,
-        Some(EndError::Panicked(_)) => return args::EXIT_PANICKED,
-        _ => {}
-    }
-    match error.downcast_ref() {
-        Some(StartError::Config(_)) => args::EXIT_CONFIG,
-        Some(StartError::Store(_) | StartError::Join(JoinError::Store(_))) => args::EXIT_DATA_DIR,
-        Some(
-            StartError::Listen { .. }
-            | StartError::Tls { .. }
-            | StartError::ReadyFile { .. }
-            | StartError::Join(JoinError::Gossip(_)),
-        ) => args::EXIT_LISTEN,
-        Some(StartError::Join(JoinError::NameTaken { .. })) => args::EXIT_TAKEN,
-        Some(
-            StartError::Runtime(_) | StartError::Services(_) | StartError::Join(JoinError::Reidentified(_)),
-        )
-        | None => args::EXIT_FAILED,
-    }
-}
-
-/// Hands over what the node owns while it still serves: who writes hears of a new owner, and of no failure.
-async fn hand_over(cluster: &Cluster, grace: Duration) {
-    cluster.drain(true).await;
-    let (mut routes, mut view) = (cluster.routes(), cluster.view());
-    let me = &cluster.me().node;
-    let takes_over = |other: &ViewMember| {
-        other.alive
-            && other.node_id != *me
-            && matches!(other.readiness, Readiness::Joining | Readiness::Ready)
-    };
-    let handed_over = async {
-        // Whoever takes a slot may need this node's copy until it owns it.
-        let is_left = |routes: &Routes| routes.owned() + routes.unowned() > 0;
-        while is_left(&routes.borrow_and_update()) && view.borrow_and_update().members.iter().any(takes_over)
-        {
-            tokio::select! {
-                Ok(()) = routes.changed() => {}
-                Ok(()) = view.changed() => {}
-                else => return,
-            }
-        }
-    };
-    let in_time = tokio::time::timeout(grace, handed_over).await.is_ok();
-    let owned = cluster.routes().borrow().owned();
-    match owned {
-        0 => tracing::info!("handed over"),
-        _ if in_time => tracing::info!(owned, "there is no other node to hand over to"),
-        _ => tracing::warn!(owned, "some slots were not handed over in time: others will take them over"),
-    }
-}
-
-/// How the node stands: by itself, or with a name in a cluster.
+/// Whether the node runs alone or, with a name, as a member of a cluster, which it joins.
 async fn node_mode(config: &Config, ledger: &Ledger, grpc: SocketAddr) -> Result<NodeMode, StartError> {
     if config.node_id.is_none() {
         return Ok(NodeMode::Standalone(Standalone::new(config, &ledger.storage_id(), grpc)));
@@ -467,178 +287,12 @@ async fn node_mode(config: &Config, ledger: &Ledger, grpc: SocketAddr) -> Result
     }
 }
 
-/// Completes at the first signal, or at the end of standard input if that counts. From then on, another signal
-/// ends the process, and does so if the node ends by itself meanwhile: signals are heard as long as the process lives.
-fn asked_to_stop(stdin_counts: bool) -> impl Future<Output = ()> {
-    let asked = CancellationToken::new();
-    tokio::spawn(watch_signals(stdin_counts, asked.clone()));
-    asked.cancelled_owned()
-}
-
-async fn watch_signals(stdin_counts: bool, asked: CancellationToken) {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut terminate), Ok(mut interrupt)) =
-        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
-        tracing::error!("cannot listen for signals: stop the node with SIGKILL, which is safe for its data");
-        return;
-    };
-    let by = tokio::select! {
-        _ = terminate.recv() => "SIGTERM",
-        _ = interrupt.recv() => "SIGINT",
-        () = end_of_stdin(), if stdin_counts => "the end of standard input",
-    };
-    tracing::info!(by, "asked to stop");
-    asked.cancel();
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    tracing::warn!("asked again: ending at once");
-    end_process(args::EXIT_FORCED);
-}
-
-/// Completes when standard input ends: whoever held the other end of the pipe closed it, or died.
-async fn end_of_stdin() {
-    let mut stdin = tokio::io::stdin();
-    // An error is an end, too.
-    let _ = tokio::io::copy(&mut stdin, &mut tokio::io::sink()).await;
-}
-
 fn bind(key: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
     let listen = |reason| StartError::Listen { key, address, reason };
     let listener = TcpListener::bind(address).map_err(listen)?;
     listener.set_nonblocking(true).map_err(listen)?;
     let bound = listener.local_addr().map_err(listen)?;
     Ok((listener, bound))
-}
-
-/// The services, behind the layers that count calls, and account for them.
-type Services = Router<Stack<Admission, Stack<CountCalls, Identity>>>;
-
-/// The cluster service, some of whose methods are operators'.
-fn cluster_service(node: &Arc<Node>) -> OperatorAuthenticator<ClusterServiceServer<Members>> {
-    let service = ClusterServiceServer::new(Members(Arc::clone(node)));
-    match node.mode.cluster() {
-        Some(cluster) => cluster.for_operators(service),
-        None => OperatorAuthenticator::without_key(service),
-    }
-}
-
-/// All gRPC services.
-fn routes(node: &Arc<Node>, health: &HealthReporter) -> Result<Services, StartError> {
-    let services = |error: &dyn fmt::Display| StartError::Services(error.to_string());
-    let config = &node.config;
-    let append = limits::append_message(config.max_entry.get());
-    let (connection_window, stream_window) = node.memory.windows();
-    let load = config.max_snapshot_message.get() + limits::MESSAGE_SLACK;
-    let health = tonic_health::pb::health_server::HealthServer::new(
-        tonic_health::server::HealthService::from_health_reporter(health.clone()),
-    );
-    let reflection = || {
-        tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(DESCRIPTORS)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-    };
-    let mut server = tonic::transport::Server::builder()
-        .layer(CountCalls)
-        .layer(Admission(Arc::clone(node)))
-        .initial_stream_window_size(stream_window)
-        .initial_connection_window_size(connection_window)
-        .max_concurrent_streams(limits::STREAMS_PER_CONNECTION)
-        .max_frame_size(limits::FRAME)
-        .http2_max_pending_accept_reset_streams(Some(limits::PENDING_RESETS))
-        .http2_keepalive_interval(Some(limits::PING_EVERY))
-        .http2_keepalive_timeout(Some(limits::PING_TIMEOUT));
-    Ok(server
-        .add_optional_service(node.mode.cluster().map(|cluster| cluster.service()))
-        .add_service(
-            ContextServiceServer::new(Contexts(Arc::clone(node)))
-                .max_decoding_message_size(append.max(load))
-                .max_encoding_message_size(usize::MAX),
-        )
-        .add_service(
-            LedgerServiceServer::new(Streams(Arc::clone(node)))
-                .max_decoding_message_size(append)
-                .max_encoding_message_size(usize::MAX),
-        )
-        .add_service(IntegrityServiceServer::new(Integrity(Arc::clone(node))))
-        .add_service(cluster_service(node))
-        .add_service(health)
-        .add_service(reflection().build_v1().map_err(|error| services(&error))?)
-        .add_service(reflection().build_v1alpha().map_err(|error| services(&error))?))
-}
-
-fn start_grpc(
-    supervisor: &Supervisor,
-    node: &Arc<Node>,
-    listener: TcpListener,
-    tls: Option<TlsAcceptor>,
-    clients: Arc<Connections>,
-    routes: Services,
-) -> tokio::task::JoinHandle<()> {
-    let draining = node.draining.clone();
-    let until = draining.clone();
-    let metrics = Arc::clone(&node.metrics);
-    // The last restart takes the listener along, so that a drained node refuses connections.
-    let listener = Arc::new(listener);
-    supervisor.spawn("grpc", TaskKind::Essential, until, move || {
-        let (listener, routes, draining) = (listener.try_clone(), routes.clone(), draining.clone());
-        let (tls, clients, metrics) = (tls.clone(), Arc::clone(&clients), Arc::clone(&metrics));
-        async move {
-            let listener = Listener::new(listener?, "grpc", clients, metrics)?;
-            let (accepting, accepted) = connection::incoming(listener, tls);
-            let accepted = accepted.map(|connection| connection.map(Corked::lingering));
-            let serving = routes.serve_with_incoming_shutdown(accepted, draining.cancelled_owned());
-            // Accepting ends, and refuses who comes later, as soon as serving takes no more.
-            let (served, ()) = tokio::join!(serving, accepting);
-            served?;
-            TaskOutcome::Ok(())
-        }
-    })
-}
-
-/// Exchanges the cluster's keys when the node is told to read them again.
-fn watch_keys(supervisor: &Supervisor, node: &Arc<Node>) -> Result<(), StartError> {
-    let (Some(path), Some(cluster)) = (&node.config.cluster_key_file, node.mode.cluster()) else {
-        return keys::ignore(supervisor, node.draining.clone()).map_err(StartError::Runtime);
-    };
-    let cluster = Arc::clone(cluster);
-    let set = move |keyring| cluster.set_keyring(keyring);
-    keys::watch(supervisor, path.clone(), node.draining.clone(), set).map_err(StartError::Runtime)
-}
-
-fn start_upkeep(supervisor: &Supervisor, node: &Arc<Node>) {
-    let node = Arc::clone(node);
-    supervisor.spawn("upkeep", TaskKind::BestEffort, CancellationToken::new(), move || {
-        let node = Arc::clone(&node);
-        async move {
-            loop {
-                // Nobody is told of a failure: a store that cannot say how it is says so to /metrics.
-                if let Ok(stats) = node.read(|ledger| Ok(ledger.stats())).await {
-                    let load = node.meter.sample(Instant::now(), &stats);
-                    if let Some(cluster) = node.mode.cluster() {
-                        cluster.membership().set_load(load);
-                    }
-                }
-                tokio::time::sleep(UPKEEP).await;
-                node.metrics.upkeep();
-            }
-        }
-    });
-}
-
-/// Written beside and renamed: who sees the file sees all of it.
-fn write_ready_file(path: &Path, grpc: SocketAddr, http: SocketAddr) -> io::Result<()> {
-    let ready = serde_json::json!({
-        "grpc": grpc.to_string(),
-        "http": http.to_string(),
-        "pid": std::process::id(),
-    });
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".tmp");
-    fs::write(&beside, format!("{ready}\n"))?;
-    fs::rename(&beside, path)
 }
 
 #[cfg(test)]

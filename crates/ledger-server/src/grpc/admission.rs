@@ -18,32 +18,48 @@ use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
 
 use crate::{
-    grpc::call::{CALL, Call, reserve},
+    grpc::call::{CALL, Call, UnreadAnswers, reserve},
     grpc::connection::Connection,
     grpc::methods::{Kind, Method},
     grpc::request_body::RequestBody,
     grpc::status::Refusal,
     limits,
     memory::{ClientMemory, Memory},
-    node::Node,
+    settings::config::Config,
 };
 
 /// The layer.
 #[derive(Debug, Clone)]
-pub struct Admission(pub Arc<Node>);
+pub struct Admission(Arc<Bounds>);
+
+/// What bounds calls.
+#[derive(Debug)]
+struct Bounds {
+    config: Config,
+    memory: Arc<Memory>,
+    unread: Arc<UnreadAnswers>,
+}
 
 /// A service behind it.
 #[derive(Debug, Clone)]
 pub struct Admitting<S> {
     inner: S,
-    node: Arc<Node>,
+    bounds: Arc<Bounds>,
+}
+
+impl Admission {
+    /// Of a node with these settings and this memory.
+    pub fn new(config: &Config, memory: &Arc<Memory>, unread: &Arc<UnreadAnswers>) -> Self {
+        let (memory, unread) = (Arc::clone(memory), Arc::clone(unread));
+        Self(Arc::new(Bounds { config: config.clone(), memory, unread }))
+    }
 }
 
 impl<S> Layer<S> for Admission {
     type Service = Admitting<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        Admitting { inner, node: Arc::clone(&self.0) }
+        Admitting { inner, bounds: Arc::clone(&self.0) }
     }
 }
 
@@ -61,17 +77,17 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let node = &self.node;
-        let Some(method) = Method::of(request.uri().path(), &node.config, &node.memory) else {
+        let Bounds { config, memory, unread } = &*self.bounds;
+        let Some(method) = Method::of(request.uri().path(), config, memory) else {
             return Box::pin(self.inner.call(request));
         };
-        let Some(place) = node.memory.calls.try_acquire(limits::CALL) else {
+        let Some(permit) = memory.calls.try_acquire(limits::CALL) else {
             return refuse(&too_many_calls());
         };
-        let (deadline, last) = deadlines(request.headers(), method, node.config.call_timeout.0);
-        let client = client(&request, &node.memory);
+        let (deadline, last) = deadlines(request.headers(), method, config.call_timeout.0);
+        let client = client(&request, memory);
         let is_unary = method.kind == Kind::Unary;
-        let call = Call::new(deadline, is_unary, Arc::clone(&node.memory), client, place);
+        let call = Call::new(deadline, is_unary, Arc::clone(memory), Arc::clone(unread), client, permit);
         let receiving = RequestBody::new(method, Arc::clone(&call));
         let served = self.inner.call(request.map(|body| Body::new(receiving.of(body))));
         Box::pin(CALL.scope(Arc::clone(&call), serve(call, method, last, served)))
@@ -88,19 +104,19 @@ where
     F: Future<Output = Result<Response<Body>, Infallible>>,
 {
     let served = async {
-        let room = match method.answer {
+        let reserved = match method.answer {
             0 => None,
             bytes => {
                 call.waits_for("memory for its answer (memory)");
-                let room = reserve(Some(Arc::clone(&call)), bytes).await?;
+                let reserved = reserve(Some(Arc::clone(&call)), bytes).await?;
                 call.waits_for("its work");
-                Some(room)
+                Some(reserved)
             }
         };
         let Ok(answer) = served.await;
         // How much it is shows when it is encoded.
-        if let Some(room) = room {
-            room.hand_over(method.answer);
+        if let Some(reserved) = reserved {
+            reserved.hand_over(method.answer);
         }
         Ok::<_, Refusal>(answer)
     };

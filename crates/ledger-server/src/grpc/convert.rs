@@ -1,7 +1,5 @@
 //! Between the contract's messages and the store's types. Everything a client sent is checked here.
 
-use std::{collections::HashMap, sync::Arc};
-
 use bytes::Bytes;
 use ledger_core::{
     ContextId, Entry, EntryId, Epoch, Hash, HashSuite, Key, Lineage, Position, Sequence, Size,
@@ -11,14 +9,14 @@ use ledger_proto::{
     context::v1::{self as context, AppendRequest, Consistency, Durability},
     ledger::v1 as ledger,
 };
-use ledger_store::{
-    Append, ContextInfo, ForkInfo, StoreError, Tip, WriteQuorum,
-    budget::{Permit, Share},
-};
+use ledger_store::{Append, ContextInfo, ForkInfo, StoreError, Tip, WriteQuorum};
 
-use crate::{grpc::status::Refusal, limits, services::writers::WriterCheck};
+use crate::{grpc::status::Refusal, limits};
 
 /// Checks an append. `context` is the already checked name of its context.
+///
+/// # Errors
+/// `RESOURCE_EXHAUSTED`: the entry is larger than `max_entry` bytes. `INVALID_ARGUMENT` names a field that is wrong.
 pub fn append(request: AppendRequest, context: ContextId, max_entry: usize) -> Result<Append, Refusal> {
     let payload = request.payload.len();
     let len = message_len(&context, request.entry_id.len(), &request.key, payload, &request.metadata);
@@ -54,80 +52,18 @@ pub fn cost_bytes(request: &AppendRequest) -> usize {
     request.payload.len() + metadata + limits::APPEND_OVERHEAD
 }
 
-/// The names of contexts a stream has used: checked once, then shared. They begin anew when they take too many bytes: those
-/// that come with the call, or, while others do not need it, a part of what is for calls.
-#[derive(Debug)]
-pub struct NameCache {
-    numbers: HashMap<Box<str>, usize>,
-    named: Vec<CachedName>,
-    calls: Arc<Share>,
-    bytes: usize,
-    /// For what is beyond [`limits::NAMES_BYTES`].
-    more: Option<Permit>,
-}
-
-/// A context that a stream has used.
-#[derive(Debug)]
-pub struct CachedName {
-    /// The checked name.
-    pub context: ContextId,
-    /// What the stream knows of who writes it.
-    pub writer: WriterCheck,
-}
-
-impl NameCache {
-    /// None yet, of a call on a node with this share for calls.
-    pub fn new(calls: Arc<Share>) -> Self {
-        Self { numbers: HashMap::new(), named: Vec::new(), calls, bytes: 0, more: None }
-    }
-
-    /// The context of a name.
-    pub fn get(&mut self, text: &str) -> Result<&mut CachedName, Refusal> {
-        let number = match self.numbers.get(text) {
-            Some(number) => *number,
-            None => self.add(text)?,
-        };
-        Ok(&mut self.named[number])
-    }
-
-    fn add(&mut self, text: &str) -> Result<usize, Refusal> {
-        let context = ContextId::new(text)?;
-        // It is kept twice.
-        let bytes = 2 * text.len() + limits::NAME;
-        if !self.has_capacity(bytes) {
-            // The tables shrink, too.
-            *self = Self::new(Arc::clone(&self.calls));
-        }
-        self.bytes += bytes;
-        let number = self.named.len();
-        self.numbers.insert(text.into(), number);
-        self.named.push(CachedName { context, writer: WriterCheck::default() });
-        Ok(number)
-    }
-
-    fn has_capacity(&mut self, bytes: usize) -> bool {
-        if self.bytes + bytes <= limits::NAMES_BYTES {
-            return true;
-        }
-        // Half of it is for other calls.
-        if self.named.len() >= limits::NAMES_PER_STREAM || self.calls.used() > self.calls.capacity() / 2 {
-            return false;
-        }
-        let Some(more) = self.calls.try_acquire(bytes) else { return false };
-        match &mut self.more {
-            Some(held) => held.merge(more),
-            None => self.more = Some(more),
-        }
-        true
-    }
-}
-
 /// A filter's key: empty stands for all.
+///
+/// # Errors
+/// `INVALID_ARGUMENT`: it is no key.
 pub fn key_filter(key: String) -> Result<Option<Key>, Refusal> {
     if key.is_empty() { Ok(None) } else { Ok(Some(Key::new(key)?)) }
 }
 
 /// Whether only the owner may answer, if that is a consistency at all. With one node, it may.
+///
+/// # Errors
+/// `INVALID_ARGUMENT`: it is no consistency.
 pub fn at_owner(value: i32) -> Result<bool, Refusal> {
     match Consistency::try_from(value) {
         Ok(Consistency::AnyReplica) => Ok(false),
@@ -192,6 +128,9 @@ pub fn position(position: &Position) -> context::Position {
 }
 
 /// A whole position.
+///
+/// # Errors
+/// `INVALID_ARGUMENT`: the root or the lineage has another length.
 pub fn position_of(position: context::Position) -> Result<Position, Refusal> {
     resume(Some(position))?.position.ok_or_else(|| Refusal::internal("a position without root or lineage"))
 }
@@ -208,6 +147,9 @@ pub struct Resume {
 }
 
 /// Checks a resume token.
+///
+/// # Errors
+/// `INVALID_ARGUMENT`: the token is no position.
 pub fn resume(token: Option<context::Position>) -> Result<Resume, Refusal> {
     let token = token.unwrap_or_default();
     let size = Size(token.size);
@@ -333,36 +275,5 @@ mod tests {
         ] {
             assert_eq!(resume(Some(bad)).unwrap_err().field, Some("resume_after"));
         }
-    }
-
-    #[test]
-    fn names_are_checked_and_remembered() {
-        let mut names = NameCache::new(Share::new("calls", 16 << 20));
-        let [first, again] = [(); 2].map(|()| names.get("a").unwrap().context.clone());
-        assert_eq!(first, again);
-        assert_eq!(names.get("").unwrap_err().field, Some("context_id"));
-        for n in 0..2 * limits::NAMES_PER_STREAM {
-            let name = n.to_string();
-            assert_eq!(names.get(&name).unwrap().context.as_str(), name);
-        }
-        assert!(names.named.len() <= limits::NAMES_PER_STREAM);
-        assert_eq!(names.named.len(), names.numbers.len());
-    }
-
-    #[test]
-    fn names_take_what_comes_with_the_call_and_a_part_of_what_is_for_calls() {
-        let calls = Share::new("calls", 1 << 20);
-        let mut streams: Vec<NameCache> = (0..40).map(|_| NameCache::new(Arc::clone(&calls))).collect();
-        for n in 0..4096 {
-            let name = format!("{n:01024}");
-            for names in &mut streams {
-                assert_eq!(names.get(&name).unwrap().context.as_str(), name);
-            }
-        }
-        let held: usize = streams.iter().map(|names| names.named.len() * (2 * 1024 + limits::NAME)).sum();
-        assert!(held <= streams.len() * limits::NAMES_BYTES + calls.used(), "{held}");
-        assert!(calls.used() <= calls.capacity() / 2 + (4 << 10), "{}", calls.used());
-        drop(streams);
-        assert_eq!(calls.used(), 0);
     }
 }

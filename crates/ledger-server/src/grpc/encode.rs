@@ -62,8 +62,8 @@ fn write_into(out: &mut Vec<u8>, view: &EntryView<'_>, context: Option<&ContextI
         IdView::Bits(_) => 32,
         IdView::Text(text) => text.len(),
     };
-    let room = FIXED + view.payload.len() + view.key.len() + metadata + name.len() + id;
-    out.reserve(room);
+    let capacity = FIXED + view.payload.len() + view.key.len() + metadata + name.len() + id;
+    out.reserve(capacity);
     match view.id {
         IdView::Bits(bits) => {
             let mut text = [0; 32];

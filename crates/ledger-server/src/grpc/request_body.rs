@@ -174,8 +174,8 @@ impl RequestBody {
             self.timer = None;
             return Poll::Pending;
         }
-        let patience = if is_waiting { limits::RECEIVE_WAIT } else { limits::RECEIVE_IDLE };
-        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
+        let timeout = if is_waiting { limits::RECEIVE_WAIT } else { limits::RECEIVE_IDLE };
+        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
         while timer.as_mut().poll(cx).is_ready() {
             let came = std::mem::take(&mut self.since_timer);
             if is_waiting {
@@ -190,7 +190,7 @@ impl RequestBody {
                 );
                 return Poll::Ready(Status::deadline_exceeded(message));
             }
-            timer.as_mut().reset(Instant::now() + patience);
+            timer.as_mut().reset(Instant::now() + timeout);
         }
         Poll::Pending
     }
@@ -295,8 +295,8 @@ mod tests {
         let (config, never) = (Config::default(), Instant::now() + Duration::from_hours(24));
         let memory = Arc::new(Memory::new(&config, Vec::new()));
         let method = Method::of("/converge.ledger.v1.LedgerService/Load", &config, &memory).unwrap();
-        let (client, place) = (Arc::new(memory.client()), memory.calls.charge(0));
-        let call = Call::new(never, false, memory, client, place);
+        let (client, permit) = (Arc::new(memory.client()), memory.calls.charge(0));
+        let call = Call::new(never, false, memory, Arc::default(), client, permit);
         let (sender, sent) = mpsc::unbounded_channel();
         sender.send(Bytes::from_static(&[0, 0, 0x80, 0, 0])).unwrap();
         (sender, RequestBody::new(method, call).of(Body::new(Sent(sent))))

@@ -74,6 +74,9 @@ impl MessageScanner {
 
     /// Reads on, to the end of the bytes or the end of a header; gives how many bytes were read, and the length of the
     /// message if it begins behind them.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT` or `RESOURCE_EXHAUSTED`: the message is malformed, too large, or repeats a field too often.
     pub fn feed(&mut self, bytes: &[u8]) -> Result<(usize, Option<usize>), Refusal> {
         let mut at = 0;
         while at < bytes.len() {

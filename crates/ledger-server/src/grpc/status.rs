@@ -34,7 +34,6 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 
 #[cfg(doc)]
 use crate::limits;
-use crate::services::interest::Full;
 
 /// When to try again a node that shuts down.
 pub const RETRY_SHUTDOWN: Duration = Duration::from_secs(1);
@@ -194,12 +193,6 @@ impl From<IdError> for Refusal {
         | IdError::TooLong { field, .. }
         | IdError::ControlCharacter { field, .. }) = error;
         Self::field(field, error.to_string())
-    }
-}
-
-impl From<Full> for Refusal {
-    fn from(full: Full) -> Self {
-        Self::new(Code::ResourceExhausted, full.to_string())
     }
 }
 

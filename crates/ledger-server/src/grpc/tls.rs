@@ -1,6 +1,10 @@
 //! TLS of the gRPC listener: the node's certificate, and whose certificates it asks clients for.
 
-use std::{fs, io, path::Path, sync::Arc};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use tokio_rustls::{
     TlsAcceptor,
@@ -12,16 +16,28 @@ use tokio_rustls::{
     },
 };
 
-use crate::{daemon::serve::StartError, settings::config::Config};
+use crate::settings::config::Config;
 
 /// What the protocol is called in the handshake (RFC 7301): gRPC is HTTP/2 and nothing else.
 const HTTP2: &[u8] = b"h2";
 
+/// A TLS file cannot be read or used.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot use the TLS file {} ({key}): {reason}", path.display())]
+pub struct TlsError {
+    /// The setting.
+    pub key: &'static str,
+    /// The file.
+    pub path: PathBuf,
+    /// Why.
+    pub reason: String,
+}
+
 /// What accepts TLS connections; `None` if the node serves in plain. Reads files: blocks, shortly.
 ///
 /// # Errors
-/// [`StartError::Tls`] names the setting, the file, and what is wrong with it.
-pub fn acceptor(config: &Config) -> Result<Option<TlsAcceptor>, StartError> {
+/// [`TlsError`] names the setting, the file, and what is wrong with it.
+pub fn acceptor(config: &Config) -> Result<Option<TlsAcceptor>, TlsError> {
     let (Some(cert), Some(key)) = (&config.tls_cert, &config.tls_key) else { return Ok(None) };
     let chain = certificates("tls_cert", cert)?;
     let private_key = PrivateKeyDer::from_pem_slice(&read("tls_key", key)?)
@@ -49,7 +65,7 @@ pub fn acceptor(config: &Config) -> Result<Option<TlsAcceptor>, StartError> {
     Ok(Some(TlsAcceptor::from(Arc::new(tls))))
 }
 
-fn certificates(key: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, StartError> {
+fn certificates(key: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let found = CertificateDer::pem_slice_iter(&read(key, path)?)
         .collect::<Result<Vec<_>, _>>()
         .map_err(|error| wrong(key, path, format!("no certificates in PEM: {error}")))?;
@@ -59,10 +75,10 @@ fn certificates(key: &'static str, path: &Path) -> Result<Vec<CertificateDer<'st
     Ok(found)
 }
 
-fn read(key: &'static str, path: &Path) -> Result<Vec<u8>, StartError> {
+fn read(key: &'static str, path: &Path) -> Result<Vec<u8>, TlsError> {
     fs::read(path).map_err(|error: io::Error| wrong(key, path, error.to_string()))
 }
 
-fn wrong(key: &'static str, path: &Path, reason: String) -> StartError {
-    StartError::Tls { key, path: path.to_owned(), reason }
+fn wrong(key: &'static str, path: &Path, reason: String) -> TlsError {
+    TlsError { key, path: path.to_owned(), reason }
 }

@@ -11,7 +11,7 @@ use ledger_core::{
     slot::{SLOTS, Slot},
 };
 
-use crate::{http::metrics::Metrics, membership::cluster_view};
+use crate::{membership::cluster_view, metrics::Metrics};
 
 const COUNTERS: [(&str, &str); 24] = [
     ("ledger_cluster_takeovers_total", "Slots that this node came to own."),

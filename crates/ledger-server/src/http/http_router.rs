@@ -19,13 +19,13 @@ use axum::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    daemon::supervise::{Supervisor, TaskKind, TaskOutcome},
     grpc::connection::{Connections, Listener},
     http::cluster_metrics,
     http::console,
     limits,
     node::Node,
     settings::config::TestPanic,
+    supervise::{Supervisor, TaskKind, TaskOutcome},
 };
 
 /// Starts the HTTP server, to be restarted by itself if it fails.

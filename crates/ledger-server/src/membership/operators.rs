@@ -28,7 +28,7 @@ use ledger_proto::ledger::v1::{
 use tokio::sync::watch;
 use tonic::Code;
 
-use crate::{grpc::status::Refusal, membership::mode::NodeMode, node::Node};
+use crate::{grpc::status::Refusal, node::Node, node::mode::NodeMode};
 
 /// How long those who wait for a node to leave may take to read that it has.
 const FINAL_READ_TIMEOUT: Duration = Duration::from_millis(500);
@@ -49,6 +49,9 @@ fn cluster(node: &Node) -> Result<&Arc<Cluster>, Refusal> {
 }
 
 /// Leaves the cluster for good, or stays: how far it is, until it is done.
+///
+/// # Errors
+/// `FAILED_PRECONDITION`: the node runs alone, or slots would have too few copies. What the store refuses, if that cannot be noted.
 pub async fn decommission(
     node: &Node,
     request: DecommissionRequest,
@@ -96,6 +99,9 @@ pub async fn decommissioned(cluster: &Cluster) {
 
 /// What comes first when a node is asked to stop that is to leave for good, because it was told so before, or leaves
 /// whenever it stops: it serves on until others have taken what it keeps.
+///
+/// # Errors
+/// [`DecommissionUnfinished`]: others had not taken all in time.
 pub async fn decommission_before_stop(node: &Node) -> Result<(), DecommissionUnfinished> {
     let NodeMode::Clustered(cluster) = &node.mode else { return Ok(()) };
     let (leaves, grace) = (node.config.leave_on_shutdown, node.config.leave_grace.0);
@@ -155,6 +161,10 @@ fn read_member(member: &ClusterMember) -> Result<node::Member, Refusal> {
 }
 
 /// Says what cannot go on, or goes on without what is lost.
+///
+/// # Errors
+/// `INVALID_ARGUMENT` names a field that is wrong; `FAILED_PRECONDITION`: the node runs alone, or the decision does not fit what
+/// nodes know.
 pub async fn recover(node: &Node, request: RecoverRequest) -> Result<RecoverResponse, Refusal> {
     let cluster = cluster(node)?;
     if request.lost.len() > MAX_LOST {

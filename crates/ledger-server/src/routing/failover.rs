@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// How long a stream looks for a source that serves it. Its client begins again, elsewhere maybe.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const TIMEOUT: Duration = Duration::from_secs(30);
 /// The pause after a source said that the context is damaged there, at first and at most.
 const PAUSE: Duration = Duration::from_millis(25);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
@@ -37,10 +37,10 @@ impl Failover {
 
     /// A source ended, or there is none: until when another one is looked for.
     pub fn ended(&mut self) -> Instant {
-        if self.began.take().is_some_and(|began| began.elapsed() >= PATIENCE) {
+        if self.began.take().is_some_and(|began| began.elapsed() >= TIMEOUT) {
             self.served();
         }
-        *self.until.get_or_insert_with(|| Instant::now() + PATIENCE)
+        *self.until.get_or_insert_with(|| Instant::now() + TIMEOUT)
     }
 
     /// The source that ended said that the context is damaged there: until when to wait before the next one is asked.
@@ -68,7 +68,7 @@ mod tests {
     async fn a_source_that_ends_as_soon_as_it_begins_has_not_served() {
         let mut failover = Failover::default();
         let until = failover.ended();
-        assert_eq!(until, Instant::now() + PATIENCE);
+        assert_eq!(until, Instant::now() + TIMEOUT);
         for _ in 0..5 {
             failover.begin();
             advance(Duration::from_secs(5)).await;
@@ -77,10 +77,10 @@ mod tests {
         failover.begin();
         failover.served();
         advance(Duration::from_secs(3)).await;
-        assert_eq!(failover.ended(), Instant::now() + PATIENCE, "one that delivered has served");
+        assert_eq!(failover.ended(), Instant::now() + TIMEOUT, "one that delivered has served");
         failover.begin();
-        advance(PATIENCE).await;
-        assert_eq!(failover.ended(), Instant::now() + PATIENCE, "so has one that held for long");
+        advance(TIMEOUT).await;
+        assert_eq!(failover.ended(), Instant::now() + TIMEOUT, "so has one that held for long");
     }
 
     #[tokio::test(start_paused = true)]

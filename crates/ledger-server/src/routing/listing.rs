@@ -31,7 +31,7 @@ use tokio::time::timeout;
 use tonic::{Code, transport::Channel};
 
 use crate::{
-    grpc::call, grpc::convert, grpc::status::Refusal, limits, membership::mode::NodeMode, node::Node,
+    grpc::call, grpc::convert, grpc::status::Refusal, limits, node::Node, node::mode::NodeMode,
     routing::route,
 };
 
@@ -67,7 +67,7 @@ pub(crate) async fn contexts(node: &Node, request: ContextsRequest) -> Result<Co
         _ => 1,
     };
     let limit = limit.min((node.memory.largest_answer() / (pages * LISTED)).max(1));
-    let room = call::reserve(call::current(), pages * limit * LISTED).await?;
+    let reserved = call::reserve(call::current(), pages * limit * LISTED).await?;
     let (page, unlisted) = match &node.mode {
         NodeMode::Clustered(cluster) if slots.is_empty() => {
             of_cluster(node, cluster, &request, limit).await?
@@ -88,7 +88,7 @@ pub(crate) async fn contexts(node: &Node, request: ContextsRequest) -> Result<Co
     let Page { contexts, next } = fitting(page, node.config.max_response.get() - limits::RESPONSE_SLACK);
     let answer =
         ContextsResponse { contexts, more: next.is_some(), next: next.unwrap_or_default(), unlisted };
-    room.hand_over(2 * answer.encoded_len());
+    reserved.hand_over(2 * answer.encoded_len());
     Ok(answer)
 }
 

@@ -16,8 +16,8 @@ use tonic::Code;
 
 use crate::{
     grpc::status::{RETRY_NOT_OWNER, Refusal},
-    membership::mode::NodeMode,
     node::Node,
+    node::mode::NodeMode,
 };
 
 /// Another node, and a slot that it owns, as far as this one knew when it asked.
@@ -31,6 +31,9 @@ pub struct RemoteOwner {
 
 impl Node {
     /// What an owner answers, unless it is gone before it does. `None`: whoever is asked is none, and is waited for.
+    ///
+    /// # Errors
+    /// What the owner refuses; `UNAVAILABLE` if it is gone: whether it did what it was asked for is not known.
     pub async fn unless_owner_lost<T, E: From<Refusal>>(
         &self,
         owner: Option<RemoteOwner>,

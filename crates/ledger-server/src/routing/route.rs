@@ -22,8 +22,9 @@ use tonic_types::StatusExt as _;
 use crate::{
     grpc::call,
     grpc::status::{ERROR_DOMAIN, NOT_OWNER, RETRY_NOT_OWNER, Refusal},
-    membership::mode::NodeMode,
     node::Node,
+    node::mode::NodeMode,
+    node::writers::Writer,
     routing::owner_loss::RemoteOwner,
 };
 
@@ -74,8 +75,20 @@ pub fn forwarded<T>(message: T) -> Request<T> {
     request
 }
 
+/// An append, or a stream of them, that is sent on for its writer.
+pub fn forwarded_append<T>(message: T, writer: Option<&Writer>) -> Request<T> {
+    let mut request = forwarded(message);
+    if let Some(writer) = writer {
+        writer.write_to(request.metadata_mut());
+    }
+    request
+}
+
 impl Node {
     /// Where appends to a context go.
+    ///
+    /// # Errors
+    /// `UNAVAILABLE`: nobody owns the slot, the owner cannot be reached, or the request was sent on and this node is not the owner.
     pub fn writes(&self, context: &ContextId, is_forwarded: bool) -> Result<Destination, Refusal> {
         let NodeMode::Clustered(cluster) = &self.mode else { return Ok(Destination::Here(None)) };
         let slot = Slot::of(context);
@@ -102,6 +115,9 @@ impl Node {
     }
 
     /// Where a context is read.
+    ///
+    /// # Errors
+    /// `UNAVAILABLE`: no node shows the context now, or none that may be asked.
     pub fn reads(
         &self,
         context: &ContextId,
@@ -114,9 +130,9 @@ impl Node {
         if is_shown
             && !is_forwarded
             && self.ledger.is_damaged(context)
-            && let Some(place) = self.undamaged(cluster, context)
+            && let Some(destination) = self.undamaged(cluster, context)
         {
-            return Ok(place);
+            return Ok(destination);
         }
         if is_shown && (is_forwarded || !self.is_falling_behind(slot)) {
             return Ok(Destination::Here(None));
@@ -126,7 +142,7 @@ impl Node {
             Ok(Destination::Here(_)) if !self.ledger.is_visible(slot) => {
                 Err(self.may_be_old("too few of its members answer the owner, which this node is"))
             }
-            Ok(place) => Ok(place),
+            Ok(destination) => Ok(destination),
             Err(_) if is_shown => Ok(Destination::Here(None)),
             // Nobody owns it, or its owner cannot be asked again: another replica may show it.
             Err(refusal) if at_owner || is_forwarded => Err(refusal),
@@ -150,6 +166,9 @@ impl Node {
 
     /// Reads a context where it can be read: `here`, or `there` at another node. Where damage is met, or nobody answers, the
     /// other replicas are asked, unless only the owner's answer will do.
+    ///
+    /// # Errors
+    /// What the last one that was asked refuses; `UNAVAILABLE` if nobody shows the context.
     pub async fn read_anywhere<T, H, F>(
         &self,
         context: &ContextId,
@@ -162,8 +181,8 @@ impl Node {
         H: Future<Output = Result<T, Refusal>>,
         F: Future<Output = Result<T, Refusal>>,
     {
-        let place = self.reads(context, at_owner, is_forwarded)?;
-        let (read, unused) = match place {
+        let destination = self.reads(context, at_owner, is_forwarded)?;
+        let (read, unused) = match destination {
             Destination::Here(_) => (here().await, None),
             Destination::There { channel, owner } => {
                 let answered = self.unless_owner_lost(owner, Box::pin(there(channel)));
@@ -241,6 +260,9 @@ impl Node {
 
     /// After a request was refused: waits for news of owners, and is `Ok` if it is to be tried again. `is_safe`: it was
     /// certainly not done, or has an id.
+    ///
+    /// # Errors
+    /// The refusal, if it is final; `UNAVAILABLE` when the node is shutting down.
     pub async fn should_retry(
         &self,
         refusal: Refusal,
@@ -328,6 +350,9 @@ pub fn refusal(status: Status) -> (Refusal, bool) {
 }
 
 /// The answer of the node that a request was sent on to.
+///
+/// # Errors
+/// The refusal of the other node; `UNAVAILABLE` if it does not answer.
 pub async fn answer<T>(answered: impl Future<Output = Result<Response<T>, Status>>) -> Result<T, Refusal> {
     answered.await.map(Response::into_inner).map_err(|status| refusal(status).0)
 }
@@ -337,6 +362,19 @@ mod tests {
     use ledger_core::node::StorageId;
 
     use super::*;
+    use crate::node::writers;
+
+    #[test]
+    fn what_is_sent_on_names_its_writer() {
+        let mut metadata = MetadataMap::new();
+        metadata.insert(writers::METADATA, tonic::metadata::MetadataValue::from_static("a"));
+        let writer = Writer::of(&metadata);
+        assert!(writer.is_some());
+        let request = forwarded_append((), writer.as_ref());
+        assert!(is_forwarded(request.metadata()));
+        assert_eq!(Writer::of(request.metadata()), writer);
+        assert_eq!(Writer::of(forwarded_append((), None).metadata()), None);
+    }
 
     #[test]
     fn the_owner_is_asked_first_and_the_others_in_their_order() {

@@ -21,8 +21,8 @@ use tonic::{Request, Response, Status};
 use tracing::debug_span;
 
 use crate::{
-    grpc::admission::too_many_calls, grpc::status::Refusal, http::metrics::Rpc, limits, membership::admin,
-    membership::operators, node::Node, routing::listing, routing::route, services::observe,
+    grpc::admission::too_many_calls, grpc::status::Refusal, limits, membership::admin, membership::operators,
+    metrics::Rpc, node::Node, routing::listing, routing::route, services::observe,
 };
 
 /// The service.
@@ -41,7 +41,7 @@ impl ClusterService for Members {
     }
 
     async fn members(&self, _: Request<MembersRequest>) -> Result<Response<MembersResponse>, Status> {
-        let members = async { Ok(self.0.mode.members(&self.0)) };
+        let members = async { Ok(self.0.members()) };
         self.0.answer(Rpc::Members, debug_span!("members"), members).await
     }
 
@@ -58,7 +58,7 @@ impl ClusterService for Members {
         _: Request<WatchClusterRequest>,
     ) -> Result<Response<Self::WatchClusterStream>, Status> {
         let changes = self.0.memory.calls.try_acquire(limits::CLUSTER_TOLD).map(|told| {
-            self.0.mode.changes(&self.0).inspect(move |_| {
+            self.0.changes().inspect(move |_| {
                 // What was told is remembered as long as more may be.
                 let _ = &told;
             })
@@ -74,7 +74,7 @@ impl ClusterService for Members {
         let resume = request.into_inner().resume;
         limited!(info, resume, %by, "asked to drain");
         self.0.serving().map_err(|refusal| self.0.refuse(Rpc::Drain, refusal))?;
-        self.stream(Rpc::Drain, self.0.mode.drain(resume).await)
+        self.stream(Rpc::Drain, self.0.drain(resume).await)
     }
 
     type DecommissionStream = BoxStream<'static, Result<DecommissionProgress, Status>>;
@@ -170,16 +170,16 @@ fn locate(node: &Node, request: &LocateRequest) -> Result<LocateResponse, Refusa
     let mut locations = Vec::new();
     for text in context_ids {
         let context = ContextId::new(text)?;
-        locations.push(node.mode.location(Slot::of(&context), Some(&context)));
+        locations.push(node.location(Slot::of(&context), Some(&context)));
     }
     for &number in slots {
         let slot = u16::try_from(number).ok().and_then(Slot::new).ok_or_else(|| {
             Refusal::field("slots", format!("slot {number} is not there: slots are 0 to {}", SLOTS - 1))
         })?;
-        locations.push(node.mode.location(slot, None));
+        locations.push(node.location(slot, None));
     }
     if context_ids.is_empty() && slots.is_empty() {
-        locations.extend((0..SLOTS).filter_map(Slot::new).map(|slot| node.mode.location(slot, None)));
+        locations.extend((0..SLOTS).filter_map(Slot::new).map(|slot| node.location(slot, None)));
     }
     Ok(LocateResponse { locations })
 }

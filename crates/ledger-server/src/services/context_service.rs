@@ -22,16 +22,16 @@ use crate::{
     grpc::convert,
     grpc::encode,
     grpc::status::Refusal,
-    http::metrics::Rpc,
     limits,
-    membership::mode::NodeMode,
+    metrics::Rpc,
+    node::mode::NodeMode,
+    node::writers::{Writer, WriterCheck},
     node::{Node, blocking},
-    routing::relay,
     routing::route::{self, Destination},
     routing::upstream::Upstream,
     services::pages::ReadRequest,
+    services::relay,
     services::watcher::{ContextWatcher, WatcherBatch},
-    services::writers::{self, Writer, WriterCheck},
     settings::units::ByteSize,
 };
 
@@ -163,7 +163,7 @@ async fn append(
             },
             Ok(Destination::There { channel, owner }) => {
                 node.metrics.forwarded_appends.increment(1);
-                let request = writers::forwarded(request.clone(), writer);
+                let request = route::forwarded_append(request.clone(), writer);
                 let mut there = reader(channel);
                 match node.unless_owner_lost(owner, there.append(request)).await {
                     Ok(appended) => return Ok(appended.into_inner()),
@@ -185,12 +185,12 @@ async fn append_here(
     request: AppendRequest,
     writer: Option<&Writer>,
 ) -> Result<AppendResponse, Refusal> {
-    let weight = convert::cost_bytes(&request);
+    let cost_bytes = convert::cost_bytes(&request);
     let context = ContextId::new(&request.context_id)?;
     let slot = Slot::of(&context);
     let append = convert::append(request, context, node.config.max_entry.get())?;
     let deadline = call::deadline_within(node.config.call_timeout.0);
-    let Ok(room) = timeout_at(deadline, node.memory.in_flight.acquire(weight)).await else {
+    let Ok(permit) = timeout_at(deadline, node.memory.in_flight.acquire(cost_bytes)).await else {
         return Err(out_of_memory(node));
     };
     // From here on it counts as an append.
@@ -201,7 +201,7 @@ async fn append_here(
         node.wrote(&append.context, writer, &mut WriterCheck::default());
     }
     // It is held for as long as the append waits for copies, whether the caller does or not.
-    let terms = AppendConditions { deadline: Some(deadline.into_std()), permit: Some(Arc::new(room)) };
+    let terms = AppendConditions { deadline: Some(deadline.into_std()), permit: Some(Arc::new(permit)) };
     let Ok(appended) = timeout_at(deadline, node.ledger.append_on(append, terms)).await else {
         return Err(node.explain_not_copied(slot, StoreError::NotCopied { slot }.into()));
     };
@@ -238,7 +238,7 @@ async fn snapshot(node: &Node, request: SnapshotRequest) -> Result<SnapshotRespo
     }
     // Chunks, the whole of them, and the message that is made of it.
     let estimate = usize::try_from(large).unwrap_or(usize::MAX).max(limits::SMALL_PAGE).min(max);
-    let room = call::reserve(call::current(), 2 * estimate + SNAPSHOT_CHUNKS).await?;
+    let reserved = call::reserve(call::current(), 2 * estimate + SNAPSHOT_CHUNKS).await?;
     let taken = node
         .read(move |ledger| {
             let chunks = ledger.snapshot(&context)?;
@@ -260,7 +260,7 @@ async fn snapshot(node: &Node, request: SnapshotRequest) -> Result<SnapshotRespo
         })
         .await?;
     let taken = taken.map_err(|context| too_large(&context, max))?;
-    room.hand_over(2 * taken.snapshot.len());
+    reserved.hand_over(2 * taken.snapshot.len());
     Ok(taken)
 }
 
@@ -335,9 +335,9 @@ fn watch(
     Ok(batches
         .flat_map(|batch| {
             // The page is paid for: what of it is not yet handed out stays so.
-            let mut room = ReservedAnswer::of_built();
+            let mut reserved = ReservedAnswer::of_built();
             futures::stream::iter(events(batch)).inspect(move |event| {
-                room.hand_over_part(event.as_ref().map_or(0, |event| event.entry.len()));
+                reserved.hand_over_part(event.as_ref().map_or(0, |event| event.entry.len()));
             })
         })
         .boxed())

@@ -20,9 +20,9 @@ use crate::{
     grpc::call,
     grpc::convert,
     grpc::status::Refusal,
-    http::metrics::Rpc,
     limits,
     membership::operators,
+    metrics::Rpc,
     node::Node,
     routing::{route, upstream::Upstream},
 };
@@ -242,11 +242,11 @@ impl ForkReading {
 
     /// The next page, and what is left to read.
     async fn next(mut self) -> Result<(ForkPage, Option<Self>), Refusal> {
-        let mut bytes = self.node.memory.page(limits::PAGE_BYTES);
+        let mut bytes = call::page_bytes(&self.node.memory, limits::PAGE_BYTES);
         loop {
             self.node.serving()?;
             // The page, and the message that is made of it.
-            let room = call::reserve(call::current(), 2 * bytes).await?;
+            let reserved = call::reserve(call::current(), 2 * bytes).await?;
             let (context, fork) = (self.context.clone(), self.fork);
             let filter = Filter {
                 key: None,
@@ -266,7 +266,7 @@ impl ForkReading {
                         entry.context_id.clear();
                     }
                     let answer = ForkPage { entries };
-                    room.hand_over(2 * answer.encoded_len());
+                    reserved.hand_over(2 * answer.encoded_len());
                     return Ok((answer, page.more.then_some(self)));
                 }
             }

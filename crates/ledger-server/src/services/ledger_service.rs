@@ -24,21 +24,21 @@ use tonic::{Request, Response, Status, Streaming, body::Body, client::GrpcServic
 use tracing::debug_span;
 
 use crate::{
+    append_stream,
     grpc::call,
     grpc::convert,
     grpc::encode,
     grpc::status::Refusal,
-    http::metrics::Rpc,
-    membership::mode::NodeMode,
+    metrics::Rpc,
+    node::mode::NodeMode,
+    node::writers::Writer,
     node::{Node, blocking},
-    routing::relay,
     routing::route::{self, Destination},
     routing::upstream::Upstream,
-    services::append_stream,
     services::context_service::snapshot_metadata,
     services::pages::ReadRequest,
+    services::relay,
     services::watcher::ContextWatcher,
-    services::writers::Writer,
 };
 
 /// Bytes that a chunk of a snapshot takes while it is read.
@@ -176,14 +176,14 @@ async fn next_chunk(
     metadata: Option<SnapshotMetadata>,
 ) -> Result<Option<(SnapshotChunk, SnapshotStream)>, Refusal> {
     node.serving()?;
-    let room = call::reserve(call::current(), SNAPSHOT_CHUNK).await?;
+    let reserved = call::reserve(call::current(), SNAPSHOT_CHUNK).await?;
     let (chunk, chunks) = node
         .read(move |_| {
             let chunk = chunks.next().transpose()?;
             Ok((chunk, chunks))
         })
         .await?;
-    room.hand_over(chunk.as_ref().map_or(0, Vec::len));
+    reserved.hand_over(chunk.as_ref().map_or(0, Vec::len));
     let sequence = metadata.as_ref().map_or(0, |metadata| metadata.entry_count);
     Ok(chunk.map(|data| (SnapshotChunk { data: data.into(), metadata, sequence }, chunks)))
 }

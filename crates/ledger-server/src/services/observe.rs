@@ -26,16 +26,19 @@ use tonic::{Code, Status, Streaming, body::Body, client::GrpcService};
 
 use crate::{
     grpc::status::Refusal,
-    http::metrics::Alive,
+    interest::{Presence, StreamEnd, event},
     limits,
+    metrics::Alive,
     node::Node,
-    routing::failover::{Failover, PATIENCE},
+    routing::failover::{Failover, TIMEOUT},
     routing::route::{self, Destination},
     routing::upstream::Upstream,
-    services::interest::{Presence, StreamEnd, event},
 };
 
 /// The events of one observer, until it leaves or its client goes.
+///
+/// # Errors
+/// `INVALID_ARGUMENT` names a field that is wrong; `RESOURCE_EXHAUSTED`: the node serves too many observers.
 pub fn join(
     node: &Arc<Node>,
     request: JoinRequest,
@@ -67,6 +70,9 @@ pub fn join(
 }
 
 /// Ends an observer's stream.
+///
+/// # Errors
+/// `INVALID_ARGUMENT` names a field that is wrong; `UNAVAILABLE`: nobody owns the context.
 pub async fn leave(node: &Node, request: LeaveRequest, is_forwarded: bool) -> Result<LeaveResponse, Refusal> {
     let context = ContextId::new(&request.context_id)?;
     let observer = name("observer", request.observer)?;
@@ -74,7 +80,7 @@ pub async fn leave(node: &Node, request: LeaveRequest, is_forwarded: bool) -> Re
         return Err(IdError::Empty { field: "observer", max: limits::OBSERVER_NAME }.into());
     }
     let request = LeaveRequest { context_id: context.as_str().to_owned(), observer };
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         let refusal = match node.writes(&context, is_forwarded) {
             Ok(Destination::Here(_)) => {
@@ -95,6 +101,9 @@ pub async fn leave(node: &Node, request: LeaveRequest, is_forwarded: bool) -> Re
 }
 
 /// Tells all observers something.
+///
+/// # Errors
+/// `INVALID_ARGUMENT` names a field that is wrong or too large; `UNAVAILABLE`: nobody owns the context.
 pub async fn broadcast(
     node: &Node,
     request: BroadcastRequest,
@@ -108,7 +117,7 @@ pub async fn broadcast(
     if len > max {
         return Err(Refusal::field("payload", format!("payload has {len} bytes: at most {max} are allowed")));
     }
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         let (refusal, is_not_done) = match node.writes(&context, is_forwarded) {
             Ok(Destination::Here(_)) => {
@@ -321,7 +330,7 @@ async fn moved(node: &Node, slot: Slot, known: Option<&NodeId>, unowned: &mut Op
             continue;
         };
         // Those who are here stay together as long as the owner may only be changing.
-        let until = *unowned.get_or_insert_with(Instant::now) + PATIENCE;
+        let until = *unowned.get_or_insert_with(Instant::now) + TIMEOUT;
         if timeout_at(until, routes.changed()).await.is_err() {
             return SourceEnd::Unowned(refusal);
         }

@@ -21,8 +21,8 @@ use crate::{
     grpc::convert,
     grpc::encode,
     grpc::status::Refusal,
-    http::metrics::Rpc,
     limits,
+    metrics::Rpc,
     node::Node,
     routing::route,
     routing::upstream::{Aside, Upstream},
@@ -46,6 +46,9 @@ const LEAST_ENTRY: usize = 90;
 
 impl ReadRequest {
     /// Checks a request.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT` names a field that is wrong.
     pub fn check(request: GetRequest) -> Result<Self, Refusal> {
         Ok(Self {
             at_owner: convert::at_owner(request.consistency)?,
@@ -84,11 +87,14 @@ impl ReadRequest {
     }
 
     /// One answer, cut at a whole entry to stay below so many bytes, of which there are fewer while there is little memory.
+    ///
+    /// # Errors
+    /// What the store refuses; `RESOURCE_EXHAUSTED` if an entry does not fit, or there is no memory in time.
     pub async fn answer(self, node: &Node, max_bytes: usize) -> Result<GetResponse, Refusal> {
-        let mut most = node.memory.answer(max_bytes);
+        let mut most = call::answer_bytes(&node.memory, max_bytes);
         loop {
             // The entries, and the message that is made of them.
-            let room = call::reserve(call::current(), 2 * most).await?;
+            let reserved = call::reserve(call::current(), 2 * most).await?;
             let (context, limit) = (self.context.clone(), self.limit);
             let filter = self.filter(most / LEAST_ENTRY, most);
             let page = node.read(move |ledger| ledger.get(&context, &filter)).await?;
@@ -97,7 +103,7 @@ impl ReadRequest {
                 Some(bytes) if page.entries.is_empty() => most = bytes,
                 _ => {
                     let response = cut(page, limit, most);
-                    room.hand_over(2 * most);
+                    reserved.hand_over(2 * most);
                     node.metrics.read_entries.increment(response.entries.len() as u64);
                     return Ok(response);
                 }
@@ -115,9 +121,9 @@ impl ReadRequest {
         let (pages, ahead) = mpsc::channel(limits::PAGES_AHEAD);
         tokio::spawn(read_ahead(self, node, call::current(), pages, is_forwarded));
         ReceiverStream::new(ahead).map(|page| {
-            let (page, room): ReadAhead = page?;
+            let (page, reserved): ReadAhead = page?;
             // Now it is among what is about to be sent.
-            room.hand_over(page.entries.iter().map(Bytes::len).sum());
+            reserved.hand_over(page.entries.iter().map(Bytes::len).sum());
             Ok(page)
         })
     }
@@ -134,9 +140,10 @@ async fn read_ahead(
     node.metrics.started(Rpc::GetStream);
     // What the next entry takes, if that is more than a page.
     let mut larger = None;
-    while let Ok(room) = pages.reserve().await {
-        let bytes =
-            larger.take().unwrap_or_else(|| node.memory.page_for(call.as_deref(), limits::PAGE_BYTES));
+    while let Ok(permit) = pages.reserve().await {
+        let bytes = larger
+            .take()
+            .unwrap_or_else(|| call::page_bytes_for(&node.memory, call.as_deref(), limits::PAGE_BYTES));
         let (context, filter) = (get.context.clone(), get.filter(limits::PAGE_ENTRIES, bytes));
         let read = async {
             node.serving()?;
@@ -163,14 +170,14 @@ async fn read_ahead(
                 get.after = covered;
                 get.limit -= page.entries.len().min(get.limit);
                 node.metrics.read_entries.increment(page.entries.len() as u64);
-                room.send(Ok((page, reserved)));
+                permit.send(Ok((page, reserved)));
                 if !more || get.limit == 0 {
                     return;
                 }
             }
             Err(refusal) => {
                 let is_damaged = refusal.code == Code::DataLoss && !is_forwarded && !get.at_owner;
-                drop(room);
+                drop(permit);
                 if !(is_damaged && elsewhere(&mut get, &node, call.as_ref(), &pages).await) {
                     // Whoever asked may have gone.
                     let _ = pages.send(Err(node.refuse(Rpc::GetStream, refusal))).await;

@@ -28,8 +28,8 @@ use crate::{
     grpc::call,
     grpc::convert::Resume,
     grpc::status::Refusal,
-    http::metrics::{Alive, Rpc},
     limits,
+    metrics::{Alive, Rpc},
     node::Node,
     settings::config::TestPanic,
 };
@@ -96,6 +96,9 @@ impl<F> ContextWatcher<F> {
     }
 
     /// A watcher that resumes: the history is checked first.
+    ///
+    /// # Errors
+    /// `FAILED_PRECONDITION` if the history is another one, or what the store refuses.
     pub async fn resume(
         node: &Arc<Node>,
         rpc: Rpc,
@@ -159,6 +162,9 @@ impl<F> ContextWatcher<F> {
     }
 
     /// The next entries or bookmark.
+    ///
+    /// # Errors
+    /// What the store refuses; `UNAVAILABLE` when the node is shutting down.
     pub async fn next<T: Send + 'static>(&mut self) -> Result<WatcherBatch<T>, Refusal>
     where
         F: EntryEncoder<T>,
@@ -185,7 +191,7 @@ impl<F> ContextWatcher<F> {
     where
         F: EntryEncoder<T>,
     {
-        let mut most = self.node.memory.page(limits::WATCH_BYTES);
+        let mut most = call::page_bytes(&self.node.memory, limits::WATCH_BYTES);
         loop {
             let (entries, covered) = self.read_page(most).await?;
             match covered.larger {
@@ -204,7 +210,7 @@ impl<F> ContextWatcher<F> {
         let lost = || Refusal::internal("the watch failed inside the server: watch again");
         let limit = limits::WATCH_ENTRIES;
         // The page, and the message that is made of it.
-        let room = call::reserve(call::current(), 2 * page).await?;
+        let reserved = call::reserve(call::current(), 2 * page).await?;
         let bytes = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&bytes);
         let (shape, test_panic) = (self.shape.clone(), self.node.config.test_panic);
@@ -217,7 +223,7 @@ impl<F> ContextWatcher<F> {
         };
         if let Some(read) = watch.visit_recent(limit, page, |view| take(&mut entries, &view)) {
             self.watch = Some(watch);
-            room.hand_over(2 * bytes.load(Ordering::Relaxed));
+            reserved.hand_over(2 * bytes.load(Ordering::Relaxed));
             return Ok((entries, read?));
         }
         self.node.metrics.watch_history_reads.increment(1);
@@ -229,7 +235,7 @@ impl<F> ContextWatcher<F> {
             })
             .await?;
         self.watch = Some(watch);
-        room.hand_over(2 * bytes.load(Ordering::Relaxed));
+        reserved.hand_over(2 * bytes.load(Ordering::Relaxed));
         Ok((entries, read?))
     }
 

@@ -7,11 +7,10 @@ use serde::Serialize;
 use toml::{Table, Value};
 
 use crate::{
-    settings::config::{
-        Config, ConfigError, DurabilityMode, Effective, Layer, LogFormat, Operators, Suite, TestPanic,
-        read_file,
-    },
+    settings::config::{Config, DurabilityMode, LogFormat, Operators, Suite, TestPanic},
+    settings::effective::{Effective, Layer, read_file},
     settings::environment,
+    settings::error::ConfigError,
     settings::units::{ByteSize, HumanDuration},
 };
 
@@ -251,8 +250,10 @@ struct Settings {
     test_panic: Option<TestPanic>,
 }
 
-/// Reads arguments, environment and file. `Err` is the code to exit with: help was asked for, the
-/// configuration was printed, or it is wrong.
+/// Reads arguments, environment and file.
+///
+/// # Errors
+/// The code to exit with: help, the version or the configuration was asked for and printed, or the settings are wrong.
 pub fn parse() -> Result<Config, ExitCode> {
     let command = Cli::command();
     let matches = environment::without_empty(command.clone()).try_get_matches().map_err(|error| {

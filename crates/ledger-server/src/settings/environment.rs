@@ -8,7 +8,7 @@ use std::env;
 
 use clap::Command;
 
-use crate::settings::config::ConfigError;
+use crate::settings::error::ConfigError;
 
 /// What the variables of settings begin with.
 const PREFIX: &str = "LEDGER_";

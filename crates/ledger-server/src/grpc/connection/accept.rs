@@ -13,7 +13,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::{Accepted, Admitted, ConnectionAdmission, Connections, Tracked};
-use crate::{http::metrics::Metrics, limits};
+use crate::{limits, metrics::Metrics};
 
 /// Connections that wait to be served.
 const WAITING: usize = 64;

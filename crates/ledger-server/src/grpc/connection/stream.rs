@@ -54,12 +54,12 @@ impl<T> Tracked<T> {
 
     /// Until when bytes must come.
     fn deadline(&self) -> Instant {
-        let (since, patience): (_, Duration) = if self.received < self.first_bytes {
+        let (since, timeout): (_, Duration) = if self.received < self.first_bytes {
             (self.connection().opened, limits::FIRST_BYTES)
         } else {
             (self.connection().last_active(), limits::SILENCE)
         };
-        since + patience
+        since + timeout
     }
 
     /// Fails if the connection is to be closed; otherwise the reader is woken when it is.

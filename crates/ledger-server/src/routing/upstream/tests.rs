@@ -8,8 +8,8 @@ use crate::{memory::Memory, settings::config::Config, settings::units::ByteSize}
 fn call() -> Arc<Call> {
     let memory =
         Arc::new(Memory::new(&Config { memory: ByteSize::mib(128), ..Config::default() }, Vec::new()));
-    let (client, place) = (Arc::new(memory.client()), memory.calls.charge(limits::CALL));
-    Call::new(Instant::now() + limits::LONGEST_CALL, false, memory, client, place)
+    let (client, permit) = (Arc::new(memory.client()), memory.calls.charge(limits::CALL));
+    Call::new(Instant::now() + limits::LONGEST_CALL, false, memory, Arc::default(), client, permit)
 }
 
 /// What passes of an answer that arrives in these parts, and never ends.
