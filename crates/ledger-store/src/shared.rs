@@ -181,6 +181,7 @@ impl Shared {
         }
         self.writable.send_if_modified(|writable| std::mem::replace(writable, false));
         // Nothing may go on holding the database: it is reopened.
+        let error = &self.answer_to_failed(error);
         let led: Vec<_> = self
             .replication
             .get()
@@ -194,6 +195,12 @@ impl Shared {
             outbox.ownership_lost(led);
         }
         self.failed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// What those who wait for a commit that failed are answered. A node of a cluster loses its slots with the failure, and
+    /// their next owner may have received the commit: whoever waits is to repeat it there, whatever this disk's error is.
+    pub(crate) fn answer_to_failed(&self, error: &StoreError) -> StoreError {
+        if self.options.clustered { StoreError::NotAcknowledged } else { error.clone() }
     }
 
     /// The disk is full, and so many free bytes are needed, if that is known: whoever is refused is told.

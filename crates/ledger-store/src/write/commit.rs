@@ -146,7 +146,7 @@ impl StagedCommit {
     ) -> Option<(WrittenCommit, Vec<(ContextId, ContextState)>)> {
         if let Err(error) = self.put(db, shared, buffer, is_alone) {
             shared.commit_failed(&error);
-            waiters::fail(self.waiters, &error);
+            waiters::fail(self.waiters, &shared.answer_to_failed(&error));
             fail_replicate_replies(self.replicate_replies, &error);
             return None;
         }
@@ -331,7 +331,7 @@ fn fail_replicate_replies(taken: Vec<(Vec<ReplicateOutcome>, ReplicateReply)>, e
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Ledger, testing};
+    use crate::{Ledger, Options, testing};
 
     #[test]
     fn a_commit_that_only_repeats_is_not_acknowledged_by_a_database_that_failed() {
@@ -343,5 +343,24 @@ mod tests {
         // The appends that it repeats may have been written earlier and not be on the disk.
         db.fail(StoreError::Io("the disk failed".to_owned()));
         assert!(StagedCommit::new().put(&db, shared, &mut Vec::new(), true).is_err());
+    }
+
+    #[test]
+    fn what_waits_for_a_commit_that_failed_is_told_to_repeat_it_at_the_next_owner() {
+        let dir = tempfile::tempdir().unwrap();
+        for (clustered, expected) in
+            [(true, StoreError::NotAcknowledged), (false, StoreError::Io("the disk failed".to_owned()))]
+        {
+            let options = Options { clustered, ..testing::options() };
+            let ledger = Ledger::open_with(dir.path().join(format!("ledger-{clustered}")), options).unwrap();
+            let shared = Arc::clone(&ledger.inner().shared);
+            let db = Arc::new(testing::open(&dir.path().join(format!("db-{clustered}"))));
+            db.fail(StoreError::Io("the disk failed".to_owned()));
+            let (done, answer) = std::sync::mpsc::sync_channel(1);
+            let waiters = vec![Waiter::Load(Slot::FIRST, done)];
+            let staged = StagedCommit { waiters, ..StagedCommit::new() };
+            assert!(staged.write(&db, &shared, &mut Vec::new(), false).is_none());
+            assert_eq!(answer.recv().unwrap().unwrap_err().to_string(), expected.to_string());
+        }
     }
 }
