@@ -25,11 +25,18 @@ use super::{
     identity::Identity,
 };
 
+mod stall;
+
+use stall::StallDetector;
+
 /// Most nodes that a view includes. chitchat's messages name every node, so a practical cluster is far smaller.
 pub const MAX_NODES: usize = 512;
 
 /// However fast gossip is, a node does not count as cut off before its pulse stood still for this long.
 const MIN_PAUSE: Duration = Duration::from_secs(2);
+
+/// A busy moment of this node is shorter than this. A longer one says nothing about the nodes that it did not hear.
+const MIN_STALL: Duration = Duration::from_secs(1);
 
 /// A node of the cluster: what it announces, and whether it is heard.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -186,6 +193,7 @@ pub(super) struct ViewBuilder {
     min_silence: Duration,
     /// A pulse that stood still for this long means that its node is cut off.
     max_pause: Duration,
+    stalls: StallDetector,
     seen: HashMap<ChitchatId, ObservedIncarnation>,
     durability: DurabilityHistory,
     /// The rolled-back members that were logged already.
@@ -210,6 +218,7 @@ impl ViewBuilder {
             identity,
             min_silence,
             max_pause,
+            stalls: StallDetector::new(min_silence.max(MIN_STALL)),
             seen: HashMap::new(),
             durability: DurabilityHistory::default(),
             logged: HashSet::new(),
@@ -225,6 +234,11 @@ impl ViewBuilder {
         let states = chitchat.node_states();
         self.most_keys = states.values().map(NodeState::num_key_values).max().unwrap_or_default();
         self.seen.retain(|id, _| states.contains_key(id));
+        let stalled = self.stalls.observe(now);
+        for seen in self.seen.values_mut() {
+            seen.heard_at += stalled;
+            seen.pulsed_at += stalled;
+        }
         self.durability.begin();
         let ours = self.identity.cluster();
         let mut members = BTreeMap::<NodeId, ViewMember>::new();
