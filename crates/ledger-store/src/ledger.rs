@@ -621,6 +621,16 @@ impl Ledger {
             .inspect_err(|error| self.inner.shared.commit_failed(error))
     }
 
+    /// Notes that a later start of this node was heard of: the next one here is later still. It is on disk when this
+    /// returns. Blocks.
+    ///
+    /// # Errors
+    /// If the note cannot be written.
+    pub fn record_incarnation(&self, heard: Incarnation) -> Result<(), StoreError> {
+        incarnation::record(&*self.inner.database.get()?, heard)
+            .inspect_err(|error| self.inner.shared.commit_failed(error))
+    }
+
     /// What the node noted under a name about itself; `None`: nothing. Blocks.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
+use ledger_core::node::Incarnation;
 use ledger_store::Ledger;
 
 #[test]
@@ -21,4 +22,19 @@ fn no_start_has_the_number_of_another() {
     let wiped = tempfile::tempdir().unwrap();
     let first = Ledger::open(wiped.path()).unwrap().next_incarnation().unwrap();
     assert!(Some(first) > last, "{first} after {last:?}");
+}
+
+#[test]
+fn a_start_after_one_that_was_heard_of_is_later_whatever_the_clock_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = Ledger::open(dir.path()).unwrap();
+    let own = ledger.next_incarnation().unwrap();
+    // A year ahead: the process before this one had another disk and another clock.
+    let heard = Incarnation(own.0 + 31_536_000_000);
+    ledger.record_incarnation(heard).unwrap();
+    ledger.record_incarnation(own).unwrap();
+    assert_eq!(ledger.next_incarnation().unwrap(), Incarnation(heard.0 + 1));
+    // Nobody uses the count up.
+    ledger.record_incarnation(Incarnation(u64::MAX)).unwrap();
+    assert_eq!(ledger.next_incarnation().unwrap(), Incarnation(heard.0 + 2));
 }

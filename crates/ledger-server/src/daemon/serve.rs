@@ -16,7 +16,7 @@ use std::{
 };
 
 use ed25519_dalek::SigningKey;
-use ledger_cluster::Cluster;
+use ledger_cluster::{Cluster, membership::Replaced};
 use ledger_core::checkpoint::Signer;
 use ledger_proto::{
     ledger::v1::{
@@ -156,7 +156,10 @@ impl Server {
                 Some(cluster) => tokio::select! {
                     ended = cluster.membership().ended() => ended.into(),
                     renewed = cluster.reidentified() => renewed.into(),
-                    replaced = cluster.replaced() => replaced.into(),
+                    replaced = cluster.replaced() => {
+                        record_later_start(&self.node.ledger, &replaced).await;
+                        replaced.into()
+                    }
                 },
                 None => std::future::pending().await,
             }
@@ -267,6 +270,16 @@ async fn within(
     match tokio::time::timeout(most, tokio::task::spawn_blocking(work)).await {
         Ok(done) => done.unwrap_or_else(|error| Err(StoreError::Io(error.to_string()))),
         Err(_) => Err(StoreError::Io(format!("it was not done within {} s", most.as_secs()))),
+    }
+}
+
+/// Notes the later start of this node, so that the next one here is later still: an empty directory on a machine whose clock
+/// is behind would otherwise begin with a number that the other nodes take for an old process for ever.
+async fn record_later_start(ledger: &Ledger, replaced: &Replaced) {
+    let (ledger, later) = (ledger.clone(), replaced.incarnation);
+    let recorded = tokio::task::spawn_blocking(move || ledger.record_incarnation(later)).await;
+    if let Ok(Err(error)) = recorded {
+        tracing::warn!(%error, "the number of the later start could not be noted");
     }
 }
 

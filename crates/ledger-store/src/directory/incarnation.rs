@@ -7,6 +7,8 @@ use rocksdb::WriteBatch;
 
 use crate::{StoreError, directory::meta, engine::db::Db, engine::families};
 
+/// A number of this size is no time in milliseconds: whoever announces it must not use up this directory's count.
+const MAX_HEARD: u64 = 1 << 62;
 const INCARNATION_KEY: &[u8] = b"incarnation";
 
 /// Returns the number of the next start; it is on disk before it is returned. It is higher than any before, and at
@@ -22,6 +24,19 @@ pub(crate) fn next(db: &Db) -> Result<Incarnation, StoreError> {
     db.write_unsynced(batch)?;
     db.sync()?;
     Ok(Incarnation(next))
+}
+
+/// Records that a later start of this node was heard of, so that the next one here is later still, even if the clock is
+/// behind and the directory was empty. It is on disk when this returns.
+pub(crate) fn record(db: &Db, heard: Incarnation) -> Result<(), StoreError> {
+    let kept = meta::read(db, INCARNATION_KEY)?.map_or(0, u64::from_be_bytes);
+    if !(kept..MAX_HEARD).contains(&heard.0) {
+        return Ok(());
+    }
+    let mut batch = WriteBatch::default();
+    batch.put_cf(db.family(families::META)?, INCARNATION_KEY, heard.0.to_be_bytes());
+    db.write_unsynced(batch)?;
+    db.sync()
 }
 
 fn after(kept: u64, clock: u64) -> Option<u64> {
