@@ -59,8 +59,8 @@ simulate *flags:
     @LEDGERTEST_SIMULATE="$*" cargo test --quiet --release --workspace --test simulate -- \
         --ignored --nocapture --exact for_a_long_time
 
-# Kill, cut off, restart, wipe real nodes in network namespaces (needs root): `--rounds N --seed S [scenario]`
-namespaces *flags: build
+# Real nodes in network namespaces, with faults (needs root): `--rounds N --seed S [scenario]`; --help lists them
+namespaces *flags:
     @.ci/namespaces "$@"
 
 # The Rust documentation, in the target directory's doc/

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use ledger_client::{Client, ContextId, EntryId, Epoch, Hash, Options, Sequence};
 use ledger_proto::ledger::v1::Checkpoint;
-use ledger_tests::{History, PATIENCE, Rpc, check::core_entry};
+use ledger_tests::{History, PATIENCE, Rpc, check::core_entry, until_async};
 use tokio::time::Instant;
 
 use crate::{cluster::Cluster, load::Told, record::Fact, watch::Shown};
@@ -145,8 +145,14 @@ impl Violations {
         }
     }
 
-    /// Reads every context from every node, and verifies it: sequences, hashes and roots. All must be the same.
-    pub(crate) async fn agreed(&mut self, cluster: &Cluster, contexts: &[ContextId]) -> Agreed {
+    /// Reads every context from every node, and verifies it: sequences, hashes and roots. All must be the same. A node that
+    /// has damaged files may need a while.
+    pub(crate) async fn agreed(
+        &mut self,
+        cluster: &Cluster,
+        contexts: &[ContextId],
+        is_damaged: bool,
+    ) -> Agreed {
         let mut agreed = Agreed::new();
         for context in contexts {
             let members = cluster.members(context).await;
@@ -163,7 +169,12 @@ impl Violations {
             same_checkpoint(context, &nodes).await;
             let mut histories = Vec::new();
             for (name, rpc) in &nodes {
-                let (_, entries) = History::read_all(rpc, context.as_str()).await.unwrap();
+                let read = async || History::read_all(rpc, context.as_str()).await;
+                let (_, entries) = if is_damaged {
+                    until_async(&format!("{context} is readable on {name}"), async || read().await.ok()).await
+                } else {
+                    read().await.unwrap()
+                };
                 histories.push((*name, entries.iter().map(|entry| Fact::from(&core_entry(entry))).collect()));
             }
             agreed.insert(context.clone(), self.check_same(context, histories));

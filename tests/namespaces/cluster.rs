@@ -1,32 +1,30 @@
-//! Nodes as processes, each in a network namespace of its own, and what they say of their cluster.
+//! Nodes that form a cluster, and what they say of it.
 
 use std::{
     collections::BTreeMap,
     fmt::Write as _,
-    fs::{self, File},
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    fs,
+    process::ExitStatus,
     time::{Duration, Instant},
 };
 
 use futures::future::join_all;
 use ledger_client::ContextId;
 use ledger_core::slot::Slot;
-use ledger_proto::ledger::v1::{
-    LocateRequest, Location, MembersRequest, cluster_service_client::ClusterServiceClient,
-};
-use ledger_tests::{PATIENCE, binary, until_async};
-use rustix::process::{Pid, Signal, kill_process};
+use ledger_tests::{PATIENCE, until_async};
 use tempfile::TempDir;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tonic::transport::{Channel, Endpoint};
 
-use crate::net::{Net, PREFIX, run};
+use crate::{
+    net::{Net, PREFIX},
+    node::Node,
+};
 
 /// Copies of each entry.
 const COPIES: usize = 3;
-/// How long a node may take to answer one question.
-const ANSWER: Duration = Duration::from_secs(2);
+/// How often a supervisor starts a node again that ends by itself, one time after the other.
+const RESTARTS: usize = 5;
+/// The exit code of a node that asks to be started again.
+const START_AGAIN: i32 = 5;
 
 /// A cluster. Its processes, namespaces, mounts and files go when it is dropped; after a panic its logs stay.
 #[derive(Debug)]
@@ -36,42 +34,6 @@ pub(crate) struct Cluster {
     flags: Vec<String>,
     dir: TempDir,
     pub(crate) net: Net,
-}
-
-/// A node, whether it runs or not.
-#[derive(Debug)]
-pub(crate) struct Node {
-    pub(crate) number: u8,
-    pub(crate) name: String,
-    process: Option<Child>,
-    channel: Channel,
-    files: PathBuf,
-    /// A small file system holds its data.
-    is_small: bool,
-}
-
-impl Node {
-    /// Whether it was started and not ended since.
-    pub(crate) const fn runs(&self) -> bool {
-        self.process.is_some()
-    }
-
-    /// To its gRPC services; connects when used, and again when broken.
-    pub(crate) fn channel(&self) -> Channel {
-        self.channel.clone()
-    }
-
-    fn data(&self) -> PathBuf {
-        self.files.join("disk/data")
-    }
-
-    fn ready_file(&self) -> PathBuf {
-        self.files.join("ready.json")
-    }
-
-    fn log_file(&self) -> PathBuf {
-        self.files.join("log")
-    }
 }
 
 impl Cluster {
@@ -88,47 +50,9 @@ impl Cluster {
         for number in 1..=nodes {
             cluster.net.add(number);
             let files = cluster.dir.path().join(format!("node-{number}"));
-            fs::create_dir_all(files.join("disk")).unwrap();
-            let endpoint = Endpoint::from_shared(format!("http://{}:50051", cluster.net.address(number)));
-            // A connection that a partition cut must not be believed in for long.
-            let endpoint = endpoint.unwrap().connect_timeout(ANSWER);
-            let endpoint = endpoint.http2_keep_alive_interval(ANSWER).keep_alive_timeout(ANSWER);
-            cluster.nodes.push(Node {
-                number,
-                name: format!("node-{number}"),
-                process: None,
-                channel: endpoint.keep_alive_while_idle(true).connect_lazy(),
-                files,
-                is_small: false,
-            });
+            cluster.nodes.push(Node::new(number, &cluster.net.address(number), files));
         }
         Ok(cluster)
-    }
-
-    /// Gives a node a small file system for its data, before it starts.
-    pub(crate) fn make_small(&mut self, index: usize, bytes: usize) -> Result<(), String> {
-        let place = self.nodes[index].files.join("disk");
-        let size = format!("size={bytes}");
-        run("mount", &["-t", "tmpfs", "-o", &size, "tmpfs", &place.to_string_lossy()])?;
-        self.nodes[index].is_small = true;
-        Ok(())
-    }
-
-    /// Fills a small file system until nothing more goes in.
-    pub(crate) fn fill(&self, index: usize) {
-        use std::io::Write as _;
-        let mut ballast = File::create(self.ballast(index)).unwrap();
-        let block = vec![1; 1 << 12];
-        while ballast.write_all(&block).is_ok() {}
-    }
-
-    /// Frees what filling took.
-    pub(crate) fn free(&self, index: usize) {
-        fs::remove_file(self.ballast(index)).unwrap();
-    }
-
-    fn ballast(&self, index: usize) -> PathBuf {
-        self.nodes[index].files.join("disk/ballast")
     }
 
     /// The addresses of nodes as an SDK user gives them.
@@ -138,53 +62,37 @@ impl Cluster {
 
     /// Starts a node's process; does not wait.
     pub(crate) fn spawn(&mut self, index: usize) {
-        let node = &self.nodes[index];
-        let at = |port: u16| format!("{}:{port}", self.net.address(node.number));
-        let seeds: Vec<_> = (1..=3).map(|number| format!("{}:50052", self.net.address(number))).collect();
-        let mut command = Command::new("ip");
-        for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("LEDGER") || name == "GRPC_PORT" {
-                command.env_remove(name);
-            }
-        }
-        // A killed test leaves no node behind.
-        command.env("LEDGER_EXIT_WHEN_STDIN_CLOSES", "true").stdin(Stdio::piped());
-        command.args(["netns", "exec", &self.net.namespace(node.number)]).arg(binary("ledgerd"));
-        command.args(["--cluster", "namespaces", "--node-id", &node.name, "--seeds", &seeds.join(",")]);
-        command.args(["--first-nodes", "node-1,node-2,node-3", "--lanes", "1"]);
+        let number = self.nodes[index].number;
+        let at = |number: u8, port: u16| format!("{}:{port}", self.net.address(number));
+        let seeds = [1, 2, 3].map(|number| at(number, 50052)).join(",");
+        let keys = self.dir.path().join("keys").to_string_lossy().into_owned();
         let log = std::env::var("LEDGERTEST_NAMESPACES_LOG")
             .unwrap_or_else(|_| "info,ledger_cluster=debug".to_owned());
-        command.args(["--log", &log]);
-        command.args(["--block-cache", "32MiB", "--write-buffer", "8MiB"]);
-        command.args([
-            "--grpc-listen",
-            &at(50051),
-            "--http-listen",
-            &at(50080),
-            "--gossip-listen",
-            &at(50052),
-        ]);
-        command.arg("--cluster-key-file").arg(self.dir.path().join("keys"));
-        command.arg("--data-dir").arg(node.data()).arg("--ready-file").arg(node.ready_file());
-        command.args(&self.flags);
-        let _ = fs::remove_file(node.ready_file());
-        let log = File::options().create(true).append(true).open(node.log_file()).unwrap();
-        command.stdout(log.try_clone().unwrap()).stderr(log);
-        self.nodes[index].process = Some(command.spawn().unwrap());
+        let (grpc, http, gossip) = (at(number, 50051), at(number, 50080), at(number, 50052));
+        let flags = [
+            ["--cluster", "namespaces"],
+            ["--cluster-key-file", &keys],
+            ["--seeds", &seeds],
+            ["--first-nodes", "node-1,node-2,node-3"],
+            ["--grpc-listen", &grpc],
+            ["--http-listen", &http],
+            ["--gossip-listen", &gossip],
+            ["--log", &log],
+            ["--lanes", "1"],
+            ["--block-cache", "32MiB"],
+            ["--write-buffer", "8MiB"],
+        ];
+        let flags: Vec<_> =
+            flags.as_flattened().iter().map(|flag| (*flag).to_owned()).chain(self.flags.clone()).collect();
+        self.nodes[index].spawn(&self.net.namespace(number), &flags);
     }
 
     /// Waits until a node that was started serves.
     pub(crate) async fn serves(&mut self, index: usize) {
         let node = &mut self.nodes[index];
-        let (ready, log, name) = (node.ready_file(), node.log_file(), node.name.clone());
-        let process = node.process.as_mut().expect("it was started");
-        until_async(&format!("{name} serves"), async || {
-            if let Some(status) = process.try_wait().unwrap() {
-                panic!("{name} ended with {status}:\n{}", tail(&log));
-            }
-            ready.exists().then_some(())
-        })
-        .await;
+        if let Err(status) = node.serves().await {
+            panic!("{} ended with {status}:\n{}", node.name, node.log_tail());
+        }
     }
 
     /// Starts a node and waits until it serves.
@@ -193,43 +101,30 @@ impl Cluster {
         self.serves(index).await;
     }
 
-    /// kill -9.
-    pub(crate) fn kill(&mut self, index: usize) {
-        let mut process = self.nodes[index].process.take().expect("it runs");
-        process.kill().unwrap();
-        process.wait().unwrap();
-    }
-
-    /// SIGTERM, and waits for the end, which must be a good one. How long it took.
-    pub(crate) async fn stop(&mut self, index: usize) -> Duration {
-        let begin = Instant::now();
-        let node = &mut self.nodes[index];
-        let mut process = node.process.take().expect("it runs");
-        kill_process(Pid::from_child(&process), Signal::TERM).unwrap();
-        let ended = until_async(&format!("{} stops", node.name), async || process.try_wait().unwrap()).await;
-        assert!(ended.success(), "{} ended with {ended}:\n{}", node.name, tail(&node.log_file()));
-        begin.elapsed()
-    }
-
-    /// Removes the data of a node that does not run.
-    pub(crate) fn wipe(&self, index: usize) {
-        assert!(!self.nodes[index].runs());
-        fs::remove_dir_all(self.nodes[index].data()).unwrap();
+    /// Starts a node as a supervisor does, again if it asks for that, and waits until it serves. How often it asked; or how
+    /// it ended, if it must not be started again as it is.
+    pub(crate) async fn supervise(&mut self, index: usize) -> Result<usize, ExitStatus> {
+        for restarts in 0..=RESTARTS {
+            self.spawn(index);
+            match self.nodes[index].serves().await {
+                Ok(()) => return Ok(restarts),
+                Err(status) if status.code() == Some(START_AGAIN) => {}
+                Err(status) => return Err(status),
+            }
+        }
+        let node = &self.nodes[index];
+        panic!("{} asked {RESTARTS} times to be started again:\n{}", node.name, node.log_tail());
     }
 
     /// Whether a node says that it cannot write.
     pub(crate) async fn is_full(&self, index: usize) -> bool {
-        let metrics = self.metrics(index).await.unwrap_or_default();
-        metrics.lines().any(|line| line == "ledger_store_writable 0")
+        self.metric(index, "ledger_store_writable").await == Some(0.0)
     }
 
-    async fn metrics(&self, index: usize) -> std::io::Result<String> {
-        let address = format!("{}:50080", self.net.address(self.nodes[index].number));
-        let mut stream = tokio::net::TcpStream::connect(address).await?;
-        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n").await?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await?;
-        Ok(answer)
+    /// The value of a node's metric, if it answers.
+    pub(crate) async fn metric(&self, index: usize, name: &str) -> Option<f64> {
+        let node = &self.nodes[index];
+        node.metric(&self.net.address(node.number), name).await
     }
 
     /// The indices of the nodes that run.
@@ -242,7 +137,7 @@ impl Cluster {
         let slot = usize::from(Slot::of(context).number());
         until_async(&format!("{context} has an owner"), async || {
             for index in self.running() {
-                let locations = locate(&self.nodes[index]).await.unwrap_or_default();
+                let locations = self.nodes[index].locate().await.unwrap_or_default();
                 let owner = locations.get(slot).map(|location| location.owner.clone())?;
                 if let Some(found) = self.nodes.iter().position(|node| node.name == owner && node.runs()) {
                     return Some(found);
@@ -257,7 +152,7 @@ impl Cluster {
     pub(crate) async fn shares(&self) -> BTreeMap<String, usize> {
         let mut shares = BTreeMap::new();
         for index in self.running() {
-            if let Ok(locations) = locate(&self.nodes[index]).await {
+            if let Ok(locations) = self.nodes[index].locate().await {
                 for location in locations {
                     *shares.entry(location.owner).or_default() += 1;
                 }
@@ -277,16 +172,18 @@ impl Cluster {
         }
     }
 
-    async fn is_settled(&self) -> Result<(), String> {
+    pub(crate) async fn is_settled(&self) -> Result<(), String> {
         let running = self.running();
         let names: Vec<_> = running.iter().map(|index| self.nodes[*index].name.as_str()).collect();
         let asked = join_all(running.iter().map(|index| async {
             let node = &self.nodes[*index];
-            (alive(node).await, locate(node).await)
+            (node.alive().await, node.locate().await)
         }));
         let mut told = Vec::new();
         for (name, (alive, located)) in names.iter().zip(asked.await) {
-            let alive = alive.map_err(|why| format!("{name}: {why}"))?;
+            let mut alive = alive.map_err(|why| format!("{name}: {why}"))?;
+            // node-10 comes before node-2.
+            alive.sort_by_key(|name| self.nodes.iter().position(|node| node.name == *name));
             if alive != names {
                 return Err(format!("{name} hears {alive:?} instead of {names:?}"));
             }
@@ -320,7 +217,7 @@ impl Cluster {
     /// The members of a context's slot, by their index, as its owner says.
     pub(crate) async fn members(&self, context: &ContextId) -> Vec<usize> {
         let owner = self.owner(context).await;
-        let locations = locate(&self.nodes[owner]).await.unwrap();
+        let locations = self.nodes[owner].locate().await.unwrap();
         let replicas = &locations[usize::from(Slot::of(context).number())].replicas;
         let index = |name: &str| self.nodes.iter().position(|node| node.name == name);
         replicas.iter().filter_map(|replica| index(&replica.node_id)).collect()
@@ -343,39 +240,10 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        for process in self.nodes.iter_mut().filter_map(|node| node.process.as_mut()) {
-            let _ = process.kill();
-            let _ = process.wait();
-        }
         if std::thread::panicking() {
             self.keep();
         }
-        for node in self.nodes.iter().filter(|node| node.is_small) {
-            let _ = run("umount", &["--lazy", &node.files.join("disk").to_string_lossy()]);
-        }
+        // They end before their network and their files do.
+        self.nodes.clear();
     }
-}
-
-/// Where all slots are, as a node says.
-async fn locate(node: &Node) -> Result<Vec<Location>, String> {
-    let mut service = ClusterServiceClient::new(node.channel()).max_decoding_message_size(64 << 20);
-    let answer = tokio::time::timeout(ANSWER, service.locate(LocateRequest::default())).await;
-    let answer = answer.map_err(|_| "no answer in time".to_owned())?.map_err(|status| status.to_string())?;
-    Ok(answer.into_inner().locations)
-}
-
-/// The nodes that a node hears, itself included.
-async fn alive(node: &Node) -> Result<Vec<String>, String> {
-    let mut service = ClusterServiceClient::new(node.channel());
-    let answer = tokio::time::timeout(ANSWER, service.members(MembersRequest {})).await;
-    let answer = answer.map_err(|_| "no answer in time".to_owned())?.map_err(|status| status.to_string())?;
-    let members = answer.into_inner().members.into_iter();
-    Ok(members.filter(|member| member.alive).map(|member| member.node_id).collect())
-}
-
-/// The end of a log.
-fn tail(log: &Path) -> String {
-    let text = fs::read_to_string(log).unwrap_or_default();
-    let lines: Vec<_> = text.lines().collect();
-    lines[lines.len().saturating_sub(30)..].join("\n")
 }

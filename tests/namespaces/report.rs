@@ -59,23 +59,38 @@ impl Summary {
         self.took += report.took;
         self.pauses.push(report.pause);
     }
+
+    /// In seconds: the longest pause of the middle one of the rounds, and of all.
+    fn median_and_longest(&self) -> (f64, f64) {
+        let mut pauses: Vec<_> = self.pauses.iter().map(Duration::as_secs_f64).collect();
+        pauses.sort_by(f64::total_cmp);
+        let at = |index: usize| pauses.get(index).copied().unwrap_or_default();
+        (at(pauses.len() / 2), at(pauses.len().saturating_sub(1)))
+    }
+
+    /// A row of the table in docs/reliability.md: scenario, rounds, acknowledged, watched, pauses, forks.
+    pub(crate) fn row(&self, scenario: &str) -> String {
+        let (median, longest) = self.median_and_longest();
+        let Self { acknowledged, watched, forks, forked, pauses, .. } = self;
+        let forked = if *forks == 0 { String::new() } else { format!(" ({forked})") };
+        format!(
+            "| `{scenario}` | {} | {acknowledged} | {watched} | {median:.2} s, {longest:.2} s | {forks}{forked} |",
+            pauses.len()
+        )
+    }
 }
 
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { acknowledged, watched, read, forks, forked, errors, pauses, took } = self;
-        let mut pauses: Vec<_> = pauses.iter().map(Duration::as_secs_f64).collect();
-        pauses.sort_by(f64::total_cmp);
-        let (median, longest) = (pauses.get(pauses.len() / 2), pauses.last());
+        let (median, longest) = self.median_and_longest();
         write!(
             f,
             "{} rounds in {:.0} s without a violation; {acknowledged} acknowledged, {watched} watched, {read} read; \
-             longest pause {:.2} s (median of the rounds {:.2} s); {forks} forks of {forked} entries; {errors} errors \
+             longest pause {longest:.2} s (median of the rounds {median:.2} s); {forks} forks of {forked} entries; {errors} errors \
              reached a user",
             pauses.len(),
             took.as_secs_f64(),
-            longest.unwrap_or(&0.0),
-            median.unwrap_or(&0.0),
         )
     }
 }

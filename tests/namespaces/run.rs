@@ -9,7 +9,15 @@ use ledger_client::ContextId;
 use ledger_tests::skip;
 use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
 
-use crate::{check::Violations, cluster::Cluster, load::Load, report::Report, watch::Watchers};
+use crate::{
+    check::Violations,
+    cluster::Cluster,
+    faults::{clock::WrongClock, power::FileSystem, sync::FaultySync},
+    load::Load,
+    node::Node,
+    report::Report,
+    watch::Watchers,
+};
 
 /// Contexts that are written.
 const CONTEXTS: usize = 6;
@@ -20,6 +28,7 @@ const SOME: u64 = 100;
 #[derive(Debug)]
 pub(crate) struct Run {
     pub(crate) what: What,
+    setting: Setting,
     pub(crate) random: SmallRng,
     pub(crate) cluster: Cluster,
     pub(crate) contexts: Vec<ContextId>,
@@ -38,18 +47,72 @@ pub(crate) struct What {
 }
 
 /// What a scenario needs before it begins.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(crate) struct Setting {
-    /// Nodes there may be; three of them start.
+    /// Nodes there may be.
     pub(crate) nodes: u8,
+    /// How many of them start.
+    pub(crate) start: usize,
     /// Further flags for each node.
     pub(crate) flags: &'static [&'static str],
     /// Whether all contexts have the same owner.
     pub(crate) one_owner: bool,
     /// Nodes, by index, that go for good.
     pub(crate) leaving: &'static [usize],
-    /// A node, by index, with a disk of so many bytes.
-    pub(crate) small: Option<(usize, usize)>,
+    /// What each node stands on.
+    pub(crate) ground: Ground,
+    pub(crate) forks: Forks,
+    /// Whether files are damaged, so that a node may have to heal what it is asked to read.
+    pub(crate) is_damaged: bool,
+}
+
+impl Default for Setting {
+    fn default() -> Self {
+        Self {
+            nodes: 3,
+            start: 3,
+            flags: &[],
+            one_owner: false,
+            leaving: &[],
+            ground: Ground::Machine,
+            forks: Forks::Some,
+            is_damaged: false,
+        }
+    }
+}
+
+/// What nodes stand on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ground {
+    /// The machine as it is.
+    Machine,
+    /// The machine, but for one node, by index, with a disk of so many bytes.
+    Small(usize, usize),
+    /// File systems that can lose their power.
+    Volumes(FileSystem),
+    /// Wall clocks that can be wrong.
+    Clocks,
+    /// Disks whose syncs can be slow, and fail.
+    Syncs,
+}
+
+impl Ground {
+    fn prepare(self, nodes: &mut [Node]) -> Result<(), String> {
+        for (index, node) in nodes.iter_mut().enumerate() {
+            match self {
+                Self::Machine => {}
+                Self::Small(small, bytes) => {
+                    if small == index {
+                        node.make_small(bytes)?;
+                    }
+                }
+                Self::Volumes(kind) => node.mount(kind)?,
+                Self::Clocks => node.clock = Some(WrongClock::new(node.dir())?),
+                Self::Syncs => node.sync = Some(FaultySync::new(node.dir())?),
+            }
+        }
+        Ok(())
+    }
 }
 
 /// What errors may reach a user of the SDK.
@@ -58,6 +121,15 @@ pub(crate) enum Errors {
     /// None at all.
     None,
     /// Those that say to try again: nothing that takes longer than the SDK's patience is ruled out.
+    Some,
+}
+
+/// Whether nodes may have left histories for others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Forks {
+    /// No slot lost its owner by surprise.
+    None,
+    /// Of what was not acknowledged.
     Some,
 }
 
@@ -71,17 +143,17 @@ impl Run {
     pub(crate) async fn start(what: What, setting: Setting) -> Option<Self> {
         let begun = Instant::now();
         let mut random = SmallRng::seed_from_u64(what.seed);
-        let missing = |why: &str| {
+        let missing = |why: &str| skip(&format!("{}: {why}", what.scenario));
+        let cluster = Cluster::new(setting.nodes, setting.flags).inspect_err(|why| {
             assert!(!is_asked_for(), "{}: {why}", what.scenario);
-            skip(&format!("{}: {why}", what.scenario));
-        };
-        let mut cluster =
-            Cluster::new(setting.nodes.max(3), setting.flags).map_err(|why| missing(&why)).ok()?;
-        if let Some((index, bytes)) = setting.small {
-            cluster.make_small(index, bytes).map_err(|why| missing(&why)).ok()?;
+            missing(why);
+        });
+        let mut cluster = cluster.ok()?;
+        setting.ground.prepare(&mut cluster.nodes).inspect_err(|why| missing(why)).ok()?;
+        for index in 0..setting.start {
+            cluster.spawn(index);
         }
-        (0..3).for_each(|index| cluster.spawn(index));
-        for index in 0..3 {
+        for index in 0..setting.start {
             cluster.serves(index).await;
         }
         cluster.settled("at the start").await;
@@ -93,7 +165,7 @@ impl Run {
         let lasting: Vec<_> = lasting.map(|(_, address)| address.clone()).collect();
         let watchers = Watchers::start(&addresses, &lasting, &contexts, &mut random);
         let notes = vec![format!("ready in {:.1} s", begun.elapsed().as_secs_f64())];
-        let run = Self { what, random, cluster, contexts, load, watchers, begun, notes };
+        let run = Self { what, setting, random, cluster, contexts, load, watchers, begun, notes };
         run.goes_on("at the start").await;
         Some(run)
     }
@@ -119,7 +191,7 @@ impl Run {
         let told = self.load.stop().await;
         let settling = self.cluster.settled("at the end").await;
         let mut violations = Violations::default();
-        let agreed = violations.agreed(&self.cluster, &self.contexts).await;
+        let agreed = violations.agreed(&self.cluster, &self.contexts, self.setting.is_damaged).await;
         let sizes: BTreeMap<_, _> =
             agreed.iter().map(|(context, facts)| (context.clone(), facts.len() as u64)).collect();
         let shown = self.watchers.finish(&sizes).await;
@@ -129,6 +201,9 @@ impl Run {
         let failed: Vec<_> = told.errors.iter().chain(&shown.errors).cloned().collect();
         if errors == Errors::None {
             violations.extend(&failed);
+        }
+        if self.setting.forks == Forks::None && forks > 0 {
+            violations.extend(&[format!("{forks} forks of {forked} entries, where no slot lost its owner")]);
         }
         self.notes.push(format!("in step {:.1} s after the load", settling.as_secs_f64()));
         let (pause, at) = told.longest_pause();
