@@ -30,7 +30,7 @@ async fn leave(ledger: &Ledger, name: &str, entries: usize, common: u64) -> Vec<
     }
     let head = ledger.head(&context).unwrap().unwrap();
     let ours = head.tree_head();
-    let claim = Claim { epoch: Epoch::new(9, 9), claimant: NodeId::new("owner").unwrap() };
+    let claim = Claim { epoch: Epoch::new(9, 9), claimant: NodeId::new("owner").unwrap(), storage: None };
     let theirs = Tip { size: Size(44), root: Hash([7; 32]), epoch: Epoch(77) };
     let evidence = Evidence { theirs, reason: "the owner's history differs".to_owned() };
     ledger.fork_history(context, claim, Size(common), ours, evidence).await.unwrap();

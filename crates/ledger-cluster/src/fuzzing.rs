@@ -78,6 +78,7 @@ fn same<T: PartialEq + Debug>(read: &T, again: &Result<T, wire::RejectedMessage>
 }
 
 fn replicated(bytes: &[u8]) -> Result<String, String> {
+    let owner = member(1).ok_or("no owner")?;
     match decode::<Replicated>(bytes)?.body {
         Some(Body::Hello(hello)) => {
             let (from, to) =
@@ -87,16 +88,16 @@ fn replicated(bytes: &[u8]) -> Result<String, String> {
             Ok("hello".to_owned())
         }
         Some(Body::Commit(commit)) => {
-            let (lane, number, parts) = said(wire::commit(commit, KNOWN))?;
+            let (lane, number, parts) = said(wire::commit(commit, &owner, KNOWN))?;
             parts.iter().for_each(framed);
             let commit = Commit::new(lane, number, parts);
-            let (_, _, again) = said(wire::commit(wire::to_commit(&commit), KNOWN))?;
+            let (_, _, again) = said(wire::commit(wire::to_commit(&commit), &owner, KNOWN))?;
             assert_eq!(commit.parts, again);
             Ok(format!("commit of {}", "part ".repeat(commit.parts.len().min(9))))
         }
         Some(Body::Accept(accept)) => {
-            let offer = said(wire::sync_offer(&accept, KNOWN))?;
-            same(&offer, &wire::sync_offer(&wire::to_sync_offer(&offer), KNOWN));
+            let offer = said(wire::sync_offer(&accept, &owner, KNOWN))?;
+            same(&offer, &wire::sync_offer(&wire::to_sync_offer(&offer), &owner, KNOWN));
             Ok(format!("offer {} {}", offer.is_confirmed, offer.previous.is_some()))
         }
         Some(Body::Stable(stable)) => {
@@ -109,7 +110,6 @@ fn replicated(bytes: &[u8]) -> Result<String, String> {
             Ok(format!("mark {}", "slot ".repeat(slots.len().min(9))))
         }
         Some(Body::Renewal(renewal)) => {
-            let owner = claim(1).ok_or("no owner")?.claimant;
             let slots = said(wire::lease_renewal(&renewal, &owner, KNOWN))?;
             same(&slots, &wire::lease_renewal(&wire::to_lease_renewal(&slots), &owner, KNOWN));
             Ok(format!("renewal {}", "slot ".repeat(slots.len().min(9))))
@@ -221,7 +221,7 @@ fn member(number: u8) -> Option<Member> {
 }
 
 fn claim(counter: u64) -> Option<Claim> {
-    Some(Claim { epoch: Epoch(counter << 24), claimant: NodeId::new("node-1").ok()? })
+    Some(Claim::new(Epoch(counter << 24), &member(1)?))
 }
 
 fn some_messages() -> Option<Vec<(usize, Vec<u8>)>> {

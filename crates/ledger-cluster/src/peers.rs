@@ -425,7 +425,7 @@ mod tests {
             root: Hash([0; 32]),
             records: Bytes::from(vec![0; bytes - MESSAGE_OVERHEAD]),
         };
-        let claim = Claim { epoch: Epoch(1), claimant: NodeId::new("n9").unwrap() };
+        let claim = Claim { epoch: Epoch(1), claimant: NodeId::new("n9").unwrap(), storage: None };
         let part = Part { slot: Slot::of(&context), claim, context, range, is_load: false };
         Outgoing::Commit(Arc::new(Commit::new(0, number, vec![part])))
     }

@@ -101,7 +101,11 @@ impl ReplicaService for Listener {
         if self.0.lies.load(Ordering::SeqCst) {
             let refused = |ask: SlotAsk| SlotAnswer {
                 slot: ask.slot,
-                answer: Some(Answer::Refused(SlotClaim { epoch: u64::MAX, claimant: "n9".to_owned() })),
+                answer: Some(Answer::Refused(SlotClaim {
+                    epoch: u64::MAX,
+                    claimant: "n9".to_owned(),
+                    ..SlotClaim::default()
+                })),
             };
             return Ok(Response::new(SlotAnswers { answers: asks.asks.into_iter().map(refused).collect() }));
         }
@@ -203,7 +207,7 @@ fn last_word(from: SlotMember, to: SlotMember) -> SlotAsks {
     let claimant = from.node_id.clone();
     let ask = |slot| SlotAsk {
         slot: u32::from(slot),
-        claim: Some(SlotClaim { epoch: u64::MAX, claimant: claimant.clone() }),
+        claim: Some(SlotClaim { epoch: u64::MAX, claimant: claimant.clone(), ..SlotClaim::default() }),
         ask: Some(Ask::Promise(SlotNothing {})),
     };
     SlotAsks { from: Some(from), to: Some(to), asks: (0..SLOTS).map(ask).collect() }

@@ -168,7 +168,7 @@ async fn a_cluster_that_was_formed_without_an_identity_agrees_on_one_and_is_none
         let epoch = Epoch::new(2, 7);
         let placement = Placement { epoch, members: set.clone(), is_confirmed: true, previous: None };
         let record = SlotRecord {
-            promised: Some(Claim { epoch, claimant: set.members()[0].node.clone() }),
+            promised: Some(Claim::new(epoch, &set.members()[0])),
             accepted: epoch,
             placement: Some(placement),
             ..SlotRecord::default()

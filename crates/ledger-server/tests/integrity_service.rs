@@ -141,7 +141,7 @@ async fn leave(ledger: &Ledger, name: &str, entries: usize, common: u64) -> Vec<
     }
     let head = ledger.head(&context).unwrap().unwrap();
     let ours = head.tree_head();
-    let claim = Claim { epoch: Epoch::new(9, 9), claimant: NodeId::new("owner").unwrap() };
+    let claim = Claim { epoch: Epoch::new(9, 9), claimant: NodeId::new("owner").unwrap(), storage: None };
     let theirs = Tip { size: Size(7), root: Hash([7; 32]), epoch: Epoch(77) };
     let evidence = Evidence { theirs, reason: format!("{name} is another at the owner") };
     ledger.fork_history(context, claim, Size(common), ours, evidence).await.unwrap();

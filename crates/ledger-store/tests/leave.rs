@@ -23,6 +23,7 @@ fn nothing_is_left_in_a_claim_once_a_higher_one_was_promised() {
     let claim = |counter| Claim {
         epoch: Epoch::new(counter, 1),
         claimant: NodeId::new(format!("n{counter}")).unwrap(),
+        storage: None,
     };
     let (low, high) = (claim(8), claim(9));
     let before = extent();

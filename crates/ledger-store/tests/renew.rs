@@ -64,6 +64,10 @@ fn an_older_copy_opens_below_what_was_durable() {
     assert_eq!(copied.storage(), ledger.storage());
 }
 
+fn member(name: &str) -> Member {
+    Member { node: NodeId::new(name).unwrap(), storage: StorageId([7; 16]) }
+}
+
 #[test]
 fn a_renewed_directory_is_another_storage_that_kept_its_entries_and_forgot_its_promises() {
     let dir = tempfile::tempdir().unwrap();
@@ -72,9 +76,9 @@ fn a_renewed_directory_is_another_storage_that_kept_its_entries_and_forgot_its_p
     for text in ["one", "two"] {
         ledger.append(&name, draft("k", text)).unwrap();
     }
-    let claim = Claim { epoch: Epoch::new(3, 4), claimant: NodeId::new("n").unwrap() };
+    let claim = Claim::new(Epoch::new(3, 4), &member("n"));
     let slot = |number| Slot::new(number).unwrap();
-    let members = vec![Member { node: NodeId::new("n").unwrap(), storage: StorageId([7; 16]) }];
+    let members = vec![member("n")];
     let placed = |is_confirmed| SlotRecord {
         promised: Some(claim.clone()),
         accepted: claim.epoch,
@@ -113,7 +117,7 @@ fn a_renewed_directory_is_another_storage_that_kept_its_entries_and_forgot_its_p
 fn with_a_damaged_record() -> (tempfile::TempDir, Slot) {
     let (dir, slot) = (tempfile::tempdir().unwrap(), Slot::new(3).unwrap());
     let ledger = Ledger::open(dir.path()).unwrap();
-    let claim = Claim { epoch: Epoch::new(3, 4), claimant: NodeId::new("n").unwrap() };
+    let claim = Claim::new(Epoch::new(3, 4), &member("n"));
     let record = SlotRecord { promised: Some(claim), is_formed: true, ..SlotRecord::default() };
     ledger.keep_slot_records(&BTreeMap::from([(slot, record)])).unwrap();
     ledger.close().unwrap();
@@ -142,7 +146,7 @@ fn a_renewed_directory_whose_record_of_a_slot_is_damaged_does_not_form_it_anew()
 fn a_record_that_cannot_be_read_is_not_handed_out_as_an_empty_one() {
     let (dir, slot) = with_a_damaged_record();
     let ledger = Ledger::open(dir.path()).unwrap();
-    let claim = Claim { epoch: Epoch::new(1, 1), claimant: NodeId::new("m").unwrap() };
+    let claim = Claim::new(Epoch::new(1, 1), &member("m"));
     let changes = vec![(slot, RecordChange::Promise(claim))];
     let (_, changed) = futures::executor::block_on(ledger.change_slots(changes)).unwrap().remove(0);
     assert!(

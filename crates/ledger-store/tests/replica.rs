@@ -92,7 +92,7 @@ fn accepting(claim: &Claim, set: &ReplicaSet, offer: Option<(Digest, u64)>) -> R
 }
 
 fn claim(epoch: u32, claimant: &str) -> Claim {
-    Claim { epoch: Epoch::new(epoch, 0), claimant: NodeId::new(claimant).unwrap() }
+    Claim { epoch: Epoch::new(epoch, 0), claimant: NodeId::new(claimant).unwrap(), storage: None }
 }
 
 impl Two {

@@ -119,7 +119,7 @@ async fn join(shared: &Arc<Shared>, change: RecordChange) {
 /// Returns the claim in which this node owns the first slot.
 fn owned(shared: &Shared) -> Option<Claim> {
     match shared.routes.borrow().get(Slot::FIRST)?.owner {
-        SlotOwner::Me(epoch) => Some(Claim { epoch, claimant: shared.me.node.clone() }),
+        SlotOwner::Me(epoch) => Some(Claim::new(epoch, &shared.me)),
         _ => None,
     }
 }
@@ -203,7 +203,7 @@ mod tests {
     use super::*;
 
     fn claim(counter: u32) -> Claim {
-        Claim { epoch: Epoch::new(counter, 0), claimant: NodeId::new("n0").unwrap() }
+        Claim { epoch: Epoch::new(counter, 0), claimant: NodeId::new("n0").unwrap(), storage: None }
     }
 
     #[test]

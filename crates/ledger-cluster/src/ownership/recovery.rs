@@ -15,7 +15,7 @@ use std::{
 use ledger_core::{
     Epoch,
     digest::Digest,
-    node::{Member, NodeId},
+    node::Member,
     ownership::{Claim, DeclaredLosses, Recovery, RecoveryApproval, slot_manager::Event},
     slot::Slot,
 };
@@ -403,8 +403,7 @@ fn decision(from: &RecoveryRecord) -> Result<Decision, wire::RejectedMessage> {
 /// Reads a claim without checking whether it is plausible: it is evidence, and nothing depends on it.
 fn claim(row: &RecoveredSlotRecord) -> Result<Claim, wire::Malformed> {
     let claim = row.claim.as_ref().ok_or(wire::Malformed("claim"))?;
-    let claimant = NodeId::new(&claim.claimant).map_err(|_| wire::Malformed("claimant"))?;
-    Ok(Claim { epoch: Epoch(claim.epoch), claimant })
+    wire::claim_in(Epoch(claim.epoch), claim)
 }
 
 fn to_record(decision: &Decision) -> RecoveryRecord {
@@ -442,7 +441,7 @@ fn to_record(decision: &Decision) -> RecoveryRecord {
 
 #[cfg(test)]
 mod tests {
-    use ledger_core::node::{ReplicaSet, StorageId};
+    use ledger_core::node::{NodeId, ReplicaSet, StorageId};
 
     use super::*;
 
@@ -475,7 +474,7 @@ mod tests {
     }
 
     fn with_evidence(mut decision: Decision) -> Decision {
-        let claim = Claim { epoch: Epoch::new(70_000, 1), claimant: member(1).node };
+        let claim = Claim::new(Epoch::new(70_000, 1), &member(1));
         let recovery = Recovery { missing: vec![member(2)], responded: vec![(member(1), Epoch(5))] };
         let evidence = RecoveryEvidence { recovery, digest: Digest::default(), recovered_at_ns: 9 };
         decision.slots.insert((Slot::new(3).unwrap(), claim), evidence);

@@ -59,7 +59,7 @@ impl ReplicaService for Replicas {
         let request = request.into_inner();
         let from = wire::member(request.from.as_ref()).map_err(malformed)?;
         authorize(&self.0, &caller, &from, request.to.as_ref())?;
-        let claim = wire::claim(request.claim.as_ref(), self.0.bounds());
+        let claim = wire::claim_of(&from, request.claim.as_ref(), self.0.bounds());
         let claim = claim.map_err(|error| self.0.reject(&caller, &error))?;
         formation::answer(&self.0, &claim).map(Response::new)
     }
@@ -174,8 +174,9 @@ impl ReplicaService for Replicas {
         let request = request.into_inner();
         let from = wire::member(request.from.as_ref()).map_err(malformed)?;
         authorize(&self.0, &caller, &from, request.to.as_ref())?;
-        let wanted = wire::load(request, self.0.bounds()).map_err(|error| self.0.reject(&caller, &error))?;
-        if wanted.claim.claimant != from.node {
+        let wanted = wire::load(request, &from, self.0.bounds());
+        let wanted = wanted.map_err(|error| self.0.reject(&caller, &error))?;
+        if !wanted.claim.is_of(&from) {
             return Err(Status::invalid_argument("a load in another node's claim"));
         }
         let progress = staging::begin(&self.0, from, wanted);
@@ -191,7 +192,7 @@ impl Replicas {
         let (bounds, unread) = (self.0.bounds(), |error| self.0.reject(&from.node, &error));
         for ask in asks.asks {
             let slot = wire::slot(ask.slot).map_err(unread)?;
-            let claim = wire::claim(ask.claim.as_ref(), bounds).map_err(unread)?;
+            let claim = wire::claim_of(&from, ask.claim.as_ref(), bounds).map_err(unread)?;
             order.push(slot);
             match ask.ask.ok_or_else(|| malformed(wire::Malformed("ask")))? {
                 Ask::Promise(_) => changes.push((slot, RecordChange::Promise(claim))),

@@ -67,12 +67,35 @@ pub(crate) fn to_member(member: &Member) -> proto::SlotMember {
 
 pub(crate) fn claim(from: Option<&proto::SlotClaim>, bounds: PlausibleBounds) -> Read<Claim> {
     let from = from.ok_or(Malformed("claim"))?;
+    Ok(claim_in(bounds.epoch(from.epoch)?, from)?)
+}
+
+/// Reads who makes a claim to an epoch.
+pub(crate) fn claim_in(epoch: Epoch, from: &proto::SlotClaim) -> Result<Claim, Malformed> {
     let claimant = NodeId::new(&from.claimant).map_err(|_| Malformed("claimant"))?;
-    Ok(Claim { epoch: bounds.epoch(from.epoch)?, claimant })
+    let storage = if from.storage_id.is_empty() {
+        None
+    } else {
+        Some(StorageId(from.storage_id.as_ref().try_into().map_err(|_| Malformed("storage_id"))?))
+    };
+    Ok(Claim { epoch, claimant, storage })
+}
+
+/// Reads a claim that is made by this member, whose build may leave out with which data directory.
+pub(crate) fn claim_of(
+    claimant: &Member,
+    from: Option<&proto::SlotClaim>,
+    bounds: PlausibleBounds,
+) -> Read<Claim> {
+    Ok(claim(from, bounds)?.completed_by(claimant))
 }
 
 pub(crate) fn to_claim(claim: &Claim) -> proto::SlotClaim {
-    proto::SlotClaim { epoch: claim.epoch.0, claimant: claim.claimant.as_str().to_owned() }
+    proto::SlotClaim {
+        epoch: claim.epoch.0,
+        claimant: claim.claimant.as_str().to_owned(),
+        storage_id: claim.storage.map_or_else(Bytes::new, |storage| Bytes::copy_from_slice(&storage.0)),
+    }
 }
 
 pub(crate) fn replica_set(from: &[proto::SlotMember]) -> Read<ReplicaSet> {
@@ -154,12 +177,16 @@ fn digests(from: &[u8], count: usize) -> Read<Vec<Digest>> {
     Ok(chunks.iter().map(Digest::from_bytes).collect())
 }
 
-/// Reads the parts of a commit, with its lane and number.
-pub(crate) fn commit(from: proto::ReplicatedCommit, bounds: PlausibleBounds) -> Read<(u16, u64, Vec<Part>)> {
+/// Reads the parts of a commit of an owner, with its lane and number.
+pub(crate) fn commit(
+    from: proto::ReplicatedCommit,
+    owner: &Member,
+    bounds: PlausibleBounds,
+) -> Read<(u16, u64, Vec<Part>)> {
     let lane = u16::try_from(from.lane).map_err(|_| Malformed("lane"))?;
     let mut parts = Vec::new();
     for of_slot in from.slots {
-        let claim = claim(of_slot.claim.as_ref(), bounds)?;
+        let claim = claim_of(owner, of_slot.claim.as_ref(), bounds)?;
         let slot = slot(of_slot.slot)?;
         for context in of_slot.contexts {
             parts.push(part(slot, claim.clone(), context)?);
@@ -192,14 +219,15 @@ pub(crate) struct WantedLoad {
     pub(crate) announced: LoadDescriptor,
 }
 
-pub(crate) fn load(from: proto::StageRequest, bounds: PlausibleBounds) -> Read<WantedLoad> {
+pub(crate) fn load(from: proto::StageRequest, owner: &Member, bounds: PlausibleBounds) -> Read<WantedLoad> {
     let (context, range) = range(from.load.ok_or(Malformed("load"))?)?;
     let to = plausible::size(from.to_size)?;
     if range.after.size >= to {
         return Err(Malformed("to_size").into());
     }
     let announced = LoadDescriptor::of_range(&range, to, Some(range.root));
-    Ok(WantedLoad { claim: claim(from.claim.as_ref(), bounds)?, number: from.number, context, announced })
+    let claim = claim_of(owner, from.claim.as_ref(), bounds)?;
+    Ok(WantedLoad { claim, number: from.number, context, announced })
 }
 
 pub(crate) fn to_load(from: &Member, to: &Member, spread: &StagingRequest) -> proto::StageRequest {
@@ -285,12 +313,16 @@ pub(crate) fn to_commit(commit: &Commit) -> proto::ReplicatedCommit {
     proto::ReplicatedCommit { lane: u32::from(commit.lane), number: commit.number, slots }
 }
 
-pub(crate) fn sync_offer(from: &proto::ReplicatedAccept, bounds: PlausibleBounds) -> Read<SyncOffer> {
+pub(crate) fn sync_offer(
+    from: &proto::ReplicatedAccept,
+    owner: &Member,
+    bounds: PlausibleBounds,
+) -> Read<SyncOffer> {
     Ok(SyncOffer {
         lane: u16::try_from(from.lane).map_err(|_| Malformed("lane"))?,
         number: from.number,
         slot: slot(from.slot)?,
-        claim: claim(from.claim.as_ref(), bounds)?,
+        claim: claim_of(owner, from.claim.as_ref(), bounds)?,
         members: replica_set(&from.members)?,
         is_confirmed: from.is_confirmed,
         previous: previous_set(&from.before)?,
@@ -333,15 +365,14 @@ pub(crate) fn to_commit_indexes(slots: &[CommitIndex]) -> proto::ReplicatedStabl
 /// Reads an owner's lease renewals, with the claims: all of them are its own.
 pub(crate) fn lease_renewal(
     from: &proto::ReplicatedRenewal,
-    owner: &NodeId,
+    owner: &Member,
     bounds: PlausibleBounds,
 ) -> Read<Vec<LeaseRenewal>> {
     if from.slots.len() > usize::from(SLOTS) {
         return Err(Malformed("slots").into());
     }
     let renewal = |of: &proto::SlotRenewal| {
-        let claimed = proto::SlotClaim { epoch: of.epoch, claimant: owner.as_str().to_owned() };
-        let claim = claim(Some(&claimed), bounds)?;
+        let claim = Claim::new(bounds.epoch(of.epoch)?, owner);
         Ok(LeaseRenewal { slot: slot(of.slot)?, claim, age: of.age_ms })
     };
     from.slots.iter().map(renewal).collect()

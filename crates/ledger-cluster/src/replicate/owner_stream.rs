@@ -122,7 +122,8 @@ async fn listen(
             }
             Some(Reply::Accepted(accepted)) => {
                 let slot = wire::slot(accepted.slot).map_err(unread)?;
-                let claim = wire::claim(accepted.claim.as_ref(), bounds).map_err(unread)?;
+                // It is what this node offered.
+                let claim = wire::claim_of(&shared.me, accepted.claim.as_ref(), bounds).map_err(unread)?;
                 let outcome = match accepted.outcome {
                     Some(Accepted::Done(_)) => SyncOfferOutcome::Accepted,
                     Some(Accepted::Refused(by)) => {

@@ -139,9 +139,9 @@ async fn receive(
         };
         match message.body {
             Some(Body::Commit(commit)) => {
-                let (lane, number, parts) = wire::commit(commit, bounds).map_err(unread)?;
+                let (lane, number, parts) = wire::commit(commit, from, bounds).map_err(unread)?;
                 check_commit_order(&mut lanes, lane, number).map_err(unread)?;
-                if parts.iter().any(|part| part.claim.claimant != from.node) {
+                if parts.iter().any(|part| !part.claim.is_of(from)) {
                     return Err(Status::invalid_argument("a commit of another node's claim"));
                 }
                 // Nothing more is read from the peer meanwhile.
@@ -154,11 +154,11 @@ async fn receive(
             }
             Some(Body::Accept(offer)) => {
                 // Offers come in crowds: one sync is for all of them.
-                let mut offers = vec![wire::sync_offer(&offer, bounds).map_err(unread)?];
+                let mut offers = vec![wire::sync_offer(&offer, from, bounds).map_err(unread)?];
                 while offers.len() < MAX_OFFER_BATCH {
                     match messages.message().now_or_never() {
                         Some(Ok(Some(Replicated { body: Some(Body::Accept(offer)) }))) => {
-                            offers.push(wire::sync_offer(&offer, bounds).map_err(unread)?);
+                            offers.push(wire::sync_offer(&offer, from, bounds).map_err(unread)?);
                         }
                         Some(Ok(Some(other))) => {
                             next = Some(other);
@@ -205,7 +205,7 @@ async fn receive(
                 }
             }
             Some(Body::Renewal(renewal)) => {
-                let slots = wire::lease_renewal(&renewal, &from.node, bounds).map_err(unread)?;
+                let slots = wire::lease_renewal(&renewal, from, bounds).map_err(unread)?;
                 let claims = slots.iter().map(|of| (of.slot, of.claim.clone())).collect();
                 // What was sent before is before it in the lanes' queues; nobody waits for them here.
                 let states = shared.ledger.sync_states(claims).await.map_err(stopping)?;
@@ -311,7 +311,7 @@ async fn accept(
     let mut claims = BTreeMap::new();
     let mut changes = Vec::with_capacity(offers.len());
     for offer in offers {
-        if offer.claim.claimant != from.node {
+        if !offer.claim.is_of(from) {
             return Err(Status::invalid_argument("an offer of another node's claim"));
         }
         claims.insert(offer.slot, offer.claim.clone());

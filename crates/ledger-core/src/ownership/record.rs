@@ -12,9 +12,17 @@ pub struct Claim {
     pub epoch: Epoch,
     /// The node that claims it.
     pub claimant: NodeId,
+    /// The data directory that it claims with. Two directories of one name are two claimants. `None`: not known, because a
+    /// build that left it out wrote the record or sent the message.
+    pub storage: Option<StorageId>,
 }
 
 impl Claim {
+    /// The claim of a member to an epoch.
+    pub fn new(epoch: Epoch, claimant: &Member) -> Self {
+        Self { epoch, claimant: claimant.node.clone(), storage: Some(claimant.storage) }
+    }
+
     /// The lowest claim of a member above an epoch.
     ///
     /// Who claims it enters the epoch too, so that two rarely pick the same one; where they do, the claimant
@@ -26,7 +34,31 @@ impl Claim {
         let [first, second, third, ..] = *hash.as_bytes();
         let counter = epoch.counter().checked_add(1)?;
         let tag = u32::from_be_bytes([0, first, second, third]);
-        Some(Self { epoch: Epoch::new(counter, tag), claimant: node.clone() })
+        Some(Self::new(Epoch::new(counter, tag), claimant))
+    }
+
+    /// Whether a member makes this claim, as far as is known.
+    pub fn is_of(&self, member: &Member) -> bool {
+        self.claimant == member.node && self.storage.is_none_or(|storage| storage == member.storage)
+    }
+
+    /// The claim with the claimant's data directory, if that was left out and this member is the claimant.
+    #[must_use]
+    pub fn completed_by(self, member: &Member) -> Self {
+        let storage = self.storage.or_else(|| (self.claimant == member.node).then_some(member.storage));
+        Self { storage, ..self }
+    }
+
+    /// Whether another claim may be by the same member: the names are equal, and the data directories are or one of them is
+    /// not known.
+    pub fn has_claimant_of(&self, other: &Self) -> bool {
+        let differs = self.storage.zip(other.storage).is_some_and(|(one, two)| one != two);
+        self.claimant == other.claimant && !differs
+    }
+
+    /// Whether another member claims the same epoch: a replica promises it to one of the two.
+    pub fn is_rival_of(&self, other: &Self) -> bool {
+        self.epoch == other.epoch && !self.has_claimant_of(other)
     }
 }
 
@@ -231,7 +263,9 @@ impl SlotRecord {
     /// has not promised and accepted this claim.
     pub fn check_append(&self, claim: &Claim) -> Result<(), ReplicaRefusal> {
         self.check_not_above(claim)?;
-        if self.accepted == claim.epoch && self.promised.as_ref() == Some(claim) {
+        // What is promised is not above the claim, and no rival: if it has the epoch, it is this claim.
+        let is_promised = self.promised.as_ref().is_some_and(|promised| promised.epoch == claim.epoch);
+        if self.accepted == claim.epoch && is_promised {
             return Ok(());
         }
         Err(ReplicaRefusal::NotAccepted { epoch: claim.epoch, accepted: self.accepted })
@@ -249,10 +283,9 @@ impl SlotRecord {
     fn check_not_above(&self, claim: &Claim) -> Result<(), HigherClaimPromised> {
         match &self.promised {
             // Of one epoch there is one claimant: who came second has to pick a higher one.
-            Some(promised) if promised.epoch == claim.epoch && promised.claimant != claim.claimant => {
+            Some(promised) if promised.epoch > claim.epoch || promised.is_rival_of(claim) => {
                 Err(HigherClaimPromised { promised: promised.clone() })
             }
-            Some(promised) if promised > claim => Err(HigherClaimPromised { promised: promised.clone() }),
             _ => Ok(()),
         }
     }

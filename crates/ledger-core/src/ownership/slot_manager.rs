@@ -331,7 +331,8 @@ impl SlotManager {
                 if !std::mem::replace(&mut state.is_formed, true) && state.record.placement.is_none() {
                     effects.push(Effect::RecordFormed { slot });
                 }
-                self.on_claim_heard(now, slot, Claim { epoch, claimant: node }, effects);
+                let storage = self.nodes.get(&node).map(|known| known.observed.member.storage);
+                self.on_claim_heard(now, slot, Claim { epoch, claimant: node, storage }, effects);
             }
         }
     }

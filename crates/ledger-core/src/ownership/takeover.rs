@@ -242,7 +242,7 @@ impl Takeover {
         match event {
             _ if self.phase == Phase::Abandoned => Vec::new(),
             // A claim of the same epoch by another node counts as higher: that node was first to take the epoch.
-            Event::HigherClaim { promised } if promised > self.claim || self.is_rival(&promised) => {
+            Event::HigherClaim { promised } if promised > self.claim || promised.is_rival_of(&self.claim) => {
                 self.abandon(TakeoverFailure::HigherClaim(promised))
             }
             Event::OtherMembers(placement) if self.phase != Phase::Owning => {
@@ -351,11 +351,6 @@ impl Takeover {
             Some(left) => left,
             None => placement,
         };
-    }
-
-    /// Whether another node made a claim of the same epoch.
-    fn is_rival(&self, other: &Claim) -> bool {
-        other.epoch == self.claim.epoch && other.claimant != self.claim.claimant
     }
 
     /// A member promised: adopts newer members that it knows of, and goes on if enough promised.

@@ -455,6 +455,49 @@ fn a_node_that_lost_its_disk_does_not_claim_an_epoch_again() {
 }
 
 #[test]
+fn two_data_directories_of_one_name_are_two_claimants_even_where_they_pick_the_same_epoch() {
+    let member = |name: &str, storage: u8| Member {
+        node: NodeId::new(name).unwrap(),
+        storage: StorageId([storage; 16]),
+    };
+    // The tags in their epochs are the same: of 2^20 there are, some two are.
+    let epoch = Epoch::new(7, 5);
+    let (old, new) = (member("n", 1), member("n", 2));
+    let (first, second) = (Claim::new(epoch, &old), Claim::new(epoch, &new));
+    let set = ReplicaSet::new([member("a", 9), new.clone()]).unwrap();
+    let (promised, _) = SlotRecord::default().promise(&first).unwrap();
+    for (record, claim, rival) in [
+        (promised.clone(), &first, &second),
+        (promised.accept(&first, &set, true, None).unwrap(), &first, &second),
+        (SlotRecord::default().accept(&second, &set, true, None).unwrap(), &second, &first),
+    ] {
+        let refusal = HigherClaimPromised { promised: claim.clone() };
+        assert_eq!(record.promise(rival), Err(refusal.clone()));
+        assert_eq!(record.accept(rival, &set, true, None), Err(refusal.clone().into()));
+        assert_eq!(record.check_replicate(rival), Err(refusal.clone()));
+        assert_eq!(record.check_append(rival), Err(refusal.into()));
+        assert!(record.promise(claim).is_ok(), "the same promise again");
+    }
+    // A takeover of the second ends when it hears that a member promised the epoch to the first.
+    let (mut takeover, _) =
+        Takeover::begin(new.clone(), second.clone(), 2, None, set.clone(), (&BTreeSet::new(), None));
+    let heard = Event::HigherClaim { promised: first.clone() };
+    assert_eq!(takeover.step(heard), [Effect::Abandon(TakeoverFailure::HigherClaim(first.clone()))]);
+
+    // A record or message that leaves the directory out may mean either, as older builds wrote them.
+    let bare = Claim { storage: None, ..first.clone() };
+    let (promised, _) = SlotRecord::default().promise(&bare).unwrap();
+    let accepted = promised.accept(&bare, &set, true, None).unwrap();
+    assert_eq!((accepted.check_append(&first), accepted.check_append(&bare)), (Ok(()), Ok(())));
+    let (known, _) = accepted.promise(&first).unwrap();
+    assert!(known.check_append(&second).is_err(), "from then on it is known");
+    assert_eq!(bare.clone().completed_by(&old), first);
+    assert_eq!(bare.clone().completed_by(&member("other", 1)), bare);
+    assert_eq!(second.clone().completed_by(&old), second);
+    assert!(first.is_of(&old) && !first.is_of(&new) && bare.is_of(&new) && !bare.is_of(&member("m", 1)));
+}
+
+#[test]
 fn a_slot_is_owned_only_when_more_than_half_know_its_first_members() {
     let member = |n: u8| Member { node: NodeId::new(format!("n{n}")).unwrap(), storage: StorageId([n; 16]) };
     let members = [member(0), member(1), member(2)];

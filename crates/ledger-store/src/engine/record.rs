@@ -25,12 +25,15 @@ use crate::read::view::{EntryView, IdView};
 
 /// Version of the records below.
 const VERSION: u8 = 1;
+/// Version of a slot's record that names the data directory that the promise was made to. A record of [`VERSION`] names the
+/// node only.
+const SLOT_VERSION: u8 = 2;
 
 /// Why a record cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RecordError {
     /// A newer build wrote it.
-    #[error("its record has version {0}, and this build reads up to {VERSION}: use a newer build")]
+    #[error("its record has version {0}, which this build does not read: use a newer build")]
     Newer(u8),
     /// Its bytes do not match its checksum: some of them changed.
     #[error("its record is not what was written: the checksum does not match")]
@@ -97,6 +100,14 @@ struct SlotRow<'a> {
     was_formed: bool,
 }
 
+/// A row of [`SLOT_VERSION`].
+#[derive(Encode, BorrowDecode)]
+struct SlotRowWithStorage<'a> {
+    row: SlotRow<'a>,
+    /// The data directory that the promise was made to.
+    promised_storage: [u8; 16],
+}
+
 /// Members: node and storage id.
 type Members<'a> = Vec<(&'a str, [u8; 16])>;
 /// Most bytes that decoding members may allocate.
@@ -108,8 +119,12 @@ type Pairs<'a> = Vec<(&'a str, &'a str)>;
 const METADATA_LIMIT: usize = MAX_METADATA_PAIRS * 64 + MAX_METADATA;
 
 pub(crate) fn encode<T: Encode>(record: &T, out: &mut Vec<u8>) -> Result<(), RecordError> {
+    encode_as(VERSION, record, out)
+}
+
+fn encode_as<T: Encode>(version: u8, record: &T, out: &mut Vec<u8>) -> Result<(), RecordError> {
     out.clear();
-    out.push(VERSION);
+    out.push(version);
     bincode::encode_into_std_write(record, out, standard()).map_err(RecordError::new)?;
     let checksum = crc32fast::hash(out);
     out.extend_from_slice(&checksum.to_le_bytes());
@@ -117,16 +132,26 @@ pub(crate) fn encode<T: Encode>(record: &T, out: &mut Vec<u8>) -> Result<(), Rec
 }
 
 pub(crate) fn decode<'a, T: BorrowDecode<'a, ()>>(bytes: &'a [u8]) -> Result<T, RecordError> {
+    match checked(bytes)? {
+        (VERSION, body) => decode_body(body),
+        (version, _) => Err(RecordError::Newer(version)),
+    }
+}
+
+/// The version of a record and its fields, if the checksum matches.
+fn checked(bytes: &[u8]) -> Result<(u8, &[u8]), RecordError> {
     let (checked, checksum) =
         bytes.split_last_chunk::<4>().ok_or_else(|| RecordError::new("it is too short"))?;
     if crc32fast::hash(checked) != u32::from_le_bytes(*checksum) {
         return Err(RecordError::Checksum);
     }
-    let body = match checked.split_first() {
-        Some((&VERSION, body)) => body,
-        Some((&version, _)) if version > VERSION => return Err(RecordError::Newer(version)),
-        _ => return Err(RecordError::new("it has no version")),
-    };
+    match checked.split_first() {
+        Some((&version, body)) if version > 0 => Ok((version, body)),
+        _ => Err(RecordError::new("it has no version")),
+    }
+}
+
+fn decode_body<'a, T: BorrowDecode<'a, ()>>(body: &'a [u8]) -> Result<T, RecordError> {
     let (record, read): (T, usize) =
         bincode::borrow_decode_from_slice::<T, Configuration>(body, standard()).map_err(RecordError::new)?;
     if read != body.len() {
@@ -273,7 +298,12 @@ pub fn encode_slot(record: &SlotRecord, out: &mut Vec<u8>) -> Result<(), RecordE
         before: &before,
         was_formed: record.is_formed,
     };
-    encode(&row, out)
+    match record.promised.as_ref().and_then(|claim| claim.storage) {
+        Some(storage) => {
+            encode_as(SLOT_VERSION, &SlotRowWithStorage { row, promised_storage: storage.0 }, out)
+        }
+        None => encode(&row, out),
+    }
 }
 
 fn encode_members(set: Option<&ReplicaSet>) -> Result<Vec<u8>, RecordError> {
@@ -303,12 +333,20 @@ fn decode_members(bytes: &[u8]) -> Result<Option<ReplicaSet>, RecordError> {
 /// # Errors
 /// [`RecordError`] if the bytes are damaged, malformed, or of a newer version.
 pub fn decode_slot(bytes: &[u8]) -> Result<SlotRecord, RecordError> {
-    let row: SlotRow<'_> = decode(bytes)?;
+    let (row, storage): (SlotRow<'_>, _) = match checked(bytes)? {
+        (VERSION, body) => (decode_body(body)?, None),
+        (SLOT_VERSION, body) => {
+            let SlotRowWithStorage { row, promised_storage } = decode_body(body)?;
+            (row, Some(StorageId(promised_storage)))
+        }
+        (version, _) => return Err(RecordError::Newer(version)),
+    };
     let promised = match row.promised_to {
         "" => None,
         node => Some(Claim {
             epoch: Epoch(row.promised_epoch),
             claimant: NodeId::new(node).map_err(RecordError::new)?,
+            storage,
         }),
     };
     let previous = decode_members(row.before)?;
@@ -388,7 +426,7 @@ mod tests {
         let node = |name: &str| NodeId::new(name).unwrap();
         let member = |name: &str, byte: u8| Member { node: node(name), storage: StorageId([byte; 16]) };
         SlotRecord {
-            promised: Some(Claim { epoch: Epoch(300), claimant: node("ledger-1") }),
+            promised: Some(Claim::new(Epoch(300), &member("ledger-1", 9))),
             accepted: Epoch(7),
             placement: Some(Placement {
                 epoch: Epoch(7),
@@ -410,12 +448,27 @@ mod tests {
         assert_eq!(
             hex::encode(body),
             format!(
+                "02fb2c01086c65646765722d31070701{:02x}{members}{:02x}{before}01{}",
+                members.len() / 2,
+                before.len() / 2,
+                "09".repeat(16)
+            )
+        );
+        assert_eq!(decode_slot(&bytes).unwrap(), slot_record());
+        // As an older build wrote it: the promise names the node only.
+        let mut older = slot_record();
+        older.promised = Some(Claim { storage: None, ..older.promised.unwrap() });
+        encode_slot(&older, &mut bytes).unwrap();
+        let (body, _) = bytes.split_last_chunk::<4>().unwrap();
+        assert_eq!(
+            hex::encode(body),
+            format!(
                 "01fb2c01086c65646765722d31070701{:02x}{members}{:02x}{before}01",
                 members.len() / 2,
                 before.len() / 2
             )
         );
-        assert_eq!(decode_slot(&bytes).unwrap(), slot_record());
+        assert_eq!(decode_slot(&bytes).unwrap(), older);
         encode_slot(&SlotRecord::default(), &mut bytes).unwrap();
         assert_eq!(decode_slot(&bytes).unwrap(), SlotRecord::default());
     }
@@ -423,6 +476,8 @@ mod tests {
     #[test]
     fn a_newer_record_is_refused_by_name() {
         assert_eq!(decode_head(&sealed(&[9, 0, 0])), Err(RecordError::Newer(9)));
+        assert_eq!(decode_head(&sealed(&[2, 0, 0])), Err(RecordError::Newer(2)));
+        assert_eq!(decode_slot(&sealed(&[3, 0, 0])), Err(RecordError::Newer(3)));
     }
 
     proptest! {
@@ -443,9 +498,11 @@ mod tests {
         #[test]
         fn any_bytes_decode_or_fail(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             let context = ContextId::new("c").unwrap();
-            let versioned = sealed(&[&[VERSION][..], &bytes].concat());
-            let _ = (decode_entry(&context, Sequence(1), &versioned), decode_head(&versioned), peek_entry(&versioned));
-            let _ = decode_slot(&versioned);
+            for version in [VERSION, SLOT_VERSION] {
+                let versioned = sealed(&[&[version][..], &bytes].concat());
+                let _ = (decode_entry(&context, Sequence(1), &versioned), decode_head(&versioned), peek_entry(&versioned));
+                let _ = decode_slot(&versioned);
+            }
         }
     }
 }

@@ -227,7 +227,7 @@ impl SlotManager {
         let bound = self.settings.max_staleness;
         let state = self.state_mut(slot);
         let accepted = state.record.accepted;
-        let claim = Claim { epoch: accepted, claimant: me.node.clone() };
+        let claim = Claim::new(accepted, &me);
         let lease = &mut state.lease;
         let is_behind = owner.as_ref().is_some_and(|(_, epoch)| *epoch > accepted);
         if !is_behind {
@@ -317,7 +317,7 @@ mod tests {
 
     fn owner(asked: &[(u8, Millis)]) -> OwnerState {
         OwnerState {
-            claim: Claim { epoch: Epoch(9), claimant: member(0).node },
+            claim: Claim::new(Epoch(9), &member(0)),
             since: 0,
             members: ReplicaSet::new((0..3).map(member)).unwrap(),
             in_sync: BTreeSet::new(),

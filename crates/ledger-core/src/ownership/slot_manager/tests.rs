@@ -389,7 +389,7 @@ fn a_slot_that_had_an_owner_is_not_formed_anew() {
         assert_eq!(brain.step(2_000_200 + tick * 100, Event::Tick), []);
     }
     // And it is no first member for others.
-    let claim = Claim { epoch: Epoch::new(9, 9), claimant: name(1) };
+    let claim = Claim::new(Epoch::new(9, 9), &member(1));
     let set = ReplicaSet::new(seen.into_iter().map(|seen| seen.member)).unwrap();
     assert_eq!(record.accept(&claim, &set, false, None), Err(ReplicaRefusal::AlreadyFormed));
     assert!(record.accept(&claim, &set, true, None).is_ok(), "its owner may give it a copy");
@@ -646,7 +646,7 @@ fn an_owner_steps_down_when_it_hears_of_a_higher_claim() {
     ];
     for refuse in refuse {
         let (mut cluster, [first, second, _]) = three(200);
-        let claim = Claim { epoch: cluster.epoch(), claimant: name(first) };
+        let claim = Claim::new(cluster.epoch(), &member(first));
         let (higher, from) = (higher(&cluster, second), cluster.hosts[second].member.clone());
         let effects = cluster.hosts[first].brain.step(cluster.now, refuse(claim, from, higher));
         assert_eq!(effects, [Effect::StepDown { slot: slot() }]);

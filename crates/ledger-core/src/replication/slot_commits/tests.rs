@@ -23,7 +23,7 @@ fn peer(number: u8) -> Peer {
 }
 
 fn claim(epoch: u64) -> Claim {
-    Claim { epoch: Epoch(epoch), claimant: NodeId::new("n0").unwrap() }
+    Claim { epoch: Epoch(epoch), claimant: NodeId::new("n0").unwrap(), storage: None }
 }
 
 /// The record of a node that accepted a claim of its own, for three members.
