@@ -1,5 +1,8 @@
 //! The other nodes: their numbers, their addresses, the connection to each, and the queue of its stream.
 //!
+//! There are [`MAX_PEERS`] numbers, and a process may meet more members than that in its life: every wiped volume is another
+//! member. So a number is given back when its peer is gone for good ([`Peers::release`]), and then it is another's.
+//!
 //! What waits in all queues is bounded by bytes: a commit counts once, for as many peers as it waits. Beyond, the queue whose
 //! oldest message has waited longest is cut: that peer is the slowest, and catches up. Appends that wait for copies hold
 //! no more than the bound, so a peer that is needed for them alone is never the one.
@@ -21,7 +24,7 @@ use std::{
 use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioIo};
 use ledger_core::{
     node::{Member, NodeId},
-    replication::Peer,
+    replication::{MAX_PEERS, Peer},
 };
 use ledger_cork::Corked;
 use ledger_store::{
@@ -71,12 +74,15 @@ impl ChannelUse {
     }
 }
 
-/// All nodes that this one ever spoke to.
+/// The nodes that this one speaks to.
 #[derive(Debug)]
 pub(crate) struct Peers {
     tls: Option<PeerTls>,
     credentials: Arc<Credentials>,
-    list: RwLock<Vec<Arc<PeerHandle>>>,
+    /// By number; `None`: the number is free.
+    numbered: RwLock<[Option<Arc<PeerHandle>>; MAX_PEERS as usize]>,
+    /// How many were met.
+    met: AtomicU64,
     /// Memory for what waits in the queues.
     share: Arc<Share>,
     /// How much was put into queues.
@@ -90,6 +96,10 @@ pub(crate) struct PeerHandle {
     pub(crate) number: Peer,
     /// Who it is.
     pub(crate) member: Member,
+    /// Which of all that were met.
+    met: u64,
+    /// When it was last seen alive, by the driver's clock, milliseconds.
+    seen: AtomicU64,
     channels: [Mutex<Option<(String, Channel)>>; 2],
     /// The one for what nodes say to each other, with its address, and the session on it.
     proven: Mutex<Option<(String, AuthenticatedChannel)>>,
@@ -133,7 +143,8 @@ impl Peers {
         Self {
             tls,
             credentials,
-            list: RwLock::default(),
+            numbered: RwLock::new([const { None }; MAX_PEERS as usize]),
+            met: AtomicU64::new(0),
             share,
             turn: AtomicU64::new(0),
             cutting: Mutex::default(),
@@ -166,59 +177,77 @@ impl Peers {
     fn cut(&self) {
         let _one = self.cutting.lock();
         while self.share.used() > self.share.capacity() {
-            let list = self.list.read();
-            let behind = list.iter().filter_map(|peer| Some((peer.behind_since()?, peer)));
+            let list = self.numbered.read();
+            let behind = list.iter().flatten().filter_map(|peer| Some((peer.behind_since()?, peer)));
             let Some((_, slowest)) = behind.min_by_key(|(since, _)| *since) else { return };
             limited!(warn, peer = %slowest.member, "too much waits for a peer: it has to catch up");
             slowest.restart();
         }
     }
 
-    /// The peer that a member is. `None`: there were too many of them already.
+    /// The peer that a member is. `None`: it has no number yet, and none is free.
     pub(crate) fn of(&self, member: &Member) -> Option<Arc<PeerHandle>> {
         if let Some(known) = self.get(member) {
             return Some(known);
         }
-        let mut list = self.list.write();
-        if let Some(known) = list.iter().find(|peer| peer.member == *member) {
+        let mut numbered = self.numbered.write();
+        if let Some(known) = numbered.iter().flatten().find(|peer| peer.member == *member) {
             return Some(Arc::clone(known));
         }
-        let Some(number) = u8::try_from(list.len()).ok().and_then(Peer::new) else {
-            limited!(error, %member, "too many nodes were met since this one started: start it anew to meet more");
-            return None;
-        };
+        let (number, free) = (0..).zip(numbered.iter_mut()).find(|(_, peer)| peer.is_none())?;
         let peer = Arc::new(PeerHandle {
-            number,
+            number: Peer::new(number)?,
             member: member.clone(),
+            met: self.met.fetch_add(1, Ordering::Relaxed),
+            seen: AtomicU64::new(0),
             channels: Default::default(),
             proven: Mutex::default(),
             greets: Arc::default(),
             address: RwLock::default(),
             queue: Mutex::default(),
         });
-        list.push(Arc::clone(&peer));
+        *free = Some(Arc::clone(&peer));
         Some(peer)
+    }
+
+    /// Gives a peer's number back. Lanes must not know the number any more, and no stream to the peer may be kept: from now on
+    /// the number may be another's.
+    pub(crate) fn release(&self, member: &Member) {
+        let mut numbered = self.numbered.write();
+        for known in numbered.iter_mut() {
+            if known.as_ref().is_some_and(|peer| peer.member == *member) {
+                *known = None;
+            }
+        }
     }
 
     /// A peer that is known.
     pub(crate) fn get(&self, member: &Member) -> Option<Arc<PeerHandle>> {
-        self.list.read().iter().find(|peer| peer.member == *member).cloned()
+        self.numbered.read().iter().flatten().find(|peer| peer.member == *member).cloned()
     }
 
     /// A peer by number.
     pub(crate) fn numbered(&self, number: Peer) -> Option<Arc<PeerHandle>> {
-        self.list.read().get(usize::from(number.number())).cloned()
+        self.numbered.read().get(usize::from(number.number()))?.clone()
+    }
+
+    /// The peers that are known, those first that were not seen alive for the longest time.
+    pub(crate) fn longest_away(&self) -> Vec<Arc<PeerHandle>> {
+        let mut all: Vec<_> = self.numbered.read().iter().flatten().cloned().collect();
+        all.sort_by_key(|peer| peer.seen.load(Ordering::Relaxed));
+        all
     }
 
     /// The peers whose streams are up.
     pub(crate) fn alive(&self) -> Vec<Arc<PeerHandle>> {
-        self.list.read().iter().filter(|peer| peer.is_alive()).cloned().collect()
+        self.numbered.read().iter().flatten().filter(|peer| peer.is_alive()).cloned().collect()
     }
 
-    /// The addresses that are known, by node.
+    /// The addresses that are known, by node: of its data directories that which was met last.
     pub(crate) fn addresses(&self) -> HashMap<NodeId, String> {
-        let list = self.list.read();
-        list.iter().map(|peer| (peer.member.node.clone(), peer.address.read().clone())).collect()
+        let mut peers: Vec<_> = self.numbered.read().iter().flatten().cloned().collect();
+        peers.sort_by_key(|peer| peer.met);
+        peers.iter().map(|peer| (peer.member.node.clone(), peer.address.read().clone())).collect()
     }
 
     /// The connection to a peer for what nodes say to each other.
@@ -264,6 +293,11 @@ impl PeerHandle {
             address.clone_into(&mut known);
         }
         is_new
+    }
+
+    /// Notes that it is seen alive at a time of the driver's clock, milliseconds.
+    pub(crate) fn set_seen(&self, now: u64) {
+        self.seen.store(now, Ordering::Relaxed);
     }
 
     /// Notes whether the peer takes part in sessions.
@@ -483,6 +517,35 @@ mod tests {
         }
         assert!(!all[0].is_alive() && all[1].is_alive());
         assert_eq!(taken(&mut queues[1]), Some(2));
+    }
+
+    #[test]
+    fn a_number_that_was_given_back_is_the_next_ones() {
+        let (peers, all) = peers(100_000, MAX_PEERS);
+        let member = |n: u8| Member { node: all[1].member.node.clone(), storage: StorageId([n; 16]) };
+        assert!(peers.of(&member(100)).is_none(), "no number is free");
+        for peer in &all {
+            peer.set_seen(u64::from(200 - peer.number.number()));
+        }
+        assert_eq!(peers.longest_away()[0].member, all[63].member);
+        all[1].set_address("old:1");
+        all[63].set_address("other:1");
+        peers.release(&all[7].member);
+        assert!(peers.get(&all[7].member).is_none() && peers.numbered(all[7].number).is_none());
+        assert_eq!(peers.of(&all[1].member).unwrap().number, all[1].number, "who is known stays");
+        // The volume of the second was wiped: its new one is another member, and was met later.
+        let wiped = peers.of(&member(100)).unwrap();
+        wiped.set_address("new:1");
+        assert_eq!(wiped.number, all[7].number);
+        assert_eq!(peers.addresses()[&wiped.member.node], "new:1");
+        peers.release(&all[0].member);
+        assert_eq!(peers.of(&member(101)).unwrap().number, all[0].number);
+        for again in 0..1000_u32 {
+            let storage = StorageId([&again.to_be_bytes()[..], &[9; 12]].concat().try_into().unwrap());
+            let member = Member { storage, ..all[1].member.clone() };
+            peers.release(&peers.longest_away()[0].member);
+            assert!(peers.of(&member).is_some());
+        }
     }
 
     #[test]

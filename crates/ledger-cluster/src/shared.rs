@@ -241,6 +241,13 @@ impl Shared {
         self.incoming.lock().get(node).is_some_and(|incoming| incoming.turn.try_lock().is_err())
     }
 
+    /// Forgets the nodes that `is_known` does not name and that no stream comes from or waits to.
+    pub(crate) fn forget_streams(&self, is_known: impl Fn(&NodeId) -> bool) {
+        let mut incoming = self.incoming.lock();
+        // Who has or waits for the turn took it with this lock.
+        incoming.retain(|node, incoming| is_known(node) || Arc::strong_count(&incoming.turn) > 1);
+    }
+
     /// Who calls, as the door found out.
     pub(crate) fn caller(&self, metadata: &MetadataMap) -> Result<NodeId, Status> {
         self.check_not_rolled_back()?;

@@ -14,6 +14,7 @@ use ledger_core::{
         Claim, SlotManager,
         slot_manager::{Effect, Event, MemberRequest, MemberResponse, ObservedNode, SyncOfferOutcome},
     },
+    replication::MAX_PEERS,
     slot::{SLOTS, Slot},
 };
 use ledger_proto::ledger::v1::{
@@ -33,11 +34,11 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use crate::{
     catch_up::{self, CatchUpMode, CatchUpResult},
     cluster::members_of,
-    membership::{Membership, View, facts::Readiness},
+    membership::{Membership, View, ViewMember, facts::Readiness},
     ownership::recovery,
     ownership::routes::Routes,
     ownership::stale_volume,
-    peers::wire,
+    peers::{PeerHandle, wire},
     replicate::leases::Leases,
     replicate::owner_stream,
     shared::{DriverMessage, Shared},
@@ -248,20 +249,12 @@ impl Driver {
             stale_volume::reidentify(&self.shared, found).await;
             return;
         }
+        self.number_peers(&view).await;
         let mut seen = Vec::with_capacity(view.members.len());
-        let mut alive = BTreeSet::new();
         for node in &view.members {
-            let member = Member { node: node.node_id.clone(), storage: node.storage_id };
+            let member = wire::member_of(node);
             if member.node == self.shared.me.node && member != self.shared.me {
                 continue;
-            }
-            if member != self.shared.me {
-                let Some(peer) = self.shared.peers.of(&member) else { continue };
-                peer.set_address(&node.grpc_address);
-                peer.set_greets(node.greets);
-                if node.is_usable() {
-                    alive.insert(member.clone());
-                }
             }
             seen.push(ObservedNode {
                 member,
@@ -273,13 +266,62 @@ impl Driver {
                 owned: node.owned.iter().copied().collect(),
             });
         }
-        self.alive = alive;
         // Before anybody on a stream speaks of these epochs.
         if let Some(highest) = seen.iter().flat_map(|seen| seen.owned.values()).max() {
             self.shared.note_epoch(*highest);
         }
         self.keep_streams();
         self.step(vec![Event::NodesObserved(seen)]).await;
+    }
+
+    /// Gives each other member a number, the living ones first, and takes the numbers back of those that are gone for good.
+    async fn number_peers(&mut self, view: &View) {
+        let others = view.members.iter().filter(|node| node.node_id != self.shared.me.node);
+        let others: BTreeMap<Member, &ViewMember> =
+            others.map(|node| (wire::member_of(node), node)).collect();
+        let is_usable = |(member, node): (&Member, &&ViewMember)| node.is_usable().then(|| member.clone());
+        self.alive = others.iter().filter_map(is_usable).collect();
+        for peer in self.shared.peers.longest_away() {
+            if !others.contains_key(&peer.member) && !self.streams.contains_key(&peer.member) {
+                self.release(&peer).await;
+            }
+        }
+        for member in &self.alive.clone() {
+            if self.shared.peers.of(member).is_none() && !self.make_room().await {
+                limited!(error, %member, most = MAX_PEERS, "too many other nodes are alive: this one is left out");
+            }
+            if let Some(peer) = self.shared.peers.of(member) {
+                peer.set_seen(self.shared.now());
+            }
+        }
+        for (member, node) in &others {
+            if let Some(peer) = self.shared.peers.of(member) {
+                peer.set_address(&node.grpc_address);
+                peer.set_greets(node.greets);
+            }
+        }
+        let is_known = |member: &Member| self.shared.peers.get(member).is_some();
+        self.requesters.retain(|member, _| is_known(member));
+        self.shared.forget_streams(|node| view.get(node).is_some());
+    }
+
+    /// Gives the number back of the peer that is away for the longest time; false if all are alive.
+    async fn make_room(&self) -> bool {
+        let is_away = |peer: &&Arc<PeerHandle>| {
+            !self.alive.contains(&peer.member) && !self.streams.contains_key(&peer.member)
+        };
+        let peers = self.shared.peers.longest_away();
+        let Some(peer) = peers.iter().find(is_away) else { return false };
+        self.release(peer).await;
+        true
+    }
+
+    /// Gives the number of a peer without a stream back.
+    async fn release(&self, peer: &PeerHandle) {
+        tracing::debug!(member = %peer.member, number = peer.number.number(), "giving the number of a peer back");
+        // Lanes forgot it when its stream ended. What the driver said of it since is in their queues before this.
+        let _ = self.shared.ledger.peer_disconnected(peer.number).await;
+        self.shared.peers.release(&peer.member);
     }
 
     /// Keeps a stream to each living peer, and to no other.
@@ -295,7 +337,7 @@ impl Driver {
             if self.streams.contains_key(member) {
                 continue;
             }
-            let Some(peer) = self.shared.peers.of(member) else { continue };
+            let Some(peer) = self.shared.peers.get(member) else { continue };
             let stop = self.shared.cancel.child_token();
             let task = tokio::spawn(owner_stream::keep(Arc::clone(&self.shared), peer, stop.clone()));
             self.streams.insert(member.clone(), (stop, AbortOnDropHandle::new(task)));

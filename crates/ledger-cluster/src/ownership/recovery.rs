@@ -314,6 +314,7 @@ async fn notify_peers(shared: &Arc<Shared>, notified: &mut BTreeMap<Member, Vec<
         return;
     }
     let view = Arc::clone(&shared.view.borrow());
+    notified.retain(|member, _| view.get(&member.node).is_some_and(|now| now.storage_id == member.storage));
     // Include members that were declared lost, because they must learn of it.
     let peers = view.alive().map(wire::member_of).filter(|member| *member != shared.me);
     let peers: Vec<Member> = peers.filter(|member| notified.get(member) != Some(&known)).collect();
@@ -331,7 +332,7 @@ async fn notify_peers(shared: &Arc<Shared>, notified: &mut BTreeMap<Member, Vec<
 
 /// Sends a peer all decisions, and takes all that it knows.
 async fn notify_peer(shared: &Arc<Shared>, to: &Member) -> Result<(), String> {
-    let peer = shared.peers.of(to).ok_or("there are too many peers")?;
+    let peer = shared.peers.get(to).ok_or("it is not known")?;
     let mut client =
         ReplicaServiceClient::new(shared.peers.channel(&peer)?).max_decoding_message_size(2 * MAX_BYTES);
     let message = RecoveriesTold { to: Some(wire::to_member(to)), ..known_decisions(shared) };
