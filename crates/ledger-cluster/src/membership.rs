@@ -51,7 +51,7 @@ pub use identity::{Identity, OtherCluster};
 pub use ledger_core::node::{ClusterId, Incarnation, NodeId, StorageId};
 pub use view::{View, ViewMember};
 
-use config::{advertised, chitchat_config};
+use config::{advertised, chitchat_config, fresh_chitchat};
 use gossip_task::{Gossip, GossipTask, SeedGreeter};
 use view::ViewBuilder;
 
@@ -99,6 +99,7 @@ pub struct Membership {
     lost: view::LostMembers,
     bad_values: Arc<AtomicU64>,
     most_keys: Arc<AtomicU64>,
+    incarnations: Arc<AtomicU64>,
     ended: watch::Receiver<Option<GossipEnded>>,
     replaced: watch::Receiver<Option<Replaced>>,
     identity: Arc<Identity>,
@@ -126,13 +127,15 @@ impl Membership {
         let control = GossipControl::of(&sealer, Arc::clone(&identity), facts.storage_id);
         let transport = SealedTransport::new(socket, control.clone());
         let values = facts.to_values();
-        let chitchat =
-            spawn_chitchat(chitchat_config(&config, gossip_address, &seeds), values, &transport).await;
+        let own = chitchat_config(&config, gossip_address, &seeds);
+        control.incarnations().lock().set_me(own.chitchat_id.clone());
+        let chitchat = spawn_chitchat(own, values, &transport).await;
         let chitchat =
             Gossip(Arc::new(chitchat.map_err(|error| StartError::Gossip { reason: format!("{error:#}") })?));
 
-        let me = (config.node_id, config.incarnation);
+        let me = (config.node_id.clone(), config.incarnation);
         let (bad_values, most_keys) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        let incarnations = Arc::new(AtomicU64::new(0));
         let (facts, facts_rx) = watch::channel(facts);
         let (view_tx, view) = watch::channel(Arc::new(View::empty(me.clone())));
         control.sees(view.clone());
@@ -152,8 +155,11 @@ impl Membership {
             identity: Arc::clone(&identity),
             bad_values: Arc::clone(&bad_values),
             most_keys: Arc::clone(&most_keys),
+            incarnations: Arc::clone(&incarnations),
             replaced: replaced_tx,
             refreshed: 0,
+            control: control.clone(),
+            fresh: fresh_chitchat(&config, gossip_address, &seeds),
         };
         keeper.refresh(&[]).await;
         let run = keeper.run(config.gossip_interval, ended_tx, cancel.clone());
@@ -180,6 +186,7 @@ impl Membership {
             lost,
             bad_values,
             most_keys,
+            incarnations,
             ended,
             replaced,
             identity,
@@ -228,6 +235,11 @@ impl Membership {
     /// Returns the number of gossip keys of the node with the most. It does not depend on the number of contexts.
     pub fn most_keys(&self) -> u64 {
         self.most_keys.load(Ordering::Relaxed)
+    }
+
+    /// Returns the number of incarnations of nodes that gossip names, this node's own among them.
+    pub fn incarnations(&self) -> u64 {
+        self.incarnations.load(Ordering::Relaxed)
     }
 
     /// Announces what this node is ready for.

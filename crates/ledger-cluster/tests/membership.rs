@@ -13,7 +13,7 @@ use std::{
 
 use chitchat::{ChitchatConfig, ChitchatId, FailureDetectorConfig, spawn_chitchat};
 use ledger_cluster::{
-    membership::gossip::{GossipControl, SealedTransport},
+    membership::gossip::{GossipControl, SealedTransport, parts},
     membership::seal::{Keyring, Sealer},
     membership::{
         Detector, Facts, Incarnation, Membership, MembershipConfig, NodeId, NodeLoad, Readiness, StartError,
@@ -446,4 +446,108 @@ async fn dropping_a_membership_frees_its_address() {
     drop(a);
     timeout(DEADLINE, ended).await.unwrap();
     until_counted("the address is free", || UdpSocket::bind(address).is_ok()).await;
+}
+
+/// Sends bytes as a gossip message of a node that has the cluster's key.
+fn send_message(to: SocketAddr, number: u32, message: &[u8]) {
+    let socket = UdpSocket::bind(address()).unwrap();
+    let sealer = Sealer::new("prod", Keyring::of(&[OLD]));
+    for part in parts::split(number, message).unwrap() {
+        socket.send_to(&sealer.seal(&part).unwrap(), to).unwrap();
+    }
+}
+
+/// The beginning of a chitchat message: magic number, version and kind.
+fn message(kind: u8) -> Vec<u8> {
+    [&45_139_u16.to_le_bytes()[..], &[0, kind]].concat()
+}
+
+/// An incarnation of a node in a message.
+fn incarnation(name: &str, generation: u64, at: SocketAddr) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    chitchat::Serializable::serialize(&ChitchatId::new(name, generation, at), &mut bytes);
+    bytes
+}
+
+/// A message that changes a value and the version of a node.
+fn change(of: &[u8], value_at: u64, version: u64) -> Vec<u8> {
+    let numbers = [0_u64.to_le_bytes(), 0_u64.to_le_bytes()].concat();
+    let value = [&[1, 1, 0, b'k', 1, 0, b'v'][..], &value_at.to_le_bytes(), &[0]].concat();
+    let delta = [&[0], of, &numbers, &value, &[2], &version.to_le_bytes()].concat();
+    [&message(2)[..], &[2], &(delta.len() as u16).to_le_bytes(), &delta, &[0]].concat()
+}
+
+#[tokio::test]
+async fn a_message_that_contradicts_itself_ends_nobodys_gossip() {
+    let seed = address();
+    let a = start("a", seed, &[]).await;
+    let b = start("b", address(), &[seed]).await;
+    all_see(&[&a, &b], &["a", "b"]).await;
+    // chitchat asserts that a version never falls, and adds 1 to the version of its own values.
+    let (own, other) = (incarnation("a", 1, seed), incarnation("b", 1, b.gossip_address()));
+    for (number, bad) in [
+        change(&other, 1 << 20, 1 << 19),
+        change(&own, 1 << 20, 1 << 19),
+        change(&own, u64::MAX, u64::MAX),
+        change(&other, 1, u64::MAX),
+    ]
+    .iter()
+    .enumerate()
+    {
+        send_message(seed, number as u32, bad);
+    }
+    until_counted("they were dropped", || a.counts().dropped_malformed == 4).await;
+    // Values still travel both ways.
+    a.set_readiness(Readiness::Draining);
+    b.set_readiness(Readiness::Draining);
+    let drains = |name: &str| {
+        let name = id(name);
+        move |view: &View| view.get(&name).is_some_and(|it| it.readiness == Readiness::Draining)
+    };
+    until(&a, "b drains", drains("b")).await;
+    until(&b, "a drains", drains("a")).await;
+}
+
+#[tokio::test]
+async fn thousands_of_starts_of_a_node_leave_gossip_as_it_was() {
+    let seed = address();
+    let a = start("a", seed, &[]).await;
+    let b_address = address();
+    let b = start("b", b_address, &[seed]).await;
+    all_see(&[&a, &b], &["a", "b"]).await;
+    // A node that ends as soon as it has started, again and again: all its starts are heard within the grace.
+    let restless = address();
+    for (number, first) in (1..=5_000_u64).step_by(500).enumerate() {
+        let mut syn = message(0);
+        syn.extend(500_u16.to_le_bytes());
+        for generation in first..first + 500 {
+            syn.extend(incarnation("restless", generation, restless));
+            syn.extend([1_u64, 0, 0].iter().flat_map(|number| number.to_le_bytes()));
+        }
+        syn.extend([4, 0]);
+        syn.extend(b"prod");
+        let before = a.counts().received;
+        send_message(seed, number as u32, &syn);
+        until_counted("all of it arrived", || a.counts().received >= before + 15).await;
+    }
+    // Neither of the two lost the other, and each hears of what the other says.
+    a.set_readiness(Readiness::Draining);
+    until(&b, "a drains", |view| view.get(&id("a")).is_some_and(|a| a.readiness == Readiness::Draining))
+        .await;
+    assert_eq!((alive(&a.view().borrow()), alive(&b.view().borrow())), (vec!["a", "b"], vec!["a", "b"]));
+    // A start of b is seen, and so is a new node that knows the other two from a only.
+    drop(b);
+    let again = MembershipConfig { incarnation: Incarnation(2), ..config("b", b_address, &[seed]) };
+    until_counted("its address is free", || UdpSocket::bind(b_address).is_ok()).await;
+    let b = Membership::start(again, facts("b")).await.unwrap();
+    let c = start("c", address(), &[seed]).await;
+    let has_all = |view: &View| {
+        let b = view.get(&id("b")).map(|b| (b.incarnation, b.alive));
+        b == Some((Incarnation(2), true)) && alive(view) == ["a", "b", "c"]
+    };
+    for node in [&a, &b, &c] {
+        until(node, "all are there", has_all).await;
+        assert_eq!(node.counts().send_failed, 0, "every message fits");
+        assert!(node.incarnations() < 500, "{}", node.incarnations());
+    }
 }

@@ -2,8 +2,9 @@
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use chitchat::{ChitchatConfig, ChitchatId, FailureDetectorConfig};
+use chitchat::{Chitchat, ChitchatConfig, ChitchatId, FailureDetectorConfig};
 use ledger_core::node::{Incarnation, NodeId};
+use tokio::sync::watch;
 
 use super::{
     facts::{BadText, check},
@@ -208,5 +209,19 @@ pub(super) fn chitchat_config(
         marked_for_deletion_grace_period: config.dead_node_grace,
         catchup_callback: None,
         extra_liveness_predicate: None,
+    }
+}
+
+/// Returns what makes a chitchat of this node that knows nothing, not even the node's own values.
+pub(super) fn fresh_chitchat(
+    config: &MembershipConfig,
+    gossip_address: SocketAddr,
+    seeds: &Seeds,
+) -> impl Fn() -> Chitchat + Send + use<> {
+    let (config, seeds) = (config.clone(), seeds.clone());
+    move || {
+        let (_, addresses) = watch::channel(seeds.addresses().collect());
+        let chitchat = chitchat_config(&config, gossip_address, &seeds);
+        Chitchat::with_chitchat_id_and_seeds(chitchat, addresses, Vec::new())
     }
 }

@@ -37,12 +37,16 @@ use crate::{
     },
 };
 
+mod check;
 pub(crate) mod identity_message;
+pub(in crate::membership) mod incarnations;
 pub mod parts;
 #[cfg(test)]
 mod tests;
 
 use identity_message::IdentityMessage;
+use incarnations::KnownIncarnations;
+use ledger_store::limited;
 use parts::{Assembler, PartOutcome};
 
 pub use identity_message::RunningNode;
@@ -64,7 +68,7 @@ pub struct GossipCounts {
     pub dropped_foreign: u64,
     /// Dropped: of a cluster with the same name and key and another identity.
     pub dropped_other: u64,
-    /// Dropped: too long, or not gossip after opening.
+    /// Dropped: too long, or not gossip after opening, or gossip that contradicts itself or that no node would send.
     pub dropped_malformed: u64,
     /// Messages that were discarded because parts of them never arrived.
     pub incomplete: u64,
@@ -97,6 +101,7 @@ pub struct GossipControl {
     storage: StorageId,
     /// The view of this node, once there is one: it answers who runs under a name.
     view: Arc<OnceLock<watch::Receiver<Arc<View>>>>,
+    incarnations: Arc<Mutex<KnownIncarnations>>,
 }
 
 impl GossipControl {
@@ -108,7 +113,14 @@ impl GossipControl {
     /// Does the same for a node that belongs to a cluster, or will, with its data directory.
     pub(crate) fn of(sealer: &Sealer, identity: Arc<Identity>, storage: StorageId) -> Self {
         let sealer = Arc::new(RwLock::new(sealer.with_identity(identity.cluster())));
-        Self { sealer, counters: Arc::default(), identity, storage, view: Arc::default() }
+        Self {
+            sealer,
+            counters: Arc::default(),
+            identity,
+            storage,
+            view: Arc::default(),
+            incarnations: Arc::default(),
+        }
     }
 
     /// Sets the cluster that the node belongs to, from the next datagram on.
@@ -116,6 +128,11 @@ impl GossipControl {
         self.identity.set_cluster(id);
         let mut sealer = self.sealer.write();
         *sealer = sealer.with_identity(Some(id));
+    }
+
+    /// Returns the incarnations that chitchat may know.
+    pub(in crate::membership) fn incarnations(&self) -> &Mutex<KnownIncarnations> {
+        &self.incarnations
     }
 
     /// Sets the source of this node's view.
@@ -291,7 +308,15 @@ impl SealedSocket {
                 return None;
             }
         };
-        let mut rest = message.as_slice();
+        let checked = match check::check(&message, &mut control.incarnations.lock()) {
+            Ok(checked) => checked,
+            Err(error) => {
+                limited!(warn, %from, %error, "a gossip message is dropped: no node of this build would send it");
+                add(&counters.dropped_malformed, 1);
+                return None;
+            }
+        };
+        let mut rest = &*checked;
         match ChitchatMessage::deserialize(&mut rest) {
             Ok(message) if rest.is_empty() => Some(message),
             _ => {

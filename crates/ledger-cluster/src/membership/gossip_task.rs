@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use chitchat::ChitchatHandle;
+use chitchat::{Chitchat, ChitchatHandle};
 use tokio::{
     sync::watch,
     time::{MissedTickBehavior, interval, sleep},
@@ -23,7 +23,10 @@ use super::{
     identity::Identity,
     view::{View, ViewBuilder},
 };
-use crate::membership::seeds::Resolver;
+use crate::membership::{
+    gossip::{GossipControl, incarnations::forget_superseded},
+    seeds::Resolver,
+};
 
 /// chitchat's server, which stops when the membership is dropped.
 #[derive(Clone)]
@@ -52,23 +55,27 @@ impl fmt::Debug for Gossip {
 }
 
 /// Publishes this node's facts and keeps the view up to date.
-pub(super) struct GossipTask {
+pub(super) struct GossipTask<F> {
     pub(super) chitchat: Gossip,
     pub(super) facts: watch::Receiver<Facts>,
     pub(super) view: watch::Sender<Arc<View>>,
     pub(super) roster: ViewBuilder,
     pub(super) bad_values: Arc<AtomicU64>,
     pub(super) most_keys: Arc<AtomicU64>,
+    pub(super) incarnations: Arc<AtomicU64>,
     pub(super) identity: Arc<Identity>,
     pub(super) replaced: watch::Sender<Option<Replaced>>,
     /// Number of refreshes so far.
     pub(super) refreshed: u64,
+    pub(super) control: GossipControl,
+    /// Makes a chitchat of this node that knows nothing.
+    pub(super) fresh: F,
 }
 
 /// Number of refreshes between two pulses.
 const PULSE_INTERVAL: u64 = 2;
 
-impl GossipTask {
+impl<F: Fn() -> Chitchat + Send> GossipTask<F> {
     pub(super) async fn run(
         mut self,
         gossip_interval: Duration,
@@ -98,12 +105,15 @@ impl GossipTask {
                 Ok(()) = live.changed() => drop(live.borrow_and_update()),
                 _ = tick.tick() => {}
             }
-            self.refresh(&values).await;
+            if self.refresh(&values).await {
+                live = self.chitchat.0.chitchat().lock().await.live_nodes_watcher();
+            }
         }
     }
 
-    /// Publishes the values, and the view if it changed.
-    pub(super) async fn refresh(&mut self, values: &[(String, String)]) {
+    /// Publishes the values, and the view if it changed. Returns whether chitchat was replaced by one that knows less.
+    pub(super) async fn refresh(&mut self, values: &[(String, String)]) -> bool {
+        let mut forgotten = 0;
         let view = {
             let chitchat = self.chitchat.0.chitchat();
             let mut chitchat = chitchat.lock().await;
@@ -119,8 +129,16 @@ impl GossipTask {
                 state.set(CLUSTER, cluster);
                 state.set(PULSE, (self.refreshed / PULSE_INTERVAL).to_string());
             }
-            self.roster.observe(&chitchat, Instant::now())
+            let view = self.roster.observe(&chitchat, Instant::now());
+            let mut known = self.control.incarnations().lock();
+            forgotten += forget_superseded(&mut chitchat, &mut known, &self.fresh);
+            known.set_known(chitchat.node_states().keys());
+            self.incarnations.store(chitchat.node_states().len() as u64, Ordering::Relaxed);
+            view
         };
+        if forgotten > 0 {
+            tracing::info!(forgotten, "forgetting earlier incarnations of nodes: there were many");
+        }
         self.bad_values.store(self.roster.bad_values, Ordering::Relaxed);
         self.most_keys.store(self.roster.most_keys as u64, Ordering::Relaxed);
         if let Some(replaced) = view.replaced()
@@ -136,6 +154,7 @@ impl GossipTask {
             }
             changed
         });
+        forgotten > 0
     }
 }
 

@@ -32,6 +32,9 @@ use stall::StallDetector;
 /// Most nodes that a view includes. chitchat's messages name every node, so a practical cluster is far smaller.
 pub const MAX_NODES: usize = 512;
 
+/// Most incarnations of nodes that are observed, the newest of each node first.
+const MAX_INCARNATIONS: usize = 2 * MAX_NODES;
+
 /// However fast gossip is, a node does not count as cut off before its pulse stood still for this long.
 const MIN_PAUSE: Duration = Duration::from_secs(2);
 
@@ -242,8 +245,9 @@ impl ViewBuilder {
         self.durability.begin();
         let ours = self.identity.cluster();
         let mut members = BTreeMap::<NodeId, ViewMember>::new();
-        for (id, state) in states {
-            if self.seen.len() >= MAX_NODES
+        // The newest of a node's incarnations come first: many earlier ones leave no later one out.
+        for (id, state) in states.iter().rev() {
+            if self.seen.len() >= MAX_INCARNATIONS
                 && !self.seen.contains_key(id)
                 && id != chitchat.self_chitchat_id()
             {

@@ -55,7 +55,7 @@ const COUNTERS: [(&str, &str); 24] = [
     ("ledger_gossip_bad_values_total", "Values in gossip that could not be read."),
 ];
 
-const GAUGES: [(&str, &str); 9] = [
+const GAUGES: [(&str, &str); 10] = [
     ("ledger_cluster_members_alive", "Nodes that are heard, this one included."),
     (
         "ledger_cluster_members_away",
@@ -77,6 +77,10 @@ const GAUGES: [(&str, &str); 9] = [
     ("ledger_cluster_slots_catching_up", "Slots that this node is bringing in step with their owners."),
     ("ledger_cluster_others", "Other clusters that are heard, of the same name and keys: look at the seeds."),
     ("ledger_gossip_keys", "Keys that gossip carries for a node, of the node with most of them."),
+    (
+        "ledger_gossip_incarnations",
+        "Starts of nodes that gossip names, earlier ones that are not forgotten yet among them.",
+    ),
 ];
 
 /// Takes what the cluster counted so far.
@@ -128,6 +132,7 @@ pub fn take(metrics: &Metrics, cluster: &Cluster) {
         read(&counted.catching_up),
         membership.identity().others().len() as u64,
         membership.most_keys(),
+        membership.incarnations(),
     ];
     for ((name, _), value) in GAUGES.into_iter().zip(values) {
         metrics.set_gauge(name, value as f64);
