@@ -17,7 +17,9 @@ use std::{
 use bytes::Bytes;
 use http_body::Frame;
 use ledger_proto::{
-    context::v1::{AppendRequest, GetRequest, LoadRequest, context_service_client::ContextServiceClient},
+    context::v1::{
+        AppendRequest, Durability, GetRequest, LoadRequest, context_service_client::ContextServiceClient,
+    },
     ledger::v1::{
         AppendBatch, AppendItem, BroadcastRequest, ContextsRequest, JoinRequest, LoadChunk, LocateRequest,
         SnapshotChunk, WatchClusterRequest, WatchRequest, cluster_service_client::ClusterServiceClient,
@@ -28,6 +30,7 @@ use ledger_tests::{Cluster, Node, cluster, node, repository, until_async};
 use prost::Message as _;
 use rustix::process::Signal;
 use tempfile::TempDir;
+use tokio::task::JoinSet;
 use tonic::{Code, body::Body, transport::Channel};
 use tower::Service as _;
 
@@ -911,4 +914,66 @@ async fn what_waits_for_a_slow_replica_is_bounded_and_appends_go_on() {
         })
         .await;
     }
+}
+
+/// Writers that want every copy and give up long before an answer comes.
+fn give_up_again_and_again(cluster: &Cluster, numbers: &[usize], given_up: &Arc<AtomicU64>) -> JoinSet<()> {
+    const WRITERS: usize = 24;
+    let mut writers = JoinSet::new();
+    for n in 0..WRITERS {
+        let endpoint = cluster.node(numbers[n % numbers.len()]).endpoint();
+        let channel = Channel::from_shared(endpoint).unwrap().connect_lazy();
+        let given_up = Arc::clone(given_up);
+        writers.spawn(async move {
+            let mut client = ContextServiceClient::new(channel);
+            for count in 0_u64.. {
+                let append = AppendRequest {
+                    context_id: format!("given-up-{}", (n as u64 + count) % 40),
+                    key: "facts".into(),
+                    payload: vec![n as u8; 300_000].into(),
+                    durability: Durability::All.into(),
+                    ..Default::default()
+                };
+                // The call is dropped where it waits.
+                let answer = tokio::time::timeout(Duration::from_millis(30), client.append(append)).await;
+                if !matches!(answer, Ok(Ok(_))) {
+                    given_up.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        });
+    }
+    writers
+}
+
+/// With a member that is dead, and then without a quorum.
+#[tokio::test(flavor = "multi_thread")]
+async fn appends_that_were_given_up_take_their_share_and_others_append() {
+    const GIVEN_UP: u64 = 6_000;
+    let mut cluster = Cluster::start(3, &["--memory", "256MiB"]);
+    cluster.kill(2);
+    let peaks: Vec<_> = cluster.running().map(|node| peak_of(node.pid())).collect();
+    let given_up = Arc::new(AtomicU64::new(0));
+    let mut writers = give_up_again_and_again(&cluster, &[0, 1], &given_up);
+    let honest = AppendRequest { context_id: "honest".into(), key: "facts".into(), ..Default::default() };
+    let mut client = ContextServiceClient::new(channel(cluster.node(0), 64 << 10).await);
+    until_async("others append while copies cannot be made", async || {
+        let is_served = client.append(honest.clone()).await.is_ok();
+        (is_served && given_up.load(Ordering::Relaxed) > GIVEN_UP / 2).then_some(())
+    })
+    .await;
+    // The only other one stands still: nothing is acknowledged any more.
+    cluster.node(1).signal(Signal::STOP);
+    until_async("more give up", async || (given_up.load(Ordering::Relaxed) > GIVEN_UP).then_some(())).await;
+    cluster.node(1).signal(Signal::CONT);
+    writers.shutdown().await;
+    for number in 0..2 {
+        for name in ["in_flight", "forwarding", "receiving"] {
+            let node = cluster.node(number);
+            until_async("all of it comes back", async || (share(node, name).0 == 0.0).then_some(())).await;
+        }
+    }
+    until_async("others append as before", async || client.append(honest.clone()).await.ok()).await;
+    let peaks: Vec<_> = peaks.iter().map(|peak| peak.load(Ordering::Relaxed) >> 20).collect();
+    println!("at most {peaks:?} MiB");
+    assert!(peaks.iter().all(|peak| *peak < MOST >> 20), "{peaks:?}");
 }

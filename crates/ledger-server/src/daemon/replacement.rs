@@ -16,7 +16,7 @@ use ledger_core::{
     node::Member,
     slot::{SLOTS, Slot},
 };
-use ledger_store::{StoreError, limited, want_replacement};
+use ledger_store::{Ledger, StoreError, limited, want_replacement};
 use tokio::time::sleep;
 
 use crate::{
@@ -37,7 +37,7 @@ pub(super) async fn wanted(node: &Node) -> DamagedForGood {
     let mut since = None;
     loop {
         sleep(POLL_INTERVAL).await;
-        let Some(why) = damage(node) else {
+        let Some(why) = damage(node).await else {
             since = None;
             continue;
         };
@@ -55,16 +55,20 @@ pub(super) async fn wanted(node: &Node) -> DamagedForGood {
 }
 
 /// What is damaged of the node's files that nothing heals.
-fn damage(node: &Node) -> Option<String> {
-    if let Err(StoreError::FileDamaged(file)) = node.ledger.writable() {
-        return Some(file);
-    }
-    // Known from memory: a database that is being reopened is not damaged for that.
-    let (compacts, families) = (node.ledger.stats().compacts, node.ledger.damaged_families());
-    if !compacts {
-        return Some("a table file cannot be compacted".to_owned());
-    }
-    families.first().map(|damage| format!("the family {}: {}", damage.family, damage.reason))
+async fn damage(node: &Node) -> Option<String> {
+    // Known from memory, but RocksDB's locks may be waited for. A database that is being reopened is not damaged for that.
+    let look = |ledger: &Ledger| {
+        if let Err(StoreError::FileDamaged(file)) = ledger.writable() {
+            return Ok(Some(file));
+        }
+        if !ledger.stats().compacts {
+            return Ok(Some("a table file cannot be compacted".to_owned()));
+        }
+        let families = ledger.damaged_families();
+        Ok(families.first().map(|damage| format!("the family {}: {}", damage.family, damage.reason)))
+    };
+    // Without an answer it is asked again.
+    node.read(look).await.ok().flatten()
 }
 
 /// Hands over, and leaves word for the next start. Otherwise why not.

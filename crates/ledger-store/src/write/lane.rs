@@ -388,6 +388,9 @@ impl Lane {
                 {
                     panic_as_asked();
                 }
+                // Nobody waits for them any more: they were never begun.
+                Command::Append(_, reply, _) if reply.is_closed() => {}
+                Command::Batch(_, reply, _) if reply.is_closed() => {}
                 Command::Append(append, reply, terms) => round.push(append, reply, terms, &self.hasher),
                 Command::Batch(appends, reply, terms) => round.extend(appends, &reply, &terms, &self.hasher),
                 Command::Replicate(parts, number, reply) => round.replicate(parts, number, reply),
