@@ -25,15 +25,12 @@ use crate::read::view::{EntryView, IdView};
 
 /// Version of the records below.
 const VERSION: u8 = 1;
-/// Version of a slot's record that names the data directory that the promise was made to. A record of [`VERSION`] names the
-/// node only.
-const SLOT_VERSION: u8 = 2;
 
 /// Why a record cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RecordError {
     /// A newer build wrote it.
-    #[error("its record has version {0}, which this build does not read: use a newer build")]
+    #[error("its record has version {0}, and this build reads up to {VERSION}: use a newer build")]
     Newer(u8),
     /// Its bytes do not match its checksum: some of them changed.
     #[error("its record is not what was written: the checksum does not match")]
@@ -93,19 +90,12 @@ struct SlotRow<'a> {
     accepted: u64,
     placed_in: u64,
     is_confirmed: bool,
-    /// The members, encoded separately with their own limit; empty if none were recorded.
+    /// The members, encoded separately with their own limit; empty if none were recorded. The data directory that the promise
+    /// was made to follows them, if it is known: builds that know nothing of it read over it.
     members: &'a [u8],
     /// The members that these are to replace, encoded the same way; empty once the move is confirmed.
     before: &'a [u8],
     was_formed: bool,
-}
-
-/// A row of [`SLOT_VERSION`].
-#[derive(Encode, BorrowDecode)]
-struct SlotRowWithStorage<'a> {
-    row: SlotRow<'a>,
-    /// The data directory that the promise was made to.
-    promised_storage: [u8; 16],
 }
 
 /// Members: node and storage id.
@@ -119,12 +109,8 @@ type Pairs<'a> = Vec<(&'a str, &'a str)>;
 const METADATA_LIMIT: usize = MAX_METADATA_PAIRS * 64 + MAX_METADATA;
 
 pub(crate) fn encode<T: Encode>(record: &T, out: &mut Vec<u8>) -> Result<(), RecordError> {
-    encode_as(VERSION, record, out)
-}
-
-fn encode_as<T: Encode>(version: u8, record: &T, out: &mut Vec<u8>) -> Result<(), RecordError> {
     out.clear();
-    out.push(version);
+    out.push(VERSION);
     bincode::encode_into_std_write(record, out, standard()).map_err(RecordError::new)?;
     let checksum = crc32fast::hash(out);
     out.extend_from_slice(&checksum.to_le_bytes());
@@ -132,26 +118,16 @@ fn encode_as<T: Encode>(version: u8, record: &T, out: &mut Vec<u8>) -> Result<()
 }
 
 pub(crate) fn decode<'a, T: BorrowDecode<'a, ()>>(bytes: &'a [u8]) -> Result<T, RecordError> {
-    match checked(bytes)? {
-        (VERSION, body) => decode_body(body),
-        (version, _) => Err(RecordError::Newer(version)),
-    }
-}
-
-/// The version of a record and its fields, if the checksum matches.
-fn checked(bytes: &[u8]) -> Result<(u8, &[u8]), RecordError> {
     let (checked, checksum) =
         bytes.split_last_chunk::<4>().ok_or_else(|| RecordError::new("it is too short"))?;
     if crc32fast::hash(checked) != u32::from_le_bytes(*checksum) {
         return Err(RecordError::Checksum);
     }
-    match checked.split_first() {
-        Some((&version, body)) if version > 0 => Ok((version, body)),
-        _ => Err(RecordError::new("it has no version")),
-    }
-}
-
-fn decode_body<'a, T: BorrowDecode<'a, ()>>(body: &'a [u8]) -> Result<T, RecordError> {
+    let body = match checked.split_first() {
+        Some((&VERSION, body)) => body,
+        Some((&version, _)) if version > VERSION => return Err(RecordError::Newer(version)),
+        _ => return Err(RecordError::new("it has no version")),
+    };
     let (record, read): (T, usize) =
         bincode::borrow_decode_from_slice::<T, Configuration>(body, standard()).map_err(RecordError::new)?;
     if read != body.len() {
@@ -286,7 +262,13 @@ pub fn decode_head(bytes: &[u8]) -> Result<(u64, Head), RecordError> {
 /// [`RecordError`] if a field cannot be encoded.
 pub fn encode_slot(record: &SlotRecord, out: &mut Vec<u8>) -> Result<(), RecordError> {
     let placement = record.placement.as_ref();
-    let members = encode_members(placement.map(|placement| &placement.members))?;
+    let mut members = encode_members(placement.map(|placement| &placement.members))?;
+    // Without members there is nothing that it could follow: then the record names the node only.
+    if let Some(storage) = record.promised.as_ref().and_then(|claim| claim.storage)
+        && !members.is_empty()
+    {
+        members.extend_from_slice(&storage.0);
+    }
     let before = encode_members(placement.and_then(|placement| placement.previous.as_ref()))?;
     let row = SlotRow {
         promised_epoch: record.promised.as_ref().map_or(0, |claim| claim.epoch.0),
@@ -298,12 +280,7 @@ pub fn encode_slot(record: &SlotRecord, out: &mut Vec<u8>) -> Result<(), RecordE
         before: &before,
         was_formed: record.is_formed,
     };
-    match record.promised.as_ref().and_then(|claim| claim.storage) {
-        Some(storage) => {
-            encode_as(SLOT_VERSION, &SlotRowWithStorage { row, promised_storage: storage.0 }, out)
-        }
-        None => encode(&row, out),
-    }
+    encode(&row, out)
 }
 
 fn encode_members(set: Option<&ReplicaSet>) -> Result<Vec<u8>, RecordError> {
@@ -313,19 +290,21 @@ fn encode_members(set: Option<&ReplicaSet>) -> Result<Vec<u8>, RecordError> {
     bincode::encode_to_vec(members, standard()).map_err(RecordError::new)
 }
 
-fn decode_members(bytes: &[u8]) -> Result<Option<ReplicaSet>, RecordError> {
+/// Returns the members, and the bytes that follow them.
+fn decode_members(bytes: &[u8]) -> Result<(Option<ReplicaSet>, &[u8]), RecordError> {
     if bytes.is_empty() {
-        return Ok(None);
+        return Ok((None, bytes));
     }
     let limited = standard().with_limit::<MEMBERS_LIMIT>();
-    let (members, _): (Members<'_>, usize) =
+    let (members, read): (Members<'_>, usize) =
         bincode::borrow_decode_from_slice(bytes, limited).map_err(RecordError::new)?;
     let members: Vec<_> = members
         .into_iter()
         .map(|(node, storage)| Ok(Member { node: NodeId::new(node)?, storage: StorageId(storage) }))
         .collect::<Result<_, NodeIdError>>()
         .map_err(RecordError::new)?;
-    ReplicaSet::new(members).map(Some).map_err(RecordError::new)
+    let members = ReplicaSet::new(members).map_err(RecordError::new)?;
+    Ok((Some(members), bytes.get(read..).unwrap_or_default()))
 }
 
 /// Decodes what a replica promised and accepted for a slot.
@@ -333,14 +312,9 @@ fn decode_members(bytes: &[u8]) -> Result<Option<ReplicaSet>, RecordError> {
 /// # Errors
 /// [`RecordError`] if the bytes are damaged, malformed, or of a newer version.
 pub fn decode_slot(bytes: &[u8]) -> Result<SlotRecord, RecordError> {
-    let (row, storage): (SlotRow<'_>, _) = match checked(bytes)? {
-        (VERSION, body) => (decode_body(body)?, None),
-        (SLOT_VERSION, body) => {
-            let SlotRowWithStorage { row, promised_storage } = decode_body(body)?;
-            (row, Some(StorageId(promised_storage)))
-        }
-        (version, _) => return Err(RecordError::Newer(version)),
-    };
+    let row: SlotRow<'_> = decode(bytes)?;
+    let (members, rest) = decode_members(row.members)?;
+    let storage = rest.try_into().ok().map(StorageId);
     let promised = match row.promised_to {
         "" => None,
         node => Some(Claim {
@@ -349,8 +323,8 @@ pub fn decode_slot(bytes: &[u8]) -> Result<SlotRecord, RecordError> {
             storage,
         }),
     };
-    let previous = decode_members(row.before)?;
-    let placement = decode_members(row.members)?.map(|members| Placement {
+    let (previous, _) = decode_members(row.before)?;
+    let placement = members.map(|members| Placement {
         epoch: Epoch(row.placed_in),
         members,
         is_confirmed: row.is_confirmed,
@@ -445,30 +419,25 @@ mod tests {
         let (body, _) = bytes.split_last_chunk::<4>().unwrap();
         let members = format!("020161{}0162{}", "01".repeat(16), "02".repeat(16));
         let before = format!("010161{}", "01".repeat(16));
-        assert_eq!(
-            hex::encode(body),
-            format!(
-                "02fb2c01086c65646765722d31070701{:02x}{members}{:02x}{before}01{}",
-                members.len() / 2,
-                before.len() / 2,
-                "09".repeat(16)
-            )
-        );
+        let record = |members: &str| {
+            let (members_len, before_len) = (members.len() / 2, before.len() / 2);
+            format!("01fb2c01086c65646765722d31070701{members_len:02x}{members}{before_len:02x}{before}01")
+        };
+        assert_eq!(hex::encode(body), record(&format!("{members}{}", "09".repeat(16))));
         assert_eq!(decode_slot(&bytes).unwrap(), slot_record());
         // As an older build wrote it: the promise names the node only.
         let mut older = slot_record();
         older.promised = Some(Claim { storage: None, ..older.promised.unwrap() });
         encode_slot(&older, &mut bytes).unwrap();
         let (body, _) = bytes.split_last_chunk::<4>().unwrap();
-        assert_eq!(
-            hex::encode(body),
-            format!(
-                "01fb2c01086c65646765722d31070701{:02x}{members}{:02x}{before}01",
-                members.len() / 2,
-                before.len() / 2
-            )
-        );
+        assert_eq!(hex::encode(body), record(&members));
         assert_eq!(decode_slot(&bytes).unwrap(), older);
+        // So does a promise of a slot that has no members yet.
+        let unplaced = SlotRecord { promised: slot_record().promised, ..SlotRecord::default() };
+        encode_slot(&unplaced, &mut bytes).unwrap();
+        let bare = Claim { storage: None, ..unplaced.promised.unwrap() };
+        let expected = SlotRecord { promised: Some(bare), ..SlotRecord::default() };
+        assert_eq!(decode_slot(&bytes).unwrap(), expected);
         encode_slot(&SlotRecord::default(), &mut bytes).unwrap();
         assert_eq!(decode_slot(&bytes).unwrap(), SlotRecord::default());
     }
@@ -476,8 +445,6 @@ mod tests {
     #[test]
     fn a_newer_record_is_refused_by_name() {
         assert_eq!(decode_head(&sealed(&[9, 0, 0])), Err(RecordError::Newer(9)));
-        assert_eq!(decode_head(&sealed(&[2, 0, 0])), Err(RecordError::Newer(2)));
-        assert_eq!(decode_slot(&sealed(&[3, 0, 0])), Err(RecordError::Newer(3)));
     }
 
     proptest! {
@@ -498,11 +465,9 @@ mod tests {
         #[test]
         fn any_bytes_decode_or_fail(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             let context = ContextId::new("c").unwrap();
-            for version in [VERSION, SLOT_VERSION] {
-                let versioned = sealed(&[&[version][..], &bytes].concat());
-                let _ = (decode_entry(&context, Sequence(1), &versioned), decode_head(&versioned), peek_entry(&versioned));
-                let _ = decode_slot(&versioned);
-            }
+            let versioned = sealed(&[&[VERSION][..], &bytes].concat());
+            let _ = (decode_entry(&context, Sequence(1), &versioned), decode_head(&versioned), peek_entry(&versioned));
+            let _ = decode_slot(&versioned);
         }
     }
 }
