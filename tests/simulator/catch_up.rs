@@ -337,6 +337,9 @@ impl Node {
     }
 
     pub(super) fn unanswered(&mut self, number: u64) {
+        if self.heal_answered(number, None) {
+            return;
+        }
         let slot = self.tasks.iter().find(|(_, task)| task.asked == Some(number)).map(|(slot, _)| *slot);
         if let Some(slot) = slot {
             self.again(slot);
@@ -344,13 +347,8 @@ impl Node {
     }
 
     pub(super) fn replied(&mut self, number: u64, reply: CatchUpResponse) {
-        if let Some(context) = self.restoring.remove(&number) {
-            let fetched = if let CatchUpResponse::Fetched(range, loaded) = &reply {
-                Some((range, *loaded))
-            } else {
-                None
-            };
-            return self.fetched_for_restoring(context, fetched);
+        if self.heal_answered(number, Some(&reply)) {
+            return;
         }
         let Some((slot, task)) = self.tasks.iter_mut().find(|(_, task)| task.asked == Some(number)) else {
             return;
@@ -391,11 +389,7 @@ impl Node {
                 self.go_on(slot);
             }
             (CatchUpResponse::Fetched(range, loaded), Some(Doing::Restore(context))) => {
-                if range.after == 0 && !range.entries.is_empty() && self.is_damaged(context) {
-                    self.hide(slot);
-                    self.out_of_order.remove(&context);
-                    self.restore(context, &range.entries, loaded);
-                }
+                self.heal_in_claim(context, &claim, &range, loaded);
                 self.go_on(slot);
             }
             (CatchUpResponse::Unreadable, Some(_)) => {
@@ -422,9 +416,8 @@ impl Node {
     /// Responds to another node's request.
     pub(super) fn reply(&mut self, question: CatchUpRequest) -> CatchUpResponse {
         match question {
-            CatchUpRequest::Fetch { context, .. } | CatchUpRequest::RootAt { context, .. }
-                if self.is_damaged(context) =>
-            {
+            CatchUpRequest::Fetch { context, .. } if self.is_damaged(context) => CatchUpResponse::Unreadable,
+            CatchUpRequest::RootAt { context, .. } if self.lacks_roots(context) => {
                 CatchUpResponse::Unreadable
             }
             CatchUpRequest::Compare(ask) => CatchUpResponse::Compare(self.compared(&ask)),
@@ -477,7 +470,7 @@ impl Node {
         }
         let from = after.map_or(Bound::Unbounded, |after| Bound::Excluded((Slot::of(after), after)));
         let mut rest = listed.range((from, Bound::Unbounded)).map(|((_, id), context)| {
-            if self.is_damaged(*context) {
+            if self.lacks_head(*context) || self.quarantine.contains(context) {
                 return ListedContext::Unreadable((*id).clone());
             }
             let history = &self.disk.now.histories[*context];
@@ -490,7 +483,7 @@ impl Node {
 
     fn roots(&mut self, RootsRequest { context, sizes }: &RootsRequest) -> Roots {
         let Some(context) = self.config.contexts.find(context) else { return Roots::Absent };
-        if self.is_damaged(context) {
+        if self.lacks_roots(context) {
             return Roots::Unreadable;
         }
         let history = &self.disk.now.histories[context];

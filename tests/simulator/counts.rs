@@ -27,6 +27,8 @@ pub enum Counted {
     Recovered,
     Forked,
     Fetched,
+    Restored,
+    Reidentified,
     // What clients did.
     Created,
     Acknowledged,
@@ -43,7 +45,7 @@ pub enum Counted {
 }
 
 impl Counted {
-    const ALL: [(Self, &'static str); 28] = [
+    const ALL: [(Self, &'static str); 30] = [
         (Self::Runs, "seeds"),
         (Self::Steps, "steps"),
         (Self::Milliseconds, "milliseconds simulated"),
@@ -60,6 +62,8 @@ impl Counted {
         (Self::Recovered, "takeovers that went on without lost members"),
         (Self::Forked, "histories left to forks"),
         (Self::Fetched, "entries fetched to catch up"),
+        (Self::Restored, "damaged contexts restored"),
+        (Self::Reidentified, "disks that forgot what they promised"),
         (Self::Created, "entries written"),
         (Self::Acknowledged, "acknowledged at m copies"),
         (Self::AcknowledgedAtFewer, "acknowledged at fewer copies"),

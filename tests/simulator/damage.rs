@@ -1,26 +1,34 @@
-//! Damage: how a node finds, reports and restores what it cannot read, as in `ledger_store::integrity` and
-//! `ledger_cluster::catch_up::healing`.
+//! Damage: what a node notices of what it cannot read, as in `ledger_store::integrity`.
+//!
+//! | damage | what meets it | what still works |
+//! | --- | --- | --- |
+//! | head | everything | nothing: only the digest that the node kept knows the context |
+//! | entries | reads, fetches, forks, loads, the scrub | appends, as long as nothing before them is read |
+//! | tiles | roots at earlier sizes, the scrub | reads and appends, until it is found |
+//! | a slot's record | a restart, the scrub | everything, from memory, until the node is started anew |
 
-use ledger_core::{digest::TreeHead, loads::LoadSpan, node::Member, slot::Slot};
+use std::collections::BTreeSet;
+
+use ledger_core::slot::Slot;
 
 use super::{
     broken::DisabledRule,
-    disk::Write,
-    history::{Context, Entry},
-    message::{CatchUpRequest, Message, Range},
-    node::{Node, index_of},
-    node_output::NodeOutput,
+    disk::{Damage, Write},
+    history::Context,
+    node::Node,
 };
 
 impl Node {
     /// Damages what the disk holds of a context. Nobody knows yet.
-    pub fn damage(&mut self, context: Context) {
+    pub fn damage(&mut self, context: Context, damage: Damage) {
         if self.config.broken == DisabledRule::DamageIsAbsence {
             self.ids[context].clear();
-        } else if let Some(extent) = self.disk.now.histories[context].extent() {
-            self.counted.insert(context, extent);
+            return self.disk.damage(context, Damage::Head);
         }
-        self.disk.damage(context);
+        if let Some(head) = self.disk.now.histories[context].extent().filter(|_| damage == Damage::Head) {
+            self.lost_sizes.insert(context, head.size.0);
+        }
+        self.disk.damage(context, damage);
     }
 
     /// Returns whether appends to a context wait for a quorum.
@@ -28,18 +36,48 @@ impl Node {
         self.commits.has_pending(self.config.contexts.slot(context))
     }
 
-    /// Returns whether a context cannot be read; a caller that tries records the damage.
-    pub(super) fn is_damaged(&mut self, context: Context) -> bool {
-        let is_damaged = self.is_unreadable(context);
-        if is_damaged {
-            self.quarantine.insert(context);
-        }
-        is_damaged
+    fn damage_of(&self, context: Context) -> Option<Damage> {
+        let damage = self.disk.now.damaged.get(&context).copied();
+        damage.filter(|_| self.config.broken != DisabledRule::DamageIsAbsence)
     }
 
-    /// Does the same without recording the damage.
+    /// Returns whether the head of a context cannot be read; a caller that tries records the damage.
+    pub(super) fn lacks_head(&mut self, context: Context) -> bool {
+        let lacks = self.damage_of(context) == Some(Damage::Head);
+        if lacks {
+            self.quarantine.insert(context);
+        }
+        lacks
+    }
+
+    /// Returns whether entries of a context cannot be read, or the context is in quarantine; a caller that tries records
+    /// the damage.
+    pub(super) fn is_damaged(&mut self, context: Context) -> bool {
+        if matches!(self.damage_of(context), Some(Damage::Head | Damage::Entries(_))) {
+            self.quarantine.insert(context);
+        }
+        self.quarantine.contains(&context)
+    }
+
+    /// Does the same for entries after a size, as a fork reads them.
+    pub(super) fn is_damaged_after(&mut self, context: Context, size: u64) -> bool {
+        match self.damage_of(context) {
+            Some(Damage::Entries(to)) if to <= size => self.quarantine.contains(&context),
+            _ => self.is_damaged(context),
+        }
+    }
+
+    /// Does the same for the roots at earlier sizes.
+    pub(super) fn lacks_roots(&mut self, context: Context) -> bool {
+        if self.damage_of(context).is_some() {
+            self.quarantine.insert(context);
+        }
+        self.quarantine.contains(&context)
+    }
+
+    /// Returns whether something of a context cannot be read, without recording it.
     pub fn is_unreadable(&self, context: Context) -> bool {
-        self.disk.now.damaged.contains(&context) && self.config.broken != DisabledRule::DamageIsAbsence
+        self.damage_of(context).is_some()
     }
 
     /// Returns whether something of a slot is known to be damaged.
@@ -47,67 +85,28 @@ impl Node {
         self.quarantine.iter().any(|context| self.config.contexts.slot(*context) == slot)
     }
 
-    /// Returns the size of a context, as far as this node knows.
+    /// Returns the size of a context, as far as readers may have been shown it.
     pub(super) fn size_here(&self, context: Context) -> u64 {
-        match self.counted.get(&context) {
-            Some(extent) => extent.size.0,
+        match self.lost_sizes.get(&context) {
+            Some(size) => *size,
             None => self.disk.now.histories[context].size(),
         }
     }
 
-    /// Finds damage that nobody met, and requests what must be restored.
+    /// Finds damage that nobody met, and writes damaged records anew from memory.
     pub(super) fn scrub(&mut self) {
-        let damaged: Vec<Context> = self.disk.now.damaged.iter().copied().collect();
+        let damaged: Vec<Context> = self.disk.now.damaged.keys().copied().collect();
         for context in damaged {
-            if self.random.chance(30) {
-                self.is_damaged(context);
+            if self.random.chance(30) && self.is_unreadable(context) {
+                self.quarantine.insert(context);
             }
         }
-        for context in self.quarantine.clone() {
-            // Without a counted tree head nothing here proves which history is right: only the owner's claim does.
-            let Some(extent) = self.counted.get(&context).copied() else { continue };
-            if !self.random.chance(100) {
-                continue;
+        let records: BTreeSet<Slot> = self.disk.now.damaged_records.clone();
+        for slot in records {
+            if self.random.chance(30) && self.can_write() {
+                self.disk.write(Write::Record(slot, self.record(slot)));
+                self.want_sync();
             }
-            let placement = self.record(self.config.contexts.slot(context)).placement;
-            let members = placement.map_or_else(Vec::new, |placement| placement.members.members().to_vec());
-            let others: Vec<Member> = members.into_iter().filter(|member| *member != self.member).collect();
-            let Some(to) = self.random.pick(&others) else { continue };
-            let number = self.number();
-            self.restoring.insert(number, context);
-            let question = CatchUpRequest::Fetch { context, after: 0, to: extent.size.0, is_whole: true };
-            let index = index_of(&to.node);
-            self.out
-                .push(NodeOutput::Message { to: index, message: Message::Question { number, to, question } });
         }
-    }
-
-    /// Receives another node's history of a damaged context, and restores it if it is exactly what was counted here.
-    pub(super) fn fetched_for_restoring(
-        &mut self,
-        context: Context,
-        fetched: Option<(&Range, Option<LoadSpan>)>,
-    ) {
-        let Some(counted) = self.counted.get(&context).copied() else { return };
-        let Some((range, loaded)) = fetched.filter(|(range, _)| {
-            let size = ledger_core::Size(range.entries.len() as u64);
-            range.after == 0 && TreeHead { size, root: range.root } == counted
-        }) else {
-            return;
-        };
-        if self.quarantine.contains(&context) && self.can_write() {
-            self.restore(context, &range.entries, loaded);
-        }
-    }
-
-    /// Replaces an unreadable history.
-    pub(super) fn restore(&mut self, context: Context, entries: &[Entry], loaded: Option<LoadSpan>) {
-        let before = self.counted.remove(&context);
-        self.disk.write(Write::Restore(context, entries.to_vec(), loaded));
-        self.ids[context] = entries.iter().map(|entry| (entry.id, entry.sequence)).collect();
-        self.quarantine.remove(&context);
-        self.changed(context, before);
-        self.want_sync();
-        self.trace(|_| format!("restores context {context}"));
     }
 }

@@ -17,11 +17,24 @@ pub struct Store {
     pub cluster: Option<ClusterId>,
     pub records: BTreeMap<Slot, SlotRecord>,
     pub histories: Vec<History>,
-    /// Contexts whose histories exist and cannot be read; here they are empty.
-    pub damaged: BTreeSet<Context>,
+    /// What cannot be read of contexts.
+    pub damaged: BTreeMap<Context, Damage>,
+    /// The slots whose records cannot be read. A node that runs knows them from memory.
+    pub damaged_records: BTreeSet<Slot>,
     /// What uncommitted loads brought: after one size, up to another.
     pub loaded: BTreeMap<Context, LoadSpan>,
     pub forks: Vec<Fork>,
+}
+
+/// What cannot be read of a context.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Damage {
+    /// The head: nobody here knows how far the history goes. The history is lost.
+    Head,
+    /// The entries up to a sequence. The head says how far the history goes.
+    Entries(u64),
+    /// The nodes of the tree over the entries.
+    Tiles,
 }
 
 /// A forked-off suffix, with the evidence.
@@ -59,7 +72,10 @@ impl Store {
     fn apply(&mut self, write: &Write) {
         match write {
             Write::Cluster(id) => self.cluster = Some(*id),
-            Write::Record(slot, record) => _ = self.records.insert(*slot, record.clone()),
+            Write::Record(slot, record) => {
+                self.records.insert(*slot, record.clone());
+                self.damaged_records.remove(slot);
+            }
             Write::Append(context, entries) => self.histories[*context].0.extend_from_slice(entries),
             Write::Load(context, entries) => {
                 let history = &mut self.histories[*context].0;
@@ -132,12 +148,37 @@ impl Disk {
         }
     }
 
-    /// Makes a context unreadable: its entries are lost. Call it only while no write is pending.
-    pub fn damage(&mut self, context: Context) {
+    /// Damages a context. For [`Damage::Head`] call it only while no write is pending.
+    pub fn damage(&mut self, context: Context, damage: Damage) {
         for store in [&mut self.now, &mut self.durable] {
-            store.histories[context].0.clear();
-            store.damaged.insert(context);
+            if damage == Damage::Head {
+                store.histories[context].0.clear();
+            }
+            store.damaged.insert(context, damage);
         }
+    }
+
+    /// Damages the record of a slot.
+    pub fn damage_record(&mut self, slot: Slot) {
+        for store in [&mut self.now, &mut self.durable] {
+            store.damaged_records.insert(slot);
+        }
+    }
+
+    /// Gives the disk a new identity if it forgot what it promised, as `ledger_store::directory::reidentify`. Returns whether
+    /// it did.
+    pub fn reidentify(&mut self) -> bool {
+        let is_forgotten = !self.now.damaged_records.is_empty();
+        for store in [&mut self.now, &mut self.durable].into_iter().filter(|_| is_forgotten) {
+            let lost = std::mem::take(&mut store.damaged_records);
+            let slots: Vec<Slot> = store.records.keys().copied().collect();
+            for slot in slots {
+                let known = store.records.get(&slot).filter(|_| !lost.contains(&slot));
+                let left = SlotRecord::after_new_identity(known);
+                store.records.insert(slot, left);
+            }
+        }
+        is_forgotten
     }
 
     /// Cuts the power. Returns how many writes are lost.

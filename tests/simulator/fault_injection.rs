@@ -15,7 +15,7 @@ use ledger_core::{
 
 use super::{
     counts::Counted,
-    disk::{Disk, Store},
+    disk::{Damage, Disk, Store},
     faults::Fault,
     gossip::Published,
     message::{Index, Message},
@@ -211,8 +211,10 @@ impl World {
         true
     }
 
-    /// Damages what a running node's disk holds of a context, as if that part of the disk were replaced.
+    /// Damages what a running node's disk holds of a context, as if that part of the disk were replaced. It happens to one
+    /// node after the other as long as a wiped disk could happen, too.
     fn damage(&mut self, index: Index) -> bool {
+        let kind = self.random.below(4);
         let contexts: Vec<usize> = {
             let Some(node) = &self.hosts[index].node else { return false };
             let disk = &node.disk;
@@ -220,22 +222,35 @@ impl World {
             if !self.plan.is_strict() || self.plan.other_copies > 0 {
                 return false;
             }
-            if disk.written != disk.synced || !disk.now.damaged.is_empty() {
+            if kind == 0 && disk.written != disk.synced {
                 return false;
             }
-            let may_be = |context: &usize| disk.now.histories[*context].size() > 0 && !node.waits(*context);
+            let may_be = |context: &usize| {
+                let is_free = kind != 0 || !node.waits(*context);
+                disk.now.histories[*context].size() > 0 && is_free && !disk.now.damaged.contains_key(context)
+            };
             (0..self.plan.contexts).filter(may_be).collect()
         };
         let Some(context) = self.random.pick(&contexts) else { return false };
         if !self.can_lose(index) {
             return false;
         }
+        let slot = self.config.contexts.slot(context);
         let host = &mut self.hosts[index];
         let Some(node) = &mut host.node else { return false };
         host.graveyard.push((host.member.clone(), node.disk.durable.clone()));
-        node.damage(context);
+        let damage = match kind {
+            0 => Some(Damage::Head),
+            1 => Some(Damage::Entries(node.disk.now.histories[context].size())),
+            2 => Some(Damage::Tiles),
+            _ => None,
+        };
+        match damage {
+            Some(damage) => node.damage(context, damage),
+            None => node.disk.damage_record(slot),
+        }
         self.last_loss = self.now;
-        self.note(|| format!("context {context} is damaged at n{index}"));
+        self.note(|| format!("context {context}, or its slot's record, is damaged at n{index}: {damage:?}"));
         true
     }
 
@@ -411,5 +426,9 @@ impl World {
 /// Returns whether a disk holds something unreadable: it counts as lost until that is restored.
 pub(super) fn is_damaged(host: &Host) -> bool {
     let disk = host.node.as_ref().map(|node| &node.disk).or(host.disk.as_ref());
-    disk.is_some_and(|disk| !disk.now.damaged.is_empty() || !disk.durable.damaged.is_empty())
+    disk.is_some_and(|disk| {
+        [&disk.now, &disk.durable]
+            .into_iter()
+            .any(|store| !store.damaged.is_empty() || !store.damaged_records.is_empty())
+    })
 }

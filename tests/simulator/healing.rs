@@ -202,6 +202,9 @@ impl World {
             for context in self.config.contexts.of(slot) {
                 let (ours, theirs) = (&owners.disk.now.histories[context], &node.disk.now.histories[context]);
                 let durable = node.disk.durable.histories[context].size();
+                if let Some(damage) = node.disk.now.damaged.get(&context) {
+                    return Some(format!("{damage:?} of context {context} is damaged at {}", member.node));
+                }
                 if ours != theirs || durable != ours.size() {
                     return Some(format!("{} and node {owner} differ in context {context}", member.node));
                 }

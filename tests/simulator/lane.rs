@@ -102,7 +102,7 @@ impl Node {
         for queued in mem::take(&mut self.queue) {
             let Append { context, id, .. } = queued.append;
             let slot = self.config.contexts.slot(context);
-            let Some(epoch) = self.serving_epoch(slot).filter(|_| !self.is_damaged(context)) else {
+            let Some(epoch) = self.serving_epoch(slot).filter(|_| !self.lacks_head(context)) else {
                 let response = self.not_owner(context);
                 let Queued { client, request, .. } = queued;
                 self.out.push(NodeOutput::Respond { client, request, response });

@@ -8,6 +8,7 @@
 //! | [`pins`] | what readers see of a database whose last writes are not committed |
 //! | [`loads`] | loads, in `ledger_store::write::load` and `ledger_cluster::replicate::staging` |
 //! | [`catch_up`] | catching up with an owner or, as a claimant, with the best replicas |
+//! | [`damage`], [`heal`] | what a node cannot read, in `ledger_store::integrity`; the shell around [`ledger_core::healing`] |
 //! | [`gossip`] | chitchat |
 //! | [`disk`], [`network`], [`deliver`] | disks and the network |
 //! | [`client`], [`clients`], [`loader`] | the SDK |
@@ -31,6 +32,7 @@ mod fault_injection;
 mod faults;
 mod flags;
 mod gossip;
+mod heal;
 mod healing;
 mod history;
 mod invariants;

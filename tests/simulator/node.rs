@@ -7,11 +7,14 @@ use std::{
 };
 
 use ledger_core::{
-    digest::{SlotDigest, TreeHead},
+    digest::SlotDigest,
+    healing::HealSchedule,
     node::{ClusterId, Member, NodeId, ReplicaSet, StorageId},
     ownership::{
         Claim, DeclaredLosses, Placement, SlotManager, SlotRecord,
-        slot_manager::{DecommissionMode, Event, MemberResponse, Millis, SyncOfferOutcome as Offered},
+        slot_manager::{
+            DamagedSlots, DecommissionMode, Event, MemberResponse, Millis, SyncOfferOutcome as Offered,
+        },
     },
     replication::Peer,
     slot::Slot,
@@ -22,6 +25,7 @@ use super::{
     catch_up::Task,
     disk::{Disk, Write},
     gossip::{Gossip, Published},
+    heal::Healing,
     history::Context,
     lane::{Commits, Queued},
     loads::Loading,
@@ -72,10 +76,13 @@ pub struct Node {
     // Damage.
     /// Contexts that were found damaged.
     pub(super) quarantine: BTreeSet<Context>,
-    /// Tree heads of damaged contexts that the digests still count, from before the damage.
-    pub(super) counted: BTreeMap<Context, TreeHead>,
-    /// Pending requests for the histories of damaged contexts.
-    pub(super) restoring: BTreeMap<u64, Context>,
+    /// The sizes of contexts whose heads were lost while this node ran: it knows what readers were shown.
+    pub(super) lost_sizes: BTreeMap<Context, u64>,
+    pub(super) heal_schedule: HealSchedule,
+    /// Attempts to restore a context, each by the number of the question that it waits for.
+    pub(super) healing: BTreeMap<u64, Healing>,
+    /// The damage that the slot manager knows of.
+    pub(super) damage: DamagedSlots,
     // Catching up.
     pub(super) tasks: BTreeMap<Slot, Task>,
     /// Slots that were handed over to this node, until it owns them.
@@ -139,8 +146,10 @@ impl Node {
             loads: BTreeMap::new(),
             arrived: BTreeMap::new(),
             quarantine: BTreeSet::new(),
-            counted: BTreeMap::new(),
-            restoring: BTreeMap::new(),
+            lost_sizes: BTreeMap::new(),
+            heal_schedule: HealSchedule::default(),
+            healing: BTreeMap::new(),
+            damage: DamagedSlots::default(),
             tasks: BTreeMap::new(),
             handed_over: Vec::new(),
         };
@@ -251,6 +260,7 @@ impl Node {
         }
         self.events.push_back(Event::Tick);
         self.scrub();
+        self.heal();
         self.spread_all();
         self.connect();
     }

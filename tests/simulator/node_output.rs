@@ -99,6 +99,8 @@ pub enum Note {
     CaughtUp {
         entries: u64,
     },
+    /// A damaged context was restored.
+    Restored,
     /// A moment of a takeover that suits a fault.
     Moment,
     /// Something does not hold that always should.

@@ -86,6 +86,10 @@ impl World {
                 self.counts.add(Counted::Forked, 1);
                 Ok(())
             }
+            Note::Restored => {
+                self.counts.add(Counted::Restored, 1);
+                Ok(())
+            }
             Note::Load(what) => {
                 self.counts.add(what, 1);
                 Ok(())

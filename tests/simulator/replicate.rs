@@ -142,7 +142,7 @@ impl Node {
         {
             return ReplicateOutcome::Refused(refused.promised);
         }
-        if self.is_damaged(range.context) {
+        if self.lacks_head(range.context) {
             // The context is restored before the slot gets in sync.
             return ReplicateOutcome::Gap;
         }
@@ -266,6 +266,15 @@ impl Node {
 
     /// Forks off what comes after a common size, because an owner has another history.
     pub(super) fn fork(&mut self, context: Context, common: u64, theirs: (u64, Hash)) {
+        if self.is_damaged_after(context, common) {
+            // What cannot be read is not left for another history.
+            return;
+        }
+        self.fork_tail(context, common, theirs);
+    }
+
+    /// Moves what comes after a common size to a fork.
+    pub(super) fn fork_tail(&mut self, context: Context, common: u64, theirs: (u64, Hash)) {
         let slot = self.config.contexts.slot(context);
         self.hide(slot);
         self.out_of_order.remove(&context);
@@ -297,7 +306,7 @@ impl Node {
     /// on.
     pub(super) fn scan(&mut self) {
         for context in 0..self.config.contexts.len() {
-            self.is_damaged(context);
+            self.lacks_head(context);
             let ids = self.disk.now.histories[context].0.iter().map(|entry| (entry.id, entry.sequence));
             self.ids[context] = ids.collect();
             self.changed(context, None);

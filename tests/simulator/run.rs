@@ -284,8 +284,13 @@ impl World {
     pub fn start(&mut self, index: Index) {
         let random = Random::new(self.random.number());
         let clock = self.clock(index);
+        let storage = self.new_storage();
         let host = &mut self.hosts[index];
-        let Some(disk) = host.disk.take() else { return };
+        let Some(mut disk) = host.disk.take() else { return };
+        if disk.reidentify() {
+            host.member = Member { storage, ..host.member.clone() };
+            self.counts.add(Counted::Reidentified, 1);
+        }
         host.life += 1;
         let (life, member) = (host.life, host.member.clone());
         let leaving = host.leaving;

@@ -22,6 +22,7 @@
 //! | [`digest`] | whether two nodes hold the same, in a few bytes |
 //! | [`compare`] | finding what differs between two nodes |
 //! | [`ownership`] | who may write a slot: promises, takeovers, copies |
+//! | [`healing`] | how what a node cannot read any more is restored, and what proves that it is right |
 //! | [`replication`] | when there are copies enough, and what a replica does with what it is sent |
 //! | [`loads`] | how a loaded snapshot is installed as a whole or not at all |
 //! | [`cluster_key`] | the cluster's keys as text, and what proves to have one |
@@ -41,6 +42,7 @@ pub mod control_characters;
 pub mod digest;
 pub mod entry;
 pub mod hash;
+pub mod healing;
 pub mod id;
 pub mod legacy;
 pub mod limits;

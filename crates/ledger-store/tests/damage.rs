@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ledger_core::healing::{HealProof, LocalHead};
 use ledger_store::{Filter, Ledger, Options, Sequence, StoreError};
 use support::{append_many, context, copy_dir, draft, flipped, remove_row, small, tamper};
 
@@ -273,6 +274,12 @@ fn rows(dir: &Path, family: &str) -> usize {
     db.iterator_cf(db.cf_handle(family).unwrap(), rocksdb::IteratorMode::Start).map(Result::unwrap).count()
 }
 
+/// Begins to restore the context, with its head as proof.
+fn heal(ledger: &Ledger) -> Option<ledger_store::Healing> {
+    let LocalHead::Committed(goal) = ledger.damaged_head(&context("c")).unwrap() else { return None };
+    ledger.begin_healing(&context("c"), HealProof::Head, goal).unwrap()
+}
+
 /// Feeds what is missing from another ledger.
 fn feed(healing: &mut ledger_store::Healing, from: &Ledger) -> Result<(), StoreError> {
     while let Some((after, to)) = healing.missing() {
@@ -292,7 +299,7 @@ fn a_damaged_context_is_healed_from_another_copy_while_it_grows() {
         let ledger = Ledger::open_with(dir.path(), scrubbing).unwrap();
         wait_until("the scrub's finding", || !ledger.damage().is_empty());
         let newer = ledger.append(&context("c"), draft("k", "while it is damaged")).unwrap();
-        let mut healing = ledger.heal(&context("c")).unwrap().expect("it is damaged");
+        let mut healing = heal(&ledger).expect("it is damaged");
         // What the other one lacks is read here, at the end.
         assert_eq!(healing.missing(), Some((ledger_store::Size(0), newer.position.size)));
         let tail = ledger.range(&context("c"), ledger_store::Size(700), newer.position.size, 10_000).unwrap();
@@ -323,6 +330,35 @@ fn a_damaged_context_is_healed_from_another_copy_while_it_grows() {
 }
 
 #[test]
+fn what_is_computed_from_the_entries_is_restored_from_them() {
+    for (family, row) in [("tiles", 0), ("tiles", 1), ("tiles", 2), ("entries", 400)] {
+        let (dir, _copy, other) = two_copies();
+        tamper(dir.path(), family, |number, _, value| {
+            (number == row).then(|| flipped(value, value.len() - 1))
+        });
+        let scrubbing = Options { scrub_rate: 1 << 30, scrub_pause: Duration::from_millis(1), ..small() };
+        let ledger = Ledger::open_with(dir.path(), scrubbing).unwrap();
+        wait_until("the scrub's finding", || !ledger.damage().is_empty());
+        let mut healing = heal(&ledger).expect("it is damaged");
+        let taken = healing.take_local();
+        if family == "entries" {
+            assert_eq!(sequence_of(&taken.unwrap_err()), 401, "what is lost itself needs another node");
+            continue;
+        }
+        taken.unwrap();
+        ledger.append(&context("c"), draft("k", "while it is healed")).unwrap();
+        assert!(healing.finish().unwrap());
+        drop(healing);
+        assert!(ledger.damage().is_empty());
+        let entries = ledger.get(&context("c"), &Filter::default()).unwrap().entries;
+        assert_eq!(entries[..700], other.get(&context("c"), &Filter::default()).unwrap().entries[..]);
+        let scrubbed = ledger.stats().scrubbed;
+        wait_until("another pass of the scrub", || ledger.stats().scrubbed >= scrubbed + 2 * 701);
+        assert!(ledger.damage().is_empty());
+    }
+}
+
+#[test]
 fn another_history_heals_nothing() {
     let (dir, _copy, _other) = two_copies();
     let foreign = tempfile::tempdir().unwrap();
@@ -330,11 +366,11 @@ fn another_history_heals_nothing() {
     append_many(&foreign, &context("c"), 700, &mut Vec::new());
     tamper(dir.path(), "entries", |number, _, value| (number == 5).then(|| flipped(value, value.len() - 1)));
     let ledger = Ledger::open_with(dir.path(), small()).unwrap();
-    assert!(ledger.heal(&context("c")).unwrap().is_none(), "nobody knows yet that it is damaged");
+    assert_eq!(ledger.damaged_head(&context("c")).unwrap(), LocalHead::NotDamaged, "nobody knows yet");
     assert!(ledger.get(&context("c"), &Filter::default()).is_err());
-    let mut healing = ledger.heal(&context("c")).unwrap().unwrap();
+    let mut healing = heal(&ledger).unwrap();
     let error = feed(&mut healing, &foreign).unwrap_err().to_string();
-    assert!(error.contains("another history of context c"), "{error}");
+    assert!(error.contains("context c is not restored: the other node holds another history"), "{error}");
     drop(healing);
     assert_eq!(ledger.damage().len(), 1);
     ledger.close().unwrap();
@@ -348,7 +384,7 @@ fn a_context_with_a_damaged_block_is_healed_from_another_copy() {
     damage_block(dir.path());
     let ledger = Ledger::open_with(dir.path(), small()).unwrap();
     assert!(ledger.get(&context("c"), &Filter::default()).is_err());
-    let mut healing = ledger.heal(&context("c")).unwrap().unwrap();
+    let mut healing = heal(&ledger).unwrap();
     feed(&mut healing, &other).unwrap();
     assert!(healing.finish().unwrap());
     let entries = ledger.get(&context("c"), &Filter::default()).unwrap().entries;

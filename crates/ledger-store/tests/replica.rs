@@ -10,6 +10,7 @@ use futures::FutureExt as _;
 use ledger_core::{
     Epoch,
     digest::{Digest, TreeHead},
+    healing::{HealProof, LocalHead},
     node::{Member, NodeId, ReplicaSet},
     ownership::Claim,
     replication::Peer,
@@ -398,9 +399,16 @@ async fn what_a_load_brought_stays_together_in_a_context_that_is_healed() {
         assert!(replica.range(context, Size(0), all, 1 << 20).is_err(), "{family}");
         let healing = if family == "heads" {
             let theirs = TreeHead { size: all, root: theirs.root };
-            replica.heal_in_claim(context, two.claim.clone(), theirs)
+            replica.begin_healing(
+                context,
+                HealProof::Claim { claim: two.claim.clone(), is_complete: true },
+                theirs,
+            )
         } else {
-            replica.heal(context)
+            let LocalHead::Committed(goal) = replica.damaged_head(context).unwrap() else {
+                panic!("{family}")
+            };
+            replica.begin_healing(context, HealProof::Head, goal)
         };
         let mut healing = healing.unwrap().expect("it is damaged");
         while let Some((after, to)) = healing.missing() {

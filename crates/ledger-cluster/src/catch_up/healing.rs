@@ -1,12 +1,12 @@
-//! Restores damaged contexts from other nodes.
+//! Restores damaged contexts.
 //!
 //! A read or the scrub finds that stored data is not what was written
-//! ([`Ledger::damage`](ledger_store::Ledger::damage)). This module then requests the whole history from another
-//! member of the slot. The store installs it only if it is proven to be the history that this node had ([`Healing`]),
-//! or is that of the slot's owner.
+//! ([`Ledger::damage`](ledger_store::Ledger::damage)). What is tried when, from whom, and what proves that a history is
+//! right, is decided in [`ledger_core::healing`]. This module reads, asks and fetches for it, and tells the slot manager
+//! which slots have damage.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -15,16 +15,24 @@ use ledger_core::{
     ContextId, Size,
     compare::{CompareRequest, CompareResponse, ListedContext},
     digest::{Bucket, TreeHead},
+    healing::{
+        HealAttempt, HealEffect, HealEvent, HealOutcome, HealSchedule, HealSource, MAX_RELAPSES, heal_sources,
+    },
     node::Member,
-    ownership::Claim,
+    ownership::{
+        Claim,
+        slot_manager::{DamagedSlots, Event},
+    },
     slot::Slot,
 };
 use ledger_proto::ledger::v1::{FetchContext, FetchRequest, replica_service_client::ReplicaServiceClient};
-use ledger_store::{Healing, StoreError, limited};
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use ledger_store::{Healing, limited};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, MissedTickBehavior, interval, timeout},
+};
 
 use crate::{
-    backoff::Backoff,
     catch_up::rate_limiter::RateLimiter,
     catch_up::{CatchUpError, RESPONSE_TIMEOUT, blocking},
     ownership::routes::SlotOwner,
@@ -34,137 +42,125 @@ use crate::{
     shared::Shared,
 };
 
-/// How often a context may grow by more than the lane can add at once.
-const MAX_ROUNDS: usize = 64;
-
 /// Most pages of a bucket that are requested. A bucket has some four contexts for each million in the cluster.
 const MAX_PAGES: usize = 16;
-/// The pause before a context is retried, at first and at most.
-const FIRST_PAUSE: Duration = Duration::from_millis(500);
-const MAX_PAUSE: Duration = Duration::from_mins(1);
-/// A context that stayed undamaged for this long after it was restored counts as healthy again.
-const HEALTHY_AFTER: Duration = Duration::from_mins(10);
-/// Contexts that are processed together.
-const MAX_CONCURRENT: usize = 1024;
-/// If a context is damaged again this often after being restored, the node's disk is unreliable.
-const MAX_RELAPSES: u32 = 3;
-
-/// A context that is damaged, or was.
-struct DamagedContext {
-    /// When to try it next.
-    due: Instant,
-    backoff: Backoff,
-    restored: u32,
-}
+/// How often to look for contexts that are due.
+const INTERVAL: Duration = Duration::from_millis(500);
+/// Contexts that are restored at the same time: one that waits for a slow node does not stop the others.
+const MAX_CONCURRENT: usize = 8;
 
 /// Restores every damaged context once it is found; retries those that cannot be restored, ever less often.
 pub(crate) async fn run(shared: Arc<Shared>) {
     let mut damage = shared.ledger.watch_damage();
-    let mut tick = interval(FIRST_PAUSE);
+    let mut tick = interval(INTERVAL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut patients: HashMap<ContextId, DamagedContext> = HashMap::new();
+    let begun = Instant::now();
+    let now = || u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let (mut schedule, mut told) = (HealSchedule::default(), DamagedSlots::default());
+    let mut healing = JoinSet::new();
+    // Due contexts that wait for a place among those that are being restored, and these.
+    let (mut waiting, mut busy) = (Vec::new(), BTreeSet::new());
     loop {
-        tokio::select! {
-            _ = tick.tick() => {}
-            Ok(()) = damage.changed() => {}
-        }
-        let now = Instant::now();
-        let damaged: HashSet<ContextId> =
-            shared.ledger.damage().into_iter().map(|found| found.context).collect();
-        patients.retain(|context, patient| damaged.contains(context) || now < patient.due + HEALTHY_AFTER);
-        for context in due(damaged, &patients, now) {
-            let patient = patients.entry(context.clone()).or_insert_with(|| DamagedContext {
-                due: now,
-                backoff: Backoff::new(FIRST_PAUSE, MAX_PAUSE),
-                restored: 0,
-            });
-            match heal(&shared, &context).await {
-                Ok(None) => {}
-                Ok(Some((source, entries))) => {
-                    shared.counters.healed.fetch_add(1, Ordering::Relaxed);
-                    patient.restored += 1;
-                    limited!(warn, %context, %source, entries, "a damaged context was restored from another node");
-                    if patient.restored >= MAX_RELAPSES {
-                        limited!(
-                            error, %context, times = patient.restored,
-                            "a context that was restored is damaged again and again: replace this node's disk and its data directory"
-                        );
+        // Listing all damage takes long if there is much: not after each context.
+        let is_due = tokio::select! {
+            _ = tick.tick() => true,
+            Ok(()) = damage.changed() => waiting.is_empty() && healing.is_empty(),
+            Some(healed) = healing.join_next() => {
+                match healed {
+                    Ok((context, outcome)) => {
+                        busy.remove(&context);
+                        finished(&mut schedule, now(), &context, outcome);
+                    }
+                    Err(error) => {
+                        limited!(error, %error, "restoring a damaged context failed");
+                        healing.shutdown().await;
+                        busy.clear();
                     }
                 }
-                Err(error) => {
-                    limited!(
-                        error, %context, %error,
-                        "a damaged context cannot be restored from another node yet: this is tried again"
-                    );
-                }
+                false
             }
-            // Pause after success too: a context that is damaged again at once must not occupy the node.
-            patient.due = Instant::now() + patient.backoff.pause();
+        };
+        if is_due {
+            let damaged: BTreeSet<ContextId> =
+                shared.ledger.damage().into_iter().map(|found| found.context).collect();
+            tell(&shared, &mut told, &damaged, &schedule, now()).await;
+            waiting = schedule.due(now(), &damaged);
+            waiting.reverse();
+        }
+        while healing.len() < MAX_CONCURRENT
+            && let Some(context) = waiting.pop()
+        {
+            if !shared.ledger.is_damaged(&context) || !busy.insert(context.clone()) {
+                continue;
+            }
+            let shared = Arc::clone(&shared);
+            healing.spawn(async move {
+                let outcome = heal(&shared, &context).await;
+                (context, outcome)
+            });
         }
     }
 }
 
-/// Returns the damaged contexts that are due, at most [`MAX_CONCURRENT`]: first those never tried, then those waiting
-/// longest. So contexts that cannot be restored do not starve the others.
-fn due(
-    damaged: HashSet<ContextId>,
-    patients: &HashMap<ContextId, DamagedContext>,
-    now: Instant,
-) -> impl Iterator<Item = ContextId> + use<> {
-    let since = |context: &ContextId| patients.get(context).map(|patient| patient.due);
-    let mut due: Vec<_> = damaged.into_iter().map(|context| (since(&context), context)).collect();
-    due.retain(|(since, _)| since.is_none_or(|since| since <= now));
-    due.sort();
-    due.into_iter().map(|(_, context)| context).take(MAX_CONCURRENT)
-}
-
-/// Restores a context from the first node that can provide it. Returns the node and the number of entries; `None` if
-/// the context is not damaged any more, or none of its entries is committed yet.
-async fn heal(shared: &Arc<Shared>, context: &ContextId) -> Result<Option<(Member, u64)>, CatchUpError> {
-    let mut failure = CatchUpError::Peer("no other node that keeps it is known".to_owned());
-    for source in sources(shared, Slot::of(context)) {
-        match heal_from(shared, context, &source).await {
-            Ok(healed) => return Ok(healed.map(|entries| (source, entries))),
-            Err(error) => failure = error,
+/// Tells the slot manager which slots have damage, if these are others than before.
+async fn tell(
+    shared: &Shared,
+    told: &mut DamagedSlots,
+    damaged: &BTreeSet<ContextId>,
+    schedule: &HealSchedule,
+    now: u64,
+) {
+    let damage =
+        DamagedSlots { damaged: damaged.iter().map(Slot::of).collect(), impaired: schedule.impaired(now) };
+    if damage != *told {
+        let more: Vec<u16> = damage.impaired.difference(&told.impaired).map(|slot| slot.number()).collect();
+        if !more.is_empty() {
+            limited!(
+                error, slots = ?more,
+                "damaged contexts could not be restored for a while: other members take the slots over if they can"
+            );
         }
+        told.clone_from(&damage);
+        shared.send_events(vec![Event::DamageChanged(damage)]).await;
     }
-    Err(failure)
 }
 
-/// Returns the nodes that may have a slot's contexts: its owner, then its other members.
-fn sources(shared: &Shared, slot: Slot) -> Vec<Member> {
-    let routes = shared.routes.borrow();
-    let Some(route) = routes.get(slot) else { return Vec::new() };
-    let mut members: Vec<Member> =
-        route.members.iter().filter(|member| **member != shared.me).cloned().collect();
-    if let SlotOwner::Other(owner, _) = &route.owner {
-        members.sort_by_key(|member| member.node != *owner);
-    }
-    members
-}
-
-async fn heal_from(
-    shared: &Arc<Shared>,
+/// Records the outcome of an attempt.
+fn finished(
+    schedule: &mut HealSchedule,
+    now: u64,
     context: &ContextId,
-    source: &Member,
-) -> Result<Option<u64>, CatchUpError> {
-    let (ledger, of) = (shared.ledger.clone(), context.clone());
-    let healing = match blocking(move || ledger.heal(&of)).await {
-        // This node's own head is lost: the digest that it kept proves whether the other node's tree head is the
-        // same.
-        Err(CatchUpError::Store(StoreError::Damaged { sequence, .. })) if sequence.0 == 0 => {
-            let bucket = bucket_of(shared, context, source).await?;
-            let missing = || CatchUpError::Peer("it does not have the context, or cannot read it".to_owned());
-            let theirs = *bucket.get(context).ok_or_else(missing)?;
-            let (ledger, of) = (shared.ledger.clone(), context.clone());
-            blocking(move || ledger.heal_by_digest(&of, theirs, bucket)).await?
+    outcome: Result<HealOutcome, CatchUpError>,
+) {
+    let mut random = [0; 4];
+    // Without random numbers, use the longest pause.
+    let random = getrandom::fill(&mut random).map_or(u32::MAX, |()| u32::from_le_bytes(random));
+    let is_restored = matches!(outcome, Ok(HealOutcome::Restored { .. }));
+    let times = schedule.tried(now, context, is_restored, random);
+    match outcome {
+        Ok(HealOutcome::Restored { source, entries }) => {
+            limited!(warn, %context, %source, entries, "a damaged context was restored");
         }
-        healing => healing?,
-    };
-    match healing {
-        Some(healing) => finish(shared, context, source, healing).await.map(Some),
-        None => Ok(None),
+        Ok(HealOutcome::NothingToDo | HealOutcome::NotRestored) => {}
+        Err(error) => {
+            limited!(
+                error, %context, %error,
+                "a damaged context cannot be restored yet: this is tried again"
+            );
+        }
     }
+    if let Some(times) = times.filter(|times| *times >= MAX_RELAPSES) {
+        limited!(
+            error, %context, times,
+            "a context that was restored is damaged again and again: replace this node's disk and its data directory"
+        );
+    }
+}
+
+/// Restores a context from the first source that can provide it.
+async fn heal(shared: &Arc<Shared>, context: &ContextId) -> Result<HealOutcome, CatchUpError> {
+    let (attempt, effect) = HealAttempt::begin(context.clone(), sources(shared, Slot::of(context)));
+    drive(shared, attempt, effect).await
 }
 
 /// Restores a context from the owner of its slot.
@@ -175,14 +171,90 @@ pub(crate) async fn in_claim(
     claim: &Claim,
     theirs: TreeHead,
 ) -> Result<(), CatchUpError> {
-    let (ledger, of, claim) = (shared.ledger.clone(), context.clone(), claim.clone());
-    let Some(healing) = blocking(move || ledger.heal_in_claim(&of, claim, theirs)).await? else {
-        return Ok(());
-    };
-    let entries = finish(shared, context, owner, healing).await?;
-    shared.counters.healed.fetch_add(1, Ordering::Relaxed);
-    limited!(warn, %context, source = %owner, entries, "a damaged context was restored from the owner of its slot");
+    let is_complete = shared.config.write_quorum * 2 > shared.config.replication_factor;
+    let (attempt, effect) =
+        HealAttempt::in_claim(context.clone(), owner.clone(), claim.clone(), is_complete, theirs);
+    if let HealOutcome::Restored { source, entries } = drive(shared, attempt, effect).await? {
+        limited!(warn, %context, %source, entries, "a damaged context was restored from the owner of its slot");
+    }
     Ok(())
+}
+
+/// Returns where a slot's contexts may be restored from.
+fn sources(shared: &Shared, slot: Slot) -> Vec<HealSource> {
+    let routes = shared.routes.borrow();
+    let Some(route) = routes.get(slot) else { return vec![HealSource::Local] };
+    let owner = match &route.owner {
+        SlotOwner::Other(owner, _) => Some(owner),
+        _ => None,
+    };
+    heal_sources(&shared.me, &route.members, owner)
+}
+
+/// Does what an attempt asks for until it is over.
+///
+/// # Errors
+/// The last failure, if no source could provide the history.
+async fn drive(
+    shared: &Arc<Shared>,
+    mut attempt: HealAttempt,
+    mut effect: HealEffect,
+) -> Result<HealOutcome, CatchUpError> {
+    let mut failure = CatchUpError::Peer("no other node that keeps it is known".to_owned());
+    let mut staged = None;
+    loop {
+        let context = attempt.context();
+        let done = match effect {
+            HealEffect::Finished(HealOutcome::NotRestored) => return Err(failure),
+            HealEffect::Finished(outcome) => {
+                if matches!(outcome, HealOutcome::Restored { .. }) {
+                    shared.counters.healed.fetch_add(1, Ordering::Relaxed);
+                }
+                return Ok(outcome);
+            }
+            HealEffect::ReadHead => {
+                let (ledger, of) = (shared.ledger.clone(), context.clone());
+                blocking(move || ledger.damaged_head(&of)).await.map(HealEvent::Head)
+            }
+            HealEffect::AskBucket(member) => bucket_of(shared, context, &member).await.map(HealEvent::Bucket),
+            HealEffect::Fetch { source, goal, proof, is_more } => {
+                let begun = if let Some(staged) = staged.take().filter(|_| is_more) {
+                    Ok(Some(staged))
+                } else {
+                    let (ledger, of) = (shared.ledger.clone(), context.clone());
+                    blocking(move || ledger.begin_healing(&of, proof, goal)).await
+                };
+                match begun {
+                    Ok(Some(healing)) => fetch(shared, &source, context, healing).await.map(|healing| {
+                        staged = Some(healing);
+                        HealEvent::Staged
+                    }),
+                    Ok(None) => Ok(HealEvent::Failed),
+                    Err(error) => Err(error),
+                }
+            }
+            HealEffect::Install => match staged.take() {
+                Some(healing) => install(healing).await.map(|(healing, event)| {
+                    staged = Some(healing);
+                    event
+                }),
+                None => Ok(HealEvent::Failed),
+            },
+        };
+        effect = attempt.step(done.unwrap_or_else(|error| {
+            failure = error;
+            HealEvent::Failed
+        }));
+    }
+}
+
+/// Has the lane install what is staged.
+async fn install(mut healing: Healing) -> Result<(Healing, HealEvent), CatchUpError> {
+    blocking(move || {
+        let event = if healing.finish()? { HealEvent::Installed } else { HealEvent::Behind(healing.goal()) };
+        Ok((healing, event))
+    })
+    .await
 }
 
 /// Returns the tree heads of the contexts in a context's bucket at another node, as far as that can read them.
@@ -226,43 +298,35 @@ fn client(
     Ok(ReplicaServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE))
 }
 
-/// Fetches the history and installs it. Returns the number of entries.
-async fn finish(
+/// Stages what is missing, from a source.
+async fn fetch(
     shared: &Arc<Shared>,
+    source: &HealSource,
     context: &ContextId,
-    source: &Member,
     mut healing: Healing,
-) -> Result<u64, CatchUpError> {
-    let mut client = client(shared, source)?;
-    let mut pace = RateLimiter::new(shared.config.catch_up_rate);
-    for _ in 0..MAX_ROUNDS {
-        let Some((after, to)) = healing.missing() else { return Err(CatchUpError::TooFast) };
-        healing = fetch(shared, source, &mut client, &mut pace, context, healing, after, to).await?;
-        let is_done;
-        (healing, is_done) = blocking(move || {
-            let is_done = healing.finish()?;
-            Ok((healing, is_done))
-        })
-        .await?;
-        if is_done {
-            return Ok(to.0);
+) -> Result<Healing, CatchUpError> {
+    match source {
+        HealSource::Local => {
+            blocking(move || {
+                healing.take_local()?;
+                Ok(healing)
+            })
+            .await
         }
+        HealSource::Member(member) => fetch_from(shared, member, context, healing).await,
     }
-    Err(CatchUpError::TooFast)
 }
 
-/// Fetches what is missing, and stages it.
-#[expect(clippy::too_many_arguments, reason = "whom to ask, how, and for what")]
-async fn fetch(
-    shared: &Shared,
+/// Fetches what is missing from another node, and stages it.
+async fn fetch_from(
+    shared: &Arc<Shared>,
     source: &Member,
-    client: &mut ReplicaServiceClient<AuthenticatedChannel>,
-    pace: &mut RateLimiter,
     context: &ContextId,
     mut healing: Healing,
-    after: Size,
-    to: Size,
 ) -> Result<Healing, CatchUpError> {
+    let Some((after, to)) = healing.missing() else { return Ok(healing) };
+    let mut client = client(shared, source)?;
+    let mut pace = RateLimiter::new(shared.config.catch_up_rate);
     let wanted = FetchContext {
         context_id: context.as_str().to_owned(),
         after_size: after.0,
@@ -296,35 +360,4 @@ async fn fetch(
         pace.acquire(bytes).await;
     }
     Ok(healing)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn contexts_that_cannot_be_healed_do_not_keep_others_from_their_turn() {
-        let name = |number: usize| ContextId::new(format!("c-{number}")).unwrap();
-        let all: HashSet<_> = (0..3 * MAX_CONCURRENT).map(name).collect();
-        let (mut patients, mut tried, mut now) = (HashMap::new(), HashSet::new(), Instant::now());
-        // No context is ever restored, and a turn takes longer than the pause after it.
-        for _ in 0..3 {
-            let turn: Vec<_> = due(all.clone(), &patients, now).collect();
-            assert_eq!(turn.len(), MAX_CONCURRENT);
-            now += MAX_PAUSE;
-            for context in turn {
-                let backoff = Backoff::new(FIRST_PAUSE, MAX_PAUSE);
-                patients.insert(context.clone(), DamagedContext { due: now, backoff, restored: 0 });
-                tried.insert(context);
-            }
-        }
-        assert_eq!(tried.len(), all.len(), "each had its turn");
-        let first: Vec<_> = due(all.clone(), &patients, now).collect();
-        assert!(first.iter().all(|context| patients[context].due < now), "those that wait the longest");
-        let later = now + Duration::from_millis(1);
-        for patient in patients.values_mut() {
-            patient.due = later;
-        }
-        assert_eq!(due(all, &patients, now).count(), 0, "none is tried before its time");
-    }
 }

@@ -255,6 +255,16 @@ impl SlotRecord {
         Self { is_formed: true, ..self.clone() }
     }
 
+    /// What is left of a slot's record in a data directory that gets a new identity, because it forgot what it promised. Only
+    /// that the slot was formed is left: a fact about the cluster, not about the directory. `None`: the record cannot be read,
+    /// and may have said so; to form the slot again would fork it from the cluster.
+    pub fn after_new_identity(known: Option<&Self>) -> Self {
+        let is_formed = known.is_none_or(|known| {
+            known.is_formed || known.placement.as_ref().is_some_and(|placement| placement.is_confirmed)
+        });
+        Self { is_formed, ..Self::default() }
+    }
+
     /// Whether an append of a claim's owner may be taken.
     ///
     /// # Errors

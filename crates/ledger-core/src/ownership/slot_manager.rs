@@ -24,6 +24,7 @@
 //! | `claiming.rs` | when to claim a slot that nobody owns |
 //! | `takeovers.rs` | between the slots and their takeovers |
 //! | `owner.rs` | what an owner does: in sync replicas (`owner/sync.rs`), handover and moves (`owner/transfer.rs`) |
+//! | `damage.rs` | what it does with slots of which this node cannot read something |
 //! | `lease.rs` | how old what readers see may be |
 
 use std::{
@@ -40,6 +41,7 @@ use crate::{
 };
 
 mod claiming;
+mod damage;
 mod effect;
 mod event;
 mod lease;
@@ -50,6 +52,7 @@ mod takeovers;
 #[cfg(test)]
 mod tests;
 
+pub use damage::DamagedSlots;
 pub use effect::{Effect, LeaseRenewal, MemberRequest};
 pub use event::{DecommissionMode, Event, MemberResponse, ObservedNode, SlotKnowledge, SyncOfferOutcome};
 pub use settings::OwnershipSettings;
@@ -97,6 +100,8 @@ pub struct SlotManager {
     states: Vec<SlotState>,
     /// The owner of each slot in gossip, by the slot's number.
     owners: Vec<Option<(NodeId, Epoch)>>,
+    /// The slots of which this node cannot read something.
+    damage: DamagedSlots,
     /// The newest lease renewal that this node sent each replica.
     renewals: BTreeMap<Member, lease::SentRenewal>,
 }
@@ -139,6 +144,7 @@ impl SlotManager {
             all: all.into_iter().collect(),
             states: slots,
             owners: vec![None; usize::from(SLOTS)],
+            damage: DamagedSlots::default(),
             renewals: BTreeMap::new(),
         }
     }
@@ -203,6 +209,7 @@ impl SlotManager {
                     self.step_down(now, slot, None, &mut effects);
                 }
             }
+            Event::DamageChanged(damage) => self.damage = damage,
             Event::LossesDeclared(declared) => self.declared = declared,
         }
         effects

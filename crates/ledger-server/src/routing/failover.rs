@@ -18,7 +18,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 pub struct Failover {
     /// When the stream ends if that goes on.
     until: Option<Instant>,
-    /// How many sources said that the context is damaged there.
+    /// How many sources failed since the first that said that the context is damaged there.
     damaged: usize,
     /// When the source of now began.
     began: Option<Instant>,
@@ -51,8 +51,15 @@ impl Failover {
         until.min(Instant::now() + pause)
     }
 
-    /// Which of so many other replicas is asked. `None`: whoever is asked at first, as long as not more than one said that
-    /// the context is damaged there.
+    /// The source that ended does not answer, or does not show the context now. Where the context is damaged elsewhere, the
+    /// next replica is asked: one that is away must not keep the watch from the one that has it.
+    pub fn unavailable(&mut self) {
+        if self.damaged > 0 {
+            self.damaged += 1;
+        }
+    }
+
+    /// Which of so many other replicas is asked. `None`: whoever is asked at first, as long as not more than one failed.
     pub fn turn(&self, others: usize) -> Option<usize> {
         (self.damaged > 1 && others > 0).then(|| (self.damaged - 1) % others)
     }
@@ -99,9 +106,12 @@ mod tests {
         assert_eq!(pauses, [50, 100, 200, 400, 800, 1000, 1000]);
         assert_eq!(turns, [None, Some(1), Some(0), Some(1), Some(0), Some(1), Some(0)]);
         assert_eq!(failover.turn(0), None, "there is nobody else");
+        failover.unavailable();
+        assert_eq!(failover.turn(2), Some(1), "one that is away is not asked for ever");
         advance((until - Instant::now()).saturating_sub(Duration::from_millis(10))).await;
         assert_eq!(failover.damaged(), until, "no pause goes beyond the end");
         failover.served();
-        assert_eq!(failover.turn(2), None);
+        failover.unavailable();
+        assert_eq!(failover.turn(2), None, "nothing is damaged");
     }
 }

@@ -150,6 +150,8 @@ impl<F: EntryEncoder<Bytes>> WatchRelay<F> {
         let until = self.failover.ended();
         if ended == Code::DataLoss {
             sleep_until(self.failover.damaged()).await;
+        } else {
+            self.failover.unavailable();
         }
         self.node.owner_changed(until).await
     }

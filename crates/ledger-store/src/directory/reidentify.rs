@@ -23,15 +23,12 @@ pub(crate) fn renew(db: &Db) -> Result<StorageId, StoreError> {
     for slot in (0..SLOTS).filter_map(Slot::new) {
         let key = slot.number().to_be_bytes();
         let known = match slot_records::read(db, slot) {
-            // The lost record may have said that the slot was formed. Assume so: forming the slot twice would fork it
-            // from the cluster.
-            Err(StoreError::SlotDamaged { .. }) => SlotRecord { is_formed: true, ..SlotRecord::default() },
-            known => known?,
+            Err(StoreError::SlotDamaged { .. }) => None,
+            known => Some(known?),
         };
-        let is_confirmed = known.placement.is_some_and(|placement| placement.is_confirmed);
-        if known.is_formed || is_confirmed {
-            let formed = SlotRecord { is_formed: true, ..SlotRecord::default() };
-            record::encode_slot(&formed, &mut buffer).map_err(|error| StoreError::Io(error.to_string()))?;
+        let left = SlotRecord::after_new_identity(known.as_ref());
+        if left.is_formed {
+            record::encode_slot(&left, &mut buffer).map_err(|error| StoreError::Io(error.to_string()))?;
             batch.put_cf(family, key, &buffer);
         } else {
             batch.delete_cf(family, key);

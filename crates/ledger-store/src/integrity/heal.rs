@@ -1,31 +1,32 @@
-//! Restores a damaged context from another node's copy.
+//! Stages the history of a damaged context, from another node's copy or from this node's own entries.
 //!
 //! [`Healing`] stages the whole history beside the existing rows and checks each entry against its hash, until the
 //! history has the root that is known to be right. Then the context's lane adds what was appended meanwhile and
-//! installs it. The damaged rows are not read again, and nothing unverified is taken over.
-//!
-//! | what proves that the history is right | when |
-//! | --- | --- |
-//! | this node's head | it can be read |
-//! | the digest that this node kept of the context's bucket | the head cannot be read, but the digest counted it |
-//! | the slot's owner, in a claim that is promised here | neither of these; or this node's copy must equal the owner's |
+//! installs it. Nothing unverified is taken over. What is tried when, and which proof allows what, is decided in
+//! [`ledger_core::healing`].
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
-use ledger_core::{ContextId, Head, Size, digest::TreeHead, loads::LoadSpan, ownership::Claim, slot::Slot};
+use ledger_core::{
+    ContextId, Head, Size,
+    digest::TreeHead,
+    healing::{HealProof, HealRefusal, LocalHead, check_staged},
+    loads::LoadSpan,
+    slot::Slot,
+};
 use rocksdb::WriteBatch;
 use tokio::sync::oneshot;
 
 use crate::{
     EntryRange, Ledger, StoreError,
-    engine::db::Db,
     engine::families::RowLocation,
     ledger::Inner,
     limited,
-    replicate::verify::{RangeCheck, check},
-    write::lane::{Command, Heal, HealProof, Healed},
+    replicate::ranges,
+    replicate::verify::{RangeCheck, check, verify},
+    write::lane::{Command, Heal, Healed},
     write::staging,
-    write::state::{ContextState, read_head},
+    write::state::{ContextState, VerifiedEntries, read_head},
 };
 
 /// Size of one write of staged rows, in bytes.
@@ -40,6 +41,8 @@ pub struct Healing {
     /// The tree head that the staged history must reach.
     goal: TreeHead,
     place: RowLocation,
+    /// Location of the damaged rows, if the head is the proof.
+    from: Option<RowLocation>,
     /// The staged history; `None` until the first range says which history it is.
     state: Option<ContextState>,
     batch: WriteBatch,
@@ -60,70 +63,76 @@ impl std::fmt::Debug for Healing {
 }
 
 impl Ledger {
-    /// Begins to restore a damaged context ([`Ledger::damage`]) from another node. Returns `None` if the context is
-    /// not damaged, or if none of its entries is committed.
+    /// Reads the head of a damaged context ([`Ledger::damage`]): how far its history goes, as far as it is committed.
+    /// Blocks.
     ///
     /// # Errors
-    /// [`StoreError::Damaged`] if its head cannot be read: then no head proves which history is right.
-    pub fn heal(&self, context: &ContextId) -> Result<Option<Healing>, StoreError> {
-        let inner = Arc::clone(self.inner());
+    /// [`StoreError`] if the database cannot be read. A head that cannot be read is no error.
+    pub fn damaged_head(&self, context: &ContextId) -> Result<LocalHead, StoreError> {
+        let inner = self.inner();
         if inner.shared.quarantine.check(context).is_ok() {
-            return Ok(None);
+            return Ok(LocalHead::NotDamaged);
         }
         let db = inner.database.get()?;
-        // The goal is the committed size: other nodes hold at least that.
-        let row = read_head(&db, context)?;
-        let Some((from, head)) = db.committed_heads().of(context, row).filter(|(_, head)| head.size().0 > 0)
-        else {
-            return Ok(None);
-        };
-        let mut healing = Healing::begin(inner, &db, context, HealProof::Head(from), head.tree_head())?;
-        let empty = Head::new(head.suite, head.lineage, head.created_at_ns);
-        healing.state = Some(ContextState::new(healing.place, empty));
-        Ok(Some(healing))
+        match read_head(&db, context) {
+            // Other nodes have at least what is committed.
+            Ok(row) => Ok(match db.committed_heads().of(context, row) {
+                Some((_, head)) if head.size().0 > 0 => LocalHead::Committed(head.tree_head()),
+                _ => LocalHead::NothingCommitted,
+            }),
+            Err(StoreError::Damaged { .. }) => Ok(LocalHead::Unreadable),
+            Err(error) => Err(error),
+        }
     }
 
-    /// Does what [`Ledger::heal`] does for a context whose head cannot be read, given the tree head that another node
-    /// reports. The history is installed only if the digest kept here proves that the context had exactly this tree
-    /// head. `bucket` gives the other node's tree heads of other unreadable contexts in the same bucket.
+    /// Begins to restore a damaged context up to a tree head. `proof` decides whether the history is installed in the
+    /// end. Returns `None` if there is nothing to restore (any more). Blocks.
     ///
     /// # Errors
-    /// [`StoreError`] if the database cannot be read or written.
-    pub fn heal_by_digest(
-        &self,
-        context: &ContextId,
-        theirs: TreeHead,
-        bucket: BTreeMap<ContextId, TreeHead>,
-    ) -> Result<Option<Healing>, StoreError> {
-        self.heal_as(context, HealProof::Digest(bucket), theirs)
-    }
-
-    /// Does what [`Ledger::heal`] does with the history of the slot's owner. It replaces what cannot be read here, as
-    /// long as no claim higher than `claim` is promised.
-    ///
-    /// # Errors
-    /// [`StoreError`] if the database cannot be read or written.
-    pub fn heal_in_claim(
-        &self,
-        context: &ContextId,
-        claim: Claim,
-        theirs: TreeHead,
-    ) -> Result<Option<Healing>, StoreError> {
-        self.heal_as(context, HealProof::Claim(claim), theirs)
-    }
-
-    fn heal_as(
+    /// [`StoreError::Damaged`] if the head is to prove it and cannot be read; another [`StoreError`] if the database
+    /// cannot be read or written.
+    pub fn begin_healing(
         &self,
         context: &ContextId,
         proof: HealProof,
-        theirs: TreeHead,
+        goal: TreeHead,
     ) -> Result<Option<Healing>, StoreError> {
         let inner = Arc::clone(self.inner());
-        if inner.shared.quarantine.check(context).is_ok() || theirs.size.0 == 0 {
+        if inner.shared.quarantine.check(context).is_ok() || goal.size.0 == 0 {
             return Ok(None);
         }
         let db = inner.database.get()?;
-        Healing::begin(inner, &db, context, proof, theirs).map(Some)
+        let known = match proof {
+            HealProof::Head => match read_head(&db, context)? {
+                Some(row) => Some(row),
+                None => return Ok(None),
+            },
+            HealProof::Digest(_) | HealProof::Claim { .. } => None,
+        };
+        // Put the rows apart: beside the old rows, a damaged block could hide them too.
+        let place = inner.shared.numbers.place(&db, Slot::of(context), true)?;
+        staging::begin(&db, place)?;
+        let (from, state) = known
+            .map(|(from, head)| {
+                let empty = Head::new(head.suite, head.lineage, head.created_at_ns);
+                (from, ContextState::new(place, empty))
+            })
+            .unzip();
+        let generation = db.generation();
+        drop(db);
+        Ok(Some(Healing {
+            inner,
+            context: context.clone(),
+            proof,
+            goal,
+            place,
+            from,
+            state,
+            batch: WriteBatch::default(),
+            loaded: None,
+            is_in_place: false,
+            generation,
+        }))
     }
 
     /// Returns whether a context of a slot is known to be damaged, so that this node's copy of the slot is
@@ -139,28 +148,9 @@ impl Ledger {
 }
 
 impl Healing {
-    fn begin(
-        inner: Arc<Inner>,
-        db: &Db,
-        context: &ContextId,
-        proof: HealProof,
-        goal: TreeHead,
-    ) -> Result<Self, StoreError> {
-        // Put the rows apart: beside the old rows, a damaged block could hide them too.
-        let place = inner.shared.numbers.place(db, Slot::of(context), true)?;
-        staging::begin(db, place)?;
-        Ok(Self {
-            inner,
-            context: context.clone(),
-            proof,
-            goal,
-            place,
-            state: None,
-            batch: WriteBatch::default(),
-            loaded: None,
-            is_in_place: false,
-            generation: db.generation(),
-        })
+    /// Returns the tree head that the staged history must reach.
+    pub const fn goal(&self) -> TreeHead {
+        self.goal
     }
 
     /// Returns what to fetch next: the entries after the first size, up to the second. `None` if everything is
@@ -177,24 +167,57 @@ impl Healing {
     /// [`StoreError::Io`] if the entries do not verify, or belong to another history than this node's.
     pub fn take(&mut self, range: &EntryRange, together: Option<Size>) -> Result<(), StoreError> {
         let context = &self.context;
-        let other = || StoreError::Io(format!("the other node holds another history of context {context}"));
         let state = self.state.get_or_insert_with(|| {
             let empty = Head::new(range.suite, range.lineage, range.created_at_ns);
             ContextState::new(self.place, empty)
         });
-        if range.after != state.extent() || range.end().max(together.unwrap_or_default()) > self.goal.size {
-            return Err(other());
-        }
+        let end = TreeHead { size: range.end(), root: range.root };
+        check_staged(self.goal, state.extent(), range.after, end, together)
+            .map_err(|refused| not_restored(context, &refused))?;
         let RangeCheck::Continues(verified) = check(context, &state.head, range, 0)? else {
-            return Err(other());
+            return Err(not_restored(context, &HealRefusal::OtherHistory));
         };
-        if range.end() == self.goal.size && range.root != self.goal.root {
-            return Err(other());
-        }
         if let Some(to) = together {
             let span = LoadSpan { after: range.after.size, to };
             self.loaded = Some(self.loaded.map_or(span, |known| known.with(span)));
         }
+        self.stage(verified)
+    }
+
+    /// Stages this node's own entries up to the goal: the damage may be in what is computed from them. Blocks.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`] if the entries cannot be read, or are not what the goal proves.
+    pub fn take_local(&mut self) -> Result<(), StoreError> {
+        let refused = |context: &ContextId| not_restored(context, &HealRefusal::OtherHistory);
+        while let (Some((after, to)), Some(from), Some(state)) = (self.missing(), self.from, &mut self.state)
+        {
+            let context = &self.context;
+            let db = self.inner.database.get()?;
+            let (records, end) =
+                ranges::read_records(&db.snapshot(), context, from, to, after, to, BATCH_BYTES)?;
+            // The tree is what may be damaged: the root comes from the entries, and the goal proves it in the end.
+            let range = EntryRange {
+                lineage: state.head.lineage,
+                suite: state.head.suite,
+                created_at_ns: state.head.created_at_ns,
+                after: state.extent(),
+                count: end.0 - after.0,
+                root: self.goal.root,
+                records: records.into(),
+            };
+            let verified = verify(context, &state.head, &range, 0)?.ok_or_else(|| refused(context))?;
+            let end = TreeHead { size: end, root: verified.root };
+            check_staged(self.goal, range.after, range.after, end, None)
+                .map_err(|refused| not_restored(context, &refused))?;
+            drop(db);
+            self.stage(verified)?;
+        }
+        Ok(())
+    }
+
+    fn stage(&mut self, verified: VerifiedEntries) -> Result<(), StoreError> {
+        let Some(state) = &mut self.state else { return Ok(()) };
         let db = self.inner.database.get()?;
         state.accept_verified(&db, &mut self.batch, verified, |_| ())?;
         if self.batch.size_in_bytes() >= BATCH_BYTES {
@@ -213,8 +236,8 @@ impl Healing {
         self.inner.database.get()?.write_unsynced(std::mem::take(&mut self.batch))?;
         let Some(state) = self.state.clone() else { return Ok(false) };
         let (context, proof) = (self.context.clone(), self.proof.clone());
-        let (loaded, generation) = (self.loaded, self.generation);
-        let heal = Heal { context, proof, state, loaded, generation };
+        let (from, loaded, generation) = (self.from, self.loaded, self.generation);
+        let heal = Heal { context, proof, from, state, loaded, generation };
         let (reply, healed) = oneshot::channel();
         let queue = self.inner.queue(Slot::of(&self.context))?;
         queue.blocking_send(Command::Heal(Box::new(heal), reply)).map_err(|_| StoreError::Closed)?;
@@ -225,6 +248,10 @@ impl Healing {
         }
         Ok(self.is_in_place)
     }
+}
+
+fn not_restored(context: &ContextId, refused: &HealRefusal) -> StoreError {
+    StoreError::Io(format!("context {context} is not restored: {refused}"))
 }
 
 impl Drop for Healing {

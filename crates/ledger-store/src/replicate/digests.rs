@@ -9,6 +9,7 @@ use foldhash::fast::FixedState;
 use ledger_core::{
     ContextId, Head, Sequence,
     digest::{Bucket, Digest, SlotDigest, TreeHead},
+    healing::proves_by_digest,
     slot::{SLOTS, Slot},
 };
 use parking_lot::Mutex;
@@ -73,19 +74,20 @@ impl Digests {
         extent: TreeHead,
         theirs: &BTreeMap<ContextId, TreeHead>,
     ) -> Result<bool, StoreError> {
-        let (slot, bucket) = (Slot::of(context), Bucket::of(context));
-        let (mut digest, is_whole) = read_bucket(db, context, theirs)?;
-        digest.add(context, extent);
-        let kept = self.of_slot(slot).lock().buckets().find(|(known, _)| *known == bucket);
-        Ok(is_whole && kept.is_some_and(|(_, kept)| kept == digest))
+        let others = read_bucket(db, context)?;
+        let kept = self.of_slot(Slot::of(context)).lock().bucket(Bucket::of(context));
+        Ok(proves_by_digest(kept, context, extent, others, theirs))
     }
 
     /// Recounts the bucket of a context that is at `now`, if its previous tree head is unknown. Nothing may write to
     /// the slot meanwhile.
     pub(crate) fn recount(&self, db: &Db, context: &ContextId, now: TreeHead) -> Result<(), StoreError> {
-        let (mut digest, _) = read_bucket(db, context, &BTreeMap::new())?;
-        if let Some(now) = counted(now) {
-            digest.add(context, now);
+        let mut digest = Digest::default();
+        let others = read_bucket(db, context)?.into_iter().filter_map(|(other, head)| Some((other, head?)));
+        for (other, head) in others.chain([(context.clone(), now)]) {
+            if let Some(head) = counted(head) {
+                digest.add(&other, head);
+            }
         }
         self.of_slot(Slot::of(context)).lock().set_bucket(Bucket::of(context), digest);
         Ok(())
@@ -217,27 +219,16 @@ fn read_by_index(
     Ok(fresh)
 }
 
-/// Returns the digest of the other contexts in a context's bucket, and whether it is complete: every one was read or
-/// is in `unless`.
-fn read_bucket(
-    db: &Db,
-    context: &ContextId,
-    unless: &BTreeMap<ContextId, TreeHead>,
-) -> Result<(Digest, bool), StoreError> {
-    let (mut digest, mut is_whole) = (Digest::default(), true);
-    each_head(db, Slot::of(context), &[Bucket::of(context)].into(), |other, head| match head {
-        _ if other == context => {}
-        Ok(head) => {
-            if let Some(extent) = counted(head.tree_head()) {
-                digest.add(other, extent);
-            }
+/// Returns the other contexts in a context's bucket, each with its tree head if that can be read. A bucket has some four
+/// contexts for each million in the cluster.
+fn read_bucket(db: &Db, context: &ContextId) -> Result<Vec<(ContextId, Option<TreeHead>)>, StoreError> {
+    let mut others = Vec::new();
+    each_head(db, Slot::of(context), &[Bucket::of(context)].into(), |other, head| {
+        if other != context {
+            others.push((other.clone(), head.ok().map(|head| head.tree_head())));
         }
-        Err(_) => match unless.get(other) {
-            Some(extent) => digest.add(other, *extent),
-            None => is_whole = false,
-        },
     })?;
-    Ok((digest, is_whole))
+    Ok(others)
 }
 
 /// Visits the heads of the contexts in some buckets of a slot, by the index. A lost head is an error.

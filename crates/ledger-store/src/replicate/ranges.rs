@@ -107,9 +107,34 @@ pub(crate) fn read_at(
     to: Size,
     max_bytes: usize,
 ) -> Result<EntryRange, StoreError> {
-    let out_of_range = || out_of_range(context, head.size(), after, to);
-    if after >= to || to > head.size() {
-        return Err(out_of_range());
+    let (records, end) = read_records(rows, context, place, head.size(), after, to, max_bytes)?;
+    let roots = prove::roots_at(rows, context, place, head, &[after, end])?;
+    let [after_root, root] = roots.as_slice() else {
+        return Err(out_of_range(context, head.size(), after, to));
+    };
+    Ok(EntryRange {
+        lineage: head.lineage,
+        suite: head.suite,
+        created_at_ns: head.created_at_ns,
+        after: TreeHead { size: after, root: *after_root },
+        count: end.0 - after.0,
+        root: *root,
+        records: records.into(),
+    })
+}
+
+/// Reads the records of entries, and nothing else. Returns them and the size with the last one.
+pub(crate) fn read_records(
+    rows: &Snapshot<'_>,
+    context: &ContextId,
+    place: RowLocation,
+    size: Size,
+    after: Size,
+    to: Size,
+    max_bytes: usize,
+) -> Result<(Vec<u8>, Size), StoreError> {
+    if after >= to || to > size {
+        return Err(out_of_range(context, size, after, to));
     }
     let (mut records, mut end) = (Vec::new(), after);
     let mut failure = None;
@@ -150,17 +175,7 @@ pub(crate) fn read_at(
     if end == after {
         return Err(damaged(context, next(end), "the entry is missing"));
     }
-    let roots = prove::roots_at(rows, context, place, head, &[after, end])?;
-    let [after_root, root] = roots.as_slice() else { return Err(out_of_range()) };
-    Ok(EntryRange {
-        lineage: head.lineage,
-        suite: head.suite,
-        created_at_ns: head.created_at_ns,
-        after: TreeHead { size: after, root: *after_root },
-        count: end.0 - after.0,
-        root: *root,
-        records: records.into(),
-    })
+    Ok((records, end))
 }
 
 /// Looks up entries one by one, until `visit` returns false or one is missing.

@@ -21,6 +21,19 @@ pub(crate) fn check(
     range: &EntryRange,
     skip: u64,
 ) -> Result<RangeCheck, StoreError> {
+    Ok(match verify(context, head, range, skip)? {
+        Some(verified) if verified.root == range.root => RangeCheck::Continues(verified),
+        _ => RangeCheck::Diverged,
+    })
+}
+
+/// Does what [`check`] does, without comparing the root. Returns `None` if overlapping entries differ from those here.
+pub(crate) fn verify(
+    context: &ContextId,
+    head: &Head,
+    range: &EntryRange,
+    skip: u64,
+) -> Result<Option<VerifiedEntries>, StoreError> {
     let mut head = head.clone();
     let mut completed = Vec::new();
     let mut entries =
@@ -49,15 +62,12 @@ pub(crate) fn check(
         match verified {
             Ok(()) => entries.push((raw, entry, is_id_chosen)),
             // If overlapping entries differ from those here, the first new entry does not continue this history.
-            Err(_) if skip > 0 => return Ok(RangeCheck::Diverged),
+            Err(_) if skip > 0 => return Ok(None),
             Err(error) => return Err(invalid(error.to_string())),
         }
     }
     let root = head.root();
-    if root != range.root {
-        return Ok(RangeCheck::Diverged);
-    }
-    Ok(RangeCheck::Continues(VerifiedEntries { head, root, entries, completed }))
+    Ok(Some(VerifiedEntries { head, root, entries, completed }))
 }
 
 /// Returns the offset of a payload in its record: it is the last field before the checksum.

@@ -54,7 +54,7 @@ mod install;
 mod records;
 mod replicate;
 
-pub(crate) use heal::{Heal, HealProof, Healed};
+pub(crate) use heal::{Heal, Healed};
 pub(crate) use install::Install;
 use replicate::OutOfOrderBuffer;
 

@@ -52,7 +52,12 @@ impl SlotManager {
         let is_its_time = self.is_identified || self.first_slot() == Some(slot);
         let state = self.state(slot);
         let may = self.placement(slot).is_some() || (is_forming && is_its_time && !state.is_formed);
-        if !may || !self.is_writable || now < not_before || now < self.started + self.settings.settle_time {
+        if !may
+            || !self.is_writable
+            || self.is_damaged(slot)
+            || now < not_before
+            || now < self.started + self.settings.settle_time
+        {
             return;
         }
         let Some(turn) = self.claim_rank(now, slot) else { return };
@@ -232,7 +237,7 @@ impl SlotManager {
             // The owner hears of the higher claim from the node that made it.
             return;
         }
-        if self.is_writable && !self.is_draining {
+        if self.is_writable && !self.is_draining && !self.is_damaged(slot) {
             self.begin_takeover(now, slot, None, effects);
         } else {
             effects.push(Effect::DeclineHandover { slot, claim: by.clone() });

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::Millis;
+use super::{DamagedSlots, Millis};
 use crate::{
     Epoch,
     node::Member,
@@ -82,6 +82,8 @@ pub enum Event {
     Writable(bool),
     /// This node's disk failed: the node no longer owns the slot.
     OwnershipLost(Slot),
+    /// Other slots than before have damage at this node. It replaces what the last one said.
+    DamageChanged(DamagedSlots),
     /// Operators declared members lost for good: see [`recovery`](crate::ownership::recovery).
     LossesDeclared(DeclaredLosses),
 }

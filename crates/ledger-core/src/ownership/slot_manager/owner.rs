@@ -124,6 +124,11 @@ impl SlotManager {
         let count = |of: &BTreeSet<Member>| members.iter().filter(|member| of.contains(*member)).count();
         let responded = count(&owner.in_sync);
         if owner.is_halted_for_quorum.is_some() {
+            // It could not take the slot from itself: it waits to be restored, or for others to take the slot.
+            if self.is_damaged(slot) {
+                self.leave_halted(now, slot, effects);
+                return true;
+            }
             // The takeover must be able to succeed: it needs all that are alive if m is not more than half of the members.
             let is_there = |member: &Member| owner.in_sync.contains(member) || !self.is_alive(member);
             if responded >= needed && (2 * needed > members.len() || members.iter().all(is_there)) {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{Millis, ObservedNode, lease};
 use crate::{
     Epoch,
-    node::{Member, ReplicaSet},
+    node::{Member, NodeId, ReplicaSet},
     ownership::{Claim, Phase, SlotRecord, Takeover, TakeoverFailure},
 };
 
@@ -21,6 +21,8 @@ pub(super) struct SlotState {
     pub(super) not_before: Millis,
     /// This node does not try a move or handover again before this moment: the last one came to nothing.
     pub(super) no_transfer_before: Millis,
+    /// A member that declined to take the slot over, and until when this node asks others first.
+    pub(super) declined_by: Option<(NodeId, Millis)>,
     /// Claims of this node that came to nothing, since it last owned the slot or saw an owner.
     pub(super) attempts: u32,
     /// Whether the slot has members, whether this node knows them or not: it saw another node own the slot.

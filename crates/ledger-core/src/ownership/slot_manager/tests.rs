@@ -8,6 +8,7 @@ use crate::{
     ownership::{HigherClaimPromised, ReplicaRefusal},
 };
 
+mod damage;
 mod operators;
 
 const SLOT: u16 = 600;
@@ -22,6 +23,8 @@ struct Host {
     leaving: Option<DecommissionMode>,
     /// Offers are answered so, instead of being accepted.
     offers: Option<SyncOfferOutcome>,
+    /// What it cannot read. Its replica promises nothing of it.
+    damage: DamagedSlots,
     /// When it answered a renewal last.
     renewed: Millis,
 }
@@ -85,6 +88,7 @@ impl Cluster {
             is_writable: true,
             leaving: None,
             offers: None,
+            damage: DamagedSlots::default(),
             renewed: self.now,
         });
     }
@@ -182,6 +186,14 @@ impl Cluster {
                     },
                 ));
             }
+            Effect::SendRequest { slot, claim, request: MemberRequest::Promise, .. }
+                if host.damage.damaged.contains(&slot) =>
+            {
+                events.push_back((
+                    index,
+                    Event::Response { from, slot, claim, answer: MemberResponse::Unavailable },
+                ));
+            }
             Effect::SendRequest { slot, claim, request, .. } => {
                 let record = host.records.get(&slot).cloned().unwrap_or_default();
                 let answer = match request {
@@ -270,6 +282,14 @@ impl Cluster {
     fn drain(&mut self, index: usize, is_draining: bool) {
         self.hosts[index].is_draining = is_draining;
         self.step(index, Event::Drain(is_draining));
+    }
+
+    /// Something of the slot cannot be read at a node, or can be read again.
+    fn damage(&mut self, index: usize, is_damaged: bool, is_impaired: bool) {
+        let of = |is: bool| is.then(slot).into_iter().collect();
+        let damage = DamagedSlots { damaged: of(is_damaged), impaired: of(is_impaired) };
+        self.hosts[index].damage = damage.clone();
+        self.step(index, Event::DamageChanged(damage));
     }
 
     fn writable(&mut self, index: usize, is_writable: bool) {

@@ -1,14 +1,19 @@
 //! A lane installs the staged history of a damaged context.
 
-use std::collections::BTreeMap;
-
-use ledger_core::loads::LoadSpan;
+use ledger_core::{
+    Head, Size,
+    healing::{HeadAtInstall, HealProof, InstallCase, InstallDecision},
+    loads::LoadSpan,
+};
 
 use super::{
-    Arc, Claim, ContextId, Db, Lane, RowLocation, Slot, StoreError, TreeHead, WriteBatch, read_head, staging,
+    Arc, ContextId, Db, Lane, RowLocation, Slot, StoreError, TreeHead, WriteBatch, read_head, staging,
 };
 use crate::{
     engine::index,
+    engine::rows,
+    integrity::forks::{self, Evidence, Tip},
+    limited,
     read::pages::damaged,
     replicate::ranges,
     replicate::verify::{RangeCheck, check},
@@ -24,22 +29,13 @@ const READ_BYTES: usize = 4 << 20;
 pub(crate) struct Heal {
     pub(crate) context: ContextId,
     pub(crate) proof: HealProof,
+    /// Location of the damaged rows when the staging began, if the head is the proof.
+    pub(crate) from: Option<RowLocation>,
     pub(crate) state: ContextState,
     /// The entries that a load brought and that the other node does not know to be committed.
     pub(crate) loaded: Option<LoadSpan>,
     /// Generation of the database that holds the staged rows: they may not exist in another one.
     pub(crate) generation: u64,
-}
-
-/// What proves that a staged history is right.
-#[derive(Debug, Clone)]
-pub(crate) enum HealProof {
-    /// This node's head, of the rows at this location.
-    Head(RowLocation),
-    /// The digest kept of it, with another node's tree heads of the other contexts in its bucket.
-    Digest(BTreeMap<ContextId, TreeHead>),
-    /// It is the history of the claim's owner.
-    Claim(Claim),
 }
 
 /// The outcome of healing.
@@ -52,102 +48,142 @@ pub(crate) enum Healed {
 }
 
 impl Lane {
-    /// Installs a staged history in place of damaged rows.
+    /// Installs a staged history in place of damaged rows, if it is proven to be right.
     pub(super) fn heal(&mut self, db: &Arc<Db>, heal: Heal) -> Result<Healed, StoreError> {
-        let Heal { context, proof, state, loaded, generation } = heal;
+        let Heal { context, proof, from, mut state, loaded, generation } = heal;
         staging::check(db, generation, &context)?;
-        match proof {
-            HealProof::Head(from) => self.heal_by_head(db, context, from, state, loaded),
-            HealProof::Digest(bucket) => self.heal_by_digest(db, context, &bucket, state, loaded),
-            HealProof::Claim(claim) => self.heal_in_claim(db, &context, &claim, state, loaded),
+        let mut case = self.install_case(db, &context, &proof, state.extent())?;
+        loop {
+            let (local, row) = head_at_install(read_head(db, &context), from)?;
+            match case.decide(local, state.extent()) {
+                InstallDecision::Install => {
+                    return match proof {
+                        HealProof::Head => self.put_by_head(db, context, row, state, loaded),
+                        HealProof::Digest(_) => {
+                            db.committed_heads().relocate_all(&context, state.place);
+                            self.put_healed(db, context, None, state, loaded)
+                        }
+                        HealProof::Claim { .. } => self.put_in_claim(db, &context, row, state, loaded),
+                    };
+                }
+                InstallDecision::Extend(head) => match add_newer(db, &context, &mut state, &head) {
+                    Ok(true) => {}
+                    Ok(false) | Err(StoreError::Damaged { .. }) => return Ok(Healed::Behind(head)),
+                    Err(error) => return Err(error),
+                },
+                InstallDecision::ForkTail(common) => {
+                    let is_lost = !self.fork_tail(db, &context, common, &mut state)?;
+                    if let InstallCase::InClaim { is_tail_lost, .. } = &mut case {
+                        *is_tail_lost = is_lost;
+                    }
+                }
+                // The scrub finds any damage of the new rows again.
+                InstallDecision::Obsolete => {
+                    staging::abandon(db, state.place)?;
+                    self.shared.quarantine.release(&context);
+                    return Ok(Healed::InPlace);
+                }
+                InstallDecision::Refuse(refused) => {
+                    return Err(StoreError::Io(format!("context {context} is not restored: {refused}")));
+                }
+            }
         }
     }
 
-    /// Installs the history of this node's head, including everything that was appended since the staging.
-    fn heal_by_head(
+    /// Returns what the decision to install depends on.
+    fn install_case(
+        &mut self,
+        db: &Db,
+        context: &ContextId,
+        proof: &HealProof,
+        staged: TreeHead,
+    ) -> Result<InstallCase, StoreError> {
+        Ok(match proof {
+            HealProof::Head => InstallCase::ByHead,
+            HealProof::Digest(bucket) => InstallCase::ByDigest {
+                is_proven: match &self.shared.digests {
+                    Some(digests) => digests.proves(db, context, staged, bucket)?,
+                    None => false,
+                },
+            },
+            HealProof::Claim { claim, is_complete } => {
+                let slot = Slot::of(context);
+                InstallCase::InClaim {
+                    is_complete: *is_complete,
+                    is_tail_lost: false,
+                    higher: self
+                        .record(db, slot)?
+                        .check_replicate(claim)
+                        .err()
+                        .map(|refused| refused.promised),
+                    is_in_sync: self.in_sync_claims.get(&slot) == Some(claim),
+                }
+            }
+        })
+    }
+
+    /// Moves what this node has beyond the owner's history to a fork. Returns false if it cannot be read.
+    fn fork_tail(
+        &mut self,
+        db: &Arc<Db>,
+        context: &ContextId,
+        common: Size,
+        state: &mut ContextState,
+    ) -> Result<bool, StoreError> {
+        let slot = Slot::of(context);
+        if let Some(copies) = &self.replication {
+            copies.hide_diverged(&self.shared, slot);
+            self.in_sync_claims.remove(&slot);
+        }
+        self.cache.remove(context);
+        self.out_of_order.forget(context);
+        let owners = state.extent();
+        let theirs = Tip { size: owners.size, root: owners.root, epoch: state.head.epoch };
+        let reason = "the owner of the slot has a shorter history, and this node's is damaged".to_owned();
+        match forks::fork_off(db, context, common, &Evidence { theirs, reason }) {
+            Ok(left) => {
+                if let Some(digests) = &self.shared.digests {
+                    digests.replace(context, left.was, left.now);
+                }
+                Ok(true)
+            }
+            Err(error @ (StoreError::Damaged { .. } | StoreError::OutOfRange { .. })) => {
+                limited!(error, %context, %common, %error, "entries that were never acknowledged cannot be read, and give way to the owner's history");
+                Ok(false)
+            }
+            Err(error) => {
+                self.shared.commit_failed(&error);
+                Err(error)
+            }
+        }
+    }
+
+    /// Installs the history of this node's head, with the head itself: it knows more than the tree does.
+    fn put_by_head(
         &mut self,
         db: &Arc<Db>,
         context: ContextId,
-        from: RowLocation,
+        row: Option<(RowLocation, Head)>,
         mut state: ContextState,
         loaded: Option<LoadSpan>,
     ) -> Result<Healed, StoreError> {
-        let row = read_head(db, &context)?;
-        let Some((_, head)) = row.filter(|(place, head)| *place == from && head.size() >= state.head.size())
-        else {
-            // A load or the owner's history replaced the rows. The scrub finds any damage of those again.
-            staging::abandon(db, state.place)?;
-            self.shared.quarantine.release(&context);
-            return Ok(Healed::InPlace);
-        };
-        match add_newer(db, &context, &mut state, &head.tree_head()) {
-            Ok(true) => {}
-            Ok(false) | Err(StoreError::Damaged { .. }) => return Ok(Healed::Behind(head.tree_head())),
-            Err(error) => return Err(error),
-        }
-        if state.head.frontier != head.frontier {
-            return Err(damaged(
-                &context,
-                head.size().newest(),
-                "its entries do not give the root in its head",
-            ));
-        }
+        let Some((from, head)) = row else { return Err(rows::lost_head(&context)) };
         state.head = head;
         // Readers with a pinned head find the same entries at the new location from now on.
         db.committed_heads().relocate(&context, from, state.place);
         self.put_healed(db, context, Some(from), state, loaded)
     }
 
-    /// Installs the history whose tree head the digest proves. The head is lost, and nothing was appended since: an
-    /// append would have needed the head or rewritten it.
-    fn heal_by_digest(
-        &mut self,
-        db: &Arc<Db>,
-        context: ContextId,
-        bucket: &BTreeMap<ContextId, TreeHead>,
-        mut state: ContextState,
-        loaded: Option<LoadSpan>,
-    ) -> Result<Healed, StoreError> {
-        if read_head(db, &context).is_ok_and(|row| row.is_some()) {
-            // An append rewrote the head from the cache: the context's entries are healed like any others.
-            staging::abandon(db, state.place)?;
-            self.shared.quarantine.release(&context);
-            return Ok(Healed::InPlace);
-        }
-        let is_proven = match &self.shared.digests {
-            Some(digests) => digests.proves(db, &context, state.extent(), bucket)?,
-            None => false,
-        };
-        if !is_proven {
-            let reason =
-                "its head cannot be read, and nothing kept here shows that another node has all of it";
-            return Err(StoreError::Io(format!("context {context} is not restored: {reason}")));
-        }
-        db.committed_heads().relocate_all(&context, state.place);
-        self.put_healed(db, context, None, state, loaded)
-    }
-
-    /// Installs the owner's history while the claim holds. This node's copy must not go further, unless it cannot be
-    /// read.
-    fn heal_in_claim(
+    /// Installs the owner's history.
+    fn put_in_claim(
         &mut self,
         db: &Arc<Db>,
         context: &ContextId,
-        claim: &Claim,
+        row: Option<(RowLocation, Head)>,
         mut state: ContextState,
         loaded: Option<LoadSpan>,
     ) -> Result<Healed, StoreError> {
         let slot = Slot::of(context);
-        if let Err(refused) = self.record(db, slot)?.check_replicate(claim) {
-            return Err(StoreError::Io(format!("context {context} is not restored: {refused}")));
-        }
-        let row = read_head(db, context);
-        let goes_further = matches!(&row, Ok(Some((_, head))) if head.size() > state.head.size());
-        if self.in_sync_claims.get(&slot) == Some(claim) || goes_further {
-            let reason = "this node's copy goes further than the owner's, or is in step with it";
-            return Err(StoreError::Io(format!("context {context} is not restored in a claim: {reason}")));
-        }
-        let known = row.ok().flatten();
         // Hide the slot, so that no reader sees a history that is being replaced.
         if let Some(copies) = &self.replication {
             copies.hide_diverged(&self.shared, slot);
@@ -155,7 +191,7 @@ impl Lane {
         }
         self.out_of_order.forget(context);
         let now = state.extent();
-        let (from, before) = known.map(|(place, head)| (place, head.tree_head())).unzip();
+        let (from, before) = row.map(|(place, head)| (place, head.tree_head())).unzip();
         self.put_healed(db, context.clone(), from, state, loaded)?;
         if let Some(digests) = &self.shared.digests {
             match before {
@@ -193,6 +229,24 @@ impl Lane {
         self.cache.remove(&context);
         self.cache.insert(context, state);
         Ok(Healed::InPlace)
+    }
+}
+
+/// Returns what the head's row says at the moment of installing, and the row. `from` is the location of the damaged rows
+/// when the staging began; `None` if the head was lost.
+fn head_at_install(
+    row: Result<Option<(RowLocation, Head)>, StoreError>,
+    from: Option<RowLocation>,
+) -> Result<(HeadAtInstall, Option<(RowLocation, Head)>), StoreError> {
+    match row {
+        Ok(None) => Ok((HeadAtInstall::Absent, None)),
+        Ok(Some((place, head))) => {
+            let is_replaced = from.is_some_and(|from| from != place);
+            let local = HeadAtInstall::Present { head: head.tree_head(), is_replaced };
+            Ok((local, Some((place, head))))
+        }
+        Err(StoreError::Damaged { .. }) => Ok((HeadAtInstall::Unreadable, None)),
+        Err(error) => Err(error),
     }
 }
 

@@ -24,6 +24,9 @@ use crate::{
     slot::Slot,
 };
 
+/// How long a member that declined a slot is not asked again if there is another one, in response timeouts.
+const DECLINED_TIMEOUTS: Millis = 20;
+
 impl SlotManager {
     /// Returns the number of slots that this node is handing over or moving.
     pub(in crate::ownership::slot_manager) fn transfers_in_progress(&self) -> usize {
@@ -37,6 +40,9 @@ impl SlotManager {
         let Role::Owner(owner) = &self.state(slot).role else { return None };
         if let Some(to) = self.handover_target(now, slot, owner) {
             return Some(Transferring::Handover { to, until });
+        }
+        if self.is_damaged(slot) {
+            return None;
         }
         let next = self.desired_change(now, slot, owner);
         let write_quorum = self.settings.write_quorum;
@@ -62,7 +68,14 @@ impl SlotManager {
 
     /// Returns the member that should own a slot instead of this node, and can take it at once.
     fn handover_target(&self, now: Millis, slot: Slot, owner: &OwnerState) -> Option<Member> {
-        if !self.is_draining && now < owner.since + self.settings.stable_after {
+        let is_damaged = self.is_damaged(slot);
+        let must_leave = self.is_draining || is_damaged;
+        if is_damaged
+            && !(self.others_can_take(owner) && (self.is_draining || self.should_leave_damaged(slot, owner)))
+        {
+            return None;
+        }
+        if !must_leave && now < owner.since + self.settings.stable_after {
             return None;
         }
         let can = |member: &&Member| {
@@ -70,14 +83,19 @@ impl SlotManager {
             let is_steady = known.is_some_and(|known| now >= known.since + self.settings.stable_after);
             owner.in_sync.contains(*member)
                 && self.is_alive(member)
-                && (self.is_draining || is_steady)
+                && (must_leave || is_steady)
                 && !self.is_draining(&member.node)
                 && self.is_writable(&member.node)
         };
-        let able: Vec<&Member> = owner.members.members().iter().filter(can).collect();
+        let declined_by = self.state(slot).declined_by.as_ref().filter(|(_, until)| now < *until);
+        let has_declined = |member: &Member| declined_by.is_some_and(|(node, _)| *node == member.node);
+        let mut able: Vec<&Member> = owner.members.members().iter().filter(can).collect();
+        if able.iter().any(|member| **member != self.me && !has_declined(member)) {
+            able.retain(|member| !has_declined(member));
+        }
         let names = able.iter().map(|member| member.node.clone());
         let mut order = rendezvous::preference_order(slot, names);
-        if self.is_draining {
+        if must_leave {
             order.retain(|node| *node != self.me.node);
         } else if !order.contains(&self.me.node) {
             return None;
@@ -199,6 +217,10 @@ impl SlotManager {
         target: Option<ReplicaSet>,
         effects: &mut Vec<Effect>,
     ) {
+        if self.is_damaged(slot) && matches!(self.state(slot).role, Role::Owner(_)) {
+            // Its own replica would not promise: another member takes the slot.
+            return self.step_down(now, slot, None, effects);
+        }
         let state = self.state_mut(slot);
         let Role::Owner(owner) = std::mem::take(&mut state.role) else { return };
         state.unowned_since = None;
@@ -222,6 +244,8 @@ impl SlotManager {
         let is_successor =
             matches!(&owner.transferring, Some(Transferring::Handover { to, .. }) if to == from);
         if owner.claim == *claim && is_successor {
+            let until = now + self.settings.response_timeout * DECLINED_TIMEOUTS;
+            self.state_mut(slot).declined_by = Some((from.node.clone(), until));
             self.cancel_transfer(now, slot, effects);
         }
     }
