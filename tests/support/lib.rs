@@ -5,6 +5,7 @@
 //! directory that `LEDGERTEST_BIN_DIR` names.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on should stop")]
+#![allow(clippy::missing_errors_doc, reason = "what a node refuses is what the tests look at")]
 
 pub mod check;
 pub mod cluster;

@@ -31,8 +31,6 @@
 //! | [`control_characters`] | characters that steer a terminal |
 //! | [`limits`] | every bound on what is accepted |
 
-#![warn(clippy::missing_errors_doc)]
-
 pub mod call_proof;
 pub mod checkpoint;
 pub mod clock;

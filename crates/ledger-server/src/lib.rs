@@ -23,8 +23,6 @@
 //! | [`settings`] | defaults, file, environment, flags; the plan of the memory |
 //! | [`limits`] | every other bound |
 
-#![warn(clippy::missing_errors_doc)]
-
 pub mod append_stream;
 pub mod daemon;
 pub mod grpc;
