@@ -36,9 +36,11 @@ use crate::{
 
 mod config;
 pub mod durability;
+mod ended;
 pub mod facts;
 mod gossip_task;
 pub mod identity;
+mod limits;
 pub mod owned;
 mod probe;
 pub mod view;
@@ -46,6 +48,7 @@ pub mod view;
 pub use crate::membership::gossip::RunningNode;
 pub use config::{Detector, MembershipConfig, StartError};
 pub use durability::RolledBack;
+pub use ended::{GossipEnded, Replaced};
 pub use facts::{BadText, Facts, NodeLoad, Readiness};
 pub use identity::{Identity, OtherCluster};
 pub use ledger_core::node::{ClusterId, Incarnation, NodeId, StorageId};
@@ -54,36 +57,6 @@ pub use view::{View, ViewMember};
 use config::{advertised, chitchat_config, fresh_chitchat};
 use gossip_task::{Gossip, GossipTask, SeedGreeter};
 use view::ViewBuilder;
-
-/// Gossip ended although nobody stopped it. The view is stale from then on: stop the node, or start the membership
-/// again with a higher incarnation.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("gossip ended by itself ({reason}): this node no longer sees the cluster and must start anew")]
-pub struct GossipEnded {
-    /// The cause, as far as it is known.
-    pub reason: String,
-}
-
-/// A later start of this node is running: this process is no longer the node.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "another process runs as this node, {node}, since this one was started (start {incarnation}, this one is {this_start}{}): this one ends, and what \
-     it knows may be old; started again it takes part if the other one is gone", at(.grpc_address)
-)]
-pub struct Replaced {
-    /// The node's name.
-    pub node: NodeId,
-    /// The start number of the later process.
-    pub incarnation: Incarnation,
-    /// The start number of this process.
-    pub this_start: Incarnation,
-    /// gRPC address of the later process; empty if unknown.
-    pub grpc_address: String,
-}
-
-fn at(address: &str) -> String {
-    if address.is_empty() { String::new() } else { format!(", at {address}") }
-}
 
 /// This node's part in the cluster. Dropping it silences the node at once, as a crash would; [`Self::shutdown`]
 /// notifies the others.

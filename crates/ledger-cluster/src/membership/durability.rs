@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use ledger_core::node::{Incarnation, NodeId, StorageId};
 
-use super::view::MAX_NODES;
+use super::limits::MAX_NODES;
 
 /// Most directories that are remembered.
 const MAX_DIRECTORIES: usize = 2 * MAX_NODES;

@@ -32,8 +32,8 @@ use tokio::{net::UdpSocket, sync::watch};
 use crate::{
     membership::seal::{Keyring, OpenError, SealError, Sealer},
     membership::{
-        View,
         identity::{DatagramOrigin, Identity},
+        view::View,
     },
 };
 
@@ -49,11 +49,8 @@ use incarnations::KnownIncarnations;
 use ledger_store::limited;
 use parts::{Assembler, PartOutcome};
 
+pub use crate::membership::limits::MAX_DATAGRAM;
 pub use identity_message::RunningNode;
-
-/// Largest datagram sent or accepted, in bytes: what fits unfragmented into the smallest MTU of IPv6 (1280, RFC 8200
-/// §5) after the IPv6 and UDP headers.
-pub const MAX_DATAGRAM: usize = 1280 - 40 - 8;
 
 /// What happened to gossip's datagrams since the start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -19,18 +19,16 @@ use ledger_store::limited;
 use parking_lot::RwLock;
 
 use super::{
-    Replaced,
     durability::{DurabilityHistory, RolledBack},
+    ended::Replaced,
     facts::{GossipedFacts, NodeLoad, ParseOutcome, Readiness},
     identity::Identity,
+    limits::MAX_NODES,
 };
 
 mod stall;
 
 use stall::StallDetector;
-
-/// Most nodes that a view includes. chitchat's messages name every node, so a practical cluster is far smaller.
-pub const MAX_NODES: usize = 512;
 
 /// Most incarnations of nodes that are observed, the newest of each node first.
 const MAX_INCARNATIONS: usize = 2 * MAX_NODES;

@@ -9,7 +9,7 @@
 
 use std::{collections::VecDeque, net::SocketAddr};
 
-use crate::{membership::gossip::MAX_DATAGRAM, membership::seal};
+use crate::{membership::limits::MAX_DATAGRAM, membership::seal};
 
 /// Most bytes of a message in one part. The sender's storage id precedes it, see [`super::identity_message`].
 pub const PART: usize = MAX_DATAGRAM - seal::OVERHEAD - HEADER - 16;
