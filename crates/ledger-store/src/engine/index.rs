@@ -159,7 +159,7 @@ mod tests {
 
     use ledger_core::{
         Epoch,
-        node::{Member, NodeId, StorageId},
+        node::NodeId,
         ownership::{Claim, SlotRecord},
         slot::SLOTS,
     };
@@ -264,8 +264,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let db = testing::open(dir.path());
         let slots: Vec<_> = [0, 1, SLOTS - 1].into_iter().filter_map(Slot::new).collect();
-        let member = Member { node: NodeId::new("a").unwrap(), storage: StorageId([7; 16]) };
-        let claim = Claim::new(Epoch::new(3, 1), &member);
+        let claim = Claim { epoch: Epoch::new(3, 1), claimant: NodeId::new("a").unwrap(), storage: None };
         let record = SlotRecord { promised: Some(claim), ..SlotRecord::default() };
         let records: BTreeMap<_, _> = slots.iter().map(|slot| (*slot, record.clone())).collect();
         slot_records::write(&db, &records, None).unwrap();
