@@ -20,6 +20,8 @@ pub enum DisabledRule {
     UnstableShown,
     /// What cannot be read counts as absent.
     DamageIsAbsence,
+    /// A response that ends early is taken for the end of catching up.
+    EarlyEndIsEnd,
     /// A node accepts messages from other clusters.
     ClustersMerge,
     /// A node shows readers what it has, however long ago its lease ended.
@@ -32,7 +34,7 @@ pub enum DisabledRule {
 
 impl DisabledRule {
     /// All rules that can be disabled.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::NoPromiseCheck,
         Self::NoSync,
         Self::MembersOffGossip,
@@ -40,6 +42,7 @@ impl DisabledRule {
         Self::StaleOwner,
         Self::UnstableShown,
         Self::DamageIsAbsence,
+        Self::EarlyEndIsEnd,
         Self::ClustersMerge,
         Self::NoLease,
         Self::LoadsInParts,
@@ -57,6 +60,7 @@ impl DisabledRule {
             Self::StaleOwner => "stale-owner",
             Self::UnstableShown => "unstable-shown",
             Self::DamageIsAbsence => "damage-is-absence",
+            Self::EarlyEndIsEnd => "early-end-is-end",
             Self::ClustersMerge => "clusters-merge",
             Self::NoLease => "no-lease",
             Self::LoadsInParts => "loads-in-parts",

@@ -1,348 +1,280 @@
-//! Catching up: how a node obtains what another node holds. A claimant does it with every node that has the best
-//! history, one after the other. A replica does it with the slot's owner, until it accepts a sync offer.
+//! Carries out what `ledger_core::catch_up` decides, with the simulation's network and disk: what `ledger_cluster::catch_up` is in
+//! a real node.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::ops::Bound;
-use std::rc::Rc;
+use std::{
+    collections::{BTreeMap, VecDeque},
+    rc::Rc,
+};
 
 use ledger_core::{
-    ContextId, Hash, Size,
-    compare::{self, DrillDown, Finding, ListedContext, MAX_PAGE, Page, Roots, RootsRequest, Side, Verdict},
-    digest::{Bucket, ContextSummary, SlotDigest},
-    node::Member,
-    ownership::{
-        Claim,
-        slot_manager::{Event, SyncOfferOutcome},
+    Hash, Size,
+    catch_up::{
+        ArrivedRange, CatchUp, ClaimSources, Effect, Event, Failure, ForkOrder, ForkResult, LoadResult, Mode,
+        NextRun, RangeUse, RestoreResult, SlotOutcome, WantedRange, WriteResult,
     },
+    compare,
+    digest::TreeHead,
+    loads::LoadSpan,
+    node::Member,
+    ownership::{Claim, slot_manager},
     slot::Slot,
 };
 
 use super::{
+    broken::DisabledRule,
     counts::Counted,
-    history::Context,
-    message::{CatchUpRequest, CatchUpResponse, Index, Message, Part, ReplicaMessage},
+    history::{Context, Entry},
+    message::{CatchUpRequest, CatchUpResponse, FetchItem, Message, Part, Range},
     node::{Node, index_of},
     node_output::{NodeOutput, Note, Timer},
     replicate::ReplicateOutcome,
 };
 
-/// How long a request may take, in milliseconds.
-const ANSWER_WITHIN: u64 = 800;
-/// How long a replica waits for a sync offer, and before it retries, in milliseconds.
-const RETRY: u64 = 1000;
-/// A claimant gives up after this many requests without a response.
-const FAILURES: u32 = 4;
+/// How long until a message that was not answered is sent again, in milliseconds, and how often it is.
+const SEND_AGAIN: u64 = 400;
+const SENDINGS: u32 = 4;
 
-/// A slot that is being brought in sync.
+/// A run of catching up.
 #[derive(Debug)]
-pub struct Task {
-    claim: Claim,
-    /// The nodes to catch up with, and the index of the next one.
-    sources: Vec<Member>,
-    at: usize,
+pub struct Run {
+    source: Member,
     purpose: Purpose,
-    drill: Option<DrillDown>,
-    findings: VecDeque<Finding>,
-    /// The action for the finding whose request is pending.
-    doing: Option<Doing>,
-    /// Whether something changed since the comparison began.
-    is_dirty: bool,
-    asked: Option<u64>,
-    failures: u32,
-    /// Distinguishes its timers from those of earlier tasks.
-    generation: u64,
+    machine: CatchUp,
+    outcomes: BTreeMap<Slot, SlotOutcome>,
+    /// The fetch whose next part is asked for.
+    fetch: Option<Fetch>,
+    staging: Option<Staging>,
     fetched: u64,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 enum Purpose {
-    /// To follow the owner at this node.
-    Follow(Index),
-    /// To own the slot. A claimant that is no source itself has nothing to add to the first source's history.
-    Claim { is_source: bool },
+    /// To follow the owner, which is the source.
+    Follow,
+    /// To own the slots.
+    Claim(ClaimSources),
+}
+
+#[derive(Debug, Clone)]
+struct Fetch {
+    number: u64,
+    wanted: Rc<[WantedRange]>,
+    part: u64,
+}
+
+/// A load whose ranges arrive.
+#[derive(Debug)]
+struct Staging {
+    context: Context,
+    after: u64,
+    after_root: Hash,
+    entries: Vec<Entry>,
+}
+
+/// A question that was sent and not answered.
+#[derive(Debug)]
+pub struct Question {
+    to: Member,
+    request: CatchUpRequest,
+    sendings: u32,
+    asker: Asker,
 }
 
 #[derive(Debug, Clone, Copy)]
-enum Doing {
-    /// Fetch a context up to a size.
-    Fetch(Context, u64),
-    /// Fetch the whole history, to replace what cannot be read here.
-    Restore(Context),
-    /// Ask whether the owner has this node's entries, after those were read.
-    Recheck { context: Context, ours: (u64, Hash), from: u64 },
-}
-
-impl Task {
-    fn new(claim: Claim, sources: Vec<Member>, purpose: Purpose) -> Self {
-        Self {
-            claim,
-            sources,
-            at: 0,
-            purpose,
-            drill: None,
-            findings: VecDeque::new(),
-            doing: None,
-            is_dirty: false,
-            asked: None,
-            failures: 0,
-            generation: 0,
-            fetched: 0,
-        }
-    }
-
-    /// Returns whether it follows the owner at this node.
-    pub fn follows(&self, owner: Index) -> bool {
-        self.purpose == Purpose::Follow(owner)
-    }
-
-    pub fn is_claim(&self) -> bool {
-        matches!(self.purpose, Purpose::Claim { .. })
-    }
-
-    /// Returns whether it keeps what goes beyond the source's history, so that the longest of the best wins.
-    fn keeps_longer(&self) -> bool {
-        match self.purpose {
-            Purpose::Follow(_) => false,
-            Purpose::Claim { is_source } => is_source || self.at > 0,
-        }
-    }
+pub enum Asker {
+    /// A run, for itself.
+    Run(u64),
+    /// A run, to restore a context.
+    Restore(u64, Context),
+    /// A schedule that asks its owner for sync offers.
+    Schedule,
 }
 
 impl Node {
     /// Makes this replica follow a claim's owner.
-    pub(super) fn follow_task(&mut self, slot: Slot, claim: &Claim, owner: Index) {
-        let is_running = self.tasks.get(&slot).is_some_and(|task| task.claim >= *claim);
-        let Some((_, member)) = self.incoming.get(&owner).cloned() else { return };
-        if !is_running {
-            // The same as for a claim: an abandoned source would wait forever.
-            self.give_up(slot);
-            let task = Task::new(claim.clone(), vec![member], Purpose::Follow(owner));
-            self.tasks.insert(slot, task);
-            self.begin(slot);
+    pub(super) fn follow_owner(&mut self, slot: Slot, claim: &Claim, owner: &Member) {
+        let now = self.now;
+        let schedule = self.schedules.entry(owner.clone()).or_default();
+        schedule.add(now, BTreeMap::from([(slot, claim.clone())]));
+        self.next_group(owner);
+    }
+
+    /// Begins the next group of an owner's slots, if it is time.
+    pub(super) fn next_group(&mut self, owner: &Member) {
+        let now = self.now;
+        let Some(schedule) = self.schedules.get_mut(owner) else { return };
+        match schedule.next(now) {
+            NextRun::Run(slots) => self.begin_run(owner.clone(), Purpose::Follow, slots, Mode::FollowOwner),
+            NextRun::At(at) => {
+                let after = at.saturating_sub(now).max(1);
+                self.out.push(NodeOutput::Timer { after, timer: Timer::Schedule(index_of(&owner.node)) });
+            }
+            NextRun::Nothing => {}
+        }
+    }
+
+    pub(super) fn schedule_timer(&mut self, owner: usize) {
+        let owners: Vec<Member> =
+            self.schedules.keys().filter(|member| index_of(&member.node) == owner).cloned().collect();
+        for owner in owners {
+            self.next_group(&owner);
         }
     }
 
     /// Makes this claimant fetch the longest of the best histories.
-    pub(super) fn claim_task(&mut self, slot: Slot, claim: Claim, from: Vec<Member>) {
-        if self.tasks.get(&slot).is_some_and(|task| task.claim > claim) {
-            // It follows a higher claim by now.
-            return self.events.push_back(Event::CaughtUp { slot, claim, is_complete: false });
+    pub(super) fn catch_up_for_claim(&mut self, slot: Slot, claim: Claim, from: Vec<Member>) {
+        let mut sources = ClaimSources::new(&self.member, from, BTreeMap::from([(slot, claim)]));
+        for (slot, claim) in sources.take_complete() {
+            self.events.push_back(slot_manager::Event::CaughtUp { slot, claim, is_complete: true });
         }
-        // The source that it followed would wait forever.
-        self.give_up(slot);
-        let is_source = from.contains(&self.member);
-        let sources = from.into_iter().filter(|member| *member != self.member).collect();
-        self.tasks.insert(slot, Task::new(claim, sources, Purpose::Claim { is_source }));
-        self.begin(slot);
+        self.next_source(sources);
     }
 
-    /// Compares with the next source, or finishes.
-    fn begin(&mut self, slot: Slot) {
-        let is_current = |task: &Task, node: &Self| node.record(slot).promised.as_ref() == Some(&task.claim);
-        let generation = self.number();
-        let ours = BTreeMap::from([(slot, self.digest(slot))]);
-        let Some(task) = self.tasks.get(&slot) else { return };
-        if !is_current(task, self) {
-            return self.give_up(slot);
-        }
-        let Some(task) = self.tasks.get_mut(&slot) else { return };
-        task.generation = generation;
-        if task.at == task.sources.len() {
-            return self.complete(slot);
-        }
-        let (drill, effects) = DrillDown::start(ours);
-        task.drill = Some(drill);
-        task.findings.clear();
-        (task.is_dirty, task.doing) = (false, None);
-        self.drilled(slot, effects);
-    }
-
-    fn complete(&mut self, slot: Slot) {
-        if let Some(task) = self.tasks.remove(&slot) {
-            self.out.push(NodeOutput::Note(Note::CaughtUp { entries: task.fetched }));
-            self.events.push_back(Event::CaughtUp { slot, claim: task.claim, is_complete: true });
+    fn next_source(&mut self, mut sources: ClaimSources) {
+        if let Some(run) = sources.next_run() {
+            self.begin_run(run.source, Purpose::Claim(sources), run.slots, run.mode);
         }
     }
 
-    /// Abandons the task, because it is pointless or impossible.
-    pub(super) fn give_up(&mut self, slot: Slot) {
-        let Some(Task { claim, purpose, .. }) = self.tasks.remove(&slot) else { return };
-        match (purpose, self.record(slot).promised) {
-            (Purpose::Claim { .. }, _) => {
-                self.events.push_back(Event::CaughtUp { slot, claim, is_complete: false });
-            }
-            // The owner may not know of the higher claim yet, and sends nothing that this node would refuse.
-            (Purpose::Follow(owner), Some(promised)) if promised > claim => {
-                if let Some((stream, _)) = self.incoming.get(&owner) {
-                    let body = ReplicaMessage::SyncOfferAnswered {
-                        slot,
-                        claim,
-                        outcome: SyncOfferOutcome::Refused(promised),
-                    };
-                    self.out.push(NodeOutput::Up { stream: *stream, body });
-                }
-            }
-            (Purpose::Follow(_), _) => {}
-        }
-    }
-
-    fn drilled(&mut self, slot: Slot, effects: Vec<compare::Effect>) {
-        let mut effects = VecDeque::from(effects);
-        while let Some(effect) = effects.pop_front() {
-            match effect {
-                compare::Effect::AskRemote(ask) => self.ask(slot, CatchUpRequest::Compare(ask)),
-                compare::Effect::AskLocal(ask) => {
-                    let answer = self.compared(&ask);
-                    let Some(drill) = self.tasks.get_mut(&slot).and_then(|task| task.drill.as_mut()) else {
-                        return;
-                    };
-                    match drill.step(compare::Event::Local(answer)) {
-                        Ok(more) => effects.extend(more),
-                        Err(_) => return self.again(slot),
-                    }
-                }
-                compare::Effect::NotReplicated(_) => {}
-                compare::Effect::Found(finding) => {
-                    if let Some(task) = self.tasks.get_mut(&slot) {
-                        task.findings.push_back(finding);
-                    }
-                }
-                compare::Effect::Done => return self.go_on(slot),
-            }
-        }
-    }
-
-    /// Sends a request to the source.
-    fn ask(&mut self, slot: Slot, question: CatchUpRequest) {
+    fn begin_run(&mut self, source: Member, purpose: Purpose, slots: BTreeMap<Slot, Claim>, mode: Mode) {
+        let (machine, effects) = CatchUp::start(slots, mode);
+        let outcomes = BTreeMap::new();
+        let run = Run { source, purpose, machine, outcomes, fetch: None, staging: None, fetched: 0 };
         let number = self.number();
-        let Some(task) = self.tasks.get_mut(&slot) else { return };
-        task.asked = Some(number);
-        let to = task.sources[task.at].clone();
-        let index = index_of(&to.node);
-        self.out.push(NodeOutput::Message { to: index, message: Message::Question { number, to, question } });
-        self.out.push(NodeOutput::Timer { after: ANSWER_WITHIN, timer: Timer::Question(number) });
+        self.runs.insert(number, run);
+        self.perform_all(number, effects);
     }
 
-    /// Acts on the next finding.
-    fn go_on(&mut self, slot: Slot) {
-        if !self.can_write() {
-            return self.again(slot);
+    /// Does what a run says, and tells it what came of it.
+    fn perform_all(&mut self, number: u64, effects: Vec<Effect>) {
+        let mut todo = VecDeque::from(effects);
+        while let Some(effect) = todo.pop_front() {
+            self.trace(|_| format!("catching up {number}: {effect:?}"));
+            let event = match effect {
+                Effect::ReadDigests(slots) => {
+                    Event::Digests(slots.into_iter().map(|slot| (slot, self.digest(slot))).collect())
+                }
+                Effect::AskLocal(request) => match compare::respond(self, &request) {
+                    Ok(answer) => Event::Local(answer),
+                    Err(error) => panic!("a node asks itself {error}"),
+                },
+                Effect::AskRemote(request) => {
+                    self.ask(number, CatchUpRequest::Compare(request));
+                    continue;
+                }
+                Effect::Fork(order) => {
+                    let context = order.context.clone();
+                    Event::Forked(context, self.fork_off(&order))
+                }
+                Effect::Restore { context, theirs, .. } => {
+                    let Some(of) = self.config.contexts.find(&context) else { continue };
+                    let question = CatchUpRequest::Whole { context: of, after: 0, to: theirs.size.0 };
+                    let Some(to) = self.runs.get(&number).map(|run| run.source.clone()) else { return };
+                    self.ask_for(Asker::Restore(number, of), to, question);
+                    continue;
+                }
+                Effect::Scrub(_) => continue,
+                Effect::Fetch(wanted) => {
+                    let fetch = Fetch { number: self.number(), wanted: wanted.into(), part: 0 };
+                    self.fetch_part(number, fetch);
+                    continue;
+                }
+                Effect::FinishWrites => Event::WritesFinished,
+                Effect::Done(slot, outcome) => {
+                    self.slot_done(number, slot, outcome);
+                    continue;
+                }
+            };
+            let Some(run) = self.runs.get_mut(&number) else { return };
+            todo.extend(run.machine.step(event));
         }
-        let promised = self.record(slot).promised;
-        let Some(task) = self.tasks.get_mut(&slot) else { return };
-        if promised.as_ref() != Some(&task.claim) {
-            return self.give_up(slot);
-        }
-        let Some(finding) = task.findings.pop_front() else { return self.passed(slot) };
-        let keeps_longer = task.keeps_longer();
-        let is_follower = !task.is_claim();
-        let Some(context) = self.config.contexts.find(&finding.context) else { return self.go_on(slot) };
-        let history = &self.disk.now.histories[context];
-        let ours = (history.size(), history.root());
-        let theirs =
-            finding.remote.summary().map_or((0, Hash([0; 32])), |theirs| (theirs.size.0, theirs.root));
-        if let Verdict::Unreadable(side) = finding.verdict {
-            return self.unreadable(slot, context, side, theirs.0);
-        }
-        if history.extent() != finding.local.summary().map(ContextSummary::tree_head) {
-            // The context changed since the comparison: compare again.
-            task.is_dirty = true;
-            return self.go_on(slot);
-        }
-        match finding.verdict {
-            Verdict::Behind { from } => self.fetch(slot, context, from.0, theirs.0),
-            Verdict::Ahead { .. } if keeps_longer => self.go_on(slot),
-            Verdict::Ahead { from } if is_follower => {
-                task.doing = Some(Doing::Recheck { context, ours, from: from.0 });
-                self.ask(slot, CatchUpRequest::RootAt { context, size: ours.0 });
-            }
-            Verdict::Ahead { from } => {
-                task.is_dirty = true;
-                self.fork(context, from.0, theirs);
-                self.go_on(slot);
-            }
-            Verdict::Diverged { .. } if keeps_longer && theirs.0 <= ours.0 => self.go_on(slot),
-            Verdict::Diverged { common } => {
-                task.is_dirty = true;
-                self.fork(context, common.0, theirs);
-                self.fetch(slot, context, common.0, theirs.0);
-            }
-            Verdict::InSync | Verdict::Changed | Verdict::Damaged { .. } | Verdict::Unreadable(_) => {
-                task.is_dirty = true;
-                self.go_on(slot);
-            }
+        if self.runs.get(&number).is_some_and(|run| run.machine.is_over()) {
+            self.run_over(number);
         }
     }
 
-    /// Handles an unreadable context. It may be the longest, so a claimant gives up, and a replica takes the owner's.
-    fn unreadable(&mut self, slot: Slot, context: Context, side: Side, to: u64) {
-        let Some(task) = self.tasks.get_mut(&slot) else { return };
-        if task.is_claim() {
-            return self.give_up(slot);
-        }
-        task.is_dirty = true;
-        if side == Side::Remote {
-            return self.go_on(slot);
-        }
-        task.doing = Some(Doing::Restore(context));
-        self.ask(slot, CatchUpRequest::Fetch { context, after: 0, to, is_whole: true });
+    fn tell(&mut self, number: u64, event: Event) {
+        let Some(run) = self.runs.get_mut(&number) else { return };
+        let effects = run.machine.step(event);
+        self.perform_all(number, effects);
     }
 
-    fn fetch(&mut self, slot: Slot, context: Context, after: u64, to: u64) {
-        if let Some(task) = self.tasks.get_mut(&slot) {
-            (task.doing, task.is_dirty) = (Some(Doing::Fetch(context, to)), true);
+    fn slot_done(&mut self, number: u64, slot: Slot, outcome: SlotOutcome) {
+        let Some(run) = self.runs.get_mut(&number) else { return };
+        if let Purpose::Claim(sources) = &mut run.purpose
+            && let Some((claim, is_complete)) = sources.on_done(slot, &outcome)
+        {
+            self.events.push_back(slot_manager::Event::CaughtUp { slot, claim, is_complete });
         }
-        self.ask(slot, CatchUpRequest::Fetch { context, after, to, is_whole: false });
+        run.outcomes.insert(slot, outcome);
     }
 
-    /// Continues after all findings are processed.
-    fn passed(&mut self, slot: Slot) {
-        let Some(task) = self.tasks.get_mut(&slot) else { return };
-        match task.purpose {
-            // Only a comparison without findings proves that nothing is missing.
-            Purpose::Claim { .. } if task.is_dirty => self.begin(slot),
-            Purpose::Claim { .. } => {
-                task.at += 1;
-                self.begin(slot);
-            }
-            Purpose::Follow(owner) => {
-                let to = task.sources[0].clone();
-                let generation = task.generation;
-                let message = Message::SyncRequest { from: self.member.clone(), to, slot };
-                self.out.push(NodeOutput::Message { to: owner, message });
-                self.out.push(NodeOutput::Timer { after: RETRY, timer: Timer::Task(slot, generation) });
+    /// Ends a run all of whose slots are done.
+    fn run_over(&mut self, number: u64) {
+        let Some(run) = self.runs.remove(&number) else { return };
+        self.out.push(NodeOutput::Note(Note::CaughtUp { entries: run.fetched }));
+        match run.purpose {
+            Purpose::Claim(sources) => self.next_source(sources),
+            Purpose::Follow => {
+                let damaged = run.outcomes.keys().copied().filter(|slot| self.has_damage(*slot)).collect();
+                let (owner, now) = (run.source, self.now);
+                let is_served = self.is_served(&owner) && self.can_write();
+                let Some(schedule) = self.schedules.get_mut(&owner) else { return };
+                let is_failed =
+                    run.outcomes.values().any(|outcome| matches!(outcome, SlotOutcome::Failed(_)));
+                let slots = schedule.on_run_ended(now, &run.outcomes, &damaged);
+                if is_failed && !is_served {
+                    schedule.on_owner_lost();
+                }
+                if slots.is_empty() {
+                    return self.next_group(&owner);
+                }
+                let slots = slots.into_keys().collect();
+                let question = CatchUpRequest::SyncOffers { from: self.member.clone(), slots };
+                self.ask_for(Asker::Schedule, owner, question);
             }
         }
     }
 
-    /// Compares again: a replica after a while, a claimant at once, but not forever.
-    fn again(&mut self, slot: Slot) {
-        let Some(task) = self.tasks.get_mut(&slot) else { return };
-        task.failures += 1;
-        (task.drill, task.doing, task.asked) = (None, None, None);
-        let (is_claim, failures, generation) = (task.is_claim(), task.failures, task.generation);
-        if !is_claim {
-            self.out.push(NodeOutput::Timer { after: RETRY, timer: Timer::Task(slot, generation) });
-        } else if failures < FAILURES {
-            self.begin(slot);
-        } else {
-            self.give_up(slot);
-        }
+    /// Returns whether the stream of a node is there.
+    fn is_served(&self, owner: &Member) -> bool {
+        self.incoming.values().any(|(_, member)| member == owner)
     }
 
-    pub(super) fn retry(&mut self, slot: Slot, generation: u64) {
-        if self.tasks.get(&slot).is_some_and(|task| task.generation == generation) {
-            self.begin(slot);
-        }
+    /// Sends a question to the source of a run.
+    fn ask(&mut self, number: u64, question: CatchUpRequest) {
+        let Some(to) = self.runs.get(&number).map(|run| run.source.clone()) else { return };
+        self.ask_for(Asker::Run(number), to, question);
     }
 
-    pub(super) fn unanswered(&mut self, number: u64) {
+    pub(super) fn ask_for(&mut self, asker: Asker, to: Member, question: CatchUpRequest) {
+        let number = self.number();
+        self.questions.insert(number, Question { to, request: question, sendings: 0, asker });
+        self.send_question(number);
+    }
+
+    /// Sends a question, again if it was not answered.
+    pub(super) fn send_question(&mut self, number: u64) {
         if self.heal_answered(number, None) {
             return;
         }
-        let slot = self.tasks.iter().find(|(_, task)| task.asked == Some(number)).map(|(slot, _)| *slot);
-        if let Some(slot) = slot {
-            self.again(slot);
+        let Some(asked) = self.questions.get_mut(&number) else { return };
+        asked.sendings += 1;
+        if asked.sendings > SENDINGS {
+            return self.unanswered(number);
+        }
+        let (to, question) = (asked.to.clone(), asked.request.clone());
+        let index = index_of(&to.node);
+        self.out.push(NodeOutput::Message { to: index, message: Message::Question { number, to, question } });
+        self.out.push(NodeOutput::Timer { after: SEND_AGAIN, timer: Timer::Question(number) });
+    }
+
+    fn unanswered(&mut self, number: u64) {
+        let Some(Question { asker, to, .. }) = self.questions.remove(&number) else { return };
+        match asker {
+            Asker::Run(run) => self.tell(run, Event::SourceLost("no answer in time".to_owned())),
+            Asker::Restore(run, context) => self.restored(run, context, RestoreResult::NotYet),
+            Asker::Schedule => self.offers_requested(&to, false),
         }
     }
 
@@ -350,143 +282,205 @@ impl Node {
         if self.heal_answered(number, Some(&reply)) {
             return;
         }
-        let Some((slot, task)) = self.tasks.iter_mut().find(|(_, task)| task.asked == Some(number)) else {
-            return;
+        let Some(Question { asker, to, .. }) = self.questions.remove(&number) else { return };
+        match (asker, reply) {
+            (Asker::Run(run), CatchUpResponse::Compare(answer)) => self.tell(run, Event::Remote(answer)),
+            (Asker::Run(run), CatchUpResponse::Ranges(items)) => self.arrived(run, &items),
+            (Asker::Run(run), CatchUpResponse::Cut { is_clean }) => self.cut_short(run, is_clean),
+            (Asker::Restore(run, context), CatchUpResponse::Whole(range, loaded)) => {
+                let is_restored = self.restore_in_claim(run, context, &range, loaded);
+                let result = if is_restored { RestoreResult::Restored } else { RestoreResult::NotYet };
+                self.restored(run, context, result);
+            }
+            (Asker::Restore(run, context), _) => self.restored(run, context, RestoreResult::NotYet),
+            (Asker::Schedule, _) => self.offers_requested(&to, true),
+            (Asker::Run(run), _) => self.tell(run, Event::SourceLost("it answers something else".to_owned())),
+        }
+    }
+
+    fn offers_requested(&mut self, owner: &Member, is_asked: bool) {
+        let (now, is_served) = (self.now, self.is_served(owner));
+        let Some(schedule) = self.schedules.get_mut(owner) else { return };
+        schedule.on_offers_requested(now, is_asked);
+        if !is_asked && !is_served {
+            schedule.on_owner_lost();
+        }
+        self.next_group(owner);
+    }
+
+    fn restored(&mut self, run: u64, context: Context, result: RestoreResult) {
+        let id = self.config.contexts.id(context).clone();
+        self.tell(run, Event::Restored(id, result));
+    }
+
+    /// Replaces a context that cannot be read by the owner's history, while the claim holds.
+    fn restore_in_claim(
+        &mut self,
+        run: u64,
+        context: Context,
+        range: &Range,
+        loaded: Option<LoadSpan>,
+    ) -> bool {
+        let slot = self.config.contexts.slot(context);
+        let Some(claim) = self.runs.get(&run).and_then(|run| run.machine.claim(slot)).cloned() else {
+            return false;
         };
-        let (slot, claim) = (*slot, task.claim.clone());
-        task.asked = None;
-        let doing = task.doing.take();
-        if self.record(slot).promised.as_ref() != Some(&claim) {
-            return self.give_up(slot);
+        self.heal_in_claim(context, &claim, range, loaded)
+    }
+
+    /// Forks off what comes after a common size, if it still is what was compared.
+    fn fork_off(&mut self, order: &ForkOrder) -> ForkResult {
+        let Some(context) = self.config.contexts.find(&order.context) else { return ForkResult::Moved };
+        let slot = self.config.contexts.slot(context);
+        if let Err(refused) = self.record(slot).check_replicate(&order.claim) {
+            return ForkResult::Refused(refused.promised);
+        }
+        let is_it = self.disk.now.histories[context].extent() == Some(order.expected);
+        if !is_it || self.in_sync.get(&slot) == Some(&order.claim) {
+            return ForkResult::Moved;
         }
         if !self.can_write() {
-            return self.again(slot);
+            return ForkResult::Failed(Failure::Store("the disk is full".to_owned()));
         }
-        match (reply, doing) {
-            (CatchUpResponse::Compare(answer), None) => {
-                let Some(drill) = self.tasks.get_mut(&slot).and_then(|task| task.drill.as_mut()) else {
-                    return;
-                };
-                match drill.step(compare::Event::Remote(answer)) {
-                    Ok(effects) => self.drilled(slot, effects),
-                    Err(_) => self.again(slot),
-                }
-            }
-            (CatchUpResponse::Fetched(range, loaded), Some(Doing::Fetch(context, to))) => {
-                let count = range.entries.len() as u64;
-                let (end, is_load) = (range.after + count, loaded.is_some());
-                if is_load {
-                    self.out.push(NodeOutput::Note(Note::Load(Counted::LoadFetched)));
-                }
-                let part = Part { slot, claim, range, is_load, staged_to: None };
-                let reaches = self.apply_part(part, 0) == ReplicateOutcome::Durable;
-                if let Some(task) = self.tasks.get_mut(&slot).filter(|_| reaches) {
-                    task.fetched += count;
-                }
-                if reaches && end < to && count > 0 {
-                    return self.fetch(slot, context, end, to);
-                }
-                self.go_on(slot);
-            }
-            (CatchUpResponse::Fetched(range, loaded), Some(Doing::Restore(context))) => {
-                self.heal_in_claim(context, &claim, &range, loaded);
-                self.go_on(slot);
-            }
-            (CatchUpResponse::Unreadable, Some(_)) => {
-                if self.tasks.get(&slot).is_some_and(Task::is_claim) {
-                    return self.give_up(slot);
-                }
-                self.go_on(slot);
-            }
-            (CatchUpResponse::RootAt { size, root }, Some(Doing::Recheck { context, ours, from })) => {
-                let history = &self.disk.now.histories[context];
-                let is_unchanged = (history.size(), history.root()) == ours;
-                if let Some(task) = self.tasks.get_mut(&slot) {
-                    task.is_dirty = true;
-                }
-                if is_unchanged && root != Some(ours.1) {
-                    self.fork(context, from.min(size), (size, root.unwrap_or(Hash([0; 32]))));
-                }
-                self.go_on(slot);
-            }
-            _ => self.again(slot),
+        let theirs = order.theirs.as_ref().map_or((0, Hash([0; 32])), |theirs| (theirs.size.0, theirs.root));
+        if self.is_damaged_after(context, order.common.0) {
+            // What cannot be read is not left for another history.
+            return ForkResult::Unreadable;
         }
+        self.fork_tail(context, order.common.0, theirs);
+        ForkResult::Forked
     }
 
-    /// Responds to another node's request.
-    pub(super) fn reply(&mut self, question: CatchUpRequest) -> CatchUpResponse {
-        match question {
-            CatchUpRequest::Fetch { context, .. } if self.is_damaged(context) => CatchUpResponse::Unreadable,
-            CatchUpRequest::RootAt { context, .. } if self.lacks_roots(context) => {
-                CatchUpResponse::Unreadable
-            }
-            CatchUpRequest::Compare(ask) => CatchUpResponse::Compare(self.compared(&ask)),
-            CatchUpRequest::Fetch { context, after, to, is_whole } => {
-                self.fetched(context, after, to, is_whole)
-            }
-            CatchUpRequest::RootAt { context, size } => {
-                let history = &self.disk.now.histories[context];
-                CatchUpResponse::RootAt { size: history.size(), root: history.root_at(size) }
-            }
-        }
+    fn fetch_part(&mut self, run: u64, fetch: Fetch) {
+        let Some(known) = self.runs.get_mut(&run) else { return };
+        known.fetch = Some(fetch.clone());
+        let Fetch { number, wanted, part } = fetch;
+        self.ask(run, CatchUpRequest::Fetch { number, wanted, part });
     }
 
-    fn compared(&mut self, ask: &compare::CompareRequest) -> compare::CompareResponse {
-        use compare::{CompareRequest, CompareResponse};
-        match ask {
-            CompareRequest::Node { slots, digest } => {
-                CompareResponse::to_node(slots, *digest, |slot| Some(self.digest(slot)))
-            }
-            CompareRequest::Buckets { slots } => {
-                let buckets = |slot: &Slot| -> BTreeMap<_, _> {
-                    self.digests
-                        .get(slot)
-                        .map(|digest: &SlotDigest| digest.buckets().collect())
-                        .unwrap_or_default()
-                };
-                CompareResponse::Buckets(slots.iter().map(|slot| (*slot, buckets(slot))).collect())
-            }
-            CompareRequest::Contexts { buckets, after } => {
-                CompareResponse::Contexts(self.page(buckets, after.as_ref()))
-            }
-            CompareRequest::Roots(asked) => {
-                CompareResponse::Roots(asked.iter().map(|prefixes| self.roots(prefixes)).collect())
-            }
+    /// Handles the end of a response that was cut short: with an error, or as if it had ended.
+    fn cut_short(&mut self, run: u64, is_clean: bool) {
+        let Some(known) = self.runs.get_mut(&run) else { return };
+        (known.fetch, known.staging) = (None, None);
+        self.out.push(NodeOutput::Note(Note::FetchCut));
+        if !is_clean {
+            return self.tell(run, Event::SourceLost("the response broke off".to_owned()));
         }
+        if self.config.broken == DisabledRule::EarlyEndIsEnd {
+            let slots: Vec<Slot> = self.config.contexts.slots.clone();
+            let open =
+                |slot: &Slot| self.runs.get(&run).is_some_and(|run| run.machine.claim(*slot).is_some());
+            for slot in slots.into_iter().filter(open).collect::<Vec<_>>() {
+                self.slot_done(run, slot, SlotOutcome::InSync);
+            }
+            return self.run_over(run);
+        }
+        self.tell(run, Event::FetchEnded);
     }
 
-    fn page(&mut self, buckets: &BTreeMap<Slot, BTreeSet<Bucket>>, after: Option<&ContextId>) -> Page {
+    /// Takes the next part of a response.
+    fn arrived(&mut self, number: u64, items: &[FetchItem]) {
+        let Some(fetch) = self.runs.get_mut(&number).and_then(|run| run.fetch.take()) else { return };
+        for item in items {
+            match item {
+                FetchItem::Range { range, together_to, whole } => {
+                    self.range_arrived(number, range, *together_to, *whole);
+                }
+                FetchItem::Missing(context, missing) => {
+                    self.tell(number, Event::Missing(context.clone(), *missing));
+                }
+                FetchItem::End => return self.tell(number, Event::FetchEnded),
+            }
+            if !self.runs.contains_key(&number) {
+                return;
+            }
+        }
+        let Fetch { number: of, wanted, part } = fetch;
+        self.fetch_part(number, Fetch { number: of, wanted, part: part + 1 });
+    }
+
+    fn range_arrived(
+        &mut self,
+        number: u64,
+        range: &Range,
+        together_to: Option<Size>,
+        whole: Option<(u64, Hash)>,
+    ) {
         let config = Rc::clone(&self.config);
-        let contexts = &config.contexts;
-        let mut listed: BTreeMap<(Slot, &ContextId), Context> = BTreeMap::new();
-        for (slot, buckets) in buckets {
-            for context in contexts.of(*slot) {
-                let id = contexts.id(context);
-                let is_there = self.disk.now.histories[context].size() > 0 || self.is_unreadable(context);
-                if buckets.contains(&Bucket::of(id)) && is_there {
-                    listed.insert((*slot, id), context);
-                }
+        let Some(run) = self.runs.get_mut(&number) else { return };
+        let end = Size(range.after + range.entries.len() as u64);
+        let arrived = ArrivedRange {
+            context: config.contexts.id(range.context),
+            after: Size(range.after),
+            end: TreeHead { size: end, root: range.root },
+            together_to,
+            whole: whole.map(|(size, root)| TreeHead { size: Size(size), root }),
+        };
+        let (used, effects) = run.machine.on_range(&arrived);
+        match used {
+            RangeUse::Skip => {}
+            RangeUse::Write { slot, claim, is_load } => {
+                let part = Part { slot, claim, range: range.clone(), is_load, staged_to: None };
+                self.write_fetched(number, part);
+            }
+            RangeUse::Stage { slot, claim, is_first, is_last, .. } => {
+                self.stage_fetched(number, slot, claim, range, (is_first, is_last));
             }
         }
-        let from = after.map_or(Bound::Unbounded, |after| Bound::Excluded((Slot::of(after), after)));
-        let mut rest = listed.range((from, Bound::Unbounded)).map(|((_, id), context)| {
-            if self.lacks_head(*context) || self.quarantine.contains(context) {
-                return ListedContext::Unreadable((*id).clone());
-            }
-            let history = &self.disk.now.histories[*context];
-            let (size, root, epoch) = (Size(history.size()), history.root(), history.epoch());
-            ListedContext::Present(ContextSummary { context: (*id).clone(), size, root, epoch })
-        });
-        let contexts: Vec<_> = rest.by_ref().take(MAX_PAGE).collect();
-        Page { contexts, more: rest.next().is_some() }
+        self.perform_all(number, effects);
     }
 
-    fn roots(&mut self, RootsRequest { context, sizes }: &RootsRequest) -> Roots {
-        let Some(context) = self.config.contexts.find(context) else { return Roots::Absent };
-        if self.lacks_roots(context) {
-            return Roots::Unreadable;
+    fn write_fetched(&mut self, number: u64, part: Part) {
+        let (slot, count) = (part.slot, part.range.entries.len() as u64);
+        if part.is_load {
+            self.out.push(NodeOutput::Note(Note::Load(Counted::LoadFetched)));
         }
-        let history = &self.disk.now.histories[context];
-        Roots::At(sizes.iter().map_while(|size| history.root_at(size.0)).collect())
+        let event = match self.apply_part(part, 0) {
+            ReplicateOutcome::Durable => {
+                if let Some(run) = self.runs.get_mut(&number) {
+                    run.fetched += count;
+                }
+                return;
+            }
+            ReplicateOutcome::Gap | ReplicateOutcome::Diverged => Event::Written(slot, WriteResult::Moved),
+            ReplicateOutcome::Refused(by) => Event::Written(slot, WriteResult::Refused(by)),
+            ReplicateOutcome::Failed => Event::DiskRefuses("the disk is full".to_owned()),
+        };
+        self.tell(number, event);
+    }
+
+    /// Stages a range of a load, and puts the load in place with the last one.
+    fn stage_fetched(
+        &mut self,
+        number: u64,
+        slot: Slot,
+        claim: Claim,
+        range: &Range,
+        (is_first, is_last): (bool, bool),
+    ) {
+        let context = range.context;
+        let here = self.disk.now.histories[context].size();
+        let Some(run) = self.runs.get_mut(&number) else { return };
+        if is_first {
+            let (after, after_root) = (range.after, range.after_root);
+            run.staging = (here == after).then_some(Staging {
+                context,
+                after,
+                after_root,
+                entries: range.entries.to_vec(),
+            });
+        } else if let Some(staging) = &mut run.staging {
+            staging.entries.extend_from_slice(&range.entries);
+        }
+        let Some(staging) = run.staging.take_if(|_| is_last) else {
+            if is_first && run.staging.is_none() {
+                let id = self.config.contexts.id(context).clone();
+                self.tell(number, Event::Loaded(id, LoadResult::Moved));
+            }
+            return;
+        };
+        let Staging { context, after, after_root, entries } = staging;
+        let whole = Range { context, after, after_root, entries: entries.into(), root: range.root };
+        self.write_fetched(number, Part { slot, claim, range: whole, is_load: true, staged_to: None });
     }
 }

@@ -29,6 +29,7 @@ pub enum Counted {
     Fetched,
     Restored,
     Reidentified,
+    FetchCut,
     // What clients did.
     Created,
     Acknowledged,
@@ -45,7 +46,7 @@ pub enum Counted {
 }
 
 impl Counted {
-    const ALL: [(Self, &'static str); 30] = [
+    const ALL: [(Self, &'static str); 31] = [
         (Self::Runs, "seeds"),
         (Self::Steps, "steps"),
         (Self::Milliseconds, "milliseconds simulated"),
@@ -64,6 +65,7 @@ impl Counted {
         (Self::Fetched, "entries fetched to catch up"),
         (Self::Restored, "damaged contexts restored"),
         (Self::Reidentified, "disks that forgot what they promised"),
+        (Self::FetchCut, "responses to fetches that were cut short"),
         (Self::Created, "entries written"),
         (Self::Acknowledged, "acknowledged at m copies"),
         (Self::AcknowledgedAtFewer, "acknowledged at fewer copies"),

@@ -3,7 +3,7 @@
 
 use super::{
     counts::Counted,
-    message::{Index, Message, OwnerMessage, ReplicaMessage},
+    message::{CatchUpResponse, Index, Message, OwnerMessage, ReplicaMessage},
     network::Stream,
     node_output::NodeOutput,
     run::{ScheduledEvent, World},
@@ -51,7 +51,12 @@ impl World {
         }
     }
 
-    pub(super) fn send(&mut self, from: Index, to: Index, message: Message) {
+    pub(super) fn send(&mut self, from: Index, to: Index, mut message: Message) {
+        if let Message::Reply { reply: reply @ CatchUpResponse::Ranges(_), .. } = &mut message
+            && self.random.chance(self.network.cuts)
+        {
+            *reply = CatchUpResponse::Cut { is_clean: self.random.chance(500) };
+        }
         if let Message::Hello { stream, .. } = &message {
             let from_life = self.hosts[from].life;
             let known = Stream { from, to, from_life, to_life: None, down_at: 0, up_at: 0, is_broken: false };

@@ -108,6 +108,8 @@ pub struct RunPlan {
     pub loss: u64,
     pub duplicates: u64,
     pub late: u64,
+    /// Of a thousand messages of responses to fetches, after how many the response is cut short.
+    pub cuts: u64,
     /// Duration of a sync, in microseconds.
     pub sync: (u64, u64),
     pub dead_after: u64,
@@ -199,6 +201,7 @@ impl RunPlan {
             loss: if is_lossy { random.between(1, 200) } else { 0 },
             duplicates: if is_lossy { random.between(0, 200) } else { 0 },
             late: if is_lossy { random.between(0, 80) } else { 0 },
+            cuts: if random.chance(600) { random.between(1, 150) } else { 0 },
             sync: (200, random.between(500, 8000)),
             dead_after: random.between(700, 2000),
             settings,

@@ -115,7 +115,7 @@ impl Node {
                     match source {
                         HealSource::Member(member) => {
                             let to = goal.size.0;
-                            let ask = CatchUpRequest::Fetch { context, after, to, is_whole: true };
+                            let ask = CatchUpRequest::Whole { context, after, to };
                             return self.ask_to_heal(healing, &member, ask);
                         }
                         HealSource::Local => {
@@ -144,7 +144,7 @@ impl Node {
     pub(super) fn heal_answered(&mut self, number: u64, reply: Option<&CatchUpResponse>) -> bool {
         let Some(mut healing) = self.healing.remove(&number) else { return false };
         let event = match reply {
-            Some(CatchUpResponse::Fetched(range, loaded)) => healing.staged.take(range, *loaded),
+            Some(CatchUpResponse::Whole(range, loaded)) => healing.staged.take(range, *loaded),
             Some(CatchUpResponse::Compare(CompareResponse::Contexts(page))) => {
                 let present = page.contexts.iter().filter_map(|listed| match listed {
                     ListedContext::Present(summary) => Some((summary.context.clone(), summary.tree_head())),

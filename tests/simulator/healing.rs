@@ -29,6 +29,7 @@ impl World {
         }
         self.network.heal();
         (self.network.loss, self.network.duplicates, self.network.late) = (0, 0, 0);
+        self.network.cuts = 0;
         for index in 0..self.hosts.len() {
             let clock = self.clock(index);
             self.fill(index, false);

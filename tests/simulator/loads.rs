@@ -20,14 +20,12 @@ use super::{
     history::{Context, Entry, History},
     invariants::Checked,
     lane::{Answers, ClientRequest, CommitContext, part_of},
-    message::{CatchUpResponse, Index, Message, Range, Response},
+    message::{Index, Message, Range, Response},
     node::{Node, peer_of},
     node_output::{NodeOutput, Note},
     run::World,
 };
 
-/// Most entries in one fetch, unless they belong together.
-const FETCHED: u64 = 12;
 /// After so many milliseconds without an answer a request to stage a load counts as failed.
 const ANSWER_WITHIN: u64 = 400;
 /// As in a real node, but quicker.
@@ -240,7 +238,7 @@ impl Node {
 
     /// Returns which part of a context must be installed as a whole, as far as this node knows; forgets it once it is
     /// committed.
-    fn together(&mut self, context: Context) -> Option<LoadSpan> {
+    pub(super) fn together(&mut self, context: Context) -> Option<LoadSpan> {
         let span = *self.disk.now.loaded.get(&context)?;
         let here = Size(self.disk.now.histories[context].size());
         if span.state(here, self.visible_size(context).map(Size)) != LoadSpanState::Uncommitted {
@@ -248,24 +246,6 @@ impl Node {
             return None;
         }
         Some(span).filter(|_| self.config.broken != DisabledRule::LoadsInParts)
-    }
-
-    /// Responds to a fetch of a context.
-    pub(super) fn fetched(
-        &mut self,
-        context: Context,
-        after: u64,
-        to: u64,
-        is_whole: bool,
-    ) -> CatchUpResponse {
-        let span = self.together(context);
-        if is_whole {
-            return CatchUpResponse::Fetched(self.range(context, after, to), span);
-        }
-        let (to, together_to) = LoadSpan::range(span, Size(after), Size(to));
-        let to = if together_to.is_some() { to.0 } else { to.0.min(after + FETCHED) };
-        let together = span.filter(|_| together_to.is_some());
-        CatchUpResponse::Fetched(self.range(context, after, to), together)
     }
 }
 

@@ -3,7 +3,9 @@
 use std::{collections::BTreeMap, rc::Rc};
 
 use ledger_core::{
-    Hash, compare,
+    ContextId, Hash, Size,
+    catch_up::{Missing, WantedRange},
+    compare,
     digest::Digest,
     loads::LoadSpan,
     node::{ClusterId, Member, ReplicaSet, StorageId},
@@ -51,11 +53,6 @@ pub enum Message {
         claim: Claim,
         answer: slot_manager::MemberResponse,
     },
-    SyncRequest {
-        from: Member,
-        to: Member,
-        slot: Slot,
-    },
     Question {
         number: u64,
         to: Member,
@@ -82,31 +79,52 @@ pub enum Message {
 #[derive(Debug, Clone)]
 pub enum CatchUpRequest {
     Compare(compare::CompareRequest),
+    /// Asks for the next part of a response to a fetch with this number.
     Fetch {
+        number: u64,
+        wanted: Rc<[WantedRange]>,
+        part: u64,
+    },
+    /// Asks for the entries of a context in one message, to replace what cannot be read.
+    Whole {
         context: Context,
         after: u64,
         to: u64,
-        /// Whether one response must hold all of it, to replace what cannot be read.
-        is_whole: bool,
     },
-    /// Asks for a context's size, and its root at an earlier size if the history is that long.
-    RootAt {
-        context: Context,
-        size: u64,
+    /// Asks the owner to offer slots.
+    SyncOffers {
+        from: Member,
+        slots: Vec<Slot>,
     },
 }
 
 #[derive(Debug, Clone)]
 pub enum CatchUpResponse {
     Compare(compare::CompareResponse),
-    /// The entries, and which of them must be installed as a whole.
-    Fetched(Range, Option<LoadSpan>),
-    RootAt {
-        size: u64,
-        root: Option<Hash>,
+    /// A part of a response to a fetch.
+    Ranges(Rc<[FetchItem]>),
+    /// The response to a fetch was cut short: with an error, or as if it had ended.
+    Cut {
+        is_clean: bool,
     },
+    /// All entries, and which of them must be installed as a whole.
+    Whole(Range, Option<LoadSpan>),
     /// The requested entries exist and cannot be read.
     Unreadable,
+    Done,
+}
+
+/// What a source sends in a response to a fetch.
+#[derive(Debug, Clone)]
+pub enum FetchItem {
+    Range {
+        range: Range,
+        together_to: Option<Size>,
+        /// If more ranges of the context follow: the size and the root with all of them.
+        whole: Option<(u64, Hash)>,
+    },
+    Missing(ContextId, Missing),
+    End,
 }
 
 /// Entries of one context, between two roots.

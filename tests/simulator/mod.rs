@@ -7,7 +7,7 @@
 //! | [`lane`], [`replicate`], [`serve`] | the shell around [`ledger_core::replication::SlotCommits`], the replica's side of a lane, and the responses to clients |
 //! | [`pins`] | what readers see of a database whose last writes are not committed |
 //! | [`loads`] | loads, in `ledger_store::write::load` and `ledger_cluster::replicate::staging` |
-//! | [`catch_up`] | catching up with an owner or, as a claimant, with the best replicas |
+//! | [`catch_up`], [`source`] | the shell around [`ledger_core::catch_up`], and a node that others fetch from |
 //! | [`damage`], [`heal`] | what a node cannot read, in `ledger_store::integrity`; the shell around [`ledger_core::healing`] |
 //! | [`gossip`] | chitchat |
 //! | [`disk`], [`network`], [`deliver`] | disks and the network |
@@ -51,6 +51,7 @@ mod random;
 mod replicate;
 mod run;
 mod serve;
+mod source;
 mod streams;
 
 pub use broken::DisabledRule;

@@ -31,6 +31,8 @@ pub struct Network {
     pub duplicates: u64,
     /// Very late messages per thousand.
     pub late: u64,
+    /// Messages per thousand after which the response to a fetch is cut short.
+    pub cuts: u64,
     /// Bounds of a message's delay, in microseconds.
     pub delay: (u64, u64),
     pub streams: BTreeMap<u64, Stream>,
@@ -46,6 +48,7 @@ impl Network {
             loss: 0,
             duplicates: 0,
             late: 0,
+            cuts: 0,
             delay: (200, 3000),
             streams: BTreeMap::new(),
             messages: 0,

@@ -7,6 +7,7 @@ use std::{
 };
 
 use ledger_core::{
+    catch_up::SyncSchedule,
     digest::SlotDigest,
     healing::HealSchedule,
     node::{ClusterId, Member, NodeId, ReplicaSet, StorageId},
@@ -22,7 +23,7 @@ use ledger_core::{
 
 use super::{
     broken::DisabledRule,
-    catch_up::Task,
+    catch_up::{Question, Run},
     disk::{Disk, Write},
     gossip::{Gossip, Published},
     heal::Healing,
@@ -33,6 +34,7 @@ use super::{
     node_output::{AfterSync, Config, NodeOutput, Note, Outgoing, Timer},
     pins::Pins,
     random::Random,
+    source::Served,
 };
 
 #[derive(Debug)]
@@ -84,7 +86,11 @@ pub struct Node {
     /// The damage that the slot manager knows of.
     pub(super) damage: DamagedSlots,
     // Catching up.
-    pub(super) tasks: BTreeMap<Slot, Task>,
+    pub(super) runs: BTreeMap<u64, Run>,
+    pub(super) schedules: BTreeMap<Member, SyncSchedule>,
+    pub(super) questions: BTreeMap<u64, Question>,
+    /// Responses to fetches of others.
+    pub(super) fetches: BTreeMap<u64, Served>,
     /// Slots that were handed over to this node, until it owns them.
     pub(super) handed_over: Vec<Slot>,
 }
@@ -150,7 +156,10 @@ impl Node {
             heal_schedule: HealSchedule::default(),
             healing: BTreeMap::new(),
             damage: DamagedSlots::default(),
-            tasks: BTreeMap::new(),
+            runs: BTreeMap::new(),
+            schedules: BTreeMap::new(),
+            questions: BTreeMap::new(),
+            fetches: BTreeMap::new(),
             handed_over: Vec::new(),
         };
         node.scan();
@@ -414,8 +423,8 @@ impl Node {
     pub fn timer(&mut self, timer: Timer) {
         match timer {
             Timer::Commit => self.commit(),
-            Timer::Question(number) => self.unanswered(number),
-            Timer::Task(slot, generation) => self.retry(slot, generation),
+            Timer::Question(number) => self.send_question(number),
+            Timer::Schedule(owner) => self.schedule_timer(owner),
         }
     }
 }

@@ -56,7 +56,8 @@ pub enum NodeOutput {
 pub enum Timer {
     Commit,
     Question(u64),
-    Task(Slot, u64),
+    /// The schedule of an owner's slots.
+    Schedule(Index),
 }
 
 /// A report to the simulation.
@@ -101,6 +102,8 @@ pub enum Note {
     },
     /// A damaged context was restored.
     Restored,
+    /// A response to a fetch was cut short.
+    FetchCut,
     /// A moment of a takeover that suits a fault.
     Moment,
     /// Something does not hold that always should.

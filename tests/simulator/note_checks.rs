@@ -96,6 +96,10 @@ impl World {
             }
             Note::Moment | Note::Trace(_) => Ok(()),
             Note::Violated(violation) => Err(format!("node {index}: {violation}")),
+            Note::FetchCut => {
+                self.counts.add(Counted::FetchCut, 1);
+                Ok(())
+            }
             Note::CaughtUp { entries } => {
                 self.counts.add(Counted::Fetched, entries);
                 Ok(())

@@ -133,7 +133,7 @@ impl Node {
                     self.add_stream_peer(&to, offer);
                 }
             }
-            Effect::CatchUp { slot, claim, from } => self.claim_task(slot, claim, from),
+            Effect::CatchUp { slot, claim, from } => self.catch_up_for_claim(slot, claim, from),
             Effect::RecordRecovery { slot, recovery, .. } => {
                 self.out.push(NodeOutput::Note(Note::Recovered { slot, recovery }));
             }
@@ -169,7 +169,6 @@ impl Node {
                 }
             }
             Effect::StepDown { slot } => {
-                self.tasks.retain(|of, task| *of != slot || !task.is_claim());
                 self.step_down(slot);
             }
         }

@@ -96,9 +96,16 @@ impl Node {
             }
             ReplicateOutcome::Failed => return false,
             ReplicateOutcome::Gap | ReplicateOutcome::Diverged if is_strict => return false,
-            ReplicateOutcome::Gap | ReplicateOutcome::Diverged => self.follow_task(slot, &claim, from),
+            ReplicateOutcome::Gap | ReplicateOutcome::Diverged => self.follow(slot, &claim, from),
         }
         true
+    }
+
+    /// Brings a slot in sync with its owner, unless that is under way.
+    fn follow(&mut self, slot: Slot, claim: &Claim, from: Index) {
+        if let Some((_, owner)) = self.incoming.get(&from).cloned() {
+            self.follow_owner(slot, claim, &owner);
+        }
     }
 
     /// Applies a part of a commit or, with number 0, a fetched range.
@@ -231,15 +238,13 @@ impl Node {
                     self.after_sync(AfterSync::Recorded(slot));
                 }
                 self.hide(slot);
-                self.follow_task(slot, &claim, from);
+                self.follow(slot, &claim, from);
                 SyncOfferOutcome::Diverged
             }
             Err(ReplicaRefusal::NotAccepted { .. }) => SyncOfferOutcome::Diverged,
             Err(ReplicaRefusal::AlreadyFormed) => SyncOfferOutcome::Unavailable,
             Ok(next) => {
                 self.write_record(slot, next);
-                // The source that it followed would wait forever.
-                self.give_up(slot);
                 self.in_sync.insert(slot, claim.clone());
                 let epoch = claim.epoch;
                 self.step(|commits, effects| commits.record_accepted(slot, epoch, number, effects));
@@ -262,15 +267,6 @@ impl Node {
     pub(super) fn hide(&mut self, slot: Slot) {
         self.in_sync.remove(&slot);
         self.step(|commits, effects| commits.hide_diverged(slot, effects));
-    }
-
-    /// Forks off what comes after a common size, because an owner has another history.
-    pub(super) fn fork(&mut self, context: Context, common: u64, theirs: (u64, Hash)) {
-        if self.is_damaged_after(context, common) {
-            // What cannot be read is not left for another history.
-            return;
-        }
-        self.fork_tail(context, common, theirs);
     }
 
     /// Moves what comes after a common size to a fork.

@@ -193,6 +193,7 @@ impl World {
         });
         let mut network = Network::new();
         (network.loss, network.duplicates, network.late) = (plan.loss, plan.duplicates, plan.late);
+        network.cuts = plan.cuts;
         let mut world = Self {
             invariants: Invariants::new(plan.is_strict(), plan.contexts),
             config,

@@ -66,7 +66,6 @@ impl Node {
                     self.in_sync.retain(|_, claim| claim.claimant != member.node);
                     self.incoming.insert(from, (stream, member));
                     self.renewed.insert(from, self.now);
-                    self.tasks.retain(|_, task| !task.follows(from));
                     self.out.push(NodeOutput::Message { to: from, message: Message::Welcome { stream } });
                 }
             }
@@ -85,11 +84,6 @@ impl Node {
             }
             Message::Answer { from, slot, claim, answer } => {
                 self.events.push_back(Event::Response { from, slot, claim, answer });
-            }
-            Message::SyncRequest { from, to, slot } => {
-                if to == self.member {
-                    self.events.push_back(Event::SyncRequested(from, slot));
-                }
             }
             Message::Question { number, to, question } => {
                 if to == self.member {

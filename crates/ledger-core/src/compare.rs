@@ -1,6 +1,6 @@
 //! Finding what differs between two nodes: anti-entropy, and the first step of every catch-up.
 //!
-//! One node asks, its peer answers. The one who asks runs a [`DrillDown`]; it puts every question to its peer
+//! One node asks, its peer answers ([`respond`]). The one who asks runs a [`DrillDown`]; it puts every question to its peer
 //! and, because it needs both sides of it, to its own store. Each answer is read at one moment, but no two
 //! answers need be of the same moment: appends go on meanwhile.
 //!
@@ -25,6 +25,7 @@
 //! - What changed while it was looked at is left alone. The next round compares it again.
 //! - What a side cannot read is unreadable, never absent or shorter ([`ContextStatus`]): no verdict is made of it.
 
+mod answer;
 mod drill_down;
 mod error;
 mod limits;
@@ -34,6 +35,7 @@ mod search;
 #[cfg(test)]
 mod tests;
 
+pub use answer::{ComparedStore, respond};
 pub use drill_down::{DrillDown, Effect, Event, Finding};
 pub use error::{CompareError, CompareRequestError, Side};
 pub use limits::{

@@ -21,6 +21,7 @@
 //! | [`rendezvous`] | which nodes a slot should be on |
 //! | [`digest`] | whether two nodes hold the same, in a few bytes |
 //! | [`compare`] | finding what differs between two nodes |
+//! | [`catch_up`] | obtaining what another node holds: what a claimant and a replica do before they count |
 //! | [`ownership`] | who may write a slot: promises, takeovers, copies |
 //! | [`healing`] | how what a node cannot read any more is restored, and what proves that it is right |
 //! | [`replication`] | when there are copies enough, and what a replica does with what it is sent |
@@ -32,6 +33,7 @@
 //! | [`limits`] | every bound on what is accepted |
 
 pub mod call_proof;
+pub mod catch_up;
 pub mod checkpoint;
 pub mod clock;
 pub mod cluster_key;

@@ -43,7 +43,7 @@ pub enum Effect {
     AskRemote(CompareRequest),
     /// Put the question to this node's own store. Its answer may come before or after the peer's.
     AskLocal(CompareRequest),
-    /// The peer does not keep these slots: what it was believed to share is out of date.
+    /// The peer, or this node, does not keep these slots (any more): nothing is known of how they relate.
     NotReplicated(BTreeSet<Slot>),
     /// A context differs.
     Found(Finding),
@@ -189,7 +189,7 @@ impl DrillDown {
                 CompareRequest::Buckets { slots },
                 CompareResponse::Buckets(ours),
                 CompareResponse::Buckets(theirs),
-            ) => self.take_buckets(&slots, &ours, &theirs),
+            ) => self.take_buckets(slots, &ours, &theirs, effects),
             (
                 CompareRequest::Contexts { buckets, after },
                 CompareResponse::Contexts(ours),
@@ -227,13 +227,19 @@ impl DrillDown {
 
     fn take_buckets(
         &mut self,
-        asked: &BTreeSet<Slot>,
+        asked: BTreeSet<Slot>,
         ours: &BTreeMap<Slot, BTreeMap<Bucket, Digest>>,
         theirs: &BTreeMap<Slot, BTreeMap<Bucket, Digest>>,
+        effects: &mut Vec<Effect>,
     ) -> Result<(), CompareError> {
-        only_asked(Side::Local, asked, ours)?;
-        only_asked(Side::Remote, asked, theirs)?;
-        // A slot that one of them no longer keeps has nothing to compare.
+        only_asked(Side::Local, &asked, ours)?;
+        only_asked(Side::Remote, &asked, theirs)?;
+        let is_kept = |slot: &Slot| ours.contains_key(slot) && theirs.contains_key(slot);
+        // A slot that one of them no longer keeps is not in step: nothing is known of it.
+        let not_kept: BTreeSet<_> = asked.into_iter().filter(|slot| !is_kept(slot)).collect();
+        if !not_kept.is_empty() {
+            effects.push(Effect::NotReplicated(not_kept));
+        }
         let both = ours.iter().filter_map(|(slot, ours)| Some((*slot, ours, theirs.get(slot)?)));
         let buckets: BTreeMap<_, BTreeSet<_>> = both
             .map(|(slot, ours, theirs)| {

@@ -1,0 +1,45 @@
+//! Which contexts are fetched with one question.
+
+use std::collections::VecDeque;
+
+use crate::{ContextId, Size};
+
+/// Most contexts of one fetch.
+pub const MAX_FETCH: usize = 512;
+/// Contexts of one fetch have at most so many entries beside the last one: few enough that a broken connection does not cost
+/// much.
+const MAX_FETCH_ENTRIES: u64 = 65_536;
+
+/// Entries of a context to fetch: after one size, up to another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WantedRange {
+    /// The context.
+    pub context: ContextId,
+    /// The size before them.
+    pub after: Size,
+    /// The size with them.
+    pub to: Size,
+}
+
+/// Contexts that wait to be fetched.
+#[derive(Debug, Default)]
+pub(super) struct FetchPlan(VecDeque<WantedRange>);
+
+impl FetchPlan {
+    pub(super) fn push(&mut self, wanted: WantedRange) {
+        self.0.push_back(wanted);
+    }
+
+    /// Takes what is fetched with the next question; empty if nothing waits.
+    pub(super) fn next(&mut self, is_open: impl Fn(&ContextId) -> bool) -> Vec<WantedRange> {
+        let (mut batch, mut entries) = (Vec::new(), 0);
+        while batch.len() < MAX_FETCH && entries < MAX_FETCH_ENTRIES {
+            let Some(wanted) = self.0.pop_front() else { break };
+            if is_open(&wanted.context) {
+                entries += wanted.to.0.saturating_sub(wanted.after.0);
+                batch.push(wanted);
+            }
+        }
+        batch
+    }
+}
