@@ -9,6 +9,7 @@ use std::{
 use bytes::Bytes;
 use ledger_core::{
     ContextId, Epoch, Hash, HashSuite, Lineage, Size,
+    catch_up::Missing,
     compare::{CompareRequest, CompareResponse, ListedContext, Page, Roots, RootsRequest},
     digest::{Bucket, ContextSummary, Digest, NodeDigest, TreeHead},
     node::{Incarnation, Member, NodeId, ReplicaSet, StorageId},
@@ -202,7 +203,15 @@ fn compare_answer(bytes: &[u8]) -> Result<String, String> {
 }
 
 fn fetched(bytes: &[u8]) -> Result<String, String> {
-    let range = decode::<FetchedRange>(bytes)?.range.ok_or("no range")?;
+    let message = decode::<FetchedRange>(bytes)?;
+    if let Some(missing) = &message.missing {
+        let missing = said(wire::missing(missing))?;
+        let again = wire::to_missing(&missing.0, missing.1).missing.unwrap_or_default();
+        same(&missing, &wire::missing(&again));
+        return Ok("missing".to_owned());
+    }
+    said(wire::whole(&message))?;
+    let range = message.range.ok_or("no range")?;
     let context = ContextId::new(&range.context_id).map_err(|_| "no name")?;
     let claim = claim(7).ok_or("no claim")?;
     let part = said(wire::part(Slot::of(&context), claim.clone(), range))?;
@@ -345,9 +354,12 @@ fn some_messages() -> Option<Vec<(usize, Vec<u8>)>> {
     let range = FetchedRange {
         range: Some(wire::to_range(&part.context, &part.range)),
         together_to: 7,
-        more: Vec::new(),
+        whole_size: 9,
+        whole_root: Bytes::copy_from_slice(&[8; 32]),
+        ..FetchedRange::default()
     };
-    let fetched = FetchedRange { more: vec![range.clone()], ..range };
+    let missing = wire::to_missing(&part.context, Missing::Unreadable);
+    let fetched = FetchedRange { more: vec![range.clone(), missing, wire::to_fetch_end()], ..range };
     messages.push((5, fetched.encode_to_vec()));
     Some(messages)
 }

@@ -388,7 +388,8 @@ async fn what_a_load_brought_stays_together_in_a_context_that_is_healed() {
         two.replicate().await;
         let (context, all) = (&two.context, Size(11));
         // Whoever fetches a part of it gets all.
-        let together = |of: &Ledger| of.range_together(context, Size(1), Size(3), 1 << 20).unwrap().1;
+        let together =
+            |of: &Ledger| of.range_to_send(context, Size(1), Size(3), 1 << 20).unwrap().together_to;
         assert_eq!(together(&two.replica), Some(all));
         two.replica.close().unwrap();
         let dir = two.dirs[1].path();
@@ -412,8 +413,8 @@ async fn what_a_load_brought_stays_together_in_a_context_that_is_healed() {
         };
         let mut healing = healing.unwrap().expect("it is damaged");
         while let Some((after, to)) = healing.missing() {
-            let (range, together) = two.owner.range_together(context, after, to, 1 << 20).unwrap();
-            healing.take(&range, together).unwrap();
+            let sent = two.owner.range_to_send(context, after, to, 1 << 20).unwrap();
+            healing.take(&sent.range, sent.together_to).unwrap();
         }
         assert!(block_in_place(|| healing.finish()).unwrap());
         assert_eq!(together(&replica), Some(all), "{family}");
@@ -436,7 +437,8 @@ async fn a_load_before_another_that_is_not_stable_either_stays_together_with_it(
         loads.push(load_ten(&two, &elsewhere).await);
         two.replicate().await;
     }
-    let together = |of: &Ledger| of.range_together(&two.context, Size(1), Size(3), 1 << 20).unwrap().1;
+    let together =
+        |of: &Ledger| of.range_to_send(&two.context, Size(1), Size(3), 1 << 20).unwrap().together_to;
     assert_eq!([together(&two.owner), together(&two.replica)], [Some(Size(21)); 2]);
     two.owner.close().unwrap();
     for load in loads {

@@ -2,32 +2,34 @@
 //! load brought whole or not at all.
 
 use std::{
-    collections::{HashMap, VecDeque},
-    sync::Arc,
+    collections::{BTreeSet, VecDeque},
+    sync::{Arc, atomic::Ordering},
 };
 
-use ledger_core::{ContextId, Size, digest::TreeHead, ownership::Claim, slot::Slot};
+use ledger_core::{
+    ContextId, Size,
+    catch_up::{ArrivedRange, Event, Failure, LoadResult, MAX_FETCH, RangeUse, WantedRange, WriteResult},
+    digest::TreeHead,
+    ownership::Claim,
+    slot::Slot,
+};
 use ledger_proto::ledger::v1::{FetchContext, FetchRequest, FetchedRange};
 use ledger_store::{
-    EntryRange, IncomingLoad, LoadDescriptor, PendingReplication,
+    EntryRange, IncomingLoad, LoadDescriptor, PendingFetched, StoreError,
     budget::Permit,
     replicate::replica::{Part, ReplicateOutcome},
 };
 use tokio::time::timeout;
 
-use super::{CatchUp, CatchUpError, Ordering, RESPONSE_TIMEOUT, blocking, wire};
-use crate::peers::service::MAX_FETCH;
+use super::{CatchUpError, RESPONSE_TIMEOUT, Run, blocking, wire};
 
 /// Writes that are under way.
 const MAX_PENDING_WRITES: usize = 8;
 /// So many ranges are written together, or as many as have so many bytes.
 const BATCH_RANGES: usize = 1024;
 const BATCH_BYTES: usize = 512 << 10;
-/// Contexts fetched with one question have at most so many entries beside the last one.
-const BATCH_ENTRIES: u64 = 65_536;
-
-/// A context to fetch: after a size, up to another.
-pub(super) type MissingRange = (ContextId, Size, Size);
+/// Most ranges that a message may have beside its first.
+const MAX_MORE: usize = 4 * MAX_FETCH;
 
 /// What was fetched and is not written yet.
 #[derive(Debug, Default)]
@@ -35,10 +37,8 @@ pub(super) struct Fetched {
     parts: Vec<Part>,
     bytes: usize,
     /// Being written, the oldest first, with what it takes.
-    writing: VecDeque<(PendingReplication, Permit)>,
+    writing: VecDeque<(PendingFetched, Permit)>,
     load: Option<FetchedLoad>,
-    /// What was asked for and has not come yet: up to which size of each context.
-    wanted: HashMap<ContextId, Size>,
 }
 
 /// What a load brought, as it comes.
@@ -50,53 +50,25 @@ struct FetchedLoad {
     /// The range with which it begins, without its records.
     begin: EntryRange,
     to: Size,
-    /// `None`: the context moved on here meanwhile. It is compared again.
-    arriving: Option<IncomingLoad>,
+    arriving: IncomingLoad,
 }
 
-impl CatchUp<'_> {
-    /// Fetches contexts. Some of what came may not be written yet when it returns.
-    pub(super) async fn fetch(
-        &mut self,
-        contexts: &[MissingRange],
-        fetched: &mut Fetched,
-    ) -> Result<(), CatchUpError> {
-        let mut rest = contexts;
-        while !rest.is_empty() {
-            // Few enough that a broken connection does not cost much.
-            let mut entries = 0;
-            let count = rest
-                .iter()
-                .take(MAX_FETCH)
-                .take_while(|(_, after, to)| {
-                    let is_room = entries < BATCH_ENTRIES;
-                    entries += to.0 - after.0.min(to.0);
-                    is_room
-                })
-                .count();
-            let (batch, others) = rest.split_at(count);
-            rest = others;
-            self.fetch_batch(batch, fetched).await?;
+impl Run<'_> {
+    /// Fetches contexts with one question. Some of what came may not be written yet when it returns.
+    pub(super) async fn fetch(&mut self, wanted: Vec<WantedRange>) {
+        self.shared.counters.differing.fetch_add(wanted.len() as u64, Ordering::Relaxed);
+        match self.try_fetch(wanted).await {
+            // However the response ended: the machine knows whether all came.
+            Ok(()) => self.step(Event::FetchEnded),
+            Err(CatchUpError::Store(error)) => self.step(Event::DiskRefuses(error.to_string())),
+            Err(error) => self.step(Event::SourceLost(error.to_string())),
         }
-        Ok(())
+        // Whatever of a load is missing is fetched again, whole.
+        self.give_up_load().await;
     }
 
-    /// Waits until all that was fetched is written.
-    pub(super) async fn finish(&mut self, mut fetched: Fetched) -> Result<(), CatchUpError> {
-        self.write(&mut fetched).await?;
-        for (following, _held) in fetched.writing {
-            self.written(following).await?;
-        }
-        Ok(())
-    }
-
-    /// Fetches contexts with one question.
-    async fn fetch_batch(
-        &mut self,
-        contexts: &[MissingRange],
-        fetched: &mut Fetched,
-    ) -> Result<(), CatchUpError> {
-        let wanted = contexts.iter().map(|(context, after, to)| FetchContext {
+    async fn try_fetch(&mut self, wanted: Vec<WantedRange>) -> Result<(), CatchUpError> {
+        let wanted = wanted.into_iter().map(|WantedRange { context, after, to }| FetchContext {
             context_id: context.as_str().to_owned(),
             after_size: after.0,
             to_size: to.0,
@@ -104,146 +76,191 @@ impl CatchUp<'_> {
         });
         let to = Some(wire::to_member(self.source));
         let request = FetchRequest { to, contexts: wanted.collect(), packs: true };
-        fetched.wanted = contexts.iter().map(|(context, _, to)| (context.clone(), *to)).collect();
         let ranges = timeout(RESPONSE_TIMEOUT, self.client.fetch(request)).await;
         let mut ranges =
             ranges.map_err(|_| CatchUpError::Peer("no answer in time".to_owned()))??.into_inner();
-        loop {
+        while !self.machine.is_over() {
             let message = timeout(RESPONSE_TIMEOUT, ranges.message()).await;
             let message = message.map_err(|_| CatchUpError::Peer("no range in time".to_owned()))??;
             let Some(mut message) = message else { break };
             let more = std::mem::take(&mut message.more);
+            if more.len() > MAX_MORE {
+                return Err(CatchUpError::Invalid("too many ranges in a message".to_owned()));
+            }
             let mut bytes = 0;
-            for range in std::iter::once(message).chain(more) {
-                bytes += self.take(range, fetched).await?;
+            for item in std::iter::once(message).chain(more) {
+                if item.end.is_some() {
+                    return Ok(());
+                }
+                bytes += self.take(item).await?;
             }
             self.rate_limiter.acquire(bytes as u64).await;
         }
-        // Whatever of a load is missing is fetched again, whole.
-        self.has_changed |= fetched.load.take().is_some();
-        // The source leaves out what it cannot read. The next comparison tells.
-        let wanted = std::mem::take(&mut fetched.wanted);
-        self.has_changed |= wanted.keys().any(|context| self.claims.contains_key(&Slot::of(context)));
         Ok(())
     }
 
-    /// Takes a range; gives how many bytes it has.
-    async fn take(&mut self, message: FetchedRange, fetched: &mut Fetched) -> Result<usize, CatchUpError> {
-        let Some(range) = message.range else { return Ok(0) };
-        let (context, range) = wire::range(range).map_err(|error| self.unread(&error))?;
-        let slot = Slot::of(&context);
-        let Some(claim) = self.claims.get(&slot).cloned() else {
-            if self.result.refused.contains_key(&slot) {
-                return Ok(0);
-            }
-            return Err(CatchUpError::Invalid(format!("context {context} was not asked for")));
-        };
-        if fetched.wanted.get(&context).is_some_and(|to| range.end() >= *to) {
-            fetched.wanted.remove(&context);
+    /// Takes a range, or why there is none. Returns how many bytes it has.
+    async fn take(&mut self, message: FetchedRange) -> Result<usize, CatchUpError> {
+        if let Some(missing) = &message.missing {
+            let (context, missing) = wire::missing(missing).map_err(|error| self.rejected(&error))?;
+            self.step(Event::Missing(context, missing));
+            return Ok(0);
         }
+        let whole = wire::whole(&message).map_err(|error| self.rejected(&error))?;
+        let Some(range) = message.range else { return Ok(0) };
+        let (context, range) = wire::range(range).map_err(|error| self.rejected(&error))?;
         let bytes = range.records.len();
         let counters = &self.shared.counters;
         counters.fetched_entries.fetch_add(range.count, Ordering::Relaxed);
         counters.fetched_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
-        self.fetched += range.count;
-        let to = Size(message.together_to);
-        if to > range.end() || fetched.load.as_ref().is_some_and(|load| load.context == context) {
-            self.take_of_load(context, slot, claim, range, to, fetched).await?;
-            return Ok(bytes);
-        }
-        fetched.parts.push(Part { slot, claim, context, range, is_load: to.0 > 0 });
-        fetched.bytes += bytes;
-        if fetched.bytes >= BATCH_BYTES || fetched.parts.len() >= BATCH_RANGES {
-            self.write(fetched).await?;
+        let (used, effects) = self.machine.on_range(&ArrivedRange {
+            context: &context,
+            after: range.after.size,
+            end: TreeHead { size: range.end(), root: range.root },
+            together_to: Some(Size(message.together_to)).filter(|to| to.0 > 0),
+            whole,
+        });
+        self.todo.extend(effects);
+        match used {
+            RangeUse::Skip => {}
+            RangeUse::Write { slot, claim, is_load } => {
+                self.fetched.parts.push(Part { slot, claim, context, range, is_load });
+                self.fetched.bytes += bytes;
+                if self.fetched.bytes >= BATCH_BYTES || self.fetched.parts.len() >= BATCH_RANGES {
+                    self.write().await?;
+                }
+            }
+            RangeUse::Stage { slot, claim, to, is_first, is_last } => {
+                let result = self.stage(context.clone(), slot, claim, range, to, (is_first, is_last)).await;
+                let result =
+                    result.unwrap_or_else(|error| LoadResult::Failed(Failure::Store(error.to_string())));
+                self.step(Event::Loaded(context, result));
+            }
         }
         Ok(bytes)
     }
 
+    /// Waits until all that was fetched is written.
+    pub(super) async fn finish_writes(&mut self) {
+        if let Err(error) = self.write().await {
+            self.step(Event::DiskRefuses(error.to_string()));
+        }
+        while let Some((oldest, _held)) = self.fetched.writing.pop_front() {
+            self.written(oldest).await;
+        }
+    }
+
     /// Hands over what was fetched, and waits while too much is being written.
-    async fn write(&mut self, fetched: &mut Fetched) -> Result<(), CatchUpError> {
-        let bytes = std::mem::take(&mut fetched.bytes);
-        let parts = std::mem::take(&mut fetched.parts);
+    async fn write(&mut self) -> Result<(), StoreError> {
+        let bytes = std::mem::take(&mut self.fetched.bytes);
+        let parts = std::mem::take(&mut self.fetched.parts);
+        if parts.is_empty() {
+            return Ok(());
+        }
         let share = Arc::clone(&self.shared.replicated);
         let held = loop {
             // Nothing that is written is held while this waits.
             if let Some(held) = share.try_acquire(bytes) {
                 break held;
             }
-            match fetched.writing.pop_front() {
-                Some((oldest, _held)) => self.written(oldest).await?,
+            match self.fetched.writing.pop_front() {
+                Some((oldest, _held)) => self.written(oldest).await,
                 None => break share.acquire(bytes).await,
             }
         };
-        fetched.writing.push_back((self.shared.ledger.replicate(parts, 0).await?, held));
-        if fetched.writing.len() >= MAX_PENDING_WRITES
-            && let Some((oldest, _held)) = fetched.writing.pop_front()
+        self.fetched.writing.push_back((self.shared.ledger.replicate_fetched(parts).await?, held));
+        if self.fetched.writing.len() >= MAX_PENDING_WRITES
+            && let Some((oldest, _held)) = self.fetched.writing.pop_front()
         {
-            self.written(oldest).await?;
+            self.written(oldest).await;
         }
         Ok(())
     }
 
-    async fn written(&mut self, following: PendingReplication) -> Result<(), CatchUpError> {
-        for taken in following.durable().await? {
-            match taken {
-                ReplicateOutcome::Durable(_) => {}
-                ReplicateOutcome::Gap | ReplicateOutcome::Diverged => self.has_changed = true,
-                ReplicateOutcome::Refused { slot, by, .. } => self.refused(slot, by),
-                ReplicateOutcome::Invalid(reason) => return Err(CatchUpError::Invalid(reason)),
-            }
+    async fn written(&mut self, pending: PendingFetched) {
+        // A slot moves as a whole.
+        let mut moved = BTreeSet::new();
+        for (slot, outcome) in pending.durable().await {
+            let result = match outcome {
+                Ok(ReplicateOutcome::Durable(_)) => continue,
+                Ok(ReplicateOutcome::Gap | ReplicateOutcome::Diverged) => {
+                    if !moved.insert(slot) {
+                        continue;
+                    }
+                    WriteResult::Moved
+                }
+                Ok(ReplicateOutcome::Refused { by, .. }) => WriteResult::Refused(by),
+                Ok(ReplicateOutcome::Invalid(reason)) => WriteResult::Failed(Failure::Invalid(reason)),
+                Err(error) => WriteResult::Failed(Failure::Store(error.to_string())),
+            };
+            self.step(Event::Written(slot, result));
         }
-        Ok(())
     }
 
     /// Stages a range of a load, and has the load put in place when all of it is there.
-    async fn take_of_load(
+    async fn stage(
         &mut self,
         context: ContextId,
         slot: Slot,
         claim: Claim,
         range: EntryRange,
         to: Size,
-        fetched: &mut Fetched,
-    ) -> Result<(), CatchUpError> {
-        if fetched.load.as_ref().is_none_or(|load| load.context != context) {
+        (is_first, is_last): (bool, bool),
+    ) -> Result<LoadResult, CatchUpError> {
+        if is_first {
+            self.give_up_load().await;
             // What was fetched of the context before comes before it.
-            self.write(fetched).await?;
-            for (following, _held) in std::mem::take(&mut fetched.writing) {
-                self.written(following).await?;
-            }
+            self.finish_writes().await;
             let announced = LoadDescriptor::of_range(&range, to, None);
             let (ledger, of) = (self.shared.ledger.clone(), context.clone());
-            let arriving = blocking(move || ledger.stage_load(&of, announced)).await?;
+            let Some(arriving) = blocking(move || ledger.stage_load(&of, announced)).await? else {
+                return Ok(LoadResult::Moved);
+            };
             let begin = EntryRange { records: bytes::Bytes::new(), ..range.clone() };
-            self.has_changed |= arriving.is_none();
-            fetched.load = Some(FetchedLoad { context, slot, claim, begin, to, arriving });
+            self.fetched.load = Some(FetchedLoad { context, slot, claim, begin, to, arriving });
         }
-        let Some(load) = &mut fetched.load else { return Ok(()) };
-        let Some(mut arriving) = load.arriving.take() else { return Ok(()) };
-        let arriving = blocking(move || {
-            arriving.take(&range)?;
-            Ok(arriving)
-        });
-        load.arriving = Some(arriving.await?);
-        let is_whole = load.arriving.as_ref().is_some_and(|arriving| arriving.missing().is_none());
-        if is_whole
-            && let Some(FetchedLoad { context, slot, claim, begin, to, arriving, .. }) = fetched.load.take()
-        {
-            let Some(arriving) = arriving else { return Ok(()) };
-            let staged = blocking(move || arriving.finish()).await?;
-            let TreeHead { root, .. } = staged.to();
-            let count = to.0 - begin.after.size.0;
-            let range = EntryRange { count, root, ..begin };
-            let part = Part { slot, claim, context, range, is_load: true };
-            let following = self.shared.ledger.replicate(vec![part], 0).await?;
-            self.written(following).await?;
-            // If it was not put in place it never is.
-            blocking(move || {
-                drop(staged);
+        let Some(mut load) = self.fetched.load.take() else { return Ok(LoadResult::Moved) };
+        load = blocking(move || {
+            load.arriving.take(&range)?;
+            Ok(load)
+        })
+        .await?;
+        if is_last {
+            return self.install(load).await;
+        }
+        self.fetched.load = Some(load);
+        Ok(LoadResult::Taken)
+    }
+
+    /// Puts a staged load in place.
+    async fn install(&mut self, load: FetchedLoad) -> Result<LoadResult, CatchUpError> {
+        let FetchedLoad { context, slot, claim, begin, to, arriving } = load;
+        let staged = blocking(move || arriving.finish()).await?;
+        let TreeHead { root, .. } = staged.to();
+        let count = to.0 - begin.after.size.0;
+        let range = EntryRange { count, root, ..begin };
+        let part = Part { slot, claim, context, range, is_load: true };
+        let pending = self.shared.ledger.replicate_fetched(vec![part]).await?;
+        self.written(pending).await;
+        // If it was not put in place it never is.
+        blocking(move || {
+            drop(staged);
+            Ok(())
+        })
+        .await?;
+        Ok(LoadResult::Taken)
+    }
+
+    /// Removes what is staged of a load that did not come whole.
+    async fn give_up_load(&mut self) {
+        if let Some(load) = self.fetched.load.take() {
+            let removed = blocking(move || {
+                drop(load);
                 Ok(())
-            })
-            .await?;
+            });
+            if let Err(error) = removed.await {
+                tracing::debug!(%error, "what was staged of a load is removed later");
+            }
         }
-        Ok(())
     }
 }

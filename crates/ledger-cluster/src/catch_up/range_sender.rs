@@ -1,10 +1,14 @@
 //! Sends entries to a node that fetches them: ranges of long contexts, and many short ones per message.
 
-use std::{sync::Arc, thread::sleep, time::Instant};
+use std::{collections::HashMap, sync::Arc, thread::sleep, time::Instant};
 
-use ledger_core::{ContextId, Size};
+use bytes::Bytes;
+use ledger_core::{
+    ContextId,
+    catch_up::{FetchAnswer, Missing, RangeEnd, WantedRange},
+};
 use ledger_proto::ledger::v1::FetchedRange;
-use ledger_store::{Ledger, StoreError};
+use ledger_store::{Ledger, SentRange, StoreError, limited};
 use tokio::sync::mpsc::Sender;
 use tonic::Status;
 
@@ -19,22 +23,14 @@ const RANGE_BYTES: usize = 1 << 20;
 const PACK_BYTES: usize = 256 << 10;
 const PACK_RANGES: usize = 256;
 
-/// The requested entries of a context: after one size, up to another.
-#[derive(Debug)]
-pub(crate) struct RangeRequest {
-    pub(crate) context: ContextId,
-    pub(crate) after: Size,
-    pub(crate) to: Size,
-    /// If not 0: the number of a staged load that has the entries.
-    pub(crate) staged: u64,
-}
-
 /// Sends ranges to one node.
 #[derive(Debug)]
 pub(crate) struct RangeSender {
     ledger: Ledger,
     load: Arc<CatchUpThrottle>,
     sender: Sender<Result<FetchedRange, Status>>,
+    /// The numbers of staged loads that have the entries of these contexts.
+    staged: HashMap<ContextId, u64>,
     /// Whether the receiver accepts several ranges in a message.
     packs: bool,
     pack: Vec<FetchedRange>,
@@ -50,63 +46,79 @@ impl RangeSender {
         ledger: Ledger,
         load: Arc<CatchUpThrottle>,
         sender: Sender<Result<FetchedRange, Status>>,
+        staged: HashMap<ContextId, u64>,
         packs: bool,
     ) -> Self {
-        Self { ledger, load, sender, packs, pack: Vec::new(), bytes: 0, rate_limiter: RateLimiter::new(0) }
+        let rate_limiter = RateLimiter::new(0);
+        Self { ledger, load, sender, staged, packs, pack: Vec::new(), bytes: 0, rate_limiter }
     }
 
-    /// Sends everything requested, in order. Blocks.
-    pub(crate) fn send_all(mut self, wanted: Vec<RangeRequest>) {
-        for wanted in wanted {
-            if self.send_range(wanted).is_err() {
-                return;
-            }
-        }
+    /// Sends everything requested, in order, then that it is the end. Blocks.
+    pub(crate) fn send_all(mut self, wanted: Vec<WantedRange>) {
         // If the receiver is gone, nobody needs the rest.
-        let _ = self.send();
+        let _ = self.try_send_all(FetchAnswer::new(wanted));
     }
 
-    fn send_range(&mut self, wanted: RangeRequest) -> Result<(), FetchEnded> {
-        let RangeRequest { context, mut after, mut to, staged } = wanted;
-        while after < to {
-            let read = if staged == 0 {
-                self.ledger.range_together(&context, after, to, RANGE_BYTES)
-            } else {
-                self.ledger.staged_range(staged, &context, after, to, RANGE_BYTES).map(|range| (range, None))
-            };
-            let (range, together) = match read {
-                Ok(read) => read,
-                // Continue with the other contexts of the request.
-                Err(error @ StoreError::Damaged { .. }) => {
-                    tracing::debug!(%context, %error, "a damaged context is not given to a node that fetches it");
-                    return Ok(());
+    fn try_send_all(&mut self, mut answer: FetchAnswer) -> Result<(), FetchEnded> {
+        while let Some(wanted) = answer.wanted() {
+            match self.read(wanted) {
+                Ok(SentRange { range, together_to, whole }) => {
+                    let message = FetchedRange {
+                        range: Some(wire::to_range(&wanted.context, &range)),
+                        together_to: together_to.map_or(0, |to| to.0),
+                        whole_size: whole.map_or(0, |whole| whole.size.0),
+                        whole_root: whole
+                            .map_or_else(Bytes::new, |whole| Bytes::copy_from_slice(&whole.root.0)),
+                        ..FetchedRange::default()
+                    };
+                    answer.on_range(RangeEnd { end: range.end(), together_to });
+                    self.push(message, range.records.len())?;
+                    self.yield_to_appends(range.count);
                 }
-                Err(error) => {
-                    // The ranges read before the error are good.
+                // The node stops. The ranges read before are good.
+                Err(error @ StoreError::Closed) => {
                     self.send()?;
                     let _ = self.sender.blocking_send(Err(failed(error)));
                     return Err(FetchEnded);
                 }
-            };
-            after = range.end();
-            // A load must be sent up to its end, even beyond the requested size.
-            to = together.map_or(to, |together| to.max(together));
-            self.bytes += range.records.len();
-            self.pack.push(FetchedRange {
-                range: Some(wire::to_range(&context, &range)),
-                together_to: together.map_or(0, |to| to.0),
-                more: Vec::new(),
-            });
-            if !self.packs || self.bytes >= PACK_BYTES || self.pack.len() >= PACK_RANGES {
-                self.send()?;
-            }
-            // Appends have priority over nodes that catch up.
-            if self.ledger.waiting() > 0 {
-                let rate = self.load.allowed_rate(Instant::now(), self.ledger.appended());
-                sleep(self.rate_limiter.take(range.count, rate));
+                Err(error) => {
+                    let message = wire::to_missing(&wanted.context, missing(&wanted.context, &error));
+                    answer.on_missing();
+                    self.push(message, 0)?;
+                }
             }
         }
-        Ok(())
+        self.push(wire::to_fetch_end(), 0)?;
+        self.send()
+    }
+
+    fn read(&self, wanted: &WantedRange) -> Result<SentRange, StoreError> {
+        let WantedRange { context, after, to } = wanted;
+        match self.staged.get(context) {
+            None => self.ledger.range_to_send(context, *after, *to, RANGE_BYTES),
+            Some(number) => {
+                let range = self.ledger.staged_range(*number, context, *after, *to, RANGE_BYTES)?;
+                Ok(SentRange { range, together_to: None, whole: None })
+            }
+        }
+    }
+
+    fn push(&mut self, message: FetchedRange, bytes: usize) -> Result<(), FetchEnded> {
+        self.bytes += bytes;
+        self.pack.push(message);
+        if !self.packs || self.bytes >= PACK_BYTES || self.pack.len() >= PACK_RANGES {
+            self.send()
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Appends have priority over nodes that catch up.
+    fn yield_to_appends(&mut self, entries: u64) {
+        if self.ledger.waiting() > 0 {
+            let rate = self.load.allowed_rate(Instant::now(), self.ledger.appended());
+            sleep(self.rate_limiter.take(entries, rate));
+        }
     }
 
     fn send(&mut self) -> Result<(), FetchEnded> {
@@ -116,4 +128,19 @@ impl RangeSender {
         first.more = pack.collect();
         self.sender.blocking_send(Ok(first)).map_err(|_| FetchEnded)
     }
+}
+
+/// Returns why a context's entries could not be read. The others of the request go on.
+fn missing(context: &ContextId, error: &StoreError) -> Missing {
+    let missing = match error {
+        StoreError::Damaged { .. } => Missing::Unreadable,
+        StoreError::OutOfRange { .. } => Missing::Shorter,
+        _ => Missing::Failed,
+    };
+    if missing == Missing::Failed {
+        limited!(warn, %context, %error, "entries cannot be read for a node that fetches them");
+    } else {
+        tracing::debug!(%context, %error, "a context is not given to a node that fetches it");
+    }
+    missing
 }

@@ -1,7 +1,7 @@
 //! Brings slots in sync with their owners, and requests sync offers for them.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -9,32 +9,29 @@ use std::{
     time::Duration,
 };
 
-use ledger_core::{node::Member, ownership::Claim, slot::Slot};
+use ledger_core::{
+    catch_up::{Mode, NextRun, SlotOutcome, SyncSchedule},
+    node::Member,
+    ownership::{Claim, slot_manager::Millis},
+    slot::Slot,
+};
 use ledger_proto::ledger::v1::{
     SlotAsk, SlotAsks, SlotNothing, replica_service_client::ReplicaServiceClient, slot_ask::Ask,
 };
 use ledger_store::limited;
 use tokio::{
     sync::mpsc,
-    time::{Instant, sleep, sleep_until, timeout},
+    time::{sleep, timeout},
 };
 
 use crate::{
-    backoff::Backoff,
-    catch_up::{self, CatchUpMode, CatchUpResult},
+    catch_up,
     peers::wire,
     shared::{Shared, SyncTask},
 };
 
-/// Slots that are brought in sync together: few enough that the first ones do not wait long for the others.
-const GROUP_SLOTS: usize = 32;
 /// Most batches of slots that wait for one owner.
 const QUEUE_LENGTH: usize = 64;
-/// How long to wait for more slots of the same owner.
-const BATCHING_WINDOW: Duration = Duration::from_millis(20);
-/// The pause after catching up failed, at first and at most.
-const FIRST_PAUSE: Duration = Duration::from_millis(500);
-const MAX_PAUSE: Duration = Duration::from_secs(10);
 /// How long a sync request may take.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -55,99 +52,70 @@ pub(crate) async fn run(shared: Arc<Shared>, mut follows: mpsc::Receiver<SyncTas
     }
 }
 
+/// Does what the schedule of an owner's slots says.
 async fn sync_with_owner(
     shared: Arc<Shared>,
     owner: Member,
     mut slots: mpsc::Receiver<BTreeMap<Slot, Claim>>,
 ) {
-    // Slots that damage on either side delays are retried from time to time, so that the others do not wait for them.
-    let (mut delayed, mut backoff) = (BTreeMap::new(), Backoff::new(FIRST_PAUSE, MAX_PAUSE));
-    let mut due = Instant::now();
+    let mut schedule = SyncSchedule::default();
+    let mut counted = SharedGauge::new(&shared.counters.catching_up);
     loop {
-        let mut todo = tokio::select! {
-            more = slots.recv() => match more {
-                Some(more) => more,
-                None => return,
-            },
-            () = sleep_until(due), if !delayed.is_empty() => BTreeMap::new(),
+        while let Ok(more) = slots.try_recv() {
+            limited!(info, %owner, slots = more.len(), "catching up");
+            schedule.add(shared.now(), more);
+        }
+        counted.set(schedule.len());
+        let due = match schedule.next(shared.now()) {
+            NextRun::Run(group) => {
+                sync_group(&shared, &owner, &mut schedule, group).await;
+                continue;
+            }
+            NextRun::At(at) => Some(pause(shared.now(), at)),
+            NextRun::Nothing => None,
         };
-        if todo.is_empty() {
-            todo = std::mem::take(&mut delayed);
-        } else {
-            sleep(BATCHING_WINDOW).await;
-        }
-        delayed.append(&mut sync_slots(&shared, &owner, todo, &mut slots).await);
-        if delayed.is_empty() {
-            backoff.reset();
-        } else {
-            due = Instant::now() + backoff.pause();
-        }
+        let more = tokio::select! {
+            more = slots.recv() => more,
+            () = sleep(due.unwrap_or_default()), if due.is_some() => continue,
+        };
+        let Some(more) = more else { return };
+        limited!(info, %owner, slots = more.len(), "catching up");
+        schedule.add(shared.now(), more);
     }
 }
 
-/// Brings slots in sync with their owner, group by group, and requests sync offers right after each group: a slot
-/// counts as in sync regardless of the others. Returns the slots that damage delays.
-async fn sync_slots(
+fn pause(now: Millis, at: Millis) -> Duration {
+    Duration::from_millis(at.saturating_sub(now).max(1))
+}
+
+/// Brings a group of slots in sync with their owner, and requests sync offers right after: a slot counts as in sync
+/// regardless of the others.
+async fn sync_group(
     shared: &Arc<Shared>,
     owner: &Member,
-    mut todo: BTreeMap<Slot, Claim>,
-    slots: &mut mpsc::Receiver<BTreeMap<Slot, Claim>>,
-) -> BTreeMap<Slot, Claim> {
-    let mut delayed = BTreeMap::new();
-    let mut backoff = Backoff::new(FIRST_PAUSE, MAX_PAUSE);
-    let mut counted = SharedGauge::new(&shared.counters.catching_up);
-    let mut last = None;
-    limited!(info, %owner, slots = todo.len(), "catching up");
-    while !todo.is_empty() {
-        // Newer claims of the owner replace older ones.
-        while let Ok(more) = slots.try_recv() {
-            todo.extend(more);
+    schedule: &mut SyncSchedule,
+    group: BTreeMap<Slot, Claim>,
+) {
+    let mut outcomes = BTreeMap::new();
+    catch_up::run(shared, owner, group, Mode::FollowOwner, |slot, outcome| {
+        outcomes.insert(slot, outcome);
+    })
+    .await;
+    let damaged: BTreeSet<Slot> =
+        outcomes.keys().copied().filter(|slot| shared.ledger.is_slot_damaged(*slot)).collect();
+    let slots = schedule.on_run_ended(shared.now(), &outcomes, &damaged);
+    let mut has_failed = outcomes.values().any(|outcome| matches!(outcome, SlotOutcome::Failed(_)));
+    if !slots.is_empty() {
+        let requested = request_sync(shared, owner, &slots).await;
+        if let Err(reason) = &requested {
+            tracing::debug!(%owner, reason, "the owner could not be asked for an offer");
+            has_failed = true;
         }
-        delayed.retain(|slot, _| !todo.contains_key(slot));
-        counted.set(todo.len() + delayed.len());
-        let mut group = next_group(&todo, last);
-        // A group that keeps failing must not starve the others.
-        last = group.last_key_value().map(|(slot, _)| *slot);
-        match catch_up::run(shared, owner, &group, CatchUpMode::FollowOwner).await {
-            Ok(CatchUpResult { refused, unreadable }) => {
-                // These slots have another owner by now, who offers them itself. This node refuses the previous
-                // owner's offer and thereby reports the higher claim.
-                for (slot, by) in refused {
-                    tracing::debug!(slot = slot.number(), %owner, by = %by.claimant, "a slot has another owner by now");
-                }
-                let is_held_up =
-                    |slot: &Slot| unreadable.contains(slot) || shared.ledger.is_slot_damaged(*slot);
-                for (slot, claim) in group.extract_if(.., |slot, _| is_held_up(slot)) {
-                    todo.remove(&slot);
-                    delayed.insert(slot, claim);
-                }
-                match request_sync(shared, owner, &group).await {
-                    Ok(()) => {
-                        todo.retain(|slot, _| !group.contains_key(slot));
-                        backoff.reset();
-                        continue;
-                    }
-                    Err(reason) => {
-                        tracing::debug!(%owner, reason, "the owner could not be asked for an offer");
-                    }
-                }
-            }
-            Err(error) => limited!(info, %owner, %error, "catching up failed: trying again"),
-        }
-        // Without the owner's stream nothing can be in sync, and the next stream begins by offering all slots.
-        if !shared.is_served(&owner.node) || shared.ledger.writable().is_err() {
-            return BTreeMap::new();
-        }
-        sleep(backoff.pause()).await;
+        schedule.on_offers_requested(shared.now(), requested.is_ok());
     }
-    delayed
-}
-
-/// Returns the next group of slots after `last`, starting over after the last slot.
-fn next_group(todo: &BTreeMap<Slot, Claim>, last: Option<Slot>) -> BTreeMap<Slot, Claim> {
-    let rest = todo.iter().filter(|(slot, _)| last.is_none_or(|last| **slot > last));
-    let group: BTreeMap<_, _> = rest.take(GROUP_SLOTS).map(|(slot, claim)| (*slot, claim.clone())).collect();
-    if group.is_empty() && last.is_some() { next_group(todo, None) } else { group }
+    if has_failed && (!shared.is_served(&owner.node) || shared.ledger.writable().is_err()) {
+        schedule.on_owner_lost();
+    }
 }
 
 /// One task's share of a shared gauge; dropping it subtracts the share.
@@ -180,9 +148,6 @@ async fn request_sync(
     owner: &Member,
     slots: &BTreeMap<Slot, Claim>,
 ) -> Result<(), String> {
-    if slots.is_empty() {
-        return Ok(());
-    }
     let peer = shared.peers.get(owner).ok_or("it is not known")?;
     let channel = shared.peers.channel(&peer)?;
     let asks = slots.iter().map(|(slot, claim)| SlotAsk {

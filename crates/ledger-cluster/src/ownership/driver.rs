@@ -9,6 +9,7 @@ use std::{
 
 use ledger_core::{
     Epoch,
+    catch_up::{ClaimRun, ClaimSources},
     node::Member,
     ownership::{
         Claim, SlotManager,
@@ -32,7 +33,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
-    catch_up::{self, CatchUpMode, CatchUpResult},
+    catch_up,
     cluster::members_of,
     membership::{Membership, View, ViewMember, facts::Readiness},
     ownership::recovery,
@@ -620,28 +621,22 @@ async fn try_ask(
     Ok(found)
 }
 
-/// Fetches the best history of slots that this node claims.
+/// Fetches the best history of slots that this node claims. Each slot goes on as soon as it is complete, or fails by itself.
 async fn catch_up_for_claims(shared: Arc<Shared>, from: Vec<Member>, slots: BTreeMap<Slot, Claim>) {
-    let is_source = from.contains(&shared.me);
-    let (mut is_complete, mut lacking) = (true, BTreeSet::new());
-    let others = from.iter().filter(|member| **member != shared.me).enumerate();
-    for (nth, source) in others {
-        let mode = if nth == 0 && !is_source { CatchUpMode::AdoptRemote } else { CatchUpMode::KeepLongest };
-        match catch_up::run(&shared, source, &slots, mode).await {
-            // Whatever cannot be read may be the longest there is: nobody owns the slot before that is known.
-            Ok(CatchUpResult { refused, unreadable }) => {
-                lacking.extend(refused.into_keys().chain(unreadable));
-            }
-            Err(error) => {
-                limited!(warn, %source, slots = slots.len(), %error, "catching up for a takeover failed");
-                is_complete = false;
-                break;
-            }
-        }
+    // To a queue without bound, but there is one event for each slot.
+    let tell = |slot, claim, is_complete| {
+        let _ = shared.from_lanes.send(vec![Event::CaughtUp { slot, claim, is_complete }]);
+    };
+    let mut sources = ClaimSources::new(&shared.me, from, slots);
+    for (slot, claim) in sources.take_complete() {
+        tell(slot, claim, true);
     }
-    let events = slots.into_iter().map(|(slot, claim)| {
-        let is_complete = is_complete && !lacking.contains(&slot);
-        Event::CaughtUp { slot, claim, is_complete }
-    });
-    shared.send_events(events.collect()).await;
+    while let Some(ClaimRun { source, mode, slots }) = sources.next_run() {
+        catch_up::run(&shared, &source, slots, mode, |slot, outcome| {
+            if let Some((claim, is_complete)) = sources.on_done(slot, &outcome) {
+                tell(slot, claim, is_complete);
+            }
+        })
+        .await;
+    }
 }

@@ -1,15 +1,18 @@
 //! Serves the requests of other nodes.
 
 use std::{
+    collections::HashMap,
     pin::Pin,
     sync::{Arc, atomic::Ordering},
 };
 
 use futures::Stream;
-use ledger_core::{ContextId, plausible};
 use ledger_core::{
+    ContextId,
+    catch_up::{MAX_FETCH, WantedRange},
     node::{Member, NodeId},
     ownership::slot_manager::Event,
+    plausible,
 };
 use ledger_proto::ledger::v1::{
     BelongsRequest, BelongsResponse, CompareAnswer, CompareAsk, FetchRequest, FetchedRange, GreetRequest,
@@ -26,19 +29,10 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
-    catch_up::range_sender::{RangeRequest, RangeSender},
-    ownership::decommission,
-    ownership::formation,
-    ownership::recovery,
-    ownership::stale_volume,
-    peers::wire,
-    replicate::replica_stream,
-    replicate::staging,
-    shared::Shared,
+    catch_up::range_sender::RangeSender, ownership::decommission, ownership::formation, ownership::recovery,
+    ownership::stale_volume, peers::wire, replicate::replica_stream, replicate::staging, shared::Shared,
 };
 
-/// Most contexts in one fetch request.
-pub(crate) const MAX_FETCH: usize = 512;
 /// Most ranges that wait to be sent.
 const MAX_PENDING_RANGES: usize = 4;
 
@@ -100,7 +94,7 @@ impl ReplicaService for Replicas {
         let knows_unreadable = ask.knows_unreadable;
         let ask = wire::compare_request(ask).map_err(|error| self.0.reject(&caller, &error))?;
         let ledger = self.0.ledger.clone();
-        let answer = tokio::task::spawn_blocking(move || ledger.compare(&ask, |_| true));
+        let answer = tokio::task::spawn_blocking(move || ledger.compare(&ask));
         let answer = answer.await.map_err(|error| Status::internal(error.to_string()))?;
         let answer = answer.map_err(failed)?;
         if !knows_unreadable && wire::has_unreadable(&answer) {
@@ -152,17 +146,20 @@ impl ReplicaService for Replicas {
         if request.contexts.len() > MAX_FETCH {
             return Err(Status::invalid_argument(format!("more than {MAX_FETCH} contexts at a time")));
         }
-        let mut wanted = Vec::with_capacity(request.contexts.len());
+        let (mut wanted, mut staged) = (Vec::with_capacity(request.contexts.len()), HashMap::new());
         for of in request.contexts {
             let context =
                 ContextId::new(&of.context_id).map_err(|_| malformed(wire::Malformed("context_id")))?;
             let size = |size| plausible::size(size).map_err(|error| self.0.reject(&caller, &error.into()));
             let (after, to) = (size(of.after_size)?, size(of.to_size)?);
-            wanted.push(RangeRequest { context, after, to, staged: of.staged });
+            if of.staged != 0 {
+                staged.insert(context.clone(), of.staged);
+            }
+            wanted.push(WantedRange { context, after, to });
         }
         let (sender, ranges) = mpsc::channel(MAX_PENDING_RANGES);
-        let giver =
-            RangeSender::new(self.0.ledger.clone(), Arc::clone(&self.0.throttle), sender, request.packs);
+        let throttle = Arc::clone(&self.0.throttle);
+        let giver = RangeSender::new(self.0.ledger.clone(), throttle, sender, staged, request.packs);
         tokio::task::spawn_blocking(move || giver.send_all(wanted));
         Ok(Response::new(Box::pin(ReceiverStream::new(ranges))))
     }

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use ledger_core::{
     ContextId, Epoch, Hash, HashSuite, Lineage,
+    catch_up::Missing,
     compare::{
         CompareRequest, CompareResponse, ListedContext, MAX_COMPARED, MAX_PAGE, MAX_SIZES, Page, Roots,
         RootsRequest,
@@ -272,6 +273,43 @@ pub(crate) fn range(from: proto::ReplicatedContext) -> Read<(ContextId, EntryRan
     };
     plausible::size(range.after.size.0.saturating_add(range.count))?;
     Ok((context(&from.context_id)?, range))
+}
+
+/// Reads up to which tree head more ranges of a context will go, if more follow.
+pub(crate) fn whole(from: &proto::FetchedRange) -> Read<Option<TreeHead>> {
+    if from.whole_size == 0 {
+        return Ok(None);
+    }
+    let (size, root) = (plausible::size(from.whole_size)?, hash(&from.whole_root, "whole_root")?);
+    Ok(Some(TreeHead { size, root }))
+}
+
+/// Reads of which context nothing more comes, and why. A reason that is not known is no evidence of anything.
+pub(crate) fn missing(from: &proto::FetchMissing) -> Read<(ContextId, Missing)> {
+    use proto::fetch_missing::Reason;
+    let reason = match from.reason {
+        Some(Reason::Shorter(_)) => Missing::Shorter,
+        Some(Reason::Unreadable(_)) => Missing::Unreadable,
+        Some(Reason::Failed(_)) | None => Missing::Failed,
+    };
+    Ok((context(&from.context_id)?, reason))
+}
+
+pub(crate) fn to_missing(context: &ContextId, missing: Missing) -> proto::FetchedRange {
+    use proto::fetch_missing::Reason;
+    let nothing = proto::SlotNothing {};
+    let reason = match missing {
+        Missing::Shorter => Reason::Shorter(nothing),
+        Missing::Unreadable => Reason::Unreadable(nothing),
+        Missing::Failed => Reason::Failed(nothing),
+    };
+    let missing = proto::FetchMissing { context_id: context.as_str().to_owned(), reason: Some(reason) };
+    proto::FetchedRange { missing: Some(missing), ..proto::FetchedRange::default() }
+}
+
+/// The last message of a response to a fetch.
+pub(crate) fn to_fetch_end() -> proto::FetchedRange {
+    proto::FetchedRange { end: Some(proto::SlotNothing {}), ..proto::FetchedRange::default() }
 }
 
 pub(crate) fn to_range(context: &ContextId, range: &EntryRange) -> proto::ReplicatedContext {

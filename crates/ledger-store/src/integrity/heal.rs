@@ -161,7 +161,7 @@ impl Healing {
     }
 
     /// Stages the next entries that another node sent. If a load brought them, `together` is the size up to which
-    /// they belong together (see [`Ledger::range_together`]), and this node records it too.
+    /// they belong together (see [`Ledger::range_to_send`]), and this node records it too.
     ///
     /// # Errors
     /// [`StoreError::Io`] if the entries do not verify, or belong to another history than this node's.

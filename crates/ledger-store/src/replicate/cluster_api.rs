@@ -48,6 +48,28 @@ impl PendingReplication {
     }
 }
 
+/// Fetched ranges that lanes are writing, with the slot of each.
+#[derive(Debug)]
+pub struct PendingFetched(Vec<FetchedOfLane>);
+
+type FetchedOfLane = (Vec<Slot>, oneshot::Receiver<Result<Vec<ReplicateOutcome>, StoreError>>);
+
+impl PendingFetched {
+    /// Waits until all ranges are durable, or failed. Returns the outcome of each range with its slot: a lane that failed to write
+    /// fails its own ranges only.
+    pub async fn durable(self) -> Vec<(Slot, Result<ReplicateOutcome, StoreError>)> {
+        let mut all = Vec::new();
+        for (slots, lane) in self.0 {
+            match lane.await.unwrap_or(Err(StoreError::Closed)) {
+                // A lane answers in the order in which it was given the ranges.
+                Ok(outcomes) => all.extend(slots.into_iter().zip(outcomes.into_iter().map(Ok))),
+                Err(error) => all.extend(slots.into_iter().map(|slot| (slot, Err(error.clone())))),
+            }
+        }
+        all
+    }
+}
+
 /// The state of claims at this replica, being collected from the lanes.
 #[derive(Debug)]
 pub struct SyncStates(Vec<oneshot::Receiver<Vec<(Slot, SyncState)>>>);
@@ -222,6 +244,21 @@ impl Ledger {
         Ok(PendingReplication(self.ask_lanes(parts, |part| part.slot, follow).await?))
     }
 
+    /// Passes fetched ranges to the lanes. Returns when they are queued.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the ledger closed.
+    pub async fn replicate_fetched(&self, parts: Vec<Part>) -> Result<PendingFetched, StoreError> {
+        let mut waiting = Vec::new();
+        for (lane, parts) in self.by_lane(parts, |part| part.slot)? {
+            let slots = parts.iter().map(|part| part.slot).collect();
+            let (reply, answer) = oneshot::channel();
+            self.to_lane(lane, Command::Replicate(parts, 0, reply)).await?;
+            waiting.push((slots, answer));
+        }
+        Ok(PendingFetched(waiting))
+    }
+
     /// Applies commit indexes that owners sent.
     ///
     /// # Errors
@@ -301,15 +338,11 @@ impl Ledger {
     ///
     /// # Errors
     /// [`StoreError`] if the database cannot be read.
-    pub fn compare(
-        &self,
-        ask: &CompareRequest,
-        keeps: impl Fn(Slot) -> bool,
-    ) -> Result<CompareResponse, StoreError> {
+    pub fn compare(&self, ask: &CompareRequest) -> Result<CompareResponse, StoreError> {
         let shared = &self.inner().shared;
         let db = self.inner().database.get()?;
         let digests = shared.digests.as_ref().ok_or(StoreError::Closed)?;
-        compare::respond(&db, digests, &shared.quarantine, ask, keeps)
+        compare::respond(&db, digests, &shared.quarantine, ask)
     }
 
     /// Returns stored entries of a context, to be sent in a claim: after one size, up to another, at most `max_bytes`
@@ -347,21 +380,20 @@ impl Ledger {
         Ok(SyncStates(self.ask_lanes(claims, |(slot, _)| *slot, Command::SyncStates).await?))
     }
 
-    /// Does what [`Ledger::range`] does, for a node that will install the entries. If an uncommitted load brought
-    /// them, also returns the size up to which they must be installed together.
+    /// Does what [`Ledger::range`] does, for a node that will install the entries.
     ///
     /// # Errors
     /// As for [`Ledger::range`].
-    pub fn range_together(
+    pub fn range_to_send(
         &self,
         context: &ContextId,
         after: Size,
         to: Size,
         max_bytes: usize,
-    ) -> Result<(ranges::EntryRange, Option<Size>), StoreError> {
+    ) -> Result<ranges::SentRange, StoreError> {
         let shared = &self.inner().shared;
         let db = self.inner().database.get()?;
-        let read = ranges::read_together(&db, &shared.uncommitted_loads, context, after, to, max_bytes);
+        let read = ranges::read_to_send(&db, &shared.uncommitted_loads, context, after, to, max_bytes);
         read.inspect_err(|error| shared.quarantine.record(error))
     }
 

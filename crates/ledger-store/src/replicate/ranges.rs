@@ -2,7 +2,10 @@
 
 use bytes::Bytes;
 use ledger_core::{
-    ContextId, Hash, HashSuite, Head, Lineage, Sequence, Size, digest::TreeHead, loads::LoadSpan,
+    ContextId, Hash, HashSuite, Head, Lineage, Sequence, Size,
+    catch_up::RangeRead,
+    compare::ContextStatus,
+    digest::{ContextSummary, TreeHead},
 };
 
 use crate::{
@@ -37,6 +40,17 @@ pub struct EntryRange {
     pub root: Hash,
     /// The stored records, each after its length as four bytes, little-endian.
     pub records: Bytes,
+}
+
+/// A range, as it is sent to a node that installs the entries.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SentRange {
+    /// The entries.
+    pub range: EntryRange,
+    /// If a load brought them that may be uncommitted: the size up to which they are installed together.
+    pub together_to: Option<Size>,
+    /// If there are more up to where they were asked for: the tree head with all of them.
+    pub whole: Option<TreeHead>,
 }
 
 impl EntryRange {
@@ -195,23 +209,40 @@ fn each(
     Ok(())
 }
 
-/// Does what [`read`] does, for another node that installs the entries. A range of entries that a load brought comes
-/// with the size up to which they belong together, and contains nothing from before the load.
-pub(crate) fn read_together(
+/// Does what [`read`] does, for another node that installs the entries: see [`RangeRead`]. A range of entries that a load brought
+/// comes with the size up to which they belong together, and contains nothing from before the load.
+pub(crate) fn read_to_send(
     db: &Db,
     loaded: &UncommittedLoads,
     context: &ContextId,
     after: Size,
     to: Size,
     max_bytes: usize,
-) -> Result<(EntryRange, Option<Size>), StoreError> {
+) -> Result<SentRange, StoreError> {
     let rows = db.snapshot();
     let Some((place, head)) = rows::head(&rows, context)? else {
         return Err(out_of_range(context, Size(0), after, to));
     };
-    let span = loaded.of(db, context, place, head.size());
-    let (to, together) = LoadSpan::range(span, after, to);
-    Ok((read_at(&rows, context, place, &head, after, to, max_bytes)?, together))
+    let status = ContextStatus::Present(ContextSummary {
+        context: context.clone(),
+        size: head.size(),
+        root: head.root(),
+        epoch: head.epoch,
+    });
+    let load = loaded.of(db, context, place, head.size());
+    let read = RangeRead::of(&status, load, after, to);
+    let RangeRead { after, to, together_to } =
+        read.map_err(|_| out_of_range(context, head.size(), after, to))?;
+    let range = read_at(&rows, context, place, &head, after, to, max_bytes)?;
+    let whole = if range.end() >= to {
+        None
+    } else if to == head.size() {
+        Some(head.tree_head())
+    } else {
+        let roots = prove::roots_at(&rows, context, place, &head, &[to])?;
+        roots.first().map(|root| TreeHead { size: to, root: *root })
+    };
+    Ok(SentRange { range, together_to, whole })
 }
 
 fn next(end: Size) -> Sequence {
