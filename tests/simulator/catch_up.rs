@@ -17,6 +17,7 @@ use ledger_core::{
     loads::LoadSpan,
     node::Member,
     ownership::{Claim, slot_manager},
+    replication::replica::{ForkDecision, ReplicateOutcome},
     slot::Slot,
 };
 
@@ -27,7 +28,6 @@ use super::{
     message::{CatchUpRequest, CatchUpResponse, FetchItem, Message, Part, Range},
     node::{Node, index_of},
     node_output::{NodeOutput, Note, Timer},
-    replicate::ReplicateOutcome,
 };
 
 /// How long until a message that was not answered is sent again, in milliseconds, and how often it is.
@@ -332,13 +332,8 @@ impl Node {
     fn fork_off(&mut self, order: &ForkOrder) -> ForkResult {
         let Some(context) = self.config.contexts.find(&order.context) else { return ForkResult::Moved };
         let slot = self.config.contexts.slot(context);
-        if let Err(refused) = self.record(slot).check_replicate(&order.claim) {
-            return ForkResult::Refused(refused.promised);
-        }
-        let is_it = self.disk.now.histories[context].extent() == Some(order.expected);
-        if !is_it || self.in_sync.get(&slot) == Some(&order.claim) {
-            return ForkResult::Moved;
-        }
+        let is_unchanged = self.disk.now.histories[context].extent() == Some(order.expected);
+        let record = self.record(slot);
         if !self.can_write() {
             return ForkResult::Failed(Failure::Store("the disk is full".to_owned()));
         }
@@ -346,6 +341,11 @@ impl Node {
         if self.is_damaged_after(context, order.common.0) {
             // What cannot be read is not left for another history.
             return ForkResult::Unreadable;
+        }
+        match self.replica.leave_history(slot, &context, &order.claim, &record, is_unchanged) {
+            ForkDecision::Leave => {}
+            ForkDecision::Refused(by) => return ForkResult::Refused(by),
+            ForkDecision::Changed => return ForkResult::Moved,
         }
         self.fork_tail(context, order.common.0, theirs);
         ForkResult::Forked
@@ -436,15 +436,15 @@ impl Node {
             self.out.push(NodeOutput::Note(Note::Load(Counted::LoadFetched)));
         }
         let event = match self.apply_part(part, 0) {
-            ReplicateOutcome::Durable => {
+            ReplicateOutcome::Durable(_) => {
                 if let Some(run) = self.runs.get_mut(&number) {
                     run.fetched += count;
                 }
                 return;
             }
             ReplicateOutcome::Gap | ReplicateOutcome::Diverged => Event::Written(slot, WriteResult::Moved),
-            ReplicateOutcome::Refused(by) => Event::Written(slot, WriteResult::Refused(by)),
-            ReplicateOutcome::Failed => Event::DiskRefuses("the disk is full".to_owned()),
+            ReplicateOutcome::Refused { by, .. } => Event::Written(slot, WriteResult::Refused(by)),
+            ReplicateOutcome::Invalid(reason) => Event::DiskRefuses(reason),
         };
         self.tell(number, event);
     }

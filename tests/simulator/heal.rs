@@ -190,7 +190,7 @@ impl Node {
                 is_complete: *is_complete,
                 is_tail_lost: false,
                 higher: self.record(slot).check_replicate(claim).err().map(|refused| refused.promised),
-                is_in_sync: self.in_sync.get(&slot) == Some(claim),
+                is_in_sync: self.replica.is_in_sync(slot, claim),
             },
         };
         loop {
@@ -270,7 +270,7 @@ impl Node {
         if is_in_claim {
             // No reader may see a history that is being replaced.
             self.hide(slot);
-            self.out_of_order.remove(&context);
+            self.replica.on_history_replaced(slot, &context);
         }
         let entries: Vec<Entry> = staged.history.0.clone();
         self.ids[context] = entries.iter().map(|entry| (entry.id, entry.sequence)).collect();

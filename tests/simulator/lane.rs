@@ -290,6 +290,7 @@ impl Node {
         if self.config.broken == DisabledRule::StaleOwner {
             record = SlotRecord { promised: Some(claim.clone()), accepted: claim.epoch, ..record };
         }
+        self.replica.on_serving(slot, claim);
         let mut effects = Vec::new();
         self.commits.begin_serving(slot, claim, needed, &record, &mut effects);
         if self.serving_epoch(slot) == Some(claim.epoch)

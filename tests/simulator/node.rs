@@ -13,11 +13,12 @@ use ledger_core::{
     node::{ClusterId, Member, NodeId, ReplicaSet, StorageId},
     ownership::{
         Claim, DeclaredLosses, Placement, SlotManager, SlotRecord,
-        slot_manager::{
-            DamagedSlots, DecommissionMode, Event, MemberResponse, Millis, SyncOfferOutcome as Offered,
-        },
+        slot_manager::{DamagedSlots, DecommissionMode, Event, MemberResponse, Millis},
     },
-    replication::Peer,
+    replication::{
+        Peer,
+        replica::{RecordChange, Replica, ReplicaStream},
+    },
     slot::Slot,
 };
 
@@ -59,16 +60,15 @@ pub struct Node {
     // Streams.
     pub(super) outgoing: BTreeMap<Index, Outgoing>,
     pub(super) incoming: BTreeMap<Index, (u64, Member)>,
-    /// When each node last answered a lease renewal, or accepted the stream.
-    pub(super) renewed: BTreeMap<Index, Millis>,
+    /// What came on the stream of each node.
+    pub(super) received: BTreeMap<Index, ReplicaStream>,
     // The lane.
     pub(super) commits: Commits,
     /// The claim in which this node last served each slot.
     pub(super) served: BTreeMap<Slot, Claim>,
     pub(super) queue: Vec<Queued>,
     pub(super) pins: Pins,
-    pub(super) in_sync: BTreeMap<Slot, Claim>,
-    pub(super) out_of_order: BTreeMap<Context, VecDeque<(Part, u64)>>,
+    pub(super) replica: Replica<Context, Part>,
     pub(super) ids: Vec<BTreeMap<u64, u64>>,
     pub(super) digests: BTreeMap<Slot, SlotDigest>,
     /// Loads that members are staging.
@@ -140,13 +140,12 @@ impl Node {
             next_number: incarnation << 32,
             outgoing: BTreeMap::new(),
             incoming: BTreeMap::new(),
-            renewed: BTreeMap::new(),
+            received: BTreeMap::new(),
             commits: Commits::default(),
             served: BTreeMap::new(),
             queue: Vec::new(),
             pins: Pins::default(),
-            in_sync: BTreeMap::new(),
-            out_of_order: BTreeMap::new(),
+            replica: Replica::default(),
             ids: vec![BTreeMap::new(); contexts],
             digests: BTreeMap::new(),
             loads: BTreeMap::new(),
@@ -299,28 +298,8 @@ impl Node {
         !self.disk.is_full
     }
 
-    /// Writes a record. It governs this node's actions from now on; other nodes learn of it once it is durable.
-    pub(super) fn write_record(&mut self, slot: Slot, record: ledger_core::ownership::SlotRecord) {
-        let before = self.record(slot);
-        if before == record {
-            return;
-        }
-        if self.slot_manager.first_slot() == Some(slot)
-            && self.disk.now.cluster.is_none()
-            && let Some(id) = before.cluster_formed_by(&record)
-        {
-            self.belongs(id);
-        }
-        if let Some(promised) = &record.promised
-            && self.config.broken != DisabledRule::StaleOwner
-        {
-            self.commits.fence(slot, promised);
-        }
-        self.disk.write(Write::Record(slot, record));
-    }
-
     /// Records that the node belongs to a cluster.
-    fn belongs(&mut self, id: ClusterId) {
+    pub(super) fn belongs(&mut self, id: ClusterId) {
         self.disk.write(Write::Cluster(id));
         self.slot_manager.set_identified();
     }
@@ -341,24 +320,17 @@ impl Node {
         let known = sets.flat_map(ReplicaSet::members).map(|member| member.storage).collect();
         let forming = self.slot_manager.first_slot().and_then(|slot| self.record(slot).forming());
         let is_believed = theirs.is_credible(&said_by, &known, forming);
-        let may_join = self
-            .slot_manager
-            .first_slot()
-            .is_none_or(|slot| self.record(slot).may_join_cluster(theirs, &said_by));
-        if is_believed && may_join && self.can_write() {
-            self.belongs(theirs);
+        if let Some(first) = self.slot_manager.first_slot()
+            && is_believed
+            && self.can_write()
+        {
+            self.change(first, RecordChange::JoinCluster(theirs, said_by));
         }
         // The sender repeats the message.
         false
     }
 
-    /// Returns whether first members may be accepted here.
-    pub(super) fn may_form(&self, slot: Slot, set: &ReplicaSet, is_confirmed: bool) -> bool {
-        self.slot_manager.first_slot() != Some(slot)
-            || SlotRecord::may_accept_first_members(self.disk.now.cluster, set, is_confirmed)
-    }
-
-    pub(super) fn record(&self, slot: Slot) -> ledger_core::ownership::SlotRecord {
+    pub(super) fn record(&self, slot: Slot) -> SlotRecord {
         self.disk.now.records.get(&slot).cloned().unwrap_or_default()
     }
 
@@ -413,10 +385,7 @@ impl Node {
                 self.events.push_back(Event::RecordChanged(slot, Some(record)));
             }
             AfterSync::Answer { to, slot, claim, answer } => self.answer(&to, slot, claim, answer),
-            AfterSync::Offered { slot, claim } => {
-                let (from, outcome) = (self.member.clone(), Offered::Accepted);
-                self.events.push_back(Event::SyncOfferAnswered { from, slot, claim, outcome });
-            }
+            AfterSync::Told(event) => self.events.push_back(event),
         }
     }
 

@@ -7,7 +7,7 @@ use ledger_core::{
     node::Member,
     ownership::{
         Claim, Recovery,
-        slot_manager::{MemberResponse, Millis, OwnershipSettings},
+        slot_manager::{Event, MemberResponse, Millis, OwnershipSettings},
     },
     slot::Slot,
 };
@@ -124,10 +124,20 @@ pub struct Outgoing {
 #[derive(Debug)]
 pub enum AfterSync {
     Own(u64),
-    Up { to: Index, stream: u64, body: ReplicaMessage },
+    Up {
+        to: Index,
+        stream: u64,
+        body: ReplicaMessage,
+    },
     Recorded(Slot),
-    Answer { to: Member, slot: Slot, claim: Claim, answer: MemberResponse },
-    Offered { slot: Slot, claim: Claim },
+    Answer {
+        to: Member,
+        slot: Slot,
+        claim: Claim,
+        answer: MemberResponse,
+    },
+    /// Tell the slot manager.
+    Told(Event),
 }
 
 /// The configuration of a node.

@@ -4,14 +4,14 @@
 use ledger_core::{
     node::Member,
     ownership::{
-        Claim, ReplicaRefusal,
-        slot_manager::{Effect, Event, MemberRequest, MemberResponse, SyncOfferOutcome as Offered},
+        Claim,
+        slot_manager::{Effect, Event, MemberRequest, MemberResponse},
     },
+    replication::replica::RecordChange,
     slot::Slot,
 };
 
 use super::{
-    broken::DisabledRule,
     message::{Message, OwnerMessage, SyncOffer},
     node::{Node, index_of, peer_of},
     node_output::{AfterSync, NodeOutput, Note},
@@ -24,40 +24,19 @@ impl Node {
             let known = self.slot_manager.slot_knowledge(self.now, slot);
             return self.answer(&from, slot, claim, MemberResponse::SlotKnown { asked: sent_at, known });
         }
-        if ask != MemberRequest::TakeOver && !self.can_write() {
+        let Some(change) = RecordChange::requested(ask, claim.clone()) else {
+            self.handed_over.push(slot);
+            self.events.push_back(Event::HandoverReceived(slot, claim.clone()));
+            return self.answer(&from, slot, claim, MemberResponse::Done);
+        };
+        if !self.can_write() {
             return self.answer(&from, slot, claim, MemberResponse::Unavailable);
         }
-        let mut record = self.record(slot);
-        let answer = match ask {
-            // A damaged replica cannot testify which history is the longest.
-            MemberRequest::Promise if self.has_damage(slot) && record.check_replicate(&claim).is_ok() => {
-                return self.answer(&from, slot, claim, MemberResponse::Unavailable);
-            }
-            MemberRequest::Promise => {
-                if self.config.broken == DisabledRule::NoPromiseCheck {
-                    record.promised = None;
-                }
-                record.promise(&claim).map(|(next, promise)| (next, MemberResponse::Promised(promise)))
-            }
-            MemberRequest::ConfirmMembers => match record.confirm(&claim) {
-                Ok(next) => Ok((next, MemberResponse::Done)),
-                Err(ReplicaRefusal::HigherClaimPromised(refused)) => Err(refused),
-                Err(_) => return self.answer(&from, slot, claim, MemberResponse::Unavailable),
-            },
-            MemberRequest::TakeOver => {
-                self.handed_over.push(slot);
-                self.events.push_back(Event::HandoverReceived(slot, claim.clone()));
-                return self.answer(&from, slot, claim, MemberResponse::Done);
-            }
-            MemberRequest::QuerySlot { .. } => return,
-        };
-        match answer {
-            Err(refused) => self.answer(&from, slot, claim, MemberResponse::Refused(refused.promised)),
-            Ok((next, answer)) => {
-                self.write_record(slot, next);
-                self.after_sync(AfterSync::Recorded(slot));
+        match self.change(slot, change).response() {
+            answer @ (MemberResponse::Promised(_) | MemberResponse::Done) => {
                 self.after_sync(AfterSync::Answer { to: from, slot, claim, answer });
             }
+            answer => self.answer(&from, slot, claim, answer),
         }
     }
 
@@ -87,38 +66,12 @@ impl Node {
                 }
             }
             Effect::OfferSync { to, slot, claim, members, is_confirmed, previous } => {
-                let may_form = self.may_form(slot, &members, is_confirmed);
-                if to == self.member && !(may_form && self.can_write()) {
-                    self.events.push_back(Event::SyncOfferAnswered {
-                        from: to,
-                        slot,
-                        claim,
-                        outcome: Offered::Unavailable,
-                    });
-                } else if to == self.member {
-                    match self.record(slot).accept(&claim, &members, is_confirmed, previous.as_ref()) {
-                        Ok(next) => {
-                            self.write_record(slot, next);
-                            self.after_sync(AfterSync::Recorded(slot));
-                            self.after_sync(AfterSync::Offered { slot, claim });
-                        }
-                        Err(refused) => {
-                            let outcome = match refused {
-                                ReplicaRefusal::HigherClaimPromised(refused) => {
-                                    Offered::Refused(refused.promised)
-                                }
-                                ReplicaRefusal::OtherMembers(placement) => Offered::OtherMembers(placement),
-                                ReplicaRefusal::NotAccepted { .. } | ReplicaRefusal::AlreadyFormed => {
-                                    Offered::Unavailable
-                                }
-                            };
-                            self.events.push_back(Event::SyncOfferAnswered {
-                                from: to,
-                                slot,
-                                claim,
-                                outcome,
-                            });
-                        }
+                if to == self.member {
+                    let change = RecordChange::Accept { claim, members, is_confirmed, previous, offer: None };
+                    let changed_for = change.changed_for();
+                    let outcome = if self.can_write() { Some(self.change(slot, change)) } else { None };
+                    if let Some(event) = changed_for.event(to, slot, outcome) {
+                        self.after_sync(AfterSync::Told(event));
                     }
                 } else {
                     let offer = SyncOffer {
@@ -163,9 +116,7 @@ impl Node {
             }
             Effect::RecordFormed { slot } => {
                 if self.can_write() {
-                    let next = self.record(slot).record_formed();
-                    self.write_record(slot, next);
-                    self.after_sync(AfterSync::Recorded(slot));
+                    self.change(slot, RecordChange::RecordFormed);
                 }
             }
             Effect::StepDown { slot } => {

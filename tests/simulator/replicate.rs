@@ -1,5 +1,5 @@
-//! What a store's lane does with messages from the owners of slots, as in `ledger_store::write::lane::{replicate,
-//! records}`.
+//! Carries out what the replica's machine decides about messages from the owners of slots, on the node's disk and
+//! streams, as `ledger_store::write::lane::{replicate, records}` and `ledger_cluster::replicate::replica_stream` do.
 
 use std::rc::Rc;
 
@@ -7,10 +7,15 @@ use ledger_core::{
     Hash, Size,
     digest::TreeHead,
     ownership::{
-        Claim, ReplicaRefusal,
+        Claim, SlotRecord,
         slot_manager::{Event, LeaseRenewal, SyncOfferOutcome},
     },
-    replication::{RangeFit, fit, slot_commits::Visibility},
+    replication::replica::{
+        Accepted, Admission, CommitAnswer, LocalHistory, Offer, PartContent, PartDecision, PartHeader,
+        PartResult, PartSource, RecordBatch, RecordChange, RecordChangeOutcome, RenewalAnswer,
+        ReplicateOutcome, SlotCondition,
+    },
+    replication::slot_commits::Visibility,
     slot::Slot,
 };
 
@@ -23,18 +28,19 @@ use super::{
     node_output::{AfterSync, NodeOutput, Note},
 };
 
-/// Most parts of a context that wait for what comes before them.
-const MAX_OUT_OF_ORDER: usize = 32;
+/// What a buffered part costs, in bytes: few find room, so that some are dropped.
+const BUFFERED_PART: usize = 1 << 20;
 
-/// The outcome of a part.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ReplicateOutcome {
-    Durable,
-    Gap,
-    Diverged,
-    Refused(Claim),
-    /// The disk refuses writes.
-    Failed,
+impl Part {
+    fn header(&self, source: PartSource) -> PartHeader<'_> {
+        let range = &self.range;
+        let after = TreeHead { size: Size(range.after), root: range.after_root };
+        let (content, count) = match self.staged_to {
+            Some(to) => (PartContent::Staged, to.saturating_sub(range.after)),
+            None => (PartContent::Entries, range.entries.len() as u64),
+        };
+        PartHeader { slot: self.slot, claim: &self.claim, after, count, root: range.root, source, content }
+    }
 }
 
 impl Node {
@@ -46,12 +52,26 @@ impl Node {
         }
         match body {
             OwnerMessage::Commit { number, parts } => {
-                for part in parts {
-                    if !self.take_commit(from, stream, part, number) {
-                        return self.break_stream(from);
+                if !self.is_in_order(from, number, parts.iter().map(|part| &part.claim)) {
+                    return self.break_stream(from);
+                }
+                let outcomes: Vec<_> = parts.into_iter().map(|part| self.apply_part(part, number)).collect();
+                match CommitAnswer::of(outcomes) {
+                    CommitAnswer::Durable => {
+                        let body = ReplicaMessage::Durable(number);
+                        self.after_sync(AfterSync::Up { to: from, stream, body });
+                    }
+                    CommitAnswer::Refused(refusals) => {
+                        for (slot, claim, by) in refusals {
+                            self.answer_offer(stream, slot, claim, SyncOfferOutcome::Refused(by));
+                        }
+                        self.break_stream(from);
+                    }
+                    CommitAnswer::Invalid(reason) => {
+                        self.trace(|_| format!("breaks the stream of node {from}: {reason}"));
+                        self.break_stream(from);
                     }
                 }
-                self.after_sync(AfterSync::Up { to: from, stream, body: ReplicaMessage::Durable(number) });
             }
             OwnerMessage::SyncOffer(offer) => self.on_sync_offer(from, stream, *offer),
             OwnerMessage::LeaseRenewal(slots) => self.renewal(from, stream, &slots),
@@ -61,44 +81,34 @@ impl Node {
         }
     }
 
+    /// Returns whether a commit or an offer may come now on a node's stream.
+    fn is_in_order<'a>(
+        &mut self,
+        from: Index,
+        number: u64,
+        claims: impl IntoIterator<Item = &'a Claim>,
+    ) -> bool {
+        self.received.get_mut(&from).is_some_and(|stream| stream.on_sent(0, number, claims).is_ok())
+    }
+
+    fn answer_offer(&mut self, stream: u64, slot: Slot, claim: Claim, outcome: SyncOfferOutcome) {
+        let body = ReplicaMessage::SyncOfferAnswered { slot, claim, outcome };
+        self.out.push(NodeOutput::Up { stream, body });
+    }
+
     /// Handles a lease renewal, after everything that the owner sent before it.
     fn renewal(&mut self, from: Index, stream: u64, slots: &[LeaseRenewal]) {
         let Some((_, owner)) = self.incoming.get(&from) else { return };
         let owner = owner.clone();
-        let refused = slots.iter().filter_map(|of| {
-            let refused = self.record(of.slot).check_replicate(&of.claim).err()?;
-            Some((of.slot, Some(refused.promised)))
-        });
-        let refused = refused.collect();
-        let is_in_step = |of: &LeaseRenewal| {
-            self.in_sync.get(&of.slot) == Some(&of.claim)
-                && self.record(of.slot).check_append(&of.claim).is_ok()
+        let state = |of: &LeaseRenewal| {
+            let record = self.record(of.slot);
+            (of.slot, self.replica.sync_state(of.slot, &of.claim, Some(&record)))
         };
-        let in_step = slots.iter().filter(|of| is_in_step(of)).filter_map(|of| Some((of.slot, of.age?)));
-        let slots = in_step.collect();
-        let after = self.renewed.insert(from, self.now).unwrap_or_default();
+        let RenewalAnswer { refused, in_sync } = RenewalAnswer::of(slots, &slots.iter().map(state).collect());
+        let now = self.now;
+        let after = self.received.get_mut(&from).map_or(0, |stream| stream.on_renewal_answered(now));
         self.out.push(NodeOutput::Up { stream, body: ReplicaMessage::LeaseRenewed(refused) });
-        self.events.push_back(Event::LeaseRenewed { from: owner, after, slots });
-    }
-
-    /// Applies a commit. Returns false if the stream must break.
-    fn take_commit(&mut self, from: Index, stream: u64, part: Part, number: u64) -> bool {
-        let (slot, claim) = (part.slot, part.claim.clone());
-        let is_strict = self.in_sync.get(&slot) == Some(&claim);
-        match self.apply_part(part, number) {
-            ReplicateOutcome::Durable => {}
-            ReplicateOutcome::Refused(promised) => {
-                let outcome = SyncOfferOutcome::Refused(promised);
-                self.out.push(NodeOutput::Up {
-                    stream,
-                    body: ReplicaMessage::SyncOfferAnswered { slot, claim, outcome },
-                });
-            }
-            ReplicateOutcome::Failed => return false,
-            ReplicateOutcome::Gap | ReplicateOutcome::Diverged if is_strict => return false,
-            ReplicateOutcome::Gap | ReplicateOutcome::Diverged => self.follow(slot, &claim, from),
-        }
-        true
+        self.events.push_back(Event::LeaseRenewed { from: owner, after, slots: in_sync });
     }
 
     /// Brings a slot in sync with its owner, unless that is under way.
@@ -108,164 +118,154 @@ impl Node {
         }
     }
 
-    /// Applies a part of a commit or, with number 0, a fetched range.
+    /// Applies a part of a commit or, with number 0, a fetched range; then the parts that waited for it.
     pub(super) fn apply_part(&mut self, part: Part, number: u64) -> ReplicateOutcome {
-        let is_strict = number > 0 && self.in_sync.get(&part.slot) == Some(&part.claim);
-        let context = part.range.context;
-        let slot = part.slot;
-        let taken = self.try_apply_part(part, number, is_strict);
-        if taken != ReplicateOutcome::Durable || !is_strict {
-            self.trace(|_| {
-                format!(
-                    "part of {slot:?}, context {context}, commit {number}, in step {is_strict}: {taken:?}"
-                )
-            });
+        let (slot, context) = (part.slot, part.range.context);
+        let outcome = self.apply_one(part, PartSource::of_number(number));
+        if !matches!(outcome, ReplicateOutcome::Durable(_)) {
+            self.trace(|_| format!("part of {slot:?}, context {context}, commit {number}: {outcome:?}"));
+            return outcome;
         }
-        if taken == ReplicateOutcome::Durable {
-            self.drain_out_of_order(context);
-        }
-        taken
-    }
-
-    /// Applies buffered parts that the previous one allows.
-    fn drain_out_of_order(&mut self, context: Context) {
-        loop {
-            let size = self.disk.now.histories[context].size();
-            let Some(parts) = self.out_of_order.get_mut(&context) else { return };
-            if parts.front().is_none_or(|(part, _)| part.range.after > size) {
-                return;
-            }
-            let Some((part, number)) = parts.pop_front() else { return };
-            if self.try_apply_part(part, number, false) != ReplicateOutcome::Durable {
-                self.out_of_order.remove(&context);
-            }
-        }
-    }
-
-    fn try_apply_part(&mut self, part: Part, number: u64, is_strict: bool) -> ReplicateOutcome {
-        let Part { slot, claim, range, .. } = &part;
-        if let Err(refused) = self.record(*slot).check_replicate(claim)
-            && self.config.broken != DisabledRule::NoPromiseCheck
+        while let Some((part, number)) =
+            self.replica.next_buffered(slot, &context, Size(self.disk.now.histories[context].size()))
         {
-            return ReplicateOutcome::Refused(refused.promised);
+            self.apply_one(part, PartSource::Buffered(number));
         }
-        if self.lacks_head(range.context) {
-            // The context is restored before the slot gets in sync.
-            return ReplicateOutcome::Gap;
-        }
-        if !is_strict && self.in_sync.get(slot) == Some(claim) {
-            // The part was fetched or buffered before the slot got in sync: this replica has those entries, and the
-            // stream brings the rest.
-            return ReplicateOutcome::Durable;
-        }
-        if !is_strict && self.commits.visibility(*slot) != Visibility::Hidden {
-            // This write is not known to be committed, and no number in the stream says when it is.
-            self.hide(*slot);
-        }
-        let context = range.context;
-        let history = &self.disk.now.histories[context];
-        let here = history.size();
-        let count = part.staged_to.map_or(range.entries.len() as u64, |to| to.saturating_sub(range.after));
-        let skip = match fit(Size(here), Size(range.after), count) {
-            RangeFit::Continues { skip } => skip,
-            RangeFit::AlreadyHere => {
-                let is_same = here != range.after + count || history.root() == range.root;
-                return if is_same { ReplicateOutcome::Durable } else { ReplicateOutcome::Diverged };
-            }
-            RangeFit::Gap { .. } => {
-                if !is_strict && number > 0 && part.staged_to.is_none() {
-                    let parked = self.out_of_order.entry(context).or_default();
-                    parked.push_back((part, number));
-                    if parked.len() > MAX_OUT_OF_ORDER {
-                        self.out_of_order.remove(&context);
-                    }
-                }
-                return ReplicateOutcome::Gap;
-            }
+        outcome
+    }
+
+    fn apply_one(&mut self, part: Part, source: PartSource) -> ReplicateOutcome {
+        let (slot, context) = (part.slot, part.range.context);
+        let header = part.header(source);
+        let is_withheld = self.commits.visibility(slot) != Visibility::Hidden;
+        let admitted = match self.replica.admit(&header, &self.heeded_record(slot), is_withheld) {
+            Admission::Admitted(admitted) => admitted,
+            Admission::Settled(outcome) => return outcome,
         };
-        let arrived = match part.staged_to {
-            None => None,
-            Some(to) => match self.arrived.get(&context).filter(|_| skip == 0) {
-                Some(arrived) if (arrived.after, arrived.root) == (here, range.root) => {
-                    debug_assert_eq!(arrived.after + arrived.entries.len() as u64, to);
-                    Some(Rc::clone(&arrived.entries))
+        if admitted.hides() {
+            self.hide(slot);
+        }
+        let local = if self.lacks_head(context) {
+            LocalHistory::Unreadable
+        } else {
+            let history = &self.disk.now.histories[context];
+            LocalHistory::Readable(TreeHead { size: Size(history.size()), root: history.root() })
+        };
+        let result = match admitted.place(&header, local) {
+            PartDecision::Append { skip } => self.write_part(&part, &part.range.entries, skip, source),
+            PartDecision::Install => match self.arrived.get(&context) {
+                Some(arrived) if (arrived.after, arrived.root) == (part.range.after, part.range.root) => {
+                    let entries = Rc::clone(&arrived.entries);
+                    self.write_part(&part, &entries, 0, source)
                 }
-                _ => return ReplicateOutcome::Gap,
+                _ => PartResult::Gap,
             },
+            PartDecision::Nothing(result) => result,
+            PartDecision::Buffer => {
+                let (after, number) = (header.after.size, source.number());
+                return self.replica.buffer(slot, context, after, BUFFERED_PART, number, part);
+            }
         };
-        let entries = arrived.as_ref().unwrap_or(&range.entries);
-        if history.root_at(here) != Some(root_after(range.after_root, entries, skip)) {
-            return ReplicateOutcome::Diverged;
+        self.replica.settle(&header, &context, admitted, result)
+    }
+
+    /// Verifies and writes the entries of a part but the first ones.
+    fn write_part(&mut self, part: &Part, entries: &[Entry], skip: u64, source: PartSource) -> PartResult {
+        let context = part.range.context;
+        if self.disk.now.histories[context].root() != root_after(part.range.after_root, entries, skip) {
+            return PartResult::Diverged;
         }
         if !self.can_write() {
-            return ReplicateOutcome::Failed;
+            return PartResult::Invalid("the disk is full".to_owned());
         }
-        let new: Vec<Entry> = entries[skip as usize..].to_vec();
-        let (epoch, slot) = (claim.epoch, *slot);
+        let new = &entries[skip as usize..];
         self.pin(context);
         if part.is_load {
-            self.put_in_place(context, &new);
+            self.put_in_place(context, new);
         } else {
-            self.extend(context, &new);
+            self.extend(context, new);
         }
         let size = self.disk.now.histories[context].size();
-        let write = vec![(context, size)];
+        let (slot, epoch, number, write) =
+            (part.slot, part.claim.epoch, source.number(), vec![(context, size)]);
         self.step(|commits, effects| commits.record_replicated(slot, epoch, number, write, effects));
         self.show_uncommitted(context);
-        ReplicateOutcome::Durable
+        PartResult::Reaches(Size(size))
     }
 
-    /// Handles a sync offer at its place in the stream.
-    fn on_sync_offer(&mut self, from: Index, stream: u64, offer: SyncOffer) {
-        if !self.can_write() {
-            return self.break_stream(from);
-        }
-        let SyncOffer { number, slot, claim, members, is_confirmed, digest, previous } = offer;
+    /// Returns the record that this replica goes by.
+    fn heeded_record(&self, slot: Slot) -> SlotRecord {
         let mut record = self.record(slot);
         if self.config.broken == DisabledRule::NoPromiseCheck {
             record.promised = None;
         }
-        let outcome = match record.accept(&claim, &members, is_confirmed, previous.as_ref()) {
-            _ if !self.may_form(slot, &members, is_confirmed) => SyncOfferOutcome::Unavailable,
-            Err(ReplicaRefusal::HigherClaimPromised(refused)) => SyncOfferOutcome::Refused(refused.promised),
-            Err(ReplicaRefusal::OtherMembers(placement)) => SyncOfferOutcome::OtherMembers(placement),
-            Ok(_) | Err(ReplicaRefusal::NotAccepted { .. })
-                if digest != self.digest(slot) || self.has_damage(slot) =>
-            {
-                // Promise the claim that it follows, so that it neither follows nor claims another one meanwhile.
-                if let Ok((next, _)) = record.promise(&claim) {
-                    self.write_record(slot, next);
-                    self.after_sync(AfterSync::Recorded(slot));
-                }
-                self.hide(slot);
-                self.follow(slot, &claim, from);
-                SyncOfferOutcome::Diverged
-            }
-            Err(ReplicaRefusal::NotAccepted { .. }) => SyncOfferOutcome::Diverged,
-            Err(ReplicaRefusal::AlreadyFormed) => SyncOfferOutcome::Unavailable,
-            Ok(next) => {
-                self.write_record(slot, next);
-                self.in_sync.insert(slot, claim.clone());
-                let epoch = claim.epoch;
-                self.step(|commits, effects| commits.record_accepted(slot, epoch, number, effects));
-                self.after_sync(AfterSync::Recorded(slot));
-                SyncOfferOutcome::Accepted
-            }
+        record
+    }
+
+    /// Changes a slot's record. It governs this node's actions from now on; the slot manager learns of it once it is
+    /// durable, and so must others.
+    pub(super) fn change(&mut self, slot: Slot, change: RecordChange) -> RecordChangeOutcome {
+        let first = self.slot_manager.first_slot().unwrap_or(Slot::FIRST);
+        let mut batch = RecordBatch::new(first, self.disk.now.cluster);
+        let condition = SlotCondition { has_damage: self.has_damage(slot), digest: Some(self.digest(slot)) };
+        let record = match &change {
+            RecordChange::Promise(_) | RecordChange::Accept { .. } => self.heeded_record(slot),
+            _ => self.record(slot),
         };
+        let outcome = batch.change(&mut self.replica, slot, &record, change, condition);
+        if matches!(outcome, RecordChangeOutcome::Diverged { .. }) {
+            self.hide(slot);
+        }
+        if let Some(id) = batch.joined() {
+            self.belongs(id);
+        }
+        let (records, accepted) = batch.into_parts();
+        for (slot, record) in records {
+            if let Some(promised) = &record.promised
+                && self.config.broken != DisabledRule::StaleOwner
+            {
+                self.commits.fence(slot, promised);
+            }
+            if record != self.record(slot) {
+                self.disk.write(Write::Record(slot, record));
+            }
+            self.after_sync(AfterSync::Recorded(slot));
+        }
+        for Accepted { slot, claim, number } in self.replica.on_written(accepted) {
+            self.step(|commits, effects| commits.record_accepted(slot, claim.epoch, number, effects));
+        }
+        outcome
+    }
+
+    /// Handles a sync offer at its place in the stream.
+    fn on_sync_offer(&mut self, from: Index, stream: u64, offer: SyncOffer) {
+        if !self.is_in_order(from, offer.number, [&offer.claim]) || !self.can_write() {
+            return self.break_stream(from);
+        }
+        let SyncOffer { number, slot, claim, members, is_confirmed, digest, previous } = offer;
+        let offer = Some(Offer { digest, number });
+        let accept = RecordChange::Accept { claim: claim.clone(), members, is_confirmed, previous, offer };
+        let outcome = self.change(slot, accept);
+        let is_counted = outcome == RecordChangeOutcome::Diverged { was_in_sync: true };
+        let outcome = outcome.offer_outcome();
+        if outcome == SyncOfferOutcome::Diverged {
+            self.follow(slot, &claim, from);
+        }
         // This write also covers everything sent before the offer, so acknowledge it: no later message may.
         self.after_sync(AfterSync::Up { to: from, stream, body: ReplicaMessage::Durable(number) });
-        let is_durable = !matches!(outcome, SyncOfferOutcome::Accepted | SyncOfferOutcome::Diverged);
-        let body = ReplicaMessage::SyncOfferAnswered { slot, claim, outcome };
-        if is_durable {
-            self.out.push(NodeOutput::Up { stream, body });
-        } else {
+        if matches!(outcome, SyncOfferOutcome::Accepted | SyncOfferOutcome::Diverged) {
+            let body = ReplicaMessage::SyncOfferAnswered { slot, claim, outcome };
             self.after_sync(AfterSync::Up { to: from, stream, body });
+        } else {
+            self.answer_offer(stream, slot, claim, outcome);
+        }
+        if is_counted {
+            self.break_stream(from);
         }
     }
 
     /// Hides a slot whose content differs from the owner's, until this replica is in sync again.
     pub(super) fn hide(&mut self, slot: Slot) {
-        self.in_sync.remove(&slot);
         self.step(|commits, effects| commits.hide_diverged(slot, effects));
     }
 
@@ -273,7 +273,7 @@ impl Node {
     pub(super) fn fork_tail(&mut self, context: Context, common: u64, theirs: (u64, Hash)) {
         let slot = self.config.contexts.slot(context);
         self.hide(slot);
-        self.out_of_order.remove(&context);
+        self.replica.on_history_replaced(slot, &context);
         let history = &self.disk.now.histories[context];
         let (before, ours) = (history.extent(), (history.size(), history.root()));
         let entries = history.0[common as usize..].to_vec();

@@ -1,6 +1,6 @@
 //! The streams of a node, and the messages that other nodes send it.
 
-use ledger_core::ownership::slot_manager::Event;
+use ledger_core::{ownership::slot_manager::Event, replication::replica::ReplicaStream};
 
 use super::{
     message::{Index, Message, ReplicaMessage},
@@ -63,9 +63,9 @@ impl Node {
             Message::Hello { stream, from: member, to } => {
                 if to == self.member && self.incoming.get(&from).is_none_or(|(known, _)| *known < stream) {
                     // No slot of that node is in sync until the node confirms it on this stream.
-                    self.in_sync.retain(|_, claim| claim.claimant != member.node);
+                    self.replica.on_stream_started(&member.node);
+                    self.received.insert(from, ReplicaStream::begin(member.clone(), self.now));
                     self.incoming.insert(from, (stream, member));
-                    self.renewed.insert(from, self.now);
                     self.out.push(NodeOutput::Message { to: from, message: Message::Welcome { stream } });
                 }
             }

@@ -10,12 +10,12 @@
 //! | What does a node decide about the commits of its slots, as owner and as replica? | [`SlotCommits`] |
 //! | Owner: which commits have enough copies? | [`PendingCommits`] |
 //! | Owner: which appends have the copies that their writers asked for? | [`WriteQuorum`] |
-//! | Replica: does a part of a commit continue the history held here? | [`fit`] |
+//! | Replica: what becomes of what an owner sends? | [`replica`] |
 //! | Replica: which commits may readers see? | [`UncommittedWrites`] |
 
 mod peer;
 mod pending_commits;
-mod range_fit;
+pub mod replica;
 pub mod slot_commits;
 #[cfg(test)]
 mod tests;
@@ -23,6 +23,5 @@ mod uncommitted_writes;
 
 pub use peer::{MAX_PEERS, Peer, PeerSet};
 pub use pending_commits::{Committed, PendingCommits, WriteQuorum};
-pub use range_fit::{RangeFit, fit};
 pub use slot_commits::{CommitIndex, SlotCommits};
 pub use uncommitted_writes::UncommittedWrites;

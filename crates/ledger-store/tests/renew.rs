@@ -12,10 +12,7 @@ use ledger_core::{
     ownership::{Claim, Placement, SlotRecord},
     slot::Slot,
 };
-use ledger_store::{
-    Ledger, StoreError,
-    replicate::replica::{RecordChange, RecordChangeOutcome},
-};
+use ledger_store::{Ledger, StoreError, replicate::replica::RecordChange};
 use support::{context, copy_dir, draft, flipped, tamper};
 
 #[test]
@@ -149,9 +146,6 @@ fn a_record_that_cannot_be_read_is_not_handed_out_as_an_empty_one() {
     let claim = Claim::new(Epoch::new(1, 1), &member("m"));
     let changes = vec![(slot, RecordChange::Promise(claim))];
     let (_, changed) = futures::executor::block_on(ledger.change_slots(changes)).unwrap().remove(0);
-    assert!(
-        matches!(changed.outcome, RecordChangeOutcome::Failed(StoreError::SlotDamaged { .. })),
-        "{changed:?}"
-    );
+    assert!(matches!(changed.outcome, Err(StoreError::SlotDamaged { .. })), "{changed:?}");
     assert_eq!(changed.record, None);
 }

@@ -13,7 +13,7 @@ use ledger_core::{
     healing::{HealProof, LocalHead},
     node::{Member, NodeId, ReplicaSet},
     ownership::Claim,
-    replication::Peer,
+    replication::{Peer, replica::Offer},
     slot::Slot,
 };
 use ledger_store::{
@@ -88,7 +88,7 @@ fn accepting(claim: &Claim, set: &ReplicaSet, offer: Option<(Digest, u64)>) -> R
         members: set.clone(),
         is_confirmed: true,
         previous: None,
-        offer,
+        offer: offer.map(|(digest, number)| Offer { digest, number }),
     }
 }
 
@@ -144,7 +144,7 @@ impl Two {
 
     async fn accept(&self, claim: &Claim, digest: Digest, number: u64) -> RecordChangeOutcome {
         let accept = accepting(claim, &self.set, Some((digest, number)));
-        self.replica.change_slots(vec![(self.slot, accept)]).await.unwrap().remove(0).1.outcome
+        self.replica.change_slots(vec![(self.slot, accept)]).await.unwrap().remove(0).1.outcome.unwrap()
     }
 
     /// Brings the owner's newest commit to the replica; gives its number.
@@ -212,7 +212,7 @@ async fn what_a_claimant_fetched_is_shown_once_the_next_owner_says_that_it_is_st
     // It lost step, and is in sync again without hearing yet what is stable.
     assert!(matches!(
         two.accept(&claim(6, "owner"), Digest::default(), 1).await,
-        RecordChangeOutcome::Diverged
+        RecordChangeOutcome::Diverged { was_in_sync: false }
     ));
     let outcome = two.accept(&claim(6, "owner"), digest_of(&two.owner).await, 1).await;
     assert!(matches!(outcome, RecordChangeOutcome::Done), "{outcome:?}");
@@ -252,7 +252,7 @@ async fn a_watcher_is_not_shown_what_is_left_for_the_next_owners_history() {
     two.append("second").await;
     two.replicate().await;
     let outcome = two.accept(&claim(6, "other"), Digest::default(), 0).await;
-    assert!(matches!(outcome, RecordChangeOutcome::Diverged), "{outcome:?}");
+    assert!(matches!(outcome, RecordChangeOutcome::Diverged { .. }), "{outcome:?}");
     assert!(!two.replica.is_visible(two.slot));
     assert!(watch.changed().now_or_never().is_none(), "it was shown what is not stable");
 }
@@ -264,7 +264,8 @@ async fn a_node_that_accepted_another_owner_does_not_lead_by_a_word_that_comes_l
     let late = OwnerCommand::BeginServing { claim: two.claim.clone(), write_quorum: 1 };
     let digest = two.owner.digests(vec![two.slot]).await.unwrap()[&two.slot];
     let accept = accepting(&claim(6, "replica"), &two.set, Some((digest, 9)));
-    let outcome = two.owner.change_slots(vec![(two.slot, accept)]).await.unwrap().remove(0).1.outcome;
+    let outcome =
+        two.owner.change_slots(vec![(two.slot, accept)]).await.unwrap().remove(0).1.outcome.unwrap();
     assert!(matches!(outcome, RecordChangeOutcome::Done), "{outcome:?}");
     two.owner.apply_owner_commands(vec![(two.slot, late)]).await.unwrap();
     assert!(two.try_append("in a stale epoch").await.is_err());
@@ -327,14 +328,14 @@ async fn what_was_not_acknowledged_does_not_hide_what_came_after_it() {
 
     // The owner hears of it by an offer, before it steps down.
     let offer = Some((digests(two.replica.clone()).await, 1));
-    let outcome = two.owner.change_slots(change(offer)).await.unwrap().remove(0).1.outcome;
-    assert!(matches!(outcome, RecordChangeOutcome::Diverged), "{outcome:?}");
+    let outcome = two.owner.change_slots(change(offer)).await.unwrap().remove(0).1.outcome.unwrap();
+    assert!(matches!(outcome, RecordChangeOutcome::Diverged { .. }), "{outcome:?}");
     two.owner.apply_owner_commands(vec![(slot, OwnerCommand::StepDown)]).await.unwrap();
     assert!(unanswered.await.unwrap().is_err());
     let range = two.replica.range(context, Size(2), Size(4), usize::MAX).unwrap();
     let part = Part { slot, claim: claim.clone(), context: context.clone(), range, is_load: false };
     two.owner.replicate(vec![part], 0).await.unwrap().durable().await.unwrap();
-    let outcome = two.owner.change_slots(change(offer)).await.unwrap().remove(0).1.outcome;
+    let outcome = two.owner.change_slots(change(offer)).await.unwrap().remove(0).1.outcome.unwrap();
     assert!(matches!(outcome, RecordChangeOutcome::Done), "{outcome:?}");
     two.owner.advance_commit_index(vec![CommitIndex { slot, epoch: claim.epoch, number: 1 }]).await.unwrap();
     digests(two.owner.clone()).await;

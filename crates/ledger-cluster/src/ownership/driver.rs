@@ -13,9 +13,12 @@ use ledger_core::{
     node::Member,
     ownership::{
         Claim, SlotManager,
-        slot_manager::{Effect, Event, MemberRequest, MemberResponse, ObservedNode, SyncOfferOutcome},
+        slot_manager::{Effect, Event, MemberRequest, MemberResponse, ObservedNode},
     },
-    replication::MAX_PEERS,
+    replication::{
+        MAX_PEERS,
+        replica::{ChangedFor, RecordChange},
+    },
     slot::{SLOTS, Slot},
 };
 use ledger_proto::ledger::v1::{
@@ -24,7 +27,7 @@ use ledger_proto::ledger::v1::{
 };
 use ledger_store::{
     limited,
-    replicate::replica::{Outgoing, OwnerCommand, RecordChange, RecordChangeOutcome},
+    replicate::replica::{Outgoing, OwnerCommand},
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -356,11 +359,9 @@ impl Driver {
         let mut recovered = Vec::new();
         for effect in effects {
             match effect {
-                Effect::SendRequest { to, slot, claim, request } if to == me => match request {
-                    MemberRequest::Promise => changes.push((slot, RecordChange::Promise(claim))),
-                    MemberRequest::ConfirmMembers => changes.push((slot, RecordChange::Confirm(claim))),
-                    MemberRequest::TakeOver | MemberRequest::QuerySlot { .. } => {}
-                },
+                Effect::SendRequest { to, slot, claim, request } if to == me => {
+                    changes.extend(RecordChange::requested(request, claim).map(|change| (slot, change)));
+                }
                 Effect::SendRequest { to, slot, claim, request } => {
                     asks.entry(to).or_default().push((slot, claim, request));
                 }
@@ -496,56 +497,19 @@ impl Driver {
     }
 }
 
-/// What a change of this node's own record answers, for which claim.
-enum RecordChangeCause {
-    Question(Claim),
-    Offer(Claim),
-    Nothing,
-}
-
 /// Changes this node's own records.
 async fn change(shared: &Arc<Shared>, changes: Vec<(Slot, RecordChange)>) {
     // A slot may be changed more than once: what comes back is in the same order for each.
-    let mut asked: HashMap<Slot, VecDeque<RecordChangeCause>> = HashMap::new();
+    let mut asked: HashMap<Slot, VecDeque<ChangedFor>> = HashMap::new();
     for (slot, change) in &changes {
-        asked.entry(*slot).or_default().push_back(match change {
-            RecordChange::Accept { claim, .. } => RecordChangeCause::Offer(claim.clone()),
-            RecordChange::Promise(claim) | RecordChange::Confirm(claim) => {
-                RecordChangeCause::Question(claim.clone())
-            }
-            RecordChange::RecordFormed | RecordChange::JoinCluster(..) => RecordChangeCause::Nothing,
-        });
+        asked.entry(*slot).or_default().push_back(change.changed_for());
     }
     let Ok(changed) = shared.ledger.change_slots(changes).await else { return };
-    let from = shared.me.clone();
     let mut events = Vec::with_capacity(2 * changed.len());
     for (slot, changed) in changed {
         let Some(asked) = asked.get_mut(&slot).and_then(VecDeque::pop_front) else { continue };
         events.push(Event::RecordChanged(slot, changed.record));
-        let from = from.clone();
-        events.push(match asked {
-            RecordChangeCause::Nothing => continue,
-            RecordChangeCause::Offer(claim) => {
-                let outcome = match changed.outcome {
-                    RecordChangeOutcome::Done => SyncOfferOutcome::Accepted,
-                    RecordChangeOutcome::Refused(claim) => SyncOfferOutcome::Refused(claim),
-                    RecordChangeOutcome::OtherMembers(placement) => SyncOfferOutcome::OtherMembers(placement),
-                    RecordChangeOutcome::Promised(_)
-                    | RecordChangeOutcome::Diverged
-                    | RecordChangeOutcome::Failed(_) => SyncOfferOutcome::Unavailable,
-                };
-                Event::SyncOfferAnswered { from, slot, claim, outcome }
-            }
-            RecordChangeCause::Question(claim) => {
-                let answer = match changed.outcome {
-                    RecordChangeOutcome::Promised(promise) => MemberResponse::Promised(promise),
-                    RecordChangeOutcome::Done => MemberResponse::Done,
-                    RecordChangeOutcome::Refused(claim) => MemberResponse::Refused(claim),
-                    _ => MemberResponse::Unavailable,
-                };
-                Event::Response { from, slot, claim, answer }
-            }
-        });
+        events.extend(asked.event(shared.me.clone(), slot, changed.outcome.ok()));
     }
     shared.send_events(events).await;
 }

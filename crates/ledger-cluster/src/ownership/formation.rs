@@ -106,7 +106,7 @@ pub(crate) async fn keep(shared: Arc<Shared>, membership: Arc<Membership>) {
 async fn join(shared: &Arc<Shared>, change: RecordChange) {
     let changed = shared.change_slots(vec![(Slot::FIRST, change)]).await;
     match changed.map(|changed| changed.into_iter().map(|(_, changed)| changed.outcome).next()) {
-        Ok(Some(RecordChangeOutcome::Done)) => {}
+        Ok(Some(Ok(RecordChangeOutcome::Done))) => {}
         Ok(outcome) => {
             limited!(warn, ?outcome, "this node does not come to belong to the cluster that it hears of");
         }

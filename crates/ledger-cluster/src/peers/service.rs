@@ -11,8 +11,9 @@ use ledger_core::{
     ContextId,
     catch_up::{MAX_FETCH, WantedRange},
     node::{Member, NodeId},
-    ownership::slot_manager::Event,
+    ownership::slot_manager::{Event, MemberResponse},
     plausible,
+    replication::replica::{RecordChange, RecordChangeOutcome},
 };
 use ledger_proto::ledger::v1::{
     BelongsRequest, BelongsResponse, CompareAnswer, CompareAsk, FetchRequest, FetchedRange, GreetRequest,
@@ -20,10 +21,7 @@ use ledger_proto::ledger::v1::{
     SlotAnswer, SlotAnswers, SlotAsks, SlotNothing, StageProgress, StageRequest,
     replica_service_server::ReplicaService, replicated::Body, slot_answer::Answer, slot_ask::Ask,
 };
-use ledger_store::{
-    StoreError,
-    replicate::replica::{RecordChange, RecordChangeOutcome},
-};
+use ledger_store::StoreError;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -206,20 +204,19 @@ impl Replicas {
         if !changes.is_empty() {
             let changed = self.0.change_slots(changes).await.map_err(failed)?;
             for (slot, changed) in changed {
-                answers.insert(
-                    slot,
-                    match changed.outcome {
-                        RecordChangeOutcome::Promised(promise) => {
-                            Answer::Promised(wire::to_promise(&promise))
-                        }
-                        RecordChangeOutcome::Done => Answer::Done(SlotNothing {}),
-                        RecordChangeOutcome::Refused(claim) => Answer::Refused(wire::to_claim(&claim)),
-                        RecordChangeOutcome::OtherMembers(_) | RecordChangeOutcome::Diverged => {
+                let answer = match changed.outcome {
+                    Err(error) => Answer::NotNow(error.to_string()),
+                    Ok(RecordChangeOutcome::Unavailable(why)) => Answer::NotNow(why.to_string()),
+                    Ok(outcome) => match outcome.response() {
+                        MemberResponse::Promised(promise) => Answer::Promised(wire::to_promise(&promise)),
+                        MemberResponse::Done => Answer::Done(SlotNothing {}),
+                        MemberResponse::Refused(claim) => Answer::Refused(wire::to_claim(&claim)),
+                        MemberResponse::SlotKnown { .. } | MemberResponse::Unavailable => {
                             Answer::NotNow("the slot has other members here".to_owned())
                         }
-                        RecordChangeOutcome::Failed(error) => Answer::NotNow(error.to_string()),
                     },
-                );
+                };
+                answers.insert(slot, answer);
             }
         }
         // If the volume turned out to be stale meanwhile, none of these promises counts.

@@ -1,37 +1,26 @@
 //! The stream from a peer: takes what its lanes wrote, in order, and says what is durable.
 
-use std::{
-    collections::BTreeMap,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures::FutureExt as _;
 use ledger_core::{
-    digest::{Digest, NodeDigest},
     node::Member,
     ownership::{
         Claim,
-        slot_manager::{Event, LeaseRenewal, Millis},
+        slot_manager::{Event, LeaseRenewal, SyncOfferOutcome},
     },
-    plausible::Implausible,
+    replication::replica::{
+        CheckpointAnswer, CommitAnswer, Offer, RecordChange, RecordChangeOutcome, RenewalAnswer,
+        ReplicaStream, StreamError,
+    },
     slot::Slot,
 };
 use ledger_proto::ledger::v1::{
     ReplicaAccepted, ReplicaDurable, ReplicaReply, Replicated, SlotNothing, replica_accepted::Outcome,
     replica_reply::Body as Reply, replicated::Body,
 };
-use ledger_store::{
-    PendingReplication, SyncStates,
-    budget::Permit,
-    limited,
-    replicate::replica::{
-        RecordChange, RecordChangeOutcome, ReplicaStatus, ReplicateOutcome, SyncOffer, SyncState,
-    },
-};
+use ledger_store::{PendingReplication, SyncStates, budget::Permit, limited, replicate::replica::SyncOffer};
+use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
@@ -89,7 +78,7 @@ pub(crate) async fn begin(
 
     let (replies, out) = mpsc::channel(MAX_PENDING_REPLIES);
     // What the peer sends it sends after this.
-    let renewals = LeaseRenewals::started_at(shared.now());
+    let stream = Arc::new(Mutex::new(ReplicaStream::begin(from.clone(), shared.now())));
     let shared = Arc::clone(shared);
     tokio::spawn(async move {
         let _guard = guard;
@@ -97,7 +86,7 @@ pub(crate) async fn begin(
         let (broken, over) = (CancellationToken::new(), CancellationToken::new());
         tokio::spawn(send_durable(written, replies.clone(), broken.clone(), over.clone()));
         let ended = tokio::select! {
-            ended = receive(&shared, &from, messages, writing, &replies, renewals) => ended,
+            ended = receive(&shared, &from, messages, writing, &replies, stream) => ended,
             () = ends.cancelled() => Err(Status::aborted("another stream took the place of this one")),
             () = broken.cancelled() => Err(Status::aborted("what was sent does not fit what is here")),
             // Whoever holds it goes on with this node as soon as it begins a stream that is taken.
@@ -122,12 +111,14 @@ async fn receive(
     mut messages: Streaming<Replicated>,
     writing: mpsc::Sender<Writing>,
     replies: &Replies,
-    renewals: LeaseRenewals,
+    stream: Arc<Mutex<ReplicaStream>>,
 ) -> Result<(), Status> {
     let mut next = None;
     let unread = |error| shared.reject(&from.node, &error);
-    // Of each lane, how far its commits go.
-    let mut lanes = BTreeMap::new();
+    let misfit = |error| match error {
+        StreamError::Number(error) => unread(error.into()),
+        error @ StreamError::ForeignClaim(_) => Status::invalid_argument(error.to_string()),
+    };
     loop {
         let bounds = shared.bounds();
         let message = match next.take() {
@@ -140,10 +131,8 @@ async fn receive(
         match message.body {
             Some(Body::Commit(commit)) => {
                 let (lane, number, parts) = wire::commit(commit, from, bounds).map_err(unread)?;
-                check_commit_order(&mut lanes, lane, number).map_err(unread)?;
-                if parts.iter().any(|part| !part.claim.is_of(from)) {
-                    return Err(Status::invalid_argument("a commit of another node's claim"));
-                }
+                let claims = parts.iter().map(|part| &part.claim);
+                stream.lock().on_sent(lane, number, claims).map_err(misfit)?;
                 // Nothing more is read from the peer meanwhile.
                 let bytes = parts.iter().map(|part| part.range.records.len() + MESSAGE_OVERHEAD).sum();
                 let held = Some(shared.replicated.acquire(bytes).await);
@@ -171,7 +160,7 @@ async fn receive(
                 }
                 let mut places = BTreeMap::new();
                 for offer in &offers {
-                    check_commit_order(&mut lanes, offer.lane, offer.number).map_err(unread)?;
+                    stream.lock().on_sent(offer.lane, offer.number, [&offer.claim]).map_err(misfit)?;
                     let place = places.entry(offer.lane).or_insert(0);
                     *place = offer.number.max(*place);
                 }
@@ -195,12 +184,17 @@ async fn receive(
                 let (slots, theirs) = wire::digest_checkpoint(&mark).map_err(unread)?;
                 let asked = slots.into_iter().collect();
                 let held = shared.ledger.replica_status(&from.node, asked).await.map_err(stopping)?;
-                let Some(local) = in_sync_digests(held, replies).await else { continue };
-                let is_different = NodeDigest::of(&local) != theirs;
-                shared.counters.count_digest_checkpoint(is_different);
-                if is_different {
-                    // The owner counts on this replica. With a new stream it does not, until every slot is in sync.
-                    limited!(warn, owner = %from, slots = local.len(), "this replica does not hold what the owner holds: comparing");
+                let slots = held.len();
+                let CheckpointAnswer { promised, is_same } = CheckpointAnswer::of(held, theirs);
+                for (slot, by) in promised {
+                    // If the peer has gone the stream ends.
+                    let _ = replies.send(Ok(refused(slot, &by, &by))).await;
+                }
+                let Some(is_same) = is_same else { continue };
+                shared.counters.count_digest_checkpoint(!is_same);
+                if !is_same {
+                    // With a new stream the owner does not count on this replica, until every slot is in sync.
+                    limited!(warn, owner = %from, slots, "this replica does not hold what the owner holds: comparing");
                     return Err(Status::aborted("a slot differs from what its owner holds"));
                 }
             }
@@ -210,85 +204,31 @@ async fn receive(
                 // What was sent before is before it in the lanes' queues; nobody waits for them here.
                 let states = shared.ledger.sync_states(claims).await.map_err(stopping)?;
                 let (shared, from) = (Arc::clone(shared), from.clone());
-                tokio::spawn(renewals.clone().renew(shared, from, slots, states, replies.clone()));
+                tokio::spawn(renew(shared, from, Arc::clone(&stream), slots, states, replies.clone()));
             }
             Some(Body::Hello(_)) | None => {}
         }
     }
 }
 
-/// Notes how far a lane goes. Numbers never fall: what is to be said of commits goes by them.
-fn check_commit_order(
-    lanes: &mut BTreeMap<u16, u64>,
-    lane: u16,
-    number: u64,
-) -> Result<(), wire::RejectedMessage> {
-    let known = lanes.entry(lane).or_insert(0);
-    if number < *known {
-        return Err(Implausible::Number { number, known: *known }.into());
-    }
-    *known = number;
-    Ok(())
-}
-
-/// The renewals of one stream: the owner sends each after it had the answer to the one before, or after the stream was taken.
-#[derive(Debug, Clone)]
-struct LeaseRenewals {
-    /// When that was.
-    answered: Arc<AtomicU64>,
-}
-
-impl LeaseRenewals {
-    fn started_at(now: Millis) -> Self {
-        Self { answered: Arc::new(AtomicU64::new(now)) }
-    }
-
-    /// Renews leases once the lanes have taken what was sent before, and answers.
-    async fn renew(
-        self,
-        shared: Arc<Shared>,
-        from: Member,
-        slots: Vec<LeaseRenewal>,
-        states: SyncStates,
-        replies: Replies,
-    ) {
-        // Without an answer the node stops, and the lease ends.
-        let Ok(states) = states.all().await else { return };
-        let in_sync = slots.iter().filter(|of| states.get(&of.slot) == Some(&SyncState::InSync));
-        let slots: Vec<(Slot, Millis)> = in_sync.filter_map(|of| Some((of.slot, of.age?))).collect();
-        // Before the answer leaves: what is sent after it is sent after this moment.
-        let after = self.answered.swap(shared.now(), Ordering::SeqCst);
-        let refused = states.iter().filter_map(|(slot, state)| match state {
-            SyncState::Refused(by) => Some((*slot, Some(by.clone()))),
-            SyncState::Unknown => Some((*slot, None)),
-            SyncState::InSync | SyncState::Behind => None,
-        });
-        let renewed = Reply::Renewed(wire::to_refused(&refused.collect()));
-        // If the peer has gone the stream ends.
-        let _ = replies.send(Ok(ReplicaReply { body: Some(renewed) })).await;
-        shared.send_events(vec![Event::LeaseRenewed { from, after, slots }]).await;
-    }
-}
-
-/// The digests of slots, if all are in sync. If not they moved meanwhile, and the next mark is without them; or they were
-/// promised to somebody who came to nothing, of which an owner that appends nothing to them would never hear.
-async fn in_sync_digests(
-    held: BTreeMap<Slot, ReplicaStatus>,
-    replies: &Replies,
-) -> Option<BTreeMap<Slot, Digest>> {
-    let mut local = Some(BTreeMap::new());
-    for (slot, held) in held {
-        match held {
-            ReplicaStatus::InSync(digest) => _ = local.as_mut().map(|local| local.insert(slot, digest)),
-            ReplicaStatus::NotInSync => local = None,
-            ReplicaStatus::Promised(by) => {
-                local = None;
-                // If the peer has gone the stream ends.
-                let _ = replies.send(Ok(refused(slot, &by, &by))).await;
-            }
-        }
-    }
-    local
+/// Renews leases once the lanes have taken what was sent before, and answers.
+async fn renew(
+    shared: Arc<Shared>,
+    from: Member,
+    stream: Arc<Mutex<ReplicaStream>>,
+    slots: Vec<LeaseRenewal>,
+    states: SyncStates,
+    replies: Replies,
+) {
+    // Without an answer the node stops, and the lease ends.
+    let Ok(states) = states.all().await else { return };
+    let RenewalAnswer { refused, in_sync } = RenewalAnswer::of(&slots, &states);
+    // Before the answer leaves: what is sent after it is sent after this moment.
+    let after = stream.lock().on_renewal_answered(shared.now());
+    let renewed = Reply::Renewed(wire::to_refused(&refused));
+    // If the peer has gone the stream ends.
+    let _ = replies.send(Ok(ReplicaReply { body: Some(renewed) })).await;
+    shared.send_events(vec![Event::LeaseRenewed { from, after, slots: in_sync }]).await;
 }
 
 /// A slot that was promised to a higher claim.
@@ -311,31 +251,33 @@ async fn accept(
     let mut claims = BTreeMap::new();
     let mut changes = Vec::with_capacity(offers.len());
     for offer in offers {
-        if !offer.claim.is_of(from) {
-            return Err(Status::invalid_argument("an offer of another node's claim"));
-        }
         claims.insert(offer.slot, offer.claim.clone());
         let SyncOffer { slot, claim, members, is_confirmed, previous, digest, number, .. } = offer;
-        changes.push((
-            slot,
-            RecordChange::Accept { claim, members, is_confirmed, previous, offer: Some((digest, number)) },
-        ));
+        let offer = Some(Offer { digest, number });
+        changes.push((slot, RecordChange::Accept { claim, members, is_confirmed, previous, offer }));
     }
     let changed = shared.change_slots(changes).await.map_err(stopping)?;
-    let mut behind = BTreeMap::new();
+    let (mut behind, mut is_counted) = (BTreeMap::new(), false);
     for (slot, changed) in changed {
         let Some(claim) = claims.get(&slot) else { continue };
         let outcome = match changed.outcome {
-            RecordChangeOutcome::Done | RecordChangeOutcome::Promised(_) => Outcome::Done(SlotNothing {}),
-            RecordChangeOutcome::Refused(by) => Outcome::Refused(wire::to_claim(&by)),
-            RecordChangeOutcome::OtherMembers(placement) => {
-                Outcome::OtherMembers(wire::to_placement(&placement))
+            Err(error) => Outcome::Failed(error.to_string()),
+            Ok(RecordChangeOutcome::Unavailable(why)) => Outcome::Failed(why.to_string()),
+            Ok(outcome) => {
+                is_counted |= outcome == RecordChangeOutcome::Diverged { was_in_sync: true };
+                match outcome.offer_outcome() {
+                    SyncOfferOutcome::Accepted => Outcome::Done(SlotNothing {}),
+                    SyncOfferOutcome::Refused(by) => Outcome::Refused(wire::to_claim(&by)),
+                    SyncOfferOutcome::OtherMembers(placement) => {
+                        Outcome::OtherMembers(wire::to_placement(&placement))
+                    }
+                    SyncOfferOutcome::Diverged => {
+                        behind.insert(slot, claim.clone());
+                        Outcome::Differs(SlotNothing {})
+                    }
+                    SyncOfferOutcome::Unavailable => Outcome::Failed("it cannot be accepted now".to_owned()),
+                }
             }
-            RecordChangeOutcome::Diverged => {
-                behind.insert(slot, claim.clone());
-                Outcome::Differs(SlotNothing {})
-            }
-            RecordChangeOutcome::Failed(error) => Outcome::Failed(error.to_string()),
         };
         let accepted = ReplicaAccepted {
             slot: u32::from(slot.number()),
@@ -348,6 +290,9 @@ async fn accept(
         }
     }
     tracing::debug!(owner = %from, offers = claims.len(), behind = behind.len(), "offers were answered");
+    if is_counted {
+        return Err(Status::aborted("the owner may count on a slot that differs from what it holds"));
+    }
     if !behind.is_empty() {
         let _ = shared.sync_tasks.send(SyncTask { owner: from.clone(), slots: behind }).await;
     }
@@ -376,23 +321,19 @@ async fn say(written: &mut mpsc::Receiver<Writing>, replies: Replies, broken: Ca
                 return broken.cancel();
             }
         };
-        let mut refusals = Vec::new();
-        for taken in taken {
-            match taken {
-                ReplicateOutcome::Durable(_) | ReplicateOutcome::Gap | ReplicateOutcome::Diverged => {}
-                ReplicateOutcome::Invalid(reason) => {
-                    limited!(warn, reason, "what an owner sent does not fit: the stream is begun anew");
-                    return broken.cancel();
+        match CommitAnswer::of(taken) {
+            CommitAnswer::Durable => {}
+            CommitAnswer::Refused(refusals) => {
+                for (slot, claim, by) in refusals {
+                    // If the peer has gone the stream ends.
+                    let _ = replies.send(Ok(refused(slot, &claim, &by))).await;
                 }
-                ReplicateOutcome::Refused { slot, claim, by } => refusals.push(refused(slot, &claim, &by)),
+                return broken.cancel();
             }
-        }
-        if !refusals.is_empty() {
-            // Nothing of this commit may count as held here.
-            for refusal in refusals {
-                let _ = replies.send(Ok(refusal)).await;
+            CommitAnswer::Invalid(reason) => {
+                limited!(warn, reason, "what an owner sent does not fit: the stream is begun anew");
+                return broken.cancel();
             }
-            return broken.cancel();
         }
         let durable = ReplicaDurable { lane: u32::from(lane), number };
         if replies.send(Ok(ReplicaReply { body: Some(Reply::Durable(durable)) })).await.is_err() {

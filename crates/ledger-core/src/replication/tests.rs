@@ -1,5 +1,5 @@
 use super::*;
-use crate::{Epoch, Size, slot::Slot};
+use crate::{Epoch, slot::Slot};
 
 fn slot(number: u16) -> Slot {
     Slot::new(number).unwrap()
@@ -67,14 +67,6 @@ fn a_lost_peer_counts_no_more_and_what_ends_is_given_back() {
     assert_eq!(waiting.end_ownership(slot(1)).0, [10]);
     waiting.push(2, slot(1), 20);
     assert!(waiting.advance_durable_here(2).is_empty(), "nobody leads the slot");
-}
-
-#[test]
-fn ranges_fit_as_they_overlap() {
-    assert_eq!(fit(Size(5), Size(5), 3), RangeFit::Continues { skip: 0 });
-    assert_eq!(fit(Size(6), Size(5), 3), RangeFit::Continues { skip: 1 });
-    assert_eq!(fit(Size(8), Size(5), 3), RangeFit::AlreadyHere);
-    assert_eq!(fit(Size(2), Size(5), 3), RangeFit::Gap { missing: 3 });
 }
 
 #[test]

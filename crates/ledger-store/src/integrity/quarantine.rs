@@ -73,15 +73,6 @@ impl Quarantine {
         of(&self.slots, slot).load(Ordering::Acquire) > 0
     }
 
-    /// Returns a damaged context of a slot.
-    pub(crate) fn any(&self, slot: Slot) -> Option<Damage> {
-        if !self.has(slot) {
-            return None;
-        }
-        let contexts = self.contexts.lock();
-        contexts.values().map(|found| &found.damage).find(|damage| Slot::of(&damage.context) == slot).cloned()
-    }
-
     /// Returns whether a damaged block may block reading rows of the slot.
     pub(crate) fn had_damage(&self, slot: Slot) -> bool {
         of(&self.slots_with_past_damage, slot).load(Ordering::Relaxed) > 0

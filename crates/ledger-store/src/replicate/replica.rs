@@ -1,20 +1,27 @@
 //! What the lanes of nodes say to each other, and to whoever carries it between them.
 //!
 //! An owner's lane numbers its commits and puts each on the streams of the peers that keep its slots. A replica's
-//! lanes check every part of it and write it as their own commits. See [`ledger_core::replication`].
+//! lanes check every part of it and write it as their own commits. What they decide is in
+//! [`ledger_core::replication::replica`].
 
 use std::{
     fmt,
     sync::{Arc, OnceLock, mpsc},
 };
 
+pub use ledger_core::replication::replica::{
+    RecordChange, RecordChangeOutcome, ReplicaStatus, ReplicateOutcome, SyncState,
+};
 use ledger_core::{
-    ContextId, Size,
+    ContextId,
     digest::Digest,
     loads::StagingProgress,
-    node::{ClusterId, ReplicaSet, StorageId},
-    ownership::{Claim, Placement, Promise, SlotRecord, slot_manager::LeaseRenewal},
-    replication::Peer,
+    node::ReplicaSet,
+    ownership::{Claim, SlotRecord, slot_manager::LeaseRenewal},
+    replication::{
+        Peer,
+        replica::{PartContent, PartHeader, PartSource},
+    },
     slot::Slot,
 };
 
@@ -100,6 +107,13 @@ impl Part {
     pub fn is_staged(&self) -> bool {
         self.is_load && self.range.records.is_empty()
     }
+
+    /// Returns what the replica decides by.
+    pub(crate) fn header(&self, source: PartSource) -> PartHeader<'_> {
+        let content = if self.is_staged() { PartContent::Staged } else { PartContent::Entries };
+        let (after, count, root) = (self.range.after, self.range.count, self.range.root);
+        PartHeader { slot: self.slot, claim: &self.claim, after, count, root, source, content }
+    }
 }
 
 /// A load that is staged at its owner, to be staged at replicas as well before any of it is in place.
@@ -151,81 +165,13 @@ pub struct DigestCheckpoint {
     pub digests: Vec<(Slot, Digest)>,
 }
 
-/// What a replica holds of an owner's slot.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ReplicaStatus {
-    /// It is in sync with a claim of that owner, and this is its digest.
-    InSync(Digest),
-    /// It was promised to another node's claim.
-    Promised(Claim),
-    /// It is not in step.
-    NotInSync,
-}
-
-/// How a claim stands with this replica.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum SyncState {
-    /// It accepted the claim and holds what its owner holds.
-    InSync,
-    /// It follows the claim, and lacks something.
-    Behind,
-    /// It promised this higher claim.
-    Refused(Claim),
-    /// What it promised cannot be read.
-    Unknown,
-}
-
-/// A change to a slot's record.
-#[derive(Debug, Clone)]
-pub enum RecordChange {
-    /// Promise a claim.
-    Promise(Claim),
-    /// Accept an epoch.
-    Accept {
-        /// Its claim.
-        claim: Claim,
-        /// The members.
-        members: ReplicaSet,
-        /// Whether they were confirmed.
-        is_confirmed: bool,
-        /// The members that these are to follow, if that is not settled.
-        previous: Option<ReplicaSet>,
-        /// Only if what is held of the slot has this digest, and the place of the offer in the claimant's stream. The
-        /// claimant itself has nothing to compare.
-        offer: Option<(Digest, u64)>,
-    },
-    /// Note that all first members have accepted.
-    Confirm(Claim),
-    /// Note that the slot has members, which this node does not know.
-    RecordFormed,
-    /// Of the first slot: belong to a cluster, as the member with this storage says that it is called.
-    JoinCluster(ClusterId, StorageId),
-}
-
 /// What became of a change. What it was is on disk.
 #[derive(Debug, Clone)]
 pub struct RecordChanged {
-    /// The outcome.
-    pub outcome: RecordChangeOutcome,
+    /// The outcome; or why the record could not be read or written.
+    pub outcome: Result<RecordChangeOutcome, StoreError>,
     /// The record as it is on disk now. `None`: it cannot be read, or nobody knows what of it was written.
     pub record: Option<SlotRecord>,
-}
-
-/// What became of a change.
-#[derive(Debug, Clone)]
-pub enum RecordChangeOutcome {
-    /// The claim is promised.
-    Promised(Promise),
-    /// The epoch is accepted, or noted as confirmed.
-    Done,
-    /// A higher claim was promised.
-    Refused(Claim),
-    /// Other first members were accepted before.
-    OtherMembers(Placement),
-    /// What is held of the slot is not what was offered. Nothing of it is shown until it is.
-    Diverged,
-    /// The disk did not take it.
-    Failed(StoreError),
 }
 
 /// What an owner's lane does for a slot.
@@ -272,28 +218,6 @@ pub enum OwnerCommand {
     },
     /// Own it no more: whoever waits is told to try again.
     StepDown,
-}
-
-/// What became of a part.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ReplicateOutcome {
-    /// The context reaches this far now; it is durable.
-    Durable(Size),
-    /// It does not fit yet: entries before it are missing. It may have been kept until they come.
-    Gap,
-    /// What is here is another history.
-    Diverged,
-    /// The slot was promised to a higher claim.
-    Refused {
-        /// The slot.
-        slot: Slot,
-        /// The claim it was sent in.
-        claim: Claim,
-        /// The higher one.
-        by: Claim,
-    },
-    /// It is not what a node of ours would send.
-    Invalid(String),
 }
 
 /// Adds a record to those of a range.

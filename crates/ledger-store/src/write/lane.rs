@@ -7,7 +7,7 @@
 //! - After a failed write or sync the states are dropped: the database is the truth and is read again.
 //! - Every append gets exactly one result.
 
-use std::{collections::HashMap, hash::BuildHasher as _, sync::Arc};
+use std::{hash::BuildHasher as _, sync::Arc};
 
 use foldhash::fast::RandomState;
 use ledger_core::{
@@ -17,7 +17,7 @@ use ledger_core::{
     log::Stamp,
     node::NodeId,
     ownership::{Claim, SlotRecord},
-    replication::{Peer, PeerSet},
+    replication::{Peer, PeerSet, replica::Replica},
     slot::Slot,
 };
 use quick_cache::unsync::Cache;
@@ -56,7 +56,7 @@ mod replicate;
 
 pub(crate) use heal::{Heal, Healed};
 pub(crate) use install::Install;
-use replicate::OutOfOrderBuffer;
+use records::SlotRecords;
 
 /// Most commands that wait in a lane's queue: beyond it, those who append wait.
 pub(crate) const MAX_QUEUED_COMMANDS: usize = 1024;
@@ -180,11 +180,9 @@ pub(crate) struct Lane {
     number: u16,
     /// In a cluster: what waits for copies.
     replication: Option<Arc<LaneReplication>>,
-    /// The records of slots, as far as they were needed.
-    records: HashMap<Slot, SlotRecord, RandomState>,
-    /// Claims with whose owner a slot is in sync.
-    in_sync_claims: HashMap<Slot, Claim, RandomState>,
-    out_of_order: OutOfOrderBuffer,
+    records: SlotRecords,
+    /// What this node is in sync with, and what it decides as a replica.
+    replica: Replica<ContextId, Part>,
     database: Arc<ReopenableDb>,
     /// Of the database that the cached states were read from.
     generation: u64,
@@ -326,9 +324,8 @@ impl Lane {
         Self {
             number: u16::try_from(number).unwrap_or(u16::MAX),
             replication: shared.replication().get(number).cloned(),
-            records: HashMap::default(),
-            in_sync_claims: HashMap::default(),
-            out_of_order: OutOfOrderBuffer::default(),
+            records: SlotRecords::default(),
+            replica: Replica::default(),
             database,
             generation: 0,
             shared,
@@ -404,7 +401,7 @@ impl Lane {
                         copies.peer_disconnected(peer);
                     }
                 }
-                Command::StreamStarted(node) => self.in_sync_claims.retain(|_, claim| claim.claimant != node),
+                Command::StreamStarted(node) => self.replica.on_stream_started(&node),
                 Command::AdvanceCommitIndex(slots) => {
                     if let Some(copies) = &self.replication {
                         let shown = copies.advance_commit_index(&self.shared, &slots);

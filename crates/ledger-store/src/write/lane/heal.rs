@@ -116,7 +116,7 @@ impl Lane {
                         .check_replicate(claim)
                         .err()
                         .map(|refused| refused.promised),
-                    is_in_sync: self.in_sync_claims.get(&slot) == Some(claim),
+                    is_in_sync: self.replica.is_in_sync(slot, claim),
                 }
             }
         })
@@ -133,10 +133,9 @@ impl Lane {
         let slot = Slot::of(context);
         if let Some(copies) = &self.replication {
             copies.hide_diverged(&self.shared, slot);
-            self.in_sync_claims.remove(&slot);
         }
+        self.replica.on_history_replaced(slot, context);
         self.cache.remove(context);
-        self.out_of_order.forget(context);
         let owners = state.extent();
         let theirs = Tip { size: owners.size, root: owners.root, epoch: state.head.epoch };
         let reason = "the owner of the slot has a shorter history, and this node's is damaged".to_owned();
@@ -187,9 +186,8 @@ impl Lane {
         // Hide the slot, so that no reader sees a history that is being replaced.
         if let Some(copies) = &self.replication {
             copies.hide_diverged(&self.shared, slot);
-            self.in_sync_claims.remove(&slot);
         }
-        self.out_of_order.forget(context);
+        self.replica.on_history_replaced(slot, context);
         let now = state.extent();
         let (from, before) = row.map(|(place, head)| (place, head.tree_head())).unzip();
         self.put_healed(db, context.clone(), from, state, loaded)?;

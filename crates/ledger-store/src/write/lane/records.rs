@@ -1,23 +1,48 @@
 //! A lane in a cluster: the records of its slots, and the slots that this node owns.
 //!
 //! Every change goes through the lane's queue. A promise therefore comes after every entry accepted before it and
-//! before every entry refused because of it, and a sync offer covers exactly what the peer was sent before it.
+//! before every entry refused because of it, and a sync offer covers exactly what the peer was sent before it. What
+//! becomes of a change [`RecordBatch`] decides; the lane writes the records.
+
+use std::collections::{HashMap, hash_map::Entry};
+
+use foldhash::fast::RandomState;
+use ledger_core::{
+    replication::replica::{Accepted, ForkDecision, RecordBatch, SlotCondition},
+    slot::SLOTS,
+};
 
 use super::{
     Arc, Claim, ContextId, Db, Digest, ForkRequest, Lane, NodeId, Outgoing, OwnerCommand, Peer, RecordChange,
-    RecordChanged, Size, Slot, SlotRecord, StoreError, TreeHead, forks, lane_of, read_head,
+    RecordChanged, Shared, Size, Slot, SlotRecord, StoreError, TreeHead, forks, lane_of, read_head,
 };
-use std::collections::BTreeMap;
-
-use ledger_core::{node::ClusterId, ownership::ReplicaRefusal, slot::SLOTS};
-
 use crate::{
-    Damage,
     directory::slot_records,
     limited,
     replicate::cluster_api::ForkOutcome,
     replicate::replica::{DigestCheckpoint, RecordChangeOutcome, ReplicaStatus, SyncOffer, SyncState},
 };
+
+/// The records of a lane's slots, as far as they were needed.
+#[derive(Debug, Default)]
+pub(super) struct SlotRecords(HashMap<Slot, SlotRecord, RandomState>);
+
+impl SlotRecords {
+    /// Returns a slot's record, and reads it if it is not known.
+    pub(super) fn of(&mut self, db: &Db, shared: &Shared, slot: Slot) -> Result<&SlotRecord, StoreError> {
+        match self.0.entry(slot) {
+            Entry::Occupied(known) => Ok(known.into_mut()),
+            Entry::Vacant(unknown) => {
+                let record = slot_records::read(db, slot).inspect_err(|error| {
+                    if let StoreError::SlotDamaged { slot, .. } = error {
+                        shared.lost_slot(*slot);
+                    }
+                })?;
+                Ok(unknown.insert(record))
+            }
+        }
+    }
+}
 
 impl Lane {
     /// Changes the records of slots, durably.
@@ -27,47 +52,38 @@ impl Lane {
         changes: Vec<(Slot, RecordChange)>,
     ) -> Vec<(Slot, RecordChanged)> {
         let mut changed = Vec::with_capacity(changes.len());
-        let mut records = BTreeMap::new();
-        // The numbers in the owner's stream of the offers that these changes accept.
-        let mut accepted = Vec::new();
-        let known = *self.shared.cluster.borrow();
-        let mut cluster = known;
+        let mut batch = RecordBatch::new(Slot::FIRST, *self.shared.cluster.borrow());
         for (slot, change) in changes {
-            let record = match records
-                .get(&slot)
-                .map_or_else(|| self.record(db, slot), |known: &SlotRecord| Ok(known.clone()))
-            {
+            let known = batch.record(slot).cloned();
+            let record = match known.map_or_else(|| self.record(db, slot).cloned(), Ok) {
                 Ok(record) => record,
                 Err(error) => {
-                    changed.push((
-                        slot,
-                        RecordChanged { outcome: RecordChangeOutcome::Failed(error), record: None },
-                    ));
+                    changed.push((slot, RecordChanged { outcome: Err(error), record: None }));
                     continue;
                 }
             };
-            let (outcome, next) = match first_slot(slot, &record, &change, &mut cluster) {
-                Ok(()) => self.changed(slot, &record, change, &mut accepted),
-                Err(refused) => (RecordChangeOutcome::Failed(refused), None),
-            };
-            if slot == Slot::FIRST && cluster.is_none() {
-                cluster = next.as_ref().and_then(|next| record.cluster_formed_by(next));
+            let condition =
+                SlotCondition { has_damage: self.shared.quarantine.has(slot), digest: self.digest(slot) };
+            let outcome = batch.change(&mut self.replica, slot, &record, change, condition);
+            if matches!(outcome, RecordChangeOutcome::Diverged { .. })
+                && let Some(copies) = &self.replication
+            {
+                copies.hide_diverged(&self.shared, slot);
             }
-            let record = next.inspect(|next| _ = records.insert(slot, next.clone())).unwrap_or(record);
-            changed.push((slot, RecordChanged { outcome, record: Some(record) }));
+            let record = batch.record(slot).cloned().unwrap_or(record);
+            changed.push((slot, RecordChanged { outcome: Ok(outcome), record: Some(record) }));
         }
-        if records.is_empty() {
+        if batch.records().is_empty() {
             return changed;
         }
-        let joined = cluster.filter(|_| known.is_none());
-        if let Err(error) = slot_records::write(db, &records, joined) {
+        let joined = batch.joined();
+        if let Err(error) = slot_records::write(db, batch.records(), joined) {
             self.shared.commit_failed(&error);
             for (slot, changed) in &mut changed {
-                if records.contains_key(slot) {
-                    changed.outcome = RecordChangeOutcome::Failed(error.clone());
+                if batch.record(*slot).is_some() {
                     // Nobody knows what is on disk.
-                    changed.record = None;
-                    self.records.remove(slot);
+                    *changed = RecordChanged { outcome: Err(error.clone()), record: None };
+                    self.records.0.remove(slot);
                 }
             }
             return changed;
@@ -75,6 +91,7 @@ impl Lane {
         if joined.is_some() {
             self.shared.cluster.send_replace(joined);
         }
+        let (records, accepted) = batch.into_parts();
         if let Some(copies) = &self.replication {
             for (slot, record) in &records {
                 if let Some(promised) = &record.promised {
@@ -82,76 +99,19 @@ impl Lane {
                 }
             }
         }
-        self.records.extend(records);
+        self.records.0.extend(records);
+        let accepted = self.replica.on_written(accepted);
         if let Some(copies) = &self.replication {
-            for (slot, claim, number) in accepted {
+            for Accepted { slot, claim, number } in accepted {
                 copies.record_accepted(&self.shared, slot, claim.epoch, number);
-                self.in_sync_claims.insert(slot, claim);
             }
         }
         changed
     }
 
-    fn changed(
-        &mut self,
-        slot: Slot,
-        record: &SlotRecord,
-        change: RecordChange,
-        accepted: &mut Vec<(Slot, Claim, u64)>,
-    ) -> (RecordChangeOutcome, Option<SlotRecord>) {
-        match change {
-            RecordChange::Promise(claim)
-                if self.shared.quarantine.has(slot) && record.check_replicate(&claim).is_ok() =>
-            {
-                // A promise makes this replica's history count, and an unreadable one could be the longest there is.
-                (RecordChangeOutcome::Failed(self.unreadable(slot)), None)
-            }
-            RecordChange::Promise(claim) => match record.promise(&claim) {
-                Ok((next, promise)) => (RecordChangeOutcome::Promised(promise), Some(next)),
-                Err(refused) => (RecordChangeOutcome::Refused(refused.promised), None),
-            },
-            RecordChange::Confirm(claim) => match record.confirm(&claim) {
-                Ok(next) => (RecordChangeOutcome::Done, Some(next)),
-                Err(refused) => (not_taken(refused), None),
-            },
-            RecordChange::RecordFormed => (RecordChangeOutcome::Done, Some(record.record_formed())),
-            RecordChange::JoinCluster(..) => (RecordChangeOutcome::Done, Some(record.clone())),
-            RecordChange::Accept { claim, members, is_confirmed, previous, offer } => {
-                let next = match record.accept(&claim, &members, is_confirmed, previous.as_ref()) {
-                    Ok(next) => next,
-                    Err(refused) => return (not_taken(refused), None),
-                };
-                if let Some((digest, number)) = offer {
-                    let ours = self.shared.digests.as_ref().map(|digests| digests.whole(slot));
-                    if ours != Some(digest) || self.shared.quarantine.has(slot) {
-                        self.in_sync_claims.remove(&slot);
-                        if let Some(copies) = &self.replication {
-                            copies.hide_diverged(&self.shared, slot);
-                        }
-                        // From now on this replica must refuse every lower claim, because its history is about to
-                        // change.
-                        let promised = record.promise(&claim).ok().map(|(next, _)| next);
-                        return (RecordChangeOutcome::Diverged, promised);
-                    }
-                    accepted.push((slot, claim, number));
-                }
-                (RecordChangeOutcome::Done, Some(next))
-            }
-        }
-    }
-
     /// Returns a slot's record.
-    pub(super) fn record(&mut self, db: &Db, slot: Slot) -> Result<SlotRecord, StoreError> {
-        if let Some(record) = self.records.get(&slot) {
-            return Ok(record.clone());
-        }
-        let record = slot_records::read(db, slot).inspect_err(|error| {
-            if let StoreError::SlotDamaged { slot, .. } = error {
-                self.shared.lost_slot(*slot);
-            }
-        })?;
-        self.records.insert(slot, record.clone());
-        Ok(record)
+    pub(super) fn record(&mut self, db: &Db, slot: Slot) -> Result<&SlotRecord, StoreError> {
+        self.records.of(db, &self.shared, slot)
     }
 
     /// Reads the records of all slots of this lane: a record in memory can be rewritten if it gets damaged on disk.
@@ -168,21 +128,12 @@ impl Lane {
 
     /// Rewrites a slot's record from memory, because the scrub found it damaged on disk.
     pub(super) fn rewrite_record(&mut self, db: &Db, slot: Slot) {
-        let Some(record) = self.records.get(&slot).cloned() else { return self.shared.lost_slot(slot) };
+        let Some(record) = self.records.0.get(&slot).cloned() else { return self.shared.lost_slot(slot) };
         match slot_records::write(db, &[(slot, record)].into(), None) {
             Ok(()) => {
                 limited!(warn, slot = slot.number(), "the damaged record of a slot was written anew");
             }
             Err(error) => self.shared.commit_failed(&error),
-        }
-    }
-
-    /// Returns why this replica promises nothing for a slot.
-    fn unreadable(&self, slot: Slot) -> StoreError {
-        match self.shared.quarantine.any(slot) {
-            Some(Damage { context, sequence, reason }) => StoreError::Damaged { context, sequence, reason },
-            // The context was restored a moment ago: the claimant retries.
-            None => StoreError::Moving,
         }
     }
 
@@ -194,8 +145,7 @@ impl Lane {
             match command {
                 OwnerCommand::OfferSync { peer, claim, members: set, is_confirmed, previous } => {
                     let number = copies.add_stream_peer(slot, &claim, peer);
-                    let digest = self.shared.digests.as_ref().map(|digests| digests.whole(slot));
-                    let digest = digest.unwrap_or_default();
+                    let digest = self.digest(slot).unwrap_or_default();
                     let lane = self.number;
                     let offer =
                         SyncOffer { lane, number, slot, claim, members: set, is_confirmed, previous, digest };
@@ -204,11 +154,11 @@ impl Lane {
                     }
                 }
                 OwnerCommand::BeginServing { claim, write_quorum } => {
-                    if let Ok(record) = self.record(db, slot) {
-                        let shown = copies.begin_serving(&self.shared, slot, &claim, write_quorum, &record);
+                    if let Ok(record) = self.records.of(db, &self.shared, slot) {
+                        let shown = copies.begin_serving(&self.shared, slot, &claim, write_quorum, record);
                         published.extend(shown);
                     }
-                    self.in_sync_claims.remove(&slot);
+                    self.replica.on_serving(slot, &claim);
                 }
                 OwnerCommand::AddInSync { claim, peer } => {
                     copies.add_in_sync(&self.shared, slot, &claim, peer);
@@ -234,9 +184,13 @@ impl Lane {
         }
     }
 
+    /// Returns the digest of what is held of a slot; `None` on a standalone node.
+    fn digest(&self, slot: Slot) -> Option<Digest> {
+        self.shared.digests.as_ref().map(|digests| digests.whole(slot))
+    }
+
     pub(super) fn digests(&self, slots: &[Slot]) -> Vec<(Slot, Digest)> {
-        let Some(digests) = &self.shared.digests else { return Vec::new() };
-        slots.iter().map(|slot| (*slot, digests.whole(*slot))).collect()
+        slots.iter().filter_map(|slot| Some((*slot, self.digest(*slot)?))).collect()
     }
 
     /// Reports, for slots of one owner, whether this replica is in sync, or the higher claim that it promised.
@@ -247,16 +201,9 @@ impl Lane {
         slots: Vec<Slot>,
     ) -> Vec<(Slot, ReplicaStatus)> {
         let status = |slot: Slot| {
-            if self.in_sync_claims.get(&slot).is_some_and(|claim| claim.claimant == *owner) {
-                let digests = self.shared.digests.as_ref();
-                return (
-                    slot,
-                    digests.map_or(ReplicaStatus::NotInSync, |all| ReplicaStatus::InSync(all.whole(slot))),
-                );
-            }
-            let promised = self.record(db, slot).ok().and_then(|record| record.promised);
-            let promised = promised.filter(|claim| claim.claimant != *owner);
-            (slot, promised.map_or(ReplicaStatus::NotInSync, ReplicaStatus::Promised))
+            let digest = self.digest(slot);
+            let record = self.records.of(db, &self.shared, slot).ok();
+            (slot, self.replica.status(slot, owner, record, digest))
         };
         slots.into_iter().map(status).collect()
     }
@@ -264,18 +211,8 @@ impl Lane {
     /// Reports the state of claims at this replica.
     pub(super) fn sync_states(&mut self, db: &Db, claims: Vec<(Slot, Claim)>) -> Vec<(Slot, SyncState)> {
         let state = |(slot, claim): (Slot, Claim)| {
-            let state = match self.record(db, slot).map(|record| (record.check_replicate(&claim), record)) {
-                Err(_) => SyncState::Unknown,
-                Ok((Err(refused), _)) => SyncState::Refused(refused.promised),
-                Ok((Ok(()), record))
-                    if record.check_append(&claim).is_ok()
-                        && self.in_sync_claims.get(&slot) == Some(&claim) =>
-                {
-                    SyncState::InSync
-                }
-                Ok(_) => SyncState::Behind,
-            };
-            (slot, state)
+            let record = self.records.of(db, &self.shared, slot).ok();
+            (slot, self.replica.sync_state(slot, &claim, record))
         };
         claims.into_iter().map(state).collect()
     }
@@ -300,21 +237,20 @@ impl Lane {
     pub(super) fn fork(&mut self, db: &Arc<Db>, fork: ForkRequest) -> Result<ForkOutcome, StoreError> {
         let ForkRequest { context, claim, common, expected, evidence } = fork;
         let slot = Slot::of(&context);
-        if let Err(refused) = self.record(db, slot)?.check_replicate(&claim) {
-            return Ok(ForkOutcome::Refused(refused.promised));
-        }
-        let now = Self::tree_head(db, &context)?;
-        if now != Some(expected) || self.in_sync_claims.get(&slot) == Some(&claim) {
-            // It changed since the comparison, or is in sync by now: the caller compares again.
-            return Ok(ForkOutcome::Forked(now.map_or(Size(0), |now| now.size)));
+        let now = Self::tree_head(db, &context);
+        let is_unchanged = now.as_ref().is_ok_and(|now| *now == Some(expected));
+        let record = self.records.of(db, &self.shared, slot)?;
+        match self.replica.leave_history(slot, &context, &claim, record, is_unchanged) {
+            ForkDecision::Leave => {}
+            ForkDecision::Refused(by) => return Ok(ForkOutcome::Refused(by)),
+            // The caller compares again.
+            ForkDecision::Changed => return Ok(ForkOutcome::Forked(now?.map_or(Size(0), |now| now.size))),
         }
         // Hide the slot, so that no reader sees a history that is being replaced.
         if let Some(copies) = &self.replication {
             copies.hide_diverged(&self.shared, slot);
-            self.in_sync_claims.remove(&slot);
         }
         self.cache.remove(&context);
-        self.out_of_order.forget(&context);
         let left = forks::fork_off(db, &context, common, &evidence).inspect_err(|error| match error {
             // Reading the existing rows failed, which is no write failure.
             StoreError::Damaged { .. } | StoreError::OutOfRange { .. } => {
@@ -332,10 +268,9 @@ impl Lane {
     /// last commits may be lost, and ends the ownership of all slots.
     pub(super) fn on_reopened(&mut self, db: &Arc<Db>) -> Result<(), StoreError> {
         let Some(copies) = self.replication.clone() else { return Ok(()) };
-        self.records.clear();
+        self.records = SlotRecords::default();
         self.load_records();
-        self.in_sync_claims.clear();
-        self.out_of_order = super::OutOfOrderBuffer::default();
+        self.replica.on_reopened();
         let lost = copies.on_reopened(&self.shared, &StoreError::NotAcknowledged);
         let lanes = self.shared.replication().len();
         let mine = |slot: Slot| lane_of(slot, lanes) == usize::from(self.number);
@@ -346,46 +281,5 @@ impl Lane {
             .digests
             .as_ref()
             .map_or(Ok(()), |digests| digests.rescan(db, &self.shared.quarantine, mine))
-    }
-}
-
-/// Returns whether a change of the first slot fits the directory's cluster, or determines it.
-fn first_slot(
-    slot: Slot,
-    record: &SlotRecord,
-    change: &RecordChange,
-    cluster: &mut Option<ClusterId>,
-) -> Result<(), StoreError> {
-    let belongs = |cluster: Option<ClusterId>| match cluster {
-        Some(id) => StoreError::Io(format!("the data directory belongs to the cluster {id}")),
-        None => StoreError::Io("the node is about to form another cluster".to_owned()),
-    };
-    match change {
-        RecordChange::JoinCluster(id, _) if cluster.is_some_and(|known| known == *id) => Ok(()),
-        RecordChange::JoinCluster(id, said_by) => {
-            if slot != Slot::FIRST || cluster.is_some() || !record.may_join_cluster(*id, said_by) {
-                return Err(belongs(*cluster));
-            }
-            *cluster = Some(*id);
-            Ok(())
-        }
-        RecordChange::Accept { members, is_confirmed, .. }
-            if slot == Slot::FIRST
-                && !SlotRecord::may_accept_first_members(*cluster, members, *is_confirmed) =>
-        {
-            Err(belongs(*cluster))
-        }
-        _ => Ok(()),
-    }
-}
-
-fn not_taken(refused: ReplicaRefusal) -> RecordChangeOutcome {
-    match refused {
-        ReplicaRefusal::HigherClaimPromised(refused) => RecordChangeOutcome::Refused(refused.promised),
-        ReplicaRefusal::OtherMembers(placement) => RecordChangeOutcome::OtherMembers(placement),
-        // The change precedes the acceptance, or follows one of another epoch.
-        ReplicaRefusal::NotAccepted { .. } | ReplicaRefusal::AlreadyFormed => {
-            RecordChangeOutcome::Failed(StoreError::Io(refused.to_string()))
-        }
     }
 }

@@ -1,0 +1,235 @@
+//! The replica's side of replication: what a lane decides about what owners send it.
+//!
+//! Nothing here does I/O. A lane of the store drives it with its database and the streams of other nodes, a simulation with its
+//! own. The shell reads and writes what the machine asks for, verifies hashes, and does nothing of its own accord.
+//!
+//! | an owner sends | decided by | the shell then |
+//! | --- | --- | --- |
+//! | a part of a commit; catch-up fetches a range | [`Replica::admit`], [`Admitted::place`], [`Replica::settle`] | verifies and writes entries, buffers the part, answers |
+//! | an offer, a promise to ask for, a confirmation | [`RecordBatch::change`], [`Replica::on_written`] | writes the slot's record, hides the slot |
+//! | a lease renewal | [`Replica::sync_state`], [`RenewalAnswer::of`] | answers, tells the slot manager |
+//! | digests of what it holds | [`Replica::status`], [`CheckpointAnswer::of`] | answers, or breaks the stream |
+//! | anything on its stream | [`ReplicaStream`], [`CommitAnswer::of`] | answers, or breaks the stream |
+//! | a comparison found another history | [`Replica::leave_history`] | hides the slot, moves what differs to a fork |
+//!
+//! States of a slot at a replica, for a claim:
+//!
+//! | state | parts of the owner's commits | left by |
+//! | --- | --- | --- |
+//! | refused: a higher claim was promised | are refused, and the stream breaks | – |
+//! | behind | are written if they continue what is here; a gap is fetched | an offer that is accepted |
+//! | in sync | must continue what is here, or the stream breaks | a new stream, a higher claim, an offer that differs |
+//!
+//! Invariants:
+//! - A replica is in sync with a claim from the offer that it accepted until the owner's stream begins anew. The owner counts its
+//!   acknowledgements in that time only. So whatever it cannot write meanwhile it does not acknowledge: the stream breaks.
+//! - What cannot be read is never taken for absent. A replica with damage promises nothing, accepts no offer, and is not in sync.
+//! - A promise is never taken back.
+
+mod answers;
+mod out_of_order;
+mod part;
+mod range_fit;
+mod record_change;
+mod stream;
+#[cfg(test)]
+mod tests;
+
+use std::{collections::HashMap, hash::Hash as MapKey};
+
+use foldhash::fast::RandomState;
+
+pub use answers::{CheckpointAnswer, RenewalAnswer, ReplicaStatus, SyncState};
+pub use out_of_order::MAX_OUT_OF_ORDER_BYTES;
+pub use part::{
+    Admission, Admitted, LocalHistory, MAX_OUT_OF_ORDER_GAP, PartContent, PartDecision, PartHeader,
+    PartResult, PartSource, ReplicateOutcome,
+};
+pub use record_change::{
+    Accepted, ChangedFor, Offer, RecordBatch, RecordChange, RecordChangeOutcome, SlotCondition,
+    WhyUnavailable,
+};
+pub use stream::{CommitAnswer, ReplicaStream, StreamError};
+
+use crate::{
+    Size,
+    digest::Digest,
+    node::NodeId,
+    ownership::{Claim, SlotRecord},
+    slot::Slot,
+};
+use out_of_order::OutOfOrderBuffer;
+
+/// What a lane remembers as a replica, beside what is on disk. `C` names a context, `P` is a part with its entries.
+#[derive(Debug)]
+pub struct Replica<C, P> {
+    /// Claims with whose owner a slot is in sync.
+    in_sync: HashMap<Slot, Claim, RandomState>,
+    out_of_order: OutOfOrderBuffer<C, P>,
+}
+
+impl<C, P> Default for Replica<C, P> {
+    fn default() -> Self {
+        Self { in_sync: HashMap::default(), out_of_order: OutOfOrderBuffer::default() }
+    }
+}
+
+/// Whether a replica may leave what it has of a context for the history of a claim's owner.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ForkDecision {
+    /// It may: hide the slot, then move what differs to a fork.
+    Leave,
+    /// No: the slot was promised to this higher claim.
+    Refused(Claim),
+    /// No: the context is not what was compared any more, or the slot is in sync by now. Compare again.
+    Changed,
+}
+
+impl<C: MapKey + Eq + Clone, P> Replica<C, P> {
+    /// Whether a slot is in sync with the owner of a claim, as far as its stream goes.
+    pub fn is_in_sync(&self, slot: Slot, claim: &Claim) -> bool {
+        self.in_sync.get(&slot) == Some(claim)
+    }
+
+    /// Whether to take a part, before its context is read. `is_withheld` says whether readers may see what is written to the slot
+    /// before the owner commits it, unless it is pinned.
+    pub fn admit(&self, part: &PartHeader<'_>, record: &SlotRecord, is_withheld: bool) -> Admission {
+        if let Err(refused) = record.check_replicate(part.claim) {
+            let (slot, claim, by) = (part.slot, part.claim.clone(), refused.promised);
+            return Admission::Settled(ReplicateOutcome::Refused { slot, claim, by });
+        }
+        let is_in_sync = self.is_in_sync(part.slot, part.claim);
+        let is_strict = is_in_sync && matches!(part.source, PartSource::Commit(_));
+        if is_in_sync && !is_strict {
+            // It was fetched or buffered before the slot got in sync: this replica has those entries, and the stream brings the
+            // rest.
+            return Admission::Settled(ReplicateOutcome::Durable(part.end()));
+        }
+        // Such a write is not known to be committed, and no number in the stream says when it is.
+        Admission::Admitted(Admitted::new(is_strict, !is_strict && is_withheld))
+    }
+
+    /// Keeps a part that [`PartDecision::Buffer`] is about until what it continues arrives. Beyond [`MAX_OUT_OF_ORDER_BYTES`] all
+    /// parts of the context are dropped: catch-up fetches them.
+    pub fn buffer(
+        &mut self,
+        slot: Slot,
+        context: C,
+        after: Size,
+        cost_bytes: usize,
+        number: u64,
+        part: P,
+    ) -> ReplicateOutcome {
+        self.out_of_order.push(slot, context, after, cost_bytes, number, part);
+        ReplicateOutcome::Gap
+    }
+
+    /// Whether parts of a slot wait for what they continue.
+    pub fn is_buffering(&self, slot: Slot) -> bool {
+        self.out_of_order.has(slot)
+    }
+
+    /// Takes the next buffered part of a context that has this size by now. Apply it as [`PartSource::Buffered`].
+    pub fn next_buffered(&mut self, slot: Slot, context: &C, size: Size) -> Option<(P, u64)> {
+        self.out_of_order.next(slot, context, size)
+    }
+
+    /// What becomes of a part that was admitted, once the shell has carried out the decision.
+    pub fn settle(
+        &mut self,
+        part: &PartHeader<'_>,
+        context: &C,
+        admitted: Admitted,
+        result: PartResult,
+    ) -> ReplicateOutcome {
+        let outcome = admitted.outcome(result);
+        if matches!(part.source, PartSource::Buffered(_)) && !matches!(outcome, ReplicateOutcome::Durable(_))
+        {
+            // Without this one those after it are useless: catch-up fetches them.
+            self.out_of_order.forget(part.slot, context);
+        }
+        outcome
+    }
+
+    /// A batch of changes is on disk: gives the slots that this replica accepted. Those are in sync from now on.
+    pub fn on_written(&mut self, accepted: Vec<Accepted>) -> Vec<Accepted> {
+        for Accepted { slot, claim, .. } in &accepted {
+            self.in_sync.insert(*slot, claim.clone());
+            // The replica has what they bring.
+            self.out_of_order.forget_slot(*slot);
+        }
+        accepted
+    }
+
+    /// A node's stream begins anew: no slot is in sync with that node until it is offered on this stream.
+    pub fn on_stream_started(&mut self, owner: &NodeId) {
+        self.in_sync.retain(|_, claim| claim.claimant != *owner);
+    }
+
+    /// This node is told to serve the slot itself. That may come late: it stays in sync with a higher claim that it accepted since.
+    pub fn on_serving(&mut self, slot: Slot, claim: &Claim) {
+        if self.in_sync.get(&slot).is_some_and(|accepted| accepted.epoch <= claim.epoch) {
+            self.in_sync.remove(&slot);
+        }
+    }
+
+    /// The database was opened anew, and nobody knows what of the last writes it has: nothing is in sync.
+    pub fn on_reopened(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Whether to leave what is here of a context for the history of a claim's owner. `is_unchanged` says whether the context is
+    /// still what was compared. If the answer is [`ForkDecision::Leave`] the slot is out of sync.
+    ///
+    /// A replica leaves nothing while it is in sync with a claim that no higher promise ended: that claim's owner counts it.
+    pub fn leave_history(
+        &mut self,
+        slot: Slot,
+        context: &C,
+        claim: &Claim,
+        record: &SlotRecord,
+        is_unchanged: bool,
+    ) -> ForkDecision {
+        if let Err(refused) = record.check_replicate(claim) {
+            return ForkDecision::Refused(refused.promised);
+        }
+        let counts = |claim: &Claim| record.check_replicate(claim).is_ok();
+        if !is_unchanged || self.in_sync.get(&slot).is_some_and(counts) {
+            return ForkDecision::Changed;
+        }
+        self.on_history_replaced(slot, context);
+        ForkDecision::Leave
+    }
+
+    /// A context's history is about to be replaced by the owner's.
+    pub fn on_history_replaced(&mut self, slot: Slot, context: &C) {
+        self.in_sync.remove(&slot);
+        self.out_of_order.forget(slot, context);
+    }
+
+    /// How a claim stands with this replica. `record` is `None` if it cannot be read.
+    pub fn sync_state(&self, slot: Slot, claim: &Claim, record: Option<&SlotRecord>) -> SyncState {
+        let Some(record) = record else { return SyncState::Unknown };
+        match record.check_replicate(claim) {
+            Err(refused) => SyncState::Refused(refused.promised),
+            Ok(()) if record.check_append(claim).is_ok() && self.is_in_sync(slot, claim) => SyncState::InSync,
+            Ok(()) => SyncState::Behind,
+        }
+    }
+
+    /// What this replica holds of a slot of an owner. `digest` is of what it holds; `record` is `None` if it cannot be read.
+    pub fn status(
+        &self,
+        slot: Slot,
+        owner: &NodeId,
+        record: Option<&SlotRecord>,
+        digest: Option<Digest>,
+    ) -> ReplicaStatus {
+        if self.in_sync.get(&slot).is_some_and(|claim| claim.claimant == *owner) {
+            return digest.map_or(ReplicaStatus::NotInSync, ReplicaStatus::InSync);
+        }
+        let promised = record.and_then(|record| record.promised.clone());
+        let promised = promised.filter(|claim| claim.claimant != *owner);
+        promised.map_or(ReplicaStatus::NotInSync, ReplicaStatus::Promised)
+    }
+}

@@ -1,0 +1,346 @@
+//! Changes of slots' records: what a replica promises, accepts and confirms, and what it answers.
+//!
+//! A change goes through the lane's queue. A promise therefore comes after every entry accepted before it and before every entry
+//! refused because of it, and an offer covers exactly what its owner sent before it.
+
+use std::{collections::BTreeMap, hash::Hash as MapKey};
+
+use super::Replica;
+use crate::{
+    Epoch,
+    digest::Digest,
+    node::{ClusterId, Member, ReplicaSet, StorageId},
+    ownership::{
+        Claim, HigherClaimPromised, Placement, Promise, ReplicaRefusal, SlotRecord,
+        slot_manager::{Event, MemberRequest, MemberResponse, SyncOfferOutcome},
+    },
+    slot::Slot,
+};
+
+/// A change to a slot's record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RecordChange {
+    /// Promise a claim.
+    Promise(Claim),
+    /// Accept an epoch.
+    Accept {
+        /// Its claim.
+        claim: Claim,
+        /// The members.
+        members: ReplicaSet,
+        /// Whether they were confirmed.
+        is_confirmed: bool,
+        /// The members that these are to follow, if that is not settled.
+        previous: Option<ReplicaSet>,
+        /// What the claimant offers. `None`: this node is the claimant, and has nothing to compare.
+        offer: Option<Offer>,
+    },
+    /// Note that all first members have accepted.
+    Confirm(Claim),
+    /// Note that the slot has members, which this node does not know.
+    RecordFormed,
+    /// Of the first slot: belong to a cluster, as the member with this storage says that it is called.
+    JoinCluster(ClusterId, StorageId),
+}
+
+/// What an owner offers at a place of its stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Offer {
+    /// The digest of what it holds of the slot at this place.
+    pub digest: Digest,
+    /// The number of its newest commit before this place.
+    pub number: u64,
+}
+
+/// What became of a change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RecordChangeOutcome {
+    /// The claim is promised.
+    Promised(Promise),
+    /// The epoch is accepted, or noted as confirmed.
+    Done,
+    /// A higher claim was promised.
+    Refused(Claim),
+    /// Other first members were accepted before.
+    OtherMembers(Placement),
+    /// What is held of the slot is not what was offered. Nothing of it is shown until it is.
+    Diverged {
+        /// The slot was in sync with this very claim. Its owner may count on it: the stream must break.
+        was_in_sync: bool,
+    },
+    /// This replica cannot do it now.
+    Unavailable(WhyUnavailable),
+}
+
+/// Why a replica cannot change a record.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum WhyUnavailable {
+    /// A promise makes a replica's history count, and an unreadable one could be the longest there is.
+    #[error("some of the slot cannot be read here: it is restored from another member")]
+    Damaged,
+    /// The change comes before the acceptance, or follows one of another epoch.
+    #[error("epoch {epoch} was not accepted here (this replica holds the history of epoch {accepted})")]
+    NotAccepted {
+        /// The change's epoch.
+        epoch: Epoch,
+        /// The epoch accepted.
+        accepted: Epoch,
+    },
+    /// The slot has members, which this replica does not know: those offered are others.
+    #[error("the slot was formed before, with other members: it is theirs to offer")]
+    AlreadyFormed,
+    /// The data directory belongs to another cluster.
+    #[error("the data directory belongs to the cluster {0}")]
+    OtherCluster(ClusterId),
+    /// The node accepted first members of another cluster.
+    #[error("the node is about to form another cluster")]
+    FormingAnother,
+}
+
+/// What a lane knows of a slot beside its record.
+#[derive(Debug, Clone, Copy)]
+pub struct SlotCondition {
+    /// Whether something of it is known to be unreadable.
+    pub has_damage: bool,
+    /// The digest of what is held; `None`: the node keeps none.
+    pub digest: Option<Digest>,
+}
+
+/// A slot whose epoch this replica accepted, because it holds what the owner holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Accepted {
+    /// The slot.
+    pub slot: Slot,
+    /// The owner's claim.
+    pub claim: Claim,
+    /// The place in the owner's stream.
+    pub number: u64,
+}
+
+/// Changes that become durable with one write.
+#[derive(Debug)]
+pub struct RecordBatch {
+    /// The slot whose members give the cluster its identity.
+    first: Slot,
+    known_cluster: Option<ClusterId>,
+    cluster: Option<ClusterId>,
+    records: BTreeMap<Slot, SlotRecord>,
+    accepted: Vec<Accepted>,
+}
+
+impl RecordBatch {
+    /// An empty batch, of a node that belongs to this cluster, or to none yet.
+    pub const fn new(first: Slot, cluster: Option<ClusterId>) -> Self {
+        Self { first, known_cluster: cluster, cluster, records: BTreeMap::new(), accepted: Vec::new() }
+    }
+
+    /// A record that the batch changes, as it is afterwards.
+    pub fn record(&self, slot: Slot) -> Option<&SlotRecord> {
+        self.records.get(&slot)
+    }
+
+    /// The records to write.
+    pub const fn records(&self) -> &BTreeMap<Slot, SlotRecord> {
+        &self.records
+    }
+
+    /// The cluster that the node belongs to from this write on, if it belonged to none before: write it with the records.
+    pub fn joined(&self) -> Option<ClusterId> {
+        self.cluster.filter(|_| self.known_cluster.is_none())
+    }
+
+    /// The records, and what [`Replica::on_written`] takes once they are on disk.
+    pub fn into_parts(self) -> (BTreeMap<Slot, SlotRecord>, Vec<Accepted>) {
+        (self.records, self.accepted)
+    }
+
+    /// Adds a change of a slot with this record. If the outcome is [`RecordChangeOutcome::Diverged`] the slot is out of sync: hide
+    /// it.
+    ///
+    /// # Panics
+    ///
+    /// If a promise would be taken back, which no change does.
+    pub fn change<C: MapKey + Eq + Clone, P>(
+        &mut self,
+        replica: &mut Replica<C, P>,
+        slot: Slot,
+        record: &SlotRecord,
+        change: RecordChange,
+        condition: SlotCondition,
+    ) -> RecordChangeOutcome {
+        if let Err(why) = self.fits_cluster(slot, record, &change) {
+            return RecordChangeOutcome::Unavailable(why);
+        }
+        let (outcome, next) = self.decide(replica, slot, record, change, condition);
+        if let Some(next) = next {
+            let promised = |record: &SlotRecord| record.promised.as_ref().map(|claim| claim.epoch);
+            assert!(promised(&next) >= promised(record), "a promise is never taken back");
+            if slot == self.first && self.cluster.is_none() {
+                self.cluster = record.cluster_formed_by(&next);
+            }
+            self.records.insert(slot, next);
+        }
+        outcome
+    }
+
+    fn decide<C: MapKey + Eq + Clone, P>(
+        &mut self,
+        replica: &mut Replica<C, P>,
+        slot: Slot,
+        record: &SlotRecord,
+        change: RecordChange,
+        SlotCondition { has_damage, digest }: SlotCondition,
+    ) -> (RecordChangeOutcome, Option<SlotRecord>) {
+        match change {
+            RecordChange::Promise(claim) if has_damage && record.check_replicate(&claim).is_ok() => {
+                (RecordChangeOutcome::Unavailable(WhyUnavailable::Damaged), None)
+            }
+            RecordChange::Promise(claim) => match record.promise(&claim) {
+                Ok((next, promise)) => (RecordChangeOutcome::Promised(promise), Some(next)),
+                Err(HigherClaimPromised { promised }) => (RecordChangeOutcome::Refused(promised), None),
+            },
+            RecordChange::Confirm(claim) => match record.confirm(&claim) {
+                Ok(next) => (RecordChangeOutcome::Done, Some(next)),
+                Err(refused) => (refused.into(), None),
+            },
+            RecordChange::RecordFormed => (RecordChangeOutcome::Done, Some(record.record_formed())),
+            RecordChange::JoinCluster(..) => (RecordChangeOutcome::Done, Some(record.clone())),
+            RecordChange::Accept { claim, members, is_confirmed, previous, offer } => {
+                let next = match record.accept(&claim, &members, is_confirmed, previous.as_ref()) {
+                    Ok(next) => next,
+                    Err(refused) => return (refused.into(), None),
+                };
+                let Some(Offer { digest: offered, number }) = offer else {
+                    return (RecordChangeOutcome::Done, Some(next));
+                };
+                if digest != Some(offered) || has_damage {
+                    let was_in_sync = replica.is_in_sync(slot, &claim);
+                    replica.in_sync.remove(&slot);
+                    // From now on this replica must refuse every lower claim, because its history is about to change.
+                    let promised = record.promise(&claim).ok().map(|(next, _)| next);
+                    return (RecordChangeOutcome::Diverged { was_in_sync }, promised);
+                }
+                self.accepted.push(Accepted { slot, claim, number });
+                (RecordChangeOutcome::Done, Some(next))
+            }
+        }
+    }
+
+    /// Whether a change of the first slot fits the node's cluster, or determines it.
+    fn fits_cluster(
+        &mut self,
+        slot: Slot,
+        record: &SlotRecord,
+        change: &RecordChange,
+    ) -> Result<(), WhyUnavailable> {
+        let belongs = |cluster: Option<ClusterId>| {
+            cluster.map_or(WhyUnavailable::FormingAnother, WhyUnavailable::OtherCluster)
+        };
+        match change {
+            RecordChange::JoinCluster(id, _) if self.cluster == Some(*id) => Ok(()),
+            RecordChange::JoinCluster(id, said_by) => {
+                if slot != self.first || self.cluster.is_some() || !record.may_join_cluster(*id, said_by) {
+                    return Err(belongs(self.cluster));
+                }
+                self.cluster = Some(*id);
+                Ok(())
+            }
+            RecordChange::Accept { members, is_confirmed, .. }
+                if slot == self.first
+                    && !SlotRecord::may_accept_first_members(self.cluster, members, *is_confirmed) =>
+            {
+                Err(belongs(self.cluster))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl From<ReplicaRefusal> for RecordChangeOutcome {
+    fn from(refused: ReplicaRefusal) -> Self {
+        match refused {
+            ReplicaRefusal::HigherClaimPromised(refused) => Self::Refused(refused.promised),
+            ReplicaRefusal::OtherMembers(placement) => Self::OtherMembers(placement),
+            ReplicaRefusal::NotAccepted { epoch, accepted } => {
+                Self::Unavailable(WhyUnavailable::NotAccepted { epoch, accepted })
+            }
+            ReplicaRefusal::AlreadyFormed => Self::Unavailable(WhyUnavailable::AlreadyFormed),
+        }
+    }
+}
+
+impl RecordChangeOutcome {
+    /// The answer to a member's request.
+    pub fn response(self) -> MemberResponse {
+        match self {
+            Self::Promised(promise) => MemberResponse::Promised(promise),
+            Self::Done => MemberResponse::Done,
+            Self::Refused(by) => MemberResponse::Refused(by),
+            Self::OtherMembers(_) | Self::Diverged { .. } | Self::Unavailable(_) => {
+                MemberResponse::Unavailable
+            }
+        }
+    }
+
+    /// The answer to an owner's offer.
+    pub fn offer_outcome(self) -> SyncOfferOutcome {
+        match self {
+            Self::Done | Self::Promised(_) => SyncOfferOutcome::Accepted,
+            Self::Refused(by) => SyncOfferOutcome::Refused(by),
+            Self::OtherMembers(placement) => SyncOfferOutcome::OtherMembers(placement),
+            Self::Diverged { .. } => SyncOfferOutcome::Diverged,
+            Self::Unavailable(_) => SyncOfferOutcome::Unavailable,
+        }
+    }
+}
+
+/// For what a node changes its own record, so that its slot manager learns what became of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ChangedFor {
+    /// A request that the slot manager made for a claim.
+    Request(Claim),
+    /// An offer that it made for a claim.
+    Offer(Claim),
+    /// Nobody waits for it.
+    Nobody,
+}
+
+impl RecordChange {
+    /// The change that a member's request asks for; `None`: it asks the slot manager.
+    pub fn requested(request: MemberRequest, claim: Claim) -> Option<Self> {
+        match request {
+            MemberRequest::Promise => Some(Self::Promise(claim)),
+            MemberRequest::ConfirmMembers => Some(Self::Confirm(claim)),
+            MemberRequest::TakeOver | MemberRequest::QuerySlot { .. } => None,
+        }
+    }
+
+    /// For what a node makes this change to its own record.
+    pub fn changed_for(&self) -> ChangedFor {
+        match self {
+            Self::Accept { claim, .. } => ChangedFor::Offer(claim.clone()),
+            Self::Promise(claim) | Self::Confirm(claim) => ChangedFor::Request(claim.clone()),
+            Self::RecordFormed | Self::JoinCluster(..) => ChangedFor::Nobody,
+        }
+    }
+}
+
+impl ChangedFor {
+    /// What the node's slot manager is told, beside the record. `outcome` is `None` if the record could not be read or written.
+    pub fn event(self, me: Member, slot: Slot, outcome: Option<RecordChangeOutcome>) -> Option<Event> {
+        match self {
+            Self::Nobody => None,
+            Self::Offer(claim) => {
+                // A node does not differ from itself.
+                let outcome = outcome.map(RecordChangeOutcome::offer_outcome);
+                let outcome = outcome.filter(|outcome| *outcome != SyncOfferOutcome::Diverged);
+                let outcome = outcome.unwrap_or(SyncOfferOutcome::Unavailable);
+                Some(Event::SyncOfferAnswered { from: me, slot, claim, outcome })
+            }
+            Self::Request(claim) => {
+                let answer = outcome.map_or(MemberResponse::Unavailable, RecordChangeOutcome::response);
+                Some(Event::Response { from: me, slot, claim, answer })
+            }
+        }
+    }
+}

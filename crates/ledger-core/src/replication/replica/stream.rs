@@ -1,0 +1,95 @@
+//! The replica's end of an owner's stream: in what order things may come, when to break it, and what to answer.
+
+use std::collections::BTreeMap;
+
+use super::ReplicateOutcome;
+use crate::{
+    node::{Member, NodeId},
+    ownership::{Claim, slot_manager::Millis},
+    plausible::Implausible,
+    slot::Slot,
+};
+
+/// Why a stream must break.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StreamError {
+    /// The numbers of a lane's commits fell.
+    #[error(transparent)]
+    Number(#[from] Implausible),
+    /// An owner sends in its own claims only.
+    #[error("what was sent is in the claim of another node, {0}")]
+    ForeignClaim(NodeId),
+}
+
+/// The stream of one owner, from when this replica took it.
+#[derive(Debug, Clone)]
+pub struct ReplicaStream {
+    owner: Member,
+    /// Of each lane of the owner, how far its commits go.
+    lanes: BTreeMap<u16, u64>,
+    /// When this replica took the stream, or answered the newest renewal.
+    answered: Millis,
+}
+
+impl ReplicaStream {
+    /// A node's stream is taken. What the owner sends on it it sends after this moment.
+    pub const fn begin(owner: Member, now: Millis) -> Self {
+        Self { owner, lanes: BTreeMap::new(), answered: now }
+    }
+
+    /// A commit arrives, or an offer: its number in the lane, and the claims of its parts.
+    ///
+    /// # Errors
+    ///
+    /// [`StreamError`] if the stream must break: what is said of commits goes by their numbers, which never fall, and only the
+    /// owner of a claim sends in it.
+    pub fn on_sent<'a>(
+        &mut self,
+        lane: u16,
+        number: u64,
+        claims: impl IntoIterator<Item = &'a Claim>,
+    ) -> Result<(), StreamError> {
+        let known = self.lanes.entry(lane).or_insert(0);
+        if number < *known {
+            return Err(Implausible::Number { number, known: *known }.into());
+        }
+        *known = number;
+        match claims.into_iter().find(|claim| !claim.is_of(&self.owner)) {
+            Some(foreign) => Err(StreamError::ForeignClaim(foreign.claimant.clone())),
+            None => Ok(()),
+        }
+    }
+
+    /// This replica answers a lease renewal now. Returns a moment before the owner sent that renewal: the owner sends each after
+    /// it had the answer to the one before, or after the stream was taken.
+    pub const fn on_renewal_answered(&mut self, now: Millis) -> Millis {
+        std::mem::replace(&mut self.answered, now)
+    }
+}
+
+/// The answer to a commit whose parts are all on disk, or refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CommitAnswer {
+    /// All that was sent of the lane up to this number is durable here, as far as the owner counts on it.
+    Durable,
+    /// Parts were refused: tell the owner, and break the stream. The number stands for the whole commit, and the owner may count
+    /// this replica until it learns of the promise.
+    Refused(Vec<(Slot, Claim, Claim)>),
+    /// What was sent does not fit what is here, and the owner counts on it: break the stream.
+    Invalid(String),
+}
+
+impl CommitAnswer {
+    /// Of what became of the commit's parts.
+    pub fn of(outcomes: impl IntoIterator<Item = ReplicateOutcome>) -> Self {
+        let mut refused = Vec::new();
+        for outcome in outcomes {
+            match outcome {
+                ReplicateOutcome::Durable(_) | ReplicateOutcome::Gap | ReplicateOutcome::Diverged => {}
+                ReplicateOutcome::Refused { slot, claim, by } => refused.push((slot, claim, by)),
+                ReplicateOutcome::Invalid(reason) => return Self::Invalid(reason),
+            }
+        }
+        if refused.is_empty() { Self::Durable } else { Self::Refused(refused) }
+    }
+}
