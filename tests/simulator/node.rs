@@ -52,7 +52,7 @@ pub struct Node {
     version: (u64, u64),
     pub is_draining: bool,
     pub leaving: Option<DecommissionMode>,
-    is_writable: bool,
+    pub(super) is_writable: bool,
     pub(super) out: Vec<NodeOutput>,
     pub(super) events: VecDeque<Event>,
     pub(super) after_sync: VecDeque<(u64, AfterSync)>,
@@ -294,6 +294,10 @@ impl Node {
         if self.disk.is_full && self.is_writable {
             self.is_writable = false;
             self.events.push_back(Event::Writable(false));
+            // The owners go on with this node as soon as it takes their streams again.
+            for from in self.incoming.keys().copied().collect::<Vec<_>>() {
+                self.break_stream(from);
+            }
         }
         !self.disk.is_full
     }

@@ -61,7 +61,9 @@ impl Node {
                 }
             }
             Message::Hello { stream, from: member, to } => {
-                if to == self.member && self.incoming.get(&from).is_none_or(|(known, _)| *known < stream) {
+                let is_new = self.incoming.get(&from).is_none_or(|(known, _)| *known < stream);
+                // A node whose disk takes no writes takes no stream.
+                if to == self.member && self.is_writable && is_new {
                     // No slot of that node is in sync until the node confirms it on this stream.
                     self.replica.on_stream_started(&member.node);
                     self.received.insert(from, ReplicaStream::begin(member.clone(), self.now));
