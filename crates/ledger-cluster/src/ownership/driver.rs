@@ -54,8 +54,9 @@ const TICK_INTERVAL: Duration = Duration::from_millis(100);
 const PUBLISH_INTERVAL: Duration = Duration::from_secs(1);
 /// How often it is said how far the directory is durable: as often as gossip travels anyway.
 const DURABLE_INDEX_INTERVAL: Duration = Duration::from_millis(900);
-/// How long a question may take.
+/// How long a question may take, at first and at most: it doubles while a node does not answer in time.
 const RESPONSE_TIMEOUT: Duration = Duration::from_millis(1_200);
+const MAX_RESPONSE_TIMEOUT: Duration = Duration::from_millis(9_600);
 /// Events after which something is done about them.
 const MAX_EVENTS: usize = 8192;
 /// Questions that wait for one node, in crowds.
@@ -119,6 +120,7 @@ async fn send_requests(
     to: Member,
     mut queue: mpsc::Receiver<Vec<(Slot, Claim, MemberRequest)>>,
 ) {
+    let mut response_timeout = RESPONSE_TIMEOUT;
     while let Some(first) = queue.recv().await {
         // One question for each slot: those for the same one go one after the other.
         let mut todo = drain_queue(first, &mut queue);
@@ -126,7 +128,9 @@ async fn send_requests(
             let mut slots = BTreeSet::new();
             let (now, later) = todo.into_iter().partition(|(slot, ..)| slots.insert(*slot));
             todo = later;
-            ask(&shared, &to, now).await;
+            let is_in_time = ask(&shared, &to, now, response_timeout).await;
+            let longer = (response_timeout * 2).min(MAX_RESPONSE_TIMEOUT);
+            response_timeout = if is_in_time { RESPONSE_TIMEOUT } else { longer };
         }
     }
 }
@@ -514,9 +518,15 @@ async fn change(shared: &Arc<Shared>, changes: Vec<(Slot, RecordChange)>) {
     shared.send_events(events).await;
 }
 
-/// Puts questions to another node.
-async fn ask(shared: &Arc<Shared>, to: &Member, asks: Vec<(Slot, Claim, MemberRequest)>) {
-    let answers = timeout(RESPONSE_TIMEOUT, try_ask(shared, to, &asks)).await;
+/// Puts questions to another node. Returns whether it answered, or failed, in time.
+async fn ask(
+    shared: &Arc<Shared>,
+    to: &Member,
+    asks: Vec<(Slot, Claim, MemberRequest)>,
+    response_timeout: Duration,
+) -> bool {
+    let answers = timeout(response_timeout, try_ask(shared, to, &asks)).await;
+    let is_in_time = answers.is_ok();
     let answers = answers.unwrap_or_else(|_| Err("no answer in time".to_owned()));
     let answers = answers.unwrap_or_else(|reason| {
         tracing::debug!(%to, asks = asks.len(), reason, "questions were not answered");
@@ -533,6 +543,7 @@ async fn ask(shared: &Arc<Shared>, to: &Member, asks: Vec<(Slot, Claim, MemberRe
         Event::Response { from: to.clone(), slot, claim, answer }
     });
     shared.send_events(events.collect()).await;
+    is_in_time
 }
 
 async fn try_ask(

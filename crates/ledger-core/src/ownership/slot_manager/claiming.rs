@@ -11,6 +11,8 @@ use crate::ownership::recovery;
 
 /// The longest pause between two claims of one node, in units of `claim_turn`.
 const MAX_BACKOFF_TURNS: Millis = 8;
+/// How often the time that a takeover waits for members doubles.
+const MAX_TIMEOUT_DOUBLINGS: u32 = 3;
 /// How often an owner checks whether its slots should go to other nodes, milliseconds. The check hashes names for each slot.
 const TRANSFER_CHECK_INTERVAL: Millis = 500;
 
@@ -186,7 +188,7 @@ impl SlotManager {
             }
             (_, recorded) => Takeover::begin(me, claim.clone(), write_quorum, recorded, wanted, lost),
         };
-        let deadline = now + self.settings.response_timeout;
+        let deadline = now + self.response_timeout(slot);
         let phase = Phase::CollectingPromises;
         let (in_sync, offered) = (BTreeSet::new(), BTreeSet::new());
         let candidate =
@@ -253,6 +255,12 @@ impl SlotManager {
         let hash = blake3::hash(format!("{}/{}/{attempts}", self.me.node, slot.number()).as_bytes());
         let [first, second, ..] = *hash.as_bytes();
         longest / 4 + longest * Millis::from(u16::from_be_bytes([first, second])) / 65_536
+    }
+
+    /// Returns how long a takeover of this slot waits for members in one phase. It doubles with each attempt: where members answer
+    /// slowly, candidates that do not wait for them would only make more work for them.
+    pub(super) fn response_timeout(&self, slot: Slot) -> Millis {
+        self.settings.response_timeout << self.state(slot).attempts.min(MAX_TIMEOUT_DOUBLINGS)
     }
 
     /// Returns why no slot can form yet: too few nodes are alive.

@@ -113,7 +113,7 @@ impl SlotManager {
         takeover_effects: Vec<takeover::Effect>,
         effects: &mut Vec<Effect>,
     ) {
-        let response_timeout = self.settings.response_timeout;
+        let response_timeout = self.response_timeout(slot);
         for effect in takeover_effects {
             let ask = |to, request| Effect::SendRequest { to, slot, claim: claim.clone(), request };
             match effect {

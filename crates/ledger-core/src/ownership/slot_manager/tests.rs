@@ -674,6 +674,50 @@ fn an_owner_steps_down_when_it_hears_of_a_higher_claim() {
 }
 
 #[test]
+fn who_promised_a_slot_to_another_node_gives_it_time() {
+    let (mut cluster, [first, second, third]) = three(200);
+    let epoch = cluster.epoch();
+    cluster.hosts[first].is_alive = false;
+    cluster.gossip();
+    let claim = Claim { epoch: Epoch::new(epoch.counter() + 1, 0), claimant: name(third) };
+    let (record, _) = cluster.hosts[second].records[&slot()].promise(&claim).unwrap();
+    let now = cluster.now;
+    let step = |cluster: &mut Cluster, at, event| cluster.hosts[second].brain.step(now + at, event);
+    step(&mut cluster, 0, Event::RecordChanged(slot(), record));
+    let wait = cluster.settings.response_timeout;
+    let claims = |effects: Vec<Effect>| {
+        effects
+            .iter()
+            .any(|effect| matches!(effect, Effect::SendRequest { request: MemberRequest::Promise, .. }))
+    };
+    assert!(!claims(step(&mut cluster, 1, Event::Tick)));
+    assert!(!claims(step(&mut cluster, wait - 1, Event::Tick)), "the candidate may still become the owner");
+    assert!(claims(step(&mut cluster, wait + cluster.settings.claim_turn, Event::Tick)), "it did not");
+}
+
+#[test]
+fn a_candidate_whose_members_answer_slowly_waits_longer_each_time() {
+    let (mut cluster, [first, second, third]) = three(200);
+    cluster.hosts[first].is_alive = false;
+    // Nothing answers: how long does it wait, attempt for attempt?
+    cluster.hosts[third].is_alive = true;
+    cluster.gossip();
+    let (mut waits, mut began, mut now) = (Vec::new(), None, cluster.now);
+    while waits.len() < 6 {
+        now += 10;
+        for effect in cluster.hosts[second].brain.step(now, Event::Tick) {
+            match effect {
+                Effect::SendRequest { request: MemberRequest::Promise, .. } => began = began.or(Some(now)),
+                Effect::StepDown { .. } => waits.push(now - began.take().unwrap()),
+                _ => {}
+            }
+        }
+    }
+    let base = cluster.settings.response_timeout;
+    assert_eq!(waits, [base, 2 * base, 4 * base, 8 * base, 8 * base, 8 * base]);
+}
+
+#[test]
 fn an_attempt_that_fails_is_repeated_ever_more_rarely() {
     let (mut cluster, [first, second, third]) = three(200);
     cluster.hosts[first].is_alive = false;
