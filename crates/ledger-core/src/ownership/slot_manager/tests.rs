@@ -679,12 +679,12 @@ fn who_promised_a_slot_to_another_node_gives_it_time() {
     let epoch = cluster.epoch();
     cluster.hosts[first].is_alive = false;
     cluster.gossip();
-    let claim = Claim { epoch: Epoch::new(epoch.counter() + 1, 0), claimant: name(third) };
+    let claim = Claim::lowest_above(epoch, &member(third)).unwrap();
     let (record, _) = cluster.hosts[second].records[&slot()].promise(&claim).unwrap();
     let now = cluster.now;
     let step = |cluster: &mut Cluster, at, event| cluster.hosts[second].brain.step(now + at, event);
-    step(&mut cluster, 0, Event::RecordChanged(slot(), record));
-    let wait = cluster.settings.response_timeout;
+    step(&mut cluster, 0, Event::RecordChanged(slot(), Some(record)));
+    let (wait, turn) = (cluster.settings.response_timeout, cluster.settings.claim_turn);
     let claims = |effects: Vec<Effect>| {
         effects
             .iter()
@@ -692,7 +692,7 @@ fn who_promised_a_slot_to_another_node_gives_it_time() {
     };
     assert!(!claims(step(&mut cluster, 1, Event::Tick)));
     assert!(!claims(step(&mut cluster, wait - 1, Event::Tick)), "the candidate may still become the owner");
-    assert!(claims(step(&mut cluster, wait + cluster.settings.claim_turn, Event::Tick)), "it did not");
+    assert!(claims(step(&mut cluster, wait + turn, Event::Tick)), "it did not");
 }
 
 #[test]
