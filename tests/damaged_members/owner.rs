@@ -133,8 +133,10 @@ async fn survives(damage: impl Fn(&Path) -> usize) {
         let most = usize::try_from(begun.elapsed().as_secs()).unwrap() + 10;
         assert!(times <= most, "node {name} wrote {times} times: {line}");
     }
-    // A process that its damage ended is started again, with an empty directory if it is refused.
-    if trio.damaged(hurt).is_none() {
+    // A node that its damage ended, or that serves nothing any more, is started again, with an empty directory if it is
+    // refused.
+    let is_over = trio.node(hurt).log().contains("serves nothing any more");
+    if is_over || trio.damaged(hurt).is_none() {
         trio.nodes[hurt].take().unwrap().kill();
         if trio.try_begin(hurt).is_err() {
             std::fs::remove_dir_all(trio.data(hurt)).unwrap();
