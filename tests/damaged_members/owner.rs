@@ -150,7 +150,9 @@ async fn survives(damage: impl Fn(&Path) -> usize) {
         let sequence = trio.append((hurt + 1) % NAMES.len(), &written.name, acknowledged + 1).await;
         assert_eq!(sequence, acknowledged + 1);
         trio.all_have(&written.name, acknowledged + 1).await;
-        assert_eq!(trio.forks(&written.name).await, 0, "nothing of {} is forked", written.name);
+        // A writer has one append under way: one that nobody acknowledged may be forked when the slot changes hands.
+        let forked = trio.forked(&written.name).await;
+        assert!(forked.iter().all(|entries| *entries <= 1), "of {} {forked:?} is forked", written.name);
     }
 }
 

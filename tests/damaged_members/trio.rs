@@ -134,12 +134,17 @@ impl Trio {
 
     /// How often nodes have left a history of a context.
     pub(crate) async fn forks(&self, context: &str) -> usize {
-        let mut forks = 0;
+        self.forked(context).await.len()
+    }
+
+    /// How many entries each fork has.
+    pub(crate) async fn forked(&self, context: &str) -> Vec<u64> {
+        let mut forks = Vec::new();
         for at in 0..NAMES.len() {
             let request = ForksRequest { context_id: context.to_owned(), ..ForksRequest::default() };
             let channel = Channel::from_shared(self.node(at).endpoint()).unwrap().connect().await.unwrap();
             let answer = IntegrityServiceClient::new(channel).forks(request).await.unwrap();
-            forks += answer.into_inner().forks.len();
+            forks.extend(answer.into_inner().forks.into_iter().map(|fork| fork.entry_count));
         }
         forks
     }

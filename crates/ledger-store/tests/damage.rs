@@ -331,7 +331,7 @@ fn a_damaged_context_is_healed_from_another_copy_while_it_grows() {
 
 #[test]
 fn what_is_computed_from_the_entries_is_restored_from_them() {
-    for (family, row) in [("tiles", 0), ("tiles", 1), ("tiles", 2), ("entries", 400)] {
+    for (family, row) in [("tiles", 0), ("tiles", 1), ("entries", 400)] {
         let (dir, _copy, other) = two_copies();
         tamper(dir.path(), family, |number, _, value| {
             (number == row).then(|| flipped(value, value.len() - 1))

@@ -88,13 +88,18 @@ impl Run<'_> {
                 return Err(CatchUpError::Invalid("too many ranges in a message".to_owned()));
             }
             let mut bytes = 0;
+            let mut is_end = false;
             for item in std::iter::once(message).chain(more) {
                 if item.end.is_some() {
-                    return Ok(());
+                    is_end = true;
+                    break;
                 }
                 bytes += self.take(item).await?;
             }
             self.rate_limiter.acquire(bytes as u64).await;
+            if is_end {
+                break;
+            }
         }
         Ok(())
     }

@@ -363,17 +363,12 @@ impl SlotManager {
     /// This node's record changed: a promise to another node ends a lower claim of this one.
     fn on_record_changed(&mut self, now: Millis, slot: Slot, record: SlotRecord, effects: &mut Vec<Effect>) {
         let promised = record.promised.clone();
-        let wait = self.response_timeout(slot);
         let state = self.state_mut(slot);
-        let is_new = state.record.promised != promised;
         state.record = record;
         state.forget_superseded();
-        if let Some(promised) = promised.filter(|promised| promised.claimant != self.me.node) {
-            if is_new {
-                // As a Raft follower that grants its vote (Ongaro, 2014, §3.4): who has promised gives the candidate time.
-                let state = self.state_mut(slot);
-                state.not_before = state.not_before.max(now + wait);
-            }
+        if let Some(promised) = promised
+            && promised.claimant != self.me.node
+        {
             self.on_claim_heard(now, slot, promised, effects);
         }
     }

@@ -93,10 +93,12 @@ pub struct Committed<T> {
 
 impl<T, A> PendingCommits<T, A> {
     /// Begins to count copies for a slot that this node owns. The slot has `members` members, this node included; its commits
-    /// need `needed` copies, this node's included. Peers that are in sync already stay so.
-    pub fn begin_ownership(&mut self, slot: Slot, needed: usize, members: usize) {
+    /// need `needed` copies, this node's included. Peers that are in sync already stay so. Returns the commits that waited and
+    /// have enough copies.
+    pub fn begin_ownership(&mut self, slot: Slot, needed: usize, members: usize) -> Vec<Committed<T>> {
         let owned_slot = self.owned.entry(slot).or_default();
         (owned_slot.write_quorum, owned_slot.replication_factor) = (needed.max(1), members.max(1));
+        if owned_slot.pending > 0 { self.take_committed() } else { Vec::new() }
     }
 
     /// Counts a peer's copies of a slot from now on, and returns the commits that have enough copies with them.

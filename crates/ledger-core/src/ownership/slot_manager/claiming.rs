@@ -12,7 +12,7 @@ use crate::ownership::recovery;
 /// The longest pause between two claims of one node, in units of `claim_turn`.
 const MAX_BACKOFF_TURNS: Millis = 8;
 /// How often the time that a takeover waits for members doubles.
-const MAX_TIMEOUT_DOUBLINGS: u32 = 3;
+const MAX_TIMEOUT_DOUBLINGS: u32 = 2;
 /// How often an owner checks whether its slots should go to other nodes, milliseconds. The check hashes names for each slot.
 const TRANSFER_CHECK_INTERVAL: Millis = 500;
 

@@ -110,7 +110,7 @@ impl<W, A, Q> SlotCommits<W, A, Q> {
         }
         ownership.phase = Phase::Serving;
         let members = record.placement.as_ref().map_or(1, |placement| placement.members.len());
-        self.pending.begin_ownership(slot, write_quorum, members);
+        let committed = self.pending.begin_ownership(slot, write_quorum, members);
         // What this node held when enough members accepted it is committed.
         effects.extend(self.uncommitted.take_slot(slot).into_iter().map(Effect::Publish));
         let state = self.slots.entry(slot).or_default();
@@ -118,6 +118,7 @@ impl<W, A, Q> SlotCommits<W, A, Q> {
         if std::mem::replace(&mut state.visibility, Visibility::Visible) != Visibility::Visible {
             effects.push(Effect::ShowSlot(slot));
         }
+        self.acknowledge(committed, effects);
         self.send_commit_index_if_idle(slot, effects);
     }
 
