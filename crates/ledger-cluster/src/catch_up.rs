@@ -140,13 +140,19 @@ fn finish(effects: Vec<Effect>, source: &Member, slots: usize, done: &mut impl F
     }
 }
 
-fn client(
-    shared: &Arc<Shared>,
+/// Returns a client of a source's replica service.
+pub(crate) fn client(
+    shared: &Shared,
     source: &Member,
 ) -> Result<ReplicaServiceClient<AuthenticatedChannel>, CatchUpError> {
     let peer = shared.peers.get(source).ok_or_else(|| CatchUpError::Peer("it is not known".to_owned()))?;
     let channel = shared.peers.channel(&peer).map_err(CatchUpError::Peer)?;
     Ok(ReplicaServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE))
+}
+
+/// Counts a message of a source that makes no sense, and returns why it does not.
+fn rejected(shared: &Shared, source: &Member, error: &wire::RejectedMessage) -> CatchUpError {
+    CatchUpError::Invalid(shared.reject(&source.node, error).message().to_owned())
 }
 
 impl Run<'_> {
@@ -232,7 +238,7 @@ impl Run<'_> {
     }
 
     fn rejected(&self, error: &wire::RejectedMessage) -> CatchUpError {
-        CatchUpError::Invalid(self.shared.reject(&self.source.node, error).message().to_owned())
+        rejected(self.shared, self.source, error)
     }
 
     /// Moves a suffix to the forks.

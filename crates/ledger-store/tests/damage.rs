@@ -288,16 +288,20 @@ fn feed(healing: &mut ledger_store::Healing, from: &Ledger) -> Result<(), StoreE
     Ok(())
 }
 
+/// Damages a row of a family, and opens the ledger until its scrub has found that.
+fn damaged_row_found(dir: &Path, family: &str, row: usize) -> Ledger {
+    tamper(dir, family, |number, _, value| (number == row).then(|| flipped(value, value.len() - 1)));
+    let scrubbing = Options { scrub_rate: 1 << 30, scrub_pause: Duration::from_millis(1), ..small() };
+    let ledger = Ledger::open_with(dir, scrubbing).unwrap();
+    wait_until("the scrub's finding", || !ledger.damage().is_empty());
+    ledger
+}
+
 #[test]
 fn a_damaged_context_is_healed_from_another_copy_while_it_grows() {
     for (family, row) in [("entries", 400), ("tiles", 0), ("tiles", 1)] {
         let (dir, _copy, other) = two_copies();
-        tamper(dir.path(), family, |number, _, value| {
-            (number == row).then(|| flipped(value, value.len() - 1))
-        });
-        let scrubbing = Options { scrub_rate: 1 << 30, scrub_pause: Duration::from_millis(1), ..small() };
-        let ledger = Ledger::open_with(dir.path(), scrubbing).unwrap();
-        wait_until("the scrub's finding", || !ledger.damage().is_empty());
+        let ledger = damaged_row_found(dir.path(), family, row);
         let newer = ledger.append(&context("c"), draft("k", "while it is damaged")).unwrap();
         let mut healing = heal(&ledger).expect("it is damaged");
         // What the other one lacks is read here, at the end.
@@ -333,12 +337,7 @@ fn a_damaged_context_is_healed_from_another_copy_while_it_grows() {
 fn what_is_computed_from_the_entries_is_restored_from_them() {
     for (family, row) in [("tiles", 0), ("tiles", 1), ("entries", 400)] {
         let (dir, _copy, other) = two_copies();
-        tamper(dir.path(), family, |number, _, value| {
-            (number == row).then(|| flipped(value, value.len() - 1))
-        });
-        let scrubbing = Options { scrub_rate: 1 << 30, scrub_pause: Duration::from_millis(1), ..small() };
-        let ledger = Ledger::open_with(dir.path(), scrubbing).unwrap();
-        wait_until("the scrub's finding", || !ledger.damage().is_empty());
+        let ledger = damaged_row_found(dir.path(), family, row);
         let mut healing = heal(&ledger).expect("it is damaged");
         let taken = healing.take_local();
         if family == "entries" {

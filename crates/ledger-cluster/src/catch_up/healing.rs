@@ -25,7 +25,7 @@ use ledger_core::{
     },
     slot::Slot,
 };
-use ledger_proto::ledger::v1::{FetchContext, FetchRequest, replica_service_client::ReplicaServiceClient};
+use ledger_proto::ledger::v1::{FetchContext, FetchRequest};
 use ledger_store::{Healing, limited};
 use tokio::{
     task::JoinSet,
@@ -34,11 +34,9 @@ use tokio::{
 
 use crate::{
     catch_up::rate_limiter::RateLimiter,
-    catch_up::{CatchUpError, RESPONSE_TIMEOUT, blocking},
+    catch_up::{CatchUpError, RESPONSE_TIMEOUT, blocking, client, rejected},
     ownership::routes::SlotOwner,
-    peers::call_auth::client::AuthenticatedChannel,
     peers::wire,
-    replicate::owner_stream::MAX_MESSAGE,
     shared::Shared,
 };
 
@@ -270,10 +268,8 @@ async fn bucket_of(
         let ask = CompareRequest::Contexts { buckets: buckets.clone(), after: after.take() };
         let answer = timeout(RESPONSE_TIMEOUT, client.compare(wire::to_compare_request(source, &ask))).await;
         let answer = answer.map_err(|_| CatchUpError::Peer("no answer in time".to_owned()))??.into_inner();
-        let unread = |error: wire::RejectedMessage| {
-            CatchUpError::Invalid(shared.reject(&source.node, &error).message().to_owned())
-        };
-        let CompareResponse::Contexts(page) = wire::compare_response(answer).map_err(unread)? else {
+        let answer = wire::compare_response(answer).map_err(|error| rejected(shared, source, &error))?;
+        let CompareResponse::Contexts(page) = answer else {
             return Err(CatchUpError::Peer("it answered another question".to_owned()));
         };
         after = page.contexts.last().map(|listed| listed.context().clone()).filter(|_| page.more);
@@ -287,15 +283,6 @@ async fn bucket_of(
         }
     }
     Ok(found)
-}
-
-fn client(
-    shared: &Arc<Shared>,
-    source: &Member,
-) -> Result<ReplicaServiceClient<AuthenticatedChannel>, CatchUpError> {
-    let peer = shared.peers.get(source).ok_or_else(|| CatchUpError::Peer("it is not known".to_owned()))?;
-    let channel = shared.peers.channel(&peer).map_err(CatchUpError::Peer)?;
-    Ok(ReplicaServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE))
 }
 
 /// Stages what is missing, from a source.
@@ -343,9 +330,7 @@ async fn fetch_from(
         let (range, together) =
             found.ok_or_else(|| CatchUpError::Peer("it has less than it was asked for".to_owned()))?;
         let bytes = range.records.len() as u64;
-        let (of, range) = wire::range(range).map_err(|error| {
-            CatchUpError::Invalid(shared.reject(&source.node, &error).message().to_owned())
-        })?;
+        let (of, range) = wire::range(range).map_err(|error| rejected(shared, source, &error))?;
         if of != *context {
             return Err(CatchUpError::Invalid(format!("context {of} was not asked for")));
         }

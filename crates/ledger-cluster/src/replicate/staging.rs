@@ -16,9 +16,8 @@ use tonic::Status;
 
 use crate::{
     catch_up::rate_limiter::RateLimiter,
-    catch_up::{CatchUpError, RESPONSE_TIMEOUT, blocking},
+    catch_up::{CatchUpError, RESPONSE_TIMEOUT, blocking, client},
     peers::wire::{self, WantedLoad},
-    replicate::owner_stream::MAX_MESSAGE,
     shared::Shared,
 };
 
@@ -124,9 +123,7 @@ async fn stage(
     let Some((after, to)) = arriving.missing() else {
         return Err(CatchUpError::Invalid("the load brings nothing".to_owned()));
     };
-    let peer = shared.peers.get(from).ok_or_else(|| CatchUpError::Peer("it is not known".to_owned()))?;
-    let channel = shared.peers.channel(&peer).map_err(CatchUpError::Peer)?;
-    let mut client = ReplicaServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
+    let mut client = client(shared, from)?;
     let wanted = FetchContext {
         context_id: context.as_str().to_owned(),
         after_size: after.0,
