@@ -12,7 +12,7 @@ use crate::slot::Slot;
 /// It does not change when readers see the entry: they see it once its commit has the configured copies.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum WriteQuorum {
-    /// As many as the cluster is configured for (the setting `min_copies`).
+    /// As many copies as the cluster is configured for (the setting `min_copies`).
     #[default]
     Configured,
     /// This node's copy.
@@ -133,7 +133,7 @@ impl<T, A> PendingCommits<T, A> {
         self.owned.values_mut().for_each(|owned_slot| owned_slot.in_sync.remove(peer));
     }
 
-    /// This node no longer owns a slot: returns the items and the answers that waited, in order.
+    /// Ends this node's ownership of a slot. Returns the items and the answers that waited, in order.
     pub fn end_ownership(&mut self, slot: Slot) -> (Vec<T>, Vec<A>) {
         self.owned.remove(&slot);
         let mut unanswered = Vec::new();
@@ -155,7 +155,7 @@ impl<T, A> PendingCommits<T, A> {
         (ended, unanswered)
     }
 
-    /// This node no longer owns any slot: returns the items and the answers that waited, in order.
+    /// Ends this node's ownership of all slots. Returns the items and the answers that waited, in order.
     pub fn end_all_ownership(&mut self) -> (Vec<T>, Vec<A>) {
         self.owned.clear();
         let items = self.queue.drain(..).map(|(_, _, item)| item).collect();

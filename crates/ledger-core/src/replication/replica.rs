@@ -79,20 +79,20 @@ impl<C, P> Default for Replica<C, P> {
 pub enum ForkDecision {
     /// It may: hide the slot, then move what differs to a fork.
     Leave,
-    /// No: the slot was promised to this higher claim.
+    /// It may not: it promised the slot to this higher claim.
     Refused(Claim),
-    /// No: the context is not what was compared any more, or the slot is in sync by now. Compare again.
+    /// It may not: the context is no longer what the comparison saw, or the slot is in sync by now. Compare again.
     Changed,
 }
 
 impl<C: MapKey + Eq + Clone, P> Replica<C, P> {
-    /// Whether a slot is in sync with the owner of a claim, as far as its stream goes.
+    /// Returns whether the slot is in sync with the claim's owner on the owner's current stream.
     pub fn is_in_sync(&self, slot: Slot, claim: &Claim) -> bool {
         self.in_sync.get(&slot) == Some(claim)
     }
 
-    /// Whether to take a part, before its context is read. `is_withheld` says whether readers may see what is written to the slot
-    /// before the owner commits it, unless it is pinned.
+    /// Decides whether this replica takes a part, before the shell reads the part's context. `is_withheld` says whether
+    /// readers would see what the shell writes to the slot before the owner commits it, unless the shell pins it.
     pub fn admit(&self, part: &PartHeader<'_>, record: &SlotRecord, is_withheld: bool) -> Admission {
         if let Err(refused) = record.check_replicate(part.claim) {
             let (slot, claim, by) = (part.slot, part.claim.clone(), refused.promised);
@@ -101,8 +101,8 @@ impl<C: MapKey + Eq + Clone, P> Replica<C, P> {
         let is_in_sync = self.is_in_sync(part.slot, part.claim);
         let is_strict = is_in_sync && matches!(part.source, PartSource::Commit(_));
         if is_in_sync && !is_strict {
-            // It was fetched or buffered before the slot got in sync: this replica has those entries, and the stream brings the
-            // rest.
+            // This node fetched or buffered the part before the slot got in sync. Now it has those entries, and the stream
+            // brings the rest.
             return Admission::Settled(ReplicateOutcome::Durable(part.end()));
         }
         // Such a write is not known to be committed, and no number in the stream says when it is.
@@ -124,7 +124,7 @@ impl<C: MapKey + Eq + Clone, P> Replica<C, P> {
         ReplicateOutcome::Gap
     }
 
-    /// Whether parts of a slot wait for what they continue.
+    /// Returns whether buffered parts of a slot wait for entries before them.
     pub fn is_buffering(&self, slot: Slot) -> bool {
         self.out_of_order.has(slot)
     }
@@ -134,7 +134,7 @@ impl<C: MapKey + Eq + Clone, P> Replica<C, P> {
         self.out_of_order.next(slot, context, size)
     }
 
-    /// What becomes of a part that was admitted, once the shell has carried out the decision.
+    /// Makes the answer to an admitted part once the shell has carried out the decision.
     pub fn settle(
         &mut self,
         part: &PartHeader<'_>,
@@ -151,35 +151,36 @@ impl<C: MapKey + Eq + Clone, P> Replica<C, P> {
         outcome
     }
 
-    /// A batch of changes is on disk: gives the slots that this replica accepted. Those are in sync from now on.
+    /// The shell wrote a batch of changes to disk: returns the slots that this replica accepted. They are in sync from now on.
     pub fn on_written(&mut self, accepted: Vec<Accepted>) -> Vec<Accepted> {
         for Accepted { slot, claim, .. } in &accepted {
             self.in_sync.insert(*slot, claim.clone());
-            // The replica has what they bring.
+            // The accepted history includes what the buffered parts bring.
             self.out_of_order.forget_slot(*slot);
         }
         accepted
     }
 
-    /// A node's stream begins anew: no slot is in sync with that node until it is offered on this stream.
+    /// A node begins a new stream: no slot is in sync with that node until this replica accepts an offer on it.
     pub fn on_stream_started(&mut self, owner: &NodeId) {
         self.in_sync.retain(|_, claim| claim.claimant != *owner);
     }
 
-    /// This node is told to serve the slot itself. That may come late: it stays in sync with a higher claim that it accepted since.
+    /// This node serves the slot itself from now on. The command may come late, so the slot stays in sync with a higher claim
+    /// that this replica accepted since.
     pub fn on_serving(&mut self, slot: Slot, claim: &Claim) {
         if self.in_sync.get(&slot).is_some_and(|accepted| accepted.epoch <= claim.epoch) {
             self.in_sync.remove(&slot);
         }
     }
 
-    /// The database was opened anew, and nobody knows what of the last writes it has: nothing is in sync.
+    /// The shell reopened the database, and nobody knows which of the last writes it has: no slot is in sync.
     pub fn on_reopened(&mut self) {
         *self = Self::default();
     }
 
-    /// Whether to leave what is here of a context for the history of a claim's owner. `is_unchanged` says whether the context is
-    /// still what was compared. If the answer is [`ForkDecision::Leave`] the slot is out of sync.
+    /// Decides whether this replica leaves its history of a context for that of a claim's owner. `is_unchanged` says whether
+    /// the context is still what the comparison saw. With [`ForkDecision::Leave`] the slot is out of sync.
     ///
     /// A replica leaves nothing while it is in sync with a claim that no higher promise ended: that claim's owner counts it.
     pub fn leave_history(
@@ -201,13 +202,13 @@ impl<C: MapKey + Eq + Clone, P> Replica<C, P> {
         ForkDecision::Leave
     }
 
-    /// A context's history is about to be replaced by the owner's.
+    /// The shell is about to replace a context's history by the owner's: the slot is out of sync until the next offer.
     pub fn on_history_replaced(&mut self, slot: Slot, context: &C) {
         self.in_sync.remove(&slot);
         self.out_of_order.forget(slot, context);
     }
 
-    /// How a claim stands with this replica. `record` is `None` if it cannot be read.
+    /// Returns whether this replica is in sync with a claim. `record` is `None` if the shell cannot read it.
     pub fn sync_state(&self, slot: Slot, claim: &Claim, record: Option<&SlotRecord>) -> SyncState {
         let Some(record) = record else { return SyncState::Unknown };
         match record.check_replicate(claim) {
@@ -217,7 +218,8 @@ impl<C: MapKey + Eq + Clone, P> Replica<C, P> {
         }
     }
 
-    /// What this replica holds of a slot of an owner. `digest` is of what it holds; `record` is `None` if it cannot be read.
+    /// Returns this replica's state of a slot, for the slot's owner. `digest` is of what it holds; `record` is `None` if the
+    /// shell cannot read it.
     pub fn status(
         &self,
         slot: Slot,

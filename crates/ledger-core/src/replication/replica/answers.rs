@@ -11,25 +11,25 @@ use crate::{
     slot::Slot,
 };
 
-/// How a claim stands with a replica.
+/// Whether a replica is in sync with a claim.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SyncState {
     /// It accepted the claim and holds what its owner holds.
     InSync,
-    /// It follows the claim, and lacks something.
+    /// It promised no higher claim, and is not in sync.
     Behind,
     /// It promised this higher claim.
     Refused(Claim),
-    /// What it promised cannot be read.
+    /// It cannot read what it promised.
     Unknown,
 }
 
 /// The answer to lease renewals of one owner.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RenewalAnswer {
-    /// For the owner: the slots that were promised to a higher claim. `None`: the replica does not know what it promised.
+    /// For the owner: the slots that this replica promised to a higher claim. `None`: it cannot read what it promised.
     pub refused: BTreeMap<Slot, Option<Claim>>,
-    /// For this node's slot manager: the slots in sync, whose leases are renewed, each with the age of the owner's own.
+    /// For this node's slot manager: the slots in sync, whose leases this renews, each with the age of the owner's own lease.
     pub in_sync: Vec<(Slot, Millis)>,
 }
 
@@ -49,12 +49,12 @@ impl RenewalAnswer {
     }
 }
 
-/// What a replica holds of an owner's slot.
+/// A replica's state of a slot, for the slot's owner.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ReplicaStatus {
     /// It is in sync with a claim of that owner, and this is its digest.
     InSync(Digest),
-    /// It was promised to another node's claim.
+    /// It promised the slot to another node's claim.
     Promised(Claim),
     /// It is not in sync.
     NotInSync,
@@ -63,7 +63,8 @@ pub enum ReplicaStatus {
 /// The answer to an owner's digests of slots at one place of its stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CheckpointAnswer {
-    /// Slots that were promised to another node. An owner that appends nothing to them would never hear of it.
+    /// Slots that this replica promised to another node. An owner that appends nothing to them would otherwise never hear of
+    /// it.
     pub promised: Vec<(Slot, Claim)>,
     /// Whether both hold the same; `None`: not all slots are in sync, they moved since the digests were made.
     pub is_same: Option<bool>,

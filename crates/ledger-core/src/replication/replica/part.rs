@@ -6,22 +6,22 @@ use crate::{Hash, Size, digest::TreeHead, ownership::Claim, slot::Slot};
 /// A part after a larger gap than this, in entries, is not buffered: fetching the gap fetches what follows as well.
 pub const MAX_OUT_OF_ORDER_GAP: u64 = 16_384;
 
-/// Entries of one context, without the entries.
+/// What a replica decides by about a part: everything of it but its entries.
 #[derive(Debug, Clone, Copy)]
 pub struct PartHeader<'a> {
     /// The slot of the context.
     pub slot: Slot,
     /// The claim in which the entries are sent.
     pub claim: &'a Claim,
-    /// The tree head that they come after.
+    /// The tree head that the entries come after.
     pub after: TreeHead,
-    /// How many there are.
+    /// Number of entries.
     pub count: u64,
-    /// The root with them.
+    /// The Merkle root with these entries.
     pub root: Hash,
-    /// How they came here.
+    /// How the entries came to this replica.
     pub source: PartSource,
-    /// Where they are.
+    /// Where the entries are.
     pub content: PartContent,
 }
 
@@ -37,19 +37,19 @@ impl PartHeader<'_> {
 pub enum PartSource {
     /// On the owner's stream, in the commit of this number.
     Commit(u64),
-    /// The same, and it was buffered since.
+    /// On the owner's stream, in the commit of this number. The part came too early, and this replica buffered it since.
     Buffered(u64),
-    /// This node fetched it.
+    /// This node fetched the entries to catch up.
     Fetched,
 }
 
 impl PartSource {
-    /// Of a commit's number; 0: it was fetched.
+    /// Makes the source from a commit's number; 0: this node fetched the entries.
     pub const fn of_number(number: u64) -> Self {
         if number == 0 { Self::Fetched } else { Self::Commit(number) }
     }
 
-    /// Number of the commit; 0: it was fetched.
+    /// Returns the number of the commit; 0: this node fetched the entries.
     pub const fn number(self) -> u64 {
         match self {
             Self::Commit(number) | Self::Buffered(number) => number,
@@ -67,82 +67,83 @@ pub enum PartContent {
     Staged,
 }
 
-/// Whether to take a part, before its context is read.
+/// Whether a replica takes a part, decided before the shell reads the part's context.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Admission {
-    /// Its context decides.
+    /// It does if the part fits its context.
     Admitted(Admitted),
-    /// No: this became of it.
+    /// It does not; this is the answer.
     Settled(ReplicateOutcome),
 }
 
-/// A part that is taken if it fits its context.
+/// A part that a replica takes if the part fits its context.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Admitted {
     is_strict: bool,
     hides: bool,
 }
 
-/// What is here of a context.
+/// What this replica has of a context.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LocalHistory {
-    /// This much; a context that does not exist has size 0 and the root of nothing.
+    /// A history up to this tree head. A context that does not exist has size 0 and the root of the empty tree.
     Readable(TreeHead),
-    /// Something that cannot be read.
+    /// Something that the replica cannot read.
     Unreadable,
 }
 
-/// What to do with a part that was admitted.
+/// What the shell does with an admitted part.
 #[derive(Debug, PartialEq, Eq)]
 pub enum PartDecision {
     /// Verify all entries but the first ones, and the root with them, then write them.
     Append {
-        /// How many are here already.
+        /// How many entries, the first ones of the part, this replica has already.
         skip: u64,
     },
-    /// Install the load that is staged here from the part's tree head to its end. If it is not, that is a
+    /// Install the load that this replica staged, from the part's tree head to its end. If it staged none, the result is
     /// [`PartResult::Gap`].
     Install,
     /// Keep the part until what it continues arrives, with [`super::Replica::buffer`].
     Buffer,
-    /// Nothing: this is the result.
+    /// Do nothing: this is the result.
     Nothing(PartResult),
 }
 
-/// What was found of a part, or done with it.
+/// The shell's report on a part, from which [`super::Replica::settle`] makes the answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PartResult {
     /// The context reaches this far, with all entries of the part.
     Reaches(Size),
-    /// Entries before it are missing, or it refers to a load that is not staged here.
+    /// This replica lacks entries before the part, or has not staged the load that the part refers to.
     Gap,
-    /// What is here, or what was sent, is another history.
+    /// This replica's history and the owner's differ.
     Diverged,
-    /// What is here cannot be read.
+    /// This replica cannot read what it has of the context.
     Unreadable(String),
-    /// It is not what a node of ours would send, or it could not be written.
+    /// The part does not verify, or the shell could not write it.
     Invalid(String),
 }
 
-/// What became of a part.
+/// A replica's answer to a part.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ReplicateOutcome {
-    /// The context reaches this far now; it is durable.
+    /// The context reaches this size, durably.
     Durable(Size),
-    /// It does not fit yet: entries before it are missing. It may have been kept until they come.
+    /// This replica lacks entries before the part. It may have buffered the part until they come.
     Gap,
-    /// What is here is another history.
+    /// This replica has another history.
     Diverged,
-    /// The slot was promised to a higher claim.
+    /// This replica promised the slot to a higher claim.
     Refused {
         /// The slot.
         slot: Slot,
-        /// The claim it was sent in.
+        /// The claim that the part was sent in.
         claim: Claim,
-        /// The higher one.
+        /// The higher claim.
         by: Claim,
     },
-    /// It is not what a node of ours would send, or the owner counts on an entry that is missing here.
+    /// The part does not verify or could not be written, or this replica lacks an entry before it though the owner counts on
+    /// this replica: the stream must break.
     Invalid(String),
 }
 
@@ -151,7 +152,7 @@ impl Admitted {
         Self { is_strict, hides }
     }
 
-    /// Whether to hide the slot from readers before anything is written.
+    /// Whether the shell hides the slot from readers before it writes the part.
     pub const fn hides(self) -> bool {
         self.hides
     }
@@ -161,9 +162,10 @@ impl Admitted {
         self.is_strict
     }
 
-    /// What to do with the part, given what is here of its context.
+    /// Decides what the shell does with the part, given what this replica has of the context.
     ///
-    /// Whether entries continue a history in the midst of which they begin is for the shell's verification to tell.
+    /// If the part begins inside the history here, only the shell's verification of hashes can tell whether the two are the
+    /// same.
     pub fn place(self, part: &PartHeader<'_>, local: LocalHistory) -> PartDecision {
         let LocalHistory::Readable(here) = local else {
             return PartDecision::Nothing(PartResult::Unreadable("it cannot be read".to_owned()));
@@ -171,7 +173,7 @@ impl Admitted {
         let skip = match fit(here.size, part.after.size, part.count) {
             RangeFit::Continues { skip } => skip,
             RangeFit::AlreadyHere => {
-                // Beyond the part's end only a comparison tells.
+                // If the history here goes beyond the part, only a comparison can tell whether they are the same.
                 let is_same = here.size != part.end() || here.root == part.root;
                 let result = if is_same { PartResult::Reaches(here.size) } else { PartResult::Diverged };
                 return PartDecision::Nothing(result);

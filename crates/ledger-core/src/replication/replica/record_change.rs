@@ -24,51 +24,52 @@ pub enum RecordChange {
     Promise(Claim),
     /// Accept an epoch.
     Accept {
-        /// Its claim.
+        /// The claim of that epoch.
         claim: Claim,
         /// The members.
         members: ReplicaSet,
-        /// Whether they were confirmed.
+        /// Whether these members are confirmed.
         is_confirmed: bool,
-        /// The members that these are to follow, if that is not settled.
+        /// The members that these replace, until it is settled that these follow them.
         previous: Option<ReplicaSet>,
-        /// What the claimant offers. `None`: this node is the claimant, and has nothing to compare.
+        /// The claimant's offer. `None`: this node is the claimant, and has nothing to compare.
         offer: Option<Offer>,
     },
-    /// Note that all first members have accepted.
+    /// Record that all first members have accepted.
     Confirm(Claim),
-    /// Note that the slot has members, which this node does not know.
+    /// Record that the slot has members, which this node does not know.
     RecordFormed,
-    /// Of the first slot: belong to a cluster, as the member with this storage says that it is called.
+    /// Of the first slot only: record which cluster this node belongs to, as the member with this storage says.
     JoinCluster(ClusterId, StorageId),
 }
 
-/// What an owner offers at a place of its stream.
+/// What a sync offer says that the owner holds. The replica's lane compares it with what the replica holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Offer {
-    /// The digest of what it holds of the slot at this place.
+    /// The owner's digest of the slot at this place of its stream.
     pub digest: Digest,
-    /// The number of its newest commit before this place.
+    /// The number of the lane's newest commit before this place.
     pub number: u64,
 }
 
-/// What became of a change.
+/// What a replica's lane did with a change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RecordChangeOutcome {
-    /// The claim is promised.
+    /// The replica promised the claim.
     Promised(Promise),
-    /// The epoch is accepted, or noted as confirmed.
+    /// The replica recorded the change.
     Done,
-    /// A higher claim was promised.
+    /// The replica promised this higher claim before.
     Refused(Claim),
-    /// Other first members were accepted before.
+    /// The replica accepted other first members before.
     OtherMembers(Placement),
-    /// What is held of the slot is not what was offered. Nothing of it is shown until it is.
+    /// The replica holds something else of the slot than the owner offered. It shows readers nothing of the slot until it
+    /// holds the same.
     Diverged {
-        /// The slot was in sync with this very claim. Its owner may count on it: the stream must break.
+        /// The replica was in sync with this very claim, whose owner may count on it: the stream must break.
         was_in_sync: bool,
     },
-    /// This replica cannot do it now.
+    /// The replica cannot make the change now.
     Unavailable(WhyUnavailable),
 }
 
@@ -100,9 +101,9 @@ pub enum WhyUnavailable {
 /// What a lane knows of a slot beside its record.
 #[derive(Debug, Clone, Copy)]
 pub struct SlotCondition {
-    /// Whether something of it is known to be unreadable.
+    /// Whether this node knows of something in the slot that it cannot read.
     pub has_damage: bool,
-    /// The digest of what is held; `None`: the node keeps none.
+    /// The digest of what this node holds; `None`: it keeps no digests.
     pub digest: Option<Digest>,
 }
 
@@ -315,7 +316,7 @@ impl RecordChange {
         }
     }
 
-    /// For what a node makes this change to its own record.
+    /// Returns for whom a node makes this change to its own record.
     pub fn changed_for(&self) -> ChangedFor {
         match self {
             Self::Accept { claim, .. } => ChangedFor::Offer(claim.clone()),
@@ -326,7 +327,8 @@ impl RecordChange {
 }
 
 impl ChangedFor {
-    /// What the node's slot manager is told, beside the record. `outcome` is `None` if the record could not be read or written.
+    /// Returns what the shell tells the node's slot manager, beside the record. `outcome` is `None` if the shell could not
+    /// read or write the record.
     pub fn event(self, me: Member, slot: Slot, outcome: Option<RecordChangeOutcome>) -> Option<Event> {
         match self {
             Self::Nobody => None,

@@ -25,14 +25,14 @@ pub enum StreamError {
 #[derive(Debug, Clone)]
 pub struct ReplicaStream {
     owner: Member,
-    /// Of each lane of the owner, how far its commits go.
+    /// The number of the newest commit that arrived, by the owner's lane.
     lanes: BTreeMap<u16, u64>,
     /// When this replica took the stream, or answered the newest renewal.
     answered: Millis,
 }
 
 impl ReplicaStream {
-    /// A node's stream is taken. What the owner sends on it it sends after this moment.
+    /// Begins with a stream that this replica takes now: the owner sends everything on it after this moment.
     pub const fn begin(owner: Member, now: Millis) -> Self {
         Self { owner, lanes: BTreeMap::new(), answered: now }
     }
@@ -70,17 +70,17 @@ impl ReplicaStream {
 /// The answer to a commit whose parts are all on disk, or refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CommitAnswer {
-    /// All that was sent of the lane up to this number is durable here, as far as the owner counts on it.
+    /// Everything that the owner sent of the lane up to this number, and counts on, is durable here.
     Durable,
-    /// Parts were refused: tell the owner, and break the stream. The number stands for the whole commit, and the owner may count
-    /// this replica until it learns of the promise.
+    /// This replica refused parts: tell the owner, then break the stream. The commit's number stands for all of its parts, so
+    /// this replica must not acknowledge it, and the owner may count on this replica until it learns of the promise.
     Refused(Vec<(Slot, Claim, Claim)>),
-    /// What was sent does not fit what is here, and the owner counts on it: break the stream.
+    /// A part does not fit what this replica holds, and the owner counts on it: break the stream.
     Invalid(String),
 }
 
 impl CommitAnswer {
-    /// Of what became of the commit's parts.
+    /// Makes the answer from the outcomes of the commit's parts.
     pub fn of(outcomes: impl IntoIterator<Item = ReplicateOutcome>) -> Self {
         let mut refused = Vec::new();
         for outcome in outcomes {

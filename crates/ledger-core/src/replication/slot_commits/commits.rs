@@ -7,16 +7,16 @@ use crate::{
     slot::Slot,
 };
 
-/// What a commit of this node's own is for one slot.
+/// One slot's part of a commit that this node made as owner.
 #[derive(Debug)]
 pub struct CommitPart<W, A, Q> {
     /// The slot.
     pub slot: Slot,
-    /// What it wrote; `None`: nothing, because all of it was written before.
+    /// What the commit wrote to the slot; `None`: nothing, it only waits for the commits before it, as a repeated append does.
     pub write: Option<W>,
     /// Answers to those who wait for the configured write quorum.
     pub answers: A,
-    /// Those who wait for another one.
+    /// The writers who wait for another quorum.
     pub waiters: Vec<(WriteQuorum, Q)>,
 }
 

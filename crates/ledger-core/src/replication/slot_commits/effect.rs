@@ -11,9 +11,9 @@ pub enum Effect<W, A, Q> {
     Unpin(W),
     /// A commit of this node's own has its copies: let readers see what it wrote, and answer those who wait for it.
     Acknowledge {
-        /// What it wrote, if anything.
+        /// What the commit wrote, if anything.
         write: Option<W>,
-        /// Those who wait.
+        /// The answers to those who wait for it.
         answers: A,
         /// How many copies are durable, this node's included.
         copies: usize,
