@@ -9,15 +9,15 @@ use crate::{node::Member, ownership::Claim, slot::Slot};
 
 use super::{Mode, SlotOutcome};
 
-/// What a claimant fetches from the members with the best history of its slots. Whatever it does not get to know of one of them
-/// may be the longest there is: a slot is complete only when a comparison with each of them found nothing.
+/// The members from which a claimant fetches, because they have the best history of its slots. What it does not learn from one
+/// of them may be the longest history there is, so a slot is complete only when a comparison with each of them found nothing.
 #[derive(Debug)]
 pub struct ClaimSources {
     rest: VecDeque<Member>,
-    /// This node has one of the best histories itself.
+    /// Whether this node has one of the best histories itself.
     is_source: bool,
     is_first: bool,
-    /// Slots that were compared with all sources so far, or are being compared.
+    /// The slots that the claimant compared with all sources so far, or is comparing.
     slots: BTreeMap<Slot, Claim>,
 }
 

@@ -12,7 +12,7 @@ use crate::{
 
 use super::WantedRange;
 
-/// What is to be done. Effects of one step are done in their order.
+/// What the shell does for a run. It does the effects of one step in their order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
     /// Read this node's digests of these slots, after everything written before: [`super::Event::Digests`].
@@ -33,29 +33,29 @@ pub enum Effect {
         /// How far the source's history went.
         theirs: TreeHead,
     },
-    /// Check what is stored of a context: the stored trees of both nodes contradict each other. No answer is needed.
+    /// Scrub a context on this node: the stored trees of both nodes contradict each other. The run waits for no answer.
     Scrub(ContextId),
     /// Fetch these, in this order: [`CatchUp::on_range`](super::CatchUp::on_range) for every range, then
     /// [`super::Event::FetchEnded`].
     Fetch(Vec<WantedRange>),
     /// Finish all writes that are under way: [`super::Event::WritesFinished`].
     FinishWrites,
-    /// A slot is done.
+    /// The run is done with a slot.
     Done(Slot, SlotOutcome),
 }
 
-/// A suffix that is to be moved to the forks, with the evidence that the source holds another history.
+/// A suffix that the shell moves to the forks, with the evidence that the source holds another history.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ForkOrder {
     /// The context.
     pub context: ContextId,
-    /// The claim in which it is moved.
+    /// The claim in which the shell moves it.
     pub claim: Claim,
-    /// What both histories share: everything after it is moved.
+    /// The size that both histories share: the suffix is everything after it.
     pub common: Size,
-    /// What this node's history must still be.
+    /// The tree head that this node's history must still have.
     pub expected: TreeHead,
-    /// What the source holds. `None`: nothing, and it could read that.
+    /// The source's history. `None`: it has none, and could read that.
     pub theirs: Option<ContextSummary>,
 }
 
@@ -64,17 +64,17 @@ pub struct ForkOrder {
 pub enum SlotOutcome {
     /// A comparison found nothing that the source holds and this node lacks.
     InSync,
-    /// Little was fetched since the last comparison: ask the owner for a sync offer, which compares all of the slot.
+    /// The run fetched little since its last comparison: ask the owner for a sync offer, which compares all of the slot.
     NearlyInSync,
-    /// The slot was promised to this higher claim. It is unchanged since.
+    /// This node promised the slot to this higher claim. The run changed nothing of it since.
     Refused(Claim),
     /// One of the sides cannot read all of it, or the source does not keep it: this node's copy may be incomplete.
     Unreadable,
-    /// It failed, and can be tried again.
+    /// The run failed for the slot, and another may succeed.
     Failed(Failure),
 }
 
-/// Why catching up failed.
+/// Why a run failed for a slot.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Failure {
     /// The source does not answer, or answers what nobody asked for.
@@ -83,13 +83,13 @@ pub enum Failure {
     /// The source's response ended before everything had come.
     #[error("the response of the other node ended early: context {0} did not come whole")]
     EndedEarly(ContextId),
-    /// What the source sent does not verify, or is not what was asked for.
+    /// What the source sent does not verify, or is not what this node asked for.
     #[error("what the other node sends is refused: {0}")]
     Invalid(String),
     /// This node's store failed.
     #[error("it cannot be written here: {0}")]
     Store(String),
-    /// The source is written to faster than this node fetches, or its history is replaced again and again.
+    /// The source's history grows faster than this node fetches, or is replaced again and again.
     #[error("the other node writes faster than this one can fetch")]
     TooFast,
 }

@@ -6,7 +6,7 @@ use crate::{ContextId, compare::CompareResponse, digest::Digest, ownership::Clai
 
 use super::{Failure, Missing};
 
-/// What happened.
+/// What the shell tells a run of catching up. Most events answer an [`super::Effect`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// The digests that [`super::Effect::ReadDigests`] asked for.
@@ -15,21 +15,21 @@ pub enum Event {
     Remote(CompareResponse),
     /// The answer of this node's own store to [`super::Effect::AskLocal`].
     Local(CompareResponse),
-    /// What became of [`super::Effect::Fork`].
+    /// The shell did [`super::Effect::Fork`], or could not.
     Forked(ContextId, ForkResult),
-    /// What became of [`super::Effect::Restore`].
+    /// The shell did [`super::Effect::Restore`], or could not.
     Restored(ContextId, RestoreResult),
     /// The source says why it sends nothing more of a context that was asked for.
     Missing(ContextId, Missing),
     /// The response to [`super::Effect::Fetch`] ended, however it did.
     FetchEnded,
-    /// What became of a range of a load that was to be staged ([`super::RangeUse::Stage`]).
+    /// The shell staged a range of a load ([`super::RangeUse::Stage`]), or could not.
     Loaded(ContextId, LoadResult),
-    /// What became of ranges of a slot that were to be written. Nothing need be told of those that are durable.
+    /// The shell could not write ranges of a slot ([`super::RangeUse::Write`]). It reports none that are durable.
     Written(Slot, WriteResult),
-    /// All writes are finished, and what became of each was told.
+    /// The shell finished all writes, and reported each that failed.
     WritesFinished,
-    /// The slot was promised to a higher claim.
+    /// This node promised the slot to a higher claim.
     HigherClaim(Slot, Claim),
     /// The source does not answer, or answers what nobody asked for.
     SourceLost(String),
@@ -37,50 +37,50 @@ pub enum Event {
     DiskRefuses(String),
 }
 
-/// What became of a fork.
+/// How moving a suffix to the forks ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ForkResult {
-    /// The suffix is in the forks.
+    /// The shell moved the suffix to the forks.
     Forked,
-    /// The history is not what was compared any more. Nothing was changed.
+    /// The history is no longer what the comparison saw. The shell changed nothing.
     Moved,
-    /// The slot was promised to this higher claim. Nothing was changed.
+    /// This node promised the slot to this higher claim. The shell changed nothing.
     Refused(Claim),
-    /// The suffix cannot be read. Nothing was changed.
+    /// The shell cannot read the suffix. It changed nothing.
     Unreadable,
-    /// It failed.
+    /// The shell failed.
     Failed(Failure),
 }
 
-/// What became of a restore.
+/// How replacing a damaged history by the source's ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RestoreResult {
     /// The history is in place, or something else replaced the damaged one meanwhile.
     Restored,
-    /// It cannot be restored yet.
+    /// The shell cannot restore it yet.
     NotYet,
 }
 
-/// What became of a range of a load.
+/// How staging a range of a load ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LoadResult {
-    /// It is staged; or the load is whole, and in place.
+    /// The shell staged it; if it was the last range, the load is in place.
     Taken,
-    /// The context is not what the load comes after any more: it is compared again.
+    /// The context is no longer what the load continues: the run compares it again.
     Moved,
-    /// The slot was promised to this higher claim.
+    /// This node promised the slot to this higher claim.
     Refused(Claim),
-    /// It failed.
+    /// The shell failed.
     Failed(Failure),
 }
 
-/// What became of a write that is not simply durable.
+/// Why a write did not become durable.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum WriteResult {
-    /// It does not continue what is here by now: the slot is compared again.
+    /// The range does not continue what this node has by now: the run compares the slot again.
     Moved,
-    /// The slot was promised to this higher claim.
+    /// This node promised the slot to this higher claim.
     Refused(Claim),
-    /// It failed.
+    /// The shell failed.
     Failed(Failure),
 }

@@ -19,31 +19,31 @@ use super::WantedRange;
 /// Why a source sends nothing more of a context.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Missing {
-    /// Its history, which it could read, ends before the size asked for, or there is none.
+    /// The source could read its history, which ends before the size asked for, or is empty.
     Shorter,
-    /// It has something, and cannot read what: its disk is damaged.
+    /// The source has something, and cannot read what: its disk is damaged.
     Unreadable,
-    /// It failed to read it, for now.
+    /// The source failed to read it, for now.
     Failed,
 }
 
-/// What to read next of a context.
+/// The range that the source reads next of a context.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RangeRead {
     /// Only entries after this size.
     pub after: Size,
     /// Only entries up to this size.
     pub to: Size,
-    /// If they are of a load: the size with it.
+    /// If these entries are of a load: the size with the whole load.
     pub together_to: Option<Size>,
 }
 
-/// Where a range that was read ends.
+/// Where a range ends that the source read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RangeEnd {
-    /// The size after it.
+    /// The size with the range.
     pub end: Size,
-    /// If it is of a load: the size with the load.
+    /// If the range is of a load: the size with the whole load.
     pub together_to: Option<Size>,
 }
 

@@ -21,36 +21,36 @@ pub struct ArrivedRange<'a> {
     pub whole: Option<TreeHead>,
 }
 
-/// What a range is used for.
+/// What the shell does with a range that arrived.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RangeUse {
-    /// Nothing: the slot is done.
+    /// Drop it: the run is done with the slot.
     Skip,
-    /// Write it. What does not become durable is told with [`super::Event::Written`].
+    /// Write it. If it does not become durable, report [`super::Event::Written`].
     Write {
         /// The slot.
         slot: Slot,
-        /// The claim in which it is written.
+        /// The claim in which the shell writes it.
         claim: Claim,
-        /// All of it is a load: in place together or not at all.
+        /// Whether all of it is a load, of which the shell puts in place all or nothing.
         is_load: bool,
     },
-    /// Stage it, and put the load in place with the last one. Told with [`super::Event::Loaded`].
+    /// Stage it, and put the load in place with its last range. Report [`super::Event::Loaded`].
     Stage {
         /// The slot.
         slot: Slot,
-        /// The claim in which it is written.
+        /// The claim in which the shell writes it.
         claim: Claim,
         /// The size with the load.
         to: Size,
-        /// It is the first of the load: finish the writes of the context before it.
+        /// Whether it is the first range of the load: finish the context's writes before it.
         is_first: bool,
-        /// It is the last: put the load in place.
+        /// Whether it is the last range: put the load in place.
         is_last: bool,
     },
 }
 
-/// How a range fits what was asked for.
+/// How a range fits what this node asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fit {
     Write {
@@ -61,7 +61,7 @@ pub(super) enum Fit {
         is_first: bool,
         is_last: bool,
     },
-    /// The load that it is of was given up: the context is compared again.
+    /// This node gave up the load that the range is of: the run compares the context again.
     GivenUp,
 }
 
@@ -74,10 +74,10 @@ pub(super) struct FetchProgress {
 
 #[derive(Debug)]
 struct Wanted {
-    /// How far it has come.
+    /// The size that the ranges so far reach.
     at: Size,
     to: Size,
-    /// What the source announced.
+    /// The tree head that the source announced for the end.
     whole: Option<TreeHead>,
 }
 
@@ -101,7 +101,7 @@ impl FetchProgress {
     /// Takes the next range.
     ///
     /// # Errors
-    /// [`Failure::Invalid`] if it was not asked for, does not follow the one before it, or is not what was announced.
+    /// [`Failure::Invalid`] if this node did not ask for it, it does not follow the one before it, or the source announced another.
     pub(super) fn take(&mut self, range: &ArrivedRange<'_>) -> Result<Fit, Failure> {
         let context = range.context;
         let invalid = |reason| Failure::Invalid(format!("context {context} {reason}"));

@@ -18,10 +18,10 @@ use crate::{
 
 use super::{ForkOrder, Mode, WantedRange};
 
-/// What is done about a finding.
+/// What a run does about a finding.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Action {
-    /// Nothing: what is here counts.
+    /// Do nothing: this node's history counts.
     Keep,
     /// Compare it again in the next round.
     CompareAgain,
@@ -31,14 +31,14 @@ pub(super) enum Action {
     Fork(ForkOrder, Option<WantedRange>),
     /// Restore it from the source.
     Restore(TreeHead),
-    /// It cannot be read, and nothing can be done about it here.
+    /// Nothing: this node or the source cannot read the context, and the run cannot help it.
     Unreadable,
-    /// The stored trees contradict each other.
+    /// Scrub it: the stored trees contradict each other.
     Scrub,
 }
 
-/// Decides what is done about a finding. `is_proven`: the source proved, when it was asked again, that its history ends where the
-/// finding says.
+/// Decides what a run does about a finding. `is_proven`: the source proved, when the run asked it again, that its history ends
+/// where the finding says.
 pub(super) fn decide(mode: Mode, claim: &Claim, finding: Finding, is_proven: bool) -> Action {
     let Finding { context, local, remote, verdict } = finding;
     let to = remote.size().unwrap_or_default();

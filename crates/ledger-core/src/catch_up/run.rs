@@ -69,7 +69,7 @@ pub struct CatchUp {
     /// Entries that arrived in this round.
     fetched: u64,
     drill: Option<DrillDown>,
-    /// What the comparison says is next, while what it found is dealt with.
+    /// The comparison's next effects, which wait while the run deals with what the comparison found.
     held: VecDeque<compare::Effect>,
     is_compared: bool,
     found: Vec<Finding>,
@@ -155,7 +155,7 @@ impl CatchUp {
         effects
     }
 
-    /// Takes a range that the source sent, of so many entries. Returns what to do with it, and what else.
+    /// Takes a range that the source sent. Returns what the shell does with it, and what else the shell does.
     pub fn on_range(&mut self, range: &ArrivedRange<'_>) -> (RangeUse, Vec<Effect>) {
         let slot = Slot::of(range.context);
         let Some(claim) = self.slots.claim(slot).cloned() else { return (RangeUse::Skip, Vec::new()) };
@@ -222,7 +222,7 @@ impl CatchUp {
         match drill.step(event) {
             Ok(next) => self.held.extend(next),
             Err(CompareError::TooManyRounds) => {
-                // What was found is repaired; the rest is compared in the next round.
+                // This round repairs what the comparison found so far; the next round compares the rest.
                 self.slots.set_all_changed();
                 self.held.push_back(compare::Effect::Done);
             }
@@ -241,7 +241,7 @@ impl CatchUp {
             match next {
                 compare::Effect::AskRemote(request) => effects.push(Effect::AskRemote(request)),
                 compare::Effect::AskLocal(request) => effects.push(Effect::AskLocal(request)),
-                // What a side does not keep it knows nothing of.
+                // A side that does not keep the slot knows nothing of it: its copy proves nothing.
                 compare::Effect::NotReplicated(slots) => {
                     for slot in slots {
                         self.slots.set_unreadable(slot);

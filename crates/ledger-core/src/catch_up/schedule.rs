@@ -16,7 +16,7 @@ use crate::{
 
 use super::{Failure, SlotOutcome};
 
-/// Slots that are brought in sync together: few enough that the first ones do not wait long for the others.
+/// Most slots that one run brings in sync: few enough that the first ones do not wait long for the others.
 const GROUP_SLOTS: usize = 32;
 /// How long to wait for more slots of the same owner.
 const BATCHING_WINDOW: Millis = 20;
@@ -24,14 +24,14 @@ const BATCHING_WINDOW: Millis = 20;
 const FIRST_PAUSE: Millis = 500;
 const MAX_PAUSE: Millis = 10_000;
 
-/// What to do next.
+/// What the shell does next for an owner's slots.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NextRun {
     /// Bring these slots in sync now.
     Run(BTreeMap<Slot, Claim>),
-    /// Nothing before this time.
+    /// Ask again at this time.
     At(Millis),
-    /// Nothing before something else happens.
+    /// Wait for the next event.
     Nothing,
 }
 
@@ -39,12 +39,12 @@ pub enum NextRun {
 #[derive(Debug, Default)]
 pub struct SyncSchedule {
     waiting: BTreeMap<Slot, Claim>,
-    /// The slots of the run, or those for which the owner is being asked for offers.
+    /// The slots of the run, or those for which this node is asking the owner for offers.
     running: BTreeMap<Slot, Claim>,
     delayed: BTreeMap<Slot, Claim>,
-    /// When waiting slots may run.
+    /// The moment from which waiting slots may run.
     ready_at: Millis,
-    /// When delayed slots may.
+    /// The moment from which delayed slots may run.
     due: Millis,
     /// The last slot of the previous group: a group that keeps failing must not starve the others.
     last: Option<Slot>,
@@ -129,7 +129,7 @@ impl SyncSchedule {
         self.running.clone()
     }
 
-    /// Takes whether the owner was asked for the sync offers.
+    /// The shell asked the owner for the sync offers (`is_asked`), or could not.
     pub fn on_offers_requested(&mut self, now: Millis, is_asked: bool) {
         let asked = std::mem::take(&mut self.running);
         if !is_asked && !asked.is_empty() {

@@ -27,7 +27,7 @@ use super::{
     limits::{MAX_BUCKET_SLOTS, MAX_COMPARED, MAX_PAGE, MAX_ROUNDS},
 };
 
-/// What happened.
+/// What the shell tells a comparison.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// This node's own store answered [`Effect::AskLocal`].
@@ -36,22 +36,22 @@ pub enum Event {
     Remote(CompareResponse),
 }
 
-/// What is to be done.
+/// What the shell does for a comparison.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
     /// Put the question to the peer.
     AskRemote(CompareRequest),
     /// Put the question to this node's own store. Its answer may come before or after the peer's.
     AskLocal(CompareRequest),
-    /// The peer, or this node, does not keep these slots (any more): nothing is known of how they relate.
+    /// The peer, or this node, does not keep these slots (any more): the comparison says nothing of them.
     NotReplicated(BTreeSet<Slot>),
     /// A context differs.
     Found(Finding),
-    /// Everything was looked at. Nothing follows.
+    /// The comparison is over.
     Done,
 }
 
-/// A context that differs, as it was when it was looked at.
+/// A context that differs, as it was when the comparison looked at it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
     /// The context.
@@ -60,8 +60,8 @@ pub struct Finding {
     pub local: ContextStatus,
     /// What the peer listed.
     pub remote: ContextStatus,
-    /// How they relate. Never [`Verdict::InSync`]. One that has the context alone is ahead from size 0, if the other
-    /// could read that it has not.
+    /// How the two histories relate. Never [`Verdict::InSync`]. If one side alone has the context it is ahead from size 0,
+    /// provided that the other could read that it has none.
     pub verdict: Verdict,
 }
 
@@ -96,7 +96,7 @@ struct Pair {
     compare: HistorySearch,
 }
 
-/// Where a context comes in a listing.
+/// A context's place in the order of a listing.
 type ListingKey<'a> = (Slot, &'a ContextId);
 
 fn listing_key(context: &ContextId) -> ListingKey<'_> {
@@ -261,7 +261,7 @@ impl DrillDown {
     ) -> Result<(), CompareError> {
         let ours_to = listing.check(Side::Local, &ours)?;
         let theirs_to = listing.check(Side::Remote, &theirs)?;
-        // What lies beyond the end of either page is known of one side only, and listed again.
+        // Of what lies beyond the end of either page only one side is known: both list it again.
         let end =
             [ours_to, theirs_to].into_iter().flatten().min_by(|a, b| listing_key(a).cmp(&listing_key(b)));
 
@@ -387,7 +387,7 @@ fn only_asked<T>(
     }
 }
 
-/// What needs no look at roots: one side does not have the context, or cannot read it.
+/// The verdict that needs no roots, because one side does not have the context or cannot read it.
 fn found_at_once(ours: Option<ListedContext>, theirs: Option<ListedContext>) -> Option<Finding> {
     let context = ours.as_ref().or(theirs.as_ref())?.context().clone();
     let from = Size(0);
@@ -414,7 +414,7 @@ fn merge(
     })
 }
 
-/// Which of the next two comes first; one that is there comes before none.
+/// Tells which of the next two contexts comes first. Any context comes before the end of a list.
 fn compare_next(
     ours: &mut Peekable<impl Iterator<Item = ListedContext>>,
     theirs: &mut Peekable<impl Iterator<Item = ListedContext>>,
@@ -429,7 +429,7 @@ fn compare_next(
 
 #[cfg(test)]
 impl DrillDown {
-    /// As if so many rounds had passed.
+    /// Lets the comparison believe that so many rounds have passed.
     pub(super) fn set_rounds(&mut self, rounds: u32) {
         self.rounds = rounds;
     }

@@ -6,12 +6,12 @@ use crate::{ContextId, limits::MAX_SEQUENCE, slot::Slot};
 
 use super::limits::{MAX_BUCKET_SLOTS, MAX_COMPARED, MAX_PAGE, MAX_ROUNDS, MAX_SIZES};
 
-/// Who gave an answer.
+/// Which of the two nodes of a comparison gave an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Side {
     /// The node that compares.
     Local,
-    /// Its peer.
+    /// The peer that it compares with.
     Remote,
 }
 
@@ -24,19 +24,19 @@ impl fmt::Display for Side {
     }
 }
 
-/// Why a question is not answered.
+/// Why a node does not answer a question.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CompareRequestError {
     /// Too many slots at once.
     #[error("the question is about {slots} slots: ask about at most {MAX_BUCKET_SLOTS} at a time")]
     TooManySlots {
-        /// How many were named.
+        /// The number of them in the question.
         slots: usize,
     },
     /// Too many contexts at once.
     #[error("the question is about {contexts} contexts: ask about at most {MAX_COMPARED} at a time")]
     TooManyContexts {
-        /// How many were named.
+        /// The number of them in the question.
         contexts: usize,
     },
     /// Too many sizes of a context.
@@ -44,7 +44,7 @@ pub enum CompareRequestError {
     WrongNumberOfSizes {
         /// The context.
         context: ContextId,
-        /// How many were named.
+        /// The number of them in the question.
         sizes: usize,
     },
     /// Sizes that are not in order, or that no context has.
@@ -58,29 +58,29 @@ pub enum CompareRequestError {
     },
 }
 
-/// Why a comparison was given up. What it found until then holds; the next one starts afresh.
+/// Why this node gives up a comparison. What the comparison found until then holds; the next one starts afresh.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CompareError {
     /// An answer to another question.
     #[error("{side} answered with {answer} when asked for {asked}: the comparison is given up")]
     WrongResponse {
-        /// Who.
+        /// Which side answered.
         side: Side,
-        /// What was asked for.
+        /// What the question asks for.
         asked: &'static str,
-        /// What came.
+        /// What the answer holds instead.
         answer: &'static str,
     },
     /// An answer when there is no question, or a second one to the same.
     #[error("{side} answered without being asked: the comparison is given up")]
     UnexpectedResponse {
-        /// Who.
+        /// Which side answered.
         side: Side,
     },
     /// A slot that was not asked about.
     #[error("{side} answered about slot {}, which was not asked about: the comparison is given up", .slot.number())]
     WrongSlot {
-        /// Who.
+        /// Which side answered.
         side: Side,
         /// The slot.
         slot: Slot,
@@ -88,33 +88,33 @@ pub enum CompareError {
     /// More contexts than fit a page.
     #[error("{side} listed {contexts} contexts in a page of at most {MAX_PAGE}: the comparison is given up")]
     LongPage {
-        /// Who.
+        /// Which side answered.
         side: Side,
-        /// How many were listed.
+        /// The number of contexts in the page.
         contexts: usize,
     },
     /// An empty page that is not the last: the listing would not move on.
     #[error("{side} listed no context and said that there are more: the comparison is given up")]
     EmptyPage {
-        /// Who.
+        /// Which side answered.
         side: Side,
     },
     /// A context that does not belong where it was listed.
     #[error("{side} listed context {context} where it does not belong: {reason}; the comparison is given up")]
     Misplaced {
-        /// Who.
+        /// Which side answered.
         side: Side,
         /// The context.
         context: ContextId,
-        /// What does not fit.
+        /// Why it does not belong there.
         reason: &'static str,
     },
     /// Roots of fewer or more contexts than were asked about.
     #[error("{side} answered about {actual} contexts when asked about {asked}: the comparison is given up")]
     WrongNumberOfContexts {
-        /// Who.
+        /// Which side answered.
         side: Side,
-        /// How many were asked about.
+        /// The number of contexts in the question.
         asked: usize,
         /// How many came.
         actual: usize,
@@ -122,9 +122,9 @@ pub enum CompareError {
     /// More roots of a context than were asked for.
     #[error("{side} gave {actual} roots of a context when asked for {asked}: the comparison is given up")]
     TooManyRoots {
-        /// Who.
+        /// Which side answered.
         side: Side,
-        /// How many were asked for.
+        /// The number of roots that the question asks for.
         asked: usize,
         /// How many came.
         actual: usize,

@@ -39,7 +39,7 @@ pub enum CompareRequest {
     Contexts {
         /// The buckets of each slot.
         buckets: BTreeMap<Slot, BTreeSet<Bucket>>,
-        /// Only contexts after this one, in that order: its slot comes from its id. `None`: from the start.
+        /// List only contexts after this one, in that order: its slot comes from its id. `None`: list from the start.
         after: Option<ContextId>,
     },
     /// Roots at earlier sizes: [`CompareResponse::Roots`]. At most [`MAX_COMPARED`] contexts.
@@ -55,7 +55,7 @@ pub struct RootsRequest {
     pub sizes: Vec<Size>,
 }
 
-/// An answer. It is read at one moment, as a snapshot.
+/// An answer. The node reads all of it at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CompareResponse {
     /// The digests are equal.
@@ -67,23 +67,23 @@ pub enum CompareResponse {
     Buckets(BTreeMap<Slot, BTreeMap<Bucket, Digest>>),
     /// Contexts.
     Contexts(Page),
-    /// What is known of the roots of each context, in the order of the question.
+    /// The roots of each context, in the order of the question.
     Roots(Vec<Roots>),
 }
 
-/// What a node has of a context. What cannot be read is not absent: nobody may conclude from it that there is less.
+/// What a node has of a context. What it cannot read is not absent: nobody may conclude that there is less.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ContextStatus {
-    /// It has no such context, or nothing in it, and could read that.
+    /// The node could read that it has no such context, or nothing in it.
     Absent,
-    /// It has something of the context, and cannot read what: its disk is damaged.
+    /// The node has something of the context, and cannot read what: its disk is damaged.
     Unreadable,
-    /// It has a history that goes so far.
+    /// The node has this history.
     Present(ContextSummary),
 }
 
 impl ContextStatus {
-    /// What is held, if something is and can be read.
+    /// Returns the history, if the node has one and can read it.
     pub const fn summary(&self) -> Option<&ContextSummary> {
         match self {
             Self::Present(summary) => Some(summary),
@@ -91,7 +91,7 @@ impl ContextStatus {
         }
     }
 
-    /// How far the history goes, if that can be read: 0 of none.
+    /// Returns the size of the history, 0 if there is none; `None` if the node cannot read it.
     pub fn size(&self) -> Option<Size> {
         match self {
             Self::Absent => Some(Size(0)),
@@ -104,9 +104,9 @@ impl ContextStatus {
 /// A context in a listing: never absent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ListedContext {
-    /// It can be read.
+    /// The node can read it.
     Present(ContextSummary),
-    /// It cannot.
+    /// The node cannot read it.
     Unreadable(ContextId),
 }
 
@@ -128,19 +128,19 @@ impl From<ListedContext> for ContextStatus {
     }
 }
 
-/// What a node knows of a context's roots.
+/// A context's roots at a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Roots {
-    /// There is no such context, and the node could read that.
+    /// The node could read that it has no such context.
     Absent,
-    /// The context, or what the roots are made of, cannot be read.
+    /// The node cannot read the context, or what it makes the roots of.
     Unreadable,
     /// The roots at the sizes asked for, in their order. The list ends early where the history is shorter.
     At(Vec<Hash>),
 }
 
 impl Roots {
-    /// Whether this is of a history that was read, and has no entry at the largest of so many sizes.
+    /// Returns whether the node could read its history, and the history is shorter than the largest of so many sizes.
     pub const fn is_shorter_than(&self, asked: usize) -> bool {
         match self {
             Self::Absent => true,
@@ -155,12 +155,12 @@ impl Roots {
 pub struct Page {
     /// The next contexts, at most [`super::MAX_PAGE`], by slot and then id: what is left out is not there.
     pub contexts: Vec<ListedContext>,
-    /// Whether there are more after the last of these.
+    /// Whether there are more contexts after the last of these.
     pub more: bool,
 }
 
 impl CompareRequest {
-    /// Whether the question keeps its bounds. A node checks that before it reads anything for the answer.
+    /// Checks that the question keeps its bounds. A node does so before it reads anything for the answer.
     ///
     /// # Errors
     ///
@@ -178,7 +178,7 @@ impl CompareRequest {
         if slots > MAX_BUCKET_SLOTS { Err(CompareRequestError::TooManySlots { slots }) } else { Ok(()) }
     }
 
-    /// What is asked for, for messages.
+    /// Names what the question asks for, in messages.
     pub(super) const fn name(&self) -> &'static str {
         match self {
             Self::Node { .. } => "digests of slots",
@@ -216,7 +216,7 @@ impl CompareResponse {
         if NodeDigest::of(&held) == digest { Self::InSync } else { Self::Slots(held) }
     }
 
-    /// What it is, for messages.
+    /// Names what the answer holds, in messages.
     pub(super) const fn name(&self) -> &'static str {
         match self {
             Self::InSync => "\"in step\"",

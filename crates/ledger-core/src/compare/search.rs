@@ -22,7 +22,7 @@ use crate::{Hash, Size, digest::TreeHead};
 
 use super::{CompareError, Roots, Side, limits::MAX_PIVOTS};
 
-/// What comparing a context gave.
+/// How two nodes' histories of a context relate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     /// Both have the same history.
@@ -187,7 +187,7 @@ impl HistorySearch {
                 });
             }
             Some(last_equal) => self.between(sizes[last_equal].0, sizes[first_different].0),
-            // Nothing to hold on to but the empty history; a lower end above it was equal.
+            // The roots at `common` were equal, and no root is equal now: a history was replaced meanwhile.
             None if common > 0 => self.state = State::Ended(Verdict::Changed),
             None => self.between(0, sizes[first_different].0),
         }

@@ -163,7 +163,7 @@ impl HealAttempt {
                     self.proof = HealProof::Digest(bucket);
                     self.fetch(goal, false)
                 }
-                // It does not have the context, or cannot read it.
+                // The source does not have the context, or cannot read it.
                 _ => self.next_source(),
             },
             (State::Fetching { goal }, HealEvent::Staged) => {

@@ -3,7 +3,7 @@
 
 use crate::{Size, digest::TreeHead, ownership::Claim};
 
-/// What this node's head says at the moment of installing.
+/// This node's head of the damaged context at the moment of installing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HeadAtInstall {
     /// There is no head: the context was removed, or its head is lost and its name is not.
@@ -14,12 +14,14 @@ pub enum HeadAtInstall {
     Present {
         /// The tree head.
         head: TreeHead,
-        /// Whether it is of other rows than when the staging began: a load or the owner's history replaced them.
+        /// Whether the head points to other rows than when the staging began, because a load or the owner's history replaced
+        /// them.
         is_replaced: bool,
     },
 }
 
-/// What the decision depends on, by proof.
+/// What the lane knows when it decides whether to install a staged history. There is one case for each kind of
+/// [proof](super::HealProof).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum InstallCase {
     /// [`HealProof::Head`](super::HealProof::Head).
@@ -33,7 +35,7 @@ pub enum InstallCase {
     InClaim {
         /// Whether the owner has everything that was ever acknowledged.
         is_complete: bool,
-        /// Whether the entries here beyond the owner's could not be moved to a fork, because they cannot be read.
+        /// Whether the lane could not move this node's entries beyond the owner's to a fork, because it cannot read them.
         is_tail_lost: bool,
         /// A higher claim that this node promised.
         higher: Option<Claim>,
@@ -42,7 +44,7 @@ pub enum InstallCase {
     },
 }
 
-/// What to do with a staged history.
+/// What the lane does with a staged history.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum InstallDecision {
     /// Put it in place.
@@ -50,10 +52,10 @@ pub enum InstallDecision {
     /// The context grew meanwhile. Add the entries up to this tree head, from this node's rows if those can be read;
     /// else fetch them. Then decide again.
     Extend(TreeHead),
-    /// This node's history goes further than the owner's. Move what it has after this size to a fork, then decide again.
-    /// It was not acknowledged.
+    /// This node's history goes further than the owner's. Move its entries after this size, which nobody acknowledged, to a
+    /// fork. Then decide again.
     ForkTail(Size),
-    /// Something else replaced the damaged rows meanwhile: drop what is staged, and take the context for healthy. The
+    /// Something else replaced the damaged rows meanwhile: drop the staged history, and take the context for healthy. The
     /// scrub finds any damage of the new rows.
     Obsolete,
     /// Leave everything as it is.

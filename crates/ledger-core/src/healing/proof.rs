@@ -17,7 +17,7 @@ pub enum HealProof {
     /// The head is lost. The digest that this node kept of the context's bucket counted it. The other node's tree heads
     /// of the contexts in that bucket stand in for the heads that cannot be read here.
     Digest(BTreeMap<ContextId, TreeHead>),
-    /// It is the history of the slot's owner.
+    /// The history is the one of the slot's owner.
     Claim {
         /// The owner's claim, which this node promised.
         claim: Claim,

@@ -9,7 +9,7 @@ use crate::{
 /// The times of staging, in milliseconds of the caller's clock, and how often a member may fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StagingSettings {
-    /// How long a member that failed is left alone.
+    /// How long the owner leaves a member alone that failed.
     pub retry_pause: Millis,
     /// A member that failed so often is left behind, if there are enough others …
     pub max_failures: u32,
@@ -25,7 +25,7 @@ impl Default for StagingSettings {
     }
 }
 
-/// What a member reports.
+/// A member's report to the owner that has it stage a load.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StagingProgress {
     /// It staged a part.
@@ -36,7 +36,7 @@ pub enum StagingProgress {
     Failed,
 }
 
-/// What the owner does next.
+/// What the owner of a load does next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StagingDecision {
     /// Ask these members to stage the load, and wait.
@@ -50,11 +50,11 @@ pub enum StagingDecision {
     },
     /// Give up: another node owns the slot, or this one in another epoch.
     NotOwner,
-    /// Give up: no member gets on.
+    /// Give up: no member makes progress.
     TimedOut,
 }
 
-/// Has the in-sync members of a slot stage a load.
+/// The owner's state machine for one load: it has the slot's in-sync members stage the load before any node installs it.
 #[derive(Debug)]
 pub struct StagingCoordinator {
     settings: StagingSettings,
@@ -62,7 +62,7 @@ pub struct StagingCoordinator {
     epoch: Epoch,
     members: Vec<(Peer, StagingMember)>,
     staged_at: PeerSet,
-    /// When any member last got on.
+    /// When any member last made progress.
     progressed: Millis,
 }
 
@@ -71,7 +71,7 @@ pub struct StagingCoordinator {
 struct StagingMember {
     is_asked: bool,
     failures: u32,
-    /// When it last got on, or failed.
+    /// When the member last made progress, or failed.
     since: Millis,
 }
 

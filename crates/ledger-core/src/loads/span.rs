@@ -2,21 +2,21 @@
 
 use crate::Size;
 
-/// What a load brought: the entries after one size, up to another.
+/// The entries that a load brought to a context: those after one size, up to another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LoadSpan {
-    /// The size before it.
+    /// The size before the load.
     pub after: Size,
-    /// The size with it.
+    /// The size with the load.
     pub to: Size,
 }
 
-/// What became of a load.
+/// Whether a load is committed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LoadSpanState {
-    /// It may not be committed: who fetches it installs it as a whole.
+    /// It may be uncommitted: a node that fetches it installs all of it or nothing.
     Uncommitted,
-    /// It is committed: enough nodes have it as a whole.
+    /// It is committed: enough nodes have all of it.
     Committed,
     /// The history that it was part of was forked off.
     ForkedOff,
