@@ -15,7 +15,7 @@ pub struct MatchIndexes {
 }
 
 impl MatchIndexes {
-    /// Nothing is held yet. Fewer than one copy is one, more than there are members is all of them.
+    /// Starts with no copies. A `min_copies` below 1 means 1, and one above the number of members means all of them.
     pub fn new(set: ReplicaSet, min_copies: usize) -> Self {
         let write_quorum = min_copies.clamp(1, set.len());
         Self { set, write_quorum, durable: BTreeMap::new() }

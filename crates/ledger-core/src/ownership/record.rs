@@ -37,26 +37,26 @@ impl Claim {
         Some(Self::new(Epoch::new(counter, tag), claimant))
     }
 
-    /// Whether a member makes this claim, as far as is known.
+    /// Returns whether a member makes this claim, as far as this node knows.
     pub fn is_of(&self, member: &Member) -> bool {
         self.claimant == member.node && self.storage.is_none_or(|storage| storage == member.storage)
     }
 
-    /// The claim with the claimant's data directory, if that was left out and this member is the claimant.
+    /// Returns the claim with the claimant's data directory, if the claim lacks it and this member is the claimant.
     #[must_use]
     pub fn completed_by(self, member: &Member) -> Self {
         let storage = self.storage.or_else(|| (self.claimant == member.node).then_some(member.storage));
         Self { storage, ..self }
     }
 
-    /// Whether another claim may be by the same member: the names are equal, and the data directories are or one of them is
-    /// not known.
+    /// Returns whether the same member may make another claim: the names are equal, and so are the data directories, if both
+    /// are known.
     pub fn has_claimant_of(&self, other: &Self) -> bool {
         let differs = self.storage.zip(other.storage).is_some_and(|(one, two)| one != two);
         self.claimant == other.claimant && !differs
     }
 
-    /// Whether another member claims the same epoch: a replica promises it to one of the two.
+    /// Returns whether another member makes the other claim to the same epoch: a replica promises the epoch to one of the two.
     pub fn is_rival_of(&self, other: &Self) -> bool {
         self.epoch == other.epoch && !self.has_claimant_of(other)
     }
@@ -65,42 +65,43 @@ impl Claim {
 /// The members of a slot, as recorded in an epoch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Placement {
-    /// The epoch in which they were recorded.
+    /// The epoch in which a claimant recorded them.
     pub epoch: Epoch,
     /// The members.
     pub members: ReplicaSet,
-    /// All members have accepted it, or it followed from one that was confirmed. The first members of a
-    /// slot are found by gossip, so before all of them agree there may be others who found different ones;
-    /// nothing is acknowledged until then.
+    /// Whether the members are confirmed: all of them accepted each other, or they replaced confirmed ones. Gossip finds the
+    /// first members of a slot. Before all of them agree, other nodes may have found different ones, and no owner acknowledges
+    /// anything.
     pub is_confirmed: bool,
-    /// The members that these are to follow, while it is not known that enough of either know: until then a takeover
-    /// counts in both. Otherwise some could go on with these, and others with those.
+    /// The members that these replace, until enough of both sets know of it. A takeover counts in both sets until then:
+    /// otherwise some members could go on with these, and others with those.
     pub previous: Option<ReplicaSet>,
 }
 
 impl Placement {
-    /// Of two placements the one of the higher rank holds: one that was confirmed before one that was not,
-    /// then the one of the higher epoch, then the one that is settled.
+    /// Returns the rank of the placement. Of two placements the higher one holds: first by being confirmed, then by epoch,
+    /// then by being settled.
     pub fn rank(&self) -> (bool, Epoch, bool) {
         (self.is_confirmed, self.epoch, self.previous.is_none())
     }
 }
 
-/// A slot's record at one replica. The methods give the record to be written; it holds once it is on disk.
+/// What one replica promised and accepted for a slot. The methods return the next record, which holds once the shell has it on
+/// disk. Raft: `currentTerm`, `votedFor`; Paxos: an acceptor's promised and accepted ballots.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SlotRecord {
-    /// The highest claim that was promised; `None`: nobody ever asked.
+    /// The highest claim that this replica promised; `None`: nobody ever asked.
     pub promised: Option<Claim>,
     /// The epoch whose owner's history this replica holds; 0: none.
     pub accepted: Epoch,
     /// The members, as this replica last accepted them.
     pub placement: Option<Placement>,
-    /// Another node was seen to own the slot: it has members, whether this replica ever knew them or not, so nobody may
-    /// form it anew.
+    /// Whether this node saw another node own the slot. Then the slot has members, known to this replica or not, and nobody
+    /// may form it anew.
     pub is_formed: bool,
 }
 
-/// The answer to a claim that was promised.
+/// A replica's answer when it promises a claim. Raft: a granted vote; Paxos: promise (1b).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Promise {
     /// The epoch whose history the replica holds; 0: none.
@@ -109,18 +110,18 @@ pub struct Promise {
     pub placement: Option<Placement>,
 }
 
-/// A claim, acceptance or append was refused: the slot was promised to a higher claim.
+/// A replica refuses a claim, an acceptance or an append, because it promised the slot to a higher claim.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the slot was promised to node {} for epoch {}: it owns the slot, or is about to", promised.claimant, promised.epoch)]
 pub struct HigherClaimPromised {
-    /// What was promised.
+    /// The claim that the replica promised.
     pub promised: Claim,
 }
 
 /// Why a replica does not take an append.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReplicaRefusal {
-    /// The slot was promised to somebody else meanwhile.
+    /// The replica promised the slot to a higher claim.
     #[error(transparent)]
     HigherClaimPromised(#[from] HigherClaimPromised),
     /// The replica has accepted other first members of the slot, and nobody has confirmed these.
@@ -189,7 +190,7 @@ impl SlotRecord {
             return Err(ReplicaRefusal::OtherMembers(other.clone()));
         }
         let is_confirmed = is_confirmed || known.is_some_and(|known| known.is_confirmed);
-        // What was noted as settled in this epoch stays so.
+        // A move that this replica recorded as settled in this epoch stays settled.
         let is_settled = known.is_some_and(|known| {
             known.epoch == claim.epoch && known.members == *set && known.previous.is_none()
         });
@@ -199,8 +200,8 @@ impl SlotRecord {
         Ok(Self { promised, accepted: claim.epoch, placement, ..self.clone() })
     }
 
-    /// Notes that enough have accepted what was accepted here: all of the first members, or enough of those that
-    /// a slot moves from and to.
+    /// Records that enough members accepted what this replica accepted: all of the first members, or enough of those that a
+    /// slot moves from and to.
     ///
     /// # Errors
     ///
@@ -232,13 +233,13 @@ impl SlotRecord {
             .map(|placement| ClusterId::of(&placement.members))
     }
 
-    /// Whether a node that belongs to a cluster, or to none yet, may accept a set of first members of the first slot.
+    /// Returns whether a node that belongs to a cluster, or to none yet, may accept a set of first members of the first slot.
     pub fn may_accept_first_members(of: Option<ClusterId>, set: &ReplicaSet, is_confirmed: bool) -> bool {
         is_confirmed || of.is_none_or(|id| id == ClusterId::of(set))
     }
 
-    /// Whether a node with this record of the first slot may come to belong to a cluster: not while it is about to form another,
-    /// unless one of those who are to form that with it belongs to this one.
+    /// Returns whether a node with this record of the first slot may join a cluster. It may not while it is about to form
+    /// another one, unless a member that is to form that one with it belongs to this cluster.
     pub fn may_join_cluster(&self, id: ClusterId, said_by: &StorageId) -> bool {
         match &self.placement {
             Some(Placement { members, is_confirmed: false, .. }) => {
@@ -249,15 +250,15 @@ impl SlotRecord {
         }
     }
 
-    /// Notes that another node was seen to own the slot.
+    /// Records that this node saw another node own the slot.
     #[must_use]
     pub fn record_formed(&self) -> Self {
         Self { is_formed: true, ..self.clone() }
     }
 
-    /// What is left of a slot's record in a data directory that gets a new identity, because it forgot what it promised. Only
-    /// that the slot was formed is left: a fact about the cluster, not about the directory. `None`: the record cannot be read,
-    /// and may have said so; to form the slot again would fork it from the cluster.
+    /// Returns what a data directory keeps of a slot's record when it gets a new identity, because it forgot what it promised.
+    /// It keeps only that the slot was formed: a fact about the cluster, not about the directory. `None`: the node cannot read
+    /// the record, which may have said so; to form the slot again would fork it from the cluster.
     pub fn after_new_identity(known: Option<&Self>) -> Self {
         let is_formed = known.is_none_or(|known| {
             known.is_formed || known.placement.as_ref().is_some_and(|placement| placement.is_confirmed)
@@ -265,7 +266,7 @@ impl SlotRecord {
         Self { is_formed, ..Self::default() }
     }
 
-    /// Whether an append of a claim's owner may be taken.
+    /// Checks that this replica may take an append of a claim's owner.
     ///
     /// # Errors
     ///
@@ -273,7 +274,7 @@ impl SlotRecord {
     /// has not promised and accepted this claim.
     pub fn check_append(&self, claim: &Claim) -> Result<(), ReplicaRefusal> {
         self.check_not_above(claim)?;
-        // What is promised is not above the claim, and no rival: if it has the epoch, it is this claim.
+        // The promised claim is not above this one, and no rival of it: if it has this epoch, it is this claim.
         let is_promised = self.promised.as_ref().is_some_and(|promised| promised.epoch == claim.epoch);
         if self.accepted == claim.epoch && is_promised {
             return Ok(());
@@ -281,7 +282,7 @@ impl SlotRecord {
         Err(ReplicaRefusal::NotAccepted { epoch: claim.epoch, accepted: self.accepted })
     }
 
-    /// Whether this replica may still take over what the claim's owner holds, accepted or not.
+    /// Checks that this replica may take what the claim's owner holds, whether it accepted the claim or not.
     ///
     /// # Errors
     ///
@@ -292,7 +293,7 @@ impl SlotRecord {
 
     fn check_not_above(&self, claim: &Claim) -> Result<(), HigherClaimPromised> {
         match &self.promised {
-            // Of one epoch there is one claimant: who came second has to pick a higher one.
+            // An epoch has one claimant: the second one has to pick a higher epoch.
             Some(promised) if promised.epoch > claim.epoch || promised.is_rival_of(claim) => {
                 Err(HigherClaimPromised { promised: promised.clone() })
             }

@@ -21,10 +21,10 @@ use crate::{
     slot::Slot,
 };
 
-/// How far above the epoch in which the members were recorded a recovery begins.
+/// How far the epoch of a recovery is above the epoch in which the members were recorded.
 pub const RECOVERY_EPOCH_GAP: u32 = 1 << 16;
 
-/// What operators decided, all there ever was.
+/// All that operators ever decided about lost members. Kafka: unclean leader election, by hand.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DeclaredLosses {
     /// Members that are lost for good.
@@ -33,28 +33,28 @@ pub struct DeclaredLosses {
     pub slots: BTreeMap<Slot, RecoveryApproval>,
 }
 
-/// That a slot may go on without members that are lost.
+/// An operator's word that a slot may go on without its lost members.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RecoveryApproval {
     /// The epoch in which the newest members were recorded that anybody knew.
     pub placed_in: Epoch,
-    /// These members: what is left of them, and of no others, goes on.
+    /// The members: those of them that are left go on, and nobody else does.
     pub members: ReplicaSet,
-    /// Those before them, if it was not settled that they follow.
+    /// The members before them, if the move between the two was not settled.
     pub previous: Option<ReplicaSet>,
-    /// If none of them is left: who goes on, with the best of what there is.
+    /// The node that goes on with the best history there is, if none of them is left.
     pub heir: Option<Member>,
 }
 
 impl RecoveryApproval {
-    /// That what is left of these members goes on.
+    /// Approves that what is left of these members goes on.
     pub fn of(placement: &Placement, heir: Option<Member>) -> Self {
         let Placement { epoch, members, previous, .. } = placement.clone();
         Self { placed_in: epoch, members, previous, heir }
     }
 
-    /// Whether it is about these members. Each attempt of one who is left records the same members anew, in an epoch of its own,
-    /// so a later epoch is as good; members that are older may have been replaced unseen.
+    /// Returns whether the approval is about these members. Each attempt of a member that is left records the same members
+    /// anew, in an epoch of its own, so a later epoch is as good. Other nodes may have replaced older members unseen.
     pub fn covers(&self, placement: &Placement) -> bool {
         placement.epoch >= self.placed_in
             && placement.members == self.members
@@ -62,18 +62,18 @@ impl RecoveryApproval {
     }
 }
 
-/// What a slot went on without.
+/// The record of a recovery: the members that a slot went on without, and those that it went on with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Recovery {
-    /// The members that were declared lost.
+    /// The members that operators declared lost.
     pub missing: Vec<Member>,
-    /// Those that were heard, with the epochs they had accepted: the history of the highest was adopted.
+    /// The members that answered, each with the epoch that it had accepted. The slot went on with the history of the highest.
     pub responded: Vec<(Member, Epoch)>,
 }
 
 impl Placement {
-    /// What is left of it without members that are lost for good. `None`: nothing changes, because enough are left for
-    /// appends, or nobody is.
+    /// Returns what is left of the placement without the lost members. `None`: nothing changes, because enough members are
+    /// left for appends, or none is.
     pub fn without(&self, lost: &BTreeSet<Member>, min_copies: usize) -> Option<Self> {
         let left = |set: &ReplicaSet| {
             ReplicaSet::new(set.members().iter().filter(|member| !lost.contains(member)).cloned()).ok()
@@ -94,14 +94,13 @@ impl Placement {
         }
     }
 
-    /// Whether it cannot go on without members that are lost for good.
+    /// Returns whether the slot cannot go on with the members that are left.
     pub fn needs_recovery(&self, lost: &BTreeSet<Member>, min_copies: usize) -> bool {
         self.without(lost, min_copies).is_some() || self.named().all(|member| lost.contains(member))
     }
 
-    /// Whether it needs an operator's word to go on without members that are lost for good: enough may be left, and none of
-    /// those know that they are members, for as many are lost as knew it for certain. With a word for it they look for
-    /// somebody who knows.
+    /// Returns whether the slot needs an operator's word to go on. Enough members may be left though none of them knows that
+    /// it is one, because as many are lost as knew it for certain. With an operator's word they look for a node that knows.
     pub fn needs_approval(&self, lost: &BTreeSet<Member>, min_copies: usize) -> bool {
         let is_forgotten = |set: &ReplicaSet| {
             let gone = set.members().iter().filter(|member| lost.contains(member)).count();
@@ -111,7 +110,7 @@ impl Placement {
             || std::iter::once(&self.members).chain(&self.previous).any(is_forgotten)
     }
 
-    /// All who are named: the members, and those before them while that is not settled.
+    /// Returns all members that the placement names: the present ones, and those before them while the move is not settled.
     pub fn named(&self) -> impl Iterator<Item = &Member> {
         std::iter::once(&self.members).chain(&self.previous).flat_map(ReplicaSet::members)
     }

@@ -76,7 +76,8 @@ pub enum Owner {
     Nobody(Option<TakeoverFailure>),
 }
 
-/// All slots of one node. The module's documentation says what it does.
+/// The state machine of all slots of one node: it decides what the node claims, serves, hands over and moves. See the module's
+/// documentation.
 #[derive(Debug)]
 pub struct SlotManager {
     me: Member,
@@ -360,7 +361,7 @@ impl SlotManager {
         }
     }
 
-    /// This node's record changed: a promise to another node ends a lower claim of this one.
+    /// This node's record changed: if it promised another node's claim, its own lower claim ends.
     fn on_record_changed(&mut self, now: Millis, slot: Slot, record: SlotRecord, effects: &mut Vec<Effect>) {
         let promised = record.promised.clone();
         let state = self.state_mut(slot);

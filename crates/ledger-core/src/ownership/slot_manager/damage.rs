@@ -18,9 +18,9 @@ use crate::{node::PromiseQuorum, slot::Slot};
 /// The slots of which a node cannot read something.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DamagedSlots {
-    /// Those with damage, the impaired ones among them.
+    /// The slots with damage, the impaired ones among them.
     pub damaged: BTreeSet<Slot>,
-    /// Those with damage that the node could not restore for a while.
+    /// The slots with damage that the node could not restore for a while.
     pub impaired: BTreeSet<Slot>,
 }
 

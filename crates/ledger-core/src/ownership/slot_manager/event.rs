@@ -152,7 +152,7 @@ pub enum SyncOfferOutcome {
     Unavailable,
 }
 
-/// What a node knows of a slot.
+/// A node's answer to [`MemberRequest::QuerySlot`](super::MemberRequest::QuerySlot): what it has on record for the slot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SlotKnowledge {
     /// The epoch whose history it holds; 0: none.

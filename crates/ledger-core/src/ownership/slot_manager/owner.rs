@@ -124,7 +124,8 @@ impl SlotManager {
         let count = |of: &BTreeSet<Member>| members.iter().filter(|member| of.contains(*member)).count();
         let responded = count(&owner.in_sync);
         if owner.is_halted_for_quorum.is_some() {
-            // It could not take the slot from itself: it waits to be restored, or for others to take the slot.
+            // This node could not take the slot from itself: it waits until it has restored the damage, or another member
+            // takes the slot.
             if self.is_damaged(slot) {
                 self.leave_halted(now, slot, effects);
                 return true;

@@ -154,7 +154,7 @@ impl SlotManager {
         {
             next.remove(old);
         } else if members.len() >= self.settings.replication_factor {
-            // Only this node is one too many: it hands the slot over, and the next owner moves it.
+            // Only this node is to leave: it hands the slot over, and the next owner makes the move.
             return None;
         }
         next.push(missing.clone());
@@ -174,7 +174,7 @@ impl SlotManager {
         effects.push(Effect::StopAppends { slot, claim: owner.claim.clone() });
     }
 
-    /// All appends have their copies: goes on with the handover or move that appends were stopped for.
+    /// All appends have their copies: goes on with the handover or move for which this node stopped appends.
     pub(in crate::ownership::slot_manager) fn on_appends_stopped(
         &mut self,
         now: Millis,
