@@ -43,6 +43,7 @@ const EXIT_MISSED: i32 = 3;
 /// Exit code: interrupted.
 const EXIT_INTERRUPTED: i32 = 130;
 
+// The arguments of `ledger-bench cluster`.
 #[derive(Debug, Args)]
 #[command(after_help = ROWS)]
 pub(crate) struct Cluster {

@@ -1,4 +1,6 @@
 //! The command line, as clap reads it.
+//!
+//! clap shows the doc comment of a command's type as help, in place of that of the command: such types have ordinary comments.
 
 mod append;
 mod bench;
@@ -52,6 +54,7 @@ pub(crate) struct Args {
     pub command: Command,
 }
 
+// The commands of `ledgerctl`, each with its arguments.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Append an entry, or one for each line of standard input

@@ -41,7 +41,7 @@ pub struct Fork {
     pub reason: String,
 }
 
-/// The tip of a history.
+/// The end of a history: its size and root, and the epoch of its newest entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tip {
     /// Number of entries.

@@ -29,7 +29,7 @@ pub struct Options {
     pub max_message: usize,
 }
 
-/// Certificates, PEM.
+/// The certificates that the client trusts and presents, PEM.
 #[derive(Debug, Clone, Default)]
 pub struct Tls {
     /// Authorities to trust instead of the system's.

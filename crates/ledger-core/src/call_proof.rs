@@ -18,24 +18,24 @@ use crate::{
     node::{Incarnation, Member, NodeId, StorageId},
 };
 
-/// Numbers that are never given twice.
+/// A random number that no node uses twice.
 pub type Nonce = [u8; 16];
 
 /// First byte of a proof.
 const FORMAT: u8 = 1;
 
-/// What is proven.
+/// What a call's proof covers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CallProof {
-    /// Who calls.
+    /// The node that calls.
     pub from: Member,
-    /// Its start; an operator has none.
+    /// The start of the node that calls; an operator has none.
     pub incarnation: Incarnation,
     /// The caller's number of the session.
     pub caller: Nonce,
     /// The number of the node that is called.
     pub called: Nonce,
-    /// The how-manieth call of the session it is, from 1.
+    /// The number of the call in its session, from 1.
     pub call_number: u64,
     /// A hash of what is sent; `None`: it is a stream.
     pub body: Option<[u8; 32]>,

@@ -17,7 +17,7 @@ use crate::{ContextId, Hash, Size};
 
 pub use note::{NoteError, Signer, VerifierKey, verify};
 
-/// What a node states of a context: its size and root.
+/// A statement of a context's size and root, as a text that a node signs (C2SP tlog-checkpoint). RFC 9162: signed tree head.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Checkpoint {
     origin: String,

@@ -23,7 +23,7 @@ pub struct TooFarAhead {
     pub local: u64,
     /// The time that came with the append.
     pub received: u64,
-    /// How far above its own time a context may jump.
+    /// The most that a received time may be above the context's own.
     pub max_ahead: u64,
 }
 

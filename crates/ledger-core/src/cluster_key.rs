@@ -9,7 +9,7 @@ use base64::{
 /// Most keys that are taken. Two are enough for a rotation; each costs a trial on foreign datagrams.
 pub const MAX_KEYS: usize = 8;
 
-/// What the keys that prove calls are derived for.
+/// The context of BLAKE3's key derivation, for the keys that prove calls.
 const PROVES: &str = "converge-ledger calls between nodes v1";
 
 /// Makes the keyed hashes that prove calls: derived from a key of the cluster, so that neither use tells of the other.
@@ -17,12 +17,12 @@ const PROVES: &str = "converge-ledger calls between nodes v1";
 pub struct CallKey([u8; blake3::KEY_LEN]);
 
 impl CallKey {
-    /// Of a key of the cluster.
+    /// Derives the key from a key of the cluster.
     pub fn of(key: &[u8; 32]) -> Self {
         Self(blake3::derive_key(PROVES, key))
     }
 
-    /// Of a cluster without keys: anybody can make it who knows the cluster's name.
+    /// Derives the key from the name of a cluster without keys: anybody who knows the name can make it.
     pub fn open(cluster: &str) -> Self {
         Self(blake3::derive_key(PROVES, cluster.as_bytes()))
     }
@@ -32,7 +32,7 @@ impl CallKey {
         blake3::keyed_hash(&self.0, text)
     }
 
-    /// Whether these bytes are the keyed hash of a text. Hashes are compared in constant time.
+    /// Returns whether these bytes are the keyed hash of a text. It compares hashes in constant time.
     pub fn is_proven(&self, text: &[u8], by: &[u8]) -> bool {
         <[u8; 32]>::try_from(by).is_ok_and(|by| self.prove(text) == by)
     }
@@ -52,7 +52,7 @@ pub enum KeyringError {
         "cluster key {number} is not 32 bytes in hex (64 digits) or base64 (43 or 44 characters): make one with `openssl rand -hex 32`"
     )]
     NotAKey {
-        /// Its place in the text, from 1.
+        /// The key's place in the text, from 1.
         number: usize,
     },
     /// A key appears twice.

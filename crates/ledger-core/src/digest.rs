@@ -35,7 +35,7 @@ pub const BUCKETS: usize = 256;
 const ELEMENT_KEY: &[u8; 32] = b"converge-ledger context digest 1";
 const NODE_KEY: &[u8; 32] = b"converge-ledger shared digest. 1";
 
-/// How far a history goes: what of a context enters a digest, beside its name.
+/// The size and the Merkle root of a history: how far it goes. A digest covers these and the context's name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct TreeHead {
     /// Number of entries.
@@ -58,7 +58,7 @@ pub struct ContextSummary {
 }
 
 impl ContextSummary {
-    /// How far its history goes.
+    /// Returns the size and the Merkle root.
     pub const fn tree_head(&self) -> TreeHead {
         TreeHead { size: self.size, root: self.root }
     }
@@ -141,7 +141,7 @@ impl Digest {
     }
 }
 
-/// One of the 256 parts of a slot.
+/// One of the 256 parts of a slot, by the hash of a context's name. A comparison lists only the buckets whose digests differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Bucket(pub u8);
 

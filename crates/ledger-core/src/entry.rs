@@ -15,7 +15,7 @@ use crate::{
 /// Pairs that describe an entry, sorted by key; opaque to the ledger.
 pub type Metadata = BTreeMap<String, String>;
 
-/// What a writer hands in: an entry before the ledger has given it a place.
+/// What a writer appends: an entry before the ledger gives it a sequence, a time and a hash.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Draft {
     /// What kind of entry this is.
@@ -81,7 +81,7 @@ pub fn check_metadata(metadata: &Metadata) -> Result<(), MetadataTooLarge> {
 /// Bytes that an entry takes in a message of the contract beside its texts, metadata and payload, at most: tags, lengths,
 /// numbers and the hash.
 const MESSAGE_FIXED: usize = 160;
-/// The same for a pair of metadata.
+/// Bytes that a pair of metadata takes in a message of the contract beside its texts, at most.
 const MESSAGE_PAIR: usize = 16;
 
 /// Bytes that an entry takes in a message of the contract, at most.
@@ -108,7 +108,7 @@ impl Entry {
         with_suite!(suite, H => self.computed_hash_with::<H>())
     }
 
-    /// Whether the entry is what it was when it was written.
+    /// Returns whether the entry's fields give its content hash.
     pub fn is_intact(&self, suite: HashSuite) -> bool {
         self.computed_hash(suite) == self.content_hash
     }
@@ -128,14 +128,14 @@ impl Entry {
         })
     }
 
-    /// The entry's content without its place.
+    /// Returns what the writer appended.
     pub fn draft(&self) -> Draft {
         Draft { key: self.key.clone(), payload: self.payload.clone(), metadata: self.metadata.clone() }
     }
 }
 
-/// What the content hash is over. The payload enters by its own hash, so an entry can be proven
-/// without showing its payload.
+/// The fields that the content hash covers. The payload enters by its own hash, so that a proof of an entry need not show its
+/// payload.
 #[derive(Debug, Clone, Copy)]
 pub struct Fields<'a> {
     /// The context it belongs to.
@@ -222,7 +222,7 @@ pub fn metadata_hash<H: Hasher>(metadata: &Metadata) -> Hash {
     H::digest(&buffer)
 }
 
-/// What is left of a buffer being filled.
+/// The free rest of a buffer that a caller fills.
 struct Rest<'a>(&'a mut [u8]);
 
 impl Rest<'_> {

@@ -117,11 +117,11 @@ pub trait Hasher {
     }
 }
 
-/// BLAKE3 (<https://github.com/BLAKE3-team/BLAKE3-specs>).
+/// BLAKE3 (<https://github.com/BLAKE3-team/BLAKE3-specs>), of [`HashSuite::Blake3`].
 #[derive(Debug, Clone, Copy)]
 pub struct Blake3;
 
-/// SHA-256 (FIPS 180-4).
+/// SHA-256 (FIPS 180-4), of [`HashSuite::Sha256`].
 #[derive(Debug, Clone, Copy)]
 pub struct Sha256;
 

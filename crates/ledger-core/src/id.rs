@@ -74,7 +74,8 @@ impl ContextId {
     }
 }
 
-/// What kind of entry this is: 1 to 256 bytes of UTF-8 without control characters; opaque to the ledger.
+/// The kind of an entry, by which watchers filter: 1 to 256 bytes of UTF-8 without control characters. Unlike Kafka's key it
+/// neither places nor replaces an entry.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Key(String);
 
@@ -208,7 +209,8 @@ impl Epoch {
     }
 }
 
-/// Identity of one history of a context, made when the context is created.
+/// Random identity of a context, made when a node creates the context. If another context comes to have its name, clients that
+/// resume notice by it. Kafka: topic id (KIP-516).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Lineage(pub [u8; 16]);
 

@@ -33,12 +33,13 @@ pub enum LogError {
         context: ContextId,
         /// The entry's sequence.
         sequence: Sequence,
-        /// What does not fit.
+        /// Why the entry does not continue the history.
         reason: &'static str,
     },
 }
 
-/// Where a history stands: enough to resume from, and to notice that it changed.
+/// A place in a context's history: its tree head, epoch and lineage. A client that resumes from it notices if the history is
+/// another one by now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Position {
     /// Number of entries.
@@ -47,11 +48,11 @@ pub struct Position {
     pub root: Hash,
     /// The epoch of the newest entry; 0 if there is none.
     pub epoch: Epoch,
-    /// Which history this is.
+    /// The lineage of the context.
     pub lineage: Lineage,
 }
 
-/// What the ledger knows of a context without its entries.
+/// What appending needs of a context, without its entries: the edge of its tree, its Lamport time, epoch and lineage.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Head {
     /// The hash suite, chosen at creation.
@@ -62,13 +63,13 @@ pub struct Head {
     pub epoch: Epoch,
     /// The right edge of the tree, and with it the size.
     pub frontier: Frontier,
-    /// Which history this is.
+    /// The lineage of the context.
     pub lineage: Lineage,
     /// Wall-clock time of creation, nanoseconds since the Unix epoch.
     pub created_at_ns: u64,
 }
 
-/// What an append is given from outside: the core draws no time and no randomness.
+/// What the caller gives an append besides its draft: the core draws no time and no randomness.
 #[derive(Debug, Clone)]
 pub struct Stamp {
     /// The entry's id.
@@ -104,12 +105,12 @@ impl Head {
         with_suite!(self.suite, H => self.frontier.root::<H>())
     }
 
-    /// How far the history goes.
+    /// Returns the size and the Merkle root.
     pub fn tree_head(&self) -> TreeHead {
         TreeHead { size: self.size(), root: self.root() }
     }
 
-    /// Where the history stands.
+    /// Returns the position of the newest entry.
     pub fn position(&self) -> Position {
         Position { size: self.size(), root: self.root(), epoch: self.epoch, lineage: self.lineage }
     }
@@ -192,9 +193,9 @@ impl Head {
         Ok(())
     }
 
-    /// As [`Head::accept`], without the tree's tiles: to verify many entries up to a known root before any of
-    /// them is taken. Calls `completed(height, hash)` for each full subtree, which [`RightEdge::completed`] is to be
-    /// told once they are.
+    /// Does what [`Head::accept`] does, without the tree's tiles: the caller verifies many entries up to a known root before
+    /// it takes any of them. Calls `completed(height, hash)` for each full subtree. Once the caller takes the entries it
+    /// passes these to [`RightEdge::completed`].
     ///
     /// # Errors
     ///

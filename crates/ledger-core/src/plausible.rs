@@ -19,35 +19,35 @@ pub enum Implausible {
     /// An epoch is too high.
     #[error("the epoch {epoch} counts to {}, and the highest plausible one to {limit}", .epoch.count())]
     Epoch {
-        /// As it was sent.
+        /// The number that a node sent.
         epoch: Epoch,
-        /// How far one may count.
+        /// The highest count that is plausible.
         limit: u64,
     },
     /// A context cannot have so many entries.
     #[error("the size {size} is above {MAX_SEQUENCE}, the most entries that a context can hold")]
     Size {
-        /// As it was sent.
+        /// The number that a node sent.
         size: u64,
     },
     /// Numbers of commits rise.
     #[error("the number {number} does not fit those before it, which go to {known}")]
     Number {
-        /// As it was sent.
+        /// The number that a node sent.
         number: u64,
-        /// What is known.
+        /// The newest number that this node knows, which `number` contradicts.
         known: u64,
     },
 }
 
-/// What is known of epochs, to compare others with.
+/// The highest epoch that this node knows, by which it tells whether another one is plausible.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PlausibleBounds {
     highest: Epoch,
 }
 
 impl PlausibleBounds {
-    /// The highest epoch known is this: in records of this node, or as nodes of the cluster say in gossip.
+    /// Makes the bounds from the highest epoch in this node's records and in the cluster's gossip.
     pub const fn above(highest: Epoch) -> Self {
         Self { highest }
     }
@@ -65,7 +65,8 @@ impl PlausibleBounds {
     }
 }
 
-/// Whether an epoch leaves room for others: all that can be said of one that nothing is known to compare with.
+/// Returns whether an epoch leaves room for higher ones. Nothing more can be said of an epoch if this node knows none to
+/// compare it with.
 pub const fn leaves_room(epoch: Epoch) -> bool {
     epoch.count() <= MAX_EPOCH_COUNT
 }

@@ -14,7 +14,7 @@ use crate::{node::NodeId, slot::Slot};
 pub struct PlacementCandidate {
     /// The node.
     pub node: NodeId,
-    /// Where it stands, such as a rack or a data centre. Nodes that say nothing stand together in "".
+    /// The zone that the node stands in, such as a rack or a data centre. Nodes without a zone count as of one zone, "".
     pub zone: String,
 }
 

@@ -50,7 +50,7 @@ pub use error::{SnapshotError, SnapshotSection};
 pub use layout::{FRAME_TARGET, MAGIC, MAX_FRAME, VERSION};
 pub use limits::{Limits, needs};
 
-/// What a snapshot says of its context before the entries.
+/// The header of a snapshot: what the snapshot says of its context before the entries.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Header {
     /// The context.
@@ -65,7 +65,7 @@ pub struct Header {
     pub lamport: LamportClock,
     /// The epoch of the newest entry; 0 if there is none.
     pub epoch: Epoch,
-    /// Which history this is.
+    /// The lineage of the context.
     pub lineage: Lineage,
     /// Wall-clock time of the context's creation, nanoseconds since the Unix epoch.
     pub created_at_ns: u64,

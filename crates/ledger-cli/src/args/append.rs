@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
+// The arguments of `ledgerctl append`.
 #[derive(Debug, Args)]
 pub(crate) struct Append {
     /// The context

@@ -22,6 +22,7 @@ pub(crate) struct Shape {
     pub yes: bool,
 }
 
+// The measurements of `ledgerctl bench`, each with its arguments.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Bench {
     /// Streaming append

@@ -6,6 +6,7 @@ use clap::{Args, Subcommand};
 
 use crate::args::listing::Forks;
 
+// The subcommands of `ledgerctl cluster`, each with its arguments.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Cluster {
     /// List the nodes, as the one asked sees them
@@ -39,6 +40,7 @@ pub(crate) enum Cluster {
     Local(Local),
 }
 
+// The arguments of `ledgerctl cluster decommission`.
 #[derive(Debug, Args)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub(crate) struct Decommission {
@@ -59,6 +61,7 @@ pub(crate) struct Decommission {
     pub until_restart: bool,
 }
 
+// The arguments of `ledgerctl cluster recover`: which members the operator declares lost.
 #[derive(Debug, Args)]
 pub(crate) struct Recover {
     /// A node whose data is lost for good, one for each use; without it, all members that do not answer
@@ -75,6 +78,7 @@ pub(crate) struct Recover {
     pub history: bool,
 }
 
+// The arguments of `ledgerctl cluster local`.
 #[derive(Debug, Args)]
 pub(crate) struct Local {
     /// How many nodes

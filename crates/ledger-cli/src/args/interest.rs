@@ -2,6 +2,7 @@
 
 use clap::Subcommand;
 
+// The subcommands of `ledgerctl interest`, each with its arguments.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Interest {
     /// Be an observer of a context, and show who is there and what they broadcast, until interrupted

@@ -6,6 +6,7 @@ use clap::Args;
 
 use crate::args::payload_format::PayloadFormat;
 
+// The arguments of `ledgerctl contexts`.
 #[derive(Debug, Args)]
 pub(crate) struct Contexts {
     /// Only contexts whose ids begin with this
@@ -16,6 +17,7 @@ pub(crate) struct Contexts {
     pub limit: u64,
 }
 
+// The arguments of `ledgerctl forks`.
 #[derive(Debug, Args)]
 pub(crate) struct Forks {
     /// Only those of this context

@@ -6,6 +6,7 @@ use clap::{Args, Subcommand};
 
 use crate::args::verified::Verified;
 
+// The arguments of `ledgerctl checkpoint`.
 #[derive(Debug, Args)]
 pub(crate) struct Checkpoint {
     /// The context
@@ -23,6 +24,7 @@ pub(crate) struct Checkpoint {
     pub allow_empty: bool,
 }
 
+// The subcommands of `ledgerctl prove`, one for each kind of proof.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Prove {
     /// That an entry is in a context
@@ -57,6 +59,7 @@ pub(crate) enum Prove {
     },
 }
 
+// The subcommands of `ledgerctl verify`, one for each thing that can be verified.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verify {
     /// A proof that `ledgerctl prove` wrote

@@ -4,6 +4,7 @@ use clap::Args;
 
 use crate::args::{payload_format::PayloadFormat, verified::Verified};
 
+// The arguments of `ledgerctl get`.
 #[derive(Debug, Args)]
 pub(crate) struct Get {
     /// The context
@@ -30,6 +31,7 @@ pub(crate) struct Get {
     pub allow_empty: bool,
 }
 
+// The arguments of `ledgerctl watch`.
 #[derive(Debug, Args)]
 pub(crate) struct Watch {
     /// The context

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+// The arguments of `ledgerctl snapshot`.
 #[derive(Debug, Args)]
 pub(crate) struct Snapshot {
     /// The context
@@ -16,6 +17,7 @@ pub(crate) struct Snapshot {
     pub allow_empty: bool,
 }
 
+// The arguments of `ledgerctl load`.
 #[derive(Debug, Args)]
 pub(crate) struct Load {
     /// The context to load into

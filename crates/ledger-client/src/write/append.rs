@@ -29,7 +29,7 @@ pub struct Append {
     pub durability: Durability,
 }
 
-/// How durable an append is before the ledger acknowledges it.
+/// With how many copies on disk the ledger acknowledges an append. The store calls it a write quorum, Kafka `acks`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Durability {
     /// As the ledger is configured: by default synced to disk on two nodes of three.

@@ -18,29 +18,29 @@ pub enum LegacyError {
     /// The snapshot was written by a newer predecessor.
     #[error("the predecessor's snapshot has version {version}, but this build reads up to {VERSION}")]
     NewerVersion {
-        /// Its version.
+        /// The snapshot's version.
         version: u64,
     },
     /// The bytes end within a term.
     #[error("the predecessor's snapshot is cut off: it ends within the term at byte {at}")]
     Truncated {
-        /// Where the term starts, after decompression.
+        /// Offset of the term in the decompressed blob.
         at: usize,
     },
     /// Bytes follow the term.
     #[error("{count} bytes follow the predecessor's snapshot: send one snapshot alone")]
     TrailingBytes {
-        /// How many.
+        /// The number of them.
         count: usize,
     },
     /// Something is larger than allowed.
     #[error("the predecessor's snapshot has {what} of {value}: at most {max} is allowed")]
     Limit {
-        /// What is too large, with its unit.
+        /// Name and unit of the number that is too large.
         what: &'static str,
-        /// How large it is.
+        /// The number.
         value: u64,
-        /// How large it may be.
+        /// The most that the reader accepts.
         max: u64,
     },
     /// There was no memory for its entries.
@@ -55,11 +55,11 @@ pub enum LegacyError {
     /// A term is not what belongs there.
     #[error("the predecessor's snapshot has {found} at byte {at}, where {expected} belongs")]
     Unexpected {
-        /// Where, after decompression.
+        /// Its offset in the decompressed blob.
         at: usize,
-        /// What is there.
+        /// The term that the reader found.
         found: String,
-        /// What belongs there.
+        /// The kind of term that belongs there.
         expected: &'static str,
     },
     /// A key is missing or comes twice, or its value is not valid here.
@@ -77,7 +77,7 @@ pub enum LegacyError {
     Gap {
         /// The sequence that belongs there.
         expected: Sequence,
-        /// What is there.
+        /// What the reader found.
         found: FoundInstead,
     },
     /// Two entries have one id.
@@ -114,12 +114,12 @@ pub enum LegacyError {
     },
 }
 
-/// Whose field it is.
+/// What of a predecessor's snapshot a field belongs to: the snapshot itself, or one of its entries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FieldOwner {
-    /// The snapshot's own.
+    /// The field is the snapshot's own.
     Snapshot,
-    /// That of the entry at this position of the blob, the first is 1.
+    /// The field is of the entry at this position of the blob, from 1.
     Entry(u64),
 }
 
@@ -132,7 +132,7 @@ impl std::fmt::Display for FieldOwner {
     }
 }
 
-/// What stands in the place of the entry that belongs there.
+/// What the reader found where it expected an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FoundInstead {
     /// Another entry: later, or the one before again.

@@ -15,7 +15,7 @@ pub const VERSION: u64 = 2;
 /// First byte of Erlang's external term format.
 pub(super) const FORMAT_TAG: u8 = 131;
 
-/// What a reader accepts.
+/// The largest blob, the largest payload and the most entries that a reader of the predecessor's snapshots accepts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Largest blob after decompression, bytes.
@@ -51,7 +51,7 @@ pub struct Snapshot {
 /// An entry the predecessor wrote.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LegacyEntry {
-    /// Its position: 1, 2, 3, …
+    /// The entry's position: 1, 2, 3, …
     pub sequence: Sequence,
     /// Its identity.
     pub id: EntryId,

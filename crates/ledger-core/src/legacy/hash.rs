@@ -70,16 +70,16 @@ pub fn root(leaves: &[Hash]) -> Hash {
 /// A node on the way from a leaf to the root, and the side it stands on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sibling {
-    /// It stands to the left.
+    /// The sibling stands to the left.
     Left(Hash),
-    /// It stands to the right; an odd node's own copy does.
+    /// The sibling stands to the right. An odd node has its own copy there.
     Right(Hash),
 }
 
 /// The predecessor's proof that a leaf is in a tree.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LegacyProof {
-    /// Which leaf, the first is 0.
+    /// The index of the leaf, from 0.
     pub index: u64,
     /// The siblings, lowest first.
     pub siblings: Vec<Sibling>,

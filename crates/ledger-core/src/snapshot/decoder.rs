@@ -16,10 +16,10 @@ use super::{
     zstd_frame::{InflateError, Inflater, bound, needs},
 };
 
-/// What a snapshot holds, in this order: one header, the entries, one end.
+/// An item that the decoder reads from a snapshot. They come in this order: one header, the entries, one end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Item {
-    /// What the snapshot says of its context; to be believed only at the end.
+    /// What the snapshot says of its context. Only the end verifies it.
     Header(Header),
     /// The next entry: it continues the history and is intact.
     Entry(Entry),
@@ -34,7 +34,7 @@ const HEADER_FIXED: usize = 2 + 1 + 8 + 32 + 8 + 8 + 16 + 8 + 8;
 /// Bytes of root and checksum.
 const TRAILER: usize = 32 + 32;
 
-/// Which bytes come next.
+/// What the decoder reads next.
 enum State {
     Prefix,
     HeaderLength,
@@ -110,7 +110,7 @@ impl Decoder {
     pub fn feed(&mut self, bytes: &[u8]) {
         match self.state {
             State::Failed(_) => {}
-            // That there are more is all that matters.
+            // The decoder need only see that there are more bytes, which is an error.
             State::End => self.buffer.push(&bytes[..bytes.len().min(1)]),
             _ => self.buffer.push(bytes),
         }

@@ -22,7 +22,7 @@ pub enum SnapshotError {
         "the snapshot has format version {version}, but this build reads up to {VERSION}: load it with a newer build"
     )]
     NewerVersion {
-        /// Its version.
+        /// The snapshot's version.
         version: u16,
     },
     /// The bytes ended too soon.
@@ -42,19 +42,19 @@ pub enum SnapshotError {
     /// Something is larger than allowed.
     #[error("{place} of the snapshot has {what} of {value}: at most {max} is allowed")]
     Limit {
-        /// Where.
+        /// The section that it is in.
         place: SnapshotSection,
-        /// What is too large, with its unit.
+        /// Name and unit of the number that is too large.
         what: &'static str,
-        /// How large it is.
+        /// The number.
         value: u64,
-        /// How large it may be.
+        /// The most that the reader accepts.
         max: u64,
     },
     /// Something is not as it was written.
     #[error("{place} of the snapshot is damaged: {reason}")]
     Corrupt {
-        /// Where.
+        /// The section that it is in.
         place: SnapshotSection,
         /// What is wrong.
         reason: String,
@@ -107,7 +107,7 @@ impl fmt::Display for SnapshotSection {
 }
 
 impl SnapshotSection {
-    /// This place is damaged.
+    /// Makes the error of damage in this section.
     pub(super) fn corrupt(self, reason: impl Into<String>) -> SnapshotError {
         SnapshotError::Corrupt { place: self, reason: reason.into() }
     }

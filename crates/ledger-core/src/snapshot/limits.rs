@@ -12,7 +12,7 @@ const MAX_WITHOUT_PAYLOAD: usize =
 
 const _: () = assert!(MAX_PAYLOAD + MAX_WITHOUT_PAYLOAD <= u32::MAX as usize, "frames have 32-bit lengths");
 
-/// What a reader accepts.
+/// The largest payload and the most entries that a reader of a snapshot accepts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Largest payload, bytes.

@@ -68,7 +68,7 @@ pub enum ProofError {
     },
 }
 
-/// That a leaf is in a tree: the hashes beside its way up to the root.
+/// A proof that a leaf is in a tree: the hashes beside its way up to the root (RFC 9162 §2.1.3).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InclusionProof {
     /// The leaf's index: 0 for the entry with sequence 1.
@@ -125,7 +125,8 @@ impl InclusionProof {
     }
 }
 
-/// That a tree continues an earlier one: nothing before `old_size` was changed, removed or moved.
+/// A proof that a tree continues an earlier one, so that nobody changed, removed or moved a leaf before `old_size` (RFC 9162
+/// §2.1.4).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConsistencyProof {
     /// Leaves of the earlier tree.

@@ -13,7 +13,7 @@ use super::{
     tile::{TILE_HEIGHT, TILE_WIDTH, full_subtree},
 };
 
-/// Where tiles come from.
+/// Reads the stored tiles of a tree.
 pub trait TileReader {
     /// Why reading failed.
     type Error;
@@ -50,11 +50,11 @@ pub enum ReadError<E> {
         level = .tile.level
     )]
     Missing {
-        /// Which tile.
+        /// The tile.
         tile: TileId,
-        /// How many hashes the tree has there.
+        /// The number of hashes that the tree has there.
         needed: usize,
-        /// How many the reader returned.
+        /// The number of hashes that the reader returned.
         actual: usize,
     },
     /// There is no such leaf in the tree of this size.

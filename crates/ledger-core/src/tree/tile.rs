@@ -15,7 +15,7 @@ pub const TILE_WIDTH: usize = 1 << TILE_HEIGHT;
 /// More levels than a tree of [`MAX_SEQUENCE`](crate::limits::MAX_SEQUENCE) leaves can have.
 pub const MAX_LEVELS: u8 = 8;
 
-/// Which tile: `index` counts full tiles from the left.
+/// A tile's place in a tree: its level, and its index from the left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TileId {
     /// 0: leaf hashes; *n*: roots of the full tiles of level *n* − 1.

@@ -15,7 +15,7 @@ pub struct Receipt {
     pub result: Result<Stored, ClientError>,
 }
 
-/// A stored entry, without what the sender knows.
+/// What the ledger gave a stored entry: sequence, times, hash and epoch. The sender has the rest of the entry.
 #[derive(Debug, Clone)]
 pub struct Stored {
     /// Its sequence.
