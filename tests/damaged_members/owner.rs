@@ -11,6 +11,7 @@ use std::{
 use futures::future::join_all;
 use ledger_tests::{Rpc, load::payload};
 use tokio::time::{sleep, timeout};
+use tonic::transport::Channel;
 
 use crate::trio::{NAMES, Trio, flip, request, truncate};
 
@@ -100,6 +101,46 @@ fn most_repeated(log: &str) -> (String, usize) {
     lines.into_iter().max_by_key(|(_, times)| *times).unwrap_or_default()
 }
 
+/// Waits until a damaged node answers for everything by itself. Starts it again once it serves nothing any more, as its
+/// supervisor would; with an empty directory if the old one is refused. The node may find that out long after the damage
+/// was done.
+async fn supervise(trio: &mut Trio, hurt: usize, all: &[Written]) {
+    let deadline = Instant::now() + READABLE_WITHIN;
+    let mut is_restarted = false;
+    loop {
+        if !is_restarted && trio.node(hurt).log().contains("serves nothing any more") {
+            trio.nodes[hurt].take().unwrap().kill();
+            if trio.try_begin(hurt).is_err() {
+                std::fs::remove_dir_all(trio.data(hurt)).unwrap();
+                trio.begin(hurt);
+            }
+            is_restarted = true;
+        }
+        let channel = Channel::from_shared(trio.node(hurt).endpoint()).unwrap().connect_lazy();
+        let itself = Rpc::over(channel).from_itself();
+        let mut lacking = Vec::new();
+        for written in all {
+            let least = written.acknowledged.load(Ordering::Acquire);
+            match timeout(Duration::from_secs(5), itself.entries(&written.name, 0)).await {
+                Ok(Ok(entries)) if entries.len() as u64 >= least => {}
+                Ok(Ok(entries)) => lacking.push(format!("{} has {} of {least}", written.name, entries.len())),
+                Ok(Err(status)) => lacking.push(format!("{}: {status}", written.name)),
+                Err(_) => lacking.push(format!("{}: no answer", written.name)),
+            }
+        }
+        if lacking.is_empty() {
+            return;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "node {} is not restored within {READABLE_WITHIN:?}: {lacking:?}\n{}",
+            NAMES[hurt],
+            trio.node(hurt).log()
+        );
+        sleep(Duration::from_millis(100)).await;
+    }
+}
+
 /// Something of what the owner of the most slots holds is damaged while everything is written and read.
 async fn survives(damage: impl Fn(&Path) -> usize) {
     let mut trio = Trio::start(&["--scrub-rate", "1GiB", "--scrub-pause", "500ms"]);
@@ -133,16 +174,7 @@ async fn survives(damage: impl Fn(&Path) -> usize) {
         let most = usize::try_from(begun.elapsed().as_secs()).unwrap() + 10;
         assert!(times <= most, "node {name} wrote {times} times: {line}");
     }
-    // A node that its damage ended, or that serves nothing any more, is started again, with an empty directory if it is
-    // refused.
-    let is_over = trio.node(hurt).log().contains("serves nothing any more");
-    if is_over || trio.damaged(hurt).is_none() {
-        trio.nodes[hurt].take().unwrap().kill();
-        if trio.try_begin(hurt).is_err() {
-            std::fs::remove_dir_all(trio.data(hurt)).unwrap();
-            trio.begin(hurt);
-        }
-    }
+    supervise(&mut trio, hurt, &all).await;
     for written in &all {
         let acknowledged = written.acknowledged.load(Ordering::Acquire);
         trio.owner(&written.name, false).await;

@@ -157,8 +157,8 @@ impl Trio {
     pub(crate) async fn all_have(&self, context: &str, entries: u64) {
         for (index, name) in NAMES.iter().enumerate() {
             let rpc = self.rpc(index).await;
-            for rpc in [rpc.clone(), rpc.from_itself()] {
-                until_async(&format!("{context} at {name}"), async || {
+            for (rpc, by) in [(rpc.clone(), "through"), (rpc.from_itself(), "by")] {
+                until_async(&format!("{context} {by} {name}"), async || {
                     let read = rpc.entries(context, 0).await.ok()?;
                     let is_right = |(entry, number): (&ledger_proto::context::v1::Entry, u64)| {
                         entry.sequence == number && entry.payload == payload(number)

@@ -92,8 +92,8 @@ pub(crate) enum Ground {
     Volumes(FileSystem),
     /// Wall clocks that can be wrong.
     Clocks,
-    /// Disks whose syncs can be slow, and fail.
-    Syncs,
+    /// Disks whose syncs can be slow, and fail; each takes so much longer from the start.
+    Syncs(Duration),
 }
 
 impl Ground {
@@ -108,7 +108,11 @@ impl Ground {
                 }
                 Self::Volumes(kind) => node.mount(kind)?,
                 Self::Clocks => node.clock = Some(WrongClock::new(node.dir())?),
-                Self::Syncs => node.sync = Some(FaultySync::new(node.dir())?),
+                Self::Syncs(longer) => {
+                    let sync = FaultySync::new(node.dir())?;
+                    sync.set(longer, 0);
+                    node.sync = Some(sync);
+                }
             }
         }
         Ok(())

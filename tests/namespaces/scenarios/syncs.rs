@@ -22,7 +22,7 @@ impl Run {
 #[test]
 fn syncs_are_slow() {
     rounds(false, async |what| {
-        let setting = Setting { ground: Ground::Syncs, ..Setting::default() };
+        let setting = Setting { ground: Ground::Syncs(Duration::ZERO), ..Setting::default() };
         let mut run = Run::start(what, setting).await?;
         let one = run.random.random_bool(0.5).then(|| run.random.random_range(0..3));
         for index in (0..3).filter(|index| one.is_none_or(|one| one == *index)) {
@@ -35,6 +35,20 @@ fn syncs_are_slow() {
         run.a_while(4000..8000).await;
         let acknowledged = run.load.count() - before;
         run.note(format!("{acknowledged} acknowledged meanwhile"));
+        (0..3).for_each(|index| run.set_sync(index, Duration::ZERO, 0));
+        Some(run.finish(Errors::None).await)
+    });
+}
+
+/// Each sync of all nodes takes 20 ms, 100 ms or 500 ms longer while the cluster forms, and for 3 to 6 s after it.
+#[test]
+fn syncs_are_slow_from_the_start() {
+    rounds(false, async |what| {
+        let longer = Duration::from_millis([20, 100, 500][(what.seed % 3) as usize]);
+        let setting = Setting { ground: Ground::Syncs(longer), ..Setting::default() };
+        let mut run = Run::start(what, setting).await?;
+        run.note(format!("all {:.3} s slower", longer.as_secs_f64()));
+        run.a_while(3000..6000).await;
         (0..3).for_each(|index| run.set_sync(index, Duration::ZERO, 0));
         Some(run.finish(Errors::None).await)
     });
@@ -54,7 +68,7 @@ async fn fail(run: &mut Run, index: usize) {
 #[test]
 fn syncs_of_the_owner_fail() {
     rounds(false, async |what| {
-        let setting = Setting { ground: Ground::Syncs, ..Setting::default() };
+        let setting = Setting { ground: Ground::Syncs(Duration::ZERO), ..Setting::default() };
         let mut run = Run::start(what, setting).await?;
         run.a_while(0..500).await;
         let owner = run.cluster.owner(&run.contexts[0]).await;
@@ -67,7 +81,8 @@ fn syncs_of_the_owner_fail() {
 #[test]
 fn syncs_of_a_replica_fail() {
     rounds(false, async |what| {
-        let setting = Setting { ground: Ground::Syncs, one_owner: true, ..Setting::default() };
+        let setting =
+            Setting { ground: Ground::Syncs(Duration::ZERO), one_owner: true, ..Setting::default() };
         let mut run = Run::start(what, setting).await?;
         run.a_while(0..500).await;
         let owner = run.cluster.owner(&run.contexts[0]).await;
