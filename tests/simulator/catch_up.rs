@@ -212,7 +212,7 @@ impl Node {
     /// Ends a run all of whose slots are done.
     fn run_over(&mut self, number: u64) {
         let Some(run) = self.runs.remove(&number) else { return };
-        self.out.push(NodeOutput::Note(Note::CaughtUp { entries: run.fetched }));
+        self.out.push(NodeOutput::Note(Note::Counted(Counted::Fetched, run.fetched)));
         match run.purpose {
             Purpose::Claim(sources) => self.next_source(sources),
             Purpose::Follow => {
@@ -362,7 +362,7 @@ impl Node {
     fn cut_short(&mut self, run: u64, is_clean: bool) {
         let Some(known) = self.runs.get_mut(&run) else { return };
         (known.fetch, known.staging) = (None, None);
-        self.out.push(NodeOutput::Note(Note::FetchCut));
+        self.out.push(NodeOutput::Note(Note::Counted(Counted::FetchCut, 1)));
         if !is_clean {
             return self.tell(run, Event::SourceLost("the response broke off".to_owned()));
         }
@@ -433,7 +433,7 @@ impl Node {
     fn write_fetched(&mut self, number: u64, part: Part) {
         let (slot, count) = (part.slot, part.range.entries.len() as u64);
         if part.is_load {
-            self.out.push(NodeOutput::Note(Note::Load(Counted::LoadFetched)));
+            self.out.push(NodeOutput::Note(Note::Counted(Counted::LoadFetched, 1)));
         }
         let event = match self.apply_part(part, 0) {
             ReplicateOutcome::Durable(_) => {

@@ -1,20 +1,22 @@
-//! Clients: writers that retry with the same id and put back what is missing, readers, and watchers.
-
-use std::collections::VecDeque;
+//! Clients: writers that retry with the same id and put back what is missing, one that loads histories, a reader, and
+//! watchers.
 
 use ledger_core::replication::WriteQuorum;
 
 use super::{
-    history::{Context, Entry, History},
-    loader::Loader,
-    message::{Append, Index, Request, Response},
-    random::Random,
+    message::{Append, Request, Response},
+    plan::RunPlan,
+    prelude::*,
 };
 
 /// How long a writer waits for a response, in milliseconds.
 const WRITER_TIMEOUT: u64 = 1200;
+/// How long it waits for the response to its attaching.
+const ATTACH_TIMEOUT: u64 = 600;
 /// Number of acknowledged entries that a writer keeps, to append them again if they are missing.
 const KEPT: usize = 64;
+/// First id of loaded entries: no writer uses it or a higher one. They were written in this epoch, elsewhere.
+const LOADED: (u64, Epoch) = (1 << 60, Epoch(1));
 
 /// A client.
 #[derive(Debug)]
@@ -25,39 +27,243 @@ pub enum Client {
     Watcher(Watcher),
 }
 
+/// What a client has to act with: it knows the nodes, and sends them numbered requests.
+pub struct Sdk<'a> {
+    /// In milliseconds.
+    pub now: u64,
+    pub nodes: Vec<Index>,
+    pub random: &'a mut Random,
+    pub next_request: &'a mut u64,
+    pub sent: Vec<(Index, u64, Request)>,
+}
+
+impl Sdk<'_> {
+    fn any_node(&mut self) -> Index {
+        self.random.pick(&self.nodes).unwrap_or_default()
+    }
+
+    /// Sends a request. Returns its number.
+    fn send(&mut self, to: Index, request: Request) -> u64 {
+        *self.next_request += 1;
+        self.sent.push((to, *self.next_request, request));
+        *self.next_request
+    }
+}
+
+/// What a client makes of a response: what counts, or what must not happen.
+type Outcome = Result<(Counted, u64), &'static str>;
+
+impl Client {
+    /// Creates the clients of a run.
+    pub fn all(plan: &RunPlan, random: &mut Random) -> Vec<Self> {
+        let writers = (0..plan.writers).map(|number| Writer {
+            context: number % plan.loaded.unwrap_or(plan.contexts),
+            base: (number as u64 + 1) << 32,
+            window: random.between(1, 3) as usize,
+            other_copies: plan.other_copies,
+            keeps_all: !plan.is_strict(),
+            ..Writer::default()
+        });
+        let mut clients: Vec<Self> = writers.map(Self::Writer).collect();
+        let watched = (0..plan.watchers).map(|_| random.index(plan.contexts));
+        clients.extend(watched.map(|context| Self::Watcher(Watcher { context, ..Watcher::default() })));
+        clients.extend(plan.loaded.map(|context| Self::Loader(Loader { context, ..Loader::default() })));
+        clients.push(Self::Reader);
+        clients
+    }
+
+    /// Acts; called from time to time.
+    pub fn wake(&mut self, sdk: &mut Sdk<'_>, contexts: usize) {
+        match self {
+            Self::Writer(writer) => writer.wake(sdk),
+            Self::Loader(loader) => loader.wake(sdk),
+            Self::Watcher(watcher) => watcher.wake(sdk),
+            Self::Reader => {
+                let to = sdk.any_node();
+                let context = sdk.random.index(contexts);
+                sdk.send(to, Request::Read { context });
+            }
+        }
+    }
+
+    pub fn on_response(&mut self, sdk: &mut Sdk<'_>, request: u64, response: Response) -> Outcome {
+        match self {
+            Self::Writer(writer) => writer.on_response(sdk, request, response),
+            Self::Loader(loader) => loader.on_response(sdk, request, &response),
+            Self::Watcher(watcher) => watcher.on_response(sdk, request, response),
+            Self::Reader => Ok((Counted::Read, matches!(response, Response::Read { .. }).into())),
+        }
+    }
+
+    pub fn writer(&self) -> Option<&Writer> {
+        if let Self::Writer(writer) = self { Some(writer) } else { None }
+    }
+
+    /// Returns how often it was acknowledged something, if it writes.
+    pub fn acknowledged(&self) -> Option<u64> {
+        match self {
+            Self::Writer(writer) => Some(writer.acknowledged),
+            Self::Loader(loader) => Some(loader.acknowledged),
+            Self::Reader | Self::Watcher(_) => None,
+        }
+    }
+
+    /// Lets a writer attach once more, to append again what is missing.
+    pub fn attach_again(&mut self) {
+        if let Self::Writer(writer) = self {
+            writer.attach_again();
+        }
+    }
+
+    /// Stops writing anything new. Returns whether it waits for nothing.
+    pub fn finish(&mut self) -> bool {
+        match self {
+            Self::Writer(writer) => {
+                if !std::mem::replace(&mut writer.is_done, true) {
+                    writer.attach_again();
+                }
+                writer.is_attached && writer.outstanding.is_empty()
+            }
+            Self::Loader(loader) => {
+                loader.is_done = true;
+                !loader.is_under_way
+            }
+            Self::Reader | Self::Watcher(_) => true,
+        }
+    }
+}
+
 /// One engine: appends to a context, a few entries at a time.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Writer {
     pub context: Context,
-    target: Index,
+    /// The id before its first.
     base: u64,
-    next: u64,
     window: usize,
     /// Of a thousand appends, how many ask for a quorum other than the configured one.
     other_copies: u64,
+    /// Whether committed entries may be lost as well (availability first).
+    keeps_all: bool,
+    target: Index,
+    next: u64,
     is_attached: bool,
     /// Number of the attach request, and when it times out.
     attach: (u64, u64),
-    pub outstanding: VecDeque<Pending>,
+    outstanding: VecDeque<Pending>,
     /// Acknowledged entries that may have to be appended again, the newest last.
     pub kept: VecDeque<u64>,
-    /// Whether committed entries may be lost as well (availability first).
-    keeps_all: bool,
-    pub acknowledged: u64,
+    acknowledged: u64,
     pub put_back: u64,
     /// Whether it appends nothing new.
     is_done: bool,
 }
 
 #[derive(Debug)]
-pub struct Pending {
-    pub id: u64,
-    needed: WriteQuorum,
+struct Pending {
+    id: u64,
+    quorum: WriteQuorum,
     until: u64,
 }
 
+impl Writer {
+    fn wake(&mut self, sdk: &mut Sdk<'_>) {
+        if sdk.random.chance(10) {
+            // The engine moves to another node.
+            self.target = sdk.any_node();
+            self.attach_again();
+        }
+        if self.is_attached && self.outstanding.front().is_some_and(|pending| pending.until <= sdk.now) {
+            self.target = sdk.any_node();
+            self.attach_again();
+            self.attach.1 = sdk.now;
+        }
+        if !self.is_attached {
+            if self.attach.1 > sdk.now {
+                return;
+            }
+            if sdk.random.chance(500) {
+                self.target = sdk.any_node();
+            }
+            let kept = self.kept.iter().copied().collect();
+            let number = sdk.send(self.target, Request::Attach { context: self.context, kept });
+            self.attach = (number, sdk.now + ATTACH_TIMEOUT);
+        } else if self.outstanding.len() < self.window && !self.is_done {
+            self.next += 1;
+            let quorum = if sdk.random.chance(self.other_copies) {
+                [WriteQuorum::One, WriteQuorum::One, WriteQuorum::Majority, WriteQuorum::All]
+                    [sdk.random.index(4)]
+            } else {
+                WriteQuorum::Configured
+            };
+            let pending = Pending { id: self.base + self.next, quorum, until: sdk.now + WRITER_TIMEOUT };
+            self.append(&pending, sdk);
+            self.outstanding.push_back(pending);
+        }
+    }
+
+    /// Attaches, as an engine does that moves.
+    fn attach_again(&mut self) {
+        self.is_attached = false;
+        // A response to an earlier request would report what was missing then.
+        self.attach.0 = 0;
+    }
+
+    fn append(&self, pending: &Pending, sdk: &mut Sdk<'_>) {
+        let append = Append { context: self.context, id: pending.id, quorum: pending.quorum };
+        sdk.send(self.target, Request::Append(append));
+    }
+
+    fn on_response(&mut self, sdk: &mut Sdk<'_>, request: u64, response: Response) -> Outcome {
+        let mut attached = 0;
+        match response {
+            Response::Appended { id, is_stable } => {
+                let known = self.outstanding.len();
+                self.outstanding.retain(|pending| pending.id != id);
+                if self.outstanding.len() < known {
+                    self.acknowledged += 1;
+                    self.kept.retain(|kept| *kept != id);
+                    self.kept.extend(Some(id).filter(|_| !is_stable || self.keeps_all));
+                    self.kept.drain(..self.kept.len().saturating_sub(KEPT));
+                }
+            }
+            Response::Unknown => self.detach(sdk, None),
+            Response::NotOwner { hint } => self.detach(sdk, hint),
+            Response::Attached { missing } if request == self.attach.0 && !self.is_attached => {
+                self.is_attached = true;
+                attached = 1;
+                let mut outstanding = std::mem::take(&mut self.outstanding);
+                let is_known = |id: &u64| outstanding.iter().any(|pending| pending.id == *id);
+                let missing: Vec<u64> = missing.into_iter().filter(|id| !is_known(id)).collect();
+                self.put_back += missing.len() as u64;
+                for id in missing.into_iter().rev() {
+                    outstanding.push_front(Pending { id, quorum: WriteQuorum::Configured, until: 0 });
+                }
+                for pending in &mut outstanding {
+                    pending.until = sdk.now + WRITER_TIMEOUT;
+                    if pending.quorum == WriteQuorum::All {
+                        // A member may be absent for long.
+                        pending.quorum = WriteQuorum::Configured;
+                    }
+                    self.append(pending, sdk);
+                }
+                self.outstanding = outstanding;
+            }
+            _ => {}
+        }
+        Ok((Counted::Attached, attached))
+    }
+
+    fn detach(&mut self, sdk: &mut Sdk<'_>, hint: Option<Index>) {
+        if self.is_attached || hint.is_some() {
+            self.attach_again();
+            self.attach.1 = sdk.now + sdk.random.between(10, 150);
+        }
+        self.target = hint.unwrap_or(self.target);
+    }
+}
+
 /// Watches a context.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Watcher {
     pub context: Context,
     target: Index,
@@ -65,193 +271,18 @@ pub struct Watcher {
     request: u64,
 }
 
-/// A request with its number, and the node that it is sent to.
-pub type SentRequest = (Index, u64, Request);
-
-impl Writer {
-    pub fn new(
-        number: usize,
-        context: Context,
-        other_copies: u64,
-        keeps_all: bool,
-        random: &mut Random,
-    ) -> Self {
-        Self {
-            context,
-            target: 0,
-            base: (number as u64 + 1) << 32,
-            next: 0,
-            window: random.between(1, 3) as usize,
-            other_copies,
-            is_attached: false,
-            attach: (0, 0),
-            outstanding: VecDeque::new(),
-            kept: VecDeque::new(),
-            keeps_all,
-            acknowledged: 0,
-            put_back: 0,
-            is_done: false,
-        }
-    }
-
-    /// Acts; called from time to time.
-    pub fn wake(
-        &mut self,
-        now: u64,
-        nodes: &[Index],
-        random: &mut Random,
-        number: &mut u64,
-    ) -> Vec<SentRequest> {
-        if random.chance(10) {
-            // The engine moves to another node.
-            self.target = one_of(nodes, random);
-            self.attach_again();
-        }
-        if self.outstanding.front().is_some_and(|pending| pending.until <= now) && self.is_attached {
-            self.target = one_of(nodes, random);
-            self.attach_again();
-            self.attach.1 = now;
-        }
-        if !self.is_attached {
-            if self.attach.1 > now {
-                return Vec::new();
-            }
-            if random.chance(500) {
-                self.target = one_of(nodes, random);
-            }
-            *number += 1;
-            self.attach = (*number, now + 600);
-            let request =
-                Request::Attach { context: self.context, kept: self.kept.iter().copied().collect() };
-            return vec![(self.target, *number, request)];
-        }
-        if self.outstanding.len() < self.window && !self.is_done {
-            self.next += 1;
-            let needed = if random.chance(self.other_copies) {
-                [WriteQuorum::One, WriteQuorum::One, WriteQuorum::Majority, WriteQuorum::All][random.index(4)]
-            } else {
-                WriteQuorum::Configured
-            };
-            let pending = Pending { id: self.base + self.next, needed, until: now + WRITER_TIMEOUT };
-            let asked = self.append(&pending, number);
-            self.outstanding.push_back(pending);
-            return vec![asked];
-        }
-        Vec::new()
-    }
-
-    /// Stops appending new entries. Attaches once more, to append again what is missing.
-    pub fn finish(&mut self) {
-        if !self.is_done {
-            self.is_done = true;
-            self.attach_again();
-        }
-    }
-
-    /// Attaches, as an engine does that moves.
-    pub fn attach_again(&mut self) {
-        self.is_attached = false;
-        // A response to an earlier request would report what was missing then.
-        self.attach.0 = 0;
-    }
-
-    /// Returns whether it waits for nothing.
-    pub fn is_idle(&self) -> bool {
-        self.is_attached && self.outstanding.is_empty()
-    }
-
-    fn append(&self, pending: &Pending, number: &mut u64) -> SentRequest {
-        *number += 1;
-        let append = Append { context: self.context, id: pending.id, quorum: pending.needed };
-        (self.target, *number, Request::Append(append))
-    }
-
-    pub fn answered(
-        &mut self,
-        now: u64,
-        request: u64,
-        response: Response,
-        random: &mut Random,
-        number: &mut u64,
-    ) -> Vec<SentRequest> {
-        match response {
-            Response::Appended { id, is_stable } => {
-                let known = self.outstanding.len();
-                self.outstanding.retain(|pending| pending.id != id);
-                if self.outstanding.len() == known {
-                    return Vec::new();
-                }
-                self.acknowledged += 1;
-                self.kept.retain(|kept| *kept != id);
-                if !is_stable || self.keeps_all {
-                    self.kept.push_back(id);
-                    if self.kept.len() > KEPT {
-                        self.kept.pop_front();
-                    }
-                }
-            }
-            Response::Unknown => self.detach(now, None, random),
-            Response::NotOwner { hint } => self.detach(now, hint, random),
-            Response::Attached { missing } if request == self.attach.0 && !self.is_attached => {
-                self.is_attached = true;
-                let put_back: Vec<u64> = missing
-                    .into_iter()
-                    .filter(|id| !self.outstanding.iter().any(|pending| pending.id == *id))
-                    .collect();
-                self.put_back += put_back.len() as u64;
-                for id in put_back.into_iter().rev() {
-                    self.outstanding.push_front(Pending { id, needed: WriteQuorum::Configured, until: 0 });
-                }
-                for pending in &mut self.outstanding {
-                    pending.until = now + WRITER_TIMEOUT;
-                    if pending.needed == WriteQuorum::All {
-                        // A member may be absent for long.
-                        pending.needed = WriteQuorum::Configured;
-                    }
-                }
-                return self.outstanding.iter().map(|pending| self.append(pending, number)).collect();
-            }
-            _ => {}
-        }
-        Vec::new()
-    }
-
-    fn detach(&mut self, now: u64, hint: Option<Index>, random: &mut Random) {
-        if self.is_attached || hint.is_some() {
-            self.attach_again();
-            self.attach.1 = now + random.between(10, 150);
-        }
-        if let Some(hint) = hint {
-            self.target = hint;
-        }
-    }
-}
-
 impl Watcher {
-    pub fn new(context: Context) -> Self {
-        Self { context, target: 0, seen: History::default(), request: 0 }
-    }
-
-    pub fn wake(&mut self, nodes: &[Index], random: &mut Random, number: &mut u64) -> SentRequest {
-        if random.chance(100) {
-            self.target = one_of(nodes, random);
+    fn wake(&mut self, sdk: &mut Sdk<'_>) {
+        if sdk.random.chance(100) {
+            self.target = sdk.any_node();
         }
-        *number += 1;
-        self.request = *number;
         let (after, root) = (self.seen.size(), self.seen.root());
-        (self.target, *number, Request::Watch { context: self.context, after, root })
+        self.request = sdk.send(self.target, Request::Watch { context: self.context, after, root });
     }
 
-    /// Returns what is new; an error if the history is another one.
-    pub fn answered(
-        &mut self,
-        request: u64,
-        response: Response,
-        nodes: &[Index],
-        random: &mut Random,
-    ) -> Result<Vec<Entry>, &'static str> {
+    fn on_response(&mut self, sdk: &mut Sdk<'_>, request: u64, response: Response) -> Outcome {
         if request != self.request {
-            return Ok(Vec::new());
+            return Ok((Counted::Watched, 0));
         }
         self.request = 0;
         match response {
@@ -262,28 +293,93 @@ impl Watcher {
                     }
                     self.seen.0.push(*entry);
                 }
-                Ok(entries.to_vec())
+                return Ok((Counted::Watched, entries.len() as u64));
             }
-            Response::NotReadable => {
-                self.target = one_of(nodes, random);
-                Ok(Vec::new())
-            }
+            Response::NotReadable => self.target = sdk.any_node(),
             Response::Changed => {
                 self.seen = History::default();
-                Err("a watcher finds that what it saw is no longer there")
+                return Ok((Counted::StartedOver, 1));
             }
-            _ => Ok(Vec::new()),
+            _ => {}
         }
+        Ok((Counted::Watched, 0))
     }
 }
 
-/// Picks one of the nodes that a client knows.
-pub fn one_of(nodes: &[Index], random: &mut Random) -> Index {
-    random.pick(nodes).unwrap_or_default()
+/// Loads into a context that nobody else writes to. Each load continues where the previous one ended, and is repeated
+/// until it is acknowledged.
+#[derive(Debug, Default)]
+pub struct Loader {
+    context: Context,
+    target: Index,
+    snapshot: Rc<History>,
+    is_large: bool,
+    /// Number of the pending request, and when it times out.
+    waits: Option<(u64, u64)>,
+    /// Whether the current load is not known to be installed yet.
+    is_under_way: bool,
+    /// When the next load begins.
+    next: u64,
+    /// The sizes that the context may have, beside none.
+    sizes: Vec<u64>,
+    acknowledged: u64,
+    is_done: bool,
 }
 
-/// Makes a reader's request.
-pub fn read(nodes: &[Index], contexts: usize, random: &mut Random, number: &mut u64) -> SentRequest {
-    *number += 1;
-    (one_of(nodes, random), *number, Request::Read { context: random.index(contexts) })
+impl Loader {
+    /// Returns whether a history of this size contains each load as a whole or not at all.
+    pub fn is_whole(&self, context: Context, size: u64) -> bool {
+        context != self.context || size == 0 || self.sizes.contains(&size)
+    }
+
+    fn wake(&mut self, sdk: &mut Sdk<'_>) {
+        let is_waiting = self.waits.is_some_and(|(_, until)| until > sdk.now) || sdk.now < self.next;
+        if is_waiting || (self.is_done && !self.is_under_way) {
+            return;
+        }
+        if !self.is_under_way {
+            let snapshot = Rc::make_mut(&mut self.snapshot);
+            for _ in 0..sdk.random.between(2, 80) {
+                let entry = snapshot.next(LOADED.1, LOADED.0 + snapshot.size());
+                snapshot.0.push(entry);
+            }
+            self.sizes.push(snapshot.size());
+            (self.is_under_way, self.is_large) = (true, sdk.random.chance(600));
+        }
+        if self.waits.is_some() || sdk.random.chance(300) {
+            self.target = sdk.any_node();
+        }
+        let (context, snapshot, is_large) = (self.context, Rc::clone(&self.snapshot), self.is_large);
+        let number = sdk.send(self.target, Request::Load { context, snapshot, is_large });
+        // This is often before the load is committed: then the loader sends the request again, to the next node or
+        // the same one.
+        self.waits = Some((number, sdk.now + sdk.random.between(100, 6000)));
+    }
+
+    fn on_response(&mut self, sdk: &mut Sdk<'_>, request: u64, response: &Response) -> Outcome {
+        let mut loaded = 0;
+        if self.waits.is_some_and(|(number, _)| number == request) {
+            self.waits = None;
+            let pause = match response {
+                Response::Loaded { size } if *size < self.snapshot.size() => {
+                    return Err("a load is done before its end");
+                }
+                Response::Loaded { .. } => {
+                    (self.is_under_way, loaded) = (false, 1);
+                    self.acknowledged += 1;
+                    5000
+                }
+                Response::Differs => {
+                    return Err("what was loaded before is not the beginning of what is there");
+                }
+                Response::NotOwner { hint: Some(hint) } => {
+                    self.target = *hint;
+                    200
+                }
+                _ => 500,
+            };
+            self.next = sdk.now + sdk.random.between(1, pause);
+        }
+        Ok((Counted::Loaded, loaded))
+    }
 }

@@ -1,59 +1,71 @@
 //! The path between clients and nodes.
 
 use super::{
-    broken::DisabledRule,
-    client::{self, Client},
-    counts::Counted,
-    message::{Index, Request, Response},
-    node::Node,
-    run::{ScheduledEvent, World},
+    client::{Client, Sdk},
+    message::Response,
+    prelude::*,
 };
 
 /// Clock error: clocks count whole milliseconds.
 const CLOCK_ERROR: u64 = 5;
 
 impl World {
-    pub(super) fn wake(&mut self, number: usize) {
-        let (nodes, contexts) = (self.named(), self.plan.contexts);
-        let now = self.now / 1000;
-        let (asked, again) = match &mut self.clients[number] {
-            Client::Writer(writer) => {
-                (writer.wake(now, &nodes, &mut self.random, &mut self.next_request), (20_000, 150_000))
-            }
-            Client::Loader(loader) => {
-                let asked = loader.wake(now, &nodes, &mut self.random, &mut self.next_request);
-                (asked.into_iter().collect(), (20_000, 150_000))
-            }
-            Client::Watcher(watcher) => {
-                (vec![watcher.wake(&nodes, &mut self.random, &mut self.next_request)], (50_000, 300_000))
-            }
-            Client::Reader => {
-                let asked = client::read(&nodes, contexts, &mut self.random, &mut self.next_request);
-                (vec![asked], (50_000, 300_000))
-            }
-        };
-        self.ask(number, asked);
-        let again = self.random.between(again.0, again.1);
-        self.after(again, ScheduledEvent::Client(number));
-    }
-
-    /// Returns the nodes that clients know: an SDK drops those that are gone for good.
-    fn named(&self) -> Vec<Index> {
-        (0..self.hosts.len()).filter(|index| !self.hosts[*index].is_gone).collect()
-    }
-
-    pub(super) fn ask(&mut self, client: usize, asked: Vec<client::SentRequest>) {
-        for (to, request, body) in asked {
-            self.counts.add(Counted::Attached, u64::from(matches!(body, Request::Attach { .. })));
-            if !self.random.chance(self.network.loss / 4) {
-                let delay = self.random.between(200, 3000);
-                self.after(delay, ScheduledEvent::Request { to, client, request, body });
-            }
+    pub(super) fn add_clients(&mut self) {
+        self.clients = Client::all(&self.plan, &mut self.random);
+        for client in 0..self.clients.len() {
+            self.after(client as u64 * 1000, move |world| world.wake(client));
         }
     }
 
+    fn wake(&mut self, number: usize) {
+        let contexts = self.plan.contexts;
+        self.act(number, |client, sdk| client.wake(sdk, contexts));
+        let (low, high) =
+            if self.clients[number].acknowledged().is_some() { (20_000, 150_000) } else { (50_000, 300_000) };
+        let again = self.random.between(low, high);
+        self.after(again, move |world| world.wake(number));
+    }
+
+    /// Lets a client act, and sends its requests.
+    fn act<T>(&mut self, number: usize, act: impl FnOnce(&mut Client, &mut Sdk<'_>) -> T) -> T {
+        // An SDK drops the nodes that are gone for good.
+        let (nodes, now, sent) = (self.present(), self.now / 1000, Vec::new());
+        let (random, next_request) = (&mut self.random, &mut self.next_request);
+        let mut sdk = Sdk { now, nodes, random, next_request, sent };
+        let result = act(&mut self.clients[number], &mut sdk);
+        for (to, request, body) in sdk.sent {
+            self.hand_over(Some(to), move |world| {
+                world.with(to, |node| node.request(number, request, body));
+            });
+        }
+        result
+    }
+
+    pub(super) fn respond(&mut self, number: usize, request: u64, response: Response) {
+        let is_strict = self.plan.is_strict();
+        if let (Client::Reader, Response::Read { context, size, root }) = (&self.clients[number], &response)
+            && is_strict
+            && !self.invariants.was_stable(*context, *size, *root)
+        {
+            self.violate(format!("a reader saw what was never stable of context {context}"));
+        }
+        match self.act(number, |client, sdk| client.on_response(sdk, request, response)) {
+            // Allowed only if availability comes first, or disks were lost.
+            Ok((Counted::StartedOver, _)) if is_strict && !self.may_change(number) => {
+                self.violate(format!("client {number}: a watcher finds that what it saw is no longer there"));
+            }
+            Ok((what, count)) => self.counts.add(what, count),
+            Err(what) => self.violate(format!("client {number}: {what}")),
+        }
+    }
+
+    /// Returns whether a watcher may find that what it saw is gone.
+    fn may_change(&self, client: usize) -> bool {
+        matches!(&self.clients[client], Client::Watcher(watcher) if self.changed.contains(&watcher.context))
+    }
+
     /// Checks a node's response to a reader: it must not be outdated.
-    pub(super) fn answered(&mut self, index: Index, response: &Response) {
+    pub(super) fn check_response(&mut self, index: Index, response: &Response) {
         let &Response::Read { context, size, .. } = response else {
             let is_refused = matches!(response, Response::NotReadable);
             return self.counts.add(Counted::NotRead, is_refused.into());
@@ -67,43 +79,10 @@ impl World {
         let stands_still = self.hosts.iter().any(|host| !host.clock_runs);
         let stood_still = self.clock_stood_still.is_some_and(|at| self.now < at + 3000 * bound);
         let is_unleased = self.config.broken == DisabledRule::NoLease;
-        if !self.invariants.is_strict || stands_still || stood_still || !(is_current || is_unleased) {
-            return;
-        }
-        let since = (self.now / 1000).saturating_sub(bound + CLOCK_ERROR);
-        if let Err(violation) = self.invariants.read(index, context, size, since) {
-            self.violate(violation);
-        }
-    }
-
-    pub(super) fn respond(&mut self, number: usize, request: u64, response: Response) {
-        let (now, nodes) = (self.now / 1000, self.named());
-        match &mut self.clients[number] {
-            Client::Writer(writer) => {
-                let asked = writer.answered(now, request, response, &mut self.random, &mut self.next_request);
-                self.ask(number, asked);
-            }
-            Client::Loader(loader) => match loader.answered(now, request, &response, &mut self.random) {
-                Ok(is_loaded) => self.counts.add(Counted::Loaded, is_loaded.into()),
-                Err(what) => self.violate(format!("client {number}: {what}")),
-            },
-            Client::Watcher(watcher) => {
-                match watcher.answered(request, response, &nodes, &mut self.random) {
-                    Ok(entries) => self.counts.add(Counted::Watched, entries.len() as u64),
-                    // The watcher is notified and starts over, which is allowed only if availability comes first.
-                    Err(what) if self.invariants.is_strict && !self.may_change(number) => {
-                        self.violate(format!("client {number}: {what}"));
-                    }
-                    Err(_) => {}
-                }
-            }
-            Client::Reader => {
-                let Response::Read { context, size, root } = response else { return };
-                self.counts.add(Counted::Read, 1);
-                if self.invariants.is_strict && !self.invariants.was_stable(context, size, root) {
-                    self.violate(format!("a reader saw what was never stable of context {context}"));
-                }
-            }
+        if self.plan.is_strict() && !stands_still && !stood_still && (is_current || is_unleased) {
+            let since = (self.now / 1000).saturating_sub(bound + CLOCK_ERROR);
+            let checked = self.invariants.read(index, context, size, since);
+            self.check(checked);
         }
     }
 }

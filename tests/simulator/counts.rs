@@ -1,146 +1,97 @@
-//! Counts what happened in a run: a fault that never happens finds nothing.
+//! What happened in a run, counted: what never happens is not tried.
 
-use std::{collections::BTreeMap, fmt};
+use std::fmt;
 
-use super::faults::Fault;
+use super::{faults::FAULTS, prelude::*};
 
-/// Something that is counted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Counted {
-    Runs,
-    Steps,
-    /// Simulated time.
-    Milliseconds,
-    /// The longest time from the last fault until everything was well again.
-    LongestHealing,
-    // What went wrong, beside the faults.
-    Lost,
-    Cut,
-    Duplicated,
-    Overtaken,
-    WritesLost,
-    // How the cluster reacted.
-    Owned,
-    HandedOver,
-    Moved,
-    Left,
-    Recovered,
-    Forked,
-    Fetched,
-    Restored,
-    Reidentified,
-    FetchCut,
-    // What clients did.
-    Created,
-    Acknowledged,
-    AcknowledgedAtFewer,
-    PutBack,
-    Attached,
-    Read,
-    NotRead,
-    Watched,
-    Loaded,
-    LoadStaged,
-    LoadedAgain,
-    LoadFetched,
+named! {
+    /// Something that is counted, beside the faults: what went wrong, how the cluster reacted, and what clients did.
+    Counted {
+        Runs = "seeds",
+        Steps = "steps",
+        Milliseconds = "milliseconds simulated",
+        LongestHealing = "milliseconds of the longest healing",
+        Lost = "messages lost",
+        Cut = "messages into cut links",
+        Duplicated = "messages doubled",
+        Overtaken = "messages overtaken",
+        WritesLost = "unsynced writes lost in crashes",
+        MostLost = "losses of most of a slot's disks",
+        Owned = "takeovers",
+        HandedOver = "of these, handovers",
+        Moved = "moves of a member",
+        Left = "nodes that left with nothing counting on them",
+        Recovered = "takeovers that went on without lost members",
+        Forked = "histories left to forks",
+        Fetched = "entries fetched to catch up",
+        Restored = "damaged contexts restored",
+        Reidentified = "disks that forgot what they promised",
+        FetchCut = "responses to fetches that were cut short",
+        Created = "entries written",
+        Acknowledged = "acknowledged at m copies",
+        AcknowledgedAtFewer = "acknowledged at fewer copies",
+        PutBack = "put back by their writers",
+        Attached = "times a writer attached to a node",
+        Read = "reads",
+        NotRead = "reads that a node sent elsewhere",
+        Watched = "entries seen by watchers",
+        StartedOver = "times a watcher started over",
+        Loaded = "loads acknowledged",
+        LoadStaged = "loads that members staged before they were put in place",
+        LoadedAgain = "loads that found everything there already",
+        LoadFetched = "loads fetched before they were stable",
+    }
 }
 
-impl Counted {
-    const ALL: [(Self, &'static str); 31] = [
-        (Self::Runs, "seeds"),
-        (Self::Steps, "steps"),
-        (Self::Milliseconds, "milliseconds simulated"),
-        (Self::LongestHealing, "milliseconds of the longest healing"),
-        (Self::Lost, "messages lost"),
-        (Self::Cut, "messages into cut links"),
-        (Self::Duplicated, "messages doubled"),
-        (Self::Overtaken, "messages overtaken"),
-        (Self::WritesLost, "unsynced writes lost in crashes"),
-        (Self::Owned, "takeovers"),
-        (Self::HandedOver, "of these, handovers"),
-        (Self::Moved, "moves of a member"),
-        (Self::Left, "nodes that left with nothing counting on them"),
-        (Self::Recovered, "takeovers that went on without lost members"),
-        (Self::Forked, "histories left to forks"),
-        (Self::Fetched, "entries fetched to catch up"),
-        (Self::Restored, "damaged contexts restored"),
-        (Self::Reidentified, "disks that forgot what they promised"),
-        (Self::FetchCut, "responses to fetches that were cut short"),
-        (Self::Created, "entries written"),
-        (Self::Acknowledged, "acknowledged at m copies"),
-        (Self::AcknowledgedAtFewer, "acknowledged at fewer copies"),
-        (Self::PutBack, "put back by their writers"),
-        (Self::Attached, "times a writer attached to a node"),
-        (Self::Read, "reads"),
-        (Self::NotRead, "reads that a node sent elsewhere"),
-        (Self::Watched, "entries seen by watchers"),
-        (Self::Loaded, "loads acknowledged"),
-        (Self::LoadStaged, "loads that members staged before they were put in place"),
-        (Self::LoadedAgain, "loads that found everything there already"),
-        (Self::LoadFetched, "loads fetched before they were stable"),
-    ];
-}
-
-/// The counts of a run.
+/// The counts of a run, by name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Counts {
-    counts: BTreeMap<Counted, u64>,
-    faults: BTreeMap<Fault, u64>,
-}
+pub struct Counts(BTreeMap<&'static str, u64>);
 
 impl Counts {
     pub fn add(&mut self, what: Counted, count: u64) {
-        *self.counts.entry(what).or_default() += count;
+        self.add_named(what.name(), count);
     }
 
-    pub fn fault(&mut self, fault: Fault) {
-        *self.faults.entry(fault).or_default() += 1;
+    pub fn add_named(&mut self, name: &'static str, count: u64) {
+        *self.0.entry(name).or_default() += count;
     }
 
     /// Adds the counts of another run.
     pub fn add_all(&mut self, other: &Self) {
-        for (what, count) in &other.counts {
-            let known = self.counts.entry(*what).or_default();
-            let is_longest = *what == Counted::LongestHealing;
+        for (name, count) in &other.0 {
+            let known = self.0.entry(name).or_default();
+            let is_longest = *name == Counted::LongestHealing.name();
             *known = if is_longest { (*count).max(*known) } else { *count + *known };
         }
-        for (fault, count) in &other.faults {
-            *self.faults.entry(*fault).or_default() += count;
-        }
     }
 
-    pub fn get(&self, what: Counted) -> u64 {
-        self.counts.get(&what).copied().unwrap_or_default()
+    fn get(&self, name: &str) -> u64 {
+        self.0.get(name).copied().unwrap_or_default()
     }
 
-    pub fn faults(&self) -> u64 {
-        self.faults.values().sum()
+    fn faults(&self) -> u64 {
+        FAULTS.iter().map(|(name, ..)| self.get(name)).sum()
     }
 
     /// Formats the counts in one line.
     pub fn brief(&self) -> String {
-        let (runs, steps) = (self.get(Counted::Runs), self.get(Counted::Steps));
+        let [runs, steps] = [Counted::Runs, Counted::Steps].map(|what| self.get(what.name()));
         format!("{runs} seeds, {steps} steps, {} faults", self.faults())
     }
 
-    /// Returns what never happened, in words.
+    /// Returns what never happened.
     pub fn missing(&self) -> Vec<&'static str> {
-        let faults = Fault::ALL.into_iter().filter(|fault| !self.faults.contains_key(fault));
-        let counts = Counted::ALL.into_iter().filter(|(what, _)| self.get(*what) == 0);
-        faults.map(Fault::name).chain(counts.map(|(_, name)| name)).collect()
+        let names = Counted::ALL.iter().map(|what| what.name()).chain(FAULTS.iter().map(|(name, ..)| *name));
+        names.filter(|name| self.get(name) == 0).collect()
     }
 }
 
 impl fmt::Display for Counts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (what, name) in Counted::ALL {
-            writeln!(f, "{:>14} {name}", self.get(what))?;
+        for what in Counted::ALL {
+            writeln!(f, "{:>14} {}", self.get(what.name()), what.name())?;
         }
         writeln!(f, "{:>14} faults:", self.faults())?;
-        for fault in Fault::ALL {
-            let count = self.faults.get(&fault).copied().unwrap_or_default();
-            writeln!(f, "{count:>14}   {}", fault.name())?;
-        }
-        Ok(())
+        FAULTS.iter().try_for_each(|(name, ..)| writeln!(f, "{:>14}   {name}", self.get(name)))
     }
 }

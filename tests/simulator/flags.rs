@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::broken::DisabledRule;
+use super::prelude::*;
 
 const USAGE: &str = "usage: just simulate [--minutes N] [--seed S] [--runs N] [--trace] [--broken NAME]
   --minutes N    so long (10, if --runs says nothing)
@@ -12,7 +12,7 @@ const USAGE: &str = "usage: just simulate [--minutes N] [--seed S] [--runs N] [-
   --broken NAME  leave out a rule:";
 
 /// What to simulate, and for how long.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Flags {
     pub seed: u64,
     pub runs: u64,
@@ -27,28 +27,25 @@ impl Flags {
     /// # Errors
     /// A text that says what is wrong with them.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let names: Vec<&str> = DisabledRule::ALL.into_iter().map(DisabledRule::name).collect();
-        let wrong = |what: String| format!("simulate: {what}\n{USAGE} {}", names.join(", "));
+        let names: Vec<&str> = DisabledRule::ALL.iter().map(|rule| rule.name()).collect();
+        let wrong = |flag: &str, value: &str| {
+            format!("simulate: `{flag} {value}` says nothing\n{USAGE} {}", names.join(", "))
+        };
         let (mut seed, mut runs, mut minutes) = (1, None, None);
         let (mut is_traced, mut broken) = (false, DisabledRule::Nothing);
         let mut words = text.split_whitespace();
         while let Some(flag) = words.next() {
-            let mut value = || words.next().ok_or_else(|| wrong(format!("{flag} needs a value")));
-            let number = |text: &str| {
-                text.parse::<u64>()
-                    .map_err(|_| wrong(format!("{flag} is `{text}`: it must be a whole number")))
-            };
-            match flag {
-                "--seed" => seed = number(value()?)?,
-                "--runs" => runs = Some(number(value()?)?),
-                "--minutes" => minutes = Some(number(value()?)?),
-                "--trace" => is_traced = true,
-                "--broken" => {
-                    let name = value()?;
-                    broken = DisabledRule::from_name(name)
-                        .ok_or_else(|| wrong(format!("there is no `{name}` to leave out")))?;
-                }
-                other => return Err(wrong(format!("what is `{other}`?"))),
+            if flag == "--trace" {
+                is_traced = true;
+                continue;
+            }
+            let value = words.next().unwrap_or_default();
+            match (flag, value.parse::<u64>(), names.iter().position(|name| *name == value)) {
+                ("--seed", Ok(number), _) => seed = number,
+                ("--runs", Ok(number), _) => runs = Some(number),
+                ("--minutes", Ok(number), _) => minutes = Some(number),
+                ("--broken", _, Some(rule)) => broken = DisabledRule::ALL[rule],
+                _ => return Err(wrong(flag, value)),
             }
         }
         let runs = runs.or(is_traced.then_some(1));
@@ -64,10 +61,8 @@ fn flags_are_read_and_wrong_ones_are_named() {
     assert_eq!((flags.seed, flags.runs, flags.limit), (7, u64::MAX, Some(Duration::from_hours(1))));
     let flags = Flags::parse("--trace --broken no-sync").unwrap();
     assert_eq!((flags.runs, flags.limit, flags.broken), (1, None, DisabledRule::NoSync));
-    for (text, part) in
-        [("--runs", "needs a value"), ("--seed x", "`x`"), ("--broken y", "`y`"), ("z", "`z`")]
-    {
-        let wrong = Flags::parse(text).unwrap_err();
-        assert!(wrong.contains(part) && wrong.contains("usage"), "{wrong}");
+    for wrong in ["--runs", "--seed x", "--broken y", "z"] {
+        let told = Flags::parse(wrong).unwrap_err();
+        assert!(told.contains(wrong) && told.contains("usage"), "{told}");
     }
 }

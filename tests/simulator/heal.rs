@@ -19,6 +19,7 @@ use ledger_core::{
 };
 
 use super::{
+    counts::Counted,
     disk::{Damage, Write},
     history::{Context, Entry, History},
     message::{CatchUpRequest, CatchUpResponse, Message, Range},
@@ -286,7 +287,7 @@ impl Node {
         }
         self.lost_sizes.remove(&context);
         self.want_sync();
-        self.out.push(NodeOutput::Note(Note::Restored));
+        self.out.push(NodeOutput::Note(Note::Counted(Counted::Restored, 1)));
     }
 
     /// Counts the bucket of a context anew, whose earlier tree head is unknown.

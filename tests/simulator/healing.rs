@@ -1,17 +1,10 @@
 //! After the faults everything must recover by itself, within a bounded time.
 
-use std::collections::BTreeSet;
-
-use ledger_core::{Epoch, node::Member, slot::Slot};
-
 use super::{
     client::Client,
-    counts::Counted,
-    disk::Store,
-    history::History,
-    message::Index,
-    node::Node,
-    run::{ScheduledEvent, Stage, World},
+    plan::Link,
+    prelude::*,
+    run::{Checked, Stage},
 };
 
 /// How long recovery may take, in microseconds.
@@ -28,248 +21,176 @@ impl World {
             self.lose_most();
         }
         self.network.heal();
-        (self.network.loss, self.network.duplicates, self.network.late) = (0, 0, 0);
-        self.network.cuts = 0;
+        self.network.link = Link::default();
         for index in 0..self.hosts.len() {
-            let clock = self.clock(index);
             self.fill(index, false);
-            let host = &mut self.hosts[index];
             // A paused node resumes by itself: messages sent meanwhile must not be overtaken.
-            host.slow_until = 0;
-            if !host.clock_runs {
-                self.clock_stood_still = Some(self.now);
-            }
-            (host.clock, host.clock_runs) = ((clock, self.now), true);
-            if !host.is_gone {
+            self.hosts[index].slow_until = 0;
+            self.set_clock_running(index, true);
+            if !self.hosts[index].is_gone {
                 self.hosts[index].leaving = None;
                 self.start(index);
                 self.with(index, |node| node.leave(None));
             }
         }
-        let acknowledged = self.clients.iter().map(|client| match client {
-            Client::Writer(writer) => writer.acknowledged,
-            Client::Loader(loader) => loader.acknowledged,
-            _ => 0,
-        });
-        self.acknowledged_before = acknowledged.collect();
-        self.after(500_000, ScheduledEvent::IsHealed);
+        self.acknowledged_before = self.clients.iter().map(Client::acknowledged).collect();
+        self.after(500_000, Self::check_healing);
     }
 
-    pub(super) fn is_healed(&mut self) {
-        match self.missing() {
+    fn check_healing(&mut self) {
+        let missing = self.missing();
+        if let Err(missing) = missing {
+            if self.now > self.healing_since + HEALING_TIMEOUT {
+                return self
+                    .violate(format!("{} s after the last fault {missing}", HEALING_TIMEOUT / 1_000_000));
+            }
+            self.note(|| format!("not healed: {missing}"));
+        } else if self.stage == Stage::Healing || (self.is_loose() && self.settled_times < SETTLED_TIMES) {
             // All members are equal: what they lack now they lack for good, unless a writer has it.
-            None if self.stage == Stage::Healing
-                || (self.is_loose() && self.settled_times < SETTLED_TIMES) =>
-            {
-                (self.stage, self.settled) = (Stage::Settled, self.owners());
-                self.settled_times += 1;
-                for client in &mut self.clients {
-                    if let Client::Writer(writer) = client {
-                        writer.attach_again();
-                    }
-                }
-                self.after(500_000, ScheduledEvent::IsHealed);
-            }
-            None => {
-                self.counts.add(Counted::LongestHealing, (self.now - self.healing_since) / 1000);
-                self.stage = Stage::Over;
-                if let Err(violation) = self.check_the_end() {
-                    self.violate(violation);
-                }
-                let put_back = self.clients.iter().map(|client| match client {
-                    Client::Writer(writer) => writer.put_back,
-                    _ => 0,
-                });
-                self.counts.add(Counted::PutBack, put_back.sum());
-            }
-            Some(missing) if self.now > self.healing_since + HEALING_TIMEOUT => {
-                self.violate(format!("{} s after the last fault {missing}", HEALING_TIMEOUT / 1_000_000));
-            }
-            Some(missing) => {
-                self.note(|| format!("not healed: {missing}"));
-                self.after(500_000, ScheduledEvent::IsHealed);
-            }
+            (self.stage, self.settled) = (Stage::Settled, self.owners());
+            self.settled_times += 1;
+            self.clients.iter_mut().for_each(Client::attach_again);
+        } else {
+            self.counts.add(Counted::LongestHealing, (self.now - self.healing_since) / 1000);
+            self.stage = Stage::Over;
+            let checked = self.check_the_end();
+            self.check(checked);
+            let put_back = self.clients.iter().filter_map(Client::writer).map(|writer| writer.put_back);
+            return self.counts.add(Counted::PutBack, put_back.sum());
         }
+        self.after(500_000, Self::check_healing);
     }
 
-    /// Returns what is not yet as it should be.
-    fn missing(&mut self) -> Option<String> {
+    /// Checks that everything is as it should be.
+    fn missing(&mut self) -> Checked {
         let slots = self.config.contexts.slots.clone();
-        if let Some(missing) = slots.iter().find_map(|slot| self.unsettled(*slot)) {
-            return Some(missing);
-        }
+        slots.iter().try_for_each(|slot| self.is_settled(*slot))?;
         // Every writer must succeed once more before it stops.
-        for (number, client) in self.clients.iter_mut().enumerate() {
-            if let Client::Writer(writer) = client
-                && writer.acknowledged == self.acknowledged_before[number]
-            {
-                return Some(format!("writer {number} was not acknowledged anything: {writer:x?}"));
-            }
-            if let Client::Loader(loader) = client
-                && loader.acknowledged == self.acknowledged_before[number]
-            {
-                return Some(format!("nothing was loaded: {loader:?}"));
-            }
+        let before = self.clients.iter().zip(&self.acknowledged_before);
+        if let Some((client, _)) = before
+            .into_iter()
+            .find(|(client, before)| client.acknowledged().is_some() && client.acknowledged() == **before)
+        {
+            return Err(format!("a client was not acknowledged anything: {client:x?}"));
         }
-        let mut waits = None;
-        for (number, client) in self.clients.iter_mut().enumerate() {
-            if let Client::Writer(writer) = client {
-                writer.finish();
-                if !writer.is_idle() {
-                    waits = Some(format!("writer {number} waits for {:x?}", writer.outstanding));
-                }
-            }
-            if let Client::Loader(loader) = client
-                && !loader.finish()
-            {
-                waits = Some(format!("a load is not done: {loader:?}"));
-            }
+        let is_done: Vec<bool> = self.clients.iter_mut().map(Client::finish).collect();
+        if let Some(waits) = is_done.iter().position(|is_done| !is_done) {
+            return Err(format!("client {waits} waits: {:x?}", self.clients[waits]));
         }
-        waits.or_else(|| slots.iter().find_map(|slot| self.unequal(*slot))).or_else(|| self.unwatched())
+        slots.iter().try_for_each(|slot| self.is_equal(*slot))?;
+        self.clients.iter().try_for_each(|client| self.has_watched(client))
     }
 
     /// Returns whether availability comes first and a slot changed hands since the writers attached: a node that
     /// heard nothing for a moment may have forked off history.
     fn is_loose(&self) -> bool {
-        !self.invariants.is_strict && self.settled != self.owners()
+        !self.plan.is_strict() && self.settled != self.owners()
+    }
+
+    pub(super) fn nodes(&self) -> impl Iterator<Item = (Index, &Node)> {
+        self.hosts.iter().enumerate().filter_map(|(index, host)| Some((index, host.node.as_ref()?)))
     }
 
     /// Returns which node owns which slot, in which epoch.
     fn owners(&self) -> Vec<(Index, Slot, Epoch)> {
-        let nodes =
-            self.hosts.iter().enumerate().filter_map(|(index, host)| Some((index, host.node.as_ref()?)));
         let owned = |(index, node): (Index, &Node)| {
             node.slot_manager.owned().into_iter().map(move |(slot, epoch)| (index, slot, epoch))
         };
-        nodes.flat_map(owned).collect()
+        self.nodes().flat_map(owned).collect()
     }
 
     /// Returns the only owner of a slot.
-    fn owner(&self, slot: Slot) -> Result<Index, String> {
-        let owns = |index: &Index| {
-            let node = self.hosts[*index].node.as_ref();
-            node.is_some_and(|node| node.slot_manager.owned().iter().any(|(of, _)| *of == slot))
-        };
-        let owners: Vec<Index> = (0..self.hosts.len()).filter(owns).collect();
-        match owners[..] {
-            [owner] => Ok(owner),
-            _ => Err(format!("slot {} is owned by nodes {owners:?}", slot.number())),
-        }
+    fn owner(&self, slot: Slot) -> Result<&Node, String> {
+        let owns = |node: &Node| node.slot_manager.owned().iter().any(|(of, _)| *of == slot);
+        let owners: Vec<&Node> = self.nodes().map(|(_, node)| node).filter(|node| owns(node)).collect();
+        let numbers = || owners.iter().map(|node| node.index).collect::<Vec<_>>();
+        <[&Node; 1]>::try_from(&owners[..])
+            .map(|[owner]| owner)
+            .map_err(|_| format!("slot {} is owned by nodes {:?}", slot.number(), numbers()))
     }
 
-    fn members(&self, slot: Slot, owner: Index) -> Vec<Member> {
-        let placement = self.hosts[owner].node.as_ref().and_then(|node| node.record(slot).placement);
-        placement.map_or_else(Vec::new, |placement| placement.members.members().to_vec())
-    }
-
-    fn unsettled(&self, slot: Slot) -> Option<String> {
-        let owner = match self.owner(slot) {
-            Ok(owner) => owner,
-            Err(missing) => return Some(missing),
-        };
-        let alive: BTreeSet<&Member> =
-            self.hosts.iter().filter(|host| host.node.is_some()).map(|host| &host.member).collect();
-        let members = self.members(slot, owner);
-        let living = members.iter().filter(|member| alive.contains(member)).count();
-        let number = slot.number();
-        if living < self.plan.settings.replication_factor.min(alive.len()) {
-            return Some(format!("slot {number} has {living} living members of {members:?}"));
+    fn is_settled(&self, slot: Slot) -> Checked {
+        let owner = self.owner(slot)?;
+        let alive: BTreeSet<&Member> = self.nodes().map(|(_, node)| &node.member).collect();
+        let members = members(owner, slot);
+        let living: Vec<&Member> = members.iter().filter(|member| alive.contains(member)).collect();
+        if living.len() < self.plan.settings.replication_factor.min(alive.len()) {
+            return Err(format!("slot {} has only {living:?} of {members:?}", slot.number()));
         }
-        let in_step = self.hosts[owner].node.as_ref()?.slot_manager.in_sync(slot)?;
-        let lacking = members.iter().find(|member| alive.contains(member) && !in_step.contains(member));
-        lacking
-            .map(|member| format!("member {} of slot {number} is not in step with node {owner}", member.node))
+        // An owner that is about to hand over counts nobody.
+        let Some(in_sync) = owner.slot_manager.in_sync(slot) else { return Ok(()) };
+        match living.iter().find(|member| !in_sync.contains(member)) {
+            Some(lacks) => Err(format!("{} is not in sync in slot {}", lacks.node, slot.number())),
+            None => Ok(()),
+        }
     }
 
     /// Checks that all members of a slot hold and show the same.
-    fn unequal(&self, slot: Slot) -> Option<String> {
-        let owner = self.owner(slot).ok()?;
-        let owners = self.hosts[owner].node.as_ref()?;
-        for (index, host) in self.hosts.iter().enumerate() {
+    fn is_equal(&self, slot: Slot) -> Checked {
+        let owner = self.owner(slot)?;
+        let members = members(owner, slot);
+        for (index, node) in self.nodes() {
             for context in self.config.contexts.of(slot) {
-                let size = owners.disk.now.histories[context].size();
-                let shown = host.node.as_ref().and_then(|node| node.visible_size(context));
-                if shown.is_some_and(|shown| shown != size) {
-                    return Some(format!(
-                        "node {index} shows {shown:?} of the {size} entries of context {context}"
+                let (history, disk) = (&owner.disk.now.histories[context], &node.disk);
+                let is_member = members.contains(&node.member);
+                let is_equal = disk.now.histories[context] == *history
+                    && disk.durable.histories[context].size() == history.size()
+                    && !disk.now.damaged.contains_key(&context);
+                if is_member && !is_equal {
+                    return Err(format!(
+                        "n{index} and the owner n{} differ in context {context}",
+                        owner.index
                     ));
                 }
-            }
-        }
-        for member in self.members(slot, owner) {
-            let Some(node) = self.hosts.iter().find(|host| host.member == member)?.node.as_ref() else {
-                continue;
-            };
-            for context in self.config.contexts.of(slot) {
-                let (ours, theirs) = (&owners.disk.now.histories[context], &node.disk.now.histories[context]);
-                let durable = node.disk.durable.histories[context].size();
-                if let Some(damage) = node.disk.now.damaged.get(&context) {
-                    return Some(format!("{damage:?} of context {context} is damaged at {}", member.node));
-                }
-                if ours != theirs || durable != ours.size() {
-                    return Some(format!("{} and node {owner} differ in context {context}", member.node));
-                }
-                if node.visible_size(context) != Some(ours.size()) {
-                    let shown = node.visible_size(context);
-                    return Some(format!(
-                        "{} shows {shown:?} of the {} entries of context {context}",
-                        member.node,
-                        ours.size()
+                let shown = node.visible_size(context);
+                if shown != Some(history.size()) && (is_member || shown.is_some()) {
+                    let size = history.size();
+                    return Err(format!(
+                        "n{index} shows {shown:?} of the {size} entries of context {context}"
                     ));
-                }
-            }
-        }
-        None
-    }
-
-    /// Checks that watchers have seen everything.
-    fn unwatched(&self) -> Option<String> {
-        self.clients.iter().find_map(|client| {
-            let Client::Watcher(watcher) = client else { return None };
-            let owner = self.owner(self.config.contexts.slot(watcher.context)).ok()?;
-            let history = &self.hosts[owner].node.as_ref()?.disk.now.histories[watcher.context];
-            // A watcher that saw lost entries learns of the loss once the history is as long again.
-            let is_ahead = self.changed.contains(&watcher.context) && watcher.seen.size() > history.size();
-            let is_behind = watcher.seen != *history && !is_ahead;
-            is_behind.then(|| {
-                format!(
-                    "a watcher of context {} saw {} entries of {}: {watcher:?}",
-                    watcher.context,
-                    watcher.seen.size(),
-                    history.size()
-                )
-                .chars()
-                .take(300)
-                .collect()
-            })
-        })
-    }
-
-    fn check_the_end(&self) -> Result<(), String> {
-        let mut canonical: Vec<History> = Vec::new();
-        for context in 0..self.plan.contexts {
-            let owner = self.owner(self.config.contexts.slot(context))?;
-            let node = self.hosts[owner].node.as_ref().ok_or("the owner is gone")?;
-            let history = node.disk.now.histories[context].clone();
-            self.is_whole("the history in the end", owner, context, history.size())?;
-            canonical.push(history);
-        }
-        let disks: Vec<(Member, &Store)> = self
-            .hosts
-            .iter()
-            .filter(|host| !host.is_gone)
-            .filter_map(|host| Some((host.member.clone(), &host.node.as_ref()?.disk.now)))
-            .collect();
-        self.invariants.at_the_end(&canonical, &disks)?;
-        for client in &self.clients {
-            if let Client::Writer(writer) = client {
-                let history = &canonical[writer.context];
-                let lost = writer.kept.iter().find(|id| !history.0.iter().any(|entry| entry.id == **id));
-                if let Some(lost) = lost.filter(|_| !self.is_loose()) {
-                    return Err(format!("the writer of entry {lost:x} did not put it back"));
                 }
             }
         }
         Ok(())
     }
+
+    /// Checks that a watcher has seen everything.
+    fn has_watched(&self, client: &Client) -> Checked {
+        let Client::Watcher(watcher) = client else { return Ok(()) };
+        let owner = self.owner(self.config.contexts.slot(watcher.context))?;
+        let (history, seen) = (&owner.disk.now.histories[watcher.context], &watcher.seen);
+        // A watcher that saw lost entries learns of the loss once the history is as long again.
+        let is_ahead = self.changed.contains(&watcher.context) && seen.size() > history.size();
+        if seen == history || is_ahead {
+            return Ok(());
+        }
+        let (context, seen, size) = (watcher.context, seen.size(), history.size());
+        Err(format!("a watcher of context {context} saw {seen} entries of {size}"))
+    }
+
+    fn check_the_end(&self) -> Checked {
+        let mut canonical: Vec<History> = Vec::new();
+        for context in 0..self.plan.contexts {
+            let owner = self.owner(self.config.contexts.slot(context))?;
+            let history = owner.disk.now.histories[context].clone();
+            self.is_whole("the history in the end", owner.index, context, history.size())?;
+            canonical.push(history);
+        }
+        let disks: Vec<(Member, &Store)> =
+            self.nodes().map(|(_, node)| (node.member.clone(), &node.disk.now)).collect();
+        self.invariants.at_the_end(&canonical, &disks)?;
+        for writer in self.clients.iter().filter_map(Client::writer) {
+            let history = &canonical[writer.context];
+            let lost = writer.kept.iter().find(|id| !history.0.iter().any(|entry| entry.id == **id));
+            if let Some(lost) = lost.filter(|_| !self.is_loose()) {
+                return Err(format!("the writer of entry {lost:x} did not put it back"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn members(owner: &Node, slot: Slot) -> Vec<Member> {
+    let placement = owner.record(slot).placement;
+    placement.map_or_else(Vec::new, |placement| placement.members.members().to_vec())
 }

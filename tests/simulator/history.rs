@@ -82,7 +82,7 @@ fn chain(before: &Hash, epoch: Epoch, sequence: u64, id: u64) -> Hash {
 }
 
 /// The contexts of a simulation, in a few slots.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Contexts {
     pub slots: Vec<Slot>,
     all: Vec<(ContextId, Slot)>,

@@ -10,41 +10,26 @@
 //! | a watcher sees each entry once, in order | by the watcher |
 //! | after healing: replicas are equal, readers see everything, and what was acknowledged is there, or in a fork if its quorum was too small | at the end |
 
-use std::collections::{BTreeMap, BTreeSet};
-
-use ledger_core::{Epoch, Hash, node::Member, ownership::Claim, slot::Slot};
-
-use super::{
-    disk::Store,
-    history::{Context, Contexts, Entry, History},
-    message::Index,
-};
-
-/// An acknowledgement that the loss of a disk may undo.
-#[derive(Debug)]
-struct AtRiskAcknowledgement {
-    context: Context,
-    id: u64,
-    on: Member,
-}
+use super::{disk::Fork, prelude::*, run::Checked};
 
 /// The observations of a run.
 #[derive(Debug, Default)]
 pub struct Invariants {
-    pub is_strict: bool,
+    is_strict: bool,
     created: BTreeMap<(Context, u64, Epoch), u64>,
     /// The epoch in which each entry was written last. A loaded entry itself has an older epoch.
     written: BTreeMap<(Context, u64), Epoch>,
     owners: BTreeMap<(Slot, Epoch), Index>,
     acknowledgers: BTreeMap<(Slot, Epoch), Index>,
     /// Everything that was visible or acknowledged, by context.
-    pub stable: Vec<History>,
+    stable: Vec<History>,
     /// When each of these grew, in milliseconds, and to which size.
     grown: Vec<Vec<(u64, u64)>>,
     /// What was acknowledged or visible before disks were lost with it: responses may still be on their way.
     forgotten: BTreeMap<Context, History>,
     sequences: BTreeMap<(Context, u64), u64>,
-    kept: Vec<AtRiskAcknowledgement>,
+    /// Acknowledged entries that the loss of a disk may undo, by context and id, with the member that acknowledged.
+    at_risk: Vec<(Context, u64, Member)>,
 }
 
 /// What clients learn: a context up to a size, as a node has it.
@@ -57,7 +42,11 @@ pub struct Observation<'a> {
     pub history: &'a History,
 }
 
-pub type Checked = Result<(), String>;
+/// Notes who did something that only one may do; an error names the two who did.
+fn only_one<K: Ord, V: Copy + PartialEq>(known: &mut BTreeMap<K, V>, key: K, who: V) -> Result<(), (V, V)> {
+    let other = *known.entry(key).or_insert(who);
+    if other == who { Ok(()) } else { Err((other, who)) }
+}
 
 impl Invariants {
     pub fn new(is_strict: bool, contexts: usize) -> Self {
@@ -70,52 +59,37 @@ impl Invariants {
         let Entry { sequence, epoch, id, .. } = *entry;
         let written = self.written.entry((context, id)).or_default();
         *written = by.max(*written);
-        match self.created.insert((context, sequence, epoch), id) {
-            Some(other) if other != id => Err(format!(
-                "context {context} has two entries {sequence} of epoch {epoch}: {other:x} and {id:x}"
-            )),
-            _ => Ok(()),
-        }
+        only_one(&mut self.created, (context, sequence, epoch), id).map_err(|(other, id)| {
+            format!("context {context} has two entries {sequence} of epoch {epoch}: {other:x} and {id:x}")
+        })
     }
 
-    pub fn owned(
-        &mut self,
+    /// Checks that a node may own a slot in an epoch.
+    pub fn owns(&mut self, slot: Slot, claim: &Claim, node: Index) -> Checked {
+        only_one(&mut self.owners, (slot, claim.epoch), node).map_err(|(one, other)| {
+            format!("nodes {one} and {other} own slot {} in epoch {}", slot.number(), claim.epoch)
+        })
+    }
+
+    /// Checks that a new owner holds what was acknowledged or visible of a context before.
+    pub fn holds(
+        &self,
         slot: Slot,
         claim: &Claim,
         node: Index,
-        store: &Store,
-        contexts: &Contexts,
-        is_unreadable: impl Fn(Context) -> bool,
+        context: Context,
+        history: &History,
     ) -> Checked {
-        if let Some(other) = self.owners.insert((slot, claim.epoch), node)
-            && other != node
-        {
+        let stable = &self.stable[context];
+        let written = |entry: &Entry| self.written.get(&(context, entry.id)).copied().unwrap_or_default();
+        let before = stable.0.partition_point(|entry| written(entry) < claim.epoch) as u64;
+        if self.is_strict && history.root_at(before) != stable.root_at(before) {
             return Err(format!(
-                "nodes {other} and {node} own slot {} in epoch {}",
+                "node {node} owns slot {} in epoch {} and lacks what was acknowledged or shown of context {context} before: {}",
                 slot.number(),
-                claim.epoch
+                claim.epoch,
+                differences(history, stable),
             ));
-        }
-        if !self.is_strict {
-            return Ok(());
-        }
-        for context in contexts.of(slot) {
-            // What turns out to be unreadable is shown to nobody, and restored from another node.
-            if is_unreadable(context) {
-                continue;
-            }
-            let stable = &self.stable[context];
-            let written = |entry: &Entry| self.written.get(&(context, entry.id)).copied().unwrap_or_default();
-            let before = stable.0.partition_point(|entry| written(entry) < claim.epoch) as u64;
-            let history = &store.histories[context];
-            if history.root_at(before) != stable.root_at(before) {
-                return Err(format!(
-                    "node {node} owns slot {} in epoch {} and lacks what was acknowledged or shown of context {context} before: {}",
-                    slot.number(),
-                    claim.epoch,
-                    differences(history, stable),
-                ));
-            }
         }
         Ok(())
     }
@@ -172,12 +146,9 @@ impl Invariants {
         let Some(epoch) = epoch else {
             return Err(format!("node {node} acknowledges in slot {number}, which it does not own"));
         };
-        match self.acknowledgers.insert((slot, epoch), node) {
-            Some(other) if other != node => {
-                Err(format!("nodes {other} and {node} acknowledge in slot {number} in epoch {epoch}"))
-            }
-            _ => Ok(()),
-        }
+        only_one(&mut self.acknowledgers, (slot, epoch), node).map_err(|(one, other)| {
+            format!("nodes {one} and {other} acknowledge in slot {number} in epoch {epoch}")
+        })
     }
 
     /// Checks an acknowledgement that a client receives.
@@ -190,15 +161,12 @@ impl Invariants {
         on: &Member,
     ) -> Checked {
         if !is_stable || !self.is_strict {
-            self.kept.push(AtRiskAcknowledgement { context, id, on: on.clone() });
+            self.at_risk.push((context, id, on.clone()));
             return Ok(());
         }
-        match self.sequences.insert((context, id), sequence) {
-            Some(other) if other != sequence => Err(format!(
-                "entry {id:x} of context {context} was acknowledged as {other} and as {sequence}"
-            )),
-            _ => Ok(()),
-        }
+        only_one(&mut self.sequences, (context, id), sequence).map_err(|(one, other)| {
+            format!("entry {id:x} of context {context} was acknowledged as {one} and as {other}")
+        })
     }
 
     /// Forgets what only lost disks held of a context, except what the remaining members had made visible up to a
@@ -210,7 +178,7 @@ impl Invariants {
             *size = shown.min(*size);
         }
         self.sequences.retain(|(of, _), sequence| *of != context || *sequence <= shown);
-        self.kept.retain(|kept| kept.context != context);
+        self.at_risk.retain(|(of, ..)| *of != context);
     }
 
     /// Returns whether a context was like this up to a size, as far as clients may know.
@@ -221,68 +189,58 @@ impl Invariants {
 
     /// Checks after healing that these are the histories of the owners, on all disks.
     pub fn at_the_end(&self, canonical: &[History], disks: &[(Member, &Store)]) -> Checked {
-        let mut there: Vec<BTreeSet<u64>> =
-            canonical.iter().map(|history| history.0.iter().map(|entry| entry.id).collect()).collect();
+        let ids = |history: &History| history.0.iter().map(|entry| entry.id).collect::<BTreeSet<u64>>();
+        let mut there: Vec<BTreeSet<u64>> = canonical.iter().map(ids).collect();
         for (context, (history, stable)) in canonical.iter().zip(&self.stable).enumerate() {
             if self.is_strict && !history.starts_with(stable) {
-                return Err(format!(
-                    "context {context} lacks what was acknowledged or shown: {}",
-                    differences(history, stable)
-                ));
+                let differences = differences(history, stable);
+                return Err(format!("context {context} lacks what was acknowledged or shown: {differences}"));
             }
-            let ids: BTreeSet<u64> = history.0.iter().map(|entry| entry.id).collect();
-            if ids.len() != history.0.len() {
+            if there[context].len() != history.0.len() {
                 return Err(format!("context {context} has an entry twice"));
             }
             if history.0.iter().zip(1..).any(|(entry, sequence)| entry.sequence != sequence) {
                 return Err(format!("the sequences of context {context} have gaps"));
             }
         }
-        for (member, store) in disks {
-            let kept = store.histories.iter().enumerate().map(|(context, history)| (context, &history.0));
+        for (Member { node, .. }, store) in disks {
+            let kept = store.histories.iter().map(|history| &history.0).enumerate();
             let left = store.forks.iter().map(|fork| (fork.context, &fork.entries));
-            for (context, entry) in
-                kept.chain(left).flat_map(|(of, entries)| entries.iter().map(move |entry| (of, entry)))
-            {
-                if self.created.get(&(context, entry.sequence, entry.epoch)) != Some(&entry.id) {
+            for (context, entries) in kept.chain(left) {
+                let is_made = |entry: &&Entry| {
+                    self.created.get(&(context, entry.sequence, entry.epoch)) == Some(&entry.id)
+                };
+                if let Some(entry) = entries.iter().find(|entry| !is_made(entry)) {
                     return Err(format!(
-                        "{} has an entry of context {context} that nobody made: {entry:?}",
-                        member.node
+                        "{node} has an entry of context {context} that nobody made: {entry:?}"
                     ));
                 }
                 // The members' histories are equal by now; a former member may hold something else.
-                there[context].insert(entry.id);
+                there[context].extend(entries.iter().map(|entry| entry.id));
             }
-            for fork in &store.forks {
-                if fork.heads[0].0 != fork.common + fork.entries.len() as u64 {
-                    return Err(format!(
-                        "the evidence of a fork of context {} does not fit it",
-                        fork.context
-                    ));
-                }
+            let fits = |fork: &&Fork| fork.heads[0].0 == fork.common + fork.entries.len() as u64;
+            if let Some(fork) = store.forks.iter().find(|fork| !fits(fork)) {
+                return Err(format!("the evidence of a fork of context {} does not fit it", fork.context));
             }
         }
-        for AtRiskAcknowledgement { context, id, on } in &self.kept {
-            let is_lost = !there[*context].contains(id);
-            if is_lost && disks.iter().any(|(member, _)| member == on) {
-                return Err(format!(
-                    "entry {id:x} of context {context} was acknowledged by {} and is in no history and no fork",
-                    on.node
-                ));
-            }
-        }
-        Ok(())
+        let is_lost = |(context, id, on): &&(Context, u64, Member)| {
+            !there[*context].contains(id) && disks.iter().any(|(member, _)| member == on)
+        };
+        self.at_risk.iter().find(is_lost).map_or(Ok(()), |(context, id, on)| {
+            let node = &on.node;
+            Err(format!(
+                "entry {id:x} of context {context} was acknowledged by {node} and is in no history and no fork"
+            ))
+        })
     }
 }
 
 /// Describes where two histories differ.
-pub fn differences(here: &History, there: &History) -> String {
+fn differences(here: &History, there: &History) -> String {
     let common = here.0.iter().zip(&there.0).take_while(|(here, there)| here == there).count();
-    let next = |history: &History| {
-        history
-            .0
-            .get(common)
-            .map_or("nothing".to_owned(), |entry| format!("entry {:x} of epoch {}", entry.id, entry.epoch))
-    };
-    format!("after {common} entries here comes {}, there {}", next(here), next(there))
+    let [here, there] = [here, there].map(|history| {
+        let next = history.0.get(common);
+        next.map_or("nothing".to_owned(), |entry| format!("entry {:x} of epoch {}", entry.id, entry.epoch))
+    });
+    format!("after {common} entries here comes {here}, there {there}")
 }

@@ -14,16 +14,13 @@ use ledger_core::{
 
 use super::{
     broken::DisabledRule,
-    client::Client,
     counts::Counted,
     disk::Write,
     history::{Context, Entry, History},
-    invariants::Checked,
     lane::{Answers, ClientRequest, CommitContext, part_of},
     message::{Index, Message, Range, Response},
     node::{Node, peer_of},
     node_output::{NodeOutput, Note},
-    run::World,
 };
 
 /// After so many milliseconds without an answer a request to stage a load counts as failed.
@@ -89,7 +86,7 @@ impl Node {
 
     /// Handles a load that is there completely: acknowledges it once it is committed.
     fn is_there(&mut self, waits: ClientRequest, slot: Slot, context: Context, size: u64) {
-        self.out.push(NodeOutput::Note(Note::Load(Counted::LoadedAgain)));
+        self.out.push(NodeOutput::Note(Note::Counted(Counted::LoadedAgain, 1)));
         if self.config.broken == DisabledRule::LoadsUnsettled {
             return self.loaded(waits, context, size);
         }
@@ -134,7 +131,7 @@ impl Node {
             // Restart its stream, so that it catches up.
             self.close(usize::from(peer.number()));
         }
-        self.out.push(NodeOutput::Note(Note::Load(Counted::LoadStaged)));
+        self.out.push(NodeOutput::Note(Note::Counted(Counted::LoadStaged, 1)));
         self.install(loading.waits, slot, &loading.range, true);
     }
 
@@ -246,26 +243,5 @@ impl Node {
             return None;
         }
         Some(span).filter(|_| self.config.broken != DisabledRule::LoadsInParts)
-    }
-}
-
-impl World {
-    /// Checks that a history contains each load as a whole or not at all, wherever it is visible or owned.
-    pub(super) fn is_whole(&self, what: &str, index: Index, context: Context, size: u64) -> Checked {
-        // With availability first, or after most disks of a slot are lost, the cluster continues with whatever one
-        // disk held.
-        if !self.invariants.is_strict || self.changed.contains(&context) {
-            return Ok(());
-        }
-        let loader = self.clients.iter().find_map(|client| match client {
-            Client::Loader(loader) => Some(loader),
-            _ => None,
-        });
-        if loader.is_some_and(|loader| !loader.is_whole(context, size)) {
-            return Err(format!(
-                "node {index}: {what} of context {context} is a part of a load: {size} entries"
-            ));
-        }
-        Ok(())
     }
 }

@@ -10,9 +10,9 @@
 //! | [`catch_up`], [`source`] | the shell around [`ledger_core::catch_up`], and a node that others fetch from |
 //! | [`damage`], [`heal`] | what a node cannot read, in `ledger_store::integrity`; the shell around [`ledger_core::healing`] |
 //! | [`gossip`] | chitchat |
-//! | [`disk`], [`network`], [`deliver`] | disks and the network |
-//! | [`client`], [`clients`], [`loader`] | the SDK |
-//! | [`faults`], [`fault_injection`], [`healing`], [`operators`] | faults, and operators |
+//! | [`disk`], [`network`] | disks and the network |
+//! | [`client`], [`clients`] | the SDK |
+//! | [`plan`], [`faults`], [`losses`], [`operators`], [`healing`] | what a seed decides, faults, and operators |
 //! | [`invariants`], [`note_checks`], [`counts`] | what must hold, and what happened |
 //! | [`run`] | time |
 //!
@@ -20,15 +20,16 @@
 
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub, reason = "a test that cannot go on should stop")]
 
+#[macro_use]
+mod named;
+
 mod broken;
 mod catch_up;
 mod client;
 mod clients;
 mod counts;
 mod damage;
-mod deliver;
 mod disk;
-mod fault_injection;
 mod faults;
 mod flags;
 mod gossip;
@@ -37,8 +38,8 @@ mod healing;
 mod history;
 mod invariants;
 mod lane;
-mod loader;
 mod loads;
+mod losses;
 mod message;
 mod network;
 mod node;
@@ -47,6 +48,8 @@ mod note_checks;
 mod operators;
 mod perform;
 mod pins;
+mod plan;
+mod prelude;
 mod random;
 mod replicate;
 mod run;

@@ -89,21 +89,12 @@ pub enum Note {
         context: Context,
         size: u64,
     },
-    Forked,
-    /// An event of a load.
-    Load(Counted),
+    Counted(Counted, u64),
     /// An owner continues without members that were declared lost.
     Recovered {
         slot: Slot,
         recovery: Recovery,
     },
-    CaughtUp {
-        entries: u64,
-    },
-    /// A damaged context was restored.
-    Restored,
-    /// A response to a fetch was cut short.
-    FetchCut,
     /// A moment of a takeover that suits a fault.
     Moment,
     /// Something does not hold that always should.
@@ -141,7 +132,7 @@ pub enum AfterSync {
 }
 
 /// The configuration of a node.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Config {
     pub contexts: Rc<Contexts>,
     pub settings: OwnershipSettings,

@@ -1,12 +1,10 @@
 //! Checks the reports of nodes against the invariants.
 
 use super::{
-    counts::Counted,
-    disk::Store,
-    invariants::{Checked, Observation},
-    message::Index,
-    node_output::Note,
-    run::{Host, ScheduledEvent, Stage, World},
+    client::Client,
+    invariants::Observation,
+    prelude::*,
+    run::{Checked, Host, Stage},
 };
 
 impl World {
@@ -14,7 +12,7 @@ impl World {
         if matches!(note, Note::Moment) {
             if self.stage == Stage::Faults && self.random.chance(self.plan.ambushes) {
                 let after = self.random.below(4000);
-                self.after(after, ScheduledEvent::Ambush);
+                self.after(after, Self::inject);
             }
             return Ok(());
         }
@@ -29,39 +27,15 @@ impl World {
             }
             Note::Owned { slot, claim, was_handed_over } => {
                 self.counts.add(Counted::Owned, 1);
-                self.counts.add(Counted::HandedOver, u64::from(was_handed_over));
-                let Some(node) = &self.hosts[index].node else { return Ok(()) };
-                if let Some(placement) = node.record(slot).placement {
-                    let known = self.owned.get(&slot);
-                    if known.is_some_and(|(_, set)| *set != placement.members) {
-                        self.counts.add(Counted::Moved, 1);
-                    }
-                    if known.is_none_or(|(known, _)| *known < claim) {
-                        self.owned.insert(slot, (claim.clone(), placement.members));
-                    }
-                }
-                let contexts = &self.config.contexts;
-                let is_unreadable = |context| node.is_unreadable(context);
-                if let Some(context) = self
-                    .plan
-                    .loaded
-                    .filter(|context| contexts.slot(*context) == slot && !node.is_unreadable(*context))
-                {
-                    self.is_whole(
-                        "what the next owner holds",
-                        index,
-                        context,
-                        node.disk.now.histories[context].size(),
-                    )?;
-                }
-                self.invariants.owned(slot, &claim, index, &node.disk.now, contexts, is_unreadable)
+                self.counts.add(Counted::HandedOver, was_handed_over.into());
+                self.owned(index, slot, &claim)
             }
             Note::Acknowledged { context, sequence, id, in_epoch, is_stable, needed } => {
                 let what = if is_stable { Counted::Acknowledged } else { Counted::AcknowledgedAtFewer };
                 self.counts.add(what, 1);
                 self.invariants.acknowledges(self.config.contexts.slot(context), in_epoch, index)?;
-                let on = self.hosts[index].member.clone();
-                self.invariants.acknowledged(context, sequence, id, is_stable, &on)?;
+                let on = &self.hosts[index].member;
+                self.invariants.acknowledged(context, sequence, id, is_stable, on)?;
                 if is_stable {
                     self.seen("an acknowledgement", index, context, sequence, needed)
                 } else {
@@ -69,8 +43,8 @@ impl World {
                 }
             }
             Note::Shown { context, size } => {
-                let slot = self.config.contexts.slot(context);
-                let members = self.owned.get(&slot).map_or(1, |(_, set)| set.len());
+                let members =
+                    self.owned.get(&self.config.contexts.slot(context)).map_or(1, |(_, set)| set.len());
                 let needed = self.plan.settings.write_quorum.min(members);
                 self.seen("what readers see", index, context, size, needed)
             }
@@ -82,53 +56,71 @@ impl World {
                 }
                 Ok(())
             }
-            Note::Forked => {
-                self.counts.add(Counted::Forked, 1);
+            Note::Counted(what, count) => {
+                self.counts.add(what, count);
                 Ok(())
             }
-            Note::Restored => {
-                self.counts.add(Counted::Restored, 1);
-                Ok(())
-            }
-            Note::Load(what) => {
-                self.counts.add(what, 1);
-                Ok(())
-            }
-            Note::Moment | Note::Trace(_) => Ok(()),
             Note::Violated(violation) => Err(format!("node {index}: {violation}")),
-            Note::FetchCut => {
-                self.counts.add(Counted::FetchCut, 1);
-                Ok(())
-            }
-            Note::CaughtUp { entries } => {
-                self.counts.add(Counted::Fetched, entries);
-                Ok(())
-            }
+            Note::Moment | Note::Trace(_) => Ok(()),
         }
     }
 
-    pub(super) fn seen(
+    fn owned(&mut self, index: Index, slot: Slot, claim: &Claim) -> Checked {
+        let Some(node) = &self.hosts[index].node else { return Ok(()) };
+        if let Some(placement) = node.record(slot).placement {
+            let known = self.owned.get(&slot);
+            if known.is_some_and(|(_, set)| *set != placement.members) {
+                self.counts.add(Counted::Moved, 1);
+            }
+            if known.is_none_or(|(known, _)| known < claim) {
+                self.owned.insert(slot, (claim.clone(), placement.members));
+            }
+        }
+        self.invariants.owns(slot, claim, index)?;
+        for context in self.config.contexts.of(slot) {
+            // What turns out to be unreadable is shown to nobody, and restored from another node.
+            if !node.is_unreadable(context) {
+                let history = &node.disk.now.histories[context];
+                self.is_whole("what the next owner holds", index, context, history.size())?;
+                self.invariants.holds(slot, claim, index, context, history)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn seen(
         &mut self,
         what: &'static str,
-        index: Index,
-        context: usize,
+        node: Index,
+        context: Context,
         size: u64,
         needed: usize,
     ) -> Checked {
-        self.is_whole(what, index, context, size)?;
-        let Some(node) = &self.hosts[index].node else { return Ok(()) };
-        let history = &node.disk.now.histories[context];
+        self.is_whole(what, node, context, size)?;
+        let history = &self.hosts[node].disk().now.histories[context];
         let root = history.root_at(size);
         let copies = || {
             let holds = |store: &Store| store.histories[context].root_at(size) == root;
-            let on_host = |host: &&Host| {
-                let disk = host.node.as_ref().map(|node| &node.disk).or(host.disk.as_ref());
-                disk.is_some_and(|disk| holds(&disk.durable))
-                    || host.graveyard.iter().any(|(_, store)| holds(store))
+            let is_on = |host: &&Host| {
+                holds(&host.disk().durable) || host.graveyard.iter().any(|(_, store)| holds(store))
             };
-            self.hosts.iter().filter(on_host).count()
+            self.hosts.iter().filter(is_on).count()
         };
-        let seen = Observation { what, node: index, context, size, history };
+        let seen = Observation { what, node, context, size, history };
         self.invariants.seen(self.now / 1000, &seen, needed, copies)
+    }
+
+    /// Checks that a history contains each load as a whole or not at all, wherever it is visible or owned.
+    pub(super) fn is_whole(&self, what: &str, index: Index, context: Context, size: u64) -> Checked {
+        let is_part =
+            |client: &Client| matches!(client, Client::Loader(loader) if !loader.is_whole(context, size));
+        // With availability first, or after most disks of a slot are lost, the cluster continues with whatever one
+        // disk held.
+        if self.plan.is_strict() && !self.changed.contains(&context) && self.clients.iter().any(is_part) {
+            return Err(format!(
+                "node {index}: {what} of context {context} is a part of a load: {size} entries"
+            ));
+        }
+        Ok(())
     }
 }

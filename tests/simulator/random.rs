@@ -2,15 +2,10 @@
 
 /// A random number generator: `SplitMix64` (Steele, Lea and Flood, "Fast splittable pseudorandom number generators",
 /// OOPSLA 2014). Implemented here, so that a seed gives the same run with every version of the libraries.
-#[derive(Debug, Clone)]
-pub struct Random(u64);
+#[derive(Debug, Default)]
+pub struct Random(pub u64);
 
 impl Random {
-    /// Creates the generator of a seed.
-    pub fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
     /// Returns any number.
     pub fn number(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);

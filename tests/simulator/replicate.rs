@@ -21,6 +21,7 @@ use ledger_core::{
 
 use super::{
     broken::DisabledRule,
+    counts::Counted,
     disk::{Fork, Write},
     history::{Context, Entry},
     message::{Index, OwnerMessage, Part, ReplicaMessage, SyncOffer},
@@ -287,7 +288,7 @@ impl Node {
         }
         self.changed(context, before);
         self.trace(|_| format!("leaves what comes after {common} entries of context {context}"));
-        self.out.push(NodeOutput::Note(Note::Forked));
+        self.out.push(NodeOutput::Note(Note::Counted(Counted::Forked, 1)));
     }
 
     /// Updates the digest of a slot.
