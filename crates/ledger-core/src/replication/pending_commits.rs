@@ -49,8 +49,8 @@ impl OwnedSlot {
 
 /// An owner's commits that wait for copies, and the answers that wait for them.
 ///
-/// `T` is kept with each commit and given back once the commit has its copies. `A` is the answer to a writer: it waits for the
-/// copies that this writer asked for.
+/// The machine keeps a `T` with each commit and returns it once the commit has its copies. An `A` is the answer to a writer:
+/// it waits for the copies that this writer asked for.
 ///
 /// Counterparts: the part of Raft's log above `commitIndex` together with `matchIndex`; Kafka's produce purgatory.
 #[derive(Debug)]
@@ -78,7 +78,7 @@ impl<T, A> Default for PendingCommits<T, A> {
     }
 }
 
-/// A commit that has enough copies: its entries may be shown to readers.
+/// A commit that has enough copies: the caller may show its entries to readers.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Committed<T> {
     /// The slot.
@@ -266,8 +266,8 @@ impl<T, A> PendingCommits<T, A> {
         self.queue.is_empty()
     }
 
-    /// Returns the slots that copies are counted for, each with the peers whose copies count and with the number of commits that
-    /// wait.
+    /// Returns the slots for which this node counts copies, each with the peers whose copies count and with the number of
+    /// commits that wait.
     pub fn slots(&self) -> impl Iterator<Item = (Slot, PeerSet, usize)> {
         self.owned.iter().map(|(slot, owned_slot)| (*slot, owned_slot.in_sync, owned_slot.pending))
     }

@@ -56,7 +56,7 @@ pub struct SlotCommits<W, A, Q> {
     newest_commit: u64,
     pending: PendingCommits<PendingPart<W, A>, Q>,
     uncommitted: UncommittedWrites<W>,
-    /// The slots that anything is known of: at most all that there are.
+    /// The slots of which the machine knows anything: at most all that there are.
     slots: HashMap<Slot, SlotState, RandomState>,
 }
 
@@ -66,7 +66,7 @@ struct SlotState {
     /// In what claim this node owns the slot or is about to.
     ownership: Option<SlotOwnership>,
     visibility: Visibility,
-    /// The slot was accepted from the owner of this epoch, at this number in its stream, and is not visible yet.
+    /// This replica accepted the slot from the owner of this epoch, at this number in its stream, and does not show it yet.
     accepted_at: Option<(Epoch, u64)>,
 }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use crate::{Epoch, slot::Slot};
 
-/// What a replica wrote and may not show to readers yet: the owner says when it is committed.
+/// The commits that a replica wrote and may not show to readers, until the owner's commit index reaches them.
 ///
 /// Counterpart: a Raft follower's log above the leader's `leaderCommit`; a Kafka follower's above the high watermark.
 #[derive(Debug)]
@@ -46,7 +46,7 @@ impl<T> UncommittedWrites<T> {
             .map_or_else(Vec::new, |(_, queue)| queue.into_iter().map(|(_, item)| item).collect())
     }
 
-    /// Returns the slots of which something is kept.
+    /// Returns the slots of which writes wait.
     pub fn slots(&self) -> impl Iterator<Item = Slot> {
         self.slots.iter().filter(|(_, (_, queue))| !queue.is_empty()).map(|(slot, _)| *slot)
     }

@@ -11,7 +11,7 @@ pub const MAX_OUT_OF_ORDER_GAP: u64 = 16_384;
 pub struct PartHeader<'a> {
     /// The slot of the context.
     pub slot: Slot,
-    /// The claim in which the entries are sent.
+    /// The claim in which the owner sends the entries.
     pub claim: &'a Claim,
     /// The tree head that the entries come after.
     pub after: TreeHead,
@@ -137,7 +137,7 @@ pub enum ReplicateOutcome {
     Refused {
         /// The slot.
         slot: Slot,
-        /// The claim that the part was sent in.
+        /// The claim in which the owner sent the part.
         claim: Claim,
         /// The higher claim.
         by: Claim,

@@ -37,7 +37,7 @@ impl ReplicaStream {
         Self { owner, lanes: BTreeMap::new(), answered: now }
     }
 
-    /// A commit arrives, or an offer: its number in the lane, and the claims of its parts.
+    /// Checks a commit or an offer that arrives: its number in the lane, and the claims of its parts.
     ///
     /// # Errors
     ///

@@ -44,7 +44,7 @@ impl<W, A, Q> SlotCommits<W, A, Q> {
         for CommitPart { slot, write, answers, waiters } in parts {
             let part = PendingPart { write, answers };
             if self.owned(slot).is_none() {
-                // The slot was lost while the commit was written.
+                // This node lost the slot while the lane wrote the commit.
                 effects.extend(waiters.into_iter().map(|(_, waiter)| Effect::FailWaiter(waiter)));
                 self.fail_part(slot, part, effects);
                 continue;
@@ -71,11 +71,11 @@ impl<W, A, Q> SlotCommits<W, A, Q> {
         self.acknowledge(committed, effects);
     }
 
-    /// Records that a peer's disk holds everything that it was sent up to a number.
+    /// Records that a peer's disk holds everything that this node sent it up to a number.
     ///
     /// # Errors
     ///
-    /// The number of the newest commit, if `number` is higher: the peer was never sent it.
+    /// The number of the newest commit, if `number` is higher: this node never sent such a commit.
     pub fn advance_durable_at(
         &mut self,
         peer: Peer,

@@ -2,7 +2,7 @@
 
 use crate::{Epoch, ownership::Claim, replication::PeerSet, slot::Slot};
 
-/// Something to do, in the order in which it was added.
+/// What the shell does, in the order of the list.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Effect<W, A, Q> {
     /// Let readers see what another owner's commit wrote, or what this node wrote before another owner committed it.
@@ -29,7 +29,7 @@ pub enum Effect<W, A, Q> {
     Fail(A),
     /// Tell a waiter the same.
     FailWaiter(Q),
-    /// Send a commit index to peers, behind everything that they were sent.
+    /// Send a commit index to peers, behind everything that this node sent them before.
     SendCommitIndex {
         /// The peers; never none.
         peers: PeerSet,

@@ -20,7 +20,7 @@ pub(super) struct SlotOwnership {
     claim: Claim,
     stream_peers: PeerSet,
     phase: Phase,
-    /// A higher claim was promised: the slot is never served in this claim again.
+    /// Whether this node promised a higher claim: it never serves the slot in this claim again.
     is_fenced: bool,
 }
 
@@ -124,8 +124,8 @@ impl<W, A, Q> SlotCommits<W, A, Q> {
 
     /// Counts a peer's copies from now on, because it accepted the claim: it is in sync.
     ///
-    /// It is not counted if its stream broke since. What it was sent of other slots on a newer stream says nothing about this
-    /// one.
+    /// It does not count if its stream broke since. What this node sent of other slots on a newer stream says nothing about
+    /// this one.
     pub fn add_in_sync(&mut self, slot: Slot, claim: &Claim, peer: Peer, effects: &mut Vec<Effect<W, A, Q>>) {
         let is_sent = |ownership: &mut SlotOwnership| ownership.stream_peers.contains(peer);
         if !self.owned_in(slot, claim).is_some_and(is_sent) {
@@ -152,8 +152,8 @@ impl<W, A, Q> SlotCommits<W, A, Q> {
         }
     }
 
-    /// Stops appends for good, because another claim was promised that is higher. What was appended before is part of the
-    /// history that the promise covers, and may still be acknowledged.
+    /// Stops appends for good, because this node promised another, higher claim. The promise covers what writers appended
+    /// before, which may still be acknowledged.
     pub fn fence(&mut self, slot: Slot, promised: &Claim) {
         if let Some(ownership) = self.owned_mut(slot)
             && ownership.claim < *promised
@@ -165,8 +165,8 @@ impl<W, A, Q> SlotCommits<W, A, Q> {
         }
     }
 
-    /// Ends the ownership of a slot. Those who wait are told, so that they try again; what their commits wrote is withheld
-    /// from readers until the next owner commits it.
+    /// Ends the ownership of a slot. Fails those who wait, so that they try again, and withholds what their commits wrote from
+    /// readers until the next owner commits it.
     pub fn step_down(&mut self, slot: Slot, effects: &mut Vec<Effect<W, A, Q>>) {
         if let Some(state) = self.slots.get_mut(&slot) {
             state.ownership = None;
@@ -186,11 +186,11 @@ impl<W, A, Q> SlotCommits<W, A, Q> {
         }
     }
 
-    /// Ends the ownership of all slots and fails everything that waits, after a write or sync that failed. Replicas may have
-    /// stored what they were sent, so that something else appended in the same epoch would fork the history. Returns the
-    /// slots that this node owned, in order.
+    /// Ends the ownership of all slots and fails everything that waits, after a failed write or sync. Replicas may have stored
+    /// what this node sent them, so anything else appended in the same epoch would fork the history. Returns the slots that
+    /// this node owned, in order.
     ///
-    /// Nothing of the writes that waited is published or unpinned: nobody knows which of them are on disk.
+    /// Neither publishes nor unpins the writes that waited: nobody knows which of them are on disk.
     pub fn on_write_failed(&mut self, effects: &mut Vec<Effect<W, A, Q>>) -> Vec<Slot> {
         let owned = self.slots.iter_mut().filter_map(|(slot, state)| state.ownership.take().map(|_| *slot));
         let mut owned: Vec<Slot> = owned.collect();

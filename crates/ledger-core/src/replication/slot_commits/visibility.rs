@@ -12,12 +12,12 @@ use crate::{Epoch, slot::Slot};
 /// Whether readers see a slot, as long as its lease lasts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Visibility {
-    /// They are refused: this node does not know what of the slot is committed. Writes need no pinning.
+    /// The node refuses readers, because it does not know what of the slot is committed. Writes need no pinning.
     #[default]
     Hidden,
-    /// They are refused until the owner's commit index reaches what was accepted. Writes are pinned.
+    /// The node refuses readers until the owner's commit index reaches what this replica accepted. The lane pins writes.
     Withheld,
-    /// They see what is committed. Writes are pinned until they are committed.
+    /// Readers see what is committed. The lane pins writes until they are committed.
     Visible,
 }
 
