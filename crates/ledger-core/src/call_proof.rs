@@ -37,7 +37,7 @@ pub struct CallProof {
     pub called: Nonce,
     /// The number of the call in its session, from 1.
     pub call_number: u64,
-    /// A hash of what is sent; `None`: it is a stream.
+    /// The hash of the message; `None`: the call sends a stream.
     pub body: Option<[u8; 32]>,
 }
 
@@ -97,7 +97,7 @@ impl CallProof {
     }
 }
 
-/// The hash of what is sent with a call.
+/// Returns the hash of a call's message.
 pub fn body_hash(body: &[u8]) -> [u8; 32] {
     *blake3::hash(body).as_bytes()
 }

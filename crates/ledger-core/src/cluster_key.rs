@@ -6,7 +6,7 @@ use base64::{
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
 
-/// Most keys that are taken. Two are enough for a rotation; each costs a trial on foreign datagrams.
+/// Most keys of a keyring. Two are enough for a rotation, and a node tries each on foreign datagrams.
 pub const MAX_KEYS: usize = 8;
 
 /// The context of BLAKE3's key derivation, for the keys that prove calls.
@@ -44,7 +44,7 @@ impl std::fmt::Debug for CallKey {
     }
 }
 
-/// Why a text of keys was refused. Keys are named by their place, never shown.
+/// Why a text is not a keyring. Messages name keys by their place and never show them.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum KeyringError {
     /// A key is neither hex nor base64 of 32 bytes.

@@ -11,7 +11,7 @@
 
 use std::fmt::Write as _;
 
-/// Whether a character changes how what is around it is shown, or is shown as nothing at all.
+/// Returns whether a terminal shows nothing for a character, or shows the text around it differently because of it.
 pub fn is_control(c: char) -> bool {
     c.is_control()
         || matches!(c,

@@ -193,7 +193,7 @@ impl SlotDigest {
         self.bucket_mut(Bucket::of(context)).add_all(&change);
     }
 
-    /// Replaces the digest of a bucket by one that was counted anew.
+    /// Replaces the digest of a bucket by one that the caller counted anew.
     pub fn set_bucket(&mut self, bucket: Bucket, digest: Digest) {
         let known = *self.bucket_mut(bucket);
         self.whole.remove_all(&known);

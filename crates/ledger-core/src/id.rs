@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc};
 
 use crate::limits::{MAX_CONTEXT_ID, MAX_ENTRY_ID, MAX_KEY};
 
-/// Why a name was refused. The message names the field and the limit.
+/// Why a name is not valid. The message names the field and the limit.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum IdError {
     /// The field is empty.

@@ -14,7 +14,7 @@ use crate::{
     with_suite,
 };
 
-/// Why an append or an install was refused.
+/// Why a head does not take an entry.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LogError {
     /// The Lamport clock would wrap.

@@ -7,7 +7,7 @@ pub const MAX_NODE_ID: usize = 253;
 /// Most members of a replica set.
 pub const MAX_REPLICAS: usize = 7;
 
-/// Why a node's name was refused.
+/// Why a text is not a node's name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NodeIdError {
     /// The name is empty.
@@ -112,7 +112,7 @@ impl ClusterId {
     }
 }
 
-/// Counts the starts of a node. It is kept on disk, and a node never starts twice with the same.
+/// Counts the starts of a node. The node keeps it on disk and never starts twice with the same.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Incarnation(pub u64);
 
@@ -125,7 +125,7 @@ pub struct Member {
     pub storage: StorageId,
 }
 
-/// Why a replica set was refused.
+/// Why members do not form a replica set.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReplicaSetError {
     /// There is no member.
@@ -199,9 +199,9 @@ impl ReplicaSet {
         self.0.iter().find(|member| member.node == *node)
     }
 
-    /// How many members must know that they are the members, when appends are acknowledged at `min_copies` copies and
-    /// so many members are alive: more than half, or who knows it could be lost with a disk, and the others never find
-    /// each other. Where availability comes first, those alive must do.
+    /// Returns how many members must know that they are the members, if owners acknowledge appends at `min_copies` copies and
+    /// `alive` members are alive. It is more than half of them: otherwise a lost disk could take the only knowledge, and the
+    /// others would never find each other. Where availability comes first, those alive must do.
     pub fn members_that_must_know(&self, min_copies: usize, alive: usize) -> usize {
         let most = self.len() / 2 + 1;
         min_copies.max(most.min(alive)).clamp(1, self.len())

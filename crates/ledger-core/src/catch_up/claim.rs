@@ -52,7 +52,7 @@ impl ClaimSources {
         Some(ClaimRun { source, mode, slots: self.slots.clone() })
     }
 
-    /// Takes how a run ended for a slot. Returns whether the slot is complete, once that is known.
+    /// A run ended for a slot. Returns whether the slot is complete, once that is known.
     pub fn on_done(&mut self, slot: Slot, outcome: &SlotOutcome) -> Option<(Claim, bool)> {
         let is_in_sync = *outcome == SlotOutcome::InSync;
         if is_in_sync && !self.rest.is_empty() {

@@ -23,7 +23,7 @@ pub enum Effect {
     AskLocal(CompareRequest),
     /// Move a suffix to the forks: [`super::Event::Forked`].
     Fork(ForkOrder),
-    /// Replace a context that cannot be read here by the whole history of the source, which owns its slot:
+    /// Replace a context that this node cannot read by the whole history of the source, which owns the slot:
     /// [`super::Event::Restored`].
     Restore {
         /// The context.

@@ -19,7 +19,7 @@ pub enum Event {
     Forked(ContextId, ForkResult),
     /// The shell did [`super::Effect::Restore`], or could not.
     Restored(ContextId, RestoreResult),
-    /// The source says why it sends nothing more of a context that was asked for.
+    /// The source says why it sends nothing more of a context that this node asked for.
     Missing(ContextId, Missing),
     /// The response to [`super::Effect::Fetch`] ended, however it did.
     FetchEnded,

@@ -67,7 +67,7 @@ impl RangeRead {
     }
 }
 
-/// The answer to one fetch, as far as it is given.
+/// The source's answer to one fetch: which contexts it still has to send, and up to where.
 #[derive(Debug, Clone)]
 pub struct FetchAnswer {
     current: Option<WantedRange>,
@@ -86,12 +86,12 @@ impl FetchAnswer {
         self.current.as_ref()
     }
 
-    /// Goes on after a range was read and sent. Returns whether the context ends with it.
+    /// The source read and sent a range. Returns whether the context ends with it.
     pub fn on_range(&mut self, range: RangeEnd) -> bool {
         let Some(current) = &mut self.current else { return true };
-        // A load is sent up to its end, even beyond the size that was asked for.
+        // The source sends a load up to its end, even beyond the size asked for.
         current.to = range.together_to.map_or(current.to, |together| current.to.max(together));
-        // A range that does not go on would be read forever.
+        // The source would read a range that makes no progress forever.
         let is_last = range.end >= current.to || range.end <= current.after;
         current.after = range.end;
         if is_last {
@@ -100,7 +100,7 @@ impl FetchAnswer {
         is_last
     }
 
-    /// Goes on after it was said that nothing more comes of the context.
+    /// The source said that it sends nothing more of the context.
     pub fn on_missing(&mut self) {
         self.current = self.rest.next();
     }

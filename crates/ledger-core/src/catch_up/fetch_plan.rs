@@ -21,7 +21,7 @@ pub struct WantedRange {
     pub to: Size,
 }
 
-/// Contexts that wait to be fetched.
+/// Contexts that wait for a fetch.
 #[derive(Debug, Default)]
 pub(super) struct FetchPlan(VecDeque<WantedRange>);
 
@@ -30,7 +30,7 @@ impl FetchPlan {
         self.0.push_back(wanted);
     }
 
-    /// Takes what is fetched with the next question; empty if nothing waits.
+    /// Takes the ranges that the next request asks for; none if nothing waits.
     pub(super) fn next(&mut self, is_open: impl Fn(&ContextId) -> bool) -> Vec<WantedRange> {
         let (mut batch, mut entries) = (Vec::new(), 0);
         while batch.len() < MAX_FETCH && entries < MAX_FETCH_ENTRIES {

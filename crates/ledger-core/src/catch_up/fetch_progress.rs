@@ -6,7 +6,7 @@ use crate::{ContextId, Size, digest::TreeHead, ownership::Claim, slot::Slot};
 
 use super::{Failure, WantedRange};
 
-/// A range of entries that the source sent. Its entries are checked when they are written, not here.
+/// A range of entries that the source sent. The lane checks the entries when it writes them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ArrivedRange<'a> {
     /// The context.

@@ -91,8 +91,8 @@ fn fork(
     })
 }
 
-/// Returns what to ask the source again, now that this side's size is known and the source's can only grow: in a busy slot a
-/// context may only have seemed to be ahead. `None` if the finding needs no evidence.
+/// Returns what the run asks the source again before it acts on a finding. This side's size is known and the source's can only
+/// grow, while in a busy slot a context may only have seemed to be ahead. `None` if the finding needs no evidence.
 pub(super) fn evidence_request(mode: Mode, finding: &Finding) -> Option<RootsRequest> {
     let (Verdict::Ahead { .. }, false) = (finding.verdict, mode == Mode::KeepLongest) else { return None };
     let ours = finding.local.summary()?.size;

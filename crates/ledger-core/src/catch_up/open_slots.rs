@@ -10,18 +10,18 @@ use super::{Effect, Failure, Mode, SlotOutcome};
 /// and its sync offer detects any difference.
 const FEW_ENTRIES: u64 = 4_096;
 
-/// The slots that are not done.
+/// The slots that the run is not done with.
 #[derive(Debug)]
 pub(super) struct OpenSlots(BTreeMap<Slot, OpenSlot>);
 
 #[derive(Debug)]
 struct OpenSlot {
     claim: Claim,
-    /// Something was fetched for it.
+    /// The run fetched something of the slot in this round.
     is_fetched: bool,
-    /// Something changed while it was compared, or was forked off or restored.
+    /// Something changed during the comparison, or the run forked it off or restored it.
     is_changed: bool,
-    /// Something cannot be read.
+    /// A side cannot read something of the slot.
     is_unreadable: bool,
 }
 
@@ -69,7 +69,7 @@ impl OpenSlots {
         }
     }
 
-    /// Ends a slot, unless it is done already.
+    /// Ends a slot, unless the run is done with it already.
     pub(super) fn end(&mut self, slot: Slot, outcome: SlotOutcome, effects: &mut Vec<Effect>) {
         if self.0.remove(&slot).is_some() {
             effects.push(Effect::Done(slot, outcome));
@@ -82,7 +82,8 @@ impl OpenSlots {
         }
     }
 
-    /// Ends the round, in which so many entries were fetched: what it proved in sync is done.
+    /// Ends the round, in which the run fetched `fetched` entries. The run is done with the slots that the round proved in
+    /// sync.
     pub(super) fn end_round(&mut self, mode: Mode, fetched: u64, effects: &mut Vec<Effect>) {
         self.0.retain(|slot, open| {
             let outcome = if open.is_unreadable {

@@ -32,7 +32,7 @@ use super::{
     open_slots::OpenSlots,
 };
 
-/// Most rounds. Reaching it means that the source is written to faster than this node fetches.
+/// Most rounds. A run that reaches it fetches more slowly than the source's histories grow.
 const MAX_ROUNDS: u32 = 64;
 
 /// Whose history counts.
@@ -73,11 +73,11 @@ pub struct CatchUp {
     held: VecDeque<compare::Effect>,
     is_compared: bool,
     found: Vec<Finding>,
-    /// Findings of [`CatchUp::found`], by index, that the source is asked about again.
+    /// Findings of [`CatchUp::found`], by index, about which the run asks the source again.
     unproven: VecDeque<usize>,
     asked: Vec<usize>,
     proven: BTreeSet<usize>,
-    /// Forks that are under way, with what is fetched after each.
+    /// Forks under way, with the range that the run fetches after each.
     forking: HashMap<ContextId, Option<WantedRange>>,
     restoring: BTreeSet<ContextId>,
     plan: FetchPlan,
@@ -110,12 +110,12 @@ impl CatchUp {
         (run, effects)
     }
 
-    /// Returns whether every slot is done.
+    /// Returns whether the run is done with every slot.
     pub fn is_over(&self) -> bool {
         self.phase == Phase::Over
     }
 
-    /// Returns the claim in which a slot is brought in sync; `None` if the slot is done.
+    /// Returns the claim in which the run brings a slot in sync; `None` if the run is done with the slot.
     pub fn claim(&self, slot: Slot) -> Option<&Claim> {
         self.slots.claim(slot)
     }
@@ -231,7 +231,7 @@ impl CatchUp {
         self.compare(effects);
     }
 
-    /// Goes on comparing until enough was found, or all was compared.
+    /// Goes on with the comparison until it found enough, or is over.
     fn compare(&mut self, effects: &mut Vec<Effect>) {
         self.phase = Phase::Comparing;
         while self.found.len() < MAX_FETCH
@@ -295,7 +295,7 @@ impl CatchUp {
         }
     }
 
-    /// Forks off and restores what is to be, and notes what is to be fetched.
+    /// Acts on the findings: forks off, restores, and plans what to fetch.
     fn act(&mut self, effects: &mut Vec<Effect>) {
         self.phase = Phase::Acting;
         for (index, finding) in std::mem::take(&mut self.found).into_iter().enumerate() {
@@ -373,7 +373,7 @@ impl CatchUp {
             self.fetch = FetchProgress::begin(&wanted);
             effects.push(Effect::Fetch(wanted));
         } else if self.is_compared {
-            // Each context is compared once per round, so only now must the fetched entries be written.
+            // A round compares each context once: only the next comparison needs the fetched entries on disk.
             self.phase = Phase::Writing;
             effects.push(Effect::FinishWrites);
         } else {
@@ -382,7 +382,7 @@ impl CatchUp {
     }
 
     fn on_missing(&mut self, context: &ContextId, missing: Missing, effects: &mut Vec<Effect>) {
-        // Only what was asked for can be missing.
+        // Only a context that this node asked for can be missing.
         if !self.fetch.forget(context) {
             return;
         }

@@ -19,9 +19,9 @@ use crate::hash::{Hasher, Sha256};
 
 use super::{Checkpoint, CheckpointError, base64::decode_base64};
 
-/// Longest note that is read, bytes.
+/// Longest note that a verifier reads, bytes.
 pub const MAX_NOTE: usize = 64 * 1024;
-/// Most signatures of a note that is read.
+/// Most signatures of a note that a verifier reads.
 pub const MAX_SIGNATURES: usize = 100;
 /// Longest name of a key, bytes.
 pub const MAX_KEY_NAME: usize = 256;
@@ -48,31 +48,31 @@ pub enum NoteError {
         /// The key's name.
         name: String,
     },
-    /// It is longer than what is read.
+    /// The note is longer than a verifier reads.
     #[error("the note has {bytes} bytes: at most {MAX_NOTE} are read")]
     TooLarge {
         /// Its bytes.
         bytes: usize,
     },
-    /// It has more signatures than are read.
+    /// The note has more signatures than a verifier reads.
     #[error("the note has more than {MAX_SIGNATURES} signatures: no more are read")]
     TooManySignatures,
-    /// It is not a note.
+    /// The text is not a note.
     #[error("this is not a signed note: {reason}")]
     Malformed {
         /// What does not fit.
         reason: &'static str,
     },
-    /// It is signed by others only.
+    /// Only other keys signed the note.
     #[error("the note is not signed by {name}: ask for one that is, or use the verifier key of its signer")]
     NotSigned {
-        /// The name of the key it was held against.
+        /// The name of the verifier's key.
         name: String,
     },
     /// The signature is wrong.
     #[error("the note's signature of {name} is wrong: its text or its signature was changed")]
     BadSignature {
-        /// The name of the key it was held against.
+        /// The name of the verifier's key.
         name: String,
     },
     /// The text is signed, but no checkpoint.

@@ -16,8 +16,8 @@ use super::{
     Roots, RootsRequest,
 };
 
-/// The reads of a store that is compared. The store answers for every slot, whether it has anything of it or not. All reads
-/// of one answer should be of one moment.
+/// What [`respond`](super::respond) reads from a node's store. The store answers for every slot, whether it has anything of it
+/// or not. It should read all of one answer at one moment.
 pub trait ComparedStore {
     /// Why a read failed.
     type Error: From<CompareRequestError>;
@@ -29,10 +29,10 @@ pub trait ComparedStore {
     fn buckets(&mut self, slot: Slot) -> BTreeMap<Bucket, Digest>;
 
     /// Returns the next contexts in these buckets of a slot, after one, in order: at most `limit`; fewer only if there are no
-    /// more. Contexts that cannot be read are among them.
+    /// more. They include contexts that the store cannot read.
     ///
     /// # Errors
-    /// If the names cannot be read.
+    /// If the store cannot read the names.
     fn names(
         &mut self,
         slot: Slot,
@@ -41,13 +41,13 @@ pub trait ComparedStore {
         limit: usize,
     ) -> Result<Vec<ContextId>, Self::Error>;
 
-    /// Returns what is held of a context.
+    /// Returns what the store has of a context.
     ///
     /// # Errors
     /// If that is not known, for another reason than damage.
     fn status(&mut self, context: &ContextId) -> Result<ContextStatus, Self::Error>;
 
-    /// Returns what is known of a context's roots at these sizes.
+    /// Returns a context's roots at these sizes.
     ///
     /// # Errors
     /// If that is not known, for another reason than damage.

@@ -120,7 +120,7 @@ impl DrillDown {
         if drill.local.is_empty() {
             return (drill, vec![Effect::Done]);
         }
-        // Our side of this one is known already: it is what the digest was made of.
+        // This node's side is known already: the question's digest is made of it.
         drill.responses.0 = Some(CompareResponse::InSync);
         drill.request = Some(ask.clone());
         drill.rounds = 1;
@@ -198,7 +198,7 @@ impl DrillDown {
             (CompareRequest::Roots(asked), CompareResponse::Roots(ours), CompareResponse::Roots(theirs)) => {
                 self.take_roots(asked.len(), &ours, &theirs, effects)
             }
-            // One of them is of another kind: ours if it is not what was asked for.
+            // One answer is of another kind than the question: this node's own, or else the peer's.
             (asked, ours, theirs) => Err(match (&asked, &ours) {
                 (CompareRequest::Node { .. }, _)
                 | (CompareRequest::Buckets { .. }, CompareResponse::Buckets(_))
@@ -235,7 +235,7 @@ impl DrillDown {
         only_asked(Side::Local, &asked, ours)?;
         only_asked(Side::Remote, &asked, theirs)?;
         let is_kept = |slot: &Slot| ours.contains_key(slot) && theirs.contains_key(slot);
-        // A slot that one of them no longer keeps is not in step: nothing is known of it.
+        // A slot that one side no longer keeps is not in sync: nothing is known of it.
         let not_kept: BTreeSet<_> = asked.into_iter().filter(|slot| !is_kept(slot)).collect();
         if !not_kept.is_empty() {
             effects.push(Effect::NotReplicated(not_kept));

@@ -99,7 +99,7 @@ pub enum CompareError {
         /// Which side answered.
         side: Side,
     },
-    /// A context that does not belong where it was listed.
+    /// A context that does not belong where the side listed it.
     #[error("{side} listed context {context} where it does not belong: {reason}; the comparison is given up")]
     Misplaced {
         /// Which side answered.

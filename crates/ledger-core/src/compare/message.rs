@@ -21,10 +21,10 @@ use super::{
 /// A question.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CompareRequest {
-    /// Are we in step in these slots? Answered by [`CompareResponse::InSync`] if the digest of those that the one who
-    /// answers keeps is equal (see [`CompareResponse::to_node`]), else by [`CompareResponse::Slots`].
+    /// Are both nodes in sync in these slots? The answer is [`CompareResponse::InSync`] if the answering node's digest of
+    /// those that it keeps is equal (see [`CompareResponse::to_node`]), else [`CompareResponse::Slots`].
     Node {
-        /// The slots that both keep, as far as the one who asks knows.
+        /// The slots that both nodes keep, as far as the asking node knows.
         slots: BTreeSet<Slot>,
         /// The digest of these slots.
         digest: NodeDigest,
@@ -60,10 +60,10 @@ pub struct RootsRequest {
 pub enum CompareResponse {
     /// The digests are equal.
     InSync,
-    /// The digests of those of the slots that the one who answers keeps.
+    /// The digests of those of the slots that the answering node keeps.
     Slots(BTreeMap<Slot, Digest>),
-    /// The digests of the buckets that hold something. A slot that the one who answers does not keep is
-    /// left out; one that is empty is there, without buckets.
+    /// The digests of the buckets that hold something. The answering node leaves out slots that it does not keep, and lists
+    /// empty ones without buckets.
     Buckets(BTreeMap<Slot, BTreeMap<Bucket, Digest>>),
     /// Contexts.
     Contexts(Page),

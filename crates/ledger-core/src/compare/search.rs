@@ -50,7 +50,7 @@ pub enum Verdict {
         /// A larger size at which they are equal.
         equal: Size,
     },
-    /// A history was replaced or became shorter while it was compared. Compare it again.
+    /// A side replaced or shortened its history during the comparison. Compare it again.
     Changed,
     /// A side cannot read what it has (theirs, if both cannot): nothing is known of how the histories relate.
     Unreadable(Side),

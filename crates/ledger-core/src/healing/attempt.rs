@@ -25,26 +25,26 @@ pub enum LocalHead {
     NotDamaged,
     /// The context has no committed entries: no other node need have any.
     NothingCommitted,
-    /// The head cannot be read.
+    /// The node cannot read the head.
     Unreadable,
-    /// The head can be read. This is as much of it as is committed, so other nodes have at least that.
+    /// The node can read the head. This much of it is committed, so other nodes have at least that.
     Committed(TreeHead),
 }
 
 /// What the shell tells an attempt: the outcome of the last [`HealEffect`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HealEvent {
-    /// [`HealEffect::ReadHead`] is done.
+    /// The shell did [`HealEffect::ReadHead`].
     Head(LocalHead),
-    /// [`HealEffect::AskBucket`] is answered: the tree heads of the contexts that the source can read.
+    /// The source answered [`HealEffect::AskBucket`] with the tree heads of the contexts that it can read.
     Bucket(BTreeMap<ContextId, TreeHead>),
-    /// [`HealEffect::Fetch`] is done: everything up to the goal is staged.
+    /// The shell did [`HealEffect::Fetch`]: it staged everything up to the goal.
     Staged,
-    /// [`HealEffect::Install`] is done: the history is in place, or something else replaced the damaged rows.
+    /// The lane did [`HealEffect::Install`]: the history is in place, or something else replaced the damaged rows.
     Installed,
     /// The context grew up to this tree head, and the lane could not add the entries itself.
     Behind(TreeHead),
-    /// The last effect failed, or was refused.
+    /// The shell, the source or the lane failed to do the last effect, or refused it.
     Failed,
 }
 
@@ -55,7 +55,7 @@ pub enum HealEffect {
     ReadHead,
     /// Ask a member for the tree heads of the contexts in the context's bucket.
     AskBucket(Member),
-    /// Fetch the history up to `goal` and stage it beside the damaged rows. Go on with what is staged already if `is_more`;
+    /// Fetch the history up to `goal` and stage it beside the damaged rows. If `is_more`, go on with the rows staged before;
     /// else begin anew.
     Fetch {
         /// The source.
@@ -67,7 +67,8 @@ pub enum HealEffect {
         /// Whether the shell goes on with what it staged for the last goal.
         is_more: bool,
     },
-    /// Hand what is staged to the lane, to be decided ([`InstallCase::decide`](super::InstallCase::decide)) and installed.
+    /// Hand the staged history to the lane, which decides about it ([`InstallCase::decide`](super::InstallCase::decide)) and
+    /// installs it.
     Install,
     /// The attempt is over.
     Finished(HealOutcome),
@@ -85,7 +86,7 @@ pub enum HealOutcome {
     },
     /// There is nothing to restore now.
     NothingToDo,
-    /// No source has the history, or can be asked.
+    /// No source that answers has the history.
     NotRestored,
 }
 
@@ -102,7 +103,7 @@ enum State {
 #[derive(Debug, Clone)]
 pub struct HealAttempt {
     context: ContextId,
-    /// The sources that are left; the first is being tried.
+    /// The sources that are left. The attempt is trying the first.
     sources: VecDeque<HealSource>,
     proof: HealProof,
     extensions: u32,
@@ -210,7 +211,7 @@ impl HealAttempt {
         self.try_source()
     }
 
-    /// Begins with the first source that is left. The head is read again: another source may have been slow.
+    /// Begins with the first source that is left, by reading the head again: the last source may have been slow.
     fn try_source(&mut self) -> HealEffect {
         if self.sources.is_empty() {
             return self.finish(HealOutcome::NotRestored);

@@ -6,11 +6,11 @@ use crate::{Size, digest::TreeHead, ownership::Claim};
 /// This node's head of the damaged context at the moment of installing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HeadAtInstall {
-    /// There is no head: the context was removed, or its head is lost and its name is not.
+    /// There is no head: something removed the context, or only its name is left.
     Absent,
-    /// The head cannot be read.
+    /// This node cannot read the head.
     Unreadable,
-    /// The head can be read.
+    /// This node can read the head.
     Present {
         /// The tree head.
         head: TreeHead,
@@ -68,13 +68,13 @@ pub enum HealRefusal {
     /// The entries are of another history than this node had.
     #[error("the other node holds another history")]
     OtherHistory,
-    /// The head that was to prove it cannot be read any more.
+    /// This node can no longer read the head that was to prove it.
     #[error("its head cannot be read any more")]
     HeadLost,
     /// The digest does not prove it.
     #[error("its head cannot be read, and nothing kept here shows that another node has all of it")]
     Unproven,
-    /// A higher claim was promised: another node decides by now.
+    /// This node promised a higher claim: another node decides by now.
     #[error("a higher claim was promised: {} of node {}", .0.epoch, .0.claimant)]
     HigherClaim(Claim),
     /// This replica is in sync in the claim: what it has counts.

@@ -27,7 +27,8 @@ struct Patient {
     restored: u32,
 }
 
-/// The damaged contexts of a node. It tries each as soon as it is found, then ever less often until it is restored.
+/// The damaged contexts of a node, and when the node tries to restore each: as soon as it finds the damage, then ever less
+/// often until it has restored the context.
 #[derive(Debug, Default)]
 pub struct HealSchedule {
     patients: BTreeMap<ContextId, Patient>,

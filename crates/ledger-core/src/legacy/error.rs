@@ -15,7 +15,7 @@ pub enum LegacyError {
         "this is not a snapshot of the predecessor: it does not start with 131, as Erlang's external terms do"
     )]
     NotLegacy,
-    /// The snapshot was written by a newer predecessor.
+    /// A newer predecessor wrote the snapshot.
     #[error("the predecessor's snapshot has version {version}, but this build reads up to {VERSION}")]
     NewerVersion {
         /// The snapshot's version.

@@ -7,7 +7,7 @@ use super::{LegacyError, format::FORMAT_TAG};
 
 /// Marks a compressed term.
 const COMPRESSED: u8 = 80;
-/// Decompressed bytes are made room for in steps of at least this.
+/// The decompressor allocates memory in steps of at least this, bytes.
 const STEP: usize = 64 * 1024;
 
 /// The term without the format's tag, decompressed if need be to at most `max` bytes.
@@ -42,7 +42,7 @@ pub(super) fn declared(blob: &[u8]) -> Option<usize> {
     }
 }
 
-/// Decompresses to exactly `size` bytes. Memory is taken as bytes come out, not as they are announced.
+/// Decompresses to exactly `size` bytes. Allocates memory as bytes come out, not because the blob announces them.
 fn inflate(compressed: &[u8], size: usize) -> Result<Vec<u8>, LegacyError> {
     let failed = |reason: &str| Err(LegacyError::Compression { reason: reason.to_owned() });
     let mut zlib = Decompress::new(true);

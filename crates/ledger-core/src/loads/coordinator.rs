@@ -11,7 +11,7 @@ use crate::{
 pub struct StagingSettings {
     /// How long the owner leaves a member alone that failed.
     pub retry_pause: Millis,
-    /// A member that failed so often is left behind, if there are enough others …
+    /// The owner leaves a member behind that failed so often, if there are enough others …
     pub max_failures: u32,
     /// … and so is one without progress for this long.
     pub stuck_after: Millis,
@@ -100,7 +100,7 @@ impl StagingCoordinator {
         let mut stale_peers = PeerSet::default();
         missing.iter().filter(|peer| self.is_hopeless(*peer, now)).for_each(|peer| stale_peers.insert(peer));
         if has_quorum && missing.without(stale_peers).is_empty() {
-            // A peer on the stream that does not count yet is offered the slot again anyway.
+            // A peer on the stream that does not count yet gets a new offer of the slot anyway.
             return StagingDecision::Install { staged_at: self.staged_at, stale_peers };
         }
         if now.saturating_sub(self.progressed) > self.settings.timeout {
@@ -141,7 +141,7 @@ impl StagingCoordinator {
         })
     }
 
-    /// Returns which of the missing members to ask: those that were not asked, or failed a while ago.
+    /// Returns which of the missing members the owner asks: those that it has not asked, or that failed a while ago.
     fn request(&mut self, now: Millis, missing: PeerSet) -> PeerSet {
         let mut asked = PeerSet::default();
         for peer in missing.iter() {

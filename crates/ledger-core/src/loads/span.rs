@@ -29,8 +29,8 @@ impl LoadSpan {
         Self { after: self.after.min(other.after), to: self.to.max(other.to) }
     }
 
-    /// Returns what became of it, from the size of the history that is here and that of what readers may see of it
-    /// (`None`: nothing).
+    /// Returns whether the load is committed, from the size of this node's history and the size that readers may see (`None`:
+    /// nothing).
     ///
     /// Only what readers may see is known to be committed.
     pub fn state(self, here: Size, readable: Option<Size>) -> LoadSpanState {

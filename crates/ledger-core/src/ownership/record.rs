@@ -25,9 +25,9 @@ impl Claim {
 
     /// The lowest claim of a member above an epoch.
     ///
-    /// Who claims it enters the epoch too, so that two rarely pick the same one; where they do, the claimant
-    /// decides. The storage counts as well as the name: a node that lost its disk does not know what it claimed
-    /// with the old one, and perhaps nobody does who is there.
+    /// The epoch holds a hash of the claimant, so that two claimants rarely pick the same one. Where they do, the order of the
+    /// claimants decides. The hash covers the storage as well as the name: a node that lost its disk does not know what it
+    /// claimed with the old one, and perhaps no other node knows.
     pub fn lowest_above(epoch: Epoch, claimant: &Member) -> Option<Self> {
         let Member { node, storage } = claimant;
         let hash = blake3::Hasher::new().update(node.as_str().as_bytes()).update(&storage.0).finalize();
@@ -161,13 +161,13 @@ impl SlotRecord {
         Ok((Self { promised: Some(claim.clone()), ..self.clone() }, promise))
     }
 
-    /// Accepts a claim's epoch, with the members it is for. The caller has seen that the replica's history of the
-    /// slot is the claimant's.
+    /// Accepts a claim's epoch, with its members. The caller has seen that the replica's history of the slot is the
+    /// claimant's.
     ///
-    /// `previous` are the members that these are to follow, if it is not settled yet.
+    /// `previous` are the members that these replace, if the move is not settled yet.
     ///
-    /// First members that were accepted once are given up only for confirmed ones: a replica in two sets of
-    /// first members would let both believe that all of theirs accepted.
+    /// A replica gives up first members that it accepted only for confirmed ones. In two sets of first members it would let
+    /// both believe that all of theirs accepted.
     ///
     /// # Errors
     ///
@@ -224,8 +224,9 @@ impl SlotRecord {
         is_now.then(|| ClusterId::of(&after.members))
     }
 
-    /// The identity of the cluster that a node with this record of the first slot is about to form, or has formed as far as others
-    /// may know. Whoever says it knows these members: it is made of their data directories' identities.
+    /// Returns the identity of the cluster that a node with this record of the first slot is about to form, or has formed as
+    /// far as other nodes know. A node that names this identity knows these members: it is made of their data directories'
+    /// identities.
     pub fn forming(&self) -> Option<ClusterId> {
         self.placement
             .as_ref()

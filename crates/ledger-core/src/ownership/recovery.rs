@@ -36,7 +36,7 @@ pub struct DeclaredLosses {
 /// An operator's word that a slot may go on without its lost members.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RecoveryApproval {
-    /// The epoch in which the newest members were recorded that anybody knew.
+    /// The epoch in which a claimant recorded the newest members that any node knew.
     pub placed_in: Epoch,
     /// The members: those of them that are left go on, and nobody else does.
     pub members: ReplicaSet,

@@ -36,7 +36,7 @@ mod quorum;
 pub enum Phase {
     /// The candidate collects promises. Paxos: phase 1.
     CollectingPromises,
-    /// The candidate fetches the best history of those who promised.
+    /// The candidate fetches the best history of the nodes that promised.
     CatchingUp,
     /// Members accept the epoch with that history. Paxos: phase 2.
     Accepting,
@@ -60,7 +60,7 @@ pub enum Event {
     },
     /// A member refused because it had promised a higher claim, gossip shows one, or this node promised one itself.
     HigherClaim {
-        /// The claim that was promised.
+        /// The claim that the member promised.
         promised: Claim,
     },
     /// A member refused because it had accepted other first members of the slot.
@@ -166,7 +166,7 @@ pub struct Takeover {
     is_searching_members: bool,
     /// The members that a move aims at.
     target: Option<ReplicaSet>,
-    /// Members that were asked for a promise.
+    /// Members that the candidate asked for a promise.
     asked: BTreeSet<Member>,
     promises: BTreeMap<Member, Promise>,
     /// Nodes that gossip shows alive and able to write.

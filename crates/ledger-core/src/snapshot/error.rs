@@ -17,7 +17,7 @@ pub enum SnapshotError {
     /// The bytes do not start with the magic.
     #[error("this is not a snapshot: it does not start with \"CVGLSNAP\"")]
     NotASnapshot,
-    /// The snapshot was written by a newer build.
+    /// A newer build wrote the snapshot.
     #[error(
         "the snapshot has format version {version}, but this build reads up to {VERSION}: load it with a newer build"
     )]
@@ -51,7 +51,7 @@ pub enum SnapshotError {
         /// The most that the reader accepts.
         max: u64,
     },
-    /// Something is not as it was written.
+    /// The snapshot is not as its writer wrote it.
     #[error("{place} of the snapshot is damaged: {reason}")]
     Corrupt {
         /// The section that it is in.

@@ -11,7 +11,7 @@ const LEVEL: i32 = 3;
 /// The largest window a frame may ask for, as a power of two: 8 MiB.
 const MAX_WINDOW_LOG: u32 = 23;
 const MAX_WINDOW: usize = 1 << MAX_WINDOW_LOG;
-/// Decompressed bytes are made room for in steps of at least this.
+/// The decompressor allocates memory in steps of at least this, bytes.
 const STEP: usize = 128 * 1024;
 
 /// Compresses; keeps its working memory from frame to frame.

@@ -13,7 +13,7 @@
 
 use crate::{Hash, HashSuite, hash::Hasher, with_suite};
 
-/// Why a proof does not prove what it is held against.
+/// Why a proof does not prove the statement that a verifier checks it against.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ProofError {
     /// There is no such leaf.
@@ -51,7 +51,7 @@ pub enum ProofError {
     /// The proof gives another root for the tree (of a consistency proof: the later one).
     #[error("the proof gives root {computed}, not {expected}: the data, the proof or the root was changed")]
     Root {
-        /// The root it was held against.
+        /// The root that the verifier knows.
         expected: Hash,
         /// The root the proof gives.
         computed: Hash,
@@ -61,7 +61,7 @@ pub enum ProofError {
         "the proof gives the earlier root {computed}, not {expected}: the later tree does not continue it"
     )]
     OldRoot {
-        /// The root it was held against.
+        /// The root that the verifier knows.
         expected: Hash,
         /// The root the proof gives.
         computed: Hash,

@@ -204,11 +204,11 @@ impl SlotManager {
     fn after_recovery(&self, slot: Slot, record: &SlotRecord, highest: Epoch) -> Epoch {
         let known = record.placement.as_ref();
         match self.declared.slots.get(&slot) {
-            // The slot had members, and this node does not know in which epoch they were recorded.
+            // The slot had members, and this node does not know their epoch.
             Some(_) if known.is_none() && self.state(slot).is_formed => {
                 Epoch::new(highest.counter().saturating_add(recovery::RECOVERY_EPOCH_GAP), u32::MAX)
             }
-            // Members that were recorded later than these were recorded after the recovery.
+            // Newer members than these are of a claim after the recovery.
             Some(approval)
                 if known.is_none_or(|known| known.epoch < approval.placed_in || approval.covers(known)) =>
             {

@@ -133,8 +133,8 @@ pub enum MemberRequest {
     },
 }
 
-/// An owner's word to a replica that the replica is a member of a slot, and that everything committed before it has been sent
-/// on the stream. Raft: a heartbeat with a read lease (Ongaro, "Consensus: Bridging Theory and Practice", 2014, §6.4.1).
+/// An owner's word to a replica that the replica is a member of a slot, and that the owner sent everything committed before
+/// this on the stream. Raft: a heartbeat with a read lease (Ongaro, "Consensus: Bridging Theory and Practice", 2014, §6.4.1).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LeaseRenewal {
     /// The slot.

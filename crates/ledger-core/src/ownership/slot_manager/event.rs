@@ -124,12 +124,12 @@ pub enum MemberResponse {
     Promised(Promise),
     /// To [`MemberRequest::QuerySlot`](super::MemberRequest::QuerySlot).
     SlotKnown {
-        /// When the request was sent, by the clock of the node that sent it.
+        /// When the asking node sent the request, by its own clock.
         asked: Millis,
         /// What the member knows of the slot.
         known: SlotKnowledge,
     },
-    /// To the other requests: the member did what was asked.
+    /// To the other requests: the member did what they ask for.
     Done,
     /// The member refuses: it promised this higher claim.
     Refused(Claim),

@@ -28,7 +28,7 @@ use super::{
 
 /// Bounds of the pause between two renewals, milliseconds. The pause is a tenth of `max_staleness`.
 const RENEWAL_INTERVAL_BOUNDS: std::ops::RangeInclusive<Millis> = 50..=1_000;
-/// A node that holds a slot and is made no offer by its owner asks why after one pause, then again after so many pauses.
+/// If a node holds a slot and its owner makes it no offer, the node asks why after one pause, then again after so many pauses.
 const QUERY_AFTER_PAUSES: Millis = 8;
 
 /// What a node knows of how recent its state of a slot is.
