@@ -37,12 +37,12 @@ impl PeerSet {
         self.0 &= !(1 << peer.0);
     }
 
-    /// Whether the set contains a peer.
+    /// Returns whether the set contains a peer.
     pub const fn contains(self, peer: Peer) -> bool {
         self.0 & (1 << peer.0) != 0
     }
 
-    /// Whether the set contains no peer.
+    /// Returns whether the set contains no peer.
     pub const fn is_empty(self) -> bool {
         self.0 == 0
     }

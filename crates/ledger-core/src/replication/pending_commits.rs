@@ -116,7 +116,7 @@ impl<T, A> PendingCommits<T, A> {
         }
     }
 
-    /// Whether a peer's copies of a slot count.
+    /// Returns whether a peer's copies of a slot count.
     pub fn is_in_sync(&self, slot: Slot, peer: Peer) -> bool {
         self.owned.get(&slot).is_some_and(|owned_slot| owned_slot.in_sync.contains(peer))
     }
@@ -251,7 +251,7 @@ impl<T, A> PendingCommits<T, A> {
         self.take_committed()
     }
 
-    /// Whether commits of a slot wait for copies.
+    /// Returns whether commits of a slot wait for copies.
     pub fn has_pending(&self, slot: Slot) -> bool {
         self.owned.get(&slot).is_some_and(|owned_slot| owned_slot.pending > 0)
     }
@@ -261,7 +261,7 @@ impl<T, A> PendingCommits<T, A> {
         self.queue.len()
     }
 
-    /// Whether no commit waits for copies.
+    /// Returns whether no commit waits for copies.
     pub fn is_empty(&self) -> bool {
         self.queue.is_empty()
     }

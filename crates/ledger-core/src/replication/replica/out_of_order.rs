@@ -55,7 +55,7 @@ impl<C: MapKey + Eq + Clone, P> OutOfOrderBuffer<C, P> {
         parts.push_back(Buffered { after, cost_bytes, number, part });
     }
 
-    /// Whether parts of the slot wait.
+    /// Returns whether parts of the slot wait.
     pub(super) fn has(&self, slot: Slot) -> bool {
         self.slots.contains_key(&slot)
     }

@@ -26,7 +26,7 @@ pub struct PartHeader<'a> {
 }
 
 impl PartHeader<'_> {
-    /// The size of the history with the entries.
+    /// Returns the size of the history with the entries.
     pub fn end(&self) -> Size {
         Size(self.after.size.0.saturating_add(self.count))
     }
@@ -152,12 +152,12 @@ impl Admitted {
         Self { is_strict, hides }
     }
 
-    /// Whether the shell hides the slot from readers before it writes the part.
+    /// Returns whether the shell hides the slot from readers before it writes the part.
     pub const fn hides(self) -> bool {
         self.hides
     }
 
-    /// Whether the slot is in sync with the owner, which counts this replica's acknowledgements.
+    /// Returns whether the slot is in sync with the owner, which counts this replica's acknowledgements.
     pub const fn is_strict(self) -> bool {
         self.is_strict
     }

@@ -130,7 +130,7 @@ pub struct RecordBatch {
 }
 
 impl RecordBatch {
-    /// An empty batch, of a node that belongs to this cluster, or to none yet.
+    /// Makes an empty batch, of a node that belongs to this cluster, or to none yet.
     pub const fn new(first: Slot, cluster: Option<ClusterId>) -> Self {
         Self { first, known_cluster: cluster, cluster, records: BTreeMap::new(), accepted: Vec::new() }
     }
@@ -140,17 +140,18 @@ impl RecordBatch {
         self.records.get(&slot)
     }
 
-    /// The records to write.
+    /// Returns the records to write.
     pub const fn records(&self) -> &BTreeMap<Slot, SlotRecord> {
         &self.records
     }
 
-    /// The cluster that the node belongs to from this write on, if it belonged to none before: write it with the records.
+    /// Returns the cluster that the node belongs to from this write on, if it belonged to none before: write it with the
+    /// records.
     pub fn joined(&self) -> Option<ClusterId> {
         self.cluster.filter(|_| self.known_cluster.is_none())
     }
 
-    /// The records, and what [`Replica::on_written`] takes once they are on disk.
+    /// Returns the records, and what [`Replica::on_written`] takes once they are on disk.
     pub fn into_parts(self) -> (BTreeMap<Slot, SlotRecord>, Vec<Accepted>) {
         (self.records, self.accepted)
     }
@@ -227,7 +228,7 @@ impl RecordBatch {
         }
     }
 
-    /// Whether a change of the first slot fits the node's cluster, or determines it.
+    /// Returns whether a change of the first slot fits the node's cluster, or determines it.
     fn fits_cluster(
         &mut self,
         slot: Slot,
@@ -271,7 +272,7 @@ impl From<ReplicaRefusal> for RecordChangeOutcome {
 }
 
 impl RecordChangeOutcome {
-    /// The answer to a member's request.
+    /// Returns the answer to a member's request.
     pub fn response(self) -> MemberResponse {
         match self {
             Self::Promised(promise) => MemberResponse::Promised(promise),
@@ -283,7 +284,7 @@ impl RecordChangeOutcome {
         }
     }
 
-    /// The answer to an owner's offer.
+    /// Returns the answer to an owner's offer.
     pub fn offer_outcome(self) -> SyncOfferOutcome {
         match self {
             Self::Done | Self::Promised(_) => SyncOfferOutcome::Accepted,
@@ -307,7 +308,7 @@ pub enum ChangedFor {
 }
 
 impl RecordChange {
-    /// The change that a member's request asks for; `None`: it asks the slot manager.
+    /// Makes the change that a member's request asks for; `None`: it asks the slot manager.
     pub fn requested(request: MemberRequest, claim: Claim) -> Option<Self> {
         match request {
             MemberRequest::Promise => Some(Self::Promise(claim)),
