@@ -42,7 +42,8 @@ pub struct CallProof {
 }
 
 impl CallProof {
-    /// The text whose keyed hash proves a call of a method. It says all that there is to say of the call, each at its place.
+    /// Returns the text whose keyed hash proves a call of a method. It says all that there is to say of the call, each at its
+    /// place.
     pub fn text(&self, method: &str, to: &Member) -> Vec<u8> {
         let mut text = b"call".to_vec();
         for part in [
@@ -58,12 +59,12 @@ impl CallProof {
         text
     }
 
-    /// The bytes that travel, made with a key of the cluster.
+    /// Returns the bytes that travel, made with a key of the cluster.
     pub fn prove_with(&self, key: &CallKey, method: &str, to: &Member) -> Vec<u8> {
         self.encode(key.prove(&self.text(method, to)))
     }
 
-    /// The bytes that travel.
+    /// Returns the bytes that travel.
     pub fn encode(&self, hash: blake3::Hash) -> Vec<u8> {
         [
             &[FORMAT, u8::from(self.body.is_none())][..],
@@ -102,7 +103,7 @@ pub fn body_hash(body: &[u8]) -> [u8; 32] {
     *blake3::hash(body).as_bytes()
 }
 
-/// The text whose keyed hash proves that a node answered a greeting.
+/// Returns the text whose keyed hash proves that a node answered a greeting.
 pub fn greeting(from: &Member, to: &Member, caller: &Nonce, called: &Nonce) -> Vec<u8> {
     let mut text = b"greeting".to_vec();
     put_session(&mut text, (from, to), (caller, called));

@@ -43,7 +43,7 @@ pub enum CheckpointError {
 }
 
 impl Checkpoint {
-    /// The checkpoint of a log. The origin names it: one line, not empty.
+    /// Makes the checkpoint of a log. The origin names it: one line, not empty.
     ///
     /// # Errors
     ///
@@ -56,7 +56,7 @@ impl Checkpoint {
         Ok(Self { origin, size, root })
     }
 
-    /// The checkpoint of a context of a cluster; its origin is `<cluster>/<context>`.
+    /// Makes the checkpoint of a context of a cluster; its origin is `<cluster>/<context>`.
     ///
     /// # Errors
     ///
@@ -70,17 +70,17 @@ impl Checkpoint {
         Self::new(format!("{cluster}/{context}"), size, root)
     }
 
-    /// The name of the log.
+    /// Returns the name of the log.
     pub fn origin(&self) -> &str {
         &self.origin
     }
 
-    /// Number of entries.
+    /// Returns the number of entries.
     pub const fn size(&self) -> Size {
         self.size
     }
 
-    /// The Merkle root at that size.
+    /// Returns the Merkle root at that size.
     pub const fn root(&self) -> Hash {
         self.root
     }

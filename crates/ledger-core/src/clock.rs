@@ -32,7 +32,7 @@ pub struct TooFarAhead {
 pub struct LamportClock(pub u64);
 
 impl LamportClock {
-    /// Whether a received time is plausible: at most `max_ahead` above this one.
+    /// Returns whether a received time is plausible: at most `max_ahead` above this one.
     ///
     /// # Errors
     /// [`TooFarAhead`] names both times.
@@ -43,7 +43,7 @@ impl LamportClock {
         Ok(())
     }
 
-    /// The time of the next event: `max(local, received) + 1`. `received` is 0 for a local event.
+    /// Returns the time of the next event: `max(local, received) + 1`. `received` is 0 for a local event.
     ///
     /// # Errors
     ///

@@ -27,7 +27,7 @@ impl CallKey {
         Self(blake3::derive_key(PROVES, cluster.as_bytes()))
     }
 
-    /// The keyed hash of a text: whoever has no key of the cluster cannot make it.
+    /// Returns the keyed hash of a text: whoever has no key of the cluster cannot make it.
     pub fn prove(&self, text: &[u8]) -> blake3::Hash {
         blake3::keyed_hash(&self.0, text)
     }

@@ -21,8 +21,8 @@ pub fn is_control(c: char) -> bool {
             | '\u{e0000}'..='\u{e007f}')
 }
 
-/// The text with those characters escaped that are to be, as JSON writes them: it means the same within a string of JSON. `None`
-/// if there are none.
+/// Returns the text with those characters escaped that are to be, as JSON writes them: it means the same within a string of
+/// JSON. `None` if there are none.
 pub fn escaped(text: &str, is_escaped: impl Fn(char) -> bool) -> Option<String> {
     if !text.chars().any(&is_escaped) {
         return None;

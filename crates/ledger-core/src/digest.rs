@@ -103,12 +103,12 @@ impl Digest {
         self.count = self.count.wrapping_sub(other.count);
     }
 
-    /// Number of contexts.
+    /// Returns the number of contexts.
     pub const fn count(&self) -> u64 {
         self.count
     }
 
-    /// The sum, big-endian, then the count, big-endian: 40 bytes.
+    /// Returns the sum, big-endian, then the count, big-endian: 40 bytes.
     pub fn to_bytes(&self) -> [u8; 40] {
         let mut bytes = [0; 40];
         let words = self.sum.iter().rev().chain([&self.count]);
@@ -128,8 +128,8 @@ impl Digest {
         Self { sum: [fourth, third, second, first], count }
     }
 
-    /// The digest of one context: BLAKE3, keyed, of size ‖ root ‖ id. The id is last because it alone has no
-    /// fixed length.
+    /// Returns the digest of one context: BLAKE3, keyed, of size ‖ root ‖ id. The id is last because it alone has no fixed
+    /// length.
     fn of(context: &ContextId, extent: TreeHead) -> Self {
         let mut hasher = blake3::Hasher::new_keyed(ELEMENT_KEY);
         hasher.update(&extent.size.0.to_be_bytes());
@@ -146,7 +146,7 @@ impl Digest {
 pub struct Bucket(pub u8);
 
 impl Bucket {
-    /// The bucket of a context: the third byte of BLAKE3 of its id. The first two gave its slot.
+    /// Returns the bucket of a context: the third byte of BLAKE3 of its id. The first two gave its slot.
     pub fn of(context: &ContextId) -> Self {
         let hash = blake3::hash(context.as_str().as_bytes());
         let [_, _, third, ..] = *hash.as_bytes();
@@ -166,7 +166,7 @@ pub struct SlotDigest {
 }
 
 impl SlotDigest {
-    /// The slot of these buckets' digests, as read from disk. Those given twice are added up.
+    /// Makes the slot of these buckets' digests, as read from disk. Adds up those that come twice.
     pub fn from_buckets(buckets: impl IntoIterator<Item = (Bucket, Digest)>) -> Self {
         let mut slot = Self::default();
         for (bucket, digest) in buckets {
@@ -201,17 +201,17 @@ impl SlotDigest {
         *self.bucket_mut(bucket) = digest;
     }
 
-    /// The digest of the whole slot.
+    /// Returns the digest of the whole slot.
     pub const fn whole(&self) -> Digest {
         self.whole
     }
 
-    /// The digest of a bucket.
+    /// Returns the digest of a bucket.
     pub fn bucket(&self, bucket: Bucket) -> Digest {
         self.buckets.get(usize::from(bucket.0)).copied().unwrap_or_default()
     }
 
-    /// The buckets that hold something, in order, with their digests.
+    /// Returns the buckets that hold something, in order, with their digests.
     pub fn buckets(&self) -> impl Iterator<Item = (Bucket, Digest)> + '_ {
         let all = (0..=u8::MAX).map(Bucket).zip(self.buckets.iter().copied());
         all.filter(|(_, digest)| *digest != Digest::default())
@@ -230,7 +230,7 @@ impl SlotDigest {
 pub struct NodeDigest(pub Hash);
 
 impl NodeDigest {
-    /// The digest of these slots: BLAKE3, keyed, of slot ‖ digest for each in order.
+    /// Returns the digest of these slots: BLAKE3, keyed, of slot ‖ digest for each in order.
     pub fn of(slots: &BTreeMap<Slot, Digest>) -> Self {
         let mut hasher = blake3::Hasher::new_keyed(NODE_KEY);
         for (slot, digest) in slots {

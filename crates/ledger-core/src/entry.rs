@@ -84,7 +84,7 @@ const MESSAGE_FIXED: usize = 160;
 /// Bytes that a pair of metadata takes in a message of the contract beside its texts, at most.
 const MESSAGE_PAIR: usize = 16;
 
-/// Bytes that an entry takes in a message of the contract, at most.
+/// Returns how many bytes an entry takes in a message of the contract, at most.
 pub fn message_len(
     context: &ContextId,
     id_len: usize,
@@ -97,13 +97,13 @@ pub fn message_len(
 }
 
 impl Entry {
-    /// Bytes that the entry takes in a message of the contract, at most.
+    /// Returns how many bytes the entry takes in a message of the contract, at most.
     pub fn message_len(&self) -> usize {
         let id_len = self.id.with_text(str::len);
         message_len(&self.context_id, id_len, self.key.as_str(), self.payload.len(), &self.metadata)
     }
 
-    /// The hash that the entry's fields give; an intact entry carries it as `content_hash`.
+    /// Returns the hash that the entry's fields give; an intact entry carries it as `content_hash`.
     pub fn computed_hash(&self, suite: HashSuite) -> Hash {
         with_suite!(suite, H => self.computed_hash_with::<H>())
     }
@@ -113,7 +113,7 @@ impl Entry {
         self.computed_hash(suite) == self.content_hash
     }
 
-    /// As [`Entry::computed_hash`], with the suite known at compile time.
+    /// Does what [`Entry::computed_hash`] does, with the suite known at compile time.
     pub fn computed_hash_with<H: Hasher>(&self) -> Hash {
         content_hash::<H>(&Fields {
             context_id: &self.context_id,
@@ -165,7 +165,7 @@ const VERSION: u8 = 1;
 /// Most encodings fit a buffer of this size on the stack.
 const STACK: usize = 512;
 
-/// The canonical hash of an entry, version 1:
+/// Returns the canonical hash of an entry, version 1:
 ///
 /// ```text
 /// H( "converge.entry" ‖ 0x01 ‖ len32 context_id ‖ sequence64 ‖ len32 id ‖ len32 key
@@ -208,7 +208,7 @@ pub fn content_hash<H: Hasher>(fields: &Fields<'_>) -> Hash {
     })
 }
 
-/// The hash of metadata: `H( count32 ‖ (len32 key ‖ len32 value)* )`, pairs sorted by key.
+/// Returns the hash of metadata: `H( count32 ‖ (len32 key ‖ len32 value)* )`, pairs sorted by key.
 pub fn metadata_hash<H: Hasher>(metadata: &Metadata) -> Hash {
     if metadata.is_empty() {
         return H::NO_METADATA;

@@ -48,7 +48,7 @@ pub enum HashSuite {
 }
 
 impl HashSuite {
-    /// The suite's number in stored formats.
+    /// Returns the suite's number in stored formats.
     pub const fn code(self) -> u8 {
         match self {
             Self::Blake3 => 1,
@@ -56,7 +56,7 @@ impl HashSuite {
         }
     }
 
-    /// The suite of a number in stored formats.
+    /// Returns the suite of a number in stored formats.
     pub const fn from_code(code: u8) -> Option<Self> {
         match code {
             1 => Some(Self::Blake3),
@@ -65,7 +65,7 @@ impl HashSuite {
         }
     }
 
-    /// The suite's name in configuration and on the wire.
+    /// Returns the suite's name in configuration and on the wire.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Blake3 => "blake3",
@@ -73,7 +73,7 @@ impl HashSuite {
         }
     }
 
-    /// The suite of a name.
+    /// Returns the suite of a name.
     pub fn from_name(name: &str) -> Option<Self> {
         [Self::Blake3, Self::Sha256].into_iter().find(|suite| suite.name() == name)
     }
@@ -90,17 +90,17 @@ pub trait Hasher {
     /// The suite this is.
     const SUITE: HashSuite;
 
-    /// The hash of the bytes.
+    /// Returns the hash of the bytes.
     fn digest(bytes: &[u8]) -> Hash;
 
-    /// The hash of a leaf: `H(0x00 ‖ data)`.
+    /// Returns the hash of a leaf: `H(0x00 ‖ data)`.
     fn leaf(data: &Hash) -> Hash {
         let mut input = [0; 33];
         input[1..].copy_from_slice(&data.0);
         Self::digest(&input)
     }
 
-    /// The hash of an inner node: `H(0x01 ‖ left ‖ right)`.
+    /// Returns the hash of an inner node: `H(0x01 ‖ left ‖ right)`.
     fn node(left: &Hash, right: &Hash) -> Hash {
         let mut input = [1; 65];
         input[1..33].copy_from_slice(&left.0);
@@ -111,7 +111,7 @@ pub trait Hasher {
     /// The hash of no metadata, `H(0x00000000)`: most entries have none.
     const NO_METADATA: Hash;
 
-    /// The root of the empty tree: `H("")`.
+    /// Returns the root of the empty tree: `H("")`.
     fn empty_root() -> Hash {
         Self::digest(b"")
     }

@@ -68,7 +68,7 @@ impl ContextId {
         Ok(Self(text.into()))
     }
 
-    /// The name as text.
+    /// Returns the name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -91,12 +91,12 @@ impl Key {
         Ok(Self(text))
     }
 
-    /// The key as text.
+    /// Returns the key as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The key as an owned string.
+    /// Returns the key as an owned string.
     pub fn into_string(self) -> String {
         self.0
     }
@@ -134,7 +134,7 @@ impl EntryId {
         Ok(Self(if canonical { Repr::Bits(bits) } else { Repr::Text(text.into()) }))
     }
 
-    /// The 128 bits, if the id has that form.
+    /// Returns the 128 bits, if the id has that form.
     pub fn bits(&self) -> Option<[u8; 16]> {
         match &self.0 {
             Repr::Bits(bits) => Some(*bits),
@@ -169,14 +169,14 @@ pub struct Sequence(pub u64);
 pub struct Size(pub u64);
 
 impl Size {
-    /// The sequence of the newest entry.
+    /// Returns the sequence of the newest entry.
     pub const fn newest(self) -> Sequence {
         Sequence(self.0)
     }
 }
 
 impl Sequence {
-    /// The leaf index of this entry in its context's tree; `None` for sequence 0.
+    /// Returns the leaf index of this entry in its context's tree; `None` for sequence 0.
     pub const fn leaf_index(self) -> Option<u64> {
         self.0.checked_sub(1)
     }
@@ -193,17 +193,17 @@ impl Epoch {
     /// Bits of the claimant's tag.
     const TAG_BITS: u32 = 20;
 
-    /// The epoch of a count and a claimant's tag, of which the lower 20 bits enter.
+    /// Makes the epoch of a count and a claimant's tag, of which the lower 20 bits enter.
     pub const fn new(counter: u32, tag: u32) -> Self {
         Self(((counter as u64) << Self::TAG_BITS) | (tag as u64 & ((1 << Self::TAG_BITS) - 1)))
     }
 
-    /// The count.
+    /// Returns the count.
     pub const fn counter(self) -> u32 {
         self.count() as u32
     }
 
-    /// The count, of an epoch that need not be one: as far as the number goes.
+    /// Returns the count, of an epoch that need not be one: as far as the number goes.
     pub const fn count(self) -> u64 {
         self.0 >> Self::TAG_BITS
     }

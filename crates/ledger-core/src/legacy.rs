@@ -25,12 +25,12 @@ pub use error::{FieldOwner, FoundInstead, LegacyError};
 pub use format::{LegacyEntry, Limits, Snapshot, VERSION};
 pub use hash::{LegacyProof, Sibling, content_hash, root, verify_proof};
 
-/// Whether bytes start as a snapshot of the predecessor does.
+/// Returns whether bytes start as a snapshot of the predecessor does.
 pub fn is_legacy(first_bytes: &[u8]) -> bool {
     first_bytes.first() == Some(&format::FORMAT_TAG)
 }
 
-/// The size that a compressed blob says it has when it is decompressed; `None` if it is not compressed.
+/// Returns the size that a compressed blob says it has when it is decompressed; `None` if it is not compressed.
 pub fn declared_size(blob: &[u8]) -> Option<usize> {
     inflate::declared(blob)
 }
@@ -46,7 +46,8 @@ impl Snapshot {
         decode::decode(blob.into(), limits, &mut |_| true)
     }
 
-    /// The same within bounded memory: `room` is asked for the bytes of each entry beside its payload, and may refuse them.
+    /// Does what [`decode`](Self::decode) does within bounded memory: asks `room` for the bytes of each entry beside its payload,
+    /// which may refuse them.
     ///
     /// # Errors
     ///

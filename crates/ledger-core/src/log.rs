@@ -83,7 +83,7 @@ pub struct Stamp {
 }
 
 impl Head {
-    /// The head of a new, empty context.
+    /// Makes the head of a new, empty context.
     pub fn new(suite: HashSuite, lineage: Lineage, created_at_ns: u64) -> Self {
         Self {
             suite,
@@ -95,12 +95,12 @@ impl Head {
         }
     }
 
-    /// Number of entries.
+    /// Returns the number of entries.
     pub const fn size(&self) -> Size {
         Size(self.frontier.size())
     }
 
-    /// The Merkle root.
+    /// Returns the Merkle root.
     pub fn root(&self) -> Hash {
         with_suite!(self.suite, H => self.frontier.root::<H>())
     }
@@ -132,7 +132,7 @@ impl Head {
         with_suite!(self.suite, H => self.append_with::<H>(edge, context, draft, stamp, write))
     }
 
-    /// As [`Head::append`], with the suite known at compile time.
+    /// Does what [`Head::append`] does, with the suite known at compile time.
     ///
     /// # Errors
     ///

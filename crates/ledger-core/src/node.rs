@@ -57,7 +57,7 @@ impl NodeId {
         }
     }
 
-    /// The name as text.
+    /// Returns the name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -80,8 +80,9 @@ impl StorageId {
 pub struct ClusterId(pub [u8; 16]);
 
 impl ClusterId {
-    /// The identity of the cluster whose first slot these members formed. All of them accepted each other, and none accepted
-    /// others before, so it is one for all who know that the slot was formed; and as storage ids are random, so is it.
+    /// Makes the identity of the cluster whose first slot these members formed. All of them accepted each other, and none
+    /// accepted others before, so it is one for all who know that the slot was formed; and as storage ids are random, so is
+    /// it.
     pub fn of(first: &ReplicaSet) -> Self {
         let mut hasher = blake3::Hasher::new_derive_key("converge-ledger cluster id v1");
         for Member { node, storage } in first.members() {
@@ -94,8 +95,8 @@ impl ClusterId {
         Self(id)
     }
 
-    /// Whether a node that belongs to no cluster believes this identity of the node with the data directory `said_by`: it knows no
-    /// members of any slot, or that one, or it was about to form this very cluster.
+    /// Returns whether a node that belongs to no cluster believes this identity of the node with the data directory `said_by`:
+    /// it knows no members of any slot, or that one, or it was about to form this very cluster.
     pub fn is_credible(
         self,
         said_by: &StorageId,
@@ -157,7 +158,7 @@ pub enum PromiseQuorum {
 pub struct ReplicaSet(Vec<Member>);
 
 impl ReplicaSet {
-    /// The set of these members, in whatever order they come.
+    /// Makes the set of these members, in whatever order they come.
     ///
     /// # Errors
     ///
@@ -178,23 +179,23 @@ impl ReplicaSet {
         }
     }
 
-    /// The members, in the order of their names.
+    /// Returns the members, in the order of their names.
     pub fn members(&self) -> &[Member] {
         &self.0
     }
 
-    /// Number of members, at least 1.
+    /// Returns the number of members, at least 1.
     #[expect(clippy::len_without_is_empty, reason = "a replica set is never empty")]
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether this node with this data directory is a member.
+    /// Returns whether this node with this data directory is a member.
     pub fn contains(&self, member: &Member) -> bool {
         self.0.contains(member)
     }
 
-    /// The member that a node is, whatever its data directory is now.
+    /// Returns the member that a node is, whatever its data directory is now.
     pub fn get(&self, node: &NodeId) -> Option<&Member> {
         self.0.iter().find(|member| member.node == *node)
     }
@@ -207,7 +208,7 @@ impl ReplicaSet {
         min_copies.max(most.min(alive)).clamp(1, self.len())
     }
 
-    /// How many promises a takeover needs when appends are acknowledged at `min_copies` copies.
+    /// Returns how many promises a takeover needs when appends are acknowledged at `min_copies` copies.
     ///
     /// With m copies of R members, any R − m + 1 members include one of the m that acknowledged. If m is
     /// more than R / 2, that is at most half of R + 1, so it can be had while some members are away. With

@@ -52,7 +52,7 @@ impl PlausibleBounds {
         Self { highest }
     }
 
-    /// The epoch, if it can be one.
+    /// Returns the epoch, if it can be one.
     ///
     /// # Errors
     ///
@@ -71,7 +71,7 @@ pub const fn leaves_room(epoch: Epoch) -> bool {
     epoch.count() <= MAX_EPOCH_COUNT
 }
 
-/// The size, if a context can have it.
+/// Returns the size, if a context can have it.
 ///
 /// # Errors
 ///

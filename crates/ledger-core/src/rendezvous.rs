@@ -18,7 +18,7 @@ pub struct PlacementCandidate {
     pub zone: String,
 }
 
-/// The nodes in the order in which a slot prefers them, each once.
+/// Returns the nodes in the order in which a slot prefers them, each once.
 pub fn preference_order(slot: Slot, nodes: impl IntoIterator<Item = NodeId>) -> Vec<NodeId> {
     let mut nodes: Vec<_> = nodes.into_iter().collect();
     nodes.sort_unstable();
@@ -28,7 +28,7 @@ pub fn preference_order(slot: Slot, nodes: impl IntoIterator<Item = NodeId>) -> 
     nodes
 }
 
-/// The `copies` nodes that should keep a slot (all of them if there are fewer), the most preferred first.
+/// Returns the `copies` nodes that should keep a slot (all of them if there are fewer), the most preferred first.
 ///
 /// Zones come before weights: no zone gets a second copy while another zone has none, nor a third while
 /// another has room for a second. Within that, higher weights win. Without zones this is [`preference_order`], cut.

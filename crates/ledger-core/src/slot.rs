@@ -13,19 +13,19 @@ impl Slot {
     /// The slot that a cluster forms first: with it the cluster gets its identity.
     pub const FIRST: Self = Self(0);
 
-    /// The slot of a context: the first two bytes of BLAKE3 of its id, big-endian, modulo [`SLOTS`].
+    /// Returns the slot of a context: the first two bytes of BLAKE3 of its id, big-endian, modulo [`SLOTS`].
     pub fn of(context: &ContextId) -> Self {
         let hash = blake3::hash(context.as_str().as_bytes());
         let [first, second, ..] = *hash.as_bytes();
         Self(u16::from_be_bytes([first, second]) % SLOTS)
     }
 
-    /// The slot of a number below [`SLOTS`].
+    /// Returns the slot of a number below [`SLOTS`].
     pub fn new(number: u16) -> Option<Self> {
         (number < SLOTS).then_some(Self(number))
     }
 
-    /// The slot's number.
+    /// Returns the slot's number.
     pub const fn number(self) -> u16 {
         self.0
     }

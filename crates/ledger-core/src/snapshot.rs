@@ -74,7 +74,7 @@ pub struct Header {
 }
 
 impl Header {
-    /// The header of a snapshot of a context with this head, taken at `taken_at_ns`.
+    /// Makes the header of a snapshot of a context with this head, taken at `taken_at_ns`.
     pub fn of(context_id: &ContextId, head: &Head, taken_at_ns: u64) -> Self {
         Self {
             context_id: context_id.clone(),
@@ -90,7 +90,7 @@ impl Header {
     }
 }
 
-/// Whether bytes start as a snapshot of this format does, of any version.
+/// Returns whether bytes start as a snapshot of this format does, of any version.
 pub fn is_snapshot(prefix: &[u8]) -> bool {
     prefix.starts_with(MAGIC)
 }

@@ -97,12 +97,12 @@ impl Signer {
         Ok(Self { verifier: VerifierKey::new(name, key.verifying_key())?, key: key.clone() })
     }
 
-    /// The public half, for those who verify.
+    /// Returns the public half, for those who verify.
     pub const fn verifier_key(&self) -> &VerifierKey {
         &self.verifier
     }
 
-    /// The checkpoint as a signed note.
+    /// Returns the checkpoint as a signed note.
     pub fn sign(&self, checkpoint: &Checkpoint) -> String {
         self.sign_text(&checkpoint.to_string())
     }
@@ -125,7 +125,7 @@ pub struct VerifierKey {
 }
 
 impl VerifierKey {
-    /// The verifier key of a name and a public key.
+    /// Makes the verifier key of a name and a public key.
     ///
     /// # Errors
     ///
@@ -140,17 +140,17 @@ impl VerifierKey {
         Ok(Self { name: name.to_owned(), hash: [a, b, c, d], key })
     }
 
-    /// The name it signs under.
+    /// Returns the name it signs under.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The public key.
+    /// Returns the public key.
     pub const fn public_key(&self) -> &VerifyingKey {
         &self.key
     }
 
-    /// The text of a note, if this key signed it.
+    /// Returns the text of a note, if this key signed it.
     pub(super) fn open<'a>(&self, note: &'a str) -> Result<&'a str, NoteError> {
         let (text, signatures) = split(note)?;
         let mut signed = false;

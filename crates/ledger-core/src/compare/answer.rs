@@ -16,7 +16,7 @@ use super::{
     Roots, RootsRequest,
 };
 
-/// What [`respond`](super::respond) reads from a node's store. The store answers for every slot, whether it has anything of it
+/// What [`respond`] reads from a node's store. The store answers for every slot, whether it has anything of it
 /// or not. It should read all of one answer at one moment.
 pub trait ComparedStore {
     /// Why a read failed.

@@ -127,7 +127,7 @@ impl DrillDown {
         (drill, vec![Effect::AskRemote(ask)])
     }
 
-    /// Number of questions so far: round trips to the peer.
+    /// Returns the number of questions so far: round trips to the peer.
     pub const fn rounds(&self) -> u32 {
         self.rounds
     }
@@ -387,7 +387,7 @@ fn only_asked<T>(
     }
 }
 
-/// The verdict that needs no roots, because one side does not have the context or cannot read it.
+/// Returns the verdict that needs no roots, because one side does not have the context or cannot read it.
 fn found_at_once(ours: Option<ListedContext>, theirs: Option<ListedContext>) -> Option<Finding> {
     let context = ours.as_ref().or(theirs.as_ref())?.context().clone();
     let from = Size(0);

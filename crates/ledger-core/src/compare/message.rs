@@ -111,7 +111,7 @@ pub enum ListedContext {
 }
 
 impl ListedContext {
-    /// The context.
+    /// Returns the context.
     pub const fn context(&self) -> &ContextId {
         match self {
             Self::Present(ContextSummary { context, .. }) | Self::Unreadable(context) => context,
@@ -205,7 +205,7 @@ impl RootsRequest {
 }
 
 impl CompareResponse {
-    /// The answer to [`CompareRequest::Node`] of a node that keeps these slots, from `held(slot)`: the slot's digest, or
+    /// Makes the answer to [`CompareRequest::Node`] of a node that keeps these slots, from `held(slot)`: the slot's digest, or
     /// `None` if the node does not keep it.
     pub fn to_node(
         slots: &BTreeSet<Slot>,

@@ -88,7 +88,7 @@ impl HistorySearch {
         compare
     }
 
-    /// The verdict, once there is one.
+    /// Returns the verdict, once there is one.
     pub const fn verdict(&self) -> Option<Verdict> {
         match self.state {
             State::Ended(verdict) => Some(verdict),
@@ -96,8 +96,8 @@ impl HistorySearch {
         }
     }
 
-    /// The sizes at which to look up the roots on both sides: at most [`super::MAX_SIZES`], rising. None if
-    /// there is a verdict.
+    /// Returns the sizes at which to look up the roots on both sides: at most [`super::MAX_SIZES`], rising. None if there is a
+    /// verdict.
     pub fn sizes(&self) -> Vec<Size> {
         match self.state {
             State::Ended(_) => Vec::new(),
@@ -194,7 +194,7 @@ impl HistorySearch {
     }
 }
 
-/// The roots; none if the context is no more.
+/// Returns the roots; none if the context is no more.
 fn at(roots: &Roots) -> &[Hash] {
     match roots {
         Roots::At(roots) => roots,

@@ -73,7 +73,7 @@ pub(super) fn decode(blob: Bytes, limits: Limits, room: Room<'_>) -> Result<Snap
     Ok(snapshot)
 }
 
-/// The version, after a walk over the whole term that also shows that it is one.
+/// Returns the version, after a walk over the whole term that also shows that it is one.
 fn version(term: &[u8]) -> Result<u64, LegacyError> {
     let mut version = None;
     let mut reader = Reader::new(term);
@@ -117,7 +117,7 @@ fn decode_entries(
     Ok(entries)
 }
 
-/// What an entry takes beside its payload, which is a part of the blob.
+/// Returns what an entry takes beside its payload, which is a part of the blob.
 fn weight(entry: &LegacyEntry) -> usize {
     let metadata: usize = entry.metadata.iter().map(|(key, value)| PAIR + key.len() + value.len()).sum();
     ENTRY + entry.key.as_str().len() + 2 * size_of::<EntryId>() + metadata

@@ -7,8 +7,8 @@ use crate::{
 
 use super::{format::FORMAT_TAG, term::tag};
 
-/// The predecessor's content hash: SHA-256 of
-/// `:erlang.term_to_binary([context_id, key, payload, sequence, appended_at_ns])`.
+/// Returns the predecessor's content hash: SHA-256 of `:erlang.term_to_binary([context_id, key, payload, sequence,
+/// appended_at_ns])`.
 pub fn content_hash(
     context_id: &ContextId,
     key: &Key,
@@ -52,8 +52,8 @@ fn node(left: &Hash, right: &Hash) -> Hash {
     Sha256::digest(&input)
 }
 
-/// The predecessor's Merkle root over content hashes: `SHA-256(left ‖ right)` level by level, an odd node
-/// paired with itself. A single leaf is combined with itself too; without leaves it is SHA-256 of nothing.
+/// Returns the predecessor's Merkle root over content hashes: `SHA-256(left ‖ right)` level by level, an odd node paired with
+/// itself. A single leaf is combined with itself too; without leaves it is SHA-256 of nothing.
 pub fn root(leaves: &[Hash]) -> Hash {
     if leaves.is_empty() {
         return Sha256::digest(b"");
@@ -85,7 +85,7 @@ pub struct LegacyProof {
     pub siblings: Vec<Sibling>,
 }
 
-/// Whether the proof leads from the content hash to the root, along the way of its index.
+/// Returns whether the proof leads from the content hash to the root, along the way of its index.
 pub fn verify_proof(content_hash: &Hash, proof: &LegacyProof, root: &Hash) -> bool {
     let mut index = proof.index;
     let mut hash = *content_hash;

@@ -10,7 +10,7 @@ const COMPRESSED: u8 = 80;
 /// The decompressor allocates memory in steps of at least this, bytes.
 const STEP: usize = 64 * 1024;
 
-/// The term without the format's tag, decompressed if need be to at most `max` bytes.
+/// Returns the term without the format's tag, decompressed if need be to at most `max` bytes.
 pub(super) fn open(blob: &Bytes, max: usize) -> Result<Bytes, LegacyError> {
     let check = |size: usize| {
         if size > max {
@@ -34,7 +34,7 @@ pub(super) fn open(blob: &Bytes, max: usize) -> Result<Bytes, LegacyError> {
     }
 }
 
-/// The size after decompression that a compressed term declares.
+/// Returns the size after decompression that a compressed term declares.
 pub(super) fn declared(blob: &[u8]) -> Option<usize> {
     match blob {
         [FORMAT_TAG, COMPRESSED, a, b, c, d, ..] => Some(u32::from_be_bytes([*a, *b, *c, *d]) as usize),

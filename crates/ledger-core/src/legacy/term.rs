@@ -42,7 +42,7 @@ impl<'a> Reader<'a> {
         Self { bytes, at: 0 }
     }
 
-    /// How many bytes are left.
+    /// Returns how many bytes are left.
     pub(super) const fn remaining(&self) -> usize {
         self.bytes.len() - self.at
     }

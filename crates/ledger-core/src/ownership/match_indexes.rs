@@ -30,19 +30,19 @@ impl MatchIndexes {
         }
     }
 
-    /// The highest write that as many members hold as an acknowledgement needs; 0: none.
+    /// Returns the highest write that as many members hold as an acknowledgement needs; 0: none.
     pub fn commit_index(&self) -> u64 {
         self.durable_on(self.write_quorum)
     }
 
-    /// The highest write that so many members hold; 0: none.
+    /// Returns the highest write that so many members hold; 0: none.
     pub fn durable_on(&self, members: usize) -> u64 {
         let mut held: Vec<_> = self.durable.values().copied().collect();
         held.sort_unstable_by(|a, b| b.cmp(a));
         members.checked_sub(1).and_then(|nth| held.get(nth)).copied().unwrap_or_default()
     }
 
-    /// How many members hold a write.
+    /// Returns how many members hold a write.
     pub fn of(&self, write: u64) -> usize {
         self.durable.values().filter(|held| **held >= write).count()
     }

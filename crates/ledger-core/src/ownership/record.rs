@@ -18,12 +18,12 @@ pub struct Claim {
 }
 
 impl Claim {
-    /// The claim of a member to an epoch.
+    /// Makes the claim of a member to an epoch.
     pub fn new(epoch: Epoch, claimant: &Member) -> Self {
         Self { epoch, claimant: claimant.node.clone(), storage: Some(claimant.storage) }
     }
 
-    /// The lowest claim of a member above an epoch.
+    /// Returns the lowest claim of a member above an epoch.
     ///
     /// The epoch holds a hash of the claimant, so that two claimants rarely pick the same one. Where they do, the order of the
     /// claimants decides. The hash covers the storage as well as the name: a node that lost its disk does not know what it
@@ -143,7 +143,7 @@ pub enum ReplicaRefusal {
 }
 
 impl SlotRecord {
-    /// The highest epoch this replica has heard of.
+    /// Returns the highest epoch this replica has heard of.
     pub fn highest_epoch(&self) -> Epoch {
         let placed = self.placement.as_ref().map_or(Epoch::default(), |placement| placement.epoch);
         let promised = self.promised.as_ref().map_or(Epoch::default(), |claim| claim.epoch);
@@ -216,8 +216,8 @@ impl SlotRecord {
         Ok(Self { placement, ..self.clone() })
     }
 
-    /// The identity that the cluster has from a change of its first slot's record on: the change that shows that the slot's
-    /// first members are its members.
+    /// Returns the identity that the cluster has from a change of its first slot's record on: the change that shows that the
+    /// slot's first members are its members.
     pub fn cluster_formed_by(&self, next: &Self) -> Option<ClusterId> {
         let (before, after) = (self.placement.as_ref()?, next.placement.as_ref()?);
         let is_now = !before.is_confirmed && after.is_confirmed && before.members == after.members;

@@ -118,7 +118,7 @@ impl SlotManager {
         Self::of((0..SLOTS).filter_map(Slot::new), me, settings, records, now)
     }
 
-    /// As [`SlotManager::new`], for a cluster that has these slots only: simulations use a few.
+    /// Does what [`SlotManager::new`] does, for a cluster that has these slots only: simulations use a few.
     pub fn of(
         all: impl IntoIterator<Item = Slot>,
         me: Member,
@@ -422,7 +422,7 @@ impl SlotManager {
         self.nodes.get(node).map(|known| &known.observed.member)
     }
 
-    /// Whether a member is alive, with the data directory that it was a member with.
+    /// Returns whether a member is alive, with the data directory that it was a member with.
     fn is_alive(&self, member: &Member) -> bool {
         self.nodes
             .get(&member.node)

@@ -329,8 +329,8 @@ impl Takeover {
         (!missing.is_empty()).then(|| Recovery { missing, responded: responded.collect() })
     }
 
-    /// Whether the members are confirmed, or need no confirmation. Those that are left of first members that were never confirmed
-    /// need none: the candidate asked all nodes that are alive, and none knows of other members.
+    /// Returns whether the members are confirmed, or need no confirmation. Those that are left of first members that were
+    /// never confirmed need none: the candidate asked all nodes that are alive, and none knows of other members.
     fn is_confirmed(&self) -> bool {
         self.placement.is_confirmed || !self.missing.is_empty()
     }
@@ -370,8 +370,8 @@ impl Takeover {
         effects
     }
 
-    /// Whether the candidate will be a member. If it was to leave, in a move that is not settled, it aims at moving the slot back
-    /// to the members before.
+    /// Returns whether the candidate will be a member. If it was to leave, in a move that is not settled, it aims at moving
+    /// the slot back to the members before.
     fn is_member(&mut self) -> bool {
         let Placement { members, is_confirmed, previous, .. } = &self.placement;
         if members.contains(&self.candidate) {
@@ -417,8 +417,8 @@ impl Takeover {
         best.map(|(member, _)| member.clone()).collect()
     }
 
-    /// Whether all members are lost and the operator named the candidate as heir. The candidate then becomes the only member, and
-    /// goes on with the best history that is left, which may be empty.
+    /// Returns whether all members are lost and the operator named the candidate as heir. The candidate then becomes the only
+    /// member, and goes on with the best history that is left, which may be empty.
     fn is_heir(&mut self) -> bool {
         let is_all_lost = self.placement.named().all(|member| self.missing.contains(member));
         let heir = self.approval.as_ref().and_then(|approval| approval.heir.as_ref());
@@ -430,8 +430,9 @@ impl Takeover {
         true
     }
 
-    /// Whether a node accepted first members that nobody confirmed, while other members were confirmed. Nodes that lost
-    /// their disks may have tried to form the slot again, with nothing in it. Only a node that is no member can answer so.
+    /// Returns whether a node accepted first members that nobody confirmed, while other members were confirmed. Nodes that
+    /// lost their disks may have tried to form the slot again, with nothing in it. Only a node that is no member can answer
+    /// so.
     fn is_unconfirmed_rival(&self, promise: &Promise) -> bool {
         let other = promise.placement.as_ref().filter(|known| !known.is_confirmed);
         !self.missing.is_empty()
@@ -439,13 +440,14 @@ impl Takeover {
             && other.is_some_and(|other| other.members.members().iter().any(|of| !self.involves(of)))
     }
 
-    /// Whether the candidate asks every node that is alive, member or not. If members are missing, any other node may know of
-    /// newer members. A slot that seems to have no members yet may have had some, of which all but one lost their disks.
+    /// Returns whether the candidate asks every node that is alive, member or not. If members are missing, any other node may
+    /// know of newer members. A slot that seems to have no members yet may have had some, of which all but one lost their
+    /// disks.
     fn asks_everyone(&self) -> bool {
         self.is_searching_members || !self.missing.is_empty() || !self.placement.is_confirmed
     }
 
-    /// Whether every node that is alive has promised.
+    /// Returns whether every node that is alive has promised.
     fn all_responded(&self) -> bool {
         self.alive.iter().all(|member| self.promises.contains_key(member))
     }

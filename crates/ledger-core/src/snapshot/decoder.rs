@@ -77,7 +77,7 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// A reader that accepts what is within these limits.
+    /// Makes a reader that accepts what is within these limits.
     pub fn new(limits: Limits) -> Self {
         Self {
             limits,
@@ -97,8 +97,8 @@ impl Decoder {
         self.room = bytes;
     }
 
-    /// Bytes of memory that the frame takes that comes next: compressed, decompressed, and to decompress it. 0 if that is
-    /// not known yet, or it was read.
+    /// Returns how many bytes of memory the next frame takes: compressed, decompressed, and to decompress it. 0 if
+    /// that is not known yet, or it was read.
     pub fn needs(&self) -> usize {
         match &self.state {
             State::Frame { uncompressed, .. } => needs(*uncompressed),
@@ -116,7 +116,7 @@ impl Decoder {
         }
     }
 
-    /// The next item; `None` if it takes more bytes, or after the end.
+    /// Returns the next item; `None` if it takes more bytes, or after the end.
     ///
     /// # Errors
     ///

@@ -46,7 +46,7 @@ pub struct Encoder {
 }
 
 impl Encoder {
-    /// A writer of the snapshot with this header.
+    /// Makes a writer of the snapshot with this header.
     pub fn new(header: Header) -> Self {
         Self {
             header,

@@ -12,7 +12,7 @@ impl<'a> Reader<'a> {
         Self { rest: bytes }
     }
 
-    /// How many bytes are left.
+    /// Returns how many bytes are left.
     pub(super) const fn remaining(&self) -> usize {
         self.rest.len()
     }
@@ -49,13 +49,13 @@ impl<'a> Reader<'a> {
         self.array().map(Hash)
     }
 
-    /// Bytes behind their length as 16 bits.
+    /// Reads bytes that follow their length as 16 bits.
     pub(super) fn len16(&mut self) -> Option<&'a [u8]> {
         let len = self.u16()?;
         self.bytes(usize::from(len))
     }
 
-    /// Bytes behind their length as 32 bits.
+    /// Reads bytes that follow their length as 32 bits.
     pub(super) fn len32(&mut self) -> Option<&'a [u8]> {
         let len = self.u32()?;
         self.bytes(len as usize)

@@ -13,12 +13,12 @@ pub(super) struct History {
 }
 
 impl History {
-    /// Number of entries so far.
+    /// Returns the number of entries so far.
     pub(super) const fn size(&self) -> u64 {
         self.frontier.size()
     }
 
-    /// The sequence of the next entry.
+    /// Returns the sequence of the next entry.
     pub(super) const fn next(&self) -> Sequence {
         Sequence(self.size().saturating_add(1))
     }

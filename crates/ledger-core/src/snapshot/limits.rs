@@ -29,13 +29,14 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// The largest frame to accept, bytes before compression.
+    /// Returns the largest frame to accept, bytes before compression.
     pub(super) fn max_frame(self) -> usize {
         MAX_FRAME.max(self.max_payload.saturating_add(MAX_WITHOUT_PAYLOAD))
     }
 }
 
-/// Most bytes of memory that a frame takes with one entry of such a payload: see [`Decoder::needs`](super::Decoder::needs).
+/// Returns how many bytes of memory, at most, a frame takes with one entry of such a payload: see
+/// [`Decoder::needs`](super::Decoder::needs).
 pub const fn needs(max_payload: usize) -> usize {
     zstd_frame::needs(max_payload.saturating_add(MAX_WITHOUT_PAYLOAD))
 }

@@ -34,12 +34,12 @@ impl Deflater {
     }
 }
 
-/// How many bytes a frame of `uncompressed` bytes can have at most.
+/// Returns how many bytes a frame of `uncompressed` bytes can have at most.
 pub(super) fn bound(uncompressed: usize) -> usize {
     compress_bound(uncompressed)
 }
 
-/// Most bytes of memory for a frame of `uncompressed` bytes: compressed, decompressed, and its window.
+/// Returns how many bytes of memory, at most, a frame of `uncompressed` bytes takes: compressed, decompressed, and its window.
 pub(super) const fn needs(uncompressed: usize) -> usize {
     let window = if uncompressed < MAX_WINDOW { uncompressed } else { MAX_WINDOW };
     // What cannot be compressed takes a little more, compressed: less than a hundredth.

@@ -12,14 +12,14 @@ pub struct Frontier {
 }
 
 impl Frontier {
-    /// The frontier of a size, from its peaks; `None` if their number does not fit the size.
+    /// Makes the frontier of a size, from its peaks; `None` if their number does not fit the size.
     pub fn from_peaks(size: u64, peaks: Vec<Hash>) -> Option<Self> {
         (size.count_ones() as usize == peaks.len()).then_some(Self { size, peaks })
     }
 
-    /// The frontier of a tree, from the inclusion proof of its last leaf: the hashes beside the way of the last leaf
-    /// to the root are all peaks but the last one, and what the last one is made of. `None` if the proof is of another
-    /// leaf, or does not have as many hashes.
+    /// Makes the frontier of a tree, from the inclusion proof of its last leaf: the hashes beside the way of the last leaf to
+    /// the root are all peaks but the last one, and what the last one is made of. `None` if the proof is of another leaf, or
+    /// does not have as many hashes.
     ///
     /// Made from a claim, it is a claim. Once leaves were appended and the root is a trusted one, all of it is
     /// proven: no other peaks and leaves give that root at that size.
@@ -33,12 +33,12 @@ impl Frontier {
         Self::from_peaks(proof.size, peaks)
     }
 
-    /// Number of leaves.
+    /// Returns the number of leaves.
     pub const fn size(&self) -> u64 {
         self.size
     }
 
-    /// The full subtrees' roots, largest first.
+    /// Returns the full subtrees' roots, largest first.
     pub fn peaks(&self) -> &[Hash] {
         &self.peaks
     }
@@ -58,7 +58,7 @@ impl Frontier {
         self.size += 1;
     }
 
-    /// The root: the peaks folded from the right (RFC 9162 §2.1.1).
+    /// Returns the root: the peaks folded from the right (RFC 9162 §2.1.1).
     pub fn root<H: Hasher>(&self) -> Hash {
         self.peaks
             .iter()

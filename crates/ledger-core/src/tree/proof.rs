@@ -94,7 +94,7 @@ impl InclusionProof {
         self.verify_leaf::<H>(H::leaf(data), root)
     }
 
-    /// As [`InclusionProof::verify`], with the suite known at run time.
+    /// Does what [`InclusionProof::verify`] does, with the suite known at run time.
     ///
     /// # Errors
     ///
@@ -103,7 +103,7 @@ impl InclusionProof {
         with_suite!(suite, H => self.verify::<H>(data, root))
     }
 
-    /// As [`InclusionProof::verify`], for the hash of a leaf instead of its data.
+    /// Does what [`InclusionProof::verify`] does, for the hash of a leaf instead of its data.
     pub(super) fn verify_leaf<H: Hasher>(&self, leaf: Hash, root: &Hash) -> Result<(), ProofError> {
         if self.index >= self.size {
             return Err(ProofError::NoSuchLeaf { index: self.index, size: self.size });
@@ -186,7 +186,7 @@ impl ConsistencyProof {
         same_root(new_root, new)
     }
 
-    /// As [`ConsistencyProof::verify`], with the suite known at run time.
+    /// Does what [`ConsistencyProof::verify`] does, with the suite known at run time.
     ///
     /// # Errors
     ///

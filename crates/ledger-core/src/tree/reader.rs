@@ -28,8 +28,8 @@ pub trait TileReader {
     /// The reader's own error, if it cannot read the tile.
     fn tile(&mut self, tile: TileId, width: usize) -> Result<Tile, Self::Error>;
 
-    /// The frontier of the tree of `size` leaves, if it is at hand: that of the newest size is in the
-    /// context's head. It spares the reading and hashing of the tree's right edge.
+    /// Returns the frontier of the tree of `size` leaves, if it is at hand: that of the newest size is in the context's head.
+    /// It spares the reading and hashing of the tree's right edge.
     fn frontier(&mut self, size: u64) -> Option<Frontier> {
         _ = size;
         None
@@ -83,7 +83,7 @@ pub enum ReadError<E> {
     },
 }
 
-/// The root of the tree when it had `size` leaves.
+/// Returns the root of the tree when it had `size` leaves.
 ///
 /// The reader must know at least that many leaves.
 ///
@@ -95,7 +95,7 @@ pub fn root_at<H: Hasher, R: TileReader>(reader: &mut R, size: u64) -> Result<Ha
     Ok(frontier_at::<H, R>(reader, size)?.root::<H>())
 }
 
-/// The frontier of the tree when it had `size` leaves.
+/// Returns the frontier of the tree when it had `size` leaves.
 ///
 /// # Errors
 ///
@@ -110,7 +110,7 @@ pub fn frontier_at<H: Hasher, R: TileReader>(
     Ok(Frontier { size, peaks })
 }
 
-/// The proof that leaf `index` (from 0) is in the tree of `size` leaves (RFC 9162 §2.1.3.1).
+/// Returns the proof that leaf `index` (from 0) is in the tree of `size` leaves (RFC 9162 §2.1.3.1).
 ///
 /// # Errors
 ///
@@ -129,8 +129,7 @@ pub fn inclusion_proof<H: Hasher, R: TileReader>(
     Ok(InclusionProof { index, size, hashes })
 }
 
-/// The proof that the tree of `new_size` leaves begins with the tree of `old_size` leaves
-/// (RFC 9162 §2.1.4.1).
+/// Returns the proof that the tree of `new_size` leaves begins with the tree of `old_size` leaves (RFC 9162 §2.1.4.1).
 ///
 /// # Errors
 ///
@@ -198,7 +197,7 @@ impl<'a, R: TileReader> Tree<'a, R> {
         }
     }
 
-    /// The hash of a node, which must begin before the tree's end.
+    /// Returns the hash of a node, which must begin before the tree's end.
     fn node<H: Hasher>(&mut self, height: u32, node: u64) -> Result<Hash, ReadError<R::Error>> {
         let begin = node << height;
         let end = self.size.min((node + 1) << height);
@@ -207,8 +206,8 @@ impl<'a, R: TileReader> Tree<'a, R> {
         Ok(subtrees.root::<H>())
     }
 
-    /// The roots of the full subtrees that make up the leaves from `begin` (where a subtree of at least
-    /// that size begins) to `end`, the largest first.
+    /// Returns the roots of the full subtrees that make up the leaves from `begin` (where a subtree of at least that size
+    /// begins) to `end`, the largest first.
     fn full_subtrees<H: Hasher>(
         &mut self,
         begin: u64,
@@ -224,7 +223,7 @@ impl<'a, R: TileReader> Tree<'a, R> {
         Ok(())
     }
 
-    /// The root of the full subtree of a height at a place in the level of that height.
+    /// Returns the root of the full subtree of a height at a place in the level of that height.
     fn full_subtree<H: Hasher>(&mut self, height: u32, node: u64) -> Result<Hash, ReadError<R::Error>> {
         if let Some(peak) = self.peak(height, node) {
             return Ok(peak);
@@ -238,8 +237,8 @@ impl<'a, R: TileReader> Tree<'a, R> {
         Ok(full_subtree::<H>(&hashes[start..start + (1 << height_in_tile)]))
     }
 
-    /// The root of a full subtree if it is one of the tree's peaks, and they are known: for each one-bit
-    /// of the size, the last subtree of that height.
+    /// Returns the root of a full subtree if it is one of the tree's peaks, and they are known: for each one-bit of the size,
+    /// the last subtree of that height.
     fn peak(&self, height: u32, node: u64) -> Option<Hash> {
         let frontier = self.frontier.as_ref()?;
         let subtrees = self.size >> height;
@@ -248,7 +247,7 @@ impl<'a, R: TileReader> Tree<'a, R> {
         frontier.peaks().get(larger).copied().filter(|_| is_peak)
     }
 
-    /// The hashes of a tile: exactly as many as the tree has there.
+    /// Returns the hashes of a tile: exactly as many as the tree has there.
     fn tile(&mut self, tile: TileId) -> Result<&[Hash], ReadError<R::Error>> {
         let needed = tile.width_in(self.size);
         let at = if let Some(at) = self.tiles.iter().position(|(id, _)| *id == tile) {

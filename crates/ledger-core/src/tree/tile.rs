@@ -25,7 +25,7 @@ pub struct TileId {
 }
 
 impl TileId {
-    /// How many hashes this tile has in a tree of `size` leaves: 0 to 256.
+    /// Returns how many hashes this tile has in a tree of `size` leaves: 0 to 256.
     pub const fn width_in(self, size: u64) -> usize {
         // Not `index << 8`: an index from outside may be any number.
         let at_level = count_at(size, self.level);
@@ -40,7 +40,7 @@ impl TileId {
     }
 }
 
-/// How many hashes all tiles of a level have together in a tree of `size` leaves.
+/// Returns how many hashes all tiles of a level have together in a tree of `size` leaves.
 const fn count_at(size: u64, level: u8) -> u64 {
     if level < MAX_LEVELS { size >> (TILE_HEIGHT * level as u32) } else { 0 }
 }
@@ -50,7 +50,7 @@ const fn count_at(size: u64, level: u8) -> u64 {
 pub struct Tile(Vec<Hash>);
 
 impl Tile {
-    /// A tile of 1 to 256 hashes.
+    /// Makes a tile of 1 to 256 hashes.
     pub fn new(hashes: Vec<Hash>) -> Option<Self> {
         (1..=TILE_WIDTH).contains(&hashes.len()).then_some(Self(hashes))
     }
@@ -63,12 +63,12 @@ impl Tile {
         Self::new(bytes.chunks_exact(32).filter_map(Hash::from_slice).collect())
     }
 
-    /// The hashes one after the other, 32 bytes each.
+    /// Returns the hashes one after the other, 32 bytes each.
     pub fn encode(&self) -> Vec<u8> {
         encode_hashes(&self.0)
     }
 
-    /// The hashes from the left.
+    /// Returns the hashes from the left.
     pub fn hashes(&self) -> &[Hash] {
         &self.0
     }
@@ -86,8 +86,8 @@ pub struct RightEdge {
 }
 
 impl RightEdge {
-    /// The right edge of a tree of `size` leaves, with the partial tile of each level, level 0 first.
-    /// Checks it against the frontier: `None` if any width or hash does not fit.
+    /// Makes the right edge of a tree of `size` leaves, with the partial tile of each level, level 0 first. Checks it against
+    /// the frontier: `None` if any width or hash does not fit.
     pub fn restore<H: Hasher>(frontier: &Frontier, levels: Vec<Vec<Hash>>) -> Option<Self> {
         let size = frontier.size();
         let fits = levels.len() == Self::levels_of(size)
@@ -99,18 +99,18 @@ impl RightEdge {
         (fits && edge.peaks::<H>() == frontier.peaks()).then_some(edge)
     }
 
-    /// How many levels a tree of `size` leaves has tiles at.
+    /// Returns how many levels a tree of `size` leaves has tiles at.
     pub const fn levels_of(size: u64) -> usize {
         let bits = u64::BITS - size.leading_zeros();
         bits.div_ceil(TILE_HEIGHT) as usize
     }
 
-    /// The partial tile of a level in a tree of `size` leaves.
+    /// Returns the partial tile of a level in a tree of `size` leaves.
     pub const fn partial(size: u64, level: u8) -> TileId {
         TileId { level, index: count_at(size, level) >> TILE_HEIGHT }
     }
 
-    /// How many hashes the partial tile of a level has: 0 to 255.
+    /// Returns how many hashes the partial tile of a level has: 0 to 255.
     pub const fn width_of(size: u64, level: u8) -> usize {
         Self::partial(size, level).width_in(size)
     }
@@ -138,17 +138,17 @@ impl RightEdge {
         }
     }
 
-    /// The leaf hashes of the partial tile of level 0.
+    /// Returns the leaf hashes of the partial tile of level 0.
     pub fn leaves(&self) -> &[Hash] {
         self.levels.first().map_or(&[], Vec::as_slice)
     }
 
-    /// Bytes this holds, for cache weights.
+    /// Returns how many bytes of memory this holds, for cache weights.
     pub fn weight(&self) -> usize {
         self.levels.iter().map(|level| 24 + level.capacity() * 32).sum()
     }
 
-    /// The frontier's peaks as the partial tiles give them, largest first.
+    /// Returns the frontier's peaks as the partial tiles give them, largest first.
     fn peaks<H: Hasher>(&self) -> Vec<Hash> {
         let mut peaks = Vec::new();
         for hashes in self.levels.iter().rev() {
@@ -164,7 +164,7 @@ impl RightEdge {
     }
 }
 
-/// The root of a full subtree over `hashes`, whose number is a power of two.
+/// Returns the root of a full subtree over `hashes`, whose number is a power of two.
 pub(crate) fn full_subtree<H: Hasher>(hashes: &[Hash]) -> Hash {
     if let [one] = hashes {
         return *one;

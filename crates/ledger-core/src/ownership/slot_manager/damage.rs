@@ -25,18 +25,19 @@ pub struct DamagedSlots {
 }
 
 impl SlotManager {
-    /// Whether this node cannot read something of the slot.
+    /// Returns whether this node cannot read something of the slot.
     pub(super) fn is_damaged(&self, slot: Slot) -> bool {
         self.damage.damaged.contains(&slot)
     }
 
-    /// Whether this node should leave a slot that it owns to the others, which can take it without this node's promise.
+    /// Returns whether this node should leave a slot that it owns to the others, which can take it without this node's
+    /// promise.
     pub(super) fn should_leave_damaged(&self, slot: Slot, owner: &OwnerState) -> bool {
         self.damage.impaired.contains(&slot) && self.others_can_take(owner)
     }
 
-    /// Whether the other members that are alive are enough for a takeover without this node's promise. With availability
-    /// first they never are: this node may have the only copy of an acknowledged entry.
+    /// Returns whether the other members that are alive are enough for a takeover without this node's promise. With
+    /// availability first they never are: this node may have the only copy of an acknowledged entry.
     pub(super) fn others_can_take(&self, owner: &OwnerState) -> bool {
         let others = owner.members.members().iter().filter(|member| **member != self.me);
         let alive = others.filter(|member| self.is_alive(member) && self.is_writable(&member.node)).count();

@@ -70,7 +70,7 @@ impl SlotState {
         self.lease.superseded.take_if(|told| recorded >= Some(told.rank()));
     }
 
-    /// Whether this node is a member of the slot, by the newest members that it knows of.
+    /// Returns whether this node is a member of the slot, by the newest members that it knows of.
     fn keeps(&self, me: &Member) -> bool {
         let recorded = self.record.placement.as_ref();
         let contains = |known: &Placement| {
@@ -101,8 +101,8 @@ impl OwnerState {
 }
 
 impl SlotManager {
-    /// Whether this node is a member of a slot, as far as it knows. A node neither shows nor counts what it holds of a slot that it
-    /// left.
+    /// Returns whether this node is a member of a slot, as far as it knows. A node neither shows nor counts what it holds of a
+    /// slot that it left.
     pub fn is_member(&self, slot: Slot) -> bool {
         self.state(slot).keeps(&self.me)
     }

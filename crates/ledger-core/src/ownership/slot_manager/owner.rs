@@ -106,8 +106,8 @@ impl SlotManager {
         }
     }
 
-    /// Whether too few members are in sync, or catching up, for the slot to take appends. If so, this node halts the slot, or takes
-    /// it again once there are enough.
+    /// Returns whether too few members are in sync, or catching up, for the slot to take appends. If so, this node halts the
+    /// slot, or takes it again once there are enough.
     ///
     /// The node goes on owning a halted slot: other members may come back without the last appends.
     fn is_short(&mut self, now: Millis, slot: Slot, effects: &mut Vec<Effect>) -> bool {

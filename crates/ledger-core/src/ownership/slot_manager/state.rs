@@ -90,7 +90,7 @@ pub(super) struct OwnerState {
 }
 
 impl OwnerState {
-    /// Whether an append would wait for members that are not in sync yet, or be refused.
+    /// Returns whether an append would wait for members that are not in sync yet, or be refused.
     pub(super) fn is_halted(&self, write_quorum: usize) -> bool {
         let in_sync = self.members.members().iter().filter(|member| self.in_sync.contains(member)).count();
         self.is_halted_for_quorum.is_some() || in_sync < write_quorum.clamp(1, self.members.len())

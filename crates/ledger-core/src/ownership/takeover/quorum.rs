@@ -41,7 +41,7 @@ impl Takeover {
         }
     }
 
-    /// As [`Takeover::responses_and_quorum`], in one set.
+    /// Does what [`Takeover::responses_and_quorum`] does, in one set.
     fn responses_in(&self, set: &ReplicaSet) -> (usize, usize) {
         let count = |has: &dyn Fn(&Member) -> bool| set.members().iter().filter(|member| has(member)).count();
         let write_quorum = self.write_quorum.clamp(1, set.len());
@@ -72,20 +72,21 @@ impl Takeover {
         }
     }
 
-    /// Whether this takeover counts a member, or goes on without it.
+    /// Returns whether this takeover counts a member, or goes on without it.
     pub(super) fn involves(&self, member: &Member) -> bool {
         self.missing.contains(member) || self.placement.named().any(|named| named == member)
     }
 
-    /// Whether the takeover may leave the slot with fewer members than before: each of these must have promised. Once one of them
-    /// has accepted to be one of so few, all of them may be needed to go on: a member that is lost already must not be among
-    /// them.
+    /// Returns whether the takeover may leave the slot with fewer members than before: each of these must have promised. Once
+    /// one of them has accepted to be one of so few, all of them may be needed to go on: a member that is lost already must
+    /// not be among them.
     pub(super) fn may_use_fewer(&self) -> bool {
         let fewer = self.target.as_ref().filter(|target| target.len() < self.placement.members.len());
         fewer.is_none_or(|fewer| fewer.members().iter().all(|member| self.promises.contains_key(member)))
     }
 
-    /// Whether a set is all that is left of a larger one: each of its members may be the only one who knows what was acknowledged.
+    /// Returns whether a set is all that is left of a larger one: each of its members may be the only one who knows what was
+    /// acknowledged.
     pub(super) fn is_last_remnant(&self, set: &ReplicaSet) -> bool {
         !self.missing.is_empty() && !set.members().iter().any(|member| self.lost.contains(member))
     }

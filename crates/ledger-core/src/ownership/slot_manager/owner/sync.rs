@@ -134,7 +134,7 @@ impl SlotManager {
 }
 
 impl OwnerState {
-    /// Whether a node is a member, or is to become one.
+    /// Returns whether a node is a member, or is to become one.
     fn needs_offer(&self, member: &Member) -> bool {
         self.members.contains(member) || self.learner.as_ref() == Some(member)
     }
