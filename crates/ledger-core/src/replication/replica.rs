@@ -60,10 +60,11 @@ use crate::{
 };
 use out_of_order::OutOfOrderBuffer;
 
-/// What a lane remembers as a replica, beside what is on disk. `C` names a context, `P` is a part with its entries.
+/// The state machine of a lane as a replica: it decides what becomes of parts, offers, promises and renewals, and remembers
+/// what is not on disk. `C` names a context, `P` is a part with its entries. Raft: a follower.
 #[derive(Debug)]
 pub struct Replica<C, P> {
-    /// Claims with whose owner a slot is in sync.
+    /// The claim with whose owner each slot is in sync.
     in_sync: HashMap<Slot, Claim, RandomState>,
     out_of_order: OutOfOrderBuffer<C, P>,
 }

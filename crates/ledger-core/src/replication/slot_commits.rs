@@ -46,7 +46,8 @@ pub use visibility::Visibility;
 use commits::PendingPart;
 use ownership::SlotOwnership;
 
-/// The commits of a lane's slots. The module's documentation says what it does.
+/// The state machine of the commits of a lane's slots: it decides which appends an owner takes, when they are committed, and
+/// what a replica shows. See the module's documentation.
 ///
 /// `W` is what a commit wrote to a slot, `A` the answers to those who wait for it, and `Q` a waiter with a write quorum of
 /// its own.

@@ -12,7 +12,7 @@ use crate::{Size, slot::Slot};
 /// Most bytes of parts in a lane that wait for what comes before them.
 pub const MAX_OUT_OF_ORDER_BYTES: usize = 32 << 20;
 
-/// Parts that wait, by slot and context, in order of arrival.
+/// Parts that came before the entries that they continue. They wait by slot and context, in order of arrival.
 #[derive(Debug)]
 pub(super) struct OutOfOrderBuffer<C, P> {
     slots: HashMap<Slot, HashMap<C, VecDeque<Buffered<P>>, RandomState>, RandomState>,

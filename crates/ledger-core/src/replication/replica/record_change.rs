@@ -17,7 +17,7 @@ use crate::{
     slot::Slot,
 };
 
-/// A change to a slot's record.
+/// A change of a slot's record, which a lane writes before it answers: a promise, an acceptance, a confirmation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RecordChange {
     /// Promise a claim.
@@ -98,7 +98,7 @@ pub enum WhyUnavailable {
     FormingAnother,
 }
 
-/// What a lane knows of a slot beside its record.
+/// What a lane knows of a slot beside its record when it decides a change.
 #[derive(Debug, Clone, Copy)]
 pub struct SlotCondition {
     /// Whether this node knows of something in the slot that it cannot read.
@@ -114,11 +114,11 @@ pub struct Accepted {
     pub slot: Slot,
     /// The owner's claim.
     pub claim: Claim,
-    /// The place in the owner's stream.
+    /// The number of the owner's newest commit before the offer.
     pub number: u64,
 }
 
-/// Changes that become durable with one write.
+/// Changes of slots' records that the lane makes durable with one write.
 #[derive(Debug)]
 pub struct RecordBatch {
     /// The slot whose members give the cluster its identity.
@@ -296,7 +296,7 @@ impl RecordChangeOutcome {
     }
 }
 
-/// For what a node changes its own record, so that its slot manager learns what became of it.
+/// The reason for which a node changes its own record. From it the shell tells the slot manager how the change ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ChangedFor {
     /// A request that the slot manager made for a claim.

@@ -20,7 +20,7 @@ pub struct CommitPart<W, A, Q> {
     pub waiters: Vec<(WriteQuorum, Q)>,
 }
 
-/// A part that waits for copies.
+/// One slot's part of a commit, while it waits for copies.
 #[derive(Debug)]
 pub(super) struct PendingPart<W, A> {
     pub(super) write: Option<W>,
