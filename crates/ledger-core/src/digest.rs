@@ -44,7 +44,7 @@ pub struct TreeHead {
     pub root: Hash,
 }
 
-/// A context as two nodes compare it.
+/// What two nodes compare of a context: its size, root and epoch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ContextSummary {
     /// The context.

@@ -13,7 +13,7 @@ pub const MAX_EPOCH_COUNT: u64 = 1 << 31;
 /// No data directory is durable further: RocksDB's numbers have 56 bits.
 pub const MAX_DURABLE_INDEX: u64 = (1 << 56) - 1;
 
-/// A number cannot be true.
+/// Why a number that another node sent cannot be true.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Implausible {
     /// An epoch is too high.

@@ -9,7 +9,7 @@ use std::cmp::Reverse;
 
 use crate::{node::NodeId, slot::Slot};
 
-/// A node that may keep a slot.
+/// A node that placement may choose for a slot, and its zone.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PlacementCandidate {
     /// The node.

@@ -5,7 +5,7 @@ use crate::ContextId;
 /// Number of slots of a cluster, fixed when it is formed.
 pub const SLOTS: u16 = 1024;
 
-/// A slot, 0 to [`SLOTS`] − 1.
+/// A slot, 0 to [`SLOTS`] − 1: a group of contexts, by the hash of their names. Redis Cluster: hash slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Slot(u16);
 

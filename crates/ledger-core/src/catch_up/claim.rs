@@ -21,7 +21,7 @@ pub struct ClaimSources {
     slots: BTreeMap<Slot, Claim>,
 }
 
-/// A run with the next source.
+/// One run of catching up that a claimant makes: with which source, and whose history counts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClaimRun {
     /// The source.

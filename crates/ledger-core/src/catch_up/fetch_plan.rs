@@ -1,4 +1,4 @@
-//! Which contexts are fetched with one question.
+//! Which contexts one request fetches.
 
 use std::collections::VecDeque;
 
@@ -6,8 +6,7 @@ use crate::{ContextId, Size};
 
 /// Most contexts of one fetch.
 pub const MAX_FETCH: usize = 512;
-/// Contexts of one fetch have at most so many entries beside the last one: few enough that a broken connection does not cost
-/// much.
+/// Most entries of all contexts of a fetch but the last: few enough that a broken connection does not cost much.
 const MAX_FETCH_ENTRIES: u64 = 65_536;
 
 /// Entries of a context to fetch: after one size, up to another.
@@ -21,7 +20,7 @@ pub struct WantedRange {
     pub to: Size,
 }
 
-/// Contexts that wait for a fetch.
+/// The ranges of contexts that wait for a fetch.
 #[derive(Debug, Default)]
 pub(super) struct FetchPlan(VecDeque<WantedRange>);
 

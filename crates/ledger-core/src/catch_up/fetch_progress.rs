@@ -65,7 +65,7 @@ pub(super) enum Fit {
     GivenUp,
 }
 
-/// A fetch under way.
+/// What has arrived of a fetch under way.
 #[derive(Debug, Default)]
 pub(super) struct FetchProgress {
     wanted: HashMap<ContextId, Wanted>,

@@ -35,7 +35,7 @@ use super::{
 /// Most rounds. A run that reaches it fetches more slowly than the source's histories grow.
 const MAX_ROUNDS: u32 = 64;
 
-/// Whose history counts.
+/// Whose history counts in a run of catching up, this node's or the source's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
     /// The source owns the slots, so its history counts. What this node has beyond it goes to the forks, and what this node

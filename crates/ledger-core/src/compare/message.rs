@@ -18,7 +18,7 @@ use super::{
     limits::{MAX_BUCKET_SLOTS, MAX_COMPARED, MAX_SIZES},
 };
 
-/// A question.
+/// A question of a comparison, to the peer and to this node's own store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CompareRequest {
     /// Are both nodes in sync in these slots? The answer is [`CompareResponse::InSync`] if the answering node's digest of
@@ -46,7 +46,7 @@ pub enum CompareRequest {
     Roots(Vec<RootsRequest>),
 }
 
-/// Sizes at which the roots of a context are asked for.
+/// A context, and the sizes at which the question asks for its roots.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RootsRequest {
     /// The context.
@@ -55,7 +55,7 @@ pub struct RootsRequest {
     pub sizes: Vec<Size>,
 }
 
-/// An answer. The node reads all of it at one moment.
+/// A node's answer to a [`CompareRequest`]. The node reads all of it at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CompareResponse {
     /// The digests are equal.
@@ -150,7 +150,7 @@ impl Roots {
     }
 }
 
-/// A part of a listing.
+/// A part of the listing of the contexts in buckets.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Page {
     /// The next contexts, at most [`super::MAX_PAGE`], by slot and then id: what is left out is not there.

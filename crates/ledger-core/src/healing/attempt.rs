@@ -99,7 +99,8 @@ enum State {
     Finished(HealOutcome),
 }
 
-/// An attempt to restore one context.
+/// The state machine of one attempt to restore one damaged context. Begin it with the sources to ask, do its effects, tell it
+/// how each ended.
 #[derive(Debug, Clone)]
 pub struct HealAttempt {
     context: ContextId,

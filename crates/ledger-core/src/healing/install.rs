@@ -62,7 +62,7 @@ pub enum InstallDecision {
     Refuse(HealRefusal),
 }
 
-/// Why a history is not installed.
+/// Why the lane does not install a staged history.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum HealRefusal {
     /// The entries are of another history than this node had.

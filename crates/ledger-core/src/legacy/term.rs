@@ -30,7 +30,7 @@ pub(super) mod tag {
 /// Terms that are skipped may nest this deep.
 pub(super) const MAX_DEPTH: usize = 64;
 
-/// A place in a term.
+/// Reads a term from a place in it.
 pub(super) struct Reader<'a> {
     bytes: &'a [u8],
     at: usize,

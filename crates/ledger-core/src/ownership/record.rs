@@ -5,7 +5,8 @@ use crate::{
     node::{ClusterId, Member, NodeId, ReplicaSet, StorageId},
 };
 
-/// A claim to a slot: an epoch, and who claims it. Claims are totally ordered, by epoch first.
+/// A claim to a slot: an epoch, and the member that claims it. Claims are totally ordered, by epoch first. Raft: term and
+/// candidate; Paxos: ballot; Kafka: leader epoch.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Claim {
     /// The epoch.
@@ -62,7 +63,8 @@ impl Claim {
     }
 }
 
-/// The members of a slot, as recorded in an epoch.
+/// The members of a slot, as a claimant recorded them in an epoch. Raft and Vertical Paxos: configuration; Kafka: replica
+/// assignment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Placement {
     /// The epoch in which a claimant recorded them.

@@ -83,7 +83,7 @@ pub enum Event {
     TimedOut,
 }
 
-/// What a takeover asks its caller to do.
+/// What the slot manager does for a takeover.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
     /// Ask a member, which may be the candidate itself, to promise the claim. Raft: `RequestVote`.
@@ -147,7 +147,8 @@ pub enum TakeoverFailure {
     },
 }
 
-/// A takeover of one slot by one node, the candidate.
+/// The state machine of one node's attempt to own one slot. The node is the candidate meanwhile. Raft: an election; Paxos:
+/// phase 1, the adoption of the best value, phase 2.
 #[derive(Debug, Clone)]
 pub struct Takeover {
     candidate: Member,

@@ -82,7 +82,7 @@ pub enum SnapshotError {
     Zstd(String),
 }
 
-/// A part of a snapshot.
+/// The part of a snapshot that an error is in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SnapshotSection {
     /// The header.

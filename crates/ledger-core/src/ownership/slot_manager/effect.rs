@@ -7,7 +7,7 @@ use crate::{
     slot::Slot,
 };
 
-/// Something for the shell to do.
+/// What the shell does for a slot manager.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
     /// Send a request to a member, which may be this node. Its answer comes back as [`Event::Response`](super::Event::Response).

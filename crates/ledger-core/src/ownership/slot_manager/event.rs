@@ -10,7 +10,8 @@ use crate::{
     slot::Slot,
 };
 
-/// Something that happened. [`SlotManager::step`](super::SlotManager::step) takes it, and returns what to do.
+/// What the shell tells a slot manager. [`SlotManager::step`](super::SlotManager::step) takes it, and returns what the shell
+/// does next.
 #[derive(Debug, Clone)]
 pub enum Event {
     /// Time has passed. The shell sends this several times a second.
@@ -137,7 +138,8 @@ pub enum MemberResponse {
     Unavailable,
 }
 
-/// What a member made of an offer. Raft: the answer to `AppendEntries`' consistency check, for a whole slot; Paxos: accepted (2b).
+/// A member's answer to an offer. Raft: the answer to `AppendEntries`' consistency check, for a whole slot; Paxos: accepted
+/// (2b).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SyncOfferOutcome {
     /// It accepted the epoch and the members, and has that on disk.

@@ -31,7 +31,8 @@ const RENEWAL_INTERVAL_BOUNDS: std::ops::RangeInclusive<Millis> = 50..=1_000;
 /// If a node holds a slot and its owner makes it no offer, the node asks why after one pause, then again after so many pauses.
 const QUERY_AFTER_PAUSES: Millis = 8;
 
-/// What a node knows of how recent its state of a slot is.
+/// How recent this node's state of a slot is, as far as the node knows: it decides until when the node shows the slot. Raft: a
+/// read lease.
 #[derive(Debug, Default)]
 pub(super) struct Lease {
     /// A moment at which this node showed all that was committed. It knows that from an owner, or as the owner.

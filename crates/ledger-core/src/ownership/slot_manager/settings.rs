@@ -3,7 +3,7 @@
 use super::Millis;
 use crate::node::NodeId;
 
-/// How a node claims, keeps and moves its slots.
+/// The settings by which a slot manager claims, keeps and moves slots.
 #[derive(Debug, Clone)]
 pub struct OwnershipSettings {
     /// How many members a slot should have, 1 to 7.
