@@ -2,7 +2,7 @@
 
 use crate::{Epoch, ownership::Claim, replication::PeerSet, slot::Slot};
 
-/// What the shell does, in the order of the list.
+/// What the shell does for the commits of a lane's slots, in the order of the list.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Effect<W, A, Q> {
     /// Let readers see what another owner's commit wrote, or what this node wrote before another owner committed it.
@@ -51,7 +51,7 @@ pub enum Effect<W, A, Q> {
     ShowSlot(Slot),
 }
 
-/// Everything of a slot up to a commit is committed.
+/// An owner's word that everything of a slot up to a commit is committed: show it.
 ///
 /// Counterpart: Raft's `leaderCommit`, for one slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
