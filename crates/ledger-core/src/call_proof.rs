@@ -1,4 +1,4 @@
-//! The proof that comes with a call between nodes, and with an operator's: who calls whom, in which session, the how-manieth call of it, and what for.
+//! The proof that a node or an operator sends with a call: who calls whom, in which session, with which number, and what for.
 //!
 //! | bytes | content |
 //! | --- | --- |

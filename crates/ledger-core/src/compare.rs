@@ -6,12 +6,12 @@
 //!
 //! | step | question | answer | what differs goes on to |
 //! | --- | --- | --- | --- |
-//! | 1 | slots that both keep, and one digest of all | "in step", or the digest of each | 2, 64 slots at a time |
+//! | 1 | slots that both keep, and one digest of all | "in sync", or the digest of each | 2, 64 slots at a time |
 //! | 2 | up to 64 slots | digests of their buckets | 3 |
 //! | 3 | buckets of these slots, and where to go on | a page of up to 512 contexts | 4, for this page |
 //! | 4 | up to 128 contexts, and up to 17 sizes of each | the roots at these sizes | 4 again; then 3 for the next page |
 //!
-//! Two nodes in step exchange one question of some 160 bytes and an answer of one. One context that differs
+//! Two nodes in sync exchange one question of some 160 bytes and an answer of one. One context that differs
 //! is found in four round trips, or up to six more if its histories forked ([`HistorySearch`]).
 //!
 //! Invariants:

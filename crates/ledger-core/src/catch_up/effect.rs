@@ -1,4 +1,4 @@
-//! What a run of catching up asks its caller to do.
+//! What the shell does for a run of catching up.
 
 use std::collections::BTreeSet;
 

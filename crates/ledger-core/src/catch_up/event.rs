@@ -1,4 +1,4 @@
-//! What happens to a run of catching up.
+//! What the shell tells a run of catching up.
 
 use std::collections::BTreeMap;
 

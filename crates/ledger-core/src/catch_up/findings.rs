@@ -1,4 +1,4 @@
-//! What is done about a context that differs.
+//! What a run does about a context that differs.
 //!
 //! | it is | the owner's history counts | the source's counts | the longer one counts |
 //! | --- | --- | --- | --- |

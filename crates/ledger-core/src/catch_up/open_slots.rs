@@ -1,4 +1,4 @@
-//! The slots of a run that are not done, and what the present round did to each.
+//! The slots that a run is not done with, and what the present round did to each.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,4 +1,4 @@
-//! One run: slots are brought in sync with one source, round by round.
+//! One run: it brings slots in sync with one source, round by round.
 //!
 //! | phase | waits for | then |
 //! | --- | --- | --- |

@@ -1,4 +1,4 @@
-//! The side of the node that is asked: what it answers, over a few reads of its store.
+//! The answering node's side: it makes its answers from a few reads of its store.
 //!
 //! What cannot be read is answered as [`ContextStatus::Unreadable`] and [`Roots::Unreadable`]; a read that fails for another reason
 //! fails the whole answer. So nobody takes for absent what is only unknown.

@@ -1,4 +1,4 @@
-//! From "do we differ?" to the contexts that do: the walk of the one who asks.
+//! The asking node's side: it walks from "do we differ?" to the contexts that differ.
 //!
 //! | what is left | next question |
 //! | --- | --- |

@@ -1,4 +1,4 @@
-//! From whom a damaged context is restored.
+//! From whom a node restores a damaged context.
 
 use std::fmt;
 

@@ -1,4 +1,4 @@
-//! What a fetched range must satisfy before it is staged.
+//! What a fetched range must satisfy before a node stages it.
 
 use super::HealRefusal;
 use crate::{Size, digest::TreeHead};

@@ -1,4 +1,4 @@
-//! What a replica does with a part of a commit, or with a range that was fetched.
+//! What a replica does with a part of a commit, or with a range that it fetched.
 
 use super::range_fit::{RangeFit, fit};
 use crate::{Hash, Size, digest::TreeHead, ownership::Claim, slot::Slot};

@@ -1,4 +1,4 @@
-//! What the shell does for the machine.
+//! What the shell does for the commits of a lane's slots.
 
 use crate::{Epoch, ownership::Claim, replication::PeerSet, slot::Slot};
 
