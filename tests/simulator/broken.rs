@@ -30,5 +30,7 @@ named! {
         LoadsInParts = "loads-in-parts",
         /// An owner acknowledges what a load finds there already, committed or not.
         LoadsUnsettled = "loads-unsettled",
+        /// A node keeps what callers wait for that are gone, and answers who does not read.
+        GoneKept = "gone-kept",
     }
 }

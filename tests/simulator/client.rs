@@ -108,6 +108,13 @@ impl Client {
         }
     }
 
+    /// Lets a writer give up what it waits for, and go on at another node.
+    pub fn give_up(&mut self, sdk: &mut Sdk<'_>) {
+        if let Self::Writer(writer) = self {
+            writer.give_up(sdk);
+        }
+    }
+
     /// Lets a writer attach once more, to append again what is missing.
     pub fn attach_again(&mut self) {
         if let Self::Writer(writer) = self {
@@ -169,12 +176,10 @@ impl Writer {
     fn wake(&mut self, sdk: &mut Sdk<'_>) {
         if sdk.random.chance(10) {
             // The engine moves to another node.
-            self.target = sdk.any_node();
-            self.attach_again();
+            self.give_up(sdk);
         }
         if self.is_attached && self.outstanding.front().is_some_and(|pending| pending.until <= sdk.now) {
-            self.target = sdk.any_node();
-            self.attach_again();
+            self.give_up(sdk);
             self.attach.1 = sdk.now;
         }
         if !self.is_attached {
@@ -199,6 +204,12 @@ impl Writer {
             self.append(&pending, sdk);
             self.outstanding.push_back(pending);
         }
+    }
+
+    fn give_up(&mut self, sdk: &mut Sdk<'_>) {
+        sdk.send(self.target, Request::Cancel { up_to: *sdk.next_request });
+        self.target = sdk.any_node();
+        self.attach_again();
     }
 
     /// Attaches, as an engine does that moves.

@@ -2,7 +2,8 @@
 
 use super::{
     client::{Client, Sdk},
-    message::Response,
+    message::{Request, Response},
+    network::DELAY,
     prelude::*,
 };
 
@@ -27,18 +28,52 @@ impl World {
     }
 
     /// Lets a client act, and sends its requests.
-    fn act<T>(&mut self, number: usize, act: impl FnOnce(&mut Client, &mut Sdk<'_>) -> T) -> T {
+    pub(super) fn act<T>(&mut self, number: usize, act: impl FnOnce(&mut Client, &mut Sdk<'_>) -> T) -> T {
         // An SDK drops the nodes that are gone for good.
         let (nodes, now, sent) = (self.present(), self.now / 1000, Vec::new());
         let (random, next_request) = (&mut self.random, &mut self.next_request);
         let mut sdk = Sdk { now, nodes, random, next_request, sent };
         let result = act(&mut self.clients[number], &mut sdk);
         for (to, request, body) in sdk.sent {
-            self.hand_over(Some(to), move |world| {
-                world.with(to, |node| node.request(number, request, body));
-            });
+            // A connection that ends without a word ends the requests on it as well.
+            let is_lost = self.random.chance(self.network.link.lost / 4);
+            let delay = self.random.between(DELAY.0, DELAY.1);
+            if !is_lost || matches!(body, Request::Cancel { .. }) {
+                self.at(self.now + delay, Some(to), move |world| {
+                    world.with(to, |node| node.request(number, request, body));
+                });
+            }
         }
         result
+    }
+
+    /// Sends a response, which the node keeps until the client has read it.
+    pub(super) fn send_response(&mut self, index: Index, client: usize, request: u64, response: Response) {
+        let (life, cost) = (self.hosts[index].life, response.cost());
+        if let Some(node) = &mut self.hosts[index].node {
+            *node.unread.entry(client).or_default() += cost;
+        }
+        let is_lost = self.random.chance(self.network.link.lost / 4);
+        let arrives = self.now + self.random.between(DELAY.0, DELAY.1);
+        let at = self.reads_from.get(&client).map_or(arrives, |from| arrives.max(*from));
+        self.at(at, None, move |world| {
+            let host = &mut world.hosts[index];
+            if let Some(node) = host.node.as_mut().filter(|_| host.life == life) {
+                *node.unread.entry(client).or_default() -= cost;
+            }
+            if !is_lost {
+                world.respond(client, request, response);
+            }
+        });
+    }
+
+    /// Checks that a node keeps no more for clients than it may.
+    pub(super) fn check_kept(&mut self, index: Index) {
+        let (max_kept, kept) = (self.max_kept(), self.hosts[index].node.as_mut().map_or(0, Node::kept));
+        self.counts.most(Counted::MostKept, kept);
+        if kept > max_kept {
+            self.violate(format!("node {index} keeps {kept} entries for clients: more than {max_kept}"));
+        }
     }
 
     pub(super) fn respond(&mut self, number: usize, request: u64, response: Response) {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{faults::FAULTS, prelude::*};
+use super::faults::FAULTS;
 
 named! {
     /// Something that is counted, beside the faults: what went wrong, how the cluster reacted, and what clients did.
@@ -21,6 +21,7 @@ named! {
         HandedOver = "of these, handovers",
         Moved = "moves of a member",
         Left = "nodes that left with nothing counting on them",
+        Reopened = "databases opened anew after a failed write",
         Recovered = "takeovers that went on without lost members",
         Forked = "histories left to forks",
         Fetched = "entries fetched to catch up",
@@ -30,10 +31,13 @@ named! {
         Created = "entries written",
         Acknowledged = "acknowledged at m copies",
         AcknowledgedAtFewer = "acknowledged at fewer copies",
+        Cancelled = "appends whose caller gave up",
         PutBack = "put back by their writers",
         Attached = "times a writer attached to a node",
         Read = "reads",
         NotRead = "reads that a node sent elsewhere",
+        Unanswered = "requests of clients that do not read",
+        MostKept = "entries that a node kept for clients at most",
         Watched = "entries seen by watchers",
         StartedOver = "times a watcher started over",
         Loaded = "loads acknowledged",
@@ -43,55 +47,77 @@ named! {
     }
 }
 
-/// The counts of a run, by name.
+/// The counts of a run: of [`Counted`], then of the faults, in the order in which they are declared.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Counts(BTreeMap<&'static str, u64>);
+pub struct Counts(Vec<u64>);
+
+/// Those of which the most of all runs counts, not the sum.
+const MOST: [Counted; 2] = [Counted::LongestHealing, Counted::MostKept];
+
+fn names() -> impl Iterator<Item = &'static str> {
+    Counted::ALL.iter().map(|what| what.name()).chain(FAULTS.iter().map(|(name, ..)| *name))
+}
 
 impl Counts {
-    pub fn add(&mut self, what: Counted, count: u64) {
-        self.add_named(what.name(), count);
+    fn at(&mut self, index: usize) -> &mut u64 {
+        if index >= self.0.len() {
+            self.0.resize(names().count(), 0);
+        }
+        &mut self.0[index]
     }
 
-    pub fn add_named(&mut self, name: &'static str, count: u64) {
-        *self.0.entry(name).or_default() += count;
+    pub fn add(&mut self, what: Counted, count: u64) {
+        *self.at(what as usize) += count;
+    }
+
+    /// Counts the most of something.
+    pub fn most(&mut self, what: Counted, count: u64) {
+        let known = self.at(what as usize);
+        *known = count.max(*known);
+    }
+
+    pub fn add_fault(&mut self, fault: usize) {
+        *self.at(Counted::ALL.len() + fault) += 1;
     }
 
     /// Adds the counts of another run.
     pub fn add_all(&mut self, other: &Self) {
-        for (name, count) in &other.0 {
-            let known = self.0.entry(name).or_default();
-            let is_longest = *name == Counted::LongestHealing.name();
-            *known = if is_longest { (*count).max(*known) } else { *count + *known };
+        for (index, count) in other.0.iter().enumerate() {
+            let is_most = MOST.iter().any(|most| *most as usize == index);
+            let known = self.at(index);
+            *known = if is_most { (*count).max(*known) } else { *count + *known };
         }
     }
 
-    fn get(&self, name: &str) -> u64 {
-        self.0.get(name).copied().unwrap_or_default()
+    fn get(&self, what: Counted) -> u64 {
+        self.0.get(what as usize).copied().unwrap_or_default()
     }
 
     fn faults(&self) -> u64 {
-        FAULTS.iter().map(|(name, ..)| self.get(name)).sum()
+        self.0.iter().skip(Counted::ALL.len()).sum()
     }
 
     /// Formats the counts in one line.
     pub fn brief(&self) -> String {
-        let [runs, steps] = [Counted::Runs, Counted::Steps].map(|what| self.get(what.name()));
+        let (runs, steps) = (self.get(Counted::Runs), self.get(Counted::Steps));
         format!("{runs} seeds, {steps} steps, {} faults", self.faults())
     }
 
     /// Returns what never happened.
     pub fn missing(&self) -> Vec<&'static str> {
-        let names = Counted::ALL.iter().map(|what| what.name()).chain(FAULTS.iter().map(|(name, ..)| *name));
-        names.filter(|name| self.get(name) == 0).collect()
+        names().zip(&self.0).filter(|(_, count)| **count == 0).map(|(name, _)| name).collect()
     }
 }
 
 impl fmt::Display for Counts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for what in Counted::ALL {
-            writeln!(f, "{:>14} {}", self.get(what.name()), what.name())?;
+        for (index, (name, count)) in names().zip(&self.0).enumerate() {
+            if index == Counted::ALL.len() {
+                writeln!(f, "{:>14} faults:", self.faults())?;
+            }
+            let margin = if index < Counted::ALL.len() { "" } else { "  " };
+            writeln!(f, "{count:>14} {margin}{name}")?;
         }
-        writeln!(f, "{:>14} faults:", self.faults())?;
-        FAULTS.iter().try_for_each(|(name, ..)| writeln!(f, "{:>14}   {name}", self.get(name)))
+        Ok(())
     }
 }

@@ -116,6 +116,8 @@ pub struct Disk {
     pub is_syncing: bool,
     /// Whether it refuses writes.
     pub is_full: bool,
+    /// Whether writes fail.
+    pub fails: bool,
 }
 
 impl Disk {
@@ -129,6 +131,7 @@ impl Disk {
             synced: 0,
             is_syncing: false,
             is_full: false,
+            fails: false,
         }
     }
 

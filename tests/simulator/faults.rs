@@ -1,6 +1,7 @@
 //! Injects faults, and undoes them.
 
 use super::{
+    client::Client,
     gossip::Published,
     message::Message,
     prelude::*,
@@ -11,7 +12,7 @@ use super::{
 type Inject = fn(&mut World, Index, u64) -> bool;
 
 /// Faults and actions of operators: the name, a bound of how often a run's plan lists it, and what it does.
-pub static FAULTS: [(&str, u64, Inject); 18] = [
+pub static FAULTS: [(&str, u64, Inject); 21] = [
     ("crashes", 4, |world, node, a_while| {
         world.crash(node);
         world.start_after(a_while, node)
@@ -44,6 +45,23 @@ pub static FAULTS: [(&str, u64, Inject); 18] = [
     ("full disks", 3, |world, node, a_while| {
         world.fill(node, true);
         world.end_after(a_while, move |world| world.fill(node, false))
+    }),
+    ("disks whose writes fail", 3, |world, node, a_while| {
+        world.hosts[node].disk_mut().fails = true;
+        world.end_after(a_while, move |world| world.hosts[node].disk_mut().fails = false)
+    }),
+    ("clients that do not read", 3, |world, _, a_while| {
+        let client = world.random.index(world.clients.len());
+        let is_reader = world.clients[client].acknowledged().is_none();
+        if is_reader {
+            world.reads_from.insert(client, world.now + a_while);
+        }
+        is_reader
+    }),
+    ("callers that give up", 3, |world, _, _| {
+        let writer = world.random.index(world.plan.writers);
+        world.act(writer, Client::give_up);
+        true
     }),
     ("paused nodes", 3, |world, node, a_while| {
         // Do not extend a pause: what the node was sent meanwhile must keep its order.
@@ -104,7 +122,7 @@ impl World {
         let (name, _, inject) = FAULTS[fault];
         self.note(|| format!("{name}: n{node}, or all, for {a_while} µs"));
         if inject(self, node, a_while) {
-            self.counts.add_named(name, 1);
+            self.counts.add_fault(fault);
         }
     }
 

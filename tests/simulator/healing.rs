@@ -22,8 +22,10 @@ impl World {
         }
         self.network.heal();
         self.network.link = Link::default();
+        self.reads_from.clear();
         for index in 0..self.hosts.len() {
             self.fill(index, false);
+            self.hosts[index].disk_mut().fails = false;
             // A paused node resumes by itself: messages sent meanwhile must not be overtaken.
             self.hosts[index].slow_until = 0;
             self.set_clock_running(index, true);

@@ -107,6 +107,9 @@ impl Invariants {
         }
         let &Observation { what, node, context, size, history } = seen;
         let stable = &mut self.stable[context];
+        if size > history.size() {
+            return Err(format!("node {node}: {what} of context {context} up to {size}, which is not there"));
+        }
         let both = size.min(stable.size());
         if history.root_at(both) != stable.root_at(both) {
             return Err(format!(

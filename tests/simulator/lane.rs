@@ -71,6 +71,18 @@ impl Answers {
     pub fn of_load(waits: ClientRequest, context: Context, size: u64) -> Self {
         Self { loads: vec![(waits, context, size)], ..Self::default() }
     }
+
+    pub fn len(&self) -> usize {
+        self.appends.len() + self.loads.len()
+    }
+
+    /// Drops those who are gone. Returns how many.
+    pub fn drop_if(&mut self, is_gone: impl Fn(usize, u64) -> bool) -> usize {
+        let before = self.len();
+        self.appends.retain(|(queued, _)| !is_gone(queued.client, queued.request));
+        self.loads.retain(|((client, request), ..)| !is_gone(*client, *request));
+        before - self.len()
+    }
 }
 
 /// Returns a part that wrote nothing yet.

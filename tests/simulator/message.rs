@@ -186,6 +186,10 @@ pub enum ReplicaMessage {
 #[derive(Debug, Clone)]
 pub enum Request {
     Append(Append),
+    /// Gives up what it asked for, up to a number.
+    Cancel {
+        up_to: u64,
+    },
     /// A history to install, whether it fits one commit or not.
     Load {
         context: Context,

@@ -9,6 +9,7 @@
 //! | [`loads`] | loads, in `ledger_store::write::load` and `ledger_cluster::replicate::staging` |
 //! | [`catch_up`], [`source`] | the shell around [`ledger_core::catch_up`], and a node that others fetch from |
 //! | [`damage`], [`heal`] | what a node cannot read, in `ledger_store::integrity`; the shell around [`ledger_core::healing`] |
+//! | [`reopen`], [`kept`] | a database that is opened anew, in `ledger_store::engine`; what is kept for clients |
 //! | [`gossip`] | chitchat |
 //! | [`disk`], [`network`] | disks and the network |
 //! | [`client`], [`clients`] | the SDK |
@@ -37,6 +38,7 @@ mod heal;
 mod healing;
 mod history;
 mod invariants;
+mod kept;
 mod lane;
 mod loads;
 mod losses;
@@ -51,6 +53,7 @@ mod pins;
 mod plan;
 mod prelude;
 mod random;
+mod reopen;
 mod replicate;
 mod run;
 mod serve;

@@ -9,7 +9,7 @@ use super::{
 /// Most nodes in a simulation.
 pub const MAX_NODES: usize = 33;
 /// Bounds of a message's delay, in microseconds: of most, and of very late ones.
-const DELAY: (u64, u64) = (200, 3000);
+pub const DELAY: (u64, u64) = (200, 3000);
 const LATE: (u64, u64) = (50_000, 1_500_000);
 
 /// A stream: what is sent on it arrives in order, or the stream breaks.
@@ -75,7 +75,7 @@ impl World {
             NodeOutput::Break { stream } => _ = self.break_stream(stream, 20_000),
             NodeOutput::Respond { client, request, response } => {
                 self.check_response(index, &response);
-                self.hand_over(None, move |world| world.respond(client, request, response));
+                self.send_response(index, client, request, response);
             }
             NodeOutput::Timer { after, timer } => {
                 self.node_after(after * 1000, index, move |node| node.timer(timer))
@@ -91,14 +91,6 @@ impl World {
                 let checked = self.noted(index, note);
                 self.check(checked);
             }
-        }
-    }
-
-    /// Sends what goes between a client and a node, which is lost less often.
-    pub(super) fn hand_over(&mut self, to: Option<Index>, what: impl FnOnce(&mut Self) + 'static) {
-        if !self.random.chance(self.network.link.lost / 4) {
-            let delay = self.random.between(DELAY.0, DELAY.1);
-            self.at(self.now + delay, to, what);
         }
     }
 

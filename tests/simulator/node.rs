@@ -53,6 +53,10 @@ pub struct Node {
     pub is_draining: bool,
     pub leaving: Option<DecommissionMode>,
     pub(super) is_writable: bool,
+    /// Whether a write failed, and the database was not opened anew since.
+    pub(super) has_failed: bool,
+    /// What clients have not read yet, in entries.
+    pub(super) unread: BTreeMap<usize, u64>,
     pub(super) out: Vec<NodeOutput>,
     pub(super) events: VecDeque<Event>,
     pub(super) after_sync: VecDeque<(u64, AfterSync)>,
@@ -134,6 +138,8 @@ impl Node {
             is_draining: false,
             leaving: None,
             is_writable: true,
+            has_failed: false,
+            unread: BTreeMap::new(),
             out: Vec::new(),
             events: VecDeque::new(),
             after_sync: VecDeque::new(),
@@ -238,7 +244,10 @@ impl Node {
     /// Acts; called a few times per second.
     pub fn tick(&mut self) {
         self.version.1 += 1;
-        if !self.is_writable && !self.disk.is_full {
+        if self.has_failed && !self.disk.fails {
+            self.reopen();
+        }
+        if !self.is_writable && !self.disk.is_full && !self.has_failed {
             self.is_writable = true;
             self.events.push_back(Event::Writable(true));
         }
@@ -291,7 +300,8 @@ impl Node {
 
     /// Returns whether the disk accepts writes. The node notices a full disk at the first refused write.
     pub(super) fn can_write(&mut self) -> bool {
-        if self.disk.is_full && self.is_writable {
+        let can_write = !self.disk.is_full && !self.has_failed;
+        if !can_write && self.is_writable {
             self.is_writable = false;
             self.events.push_back(Event::Writable(false));
             // The owners go on with this node as soon as it takes their streams again.
@@ -299,7 +309,7 @@ impl Node {
                 self.break_stream(from);
             }
         }
-        !self.disk.is_full
+        can_write
     }
 
     /// Records that the node belongs to a cluster.
@@ -359,6 +369,9 @@ impl Node {
     }
 
     pub fn synced(&mut self, up_to: u64) {
+        if self.disk.fails || self.has_failed {
+            return self.on_write_failed();
+        }
         self.disk.synced(up_to);
         while self.after_sync.front().is_some_and(|(write, _)| *write <= up_to) {
             if let Some((_, what)) = self.after_sync.pop_front() {

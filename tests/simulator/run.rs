@@ -74,6 +74,8 @@ pub struct World {
     pub hosts: Vec<Host>,
     pub network: Network,
     pub clients: Vec<Client>,
+    /// When clients that do not read do so again.
+    pub reads_from: BTreeMap<usize, u64>,
     pub invariants: Invariants,
     pub counts: Counts,
     /// The newest owner of each slot, with the members.
@@ -205,6 +207,7 @@ impl World {
         self.at(self.now + after, Some(index), move |world| {
             if world.is_alive(index, life) {
                 world.with(index, Node::tick);
+                world.check_kept(index);
                 let again = 100_000 + world.random.below(100_000);
                 world.tick(index, again);
             }

@@ -12,7 +12,11 @@ use super::{
 
 impl Node {
     pub fn request(&mut self, client: usize, request: u64, body: Request) {
+        if self.must_read(client) {
+            return;
+        }
         let response = match body {
+            Request::Cancel { up_to } => return self.cancel(client, up_to),
             Request::Append(append) => {
                 if self.queue.is_empty() {
                     let after = self.random.below(3);
