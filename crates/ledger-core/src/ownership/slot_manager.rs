@@ -364,7 +364,11 @@ impl SlotManager {
     /// This node's record changed: if it promised another node's claim, its own lower claim ends.
     fn on_record_changed(&mut self, now: Millis, slot: Slot, record: SlotRecord, effects: &mut Vec<Effect>) {
         let promised = record.promised.clone();
+        let is_of_other = promised.as_ref().is_some_and(|promised| promised.claimant != self.me.node);
         let state = self.state_mut(slot);
+        if is_of_other && (&state.record.promised, state.record.accepted) != (&promised, record.accepted) {
+            state.candidate_heard_at = Some(now);
+        }
         state.record = record;
         state.forget_superseded();
         if let Some(promised) = promised

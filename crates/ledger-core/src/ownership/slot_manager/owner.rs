@@ -14,7 +14,9 @@ mod transfer;
 impl SlotManager {
     /// The takeover succeeded: this node owns the slot, and takes appends.
     pub(super) fn become_owner(&mut self, now: Millis, slot: Slot, effects: &mut Vec<Effect>) {
-        let Role::Candidate(candidate) = std::mem::take(&mut self.state_mut(slot).role) else { return };
+        let state = self.state_mut(slot);
+        let Role::Candidate(candidate) = std::mem::take(&mut state.role) else { return };
+        state.ownerless_since = None;
         let CandidateState { takeover, mut in_sync, mut offered, owned_epoch, since: began, .. } = *candidate;
         let since = if owned_epoch.is_some() { 0 } else { now };
         let (claim, members) = (takeover.claim().clone(), takeover.members().clone());

@@ -360,6 +360,52 @@ fn the_next_in_order_claims_a_slot_if_the_first_does_not() {
 }
 
 #[test]
+fn a_node_that_promised_lets_the_candidate_go_on_but_not_for_ever() {
+    let mut cluster = Cluster::new(3);
+    let [first, second, _] = order(3).try_into().unwrap();
+    cluster.gossip();
+    cluster.step(second, Event::Tick);
+    let begun = cluster.now;
+    // The first candidate is slow, and begins anew every 700 ms.
+    let claims = |cluster: &Cluster| cluster.done.iter().any(|(node, _)| *node == name(second));
+    for counter in 1..200 {
+        let claim = Claim {
+            epoch: Epoch::new(counter, 1),
+            claimant: name(first),
+            storage: Some(StorageId([first as u8; 16])),
+        };
+        let record = SlotRecord { promised: Some(claim), ..SlotRecord::default() };
+        cluster.step(second, Event::RecordChanged(slot(), Some(record)));
+        cluster.now += 700;
+        cluster.step(second, Event::Tick);
+        if claims(&cluster) {
+            break;
+        }
+    }
+    let after = cluster.now - begun;
+    assert!((8_000..9_000).contains(&after), "it claims the slot after {after} ms");
+    // It does not wait for one that is dead.
+    let mut cluster = Cluster::new(3);
+    cluster.gossip();
+    cluster.step(second, Event::Tick);
+    let claim =
+        Claim { epoch: Epoch::new(1, 1), claimant: name(first), storage: Some(StorageId([first as u8; 16])) };
+    let placement = Placement {
+        epoch: Epoch::default(),
+        members: ReplicaSet::new((0..3).map(member)).unwrap(),
+        is_confirmed: true,
+        previous: None,
+    };
+    let record = SlotRecord { promised: Some(claim), placement: Some(placement), ..SlotRecord::default() };
+    cluster.step(second, Event::RecordChanged(slot(), Some(record)));
+    cluster.hosts[first].is_alive = false;
+    cluster.gossip();
+    cluster.now += 100;
+    cluster.step(second, Event::Tick);
+    assert!(claims(&cluster));
+}
+
+#[test]
 fn a_slot_is_not_formed_before_all_its_first_nodes_are_there() {
     let mut cluster = Cluster::new(3);
     cluster.hosts[0].is_alive = false;
