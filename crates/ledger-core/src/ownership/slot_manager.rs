@@ -366,8 +366,10 @@ impl SlotManager {
         let promised = record.promised.clone();
         let is_of_other = promised.as_ref().is_some_and(|promised| promised.claimant != self.me.node);
         let state = self.state_mut(slot);
-        if is_of_other && (&state.record.promised, state.record.accepted) != (&promised, record.accepted) {
-            state.candidate_heard_at = Some(now);
+        let is_new = state.record.promised != promised;
+        if is_of_other && (is_new || state.record.accepted != record.accepted) {
+            state.candidate_heard_at = now;
+            state.claims_promised = state.claims_promised.saturating_add(u32::from(is_new));
         }
         state.record = record;
         state.forget_superseded();

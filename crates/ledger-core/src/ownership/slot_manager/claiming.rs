@@ -11,9 +11,9 @@ use crate::ownership::recovery;
 
 /// The longest pause between two claims of one node, in units of `claim_turn`.
 const MAX_BACKOFF_TURNS: Millis = 8;
-/// How long at most a node lets other candidates go first, in units of `claim_turn`: one that fails again and again must not keep
-/// those from the slot that could own it.
-const MAX_DEFERRAL_TURNS: Millis = 8;
+/// How many candidates a node lets go first while nobody owns a slot: one that fails again and again must not keep those from the
+/// slot that could own it.
+const MAX_DEFERRALS: u32 = 6;
 /// How often the time that a takeover waits for members doubles.
 const MAX_TIMEOUT_DOUBLINGS: u32 = 2;
 /// How often an owner checks whether its slots should go to other nodes, milliseconds. The check hashes names for each slot.
@@ -50,11 +50,10 @@ impl SlotManager {
         let state = self.state_mut(slot);
         if is_owned {
             (state.unowned_since, state.attempts, state.unowned_reason) = (None, 0, None);
-            (state.ownerless_since, state.candidate_heard_at) = (None, None);
+            state.claims_promised = 0;
             return;
         }
         let since = *state.unowned_since.get_or_insert(now);
-        let ownerless_since = *state.ownerless_since.get_or_insert(now);
         let not_before = state.not_before;
         let is_its_time = self.is_identified || self.first_slot() == Some(slot);
         let state = self.state(slot);
@@ -67,9 +66,7 @@ impl SlotManager {
         {
             return;
         }
-        if now
-            < self.deferred_until(slot).min(ownerless_since + self.settings.claim_turn * MAX_DEFERRAL_TURNS)
-        {
+        if now < self.deferred_until(slot) {
             return;
         }
         let Some(turn) = self.claim_rank(now, slot) else { return };
@@ -82,12 +79,16 @@ impl SlotManager {
     /// and where members answer slowly candidates would end each other's for ever. Raft: a follower that grants a vote resets its
     /// election timer.
     fn deferred_until(&self, slot: Slot) -> Millis {
-        let SlotState { record, candidate_heard_at, .. } = self.state(slot);
+        let SlotState { record, candidate_heard_at, claims_promised, .. } = self.state(slot);
         let is_under_way = record.promised.as_ref().is_some_and(|promised| {
             self.nodes.get(&promised.claimant).is_some_and(|known| known.observed.is_alive)
         });
-        let heard_at = candidate_heard_at.filter(|_| is_under_way);
-        heard_at.map_or(0, |at| at + self.response_timeout(slot))
+        match claims_promised {
+            1..=MAX_DEFERRALS if is_under_way => {
+                candidate_heard_at + self.timeout_of_attempt(claims_promised - 1)
+            }
+            _ => 0,
+        }
     }
 
     /// Returns the members that this node knows of. If it is the heir and knows none, it returns those that the operator named as
@@ -282,7 +283,12 @@ impl SlotManager {
     /// Returns how long a takeover of this slot waits for members in one phase. It doubles with each attempt: where members answer
     /// slowly, candidates that do not wait for them would only make more work for them.
     pub(super) fn response_timeout(&self, slot: Slot) -> Millis {
-        self.settings.response_timeout << self.state(slot).attempts.min(MAX_TIMEOUT_DOUBLINGS)
+        self.timeout_of_attempt(self.state(slot).attempts)
+    }
+
+    /// Returns how long a takeover that follows so many that failed waits for members in one phase.
+    fn timeout_of_attempt(&self, failed: u32) -> Millis {
+        self.settings.response_timeout << failed.min(MAX_TIMEOUT_DOUBLINGS)
     }
 
     /// Returns why no slot can form yet: too few nodes are alive.

@@ -16,7 +16,7 @@ impl SlotManager {
     pub(super) fn become_owner(&mut self, now: Millis, slot: Slot, effects: &mut Vec<Effect>) {
         let state = self.state_mut(slot);
         let Role::Candidate(candidate) = std::mem::take(&mut state.role) else { return };
-        state.ownerless_since = None;
+        state.claims_promised = 0;
         let CandidateState { takeover, mut in_sync, mut offered, owned_epoch, since: began, .. } = *candidate;
         let since = if owned_epoch.is_some() { 0 } else { now };
         let (claim, members) = (takeover.claim().clone(), takeover.members().clone());

@@ -17,10 +17,10 @@ pub(super) struct SlotState {
     pub(super) role: Role,
     /// Since when this node sees nobody own the slot.
     pub(super) unowned_since: Option<Millis>,
-    /// Since when this node sees nobody own the slot, its own failed claims included.
-    pub(super) ownerless_since: Option<Millis>,
-    /// When this node last promised another node the slot, or accepted its claim.
-    pub(super) candidate_heard_at: Option<Millis>,
+    /// Claims of other nodes that this node promised since it last owned the slot or saw an owner.
+    pub(super) claims_promised: u32,
+    /// When this node last promised such a claim, or accepted it.
+    pub(super) candidate_heard_at: Millis,
     /// This node does not claim the slot before this moment.
     pub(super) not_before: Millis,
     /// This node does not try a move or handover again before this moment: the last one came to nothing.
