@@ -60,6 +60,24 @@ fn an_impaired_owner_without_a_quorum_steps_down_so_that_the_others_take_the_slo
 }
 
 #[test]
+fn an_impaired_owner_does_not_wait_for_members_that_catch_up_with_it() {
+    let (mut cluster, [first, second, third]) = three(1000);
+    cluster.damage(first, true, true);
+    for other in [second, third] {
+        cluster.hosts[other].offers = Some(SyncOfferOutcome::Diverged);
+        let lost = cluster.hosts[other].member.clone();
+        cluster.step(first, Event::PeerDisconnected(lost.clone()));
+        cluster.step(first, Event::PeerConnected(lost));
+    }
+    cluster.pass(cluster.settings.quorum_loss_grace + 1000);
+    for other in [second, third] {
+        cluster.hosts[other].offers = None;
+    }
+    cluster.pass(5000);
+    assert_eq!(cluster.owners(), [second]);
+}
+
+#[test]
 fn a_damaged_member_does_not_claim_and_declines_what_it_is_handed() {
     let (mut cluster, [first, second, third]) = three(1000);
     cluster.damage(second, true, false);
