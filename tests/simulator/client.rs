@@ -88,7 +88,7 @@ impl Client {
 
     pub fn on_response(&mut self, sdk: &mut Sdk<'_>, request: u64, response: Response) -> Outcome {
         match self {
-            Self::Writer(writer) => writer.on_response(sdk, request, response),
+            Self::Writer(writer) => Ok(writer.on_response(sdk, request, response)),
             Self::Loader(loader) => loader.on_response(sdk, request, &response),
             Self::Watcher(watcher) => watcher.on_response(sdk, request, response),
             Self::Reader => Ok((Counted::Read, matches!(response, Response::Read { .. }).into())),
@@ -224,7 +224,7 @@ impl Writer {
         sdk.send(self.target, Request::Append(append));
     }
 
-    fn on_response(&mut self, sdk: &mut Sdk<'_>, request: u64, response: Response) -> Outcome {
+    fn on_response(&mut self, sdk: &mut Sdk<'_>, request: u64, response: Response) -> (Counted, u64) {
         let mut attached = 0;
         match response {
             Response::Appended { id, is_stable } => {
@@ -261,7 +261,7 @@ impl Writer {
             }
             _ => {}
         }
-        Ok((Counted::Attached, attached))
+        (Counted::Attached, attached)
     }
 
     fn detach(&mut self, sdk: &mut Sdk<'_>, hint: Option<Index>) {

@@ -28,24 +28,21 @@ impl Flags {
     /// A text that says what is wrong with them.
     pub fn parse(text: &str) -> Result<Self, String> {
         let names: Vec<&str> = DisabledRule::ALL.iter().map(|rule| rule.name()).collect();
-        let wrong = |flag: &str, value: &str| {
-            format!("simulate: `{flag} {value}` says nothing\n{USAGE} {}", names.join(", "))
-        };
         let (mut seed, mut runs, mut minutes) = (1, None, None);
         let (mut is_traced, mut broken) = (false, DisabledRule::Nothing);
         let mut words = text.split_whitespace();
         while let Some(flag) = words.next() {
-            if flag == "--trace" {
-                is_traced = true;
-                continue;
-            }
-            let value = words.next().unwrap_or_default();
+            let value = if flag == "--trace" { "" } else { words.next().unwrap_or_default() };
             match (flag, value.parse::<u64>(), names.iter().position(|name| *name == value)) {
+                ("--trace", ..) => is_traced = true,
                 ("--seed", Ok(number), _) => seed = number,
                 ("--runs", Ok(number), _) => runs = Some(number),
                 ("--minutes", Ok(number), _) => minutes = Some(number),
                 ("--broken", _, Some(rule)) => broken = DisabledRule::ALL[rule],
-                _ => return Err(wrong(flag, value)),
+                _ => {
+                    let names = names.join(", ");
+                    return Err(format!("simulate: `{flag} {value}` says nothing\n{USAGE} {names}"));
+                }
             }
         }
         let runs = runs.or(is_traced.then_some(1));

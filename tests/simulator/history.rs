@@ -88,18 +88,27 @@ pub struct Contexts {
     all: Vec<(ContextId, Slot)>,
 }
 
+/// The slots of all simulations.
+const SLOTS: [u16; 4] = [3, 257, 600, 1023];
+
 impl Contexts {
     /// Creates contexts in slots, at most 6 in each of 4.
     pub fn new(contexts: usize, slots: usize) -> Self {
-        let known = known();
-        let slots: Vec<Slot> = known.iter().take(slots).map(|(slot, _)| *slot).collect();
-        let all = (0..contexts)
-            .map(|number| {
-                let (slot, names) = &known[number % slots.len()];
-                (names[number / slots.len()].clone(), *slot)
-            })
-            .collect();
-        Self { slots, all }
+        /// Names of six contexts of each slot: to find them takes a while.
+        static NAMES: OnceLock<Vec<Vec<ContextId>>> = OnceLock::new();
+        let names = NAMES.get_or_init(|| {
+            let names = |slot: &u16| {
+                let ids = (0..).map(|number| ContextId::new(format!("context-{number}")).unwrap());
+                ids.filter(|id| Slot::of(id).number() == *slot).take(6).collect()
+            };
+            SLOTS.iter().map(names).collect()
+        });
+        let slots: Vec<Slot> = SLOTS.into_iter().filter_map(Slot::new).take(slots).collect();
+        let context = |number: usize| {
+            let slot = number % slots.len();
+            (names[slot][number / slots.len()].clone(), slots[slot])
+        };
+        Self { all: (0..contexts).map(context).collect(), slots }
     }
 
     pub fn len(&self) -> usize {
@@ -122,23 +131,4 @@ impl Contexts {
     pub fn of(&self, slot: Slot) -> impl Iterator<Item = Context> + '_ {
         (0..self.all.len()).filter(move |context| self.all[*context].1 == slot)
     }
-}
-
-/// Returns four slots, with names of six contexts of each.
-fn known() -> &'static Vec<(Slot, Vec<ContextId>)> {
-    static KNOWN: OnceLock<Vec<(Slot, Vec<ContextId>)>> = OnceLock::new();
-    KNOWN.get_or_init(|| {
-        let mut known: Vec<(Slot, Vec<ContextId>)> =
-            [3, 257, 600, 1023].into_iter().filter_map(Slot::new).map(|slot| (slot, Vec::new())).collect();
-        for number in 0.. {
-            let id = ContextId::new(format!("context-{number}")).unwrap();
-            let slot = Slot::of(&id);
-            if let Some((_, names)) = known.iter_mut().find(|(of, names)| *of == slot && names.len() < 6) {
-                names.push(id);
-            } else if known.iter().all(|(_, names)| names.len() == 6) {
-                break;
-            }
-        }
-        known
-    })
 }

@@ -32,16 +32,6 @@ pub struct Invariants {
     at_risk: Vec<(Context, u64, Member)>,
 }
 
-/// What clients learn: a context up to a size, as a node has it.
-#[derive(Debug)]
-pub struct Observation<'a> {
-    pub what: &'static str,
-    pub node: Index,
-    pub context: Context,
-    pub size: u64,
-    pub history: &'a History,
-}
-
 /// Notes who did something that only one may do; an error names the two who did.
 fn only_one<K: Ord, V: Copy + PartialEq>(known: &mut BTreeMap<K, V>, key: K, who: V) -> Result<(), (V, V)> {
     let other = *known.entry(key).or_insert(who);
@@ -94,35 +84,32 @@ impl Invariants {
         Ok(())
     }
 
-    /// Checks what clients learn that must be on that many disks. `copies` counts the disks that hold it.
+    /// Checks what clients learn of a context, up to a size: what was known before, on that many disks. `copies` counts
+    /// those that hold it.
     pub fn seen(
         &mut self,
         now: u64,
-        seen: &Observation<'_>,
+        (context, size): (Context, u64),
+        history: &History,
         needed: usize,
         copies: impl FnOnce() -> usize,
     ) -> Checked {
         if !self.is_strict {
             return Ok(());
         }
-        let &Observation { what, node, context, size, history } = seen;
         let stable = &mut self.stable[context];
         if size > history.size() {
-            return Err(format!("node {node}: {what} of context {context} up to {size}, which is not there"));
+            return Err(format!("up to {size}, which is not there"));
         }
         let both = size.min(stable.size());
         if history.root_at(both) != stable.root_at(both) {
-            return Err(format!(
-                "node {node}: {what} of context {context} is not what was acknowledged or shown before: {}",
-                differences(history, stable)
-            ));
+            let differences = differences(history, stable);
+            return Err(format!("is not what was acknowledged or shown before: {differences}"));
         }
         if size > stable.size() {
             let copies = copies();
             if copies < needed {
-                return Err(format!(
-                    "node {node}: {what} of context {context} up to {size}, which is on {copies} disks and must be on {needed}"
-                ));
+                return Err(format!("up to {size}, which is on {copies} disks and must be on {needed}"));
             }
             stable.0.extend_from_slice(&history.0[stable.size() as usize..size as usize]);
             self.grown[context].push((now, size));

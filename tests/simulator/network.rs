@@ -67,10 +67,10 @@ impl World {
         match out {
             NodeOutput::Message { to, message } => self.send(index, to, message),
             NodeOutput::Down { stream, body } => {
-                self.send_on(stream, 0, move |world| world.deliver_down(stream, body))
+                self.send_on(stream, 0, move |world| world.deliver_down(stream, body));
             }
             NodeOutput::Up { stream, body } => {
-                self.send_on(stream, 1, move |world| world.deliver_up(stream, body))
+                self.send_on(stream, 1, move |world| world.deliver_up(stream, body));
             }
             NodeOutput::Break { stream } => _ = self.break_stream(stream, 20_000),
             NodeOutput::Respond { client, request, response } => {
@@ -78,7 +78,7 @@ impl World {
                 self.send_response(index, client, request, response);
             }
             NodeOutput::Timer { after, timer } => {
-                self.node_after(after * 1000, index, move |node| node.timer(timer))
+                self.node_after(after * 1000, index, move |node| node.timer(timer));
             }
             NodeOutput::Sync => {
                 let host = &self.hosts[index];
@@ -103,10 +103,10 @@ impl World {
     fn send(&mut self, from: Index, to: Index, mut message: Message) {
         let life = self.hosts[from].life;
         match &mut message {
-            Message::Reply { reply: reply @ CatchUpResponse::Ranges(_), .. } => {
-                if self.random.chance(self.network.link.cut_short) {
-                    *reply = CatchUpResponse::Cut { is_clean: self.random.chance(500) };
-                }
+            Message::Reply { reply: reply @ CatchUpResponse::Ranges(_), .. }
+                if self.random.chance(self.network.link.cut_short) =>
+            {
+                *reply = CatchUpResponse::Cut { is_clean: self.random.chance(500) };
             }
             Message::Hello { stream, .. } => {
                 let known =

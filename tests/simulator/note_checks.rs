@@ -2,7 +2,6 @@
 
 use super::{
     client::Client,
-    invariants::Observation,
     prelude::*,
     run::{Checked, Host, Stage},
 };
@@ -106,8 +105,8 @@ impl World {
             };
             self.hosts.iter().filter(is_on).count()
         };
-        let seen = Observation { what, node, context, size, history };
-        self.invariants.seen(self.now / 1000, &seen, needed, copies)
+        let checked = self.invariants.seen(self.now / 1000, (context, size), history, needed, copies);
+        checked.map_err(|violation| format!("node {node}: {what} of context {context} {violation}"))
     }
 
     /// Checks that a history contains each load as a whole or not at all, wherever it is visible or owned.

@@ -5,7 +5,10 @@ use ledger_core::{
     ownership::{RecoveryApproval, slot_manager::Owner},
 };
 
-use super::{prelude::*, run::Stage};
+use super::{
+    prelude::*,
+    run::{Host, Stage},
+};
 
 /// How often a leaving node asks whether it is still named, in microseconds.
 const LOOKS_EVERY: u64 = 500_000;
@@ -76,7 +79,7 @@ impl World {
     /// Loses most disks of a slot. Forgets what no remaining node knows, and keeps what the others had made visible.
     pub(super) fn lose_most(&mut self) {
         // An unreadable history may be all that is left.
-        if self.hosts.iter().any(|host| host.is_damaged()) {
+        if self.hosts.iter().any(Host::is_damaged) {
             return;
         }
         let slots = self.config.contexts.slots.clone();

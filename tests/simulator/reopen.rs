@@ -3,7 +3,7 @@
 
 use ledger_core::ownership::slot_manager::Event;
 
-use super::{pins::Pins, prelude::*};
+use super::{lane::Commits, pins::Pins, prelude::*};
 
 impl Node {
     /// A sync failed.
@@ -12,7 +12,7 @@ impl Node {
         self.has_failed = true;
         self.can_write();
         self.after_sync.clear();
-        let lost = self.step(|commits, effects| commits.on_write_failed(effects));
+        let lost = self.step(Commits::on_write_failed);
         self.events.extend(lost.into_iter().map(Event::OwnershipLost));
     }
 
@@ -22,7 +22,7 @@ impl Node {
         self.out.push(NodeOutput::Note(Note::Counted(Counted::WritesLost, lost)));
         self.out.push(NodeOutput::Note(Note::Counted(Counted::Reopened, 1)));
         self.replica.on_reopened();
-        let lost = self.step(|commits, effects| commits.on_reopened(effects));
+        let lost = self.step(Commits::on_reopened);
         self.events.extend(lost.into_iter().map(Event::OwnershipLost));
         self.pins = Pins::default();
         self.digests.clear();
