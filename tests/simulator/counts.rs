@@ -28,6 +28,8 @@ named! {
         Restored = "damaged contexts restored",
         Reidentified = "disks that forgot what they promised",
         FetchCut = "responses to fetches that were cut short",
+        Expired = "appends and loads that waited too long for their copies",
+        Checkpoints = "digests that replicas in sync compared",
         Created = "entries written",
         Acknowledged = "acknowledged at m copies",
         AcknowledgedAtFewer = "acknowledged at fewer copies",

@@ -7,72 +7,33 @@
 //! | tiles | roots at earlier sizes, the scrub | reads and appends, until it is found |
 //! | a slot's record | a restart, the scrub | everything, from memory, until the node is started anew |
 
-use std::collections::BTreeSet;
+use super::prelude::*;
 
-use ledger_core::slot::Slot;
-
-use super::{
-    broken::DisabledRule,
-    disk::{Damage, Write},
-    history::Context,
-    node::Node,
-};
+/// What is read of a context.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Read {
+    Head,
+    /// The head, and the entries after a size.
+    After(u64),
+    /// The roots at earlier sizes.
+    Roots,
+}
 
 impl Node {
     /// Damages what the disk holds of a context. Nobody knows yet.
     pub fn damage(&mut self, context: Context, damage: Damage) {
-        if self.config.broken == DisabledRule::DamageIsAbsence {
-            self.ids[context].clear();
-            return self.disk.damage(context, Damage::Head);
-        }
-        if let Some(head) = self.disk.now.histories[context].extent().filter(|_| damage == Damage::Head) {
-            self.lost_sizes.insert(context, head.size.0);
-        }
-        self.disk.damage(context, damage);
+        let is_lost = self.is_broken(DisabledRule::DamageIsAbsence);
+        self.disk.damage(context, if is_lost { Damage::Head } else { damage });
     }
 
     /// Returns whether appends to a context wait for a quorum.
     pub fn waits(&self, context: Context) -> bool {
-        self.commits.has_pending(self.config.contexts.slot(context))
+        self.commits.has_pending(self.slot(context))
     }
 
-    fn damage_of(&self, context: Context) -> Option<Damage> {
+    pub(super) fn damage_of(&self, context: Context) -> Option<Damage> {
         let damage = self.disk.now.damaged.get(&context).copied();
-        damage.filter(|_| self.config.broken != DisabledRule::DamageIsAbsence)
-    }
-
-    /// Returns whether the head of a context cannot be read; a caller that tries records the damage.
-    pub(super) fn lacks_head(&mut self, context: Context) -> bool {
-        let lacks = self.damage_of(context) == Some(Damage::Head);
-        if lacks {
-            self.quarantine.insert(context);
-        }
-        lacks
-    }
-
-    /// Returns whether entries of a context cannot be read, or the context is in quarantine; a caller that tries records
-    /// the damage.
-    pub(super) fn is_damaged(&mut self, context: Context) -> bool {
-        if matches!(self.damage_of(context), Some(Damage::Head | Damage::Entries(_))) {
-            self.quarantine.insert(context);
-        }
-        self.quarantine.contains(&context)
-    }
-
-    /// Does the same for entries after a size, as a fork reads them.
-    pub(super) fn is_damaged_after(&mut self, context: Context, size: u64) -> bool {
-        match self.damage_of(context) {
-            Some(Damage::Entries(to)) if to <= size => self.quarantine.contains(&context),
-            _ => self.is_damaged(context),
-        }
-    }
-
-    /// Does the same for the roots at earlier sizes.
-    pub(super) fn lacks_roots(&mut self, context: Context) -> bool {
-        if self.damage_of(context).is_some() {
-            self.quarantine.insert(context);
-        }
-        self.quarantine.contains(&context)
+        damage.filter(|_| !self.is_broken(DisabledRule::DamageIsAbsence))
     }
 
     /// Returns whether something of a context cannot be read, without recording it.
@@ -80,33 +41,52 @@ impl Node {
         self.damage_of(context).is_some()
     }
 
-    /// Returns whether something of a slot is known to be damaged.
-    pub(super) fn has_damage(&self, slot: Slot) -> bool {
-        self.quarantine.iter().any(|context| self.config.contexts.slot(*context) == slot)
+    /// Returns whether a read fails: the context is damaged there, which is recorded, or in quarantine. A head can be read
+    /// as long as it is not lost itself.
+    pub(super) fn fails(&mut self, context: Context, read: Read) -> bool {
+        let meets = match (self.damage_of(context), read) {
+            (Some(Damage::Head), _) | (Some(_), Read::Roots) => true,
+            (Some(Damage::Entries(to)), Read::After(size)) => to > size,
+            _ => false,
+        };
+        if meets {
+            self.quarantine.insert(context);
+        }
+        meets || read != Read::Head && self.quarantine.contains(&context)
     }
 
-    /// Returns the size of a context, as far as readers may have been shown it.
-    pub(super) fn size_here(&self, context: Context) -> u64 {
-        match self.lost_sizes.get(&context) {
-            Some(size) => *size,
-            None => self.disk.now.histories[context].size(),
-        }
+    /// Does the same for all entries of a context.
+    pub(super) fn is_damaged(&mut self, context: Context) -> bool {
+        self.fails(context, Read::After(0))
+    }
+
+    /// Returns whether something of a slot is known to be damaged.
+    pub(super) fn has_damage(&self, slot: Slot) -> bool {
+        self.quarantine.iter().any(|context| self.slot(*context) == slot)
     }
 
     /// Finds damage that nobody met, and writes damaged records anew from memory.
     pub(super) fn scrub(&mut self) {
-        let damaged: Vec<Context> = self.disk.now.damaged.keys().copied().collect();
-        for context in damaged {
+        for context in self.disk.now.damaged.keys().copied().collect::<Vec<_>>() {
             if self.random.chance(30) && self.is_unreadable(context) {
                 self.quarantine.insert(context);
             }
         }
-        let records: BTreeSet<Slot> = self.disk.now.damaged_records.clone();
-        for slot in records {
+        for slot in self.disk.now.damaged_records.clone() {
             if self.random.chance(30) && self.can_write() {
                 self.disk.write(Write::Record(slot, self.record(slot)));
                 self.want_sync();
             }
+        }
+    }
+
+    /// Reads the disk when the node starts. What cannot be read is in no digest, and known to be damaged from then on.
+    pub(super) fn scan(&mut self) {
+        self.digests.clear();
+        for context in 0..self.config.contexts.len() {
+            self.fails(context, Read::Head);
+            let (slot, head) = (self.slot(context), self.history(context).head());
+            self.digests.entry(slot).or_default().replace(self.config.contexts.id(context), None, Some(head));
         }
     }
 }

@@ -1,14 +1,7 @@
 //! A disk in memory. Reads see a write at once, and a crash keeps every synced write. Of the unsynced ones a crash
 //! keeps the first few, in order, like a log that is written from the front.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
-
-use ledger_core::{Hash, Size, loads::LoadSpan, node::ClusterId, ownership::SlotRecord, slot::Slot};
-
-use super::{
-    history::{Context, Entry, History},
-    random::Random,
-};
+use super::prelude::*;
 
 /// The content of a disk.
 #[derive(Debug, Clone, Default)]
@@ -44,8 +37,8 @@ pub struct Fork {
     /// The size that both histories share.
     pub common: u64,
     pub entries: Vec<Entry>,
-    /// Both heads, as they were compared: size and root.
-    pub heads: [(u64, Hash); 2],
+    /// Both heads, as they were compared.
+    pub heads: [TreeHead; 2],
 }
 
 /// A write.
@@ -60,12 +53,8 @@ pub enum Write {
     Stable(Context),
     /// A history that replaces an unreadable one, with the part of it that a load brought.
     Restore(Context, Vec<Entry>, Option<LoadSpan>),
-    Fork(Fork),
-    /// Used only in the variant that drops forks.
-    Drop {
-        context: Context,
-        common: u64,
-    },
+    /// Leaves a suffix, and keeps it unless the variant drops forks.
+    Fork(Fork, bool),
 }
 
 impl Store {
@@ -79,9 +68,9 @@ impl Store {
             Write::Append(context, entries) => self.histories[*context].0.extend_from_slice(entries),
             Write::Load(context, entries) => {
                 let history = &mut self.histories[*context].0;
-                let (after, to) = (history.len() as u64, (history.len() + entries.len()) as u64);
+                let after = Size(history.len() as u64);
                 history.extend_from_slice(entries);
-                let span = LoadSpan { after: Size(after), to: Size(to) };
+                let span = LoadSpan { after, to: Size(history.len() as u64) };
                 let span = self.loaded.get(context).map_or(span, |before| span.with(*before));
                 self.loaded.insert(*context, span);
             }
@@ -92,11 +81,10 @@ impl Store {
                 self.loaded.remove(context);
                 self.loaded.extend(loaded.map(|span| (*context, span)));
             }
-            Write::Fork(fork) => {
+            Write::Fork(fork, is_kept) => {
                 self.histories[fork.context].0.truncate(fork.common as usize);
-                self.forks.push(fork.clone());
+                self.forks.extend(is_kept.then(|| fork.clone()));
             }
-            Write::Drop { context, common } => self.histories[*context].0.truncate(*common as usize),
         }
     }
 }
@@ -190,7 +178,8 @@ impl Disk {
         self.synced(self.synced + survive);
         let lost = self.unsynced.len() as u64;
         self.unsynced.clear();
-        self.written = self.synced;
+        // What is lost keeps its numbers: a sync of them that is under way ends with nothing.
+        (self.synced, self.is_syncing) = (self.written, false);
         self.now = self.durable.clone();
         lost
     }

@@ -45,9 +45,13 @@ impl History {
         }
     }
 
-    /// Returns what enters a digest; `None` for an empty history, which is no context.
-    pub fn extent(&self) -> Option<TreeHead> {
-        (self.size() > 0).then(|| TreeHead { size: Size(self.size()), root: self.root() })
+    pub fn head(&self) -> TreeHead {
+        TreeHead { size: Size(self.size()), root: self.root() }
+    }
+
+    /// Returns the sequence of the entry with an id.
+    pub fn find(&self, id: u64) -> Option<u64> {
+        self.0.iter().rev().find(|entry| entry.id == id).map(|entry| entry.sequence)
     }
 
     /// Returns the epoch of the newest entry.

@@ -208,7 +208,7 @@ impl Invariants {
                 // The members' histories are equal by now; a former member may hold something else.
                 there[context].extend(entries.iter().map(|entry| entry.id));
             }
-            let fits = |fork: &&Fork| fork.heads[0].0 == fork.common + fork.entries.len() as u64;
+            let fits = |fork: &&Fork| fork.heads[0].size.0 == fork.common + fork.entries.len() as u64;
             if let Some(fork) = store.forks.iter().find(|fork| !fits(fork)) {
                 return Err(format!("the evidence of a fork of context {} does not fit it", fork.context));
             }

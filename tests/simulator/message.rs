@@ -6,11 +6,10 @@ use ledger_core::{
     ContextId, Hash, Size,
     catch_up::{Missing, WantedRange},
     compare,
-    digest::Digest,
-    loads::LoadSpan,
-    node::{ClusterId, Member, ReplicaSet, StorageId},
+    digest::{NodeDigest, TreeHead},
+    node::{ClusterId, Member, StorageId},
     ownership::{Claim, slot_manager},
-    replication::{CommitIndex, WriteQuorum},
+    replication::{CommitIndex, WriteQuorum, replica::SyncOffer},
     slot::Slot,
 };
 
@@ -53,31 +52,21 @@ pub enum Message {
         claim: Claim,
         answer: slot_manager::MemberResponse,
     },
+    /// A request, sent again until it is answered.
     Question {
         number: u64,
         to: Member,
-        question: CatchUpRequest,
+        question: PeerRequest,
     },
     Reply {
         number: u64,
-        reply: CatchUpResponse,
-    },
-    /// Asks a member of a slot to stage a load beside its entries.
-    Stage {
-        number: u64,
-        to: Member,
-        slot: Slot,
-        claim: Claim,
-        range: Range,
-    },
-    Staged {
-        number: u64,
+        reply: PeerResponse,
     },
 }
 
-/// A request of a node that catches up.
+/// What a node asks another one.
 #[derive(Debug, Clone)]
-pub enum CatchUpRequest {
+pub enum PeerRequest {
     Compare(compare::CompareRequest),
     /// Asks for the next part of a response to a fetch with this number.
     Fetch {
@@ -85,21 +74,14 @@ pub enum CatchUpRequest {
         wanted: Rc<[WantedRange]>,
         part: u64,
     },
-    /// Asks for the entries of a context in one message, to replace what cannot be read.
-    Whole {
-        context: Context,
-        after: u64,
-        to: u64,
-    },
     /// Asks the owner to offer slots.
-    SyncOffers {
-        from: Member,
-        slots: Vec<Slot>,
-    },
+    SyncOffers(Member, Vec<Slot>),
+    /// Asks a member of a slot to stage a load beside its entries.
+    Stage(Slot, Claim, Range),
 }
 
 #[derive(Debug, Clone)]
-pub enum CatchUpResponse {
+pub enum PeerResponse {
     Compare(compare::CompareResponse),
     /// A part of a response to a fetch.
     Ranges(Rc<[FetchItem]>),
@@ -107,11 +89,8 @@ pub enum CatchUpResponse {
     Cut {
         is_clean: bool,
     },
-    /// All entries, and which of them must be installed as a whole.
-    Whole(Range, Option<LoadSpan>),
-    /// The requested entries exist and cannot be read.
-    Unreadable,
     Done,
+    Refused,
 }
 
 /// What a source sends in a response to a fetch.
@@ -120,21 +99,20 @@ pub enum FetchItem {
     Range {
         range: Range,
         together_to: Option<Size>,
-        /// If more ranges of the context follow: the size and the root with all of them.
-        whole: Option<(u64, Hash)>,
+        /// If more ranges of the context follow: the tree head with all of them.
+        whole: Option<TreeHead>,
     },
     Missing(ContextId, Missing),
     End,
 }
 
-/// Entries of one context, between two roots.
+/// Entries of one context, between two tree heads.
 #[derive(Debug, Clone)]
 pub struct Range {
     pub context: Context,
-    pub after: u64,
-    pub after_root: Hash,
+    pub after: TreeHead,
     pub entries: Rc<[Entry]>,
-    pub root: Hash,
+    pub end: TreeHead,
 }
 
 /// A range, as the slot's owner or claimant sends it.
@@ -145,28 +123,22 @@ pub struct Part {
     pub range: Range,
     /// Whether it must be installed as a whole.
     pub is_load: bool,
-    /// If set, the part does not contain its entries, and the receiver has staged them up to this size.
-    pub staged_to: Option<u64>,
+    /// Whether its entries are not in it, but staged at the receiver.
+    pub is_staged: bool,
 }
 
 /// From an owner to a replica: delivered in order, or the stream breaks.
 #[derive(Debug, Clone)]
 pub enum OwnerMessage {
-    Commit { number: u64, parts: Vec<Part> },
+    Commit {
+        number: u64,
+        parts: Vec<Part>,
+    },
     SyncOffer(Box<SyncOffer>),
     CommitIndex(CommitIndex),
+    /// The digest of slots as they are at this place.
+    DigestCheckpoint(Vec<Slot>, NodeDigest),
     LeaseRenewal(Vec<slot_manager::LeaseRenewal>),
-}
-
-#[derive(Debug, Clone)]
-pub struct SyncOffer {
-    pub number: u64,
-    pub slot: Slot,
-    pub claim: Claim,
-    pub members: ReplicaSet,
-    pub is_confirmed: bool,
-    pub previous: Option<ReplicaSet>,
-    pub digest: Digest,
 }
 
 /// From the replica, on the same stream.

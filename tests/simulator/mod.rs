@@ -5,8 +5,8 @@
 //! | --- | --- |
 //! | [`node`], [`perform`], [`streams`], [`node_output`] | the shell around [`ledger_core::ownership::SlotManager`] |
 //! | [`lane`], [`replicate`], [`serve`] | the shell around [`ledger_core::replication::SlotCommits`], the replica's side of a lane, and the responses to clients |
-//! | [`pins`] | what readers see of a database whose last writes are not committed |
 //! | [`loads`] | loads, in `ledger_store::write::load` and `ledger_cluster::replicate::staging` |
+//! | [`questions`] | calls of other nodes, with retries |
 //! | [`catch_up`], [`source`] | the shell around [`ledger_core::catch_up`], and a node that others fetch from |
 //! | [`damage`], [`heal`] | what a node cannot read, in `ledger_store::integrity`; the shell around [`ledger_core::healing`] |
 //! | [`reopen`], [`kept`] | a database that is opened anew, in `ledger_store::engine`; what is kept for clients |
@@ -49,9 +49,9 @@ mod node_output;
 mod note_checks;
 mod operators;
 mod perform;
-mod pins;
 mod plan;
 mod prelude;
+mod questions;
 mod random;
 mod reopen;
 mod replicate;

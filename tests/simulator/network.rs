@@ -1,7 +1,7 @@
 //! The network, and the path through it: delivers messages and streams with everything that may happen to them.
 
 use super::{
-    message::{CatchUpResponse, Message, OwnerMessage, ReplicaMessage},
+    message::{Message, OwnerMessage, PeerResponse, ReplicaMessage},
     plan::Link,
     prelude::*,
 };
@@ -103,10 +103,10 @@ impl World {
     fn send(&mut self, from: Index, to: Index, mut message: Message) {
         let life = self.hosts[from].life;
         match &mut message {
-            Message::Reply { reply: reply @ CatchUpResponse::Ranges(_), .. }
+            Message::Reply { reply: reply @ PeerResponse::Ranges(_), .. }
                 if self.random.chance(self.network.link.cut_short) =>
             {
-                *reply = CatchUpResponse::Cut { is_clean: self.random.chance(500) };
+                *reply = PeerResponse::Cut { is_clean: self.random.chance(500) };
             }
             Message::Hello { stream, .. } => {
                 let known =

@@ -1,41 +1,30 @@
 //! A node: the slot manager, and around it what the shell of a real node does. It knows neither the network nor the
 //! other nodes, and leaves all its outputs in `out`.
 
-use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
-    rc::Rc,
-};
-
 use ledger_core::{
-    catch_up::SyncSchedule,
+    catch_up::{Event as RunEvent, SyncSchedule},
     digest::SlotDigest,
     healing::HealSchedule,
-    node::{ClusterId, Member, NodeId, ReplicaSet, StorageId},
     ownership::{
-        Claim, DeclaredLosses, Placement, SlotManager, SlotRecord,
-        slot_manager::{DamagedSlots, DecommissionMode, Event, MemberResponse, Millis},
+        Promise, SlotManager,
+        slot_manager::{DamagedSlots, Effect},
     },
+    rendezvous,
     replication::{
         Peer,
-        replica::{RecordChange, Replica, ReplicaStream},
+        replica::{RecordChange, Replica},
     },
-    slot::Slot,
 };
 
 use super::{
-    broken::DisabledRule,
-    catch_up::{Question, Run},
-    disk::{Disk, Write},
+    catch_up::Run,
     gossip::{Gossip, Published},
-    heal::Healing,
-    history::Context,
-    lane::{Commits, Queued},
+    lane::{Commits, Pins},
     loads::Loading,
-    message::{Index, Message, Part, Range},
-    node_output::{AfterSync, Config, NodeOutput, Note, Outgoing, Timer},
-    pins::Pins,
-    random::Random,
+    prelude::*,
+    questions::Question,
     source::Served,
+    streams::{Incoming, Outgoing},
 };
 
 #[derive(Debug)]
@@ -55,25 +44,21 @@ pub struct Node {
     pub(super) is_writable: bool,
     /// Whether a write failed, and the database was not opened anew since.
     pub(super) has_failed: bool,
-    /// What clients have not read yet, in entries.
-    pub(super) unread: BTreeMap<usize, u64>,
     pub(super) out: Vec<NodeOutput>,
     pub(super) events: VecDeque<Event>,
     pub(super) after_sync: VecDeque<(u64, AfterSync)>,
     next_number: u64,
-    // Streams.
     pub(super) outgoing: BTreeMap<Index, Outgoing>,
-    pub(super) incoming: BTreeMap<Index, (u64, Member)>,
-    /// What came on the stream of each node.
-    pub(super) received: BTreeMap<Index, ReplicaStream>,
+    pub(super) incoming: BTreeMap<Index, Incoming>,
     // The lane.
     pub(super) commits: Commits,
     /// The claim in which this node last served each slot.
     pub(super) served: BTreeMap<Slot, Claim>,
-    pub(super) queue: Vec<Queued>,
+    pub(super) queue: Vec<(ClientRequest, Append)>,
+    /// What clients have not read yet, in entries.
+    pub(super) unread: BTreeMap<usize, u64>,
     pub(super) pins: Pins,
     pub(super) replica: Replica<Context, Part>,
-    pub(super) ids: Vec<BTreeMap<u64, u64>>,
     pub(super) digests: BTreeMap<Slot, SlotDigest>,
     /// Loads that members are staging.
     pub(super) loads: BTreeMap<Context, Loading>,
@@ -82,16 +67,15 @@ pub struct Node {
     // Damage.
     /// Contexts that were found damaged.
     pub(super) quarantine: BTreeSet<Context>,
-    /// The sizes of contexts whose heads were lost while this node ran: it knows what readers were shown.
-    pub(super) lost_sizes: BTreeMap<Context, u64>,
     pub(super) heal_schedule: HealSchedule,
-    /// Attempts to restore a context, each by the number of the question that it waits for.
-    pub(super) healing: BTreeMap<u64, Healing>,
     /// The damage that the slot manager knows of.
     pub(super) damage: DamagedSlots,
     // Catching up.
     pub(super) runs: BTreeMap<u64, Run>,
     pub(super) schedules: BTreeMap<Member, SyncSchedule>,
+    /// When the schedules are looked at next.
+    pub(super) schedules_at: Option<Millis>,
+    /// What other nodes were asked and have not answered.
     pub(super) questions: BTreeMap<u64, Question>,
     /// Responses to fetches of others.
     pub(super) fetches: BTreeMap<u64, Served>,
@@ -104,7 +88,7 @@ pub fn index_of(node: &NodeId) -> Index {
     node.as_str()[1..].parse().unwrap()
 }
 
-pub(super) fn peer_of(index: Index) -> Peer {
+pub fn peer_of(index: Index) -> Peer {
     Peer::new(index as u8).unwrap()
 }
 
@@ -118,13 +102,11 @@ impl Node {
         now: Millis,
         random: Random,
     ) -> Self {
-        let slots = config.contexts.slots.clone();
-        let records = disk.now.records.clone();
+        let (slots, records) = (config.contexts.slots.clone(), disk.now.records.clone());
         let mut slot_manager = SlotManager::of(slots, member.clone(), config.settings.clone(), records, now);
         if disk.now.cluster.is_some() {
             slot_manager.set_identified();
         }
-        let contexts = config.contexts.len();
         let mut node = Self {
             index,
             member,
@@ -139,30 +121,27 @@ impl Node {
             leaving: None,
             is_writable: true,
             has_failed: false,
-            unread: BTreeMap::new(),
             out: Vec::new(),
             events: VecDeque::new(),
             after_sync: VecDeque::new(),
             next_number: incarnation << 32,
             outgoing: BTreeMap::new(),
             incoming: BTreeMap::new(),
-            received: BTreeMap::new(),
             commits: Commits::default(),
             served: BTreeMap::new(),
             queue: Vec::new(),
+            unread: BTreeMap::new(),
             pins: Pins::default(),
             replica: Replica::default(),
-            ids: vec![BTreeMap::new(); contexts],
             digests: BTreeMap::new(),
             loads: BTreeMap::new(),
             arrived: BTreeMap::new(),
             quarantine: BTreeSet::new(),
-            lost_sizes: BTreeMap::new(),
             heal_schedule: HealSchedule::default(),
-            healing: BTreeMap::new(),
             damage: DamagedSlots::default(),
             runs: BTreeMap::new(),
             schedules: BTreeMap::new(),
+            schedules_at: None,
             questions: BTreeMap::new(),
             fetches: BTreeMap::new(),
             handed_over: Vec::new(),
@@ -177,59 +156,29 @@ impl Node {
         ((self.index as u64) << 48) | self.next_number
     }
 
-    /// Processes the queued events. Returns the outputs.
-    pub fn run(&mut self) -> Vec<NodeOutput> {
-        while let Some(event) = self.events.pop_front() {
-            let event = self.seen(event);
-            if !matches!(
-                event,
-                Event::Tick
-                    | Event::NodesObserved(_)
-                    | Event::LeaseRenewed { .. }
-                    | Event::LeaseRenewalAnswered { .. }
-            ) {
-                self.trace(|_| format!("{event:?}"));
-            }
-            for effect in self.slot_manager.step(self.now, event) {
-                self.trace(|_| format!("    => {effect:?}"));
-                self.perform(effect);
-            }
-        }
-        if self.config.broken == DisabledRule::Nothing
-            && let Err(violation) = self.commits.check()
-        {
-            self.out.push(NodeOutput::Note(Note::Violated(violation)));
-        }
-        std::mem::take(&mut self.out)
+    pub(super) fn slot(&self, context: Context) -> Slot {
+        self.config.contexts.slot(context)
     }
 
-    /// In the variant that reads the members off gossip, returns what the slot manager gets to see.
-    fn seen(&self, event: Event) -> Event {
-        if self.config.broken != DisabledRule::MembersOffGossip {
-            return event;
-        }
-        match event {
-            Event::RecordChanged(slot, Some(mut record)) => {
-                record.placement = record.placement.map(|known| self.off_gossip(slot, known));
-                Event::RecordChanged(slot, Some(record))
-            }
-            Event::Response { from, slot, claim, answer: MemberResponse::Promised(mut promise) } => {
-                promise.placement = promise.placement.map(|known| self.off_gossip(slot, known));
-                Event::Response { from, slot, claim, answer: MemberResponse::Promised(promise) }
-            }
-            event => event,
-        }
+    pub(super) fn id(&self, context: Context) -> ContextId {
+        self.config.contexts.id(context).clone()
     }
 
-    fn off_gossip(&self, slot: Slot, known: Placement) -> Placement {
-        use ledger_core::{node::ReplicaSet, rendezvous};
-        let alive = self.gossip.alive(self.now, self.config.dead_after);
-        let order = rendezvous::preference_order(slot, alive.iter().map(|(_, member)| member.node.clone()));
-        let first = order.into_iter().take(self.config.settings.replication_factor);
-        let members = first.filter_map(|node| alive.iter().find(|(_, member)| member.node == node));
-        match ReplicaSet::new(members.map(|(_, member)| member.clone())) {
-            Ok(set) => Placement { members: set, is_confirmed: true, ..known },
-            Err(_) => known,
+    pub(super) fn history(&self, context: Context) -> &History {
+        &self.disk.now.histories[context]
+    }
+
+    pub(super) fn is_broken(&self, rule: DisabledRule) -> bool {
+        self.config.broken == rule
+    }
+
+    pub(super) fn note(&mut self, note: Note) {
+        self.out.push(NodeOutput::Note(note));
+    }
+
+    pub(super) fn count(&mut self, what: Counted, times: u64) {
+        if times > 0 {
+            self.note(Note::Counted(what, times));
         }
     }
 
@@ -237,8 +186,56 @@ impl Node {
     pub(super) fn trace(&mut self, what: impl FnOnce(&Self) -> String) {
         if self.config.is_traced {
             let what = what(self);
-            self.out.push(NodeOutput::Note(Note::Trace(what)));
+            self.note(Note::Trace(what));
         }
+    }
+
+    pub(super) fn send(&mut self, to: Index, message: Message) {
+        self.out.push(NodeOutput::Message { to, message });
+    }
+
+    pub(super) fn respond(&mut self, (client, request): ClientRequest, response: Response) {
+        self.out.push(NodeOutput::Respond { client, request, response });
+    }
+
+    /// Processes the queued events. Returns the outputs.
+    pub fn run(&mut self) -> Vec<NodeOutput> {
+        while let Some(event) = self.events.pop_front() {
+            let event = self.seen(event);
+            for effect in self.slot_manager.step(self.now, event.clone()) {
+                if !matches!(effect, Effect::RenewLeases { .. }) {
+                    self.trace(|_| format!("{event:?} => {effect:?}"));
+                }
+                self.perform(effect);
+            }
+        }
+        if self.is_broken(DisabledRule::Nothing)
+            && let Err(violation) = self.commits.check()
+        {
+            self.note(Note::Violated(violation));
+        }
+        std::mem::take(&mut self.out)
+    }
+
+    /// In the variant that reads the members off gossip, changes what the slot manager gets to see.
+    fn seen(&self, mut event: Event) -> Event {
+        if self.is_broken(DisabledRule::MembersOffGossip)
+            && let Event::RecordChanged(slot, Some(SlotRecord { placement: Some(known), .. }))
+            | Event::Response {
+                slot,
+                answer: MemberResponse::Promised(Promise { placement: Some(known), .. }),
+                ..
+            } = &mut event
+        {
+            let alive = self.gossip.alive(self.now, self.config.dead_after);
+            let order = rendezvous::preference_order(*slot, alive.iter().map(|(_, of)| of.node.clone()));
+            let first = order.into_iter().take(self.config.settings.replication_factor);
+            let members = first.filter_map(|node| alive.iter().find(|(_, member)| member.node == node));
+            if let Ok(members) = ReplicaSet::new(members.map(|(_, member)| member.clone())) {
+                (known.members, known.is_confirmed) = (members, true);
+            }
+        }
+        event
     }
 
     /// Acts; called a few times per second.
@@ -261,15 +258,12 @@ impl Node {
             owned: self.slot_manager.owned().into_iter().collect(),
         });
         self.gossip.hear(self.now, &[said]);
-        let mut others: Vec<Index> = self.gossip.known().chain(self.config.seeds.iter().copied()).collect();
-        others.sort_unstable();
-        others.dedup();
-        others.retain(|other| *other != self.index);
+        let others: BTreeSet<Index> = self.gossip.known().chain(self.config.seeds.iter().copied()).collect();
+        let others: Vec<Index> = others.into_iter().filter(|other| *other != self.index).collect();
         for _ in 0..2 {
             if let Some(to) = self.random.pick(&others) {
                 let (cluster, said_by) = (self.disk.now.cluster, self.member.storage);
-                let message = Message::Gossip { cluster, said_by, all: self.gossip.all() };
-                self.out.push(NodeOutput::Message { to, message });
+                self.send(to, Message::Gossip { cluster, said_by, all: self.gossip.all() });
             }
         }
         if let Some(seen) = self.gossip.changed(self.now, self.config.dead_after) {
@@ -278,8 +272,13 @@ impl Node {
         self.events.push_back(Event::Tick);
         self.scrub();
         self.heal();
+        self.expire();
         self.spread_all();
         self.connect();
+        if self.random.chance(200) {
+            self.send_digest_checkpoints();
+        }
+        self.check_kept_for_nodes();
     }
 
     pub fn drain(&mut self, is_draining: bool) {
@@ -327,7 +326,7 @@ impl Node {
     pub(super) fn is_ours(&mut self, theirs: Option<ClusterId>, said_by: StorageId) -> bool {
         let Some(theirs) = theirs else { return true };
         if let Some(ours) = self.disk.now.cluster {
-            return ours == theirs || self.config.broken == DisabledRule::ClustersMerge;
+            return ours == theirs || self.is_broken(DisabledRule::ClustersMerge);
         }
         let records = self.disk.now.records.values();
         let sets = records.filter_map(|record| record.placement.as_ref()).map(|placement| &placement.members);
@@ -350,15 +349,11 @@ impl Node {
 
     /// Does something once everything written so far is durable.
     pub(super) fn after_sync(&mut self, what: AfterSync) {
-        if self.config.broken == DisabledRule::NoSync {
-            self.want_sync();
-            return self.done(what);
-        }
-        if self.disk.synced == self.disk.written {
+        self.want_sync();
+        if self.is_broken(DisabledRule::NoSync) || self.disk.synced == self.disk.written {
             return self.done(what);
         }
         self.after_sync.push_back((self.disk.written, what));
-        self.want_sync();
     }
 
     pub(super) fn want_sync(&mut self) {
@@ -373,35 +368,26 @@ impl Node {
             return self.on_write_failed();
         }
         self.disk.synced(up_to);
-        while self.after_sync.front().is_some_and(|(write, _)| *write <= up_to) {
-            if let Some((_, what)) = self.after_sync.pop_front() {
-                self.done(what);
-            }
+        while let Some((_, what)) = self.after_sync.pop_front_if(|(write, _)| *write <= up_to) {
+            self.done(what);
         }
         self.want_sync();
     }
 
-    fn done(&mut self, what: AfterSync) {
+    pub(super) fn done(&mut self, what: AfterSync) {
         match what {
             AfterSync::Own(number) => {
                 self.step(|commits, effects| commits.advance_durable_here(number, effects));
             }
-            AfterSync::Up { to, stream, body } => {
-                if self.incoming.get(&to).is_some_and(|(known, _)| *known == stream) {
-                    self.out.push(NodeOutput::Up { stream, body });
-                }
-            }
             // The record may be newer by now, but the slot manager must not see more than is durable.
             AfterSync::Recorded(slot) => {
-                let store = if self.config.broken == DisabledRule::NoSync {
-                    &self.disk.now
-                } else {
-                    &self.disk.durable
-                };
+                let is_synced = !self.is_broken(DisabledRule::NoSync);
+                let store = if is_synced { &self.disk.durable } else { &self.disk.now };
                 let record = store.records.get(&slot).cloned().unwrap_or_default();
                 self.events.push_back(Event::RecordChanged(slot, Some(record)));
             }
-            AfterSync::Answer { to, slot, claim, answer } => self.answer(&to, slot, claim, answer),
+            AfterSync::Fetched(run) => self.tell(run, RunEvent::WritesFinished),
+            AfterSync::Output(output) => self.out.push(output),
             AfterSync::Told(event) => self.events.push_back(event),
         }
     }
@@ -410,7 +396,12 @@ impl Node {
         match timer {
             Timer::Commit => self.commit(),
             Timer::Question(number) => self.send_question(number),
-            Timer::Schedule(owner) => self.schedule_timer(owner),
+            Timer::Schedules(at) => {
+                if self.schedules_at == Some(at) {
+                    self.schedules_at = None;
+                    self.run_schedules();
+                }
+            }
         }
     }
 }

@@ -1,23 +1,11 @@
 //! The outputs of a node, and its configuration.
 
-use std::rc::Rc;
+use ledger_core::ownership::Recovery;
 
-use ledger_core::{
-    Epoch,
-    node::Member,
-    ownership::{
-        Claim, Recovery,
-        slot_manager::{Event, MemberResponse, Millis, OwnershipSettings},
-    },
-    slot::Slot,
-};
+use super::prelude::*;
 
-use super::{
-    broken::DisabledRule,
-    counts::Counted,
-    history::{Context, Contexts, Entry},
-    message::{Index, Message, OwnerMessage, ReplicaMessage, Response},
-};
+/// A client, and the number of its request.
+pub type ClientRequest = (usize, u64);
 
 /// An output of a node.
 #[derive(Debug)]
@@ -56,8 +44,8 @@ pub enum NodeOutput {
 pub enum Timer {
     Commit,
     Question(u64),
-    /// The schedule of an owner's slots.
-    Schedule(Index),
+    /// The schedules of other owners' slots, which were to be looked at then.
+    Schedules(Millis),
 }
 
 /// A report to the simulation.
@@ -102,31 +90,15 @@ pub enum Note {
     Trace(String),
 }
 
-/// A stream to another node.
-#[derive(Debug)]
-pub struct Outgoing {
-    pub stream: u64,
-    pub member: Member,
-    pub is_up: bool,
-    pub since: Millis,
-}
-
 /// What happens once a write is durable.
 #[derive(Debug)]
 pub enum AfterSync {
+    /// A commit of the node's own is durable here.
     Own(u64),
-    Up {
-        to: Index,
-        stream: u64,
-        body: ReplicaMessage,
-    },
     Recorded(Slot),
-    Answer {
-        to: Member,
-        slot: Slot,
-        claim: Claim,
-        answer: MemberResponse,
-    },
+    /// What a run of catching up fetched is durable.
+    Fetched(u64),
+    Output(NodeOutput),
     /// Tell the slot manager.
     Told(Event),
 }

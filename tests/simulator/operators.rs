@@ -105,7 +105,12 @@ impl World {
         for slot in slots.into_iter().filter(|slot| self.is_hit(*slot, &lost)).collect::<Vec<_>>() {
             for context in self.config.contexts.of(slot) {
                 let left = self.hosts.iter().filter(|host| !lost.contains(&host.member));
-                let shown = left.filter_map(|host| host.node.as_ref()?.visible_size(context)).max();
+                // A disk whose writes fail may yet lose what its node shows.
+                let kept = |node: &Node| {
+                    let durable = node.disk.durable.histories[context].size();
+                    node.visible_size(context).map(|shown| shown.min(durable))
+                };
+                let shown = left.filter_map(|host| host.node.as_ref().and_then(kept)).max();
                 let shown = shown.unwrap_or_default();
                 self.note(|| format!("context {context} goes on with what survivors showed: {shown}"));
                 self.invariants.forget(context, shown);

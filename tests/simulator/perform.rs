@@ -2,108 +2,89 @@
 //! `ledger_cluster::ownership::driver` and `ledger_cluster::peers::service`.
 
 use ledger_core::{
-    node::Member,
-    ownership::{
-        Claim,
-        slot_manager::{Effect, Event, MemberRequest, MemberResponse},
-    },
-    replication::replica::RecordChange,
-    slot::Slot,
+    ownership::slot_manager::Effect,
+    replication::replica::{RecordChange, SyncOffer},
 };
 
-use super::{
-    message::{Message, OwnerMessage, SyncOffer},
-    node::{Node, index_of, peer_of},
-    node_output::{AfterSync, NodeOutput, Note},
-};
+use super::prelude::*;
 
 impl Node {
     /// Handles a request to this node's replica, from itself or another node.
-    pub(super) fn asked(&mut self, from: Member, slot: Slot, claim: Claim, ask: MemberRequest) {
-        if let MemberRequest::QuerySlot { sent_at } = ask {
-            let known = self.slot_manager.slot_knowledge(self.now, slot);
-            return self.answer(&from, slot, claim, MemberResponse::SlotKnown { asked: sent_at, known });
-        }
-        let Some(change) = RecordChange::requested(ask, claim.clone()) else {
-            self.handed_over.push(slot);
-            self.events.push_back(Event::HandoverReceived(slot, claim.clone()));
-            return self.answer(&from, slot, claim, MemberResponse::Done);
-        };
-        if !self.can_write() {
-            return self.answer(&from, slot, claim, MemberResponse::Unavailable);
-        }
-        match self.change(slot, change).response() {
-            answer @ (MemberResponse::Promised(_) | MemberResponse::Done) => {
-                self.after_sync(AfterSync::Answer { to: from, slot, claim, answer });
+    pub(super) fn asked(&mut self, from: &Member, slot: Slot, claim: Claim, ask: MemberRequest) {
+        let change = RecordChange::requested(ask, claim.clone());
+        let answer = match (ask, change) {
+            (MemberRequest::QuerySlot { sent_at: asked }, _) => {
+                let known = self.slot_manager.slot_knowledge(self.now, slot);
+                MemberResponse::SlotKnown { asked, known }
             }
-            answer => self.answer(&from, slot, claim, answer),
-        }
+            (_, None) => {
+                self.handed_over.push(slot);
+                self.events.push_back(Event::HandoverReceived(slot, claim.clone()));
+                MemberResponse::Done
+            }
+            _ if !self.can_write() => MemberResponse::Unavailable,
+            (_, Some(change)) => {
+                let answer = self.change(slot, change).response();
+                let answer = self.answer(from, slot, claim, answer);
+                return self.after_sync(answer);
+            }
+        };
+        self.done(self.answer(from, slot, claim, answer));
     }
 
-    pub(super) fn answer(&mut self, to: &Member, slot: Slot, claim: Claim, answer: MemberResponse) {
+    /// Returns how an answer gets to a member.
+    fn answer(&self, to: &Member, slot: Slot, claim: Claim, answer: MemberResponse) -> AfterSync {
         let from = self.member.clone();
         if *to == self.member {
-            self.events.push_back(Event::Response { from, slot, claim, answer });
-        } else {
-            let message = Message::Answer { from, slot, claim, answer };
-            self.out.push(NodeOutput::Message { to: index_of(&to.node), message });
+            return AfterSync::Told(Event::Response { from, slot, claim, answer });
         }
+        let message = Message::Answer { from, slot, claim, answer };
+        AfterSync::Output(NodeOutput::Message { to: index_of(&to.node), message })
     }
 
     pub(super) fn perform(&mut self, effect: Effect) {
         if !matches!(effect, Effect::AddInSync { .. } | Effect::RenewLeases { .. }) {
-            self.out.push(NodeOutput::Note(Note::Moment));
+            self.note(Note::Moment);
         }
         match effect {
-            Effect::SendRequest { to, slot, claim, request } => {
+            Effect::SendRequest { to, slot, claim, request: ask } => {
                 let from = self.member.clone();
                 if to == self.member {
-                    self.asked(from, slot, claim, request);
+                    self.asked(&from, slot, claim, ask);
                 } else {
-                    let index = index_of(&to.node);
-                    let message = Message::Ask { from, to, slot, claim, ask: request };
-                    self.out.push(NodeOutput::Message { to: index, message });
+                    self.send(index_of(&to.node), Message::Ask { from, to, slot, claim, ask });
+                }
+            }
+            Effect::OfferSync { to, slot, claim, members, is_confirmed, previous } if to == self.member => {
+                let change = RecordChange::Accept { claim, members, is_confirmed, previous, offer: None };
+                let changed_for = change.changed_for();
+                let outcome = if self.can_write() { Some(self.change(slot, change)) } else { None };
+                if let Some(event) = changed_for.event(to, slot, outcome) {
+                    self.after_sync(AfterSync::Told(event));
                 }
             }
             Effect::OfferSync { to, slot, claim, members, is_confirmed, previous } => {
-                if to == self.member {
-                    let change = RecordChange::Accept { claim, members, is_confirmed, previous, offer: None };
-                    let changed_for = change.changed_for();
-                    let outcome = if self.can_write() { Some(self.change(slot, change)) } else { None };
-                    if let Some(event) = changed_for.event(to, slot, outcome) {
-                        self.after_sync(AfterSync::Told(event));
-                    }
-                } else {
-                    let offer = SyncOffer {
-                        number: 0,
-                        slot,
-                        claim,
-                        members,
-                        is_confirmed,
-                        previous,
-                        digest: self.digest(slot),
-                    };
-                    self.add_stream_peer(&to, offer);
-                }
+                let (lane, number, digest) = (0, 0, self.digest(slot));
+                let offer = SyncOffer { lane, number, slot, claim, members, is_confirmed, previous, digest };
+                self.offer_sync(&to, offer);
             }
             Effect::CatchUp { slot, claim, from } => self.catch_up_for_claim(slot, claim, from),
-            Effect::RecordRecovery { slot, recovery, .. } => {
-                self.out.push(NodeOutput::Note(Note::Recovered { slot, recovery }));
-            }
+            Effect::RecordRecovery { slot, recovery, .. } => self.note(Note::Recovered { slot, recovery }),
             Effect::BeginServing { slot, claim, write_quorum } => {
-                let was_handed_over = self.handed_over.contains(&slot);
-                self.handed_over.retain(|of| *of != slot);
-                self.begin_serving(slot, &claim, write_quorum, was_handed_over);
+                self.begin_serving(slot, &claim, write_quorum);
             }
-            Effect::AddInSync { slot, claim, member } => self.add_in_sync(slot, &claim, &member),
+            Effect::AddInSync { slot, claim, member } => {
+                if member != self.member {
+                    let peer = peer_of(index_of(&member.node));
+                    self.step(|commits, effects| commits.add_in_sync(slot, &claim, peer, effects));
+                }
+            }
             Effect::RemoveReplica { slot, claim, member } => {
                 self.commits.remove_peer(slot, &claim, peer_of(index_of(&member.node)));
             }
             Effect::RenewLeases { to, slots } => {
-                let stream =
-                    self.outgoing.get(&index_of(&to.node)).filter(|out| out.is_up && out.member == to);
-                if let Some(stream) = stream.map(|out| out.stream) {
-                    self.out.push(NodeOutput::Down { stream, body: OwnerMessage::LeaseRenewal(slots) });
+                if let Some(stream) = self.stream_to(&to) {
+                    self.send_down(stream, OwnerMessage::LeaseRenewal(slots));
                 }
             }
             Effect::StopAppends { slot, claim } => {
@@ -111,8 +92,7 @@ impl Node {
             }
             Effect::DeclineHandover { slot, claim } => {
                 let (from, to) = (self.member.clone(), index_of(&claim.claimant));
-                let message = Message::Answer { from, slot, claim, answer: MemberResponse::Unavailable };
-                self.out.push(NodeOutput::Message { to, message });
+                self.send(to, Message::Answer { from, slot, claim, answer: MemberResponse::Unavailable });
             }
             Effect::RecordFormed { slot } => {
                 if self.can_write() {
@@ -120,7 +100,9 @@ impl Node {
                 }
             }
             Effect::StepDown { slot } => {
-                self.step_down(slot);
+                if !self.is_broken(DisabledRule::StaleOwner) {
+                    self.step(|commits, effects| commits.step_down(slot, effects));
+                }
             }
         }
     }

@@ -6,11 +6,13 @@ pub use std::{
 };
 
 pub use ledger_core::{
-    Epoch, Hash,
+    ContextId, Epoch, Hash, Size,
+    digest::{Bucket, Digest, TreeHead},
+    loads::LoadSpan,
     node::{ClusterId, Member, NodeId, ReplicaSet, StorageId},
     ownership::{
         Claim, DeclaredLosses, SlotRecord,
-        slot_manager::{DecommissionMode, OwnershipSettings},
+        slot_manager::{DecommissionMode, Event, MemberRequest, MemberResponse, Millis, OwnershipSettings},
     },
     slot::Slot,
 };
@@ -18,11 +20,15 @@ pub use ledger_core::{
 pub use super::{
     broken::DisabledRule,
     counts::Counted,
-    disk::{Damage, Disk, Store},
+    damage::Read,
+    disk::{Damage, Disk, Fork, Store, Write},
     history::{Context, Contexts, Entry, History},
-    message::Index,
-    node::{Node, index_of},
-    node_output::{Config, NodeOutput, Note},
+    message::{
+        Append, FetchItem, Index, Message, OwnerMessage, Part, PeerRequest, PeerResponse, Range,
+        ReplicaMessage, Request, Response,
+    },
+    node::{Node, index_of, peer_of},
+    node_output::{AfterSync, ClientRequest, Config, NodeOutput, Note, Timer},
     random::Random,
     run::World,
 };

@@ -1,53 +1,37 @@
 //! Carries out what the replica's machine decides about messages from the owners of slots, on the node's disk and
 //! streams, as `ledger_store::write::lane::{replicate, records}` and `ledger_cluster::replicate::replica_stream` do.
 
-use std::rc::Rc;
-
 use ledger_core::{
-    Hash, Size,
-    digest::TreeHead,
-    ownership::{
-        Claim, SlotRecord,
-        slot_manager::{Event, LeaseRenewal, SyncOfferOutcome},
+    digest::NodeDigest,
+    ownership::slot_manager::{LeaseRenewal, SyncOfferOutcome},
+    replication::{
+        replica::{
+            Accepted, Admission, CheckpointAnswer, CommitAnswer, LocalHistory, PartContent, PartDecision,
+            PartHeader, PartResult, PartSource, RecordBatch, RecordChange, RecordChangeOutcome,
+            RenewalAnswer, ReplicateOutcome, SlotCondition, SyncOffer,
+        },
+        slot_commits::Visibility,
     },
-    replication::replica::{
-        Accepted, Admission, CommitAnswer, LocalHistory, Offer, PartContent, PartDecision, PartHeader,
-        PartResult, PartSource, RecordBatch, RecordChange, RecordChangeOutcome, RenewalAnswer,
-        ReplicateOutcome, SlotCondition,
-    },
-    replication::slot_commits::Visibility,
-    slot::Slot,
 };
 
-use super::{
-    broken::DisabledRule,
-    counts::Counted,
-    disk::{Fork, Write},
-    history::{Context, Entry},
-    message::{Index, OwnerMessage, Part, ReplicaMessage, SyncOffer},
-    node::Node,
-    node_output::{AfterSync, NodeOutput, Note},
-};
+use super::{prelude::*, streams::Incoming};
 
 /// What a buffered part costs, in bytes: few find room, so that some are dropped.
-const BUFFERED_PART: usize = 1 << 20;
+pub const BUFFERED_PART: usize = 1 << 20;
 
 impl Part {
     fn header(&self, source: PartSource) -> PartHeader<'_> {
-        let range = &self.range;
-        let after = TreeHead { size: Size(range.after), root: range.after_root };
-        let (content, count) = match self.staged_to {
-            Some(to) => (PartContent::Staged, to.saturating_sub(range.after)),
-            None => (PartContent::Entries, range.entries.len() as u64),
-        };
-        PartHeader { slot: self.slot, claim: &self.claim, after, count, root: range.root, source, content }
+        let Range { after, end, .. } = self.range;
+        let content = if self.is_staged { PartContent::Staged } else { PartContent::Entries };
+        let (count, root) = (end.size.0 - after.size.0, end.root);
+        PartHeader { slot: self.slot, claim: &self.claim, after, count, root, source, content }
     }
 }
 
 impl Node {
     /// Handles a message from a slot's owner, on its stream.
     pub fn down(&mut self, from: Index, stream: u64, body: OwnerMessage) {
-        if self.incoming.get(&from).is_none_or(|(known, _)| *known != stream) {
+        if self.incoming.get(&from).is_none_or(|known| known.stream != stream) {
             // The stream is of an earlier life.
             return self.out.push(NodeOutput::Break { stream });
         }
@@ -60,11 +44,13 @@ impl Node {
                 match CommitAnswer::of(outcomes) {
                     CommitAnswer::Durable => {
                         let body = ReplicaMessage::Durable(number);
-                        self.after_sync(AfterSync::Up { to: from, stream, body });
+                        self.after_sync(AfterSync::Output(NodeOutput::Up { stream, body }));
                     }
                     CommitAnswer::Refused(refusals) => {
                         for (slot, claim, by) in refusals {
-                            self.answer_offer(stream, slot, claim, SyncOfferOutcome::Refused(by));
+                            let outcome = SyncOfferOutcome::Refused(by);
+                            let body = ReplicaMessage::SyncOfferAnswered { slot, claim, outcome };
+                            self.out.push(NodeOutput::Up { stream, body });
                         }
                         self.break_stream(from);
                     }
@@ -75,7 +61,8 @@ impl Node {
                 }
             }
             OwnerMessage::SyncOffer(offer) => self.on_sync_offer(from, stream, *offer),
-            OwnerMessage::LeaseRenewal(slots) => self.renewal(from, stream, &slots),
+            OwnerMessage::LeaseRenewal(slots) => self.on_lease_renewal(from, &slots),
+            OwnerMessage::DigestCheckpoint(slots, theirs) => self.on_digest_checkpoint(from, &slots, theirs),
             OwnerMessage::CommitIndex(index) => {
                 self.step(|commits, effects| commits.advance_commit_index(&[index], effects));
             }
@@ -89,33 +76,47 @@ impl Node {
         number: u64,
         claims: impl IntoIterator<Item = &'a Claim>,
     ) -> bool {
-        self.received.get_mut(&from).is_some_and(|stream| stream.on_sent(0, number, claims).is_ok())
-    }
-
-    fn answer_offer(&mut self, stream: u64, slot: Slot, claim: Claim, outcome: SyncOfferOutcome) {
-        let body = ReplicaMessage::SyncOfferAnswered { slot, claim, outcome };
-        self.out.push(NodeOutput::Up { stream, body });
+        self.incoming.get_mut(&from).is_some_and(|known| known.received.on_sent(0, number, claims).is_ok())
     }
 
     /// Handles a lease renewal, after everything that the owner sent before it.
-    fn renewal(&mut self, from: Index, stream: u64, slots: &[LeaseRenewal]) {
-        let Some((_, owner)) = self.incoming.get(&from) else { return };
-        let owner = owner.clone();
+    fn on_lease_renewal(&mut self, from: Index, slots: &[LeaseRenewal]) {
         let state = |of: &LeaseRenewal| {
-            let record = self.record(of.slot);
-            (of.slot, self.replica.sync_state(of.slot, &of.claim, Some(&record)))
+            (of.slot, self.replica.sync_state(of.slot, &of.claim, Some(&self.record(of.slot))))
         };
         let RenewalAnswer { refused, in_sync } = RenewalAnswer::of(slots, &slots.iter().map(state).collect());
-        let now = self.now;
-        let after = self.received.get_mut(&from).map_or(0, |stream| stream.on_renewal_answered(now));
-        self.out.push(NodeOutput::Up { stream, body: ReplicaMessage::LeaseRenewed(refused) });
-        self.events.push_back(Event::LeaseRenewed { from: owner, after, slots: in_sync });
+        let Some(Incoming { stream, from, received }) = self.incoming.get_mut(&from) else { return };
+        let after = received.on_renewal_answered(self.now);
+        let body = ReplicaMessage::LeaseRenewed(refused);
+        self.out.push(NodeOutput::Up { stream: *stream, body });
+        self.events.push_back(Event::LeaseRenewed { from: from.clone(), after, slots: in_sync });
     }
 
-    /// Brings a slot in sync with its owner, unless that is under way.
-    fn follow(&mut self, slot: Slot, claim: &Claim, from: Index) {
-        if let Some((_, owner)) = self.incoming.get(&from).cloned() {
-            self.follow_owner(slot, claim, &owner);
+    /// Compares what this replica holds with the owner's digest, at its place in the stream.
+    fn on_digest_checkpoint(&mut self, from: Index, slots: &[Slot], theirs: NodeDigest) {
+        let Some(Incoming { stream, from: owner, .. }) = self.incoming.get(&from) else { return };
+        let (stream, owner) = (*stream, owner.node.clone());
+        let status = |slot: &Slot| {
+            let (record, digest) = (self.record(*slot), Some(self.digest(*slot)));
+            (*slot, self.replica.status(*slot, &owner, Some(&record), digest))
+        };
+        let CheckpointAnswer { promised, is_same } =
+            CheckpointAnswer::of(slots.iter().map(status).collect(), theirs);
+        for (slot, by) in promised {
+            let (claim, outcome) = (by.clone(), SyncOfferOutcome::Refused(by));
+            let body = ReplicaMessage::SyncOfferAnswered { slot, claim, outcome };
+            self.out.push(NodeOutput::Up { stream, body });
+        }
+        self.count(Counted::Checkpoints, is_same.is_some().into());
+        if is_same == Some(false) {
+            // One that claims the slot itself may have fetched what the stream is yet to bring.
+            let follows = |slot: &Slot| self.record(*slot).promised.is_some_and(|by| by.claimant == owner);
+            if self.is_broken(DisabledRule::Nothing)
+                && slots.iter().all(|slot| follows(slot) && !self.has_damage(*slot))
+            {
+                self.note(Note::Violated("a replica in sync has something else than its owner".to_owned()));
+            }
+            self.break_stream(from);
         }
     }
 
@@ -123,12 +124,10 @@ impl Node {
     pub(super) fn apply_part(&mut self, part: Part, number: u64) -> ReplicateOutcome {
         let (slot, context) = (part.slot, part.range.context);
         let outcome = self.apply_one(part, PartSource::of_number(number));
-        if !matches!(outcome, ReplicateOutcome::Durable(_)) {
-            self.trace(|_| format!("part of {slot:?}, context {context}, commit {number}: {outcome:?}"));
-            return outcome;
-        }
-        while let Some((part, number)) =
-            self.replica.next_buffered(slot, &context, Size(self.disk.now.histories[context].size()))
+        self.trace(|_| format!("part of {slot:?}, context {context}, commit {number}: {outcome:?}"));
+        while matches!(outcome, ReplicateOutcome::Durable(_))
+            && let size = self.history(context).head().size
+            && let Some((part, number)) = self.replica.next_buffered(slot, &context, size)
         {
             self.apply_one(part, PartSource::Buffered(number));
         }
@@ -146,16 +145,15 @@ impl Node {
         if admitted.hides() {
             self.hide(slot);
         }
-        let local = if self.lacks_head(context) {
+        let local = if self.fails(context, Read::Head) {
             LocalHistory::Unreadable
         } else {
-            let history = &self.disk.now.histories[context];
-            LocalHistory::Readable(TreeHead { size: Size(history.size()), root: history.root() })
+            LocalHistory::Readable(self.history(context).head())
         };
         let result = match admitted.place(&header, local) {
             PartDecision::Append { skip } => self.write_part(&part, &part.range.entries, skip, source),
             PartDecision::Install => match self.arrived.get(&context) {
-                Some(arrived) if (arrived.after, arrived.root) == (part.range.after, part.range.root) => {
+                Some(arrived) if (arrived.after, arrived.end) == (part.range.after, part.range.end) => {
                     let entries = Rc::clone(&arrived.entries);
                     self.write_part(&part, &entries, 0, source)
                 }
@@ -172,32 +170,33 @@ impl Node {
 
     /// Verifies and writes the entries of a part but the first ones.
     fn write_part(&mut self, part: &Part, entries: &[Entry], skip: u64, source: PartSource) -> PartResult {
-        let context = part.range.context;
-        if self.disk.now.histories[context].root() != root_after(part.range.after_root, entries, skip) {
+        let (slot, context) = (part.slot, part.range.context);
+        let skipped = skip.checked_sub(1).and_then(|last| entries.get(last as usize));
+        if self.history(context).root() != skipped.map_or(part.range.after.root, |entry| entry.root) {
             return PartResult::Diverged;
         }
         if !self.can_write() {
             return PartResult::Invalid("the disk is full".to_owned());
         }
-        let new = &entries[skip as usize..];
         self.pin(context);
+        let new = &entries[skip as usize..];
         if part.is_load {
             self.put_in_place(context, new);
         } else {
             self.extend(context, new);
         }
-        let size = self.disk.now.histories[context].size();
-        let (slot, epoch, number, write) =
-            (part.slot, part.claim.epoch, source.number(), vec![(context, size)]);
+        let size = self.history(context).head().size;
+        let (epoch, write) = (part.claim.epoch, vec![(context, size.0)]);
+        let number = source.number();
         self.step(|commits, effects| commits.record_replicated(slot, epoch, number, write, effects));
         self.show_uncommitted(context);
-        PartResult::Reaches(Size(size))
+        PartResult::Reaches(size)
     }
 
     /// Returns the record that this replica goes by.
     fn heeded_record(&self, slot: Slot) -> SlotRecord {
         let mut record = self.record(slot);
-        if self.config.broken == DisabledRule::NoPromiseCheck {
+        if self.is_broken(DisabledRule::NoPromiseCheck) {
             record.promised = None;
         }
         record
@@ -222,8 +221,8 @@ impl Node {
         }
         let (records, accepted) = batch.into_parts();
         for (slot, record) in records {
-            if let Some(promised) = &record.promised
-                && self.config.broken != DisabledRule::StaleOwner
+            if let Some(promised) =
+                record.promised.as_ref().filter(|_| !self.is_broken(DisabledRule::StaleOwner))
             {
                 self.commits.fence(slot, promised);
             }
@@ -243,22 +242,20 @@ impl Node {
         if !self.is_in_order(from, offer.number, [&offer.claim]) || !self.can_write() {
             return self.break_stream(from);
         }
-        let SyncOffer { number, slot, claim, members, is_confirmed, digest, previous } = offer;
-        let offer = Some(Offer { digest, number });
-        let accept = RecordChange::Accept { claim: claim.clone(), members, is_confirmed, previous, offer };
-        let outcome = self.change(slot, accept);
+        let (number, slot, claim) = (offer.number, offer.slot, offer.claim.clone());
+        let outcome = self.change(slot, offer.into_change());
         let is_counted = outcome == RecordChangeOutcome::Diverged { was_in_sync: true };
         let outcome = outcome.offer_outcome();
-        if outcome == SyncOfferOutcome::Diverged {
-            self.follow(slot, &claim, from);
+        if outcome == SyncOfferOutcome::Diverged
+            && let Some(owner) = self.incoming.get(&from).map(|known| known.from.clone())
+        {
+            self.follow_owner(slot, &claim, owner);
         }
         // This write also covers everything sent before the offer, so acknowledge it: no later message may.
-        self.after_sync(AfterSync::Up { to: from, stream, body: ReplicaMessage::Durable(number) });
-        if matches!(outcome, SyncOfferOutcome::Accepted | SyncOfferOutcome::Diverged) {
-            let body = ReplicaMessage::SyncOfferAnswered { slot, claim, outcome };
-            self.after_sync(AfterSync::Up { to: from, stream, body });
-        } else {
-            self.answer_offer(stream, slot, claim, outcome);
+        for body in
+            [ReplicaMessage::Durable(number), ReplicaMessage::SyncOfferAnswered { slot, claim, outcome }]
+        {
+            self.after_sync(AfterSync::Output(NodeOutput::Up { stream, body }));
         }
         if is_counted {
             self.break_stream(from);
@@ -271,47 +268,15 @@ impl Node {
     }
 
     /// Moves what comes after a common size to a fork.
-    pub(super) fn fork_tail(&mut self, context: Context, common: u64, theirs: (u64, Hash)) {
-        let slot = self.config.contexts.slot(context);
+    pub(super) fn fork_tail(&mut self, context: Context, common: u64, theirs: TreeHead) {
+        let slot = self.slot(context);
         self.hide(slot);
         self.replica.on_history_replaced(slot, &context);
-        let history = &self.disk.now.histories[context];
-        let (before, ours) = (history.extent(), (history.size(), history.root()));
-        let entries = history.0[common as usize..].to_vec();
-        for entry in &entries {
-            self.ids[context].remove(&entry.id);
-        }
-        if self.config.broken == DisabledRule::ForksDropped {
-            self.disk.write(Write::Drop { context, common });
-        } else {
-            self.disk.write(Write::Fork(Fork { context, common, entries, heads: [ours, theirs] }));
-        }
-        self.changed(context, before);
+        let history = self.history(context);
+        let (entries, heads) = (history.0[common as usize..].to_vec(), [history.head(), theirs]);
+        let is_kept = !self.is_broken(DisabledRule::ForksDropped);
+        self.write(context, Write::Fork(Fork { context, common, entries, heads }, is_kept));
         self.trace(|_| format!("leaves what comes after {common} entries of context {context}"));
-        self.out.push(NodeOutput::Note(Note::Counted(Counted::Forked, 1)));
+        self.count(Counted::Forked, 1);
     }
-
-    /// Updates the digest of a slot.
-    pub(super) fn changed(&mut self, context: Context, before: Option<TreeHead>) {
-        let now = self.disk.now.histories[context].extent();
-        let config = Rc::clone(&self.config);
-        let digest = self.digests.entry(config.contexts.slot(context)).or_default();
-        digest.replace(config.contexts.id(context), before, now);
-    }
-
-    /// Reads the disk when the node starts. What cannot be read is in no digest, and known to be damaged from then
-    /// on.
-    pub(super) fn scan(&mut self) {
-        for context in 0..self.config.contexts.len() {
-            self.lacks_head(context);
-            let ids = self.disk.now.histories[context].0.iter().map(|entry| (entry.id, entry.sequence));
-            self.ids[context] = ids.collect();
-            self.changed(context, None);
-        }
-    }
-}
-
-/// Returns the root after some of the entries that follow a root.
-fn root_after(root: Hash, entries: &[Entry], count: u64) -> Hash {
-    count.checked_sub(1).and_then(|last| entries.get(last as usize)).map_or(root, |entry| entry.root)
 }

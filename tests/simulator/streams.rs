@@ -1,12 +1,26 @@
 //! The streams of a node, and the messages that other nodes send it.
 
-use ledger_core::{ownership::slot_manager::Event, replication::replica::ReplicaStream};
+use ledger_core::replication::replica::ReplicaStream;
 
-use super::{
-    message::{Index, Message, ReplicaMessage},
-    node::{Node, peer_of},
-    node_output::{NodeOutput, Outgoing},
-};
+use super::prelude::*;
+
+/// A stream to another node.
+#[derive(Debug)]
+pub struct Outgoing {
+    pub stream: u64,
+    pub member: Member,
+    pub is_up: bool,
+    pub since: Millis,
+}
+
+/// A stream that another node opened.
+#[derive(Debug)]
+pub struct Incoming {
+    pub stream: u64,
+    pub from: Member,
+    /// What came on it.
+    pub received: ReplicaStream,
+}
 
 impl Node {
     /// Opens streams to the living nodes.
@@ -23,32 +37,38 @@ impl Node {
             }
             self.close(to);
             let stream = self.number();
-            let hello = Message::Hello { stream, from: self.member.clone(), to: member.clone() };
+            self.send(to, Message::Hello { stream, from: self.member.clone(), to: member.clone() });
             self.outgoing.insert(to, Outgoing { stream, member, is_up: false, since: self.now });
-            self.out.push(NodeOutput::Message { to, message: hello });
         }
+    }
+
+    /// Returns the stream to a member, if it is there.
+    pub(super) fn stream_to(&self, to: &Member) -> Option<u64> {
+        let out = self.outgoing.get(&index_of(&to.node));
+        out.filter(|out| out.is_up && out.member == *to).map(|out| out.stream)
+    }
+
+    pub(super) fn send_down(&mut self, stream: u64, body: OwnerMessage) {
+        self.out.push(NodeOutput::Down { stream, body });
     }
 
     /// Closes the stream to a node, because it broke.
     pub(super) fn close(&mut self, to: Index) {
-        if let Some(gone) = self.outgoing.remove(&to)
-            && gone.is_up
-        {
+        if let Some(gone) = self.outgoing.remove(&to).filter(|gone| gone.is_up) {
             self.commits.peer_disconnected(peer_of(to));
             self.events.push_back(Event::PeerDisconnected(gone.member));
         }
     }
 
     pub fn stream_lost(&mut self, stream: u64) {
-        let of = self.outgoing.iter().find(|(_, outgoing)| outgoing.stream == stream).map(|(to, _)| *to);
-        if let Some(to) = of {
-            self.close(to);
+        if let Some((to, _)) = self.outgoing.iter().find(|(_, outgoing)| outgoing.stream == stream) {
+            self.close(*to);
         }
     }
 
     /// Breaks a stream that another node opened.
     pub(super) fn break_stream(&mut self, from: Index) {
-        if let Some((stream, _)) = self.incoming.remove(&from) {
+        if let Some(Incoming { stream, .. }) = self.incoming.remove(&from) {
             self.out.push(NodeOutput::Break { stream });
         }
     }
@@ -61,27 +81,26 @@ impl Node {
                 }
             }
             Message::Hello { stream, from: member, to } => {
-                let is_new = self.incoming.get(&from).is_none_or(|(known, _)| *known < stream);
+                let is_new = self.incoming.get(&from).is_none_or(|known| known.stream < stream);
                 // A node whose disk takes no writes takes no stream.
                 if to == self.member && self.is_writable && is_new {
                     // No slot of that node is in sync until the node confirms it on this stream.
                     self.replica.on_stream_started(&member.node);
-                    self.received.insert(from, ReplicaStream::begin(member.clone(), self.now));
-                    self.incoming.insert(from, (stream, member));
-                    self.out.push(NodeOutput::Message { to: from, message: Message::Welcome { stream } });
+                    let received = ReplicaStream::begin(member.clone(), self.now);
+                    self.incoming.insert(from, Incoming { stream, from: member, received });
+                    self.send(from, Message::Welcome { stream });
                 }
             }
             Message::Welcome { stream } => {
-                if let Some(outgoing) = self.outgoing.get_mut(&from).filter(|known| known.stream == stream)
-                    && !outgoing.is_up
-                {
+                let known = self.outgoing.get_mut(&from).filter(|known| known.stream == stream);
+                if let Some(outgoing) = known.filter(|known| !known.is_up) {
                     outgoing.is_up = true;
                     self.events.push_back(Event::PeerConnected(outgoing.member.clone()));
                 }
             }
             Message::Ask { from, to, slot, claim, ask } => {
                 if to == self.member {
-                    self.asked(from, slot, claim, ask);
+                    self.asked(&from, slot, claim, ask);
                 }
             }
             Message::Answer { from, slot, claim, answer } => {
@@ -90,26 +109,17 @@ impl Node {
             Message::Question { number, to, question } => {
                 if to == self.member {
                     let reply = self.reply(question);
-                    self.out
-                        .push(NodeOutput::Message { to: from, message: Message::Reply { number, reply } });
+                    self.send(from, Message::Reply { number, reply });
                 }
             }
-            Message::Reply { number, reply } => self.replied(number, reply),
-            Message::Stage { number, to, slot, claim, range } => {
-                if to == self.member {
-                    self.stage(from, number, slot, &claim, range);
-                }
-            }
-            Message::Staged { number } => self.staged(from, number),
+            Message::Reply { number, reply } => self.answered(number, Some(reply)),
         }
     }
 
     /// Handles a message from the replica at the other end of a stream.
     pub fn up(&mut self, from: Index, stream: u64, body: ReplicaMessage) {
-        let Some(member) = self.outgoing.get(&from).filter(|known| known.stream == stream && known.is_up)
-        else {
-            return;
-        };
+        let known = self.outgoing.get(&from).filter(|known| known.stream == stream && known.is_up);
+        let Some(member) = known.map(|known| known.member.clone()) else { return };
         match body {
             ReplicaMessage::Durable(number) => {
                 let peer = peer_of(from);
@@ -117,12 +127,10 @@ impl Node {
                 assert_eq!(known, Ok(()), "a replica acknowledges what it was never sent");
             }
             ReplicaMessage::SyncOfferAnswered { slot, claim, outcome } => {
-                let from = member.member.clone();
-                self.events.push_back(Event::SyncOfferAnswered { from, slot, claim, outcome });
+                self.events.push_back(Event::SyncOfferAnswered { from: member, slot, claim, outcome });
             }
             ReplicaMessage::LeaseRenewed(refused) => {
-                let from = member.member.clone();
-                self.events.push_back(Event::LeaseRenewalAnswered { from, refused });
+                self.events.push_back(Event::LeaseRenewalAnswered { from: member, refused });
             }
         }
     }

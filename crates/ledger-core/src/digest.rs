@@ -177,8 +177,10 @@ impl SlotDigest {
     }
 
     /// Notes that a context of this slot went from `old` (`None`: it was not there) to `new` (`None`: it
-    /// is no more).
+    /// is no more). A context without entries does not count, so that it equals an absent one.
     pub fn replace(&mut self, context: &ContextId, old: Option<TreeHead>, new: Option<TreeHead>) {
+        let is_counted = |head: &TreeHead| head.size.0 > 0;
+        let (old, new) = (old.filter(is_counted), new.filter(is_counted));
         if old == new {
             return;
         }
@@ -193,8 +195,12 @@ impl SlotDigest {
         self.bucket_mut(Bucket::of(context)).add_all(&change);
     }
 
-    /// Replaces the digest of a bucket by one that the caller counted anew.
-    pub fn set_bucket(&mut self, bucket: Bucket, digest: Digest) {
+    /// Counts a bucket anew, from all contexts in it.
+    pub fn recount(&mut self, bucket: Bucket, contexts: impl IntoIterator<Item = (ContextId, TreeHead)>) {
+        let mut digest = Digest::default();
+        for (context, head) in contexts.into_iter().filter(|(_, head)| head.size.0 > 0) {
+            digest.add(&context, head);
+        }
         let known = *self.bucket_mut(bucket);
         self.whole.remove_all(&known);
         self.whole.add_all(&digest);

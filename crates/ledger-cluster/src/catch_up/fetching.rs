@@ -15,9 +15,8 @@ use ledger_core::{
 };
 use ledger_proto::ledger::v1::{FetchContext, FetchRequest, FetchedRange};
 use ledger_store::{
-    EntryRange, IncomingLoad, LoadDescriptor, PendingFetched, StoreError,
-    budget::Permit,
-    replicate::replica::{Part, ReplicateOutcome},
+    EntryRange, IncomingLoad, LoadDescriptor, PendingFetched, StoreError, budget::Permit,
+    replicate::replica::Part,
 };
 use tokio::time::timeout;
 
@@ -187,17 +186,13 @@ impl Run<'_> {
         let mut moved = BTreeSet::new();
         for (slot, outcome) in pending.durable().await {
             let result = match outcome {
-                Ok(ReplicateOutcome::Durable(_)) => continue,
-                Ok(ReplicateOutcome::Gap | ReplicateOutcome::Diverged) => {
-                    if !moved.insert(slot) {
-                        continue;
-                    }
-                    WriteResult::Moved
-                }
-                Ok(ReplicateOutcome::Refused { by, .. }) => WriteResult::Refused(by),
-                Ok(ReplicateOutcome::Invalid(reason)) => WriteResult::Failed(Failure::Invalid(reason)),
-                Err(error) => WriteResult::Failed(Failure::Store(error.to_string())),
+                Ok(outcome) => WriteResult::of(outcome),
+                Err(error) => Some(WriteResult::Failed(Failure::Store(error.to_string()))),
             };
+            let Some(result) = result else { continue };
+            if result == WriteResult::Moved && !moved.insert(slot) {
+                continue;
+            }
             self.step(Event::Written(slot, result));
         }
     }

@@ -10,8 +10,7 @@ use ledger_core::{
         slot_manager::{Event, LeaseRenewal, SyncOfferOutcome},
     },
     replication::replica::{
-        CheckpointAnswer, CommitAnswer, Offer, RecordChange, RecordChangeOutcome, RenewalAnswer,
-        ReplicaStream, StreamError,
+        CheckpointAnswer, CommitAnswer, RecordChangeOutcome, RenewalAnswer, ReplicaStream, StreamError,
     },
     slot::Slot,
 };
@@ -252,9 +251,7 @@ async fn accept(
     let mut changes = Vec::with_capacity(offers.len());
     for offer in offers {
         claims.insert(offer.slot, offer.claim.clone());
-        let SyncOffer { slot, claim, members, is_confirmed, previous, digest, number, .. } = offer;
-        let offer = Some(Offer { digest, number });
-        changes.push((slot, RecordChange::Accept { claim, members, is_confirmed, previous, offer }));
+        changes.push((offer.slot, offer.into_change()));
     }
     let changed = shared.change_slots(changes).await.map_err(stopping)?;
     let (mut behind, mut is_counted) = (BTreeMap::new(), false);

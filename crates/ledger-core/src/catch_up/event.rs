@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use crate::{ContextId, compare::CompareResponse, digest::Digest, ownership::Claim, slot::Slot};
+use crate::{
+    ContextId, compare::CompareResponse, digest::Digest, ownership::Claim,
+    replication::replica::ReplicateOutcome, slot::Slot,
+};
 
 use super::{Failure, Missing};
 
@@ -83,4 +86,16 @@ pub enum WriteResult {
     Refused(Claim),
     /// The shell failed.
     Failed(Failure),
+}
+
+impl WriteResult {
+    /// Returns what to tell of a range that was written; `None` if it is simply durable.
+    pub fn of(outcome: ReplicateOutcome) -> Option<Self> {
+        match outcome {
+            ReplicateOutcome::Durable(_) => None,
+            ReplicateOutcome::Gap | ReplicateOutcome::Diverged => Some(Self::Moved),
+            ReplicateOutcome::Refused { by, .. } => Some(Self::Refused(by)),
+            ReplicateOutcome::Invalid(reason) => Some(Self::Failed(Failure::Invalid(reason))),
+        }
+    }
 }

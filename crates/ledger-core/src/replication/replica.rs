@@ -32,6 +32,7 @@ mod part;
 mod range_fit;
 mod record_change;
 mod stream;
+mod sync_offer;
 #[cfg(test)]
 mod tests;
 
@@ -50,6 +51,7 @@ pub use record_change::{
     WhyUnavailable,
 };
 pub use stream::{CommitAnswer, ReplicaStream, StreamError};
+pub use sync_offer::SyncOffer;
 
 use crate::{
     Size,
@@ -128,6 +130,11 @@ impl<C: MapKey + Eq + Clone, P> Replica<C, P> {
     /// Returns whether buffered parts of a slot wait for entries before them.
     pub fn is_buffering(&self, slot: Slot) -> bool {
         self.out_of_order.has(slot)
+    }
+
+    /// Returns how many bytes the buffered parts cost; at most [`MAX_OUT_OF_ORDER_BYTES`].
+    pub fn buffered_bytes(&self) -> usize {
+        self.out_of_order.bytes()
     }
 
     /// Takes the next buffered part of a context that has this size by now. Apply it as [`PartSource::Buffered`].

@@ -82,20 +82,14 @@ impl Digests {
     /// Recounts the bucket of a context that is at `now`, if its previous tree head is unknown. Nothing may write to
     /// the slot meanwhile.
     pub(crate) fn recount(&self, db: &Db, context: &ContextId, now: TreeHead) -> Result<(), StoreError> {
-        let mut digest = Digest::default();
         let others = read_bucket(db, context)?.into_iter().filter_map(|(other, head)| Some((other, head?)));
-        for (other, head) in others.chain([(context.clone(), now)]) {
-            if let Some(head) = counted(head) {
-                digest.add(&other, head);
-            }
-        }
-        self.of_slot(Slot::of(context)).lock().set_bucket(Bucket::of(context), digest);
+        let all = others.chain([(context.clone(), now)]);
+        self.of_slot(Slot::of(context)).lock().recount(Bucket::of(context), all);
         Ok(())
     }
 
     /// Records that a context went from `old` to `new`; `None`: it does not exist.
     pub(crate) fn replace(&self, context: &ContextId, old: Option<TreeHead>, new: Option<TreeHead>) {
-        let (old, new) = (old.and_then(counted), new.and_then(counted));
         self.of_slot(Slot::of(context)).lock().replace(context, old, new);
     }
 
@@ -141,7 +135,7 @@ fn read_all(
         names.count(slot, context.as_str());
         match record::decode_head(value) {
             Ok((_, head)) => {
-                fresh[usize::from(slot.number())].replace(&context, None, counted(head.tree_head()));
+                fresh[usize::from(slot.number())].replace(&context, None, Some(head.tree_head()));
             }
             Err(error) => quarantine.record(&damaged(&context, Sequence(0), &error.to_string())),
         }
@@ -212,7 +206,7 @@ fn read_by_index(
     let all = (0..=u8::MAX).map(Bucket).collect();
     for slot in (0..SLOTS).filter_map(Slot::new).filter(|slot| slots(*slot)) {
         each_head(db, slot, &all, |context, head| match head {
-            Ok(head) => fresh[usize::from(slot.number())].replace(context, None, counted(head.tree_head())),
+            Ok(head) => fresh[usize::from(slot.number())].replace(context, None, Some(head.tree_head())),
             Err(error) => quarantine.record(&error),
         })?;
     }
@@ -245,10 +239,6 @@ fn each_head(
         }
         true
     })
-}
-
-fn counted(extent: TreeHead) -> Option<TreeHead> {
-    (extent.size.0 > 0).then_some(extent)
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use std::{
 };
 
 pub use ledger_core::replication::replica::{
-    RecordChange, RecordChangeOutcome, ReplicaStatus, ReplicateOutcome, SyncState,
+    RecordChange, RecordChangeOutcome, ReplicaStatus, ReplicateOutcome, SyncOffer, SyncState,
 };
 use ledger_core::{
     ContextId,
@@ -131,27 +131,6 @@ pub struct StagingRequest {
     pub events: mpsc::Sender<(Peer, StagingProgress)>,
     /// Fails when the load is in place, or given up: what is staged then and not put in place is of no use.
     pub cancelled: watch::Receiver<()>,
-}
-
-/// The offer to accept an epoch.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SyncOffer {
-    /// The lane whose stream it is in.
-    pub lane: u16,
-    /// The commits of that lane up to this number come before it.
-    pub number: u64,
-    /// The slot.
-    pub slot: Slot,
-    /// The claim.
-    pub claim: Claim,
-    /// The slot's members.
-    pub members: ReplicaSet,
-    /// Whether they were confirmed.
-    pub is_confirmed: bool,
-    /// The members that these are to follow, if that is not settled.
-    pub previous: Option<ReplicaSet>,
-    /// The digest of what the claimant holds of the slot at this place.
-    pub digest: Digest,
 }
 
 /// Digests of a lane's slots, at one place of its stream.

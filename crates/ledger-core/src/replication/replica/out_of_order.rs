@@ -55,6 +55,10 @@ impl<C: MapKey + Eq + Clone, P> OutOfOrderBuffer<C, P> {
         parts.push_back(Buffered { after, cost_bytes, number, part });
     }
 
+    pub(super) const fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Returns whether parts of the slot wait.
     pub(super) fn has(&self, slot: Slot) -> bool {
         self.slots.contains_key(&slot)
