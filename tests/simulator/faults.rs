@@ -54,7 +54,7 @@ pub static FAULTS: [(&str, u64, Inject); 21] = [
         let client = world.random.index(world.clients.len());
         let is_reader = world.clients[client].acknowledged().is_none();
         if is_reader {
-            world.reads_from.insert(client, world.now + a_while);
+            world.reads_from.insert(client, world.now + 4 * a_while);
         }
         is_reader
     }),
