@@ -22,6 +22,8 @@ named! {
         DamageIsAbsence = "damage-is-absence",
         /// A response that ends early is taken for the end of catching up.
         EarlyEndIsEnd = "early-end-is-end",
+        /// An owner counts a replica's copies of a slot of which the replica refused a part.
+        RefusalUnheard = "refusal-unheard",
         /// A node accepts messages from other clusters.
         ClustersMerge = "clusters-merge",
         /// A node shows readers what it has, however long ago its lease ended.

@@ -8,6 +8,7 @@ use ledger_core::{
     },
     compare,
     digest::ContextSummary,
+    jitter::Jitter,
     replication::replica::ForkDecision,
 };
 
@@ -151,7 +152,8 @@ impl Node {
         let is_failed = outcomes.values().any(|outcome| matches!(outcome, SlotOutcome::Failed(_)));
         let is_lost = is_failed && !(self.is_served(&owner) && self.can_write());
         let Some(schedule) = self.schedules.get_mut(&owner) else { return };
-        let slots = schedule.on_run_ended(self.now, &outcomes, &damaged);
+        let jitter = Jitter(self.random.number() as u16);
+        let slots = schedule.on_run_ended(self.now, &outcomes, &damaged, jitter);
         if is_lost {
             schedule.on_owner_lost();
         }
@@ -170,7 +172,8 @@ impl Node {
     pub(super) fn offers_requested(&mut self, owner: &Member, is_asked: bool) {
         let is_served = self.is_served(owner);
         let Some(schedule) = self.schedules.get_mut(owner) else { return };
-        schedule.on_offers_requested(self.now, is_asked);
+        let jitter = Jitter(self.random.number() as u16);
+        schedule.on_offers_requested(self.now, is_asked, jitter);
         if !is_asked && !is_served {
             schedule.on_owner_lost();
         }

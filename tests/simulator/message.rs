@@ -8,7 +8,7 @@ use ledger_core::{
     compare,
     digest::{NodeDigest, TreeHead},
     node::{ClusterId, Member, StorageId},
-    ownership::{Claim, slot_manager},
+    ownership::{Claim, RefusedPart, slot_manager},
     replication::{CommitIndex, WriteQuorum, replica::SyncOffer},
     slot::Slot,
 };
@@ -145,6 +145,8 @@ pub enum OwnerMessage {
 #[derive(Debug, Clone)]
 pub enum ReplicaMessage {
     Durable(u64),
+    /// A part was refused: its slot is not in sync any more. It comes before the commit is said to be durable.
+    PartRefused(RefusedPart),
     SyncOfferAnswered {
         slot: Slot,
         claim: Claim,

@@ -6,9 +6,9 @@ use ledger_core::{
     ownership::slot_manager::{LeaseRenewal, SyncOfferOutcome},
     replication::{
         replica::{
-            Accepted, Admission, CheckpointAnswer, CommitAnswer, LocalHistory, PartContent, PartDecision,
-            PartHeader, PartResult, PartSource, RecordBatch, RecordChange, RecordChangeOutcome,
-            RenewalAnswer, ReplicateOutcome, SlotCondition, SyncOffer,
+            Accepted, Admission, CheckpointAnswer, LocalHistory, PartContent, PartDecision, PartHeader,
+            PartResult, PartSource, RecordBatch, RecordChange, RecordChangeOutcome, RenewalAnswer,
+            ReplicateOutcome, SlotCondition, SyncOffer, refused_slots,
         },
         slot_commits::Visibility,
     },
@@ -41,24 +41,14 @@ impl Node {
                     return self.break_stream(from);
                 }
                 let outcomes: Vec<_> = parts.into_iter().map(|part| self.apply_part(part, number)).collect();
-                match CommitAnswer::of(outcomes) {
-                    CommitAnswer::Durable => {
-                        let body = ReplicaMessage::Durable(number);
-                        self.after_sync(AfterSync::Output(NodeOutput::Up { stream, body }));
-                    }
-                    CommitAnswer::Refused(refusals) => {
-                        for (slot, claim, by) in refusals {
-                            let outcome = SyncOfferOutcome::Refused(by);
-                            let body = ReplicaMessage::SyncOfferAnswered { slot, claim, outcome };
-                            self.out.push(NodeOutput::Up { stream, body });
-                        }
-                        self.break_stream(from);
-                    }
-                    CommitAnswer::Invalid(reason) => {
-                        self.trace(|_| format!("breaks the stream of node {from}: {reason}"));
-                        self.break_stream(from);
-                    }
+                for refused in refused_slots(outcomes) {
+                    self.trace(|_| format!("refuses a part of node {from}: {refused:?}"));
+                    // It must not overtake the acceptance of an earlier offer, which waits for the disk.
+                    let body = ReplicaMessage::PartRefused(refused);
+                    self.after_sync(AfterSync::Output(NodeOutput::Up { stream, body }));
                 }
+                let body = ReplicaMessage::Durable(number);
+                self.after_sync(AfterSync::Output(NodeOutput::Up { stream, body }));
             }
             OwnerMessage::SyncOffer(offer) => self.on_sync_offer(from, stream, *offer),
             OwnerMessage::LeaseRenewal(slots) => self.on_lease_renewal(from, &slots),
@@ -244,8 +234,14 @@ impl Node {
         }
         let (number, slot, claim) = (offer.number, offer.slot, offer.claim.clone());
         let outcome = self.change(slot, offer.into_change());
-        let is_counted = outcome == RecordChangeOutcome::Diverged { was_in_sync: true };
+        let refused = outcome.refused_part(slot, &claim);
         let outcome = outcome.offer_outcome();
+        if let Some(refused) = refused {
+            for body in [ReplicaMessage::PartRefused(refused), ReplicaMessage::Durable(number)] {
+                self.after_sync(AfterSync::Output(NodeOutput::Up { stream, body }));
+            }
+            return;
+        }
         if outcome == SyncOfferOutcome::Diverged
             && let Some(owner) = self.incoming.get(&from).map(|known| known.from.clone())
         {
@@ -256,9 +252,6 @@ impl Node {
             [ReplicaMessage::Durable(number), ReplicaMessage::SyncOfferAnswered { slot, claim, outcome }]
         {
             self.after_sync(AfterSync::Output(NodeOutput::Up { stream, body }));
-        }
-        if is_counted {
-            self.break_stream(from);
         }
     }
 

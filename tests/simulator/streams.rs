@@ -127,7 +127,14 @@ impl Node {
                 assert_eq!(known, Ok(()), "a replica acknowledges what it was never sent");
             }
             ReplicaMessage::SyncOfferAnswered { slot, claim, outcome } => {
+                let outcome = self.commits.record_offer_answer(slot, &claim, peer_of(from), outcome);
                 self.events.push_back(Event::SyncOfferAnswered { from: member, slot, claim, outcome });
+            }
+            ReplicaMessage::PartRefused(refused) => {
+                if self.config.broken != DisabledRule::RefusalUnheard {
+                    self.commits.remove_peer(refused.slot, &refused.claim, peer_of(from));
+                    self.events.push_back(Event::PartRefused { from: member, refused });
+                }
             }
             ReplicaMessage::LeaseRenewed(refused) => {
                 self.events.push_back(Event::LeaseRenewalAnswered { from: member, refused });

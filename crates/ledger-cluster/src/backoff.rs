@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use ledger_core::jitter::Jitter;
+
 /// Pauses between retries. Each pause is twice as long as the previous one, up to a bound, with random jitter, so
 /// that clients that failed at the same moment do not retry together.
 #[derive(Debug, Clone)]
@@ -20,17 +22,20 @@ impl Backoff {
     pub(crate) fn pause(&mut self) -> Duration {
         let whole = self.next;
         self.next = whole.saturating_mul(2).min(self.longest);
-        let mut random = [0; 4];
-        // Without random numbers, use the longest pause.
-        let share = getrandom::fill(&mut random)
-            .map_or(1.0, |()| f64::from(u32::from_le_bytes(random)) / f64::from(u32::MAX));
-        whole.mul_f64(0.5 + share / 2.0)
+        let nanos = u64::try_from(whole.as_nanos()).unwrap_or(u64::MAX);
+        Duration::from_nanos(jitter().spread(nanos))
     }
 
     /// Resets the pauses after a long enough success.
     pub(crate) const fn reset(&mut self) {
         self.next = self.first;
     }
+}
+
+/// Draws the share that a pause takes of its bound. Without random numbers that is the whole.
+pub(crate) fn jitter() -> Jitter {
+    let mut random = [0; 2];
+    getrandom::fill(&mut random).map_or(Jitter(u16::MAX), |()| Jitter(u16::from_le_bytes(random)))
 }
 
 #[cfg(test)]

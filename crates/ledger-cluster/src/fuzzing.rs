@@ -276,7 +276,8 @@ fn some_messages() -> Option<Vec<(usize, Vec<u8>)>> {
     let load = Part { is_load: true, ..part.clone() };
     let staged = Part { range: EntryRange { records: Bytes::new(), ..part.range.clone() }, ..load.clone() };
     let commit = Arc::new(Commit::new(1, 3, vec![part.clone(), load, staged]));
-    let hello = proto::ReplicateHello { from: Some(wire::to_member(&me)), to: Some(wire::to_member(&other)) };
+    let (from, to) = (Some(wire::to_member(&me)), Some(wire::to_member(&other)));
+    let hello = proto::ReplicateHello { from, to, hears_refusals: true };
     let mut messages: Vec<(usize, Vec<u8>)> = [
         Body::Hello(hello),
         Body::Commit(wire::to_commit(&commit)),

@@ -525,11 +525,12 @@ mod tests {
         let member = |n: u8| Member { node: all[1].member.node.clone(), storage: StorageId([n; 16]) };
         assert!(peers.of(&member(100)).is_none(), "no number is free");
         for peer in &all {
-            peer.set_seen(u64::from(200 - peer.number.number()));
+            peer.set_seen(u64::from(MAX_PEERS - peer.number.number()));
         }
-        assert_eq!(peers.longest_away()[0].member, all[63].member);
+        let last = all.last().unwrap();
+        assert_eq!(peers.longest_away()[0].member, last.member);
         all[1].set_address("old:1");
-        all[63].set_address("other:1");
+        last.set_address("other:1");
         peers.release(&all[7].member);
         assert!(peers.get(&all[7].member).is_none() && peers.numbered(all[7].number).is_none());
         assert_eq!(peers.of(&all[1].member).unwrap().number, all[1].number, "who is known stays");

@@ -157,7 +157,7 @@ async fn volumes_are_wiped_one_after_the_other_and_nothing_is_lost() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "takes minutes: more volumes than there are numbers of peers"]
+#[ignore = "takes minutes"]
 async fn a_hundred_volumes_are_wiped_and_nothing_is_lost() {
     wiped_again_and_again(100).await;
 }

@@ -38,12 +38,14 @@
 pub mod match_indexes;
 pub mod record;
 pub mod recovery;
+mod refused_part;
 pub mod slot_manager;
 pub mod takeover;
 
 pub use match_indexes::MatchIndexes;
 pub use record::{Claim, HigherClaimPromised, Placement, Promise, ReplicaRefusal, SlotRecord};
 pub use recovery::{DeclaredLosses, Recovery, RecoveryApproval};
+pub use refused_part::{RefusedPart, WhyRefused};
 pub use slot_manager::SlotManager;
 pub use takeover::{Effect, Event, Phase, Takeover, TakeoverFailure};
 

@@ -15,6 +15,7 @@
 
 mod peer;
 mod pending_commits;
+mod quorum_waiters;
 pub mod replica;
 pub mod slot_commits;
 #[cfg(test)]
@@ -22,6 +23,7 @@ mod tests;
 mod uncommitted_writes;
 
 pub use peer::{MAX_PEERS, Peer, PeerSet};
-pub use pending_commits::{Committed, PendingCommits, WriteQuorum};
+pub use pending_commits::{Committed, PendingCommits};
+pub use quorum_waiters::WriteQuorum;
 pub use slot_commits::{CommitIndex, SlotCommits};
 pub use uncommitted_writes::UncommittedWrites;

@@ -25,7 +25,7 @@ use tokio::{
 };
 
 use crate::{
-    catch_up,
+    backoff, catch_up,
     peers::wire,
     shared::{Shared, SyncTask},
 };
@@ -103,7 +103,7 @@ async fn sync_group(
     .await;
     let damaged: BTreeSet<Slot> =
         outcomes.keys().copied().filter(|slot| shared.ledger.is_slot_damaged(*slot)).collect();
-    let slots = schedule.on_run_ended(shared.now(), &outcomes, &damaged);
+    let slots = schedule.on_run_ended(shared.now(), &outcomes, &damaged, backoff::jitter());
     let mut has_failed = outcomes.values().any(|outcome| matches!(outcome, SlotOutcome::Failed(_)));
     if !slots.is_empty() {
         let requested = request_sync(shared, owner, &slots).await;
@@ -111,7 +111,7 @@ async fn sync_group(
             tracing::debug!(%owner, reason, "the owner could not be asked for an offer");
             has_failed = true;
         }
-        schedule.on_offers_requested(shared.now(), requested.is_ok());
+        schedule.on_offers_requested(shared.now(), requested.is_ok(), backoff::jitter());
     }
     if has_failed && (!shared.is_served(&owner.node) || shared.ledger.writable().is_err()) {
         schedule.on_owner_lost();

@@ -296,7 +296,7 @@ impl Driver {
         }
         for member in &self.alive.clone() {
             if self.shared.peers.of(member).is_none() && !self.make_room().await {
-                limited!(error, %member, most = MAX_PEERS, "too many other nodes are alive: this one is left out");
+                limited!(error, %member, most = MAX_PEERS, "more nodes are alive than this node can number: no stream leads to this member, which gets no copies from here until others leave; a cluster has at most one node more than that");
             }
             if let Some(peer) = self.shared.peers.of(member) {
                 peer.set_seen(self.shared.now());

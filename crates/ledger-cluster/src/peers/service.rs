@@ -81,7 +81,7 @@ impl ReplicaService for Replicas {
         };
         let from = wire::member(hello.from.as_ref()).map_err(malformed)?;
         authorize(&self.0, &caller, &from, hello.to.as_ref())?;
-        let replies = replica_stream::begin(&self.0, from, messages).await?;
+        let replies = replica_stream::begin(&self.0, from, hello.hears_refusals, messages).await?;
         Ok(Response::new(Box::pin(ReceiverStream::new(replies))))
     }
 

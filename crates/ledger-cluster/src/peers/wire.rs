@@ -14,7 +14,7 @@ use ledger_core::{
     digest::{Bucket, ContextSummary, Digest, NodeDigest, TreeHead},
     node::{Member, NodeId, ReplicaSet, StorageId},
     ownership::{
-        Claim, Placement, Promise,
+        Claim, Placement, Promise, RefusedPart, WhyRefused,
         slot_manager::{LeaseRenewal, SlotKnowledge},
     },
     plausible::{self, Implausible, PlausibleBounds},
@@ -445,6 +445,27 @@ pub(crate) fn to_refused(refused: &BTreeMap<Slot, Option<Claim>>) -> proto::Repl
         by: by.as_ref().map(to_claim),
     });
     proto::ReplicaRenewed { refused: refused.collect() }
+}
+
+pub(crate) fn part_refused(
+    from: proto::PartRefused,
+    me: &Member,
+    bounds: PlausibleBounds,
+) -> Read<RefusedPart> {
+    let why = match from.why.ok_or(Malformed("why"))? {
+        proto::part_refused::Why::Promised(by) => WhyRefused::Promised(claim(Some(&by), bounds)?),
+        proto::part_refused::Why::Invalid(reason) => WhyRefused::Invalid(reason),
+    };
+    let claim = claim_of(me, from.claim.as_ref(), bounds)?;
+    Ok(RefusedPart { slot: slot(from.slot)?, claim, why })
+}
+
+pub(crate) fn to_part_refused(RefusedPart { slot, claim, why }: RefusedPart) -> proto::PartRefused {
+    let why = match why {
+        WhyRefused::Promised(by) => proto::part_refused::Why::Promised(to_claim(&by)),
+        WhyRefused::Invalid(reason) => proto::part_refused::Why::Invalid(reason),
+    };
+    proto::PartRefused { slot: u32::from(slot.number()), claim: Some(to_claim(&claim)), why: Some(why) }
 }
 
 pub(crate) fn slot_knowledge(from: &proto::SlotKnown, bounds: PlausibleBounds) -> Read<SlotKnowledge> {

@@ -8,7 +8,10 @@ use std::{
 
 use futures::{Stream, StreamExt as _, stream};
 use ledger_core::{
-    ownership::slot_manager::{Event, SyncOfferOutcome},
+    ownership::{
+        WhyRefused,
+        slot_manager::{Event, SyncOfferOutcome},
+    },
     plausible::Implausible,
 };
 use ledger_proto::ledger::v1::{
@@ -71,7 +74,7 @@ async fn try_stream(shared: &Arc<Shared>, peer: &Arc<PeerHandle>) -> Result<(), 
     let channel = shared.peers.channel(peer).map_err(Status::unavailable)?;
     let mut client = ReplicaServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
     let (from, to) = (Some(wire::to_member(&shared.me)), Some(wire::to_member(&peer.member)));
-    let hello = Replicated { body: Some(Body::Hello(ReplicateHello { from, to })) };
+    let hello = Replicated { body: Some(Body::Hello(ReplicateHello { from, to, hears_refusals: true })) };
     // The connection takes what waits out of the queue itself, when it has room for it.
     let (queue, opened) = oneshot::channel();
     let rest = stream::once(opened).filter_map(|queue| ready(queue.ok())).flat_map(messages);
@@ -140,12 +143,23 @@ async fn listen(
                     }
                     None => SyncOfferOutcome::Unavailable,
                 };
+                let outcome = shared.ledger.record_offer_answer(slot, &claim, peer.number, outcome);
                 let from = peer.member.clone();
                 shared.send_events(vec![Event::SyncOfferAnswered { from, slot, claim, outcome }]).await;
             }
             Some(Reply::Renewed(renewed)) => {
                 let (from, refused) = (peer.member.clone(), wire::refused(&renewed, bounds).map_err(unread)?);
                 shared.send_events(vec![Event::LeaseRenewalAnswered { from, refused }]).await;
+            }
+            Some(Reply::Refused(refused)) => {
+                let refused = wire::part_refused(refused, &shared.me, bounds).map_err(unread)?;
+                if let WhyRefused::Invalid(reason) = &refused.why {
+                    limited!(warn, peer = %peer.member, slot = refused.slot.number(), reason, "a replica refused a part of a commit: offering it the slot again");
+                }
+                // Before anything else that the peer says: it acknowledges the commit without this slot.
+                shared.ledger.remove_refusing_peer(refused.slot, &refused.claim, peer.number);
+                let from = peer.member.clone();
+                shared.send_events(vec![Event::PartRefused { from, refused }]).await;
             }
             None => {}
         }

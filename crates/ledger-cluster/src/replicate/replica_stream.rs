@@ -6,11 +6,11 @@ use futures::FutureExt as _;
 use ledger_core::{
     node::Member,
     ownership::{
-        Claim,
+        Claim, RefusedPart, WhyRefused,
         slot_manager::{Event, LeaseRenewal, SyncOfferOutcome},
     },
     replication::replica::{
-        CheckpointAnswer, CommitAnswer, RecordChangeOutcome, RenewalAnswer, ReplicaStream, StreamError,
+        CheckpointAnswer, RecordChangeOutcome, RenewalAnswer, ReplicaStream, StreamError, refused_slots,
     },
     slot::Slot,
 };
@@ -39,7 +39,32 @@ const MAX_OFFER_BATCH: usize = 1024;
 /// How long the stream before may take to end.
 const PREVIOUS_STREAM_TIMEOUT: Duration = Duration::from_secs(5);
 
-type Replies = mpsc::Sender<Result<ReplicaReply, Status>>;
+/// The way to the owner.
+#[derive(Debug, Clone)]
+struct Replies {
+    sender: mpsc::Sender<Result<ReplicaReply, Status>>,
+    /// The owner takes a slot out of sync when it is told that a part was refused. One of an older build takes nothing out of sync
+    /// but all slots, when the stream breaks.
+    hears_refusals: bool,
+}
+
+impl Replies {
+    /// Sends a reply, and waits while many wait for the connection. Returns whether the stream is still there.
+    async fn send(&self, body: Reply) -> bool {
+        self.sender.send(Ok(ReplicaReply { body: Some(body) })).await.is_ok()
+    }
+
+    /// Names a slot of which a part was refused. Returns whether the stream goes on.
+    async fn send_refused(&self, refused: RefusedPart) -> bool {
+        if self.hears_refusals {
+            return self.send(Reply::Refused(wire::to_part_refused(refused))).await;
+        }
+        if let WhyRefused::Promised(by) = &refused.why {
+            self.send(refused_offer(refused.slot, &refused.claim, by)).await;
+        }
+        false
+    }
+}
 
 /// A commit that is being written.
 #[derive(Debug)]
@@ -55,6 +80,7 @@ struct Writing {
 pub(crate) async fn begin(
     shared: &Arc<Shared>,
     from: Member,
+    hears_refusals: bool,
     messages: Streaming<Replicated>,
 ) -> Result<mpsc::Receiver<Result<ReplicaReply, Status>>, Status> {
     let mut writable = shared.ledger.watch_writable();
@@ -76,6 +102,7 @@ pub(crate) async fn begin(
     shared.ledger.stream_started(&from.node).await.map_err(stopped)?;
 
     let (replies, out) = mpsc::channel(MAX_PENDING_REPLIES);
+    let replies = Replies { sender: replies, hears_refusals };
     // What the peer sends it sends after this.
     let stream = Arc::new(Mutex::new(ReplicaStream::begin(from.clone(), shared.now())));
     let shared = Arc::clone(shared);
@@ -95,7 +122,7 @@ pub(crate) async fn begin(
         };
         if let Err(status) = ended {
             tracing::debug!(%from, reason = %status, "the stream from a peer ended");
-            let _ = replies.try_send(Err(status));
+            let _ = replies.sender.try_send(Err(status));
         }
         // What is in the lanes is written before the next stream begins: they keep the order.
         over.cancel();
@@ -187,7 +214,7 @@ async fn receive(
                 let CheckpointAnswer { promised, is_same } = CheckpointAnswer::of(held, theirs);
                 for (slot, by) in promised {
                     // If the peer has gone the stream ends.
-                    let _ = replies.send(Ok(refused(slot, &by, &by))).await;
+                    replies.send(refused_offer(slot, &by, &by)).await;
                 }
                 let Some(is_same) = is_same else { continue };
                 shared.counters.count_digest_checkpoint(!is_same);
@@ -224,20 +251,18 @@ async fn renew(
     let RenewalAnswer { refused, in_sync } = RenewalAnswer::of(&slots, &states);
     // Before the answer leaves: what is sent after it is sent after this moment.
     let after = stream.lock().on_renewal_answered(shared.now());
-    let renewed = Reply::Renewed(wire::to_refused(&refused));
     // If the peer has gone the stream ends.
-    let _ = replies.send(Ok(ReplicaReply { body: Some(renewed) })).await;
+    replies.send(Reply::Renewed(wire::to_refused(&refused))).await;
     shared.send_events(vec![Event::LeaseRenewed { from, after, slots: in_sync }]).await;
 }
 
 /// A slot that was promised to a higher claim.
-fn refused(slot: Slot, claim: &Claim, by: &Claim) -> ReplicaReply {
-    let accepted = ReplicaAccepted {
+fn refused_offer(slot: Slot, claim: &Claim, by: &Claim) -> Reply {
+    Reply::Accepted(ReplicaAccepted {
         slot: u32::from(slot.number()),
         claim: Some(wire::to_claim(claim)),
         outcome: Some(Outcome::Refused(wire::to_claim(by))),
-    };
-    ReplicaReply { body: Some(Reply::Accepted(accepted)) }
+    })
 }
 
 /// Accepts offers, or begins to catch up.
@@ -254,14 +279,21 @@ async fn accept(
         changes.push((offer.slot, offer.into_change()));
     }
     let changed = shared.change_slots(changes).await.map_err(stopping)?;
-    let (mut behind, mut is_counted) = (BTreeMap::new(), false);
+    let mut behind = BTreeMap::new();
     for (slot, changed) in changed {
         let Some(claim) = claims.get(&slot) else { continue };
         let outcome = match changed.outcome {
             Err(error) => Outcome::Failed(error.to_string()),
             Ok(RecordChangeOutcome::Unavailable(why)) => Outcome::Failed(why.to_string()),
             Ok(outcome) => {
-                is_counted |= outcome == RecordChangeOutcome::Diverged { was_in_sync: true };
+                if let Some(refused) = outcome.refused_part(slot, claim) {
+                    if !replies.send_refused(refused).await {
+                        return Err(Status::aborted(
+                            "the owner may count on a slot that differs from its own",
+                        ));
+                    }
+                    continue;
+                }
                 match outcome.offer_outcome() {
                     SyncOfferOutcome::Accepted => Outcome::Done(SlotNothing {}),
                     SyncOfferOutcome::Refused(by) => Outcome::Refused(wire::to_claim(&by)),
@@ -281,15 +313,11 @@ async fn accept(
             claim: Some(wire::to_claim(claim)),
             outcome: Some(outcome),
         };
-        let reply = ReplicaReply { body: Some(Reply::Accepted(accepted)) };
-        if replies.send(Ok(reply)).await.is_err() {
+        if !replies.send(Reply::Accepted(accepted)).await {
             return Ok(());
         }
     }
     tracing::debug!(owner = %from, offers = claims.len(), behind = behind.len(), "offers were answered");
-    if is_counted {
-        return Err(Status::aborted("the owner may count on a slot that differs from what it holds"));
-    }
     if !behind.is_empty() {
         let _ = shared.sync_tasks.send(SyncTask { owner: from.clone(), slots: behind }).await;
     }
@@ -318,22 +346,22 @@ async fn say(written: &mut mpsc::Receiver<Writing>, replies: Replies, broken: Ca
                 return broken.cancel();
             }
         };
-        match CommitAnswer::of(taken) {
-            CommitAnswer::Durable => {}
-            CommitAnswer::Refused(refusals) => {
-                for (slot, claim, by) in refusals {
-                    // If the peer has gone the stream ends.
-                    let _ = replies.send(Ok(refused(slot, &claim, &by))).await;
-                }
-                return broken.cancel();
+        // Before the commit is durable: what is said of it holds for its other slots.
+        for refused in refused_slots(taken) {
+            if let WhyRefused::Invalid(reason) = &refused.why {
+                limited!(
+                    warn,
+                    slot = refused.slot.number(),
+                    reason,
+                    "what an owner sent does not fit: the slot is out of sync"
+                );
             }
-            CommitAnswer::Invalid(reason) => {
-                limited!(warn, reason, "what an owner sent does not fit: the stream is begun anew");
+            if !replies.send_refused(refused).await {
                 return broken.cancel();
             }
         }
         let durable = ReplicaDurable { lane: u32::from(lane), number };
-        if replies.send(Ok(ReplicaReply { body: Some(Reply::Durable(durable)) })).await.is_err() {
+        if !replies.send(Reply::Durable(durable)).await {
             return;
         }
     }

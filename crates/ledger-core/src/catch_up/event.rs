@@ -3,8 +3,12 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    ContextId, compare::CompareResponse, digest::Digest, ownership::Claim,
-    replication::replica::ReplicateOutcome, slot::Slot,
+    ContextId,
+    compare::CompareResponse,
+    digest::Digest,
+    ownership::{Claim, RefusedPart, WhyRefused},
+    replication::replica::ReplicateOutcome,
+    slot::Slot,
 };
 
 use super::{Failure, Missing};
@@ -94,8 +98,12 @@ impl WriteResult {
         match outcome {
             ReplicateOutcome::Durable(_) => None,
             ReplicateOutcome::Gap | ReplicateOutcome::Diverged => Some(Self::Moved),
-            ReplicateOutcome::Refused { by, .. } => Some(Self::Refused(by)),
-            ReplicateOutcome::Invalid(reason) => Some(Self::Failed(Failure::Invalid(reason))),
+            ReplicateOutcome::Refused(RefusedPart { why: WhyRefused::Promised(by), .. }) => {
+                Some(Self::Refused(by))
+            }
+            ReplicateOutcome::Refused(RefusedPart { why: WhyRefused::Invalid(reason), .. }) => {
+                Some(Self::Failed(Failure::Invalid(reason)))
+            }
         }
     }
 }

@@ -24,7 +24,7 @@ use crate::{
 };
 
 use super::{
-    ArrivedRange, Effect, Event, Failure, ForkResult, LoadResult, MAX_FETCH, Missing, RangeUse,
+    ArrivedRange, Effect, Event, Failure, ForkResult, LoadResult, MAX_FETCH, Missing, Mode, RangeUse,
     RestoreResult, SlotOutcome, WantedRange, WriteResult,
     fetch_plan::FetchPlan,
     fetch_progress::{FetchProgress, Fit},
@@ -34,18 +34,6 @@ use super::{
 
 /// Most rounds. A run that reaches it fetches more slowly than the source's histories grow.
 const MAX_ROUNDS: u32 = 64;
-
-/// Whose history counts in a run of catching up, this node's or the source's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mode {
-    /// The source owns the slots, so its history counts. What this node has beyond it goes to the forks, and what this node
-    /// cannot read is restored from it.
-    FollowOwner,
-    /// The source's history counts; what this node has beyond it goes to the forks.
-    AdoptRemote,
-    /// The longer history counts.
-    KeepLongest,
-}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {

@@ -10,6 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
+    jitter::Jitter,
     ownership::{Claim, slot_manager::Millis},
     slot::Slot,
 };
@@ -20,7 +21,8 @@ use super::{Failure, SlotOutcome};
 const GROUP_SLOTS: usize = 32;
 /// How long to wait for more slots of the same owner.
 const BATCHING_WINDOW: Millis = 20;
-/// The pause after a failure, at first and at most.
+/// The bound of the pause after a failure, at first and at most. Many replicas may have failed with the same owner, so jitter spreads
+/// the pauses.
 const FIRST_PAUSE: Millis = 500;
 const MAX_PAUSE: Millis = 10_000;
 
@@ -104,6 +106,7 @@ impl SyncSchedule {
         now: Millis,
         outcomes: &BTreeMap<Slot, SlotOutcome>,
         damaged: &BTreeSet<Slot>,
+        jitter: Jitter,
     ) -> BTreeMap<Slot, Claim> {
         let mut failed = BTreeMap::new();
         self.running.retain(|slot, claim| match outcomes.get(slot) {
@@ -120,7 +123,7 @@ impl SyncSchedule {
             matches!(outcome, SlotOutcome::Failed(Failure::Source(_) | Failure::Store(_)))
         };
         if !failed.is_empty() {
-            self.delay(now, failed);
+            self.delay(now, failed, jitter);
             if outcomes.values().any(is_source_lost) {
                 // The next group would fail as well.
                 self.ready_at = self.due;
@@ -130,19 +133,19 @@ impl SyncSchedule {
     }
 
     /// The shell asked the owner for the sync offers (`is_asked`), or could not.
-    pub fn on_offers_requested(&mut self, now: Millis, is_asked: bool) {
+    pub fn on_offers_requested(&mut self, now: Millis, is_asked: bool, jitter: Jitter) {
         let asked = std::mem::take(&mut self.running);
         if !is_asked && !asked.is_empty() {
-            self.delay(now, asked);
+            self.delay(now, asked, jitter);
         } else if self.delayed.is_empty() {
             self.failures = 0;
         }
     }
 
-    fn delay(&mut self, now: Millis, slots: BTreeMap<Slot, Claim>) {
-        let pause = FIRST_PAUSE.saturating_mul(1 << self.failures.min(10)).min(MAX_PAUSE);
+    fn delay(&mut self, now: Millis, slots: BTreeMap<Slot, Claim>, jitter: Jitter) {
+        let bound = FIRST_PAUSE.saturating_mul(1 << self.failures.min(10)).min(MAX_PAUSE);
         self.failures = self.failures.saturating_add(1);
-        self.due = now + pause;
+        self.due = now + jitter.spread(bound);
         for (slot, claim) in slots {
             if !self.waiting.contains_key(&slot) {
                 self.delayed.insert(slot, claim);

@@ -52,15 +52,15 @@ mod takeovers;
 #[cfg(test)]
 mod tests;
 
-pub use damage::DamagedSlots;
 pub use effect::{Effect, LeaseRenewal, MemberRequest};
-pub use event::{DecommissionMode, Event, MemberResponse, ObservedNode, SlotKnowledge, SyncOfferOutcome};
+pub use event::{
+    DamagedSlots, DecommissionMode, Event, MemberResponse, ObservedNode, SlotKnowledge, SyncOfferOutcome,
+};
 pub use settings::OwnershipSettings;
 
-use state::{CandidateState, KnownNode, OwnerState, Role, SlotState, Transferring};
+pub use crate::millis::Millis;
 
-/// A moment, in milliseconds since one that stays the same while the node runs; or a duration in milliseconds.
-pub type Millis = u64;
+use state::{CandidateState, KnownNode, OwnerState, Role, SentRenewal, SlotState, Transferring};
 
 /// The highest epoch that standalone nodes write in. A cluster writes in higher ones.
 const STANDALONE_EPOCHS: Epoch = Epoch::new(1, u32::MAX);
@@ -104,7 +104,7 @@ pub struct SlotManager {
     /// The slots of which this node cannot read something.
     damage: DamagedSlots,
     /// The newest lease renewal that this node sent each replica.
-    renewals: BTreeMap<Member, lease::SentRenewal>,
+    renewals: BTreeMap<Member, SentRenewal>,
 }
 
 impl SlotManager {
@@ -192,6 +192,7 @@ impl SlotManager {
             Event::SyncOfferAnswered { from, slot, claim, outcome } => {
                 self.on_sync_offer_answered(now, from, slot, &claim, outcome, &mut effects);
             }
+            Event::PartRefused { from, refused } => self.on_part_refused(now, &from, refused, &mut effects),
             Event::CaughtUp { slot, claim, is_complete } => {
                 let event = if is_complete { takeover::Event::CaughtUp } else { takeover::Event::TimedOut };
                 self.step_takeover(now, slot, &claim, event, &mut effects);

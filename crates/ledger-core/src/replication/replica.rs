@@ -9,20 +9,21 @@
 //! | an offer, a promise to ask for, a confirmation | [`RecordBatch::change`], [`Replica::on_written`] | writes the slot's record, hides the slot |
 //! | a lease renewal | [`Replica::sync_state`], [`RenewalAnswer::of`] | answers, tells the slot manager |
 //! | digests of what it holds | [`Replica::status`], [`CheckpointAnswer::of`] | answers, or breaks the stream |
-//! | anything on its stream | [`ReplicaStream`], [`CommitAnswer::of`] | answers, or breaks the stream |
+//! | anything on its stream | [`ReplicaStream`], [`refused_slots`] | answers, or breaks the stream |
 //! | a comparison found another history | [`Replica::leave_history`] | hides the slot, moves what differs to a fork |
 //!
 //! States of a slot at a replica, for a claim:
 //!
 //! | state | parts of the owner's commits | left by |
 //! | --- | --- | --- |
-//! | refused: a higher claim was promised | are refused, and the stream breaks | – |
+//! | refused: a higher claim was promised | are refused | – |
 //! | behind | are written if they continue what is here; a gap is fetched | an offer that is accepted |
-//! | in sync | must continue what is here, or the stream breaks | a new stream, a higher claim, an offer that differs |
+//! | in sync | are written; one that does not continue what is here is refused | a part that is refused, a new stream, a higher claim, an offer that differs |
 //!
 //! Invariants:
-//! - A replica is in sync with a claim from the offer that it accepted until the owner's stream begins anew. The owner counts its
-//!   acknowledgements in that time only. So whatever it cannot write meanwhile it does not acknowledge: the stream breaks.
+//! - A replica is in sync with a claim from the offer that it accepted until it refuses a part, or the owner's stream begins anew.
+//!   The owner counts its acknowledgements in that time only. So before a replica acknowledges a commit, it names the slots whose
+//!   parts it refused ([`refused_slots`]). The other slots of the commit, and the stream, go on.
 //! - What cannot be read is never taken for absent. A replica with damage promises nothing, accepts no offer, and is not in sync.
 //! - A promise is never taken back.
 
@@ -47,17 +48,16 @@ pub use part::{
     PartResult, PartSource, ReplicateOutcome,
 };
 pub use record_change::{
-    Accepted, ChangedFor, Offer, RecordBatch, RecordChange, RecordChangeOutcome, SlotCondition,
-    WhyUnavailable,
+    ChangedFor, Offer, RecordBatch, RecordChange, RecordChangeOutcome, SlotCondition, WhyUnavailable,
 };
-pub use stream::{CommitAnswer, ReplicaStream, StreamError};
+pub use stream::{ReplicaStream, StreamError, refused_slots};
 pub use sync_offer::SyncOffer;
 
 use crate::{
     Size,
     digest::Digest,
     node::NodeId,
-    ownership::{Claim, SlotRecord},
+    ownership::{Claim, SlotRecord, WhyRefused},
     slot::Slot,
 };
 use out_of_order::OutOfOrderBuffer;
@@ -75,6 +75,17 @@ impl<C, P> Default for Replica<C, P> {
     fn default() -> Self {
         Self { in_sync: HashMap::default(), out_of_order: OutOfOrderBuffer::default() }
     }
+}
+
+/// A slot whose epoch this replica accepted, because it holds what the owner holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Accepted {
+    /// The slot.
+    pub slot: Slot,
+    /// The owner's claim.
+    pub claim: Claim,
+    /// The number of the owner's newest commit before the offer.
+    pub number: u64,
 }
 
 /// Whether a replica may leave what it has of a context for the history of a claim's owner.
@@ -98,8 +109,7 @@ impl<C: MapKey + Eq + Clone, P> Replica<C, P> {
     /// readers would see what the shell writes to the slot before the owner commits it, unless the shell pins it.
     pub fn admit(&self, part: &PartHeader<'_>, record: &SlotRecord, is_withheld: bool) -> Admission {
         if let Err(refused) = record.check_replicate(part.claim) {
-            let (slot, claim, by) = (part.slot, part.claim.clone(), refused.promised);
-            return Admission::Settled(ReplicateOutcome::Refused { slot, claim, by });
+            return Admission::Settled(part.refused(WhyRefused::Promised(refused.promised)));
         }
         let is_in_sync = self.is_in_sync(part.slot, part.claim);
         let is_strict = is_in_sync && matches!(part.source, PartSource::Commit(_));
@@ -142,6 +152,12 @@ impl<C: MapKey + Eq + Clone, P> Replica<C, P> {
         self.out_of_order.next(slot, context, size)
     }
 
+    /// Refuses a part whose slot has no readable record, or that is not of its slot.
+    pub fn refuse(&mut self, part: &PartHeader<'_>, reason: String) -> ReplicateOutcome {
+        self.lose_sync(part);
+        part.refused(WhyRefused::Invalid(reason))
+    }
+
     /// Makes the answer to an admitted part once the shell has carried out the decision.
     pub fn settle(
         &mut self,
@@ -150,13 +166,23 @@ impl<C: MapKey + Eq + Clone, P> Replica<C, P> {
         admitted: Admitted,
         result: PartResult,
     ) -> ReplicateOutcome {
-        let outcome = admitted.outcome(result);
+        let outcome = admitted.outcome(part, result);
+        if matches!(outcome, ReplicateOutcome::Refused(_)) {
+            self.lose_sync(part);
+        }
         if matches!(part.source, PartSource::Buffered(_)) && !matches!(outcome, ReplicateOutcome::Durable(_))
         {
             // Without this one those after it are useless: catch-up fetches them.
             self.out_of_order.forget(part.slot, context);
         }
         outcome
+    }
+
+    /// Takes the slot of a part that this replica refuses out of sync with the claim of the commit.
+    fn lose_sync(&mut self, part: &PartHeader<'_>) {
+        if matches!(part.source, PartSource::Commit(_)) && self.is_in_sync(part.slot, part.claim) {
+            self.in_sync.remove(&part.slot);
+        }
     }
 
     /// The shell wrote a batch of changes to disk: returns the slots that this replica accepted. They are in sync from now on.
@@ -235,7 +261,9 @@ impl<C: MapKey + Eq + Clone, P> Replica<C, P> {
         record: Option<&SlotRecord>,
         digest: Option<Digest>,
     ) -> ReplicaStatus {
-        if self.in_sync.get(&slot).is_some_and(|claim| claim.claimant == *owner) {
+        // A claim that a higher promise ended gets no further parts here: what this replica holds is not what the owner sent.
+        let counts = |claim: &Claim| record.is_none_or(|record| record.check_replicate(claim).is_ok());
+        if self.in_sync.get(&slot).is_some_and(|claim| claim.claimant == *owner && counts(claim)) {
             return digest.map_or(ReplicaStatus::NotInSync, ReplicaStatus::InSync);
         }
         let promised = record.and_then(|record| record.promised.clone());

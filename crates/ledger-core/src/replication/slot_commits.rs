@@ -16,6 +16,7 @@
 //! | `slot_commits.rs` | the machine: what it remembers, and what others may ask it |
 //! | `ownership.rs` | the slots that this node owns: which peers receive them, and whether they take appends |
 //! | `commits.rs` | an owner's commits, from their number to their acknowledgement |
+//! | `slot_state.rs` | what it remembers of a slot |
 //! | `visibility.rs` | what a replica shows readers: hidden, withheld, visible |
 //! | `effect.rs` | the values that come out |
 //! | `invariants.rs` | what always holds between two calls |
@@ -34,17 +35,16 @@ mod commits;
 mod effect;
 mod invariants;
 mod ownership;
+mod slot_state;
 #[cfg(test)]
 mod tests;
 mod visibility;
 
 pub use commits::CommitPart;
 pub use effect::{CommitIndex, Effect};
-pub use ownership::NotServing;
-pub use visibility::Visibility;
+pub use slot_state::{NotServing, Visibility};
 
-use commits::PendingPart;
-use ownership::SlotOwnership;
+use slot_state::{PendingPart, Phase, SlotOwnership, SlotState};
 
 /// The state machine of the commits of a lane's slots: it decides which appends an owner takes, when they are committed, and
 /// what a replica shows. See the module's documentation.
@@ -59,16 +59,6 @@ pub struct SlotCommits<W, A, Q> {
     uncommitted: UncommittedWrites<W>,
     /// The slots of which the machine knows anything: at most all that there are.
     slots: HashMap<Slot, SlotState, RandomState>,
-}
-
-/// What the machine remembers of a slot.
-#[derive(Debug, Default)]
-struct SlotState {
-    /// In what claim this node owns the slot or is about to.
-    ownership: Option<SlotOwnership>,
-    visibility: Visibility,
-    /// This replica accepted the slot from the owner of this epoch, at this number in its stream, and does not show it yet.
-    accepted_at: Option<(Epoch, u64)>,
 }
 
 impl<W, A, Q> Default for SlotCommits<W, A, Q> {

@@ -7,7 +7,7 @@ use ledger_core::{
     compare::{CompareRequest, CompareResponse},
     digest::{Digest, TreeHead},
     node::{ClusterId, NodeId, StorageId},
-    ownership::{Claim, SlotRecord},
+    ownership::{Claim, SlotRecord, slot_manager::SyncOfferOutcome},
     replication::Peer,
     slot::{SLOTS, Slot},
 };
@@ -22,6 +22,7 @@ use crate::{
     integrity::forks,
     integrity::scrub,
     replicate::compare,
+    replicate::lane_replication::LaneReplication,
     replicate::ranges,
     replicate::replica::{
         CommitIndex, Outbox, OwnerCommand, Part, RecordChange, RecordChanged, ReplicaStatus,
@@ -313,6 +314,32 @@ impl Ledger {
             Some(copies) => copies.advance_durable_at(shared, peer, number),
             None => Err(0),
         }
+    }
+
+    /// Records what a peer answered to an offer of a slot, in the order of its answers. Returns the answer for the slot manager.
+    pub fn record_offer_answer(
+        &self,
+        slot: Slot,
+        claim: &Claim,
+        peer: Peer,
+        outcome: SyncOfferOutcome,
+    ) -> SyncOfferOutcome {
+        match self.replication_of(slot) {
+            Some(replication) => replication.record_offer_answer(slot, claim, peer, outcome),
+            None => outcome,
+        }
+    }
+
+    /// Stops sending a slot to a peer, and counting it, because the peer refused a part of it. It takes effect before this
+    /// returns: call it before anything that the peer says next.
+    pub fn remove_refusing_peer(&self, slot: Slot, claim: &Claim, peer: Peer) {
+        if let Some(replication) = self.replication_of(slot) {
+            replication.remove_peer(slot, claim, peer);
+        }
+    }
+
+    fn replication_of(&self, slot: Slot) -> Option<&LaneReplication> {
+        self.inner().shared.replication().get(self.lane_of(slot).ok()?).map(Arc::as_ref)
     }
 
     /// Moves what a context has after `common` to its forks, if the context is still what was compared.

@@ -12,7 +12,7 @@ use std::{
 
 use ledger_core::{
     Epoch,
-    ownership::{Claim, SlotRecord},
+    ownership::{Claim, SlotRecord, slot_manager::SyncOfferOutcome},
     replication::{
         Peer, PeerSet, SlotCommits,
         slot_commits::{Effect, NotServing},
@@ -84,7 +84,18 @@ impl LaneReplication {
         self.step(shared, |commits, effects| commits.add_in_sync(slot, claim, peer, effects));
     }
 
-    /// Stops sending a slot to a peer that is no longer a member.
+    /// Records what a peer answered to an offer. Returns the answer for the slot manager.
+    pub(crate) fn record_offer_answer(
+        &self,
+        slot: Slot,
+        claim: &Claim,
+        peer: Peer,
+        outcome: SyncOfferOutcome,
+    ) -> SyncOfferOutcome {
+        self.state.lock().commits.record_offer_answer(slot, claim, peer, outcome)
+    }
+
+    /// Stops sending a slot to a peer that is no longer a member, or refused a part of it.
     pub(crate) fn remove_peer(&self, slot: Slot, claim: &Claim, peer: Peer) {
         self.state.lock().commits.remove_peer(slot, claim, peer);
     }

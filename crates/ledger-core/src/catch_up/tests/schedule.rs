@@ -1,4 +1,7 @@
 use super::*;
+use crate::jitter::Jitter;
+
+const LONGEST: Jitter = Jitter(u16::MAX);
 
 fn slots(numbers: std::ops::Range<u16>) -> BTreeMap<Slot, Claim> {
     numbers.filter_map(Slot::new).map(|slot| (slot, claim(8))).collect()
@@ -23,9 +26,9 @@ fn slots_are_grouped_and_each_group_is_asked_for_by_itself() {
     let first = run(&mut schedule, 20);
     assert_eq!(first, slots(0..32));
     assert_eq!(schedule.next(20), NextRun::Nothing, "one group at a time");
-    let asked = schedule.on_run_ended(30, &all(&first, &SlotOutcome::InSync), &[].into());
+    let asked = schedule.on_run_ended(30, &all(&first, &SlotOutcome::InSync), &[].into(), LONGEST);
     assert_eq!(asked, first);
-    schedule.on_offers_requested(40, true);
+    schedule.on_offers_requested(40, true, LONGEST);
     assert_eq!(run(&mut schedule, 40), slots(32..40));
 }
 
@@ -38,9 +41,9 @@ fn a_slot_that_is_unreadable_or_failed_is_delayed_and_the_others_are_not() {
     let mut outcomes = all(&group, &SlotOutcome::NearlyInSync);
     outcomes.insert(slot(0), SlotOutcome::Unreadable);
     outcomes.insert(slot(1), SlotOutcome::Refused(claim(9)));
-    let asked = schedule.on_run_ended(100, &outcomes, &[slot(2)].into());
+    let asked = schedule.on_run_ended(100, &outcomes, &[slot(2)].into(), LONGEST);
     assert_eq!(asked, slots(3..4), "damaged slots are in sync with nobody");
-    schedule.on_offers_requested(100, true);
+    schedule.on_offers_requested(100, true, LONGEST);
     assert_eq!(schedule.next(100), NextRun::At(600));
     assert_eq!(schedule.len(), 2, "what has another owner is done");
     let again = run(&mut schedule, 600);
@@ -55,7 +58,7 @@ fn pauses_grow_while_it_fails_and_a_lost_source_holds_up_all_its_slots() {
     let (mut now, mut before) = (20, 0);
     for _ in 0..8 {
         let group = run(&mut schedule, now);
-        assert!(schedule.on_run_ended(now, &all(&group, &failed), &[].into()).is_empty());
+        assert!(schedule.on_run_ended(now, &all(&group, &failed), &[].into(), LONGEST).is_empty());
         let NextRun::At(at) = schedule.next(now) else { panic!("it does not wait") };
         assert!(at - now >= before && at - now <= 10_000);
         (before, now) = (at - now, at);
@@ -67,12 +70,33 @@ fn pauses_grow_while_it_fails_and_a_lost_source_holds_up_all_its_slots() {
 }
 
 #[test]
+fn replicas_that_failed_together_do_not_try_again_together() {
+    let failed = SlotOutcome::Failed(Failure::Source("no answer".to_owned()));
+    let due = |jitter| {
+        let mut schedule = SyncSchedule::default();
+        schedule.add(0, slots(0..1));
+        let group = run(&mut schedule, 20);
+        schedule.on_run_ended(20, &all(&group, &failed), &[].into(), jitter);
+        schedule.next(20)
+    };
+    assert_eq!(due(Jitter(0)), NextRun::At(270));
+    assert_eq!(due(Jitter(u16::MAX / 2)), NextRun::At(394));
+    assert_eq!(due(LONGEST), NextRun::At(520));
+    let mut schedule = SyncSchedule::default();
+    schedule.add(0, slots(0..1));
+    let group = run(&mut schedule, 20);
+    schedule.on_run_ended(20, &all(&group, &SlotOutcome::InSync), &[].into(), LONGEST);
+    schedule.on_offers_requested(20, false, Jitter(0));
+    assert_eq!(schedule.next(20), NextRun::At(270), "an owner that cannot be asked is asked later, too");
+}
+
+#[test]
 fn a_group_that_keeps_failing_does_not_starve_the_others() {
     let mut schedule = SyncSchedule::default();
     schedule.add(0, slots(0..64));
     let failed = SlotOutcome::Failed(Failure::Source("no answer".to_owned()));
     let first = run(&mut schedule, 20);
-    schedule.on_run_ended(20, &all(&first, &failed), &[].into());
+    schedule.on_run_ended(20, &all(&first, &failed), &[].into(), LONGEST);
     assert_eq!(run(&mut schedule, 10_000), slots(32..64));
 }
 
@@ -83,7 +107,7 @@ fn a_newer_claim_takes_the_place_of_an_older_one() {
     let group = run(&mut schedule, 20);
     let newer = BTreeMap::from([(Slot::new(0).unwrap(), claim(9))]);
     schedule.add(20, newer.clone());
-    schedule.on_run_ended(30, &all(&group, &SlotOutcome::Unreadable), &[].into());
+    schedule.on_run_ended(30, &all(&group, &SlotOutcome::Unreadable), &[].into(), LONGEST);
     assert_eq!(run(&mut schedule, 1_000), newer);
 }
 

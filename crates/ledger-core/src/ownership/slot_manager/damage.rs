@@ -10,19 +10,8 @@
 //!
 //! While it owns the slot nobody gives up anything because of the damage: what an owner cannot read is no evidence.
 
-use std::collections::BTreeSet;
-
 use super::{Effect, Millis, OwnerState, Role, SlotManager};
 use crate::{node::PromiseQuorum, slot::Slot};
-
-/// The slots of which a node cannot read something.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct DamagedSlots {
-    /// The slots with damage, the impaired ones among them.
-    pub damaged: BTreeSet<Slot>,
-    /// The slots with damage that the node could not restore for a while.
-    pub impaired: BTreeSet<Slot>,
-}
 
 impl SlotManager {
     /// Returns whether this node cannot read something of the slot.

@@ -1,7 +1,7 @@
 //! What a [`SlotManager`](super::SlotManager) asks its shell to do: requests to members, records, and when to take appends.
 
-use super::Millis;
 use crate::{
+    millis::Millis,
     node::{Member, ReplicaSet},
     ownership::{Claim, Recovery},
     slot::Slot,

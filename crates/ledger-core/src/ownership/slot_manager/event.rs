@@ -1,12 +1,12 @@
 //! What a [`SlotManager`](super::SlotManager) is told: what gossip shows, what members answered, what this node's disk did.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::{DamagedSlots, Millis};
 use crate::{
     Epoch,
+    millis::Millis,
     node::Member,
-    ownership::{Claim, DeclaredLosses, Placement, Promise, SlotRecord},
+    ownership::{Claim, DeclaredLosses, Placement, Promise, RefusedPart, SlotRecord},
     slot::Slot,
 };
 
@@ -45,6 +45,13 @@ pub enum Event {
         claim: Claim,
         /// What the member made of the offer.
         outcome: SyncOfferOutcome,
+    },
+    /// A member refused a part of a commit of a slot that this node owns: the member is not in sync.
+    PartRefused {
+        /// The member.
+        from: Member,
+        /// What it refused, and why.
+        refused: RefusedPart,
     },
     /// This node did [`Effect::CatchUp`](super::Effect::CatchUp), or could not.
     CaughtUp {
@@ -87,6 +94,15 @@ pub enum Event {
     DamageChanged(DamagedSlots),
     /// Operators declared members lost for good: see [`recovery`](crate::ownership::recovery).
     LossesDeclared(DeclaredLosses),
+}
+
+/// The slots of which a node cannot read something.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DamagedSlots {
+    /// The slots with damage, the impaired ones among them.
+    pub damaged: BTreeSet<Slot>,
+    /// The slots with damage that the node could not restore for a while.
+    pub impaired: BTreeSet<Slot>,
 }
 
 /// A node as gossip shows it.

@@ -22,47 +22,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    Claim, Effect, Epoch, LeaseRenewal, Member, MemberRequest, Millis, OwnerState, OwnershipSettings,
-    Placement, Role, Slot, SlotKnowledge, SlotManager, SlotState,
+    Claim, Effect, LeaseRenewal, Member, MemberRequest, Millis, OwnerState, OwnershipSettings, Placement,
+    Role, SentRenewal, Slot, SlotKnowledge, SlotManager, SlotState,
 };
 
 /// Bounds of the pause between two renewals, milliseconds. The pause is a tenth of `max_staleness`.
 const RENEWAL_INTERVAL_BOUNDS: std::ops::RangeInclusive<Millis> = 50..=1_000;
 /// If a node holds a slot and its owner makes it no offer, the node asks why after one pause, then again after so many pauses.
 const QUERY_AFTER_PAUSES: Millis = 8;
-
-/// How recent this node's state of a slot is, as far as the node knows: it decides until when the node shows the slot. Raft: a
-/// read lease.
-#[derive(Debug, Default)]
-pub(super) struct Lease {
-    /// A moment at which this node showed all that was committed. It knows that from an owner, or as the owner.
-    since: Option<Millis>,
-    /// A moment at which this node knew of no owner, and neither did a majority of the members.
-    unowned_since: Option<Millis>,
-    /// Newer members than those in this node's record, without this node.
-    superseded: Option<Placement>,
-    /// Since when another node owns the slot in an epoch that this node has not accepted.
-    behind_since: Option<Millis>,
-    /// This node asks no member about the slot before this moment.
-    next_query: Millis,
-    /// When this node sent its newest query, and the members that answered it.
-    query: (Millis, BTreeSet<Member>),
-}
-
-impl Lease {
-    /// An owner, or this node as the owner, says that at this moment this node showed all that was committed.
-    pub(super) fn extend(&mut self, at: Millis) {
-        self.since = self.since.max(Some(at));
-    }
-}
-
-/// The newest renewal that this node sent a replica.
-#[derive(Debug)]
-pub(super) struct SentRenewal {
-    sent_at: Millis,
-    slots: Vec<(Slot, Epoch)>,
-    is_answered: bool,
-}
 
 impl SlotState {
     /// Forgets the newer members that another node told of, once this node's record is as new.
@@ -310,7 +277,10 @@ impl SlotManager {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::node::{NodeId, ReplicaSet, StorageId};
+    use crate::{
+        Epoch,
+        node::{NodeId, ReplicaSet, StorageId},
+    };
 
     fn member(number: u8) -> Member {
         Member { node: NodeId::new(format!("n{number}")).unwrap(), storage: StorageId([number; 16]) }

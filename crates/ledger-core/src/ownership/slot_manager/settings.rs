@@ -1,6 +1,6 @@
 //! The settings of a [`SlotManager`](super::SlotManager): how many copies, and how long it waits for what.
 
-use super::Millis;
+use crate::millis::Millis;
 use crate::node::NodeId;
 
 /// The settings by which a slot manager claims, keeps and moves slots.

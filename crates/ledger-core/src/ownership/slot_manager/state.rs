@@ -2,11 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Millis, ObservedNode, lease};
+use super::ObservedNode;
 use crate::{
     Epoch,
+    millis::Millis,
     node::{Member, NodeId, ReplicaSet},
-    ownership::{Claim, Phase, SlotRecord, Takeover, TakeoverFailure},
+    ownership::{Claim, Phase, Placement, SlotRecord, Takeover, TakeoverFailure},
+    slot::Slot,
 };
 
 /// What this node knows of one slot.
@@ -36,7 +38,40 @@ pub(super) struct SlotState {
     pub(super) highest_heard: Epoch,
     /// Why this node does not own the slot, if its last claim or ownership failed.
     pub(super) unowned_reason: Option<TakeoverFailure>,
-    pub(super) lease: lease::Lease,
+    pub(super) lease: Lease,
+}
+
+/// How recent this node's state of a slot is, as far as the node knows: it decides until when the node shows the slot. Raft: a
+/// read lease.
+#[derive(Debug, Default)]
+pub(super) struct Lease {
+    /// A moment at which this node showed all that was committed. It knows that from an owner, or as the owner.
+    pub(super) since: Option<Millis>,
+    /// A moment at which this node knew of no owner, and neither did a majority of the members.
+    pub(super) unowned_since: Option<Millis>,
+    /// Newer members than those in this node's record, without this node.
+    pub(super) superseded: Option<Placement>,
+    /// Since when another node owns the slot in an epoch that this node has not accepted.
+    pub(super) behind_since: Option<Millis>,
+    /// This node asks no member about the slot before this moment.
+    pub(super) next_query: Millis,
+    /// When this node sent its newest query, and the members that answered it.
+    pub(super) query: (Millis, BTreeSet<Member>),
+}
+
+impl Lease {
+    /// An owner, or this node as the owner, says that at this moment this node showed all that was committed.
+    pub(super) fn extend(&mut self, at: Millis) {
+        self.since = self.since.max(Some(at));
+    }
+}
+
+/// The newest renewal that this node sent a replica.
+#[derive(Debug)]
+pub(super) struct SentRenewal {
+    pub(super) sent_at: Millis,
+    pub(super) slots: Vec<(Slot, Epoch)>,
+    pub(super) is_answered: bool,
 }
 
 /// What this node is for a slot. Raft: follower, candidate, leader.

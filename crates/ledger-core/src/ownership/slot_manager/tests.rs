@@ -10,6 +10,7 @@ use crate::{
 
 mod damage;
 mod operators;
+mod refusals;
 
 const SLOT: u16 = 600;
 

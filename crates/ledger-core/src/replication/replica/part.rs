@@ -1,7 +1,12 @@
 //! What a replica does with a part of a commit, or with a range that it fetched.
 
 use super::range_fit::{RangeFit, fit};
-use crate::{Hash, Size, digest::TreeHead, ownership::Claim, slot::Slot};
+use crate::{
+    Hash, Size,
+    digest::TreeHead,
+    ownership::{Claim, RefusedPart, WhyRefused},
+    slot::Slot,
+};
 
 /// A part after a larger gap than this, in entries, is not buffered: fetching the gap fetches what follows as well.
 pub const MAX_OUT_OF_ORDER_GAP: u64 = 16_384;
@@ -29,6 +34,10 @@ impl PartHeader<'_> {
     /// Returns the size of the history with the entries.
     pub fn end(&self) -> Size {
         Size(self.after.size.0.saturating_add(self.count))
+    }
+
+    pub(super) fn refused(&self, why: WhyRefused) -> ReplicateOutcome {
+        ReplicateOutcome::Refused(RefusedPart { slot: self.slot, claim: self.claim.clone(), why })
     }
 }
 
@@ -133,18 +142,8 @@ pub enum ReplicateOutcome {
     Gap,
     /// This replica has another history.
     Diverged,
-    /// This replica promised the slot to a higher claim.
-    Refused {
-        /// The slot.
-        slot: Slot,
-        /// The claim in which the owner sent the part.
-        claim: Claim,
-        /// The higher claim.
-        by: Claim,
-    },
-    /// The part does not verify or could not be written, or this replica lacks an entry before it though the owner counts on
-    /// this replica: the stream must break.
-    Invalid(String),
+    /// This replica refused the part. If the slot was in sync with the claim, it is no longer.
+    Refused(RefusedPart),
 }
 
 impl Admitted {
@@ -197,15 +196,15 @@ impl Admitted {
         }
     }
 
-    pub(super) fn outcome(self, result: PartResult) -> ReplicateOutcome {
+    pub(super) fn outcome(self, part: &PartHeader<'_>, result: PartResult) -> ReplicateOutcome {
         match result {
             PartResult::Reaches(size) => ReplicateOutcome::Durable(size),
-            PartResult::Invalid(reason) => ReplicateOutcome::Invalid(reason),
+            PartResult::Invalid(reason) => part.refused(WhyRefused::Invalid(reason)),
             // The owner counts this replica's acknowledgement, so a missing entry must not be acknowledged.
             PartResult::Gap | PartResult::Diverged if self.is_strict => {
-                ReplicateOutcome::Invalid("it does not continue what is here".to_owned())
+                part.refused(WhyRefused::Invalid("it does not continue what is here".to_owned()))
             }
-            PartResult::Unreadable(reason) if self.is_strict => ReplicateOutcome::Invalid(reason),
+            PartResult::Unreadable(reason) if self.is_strict => part.refused(WhyRefused::Invalid(reason)),
             // The context is restored before the slot gets in sync; until then what arrives has a gap before it.
             PartResult::Gap | PartResult::Unreadable(_) => ReplicateOutcome::Gap,
             PartResult::Diverged => ReplicateOutcome::Diverged,

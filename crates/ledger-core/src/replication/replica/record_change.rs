@@ -5,13 +5,13 @@
 
 use std::{collections::BTreeMap, hash::Hash as MapKey};
 
-use super::Replica;
+use super::{Accepted, Replica};
 use crate::{
     Epoch,
     digest::Digest,
     node::{ClusterId, Member, ReplicaSet, StorageId},
     ownership::{
-        Claim, HigherClaimPromised, Placement, Promise, ReplicaRefusal, SlotRecord,
+        Claim, HigherClaimPromised, Placement, Promise, RefusedPart, ReplicaRefusal, SlotRecord, WhyRefused,
         slot_manager::{Event, MemberRequest, MemberResponse, SyncOfferOutcome},
     },
     slot::Slot,
@@ -66,7 +66,7 @@ pub enum RecordChangeOutcome {
     /// The replica holds something else of the slot than the owner offered. It shows readers nothing of the slot until it
     /// holds the same.
     Diverged {
-        /// The replica was in sync with this very claim, whose owner may count on it: the stream must break.
+        /// The replica was in sync with this very claim, whose owner may count on it: see [`Self::refused_part`].
         was_in_sync: bool,
     },
     /// The replica cannot make the change now.
@@ -105,17 +105,6 @@ pub struct SlotCondition {
     pub has_damage: bool,
     /// The digest of what this node holds; `None`: it keeps no digests.
     pub digest: Option<Digest>,
-}
-
-/// A slot whose epoch this replica accepted, because it holds what the owner holds.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Accepted {
-    /// The slot.
-    pub slot: Slot,
-    /// The owner's claim.
-    pub claim: Claim,
-    /// The number of the owner's newest commit before the offer.
-    pub number: u64,
 }
 
 /// Changes of slots' records that the lane makes durable with one write.
@@ -282,6 +271,17 @@ impl RecordChangeOutcome {
                 MemberResponse::Unavailable
             }
         }
+    }
+
+    /// Returns what to tell the owner instead of the answer to its offer, if it may count on this replica: the same as if the
+    /// replica had refused a part. The owner then makes another offer.
+    pub fn refused_part(&self, slot: Slot, claim: &Claim) -> Option<RefusedPart> {
+        let reason = || WhyRefused::Invalid("it does not hold what was offered".to_owned());
+        (*self == Self::Diverged { was_in_sync: true }).then(|| RefusedPart {
+            slot,
+            claim: claim.clone(),
+            why: reason(),
+        })
     }
 
     /// Returns the answer to an owner's offer.

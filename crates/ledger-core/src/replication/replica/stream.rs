@@ -5,9 +5,8 @@ use std::collections::BTreeMap;
 use super::ReplicateOutcome;
 use crate::{
     node::{Member, NodeId},
-    ownership::{Claim, slot_manager::Millis},
+    ownership::{Claim, RefusedPart, slot_manager::Millis},
     plausible::Implausible,
-    slot::Slot,
 };
 
 /// Why a stream must break.
@@ -67,29 +66,14 @@ impl ReplicaStream {
     }
 }
 
-/// The answer to a commit whose parts are all on disk, or refused.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum CommitAnswer {
-    /// Everything that the owner sent of the lane up to this number, and counts on, is durable here.
-    Durable,
-    /// This replica refused parts: tell the owner, then break the stream. The commit's number stands for all of its parts, so
-    /// this replica must not acknowledge it, and the owner may count on this replica until it learns of the promise.
-    Refused(Vec<(Slot, Claim, Claim)>),
-    /// A part does not fit what this replica holds, and the owner counts on it: break the stream.
-    Invalid(String),
-}
-
-impl CommitAnswer {
-    /// Makes the answer from the outcomes of the commit's parts.
-    pub fn of(outcomes: impl IntoIterator<Item = ReplicateOutcome>) -> Self {
-        let mut refused = Vec::new();
-        for outcome in outcomes {
-            match outcome {
-                ReplicateOutcome::Durable(_) | ReplicateOutcome::Gap | ReplicateOutcome::Diverged => {}
-                ReplicateOutcome::Refused { slot, claim, by } => refused.push((slot, claim, by)),
-                ReplicateOutcome::Invalid(reason) => return Self::Invalid(reason),
-            }
+/// Returns the slots that this replica must name to the owner before it acknowledges a commit with these outcomes, each with the
+/// first part that it refused.
+pub fn refused_slots(outcomes: impl IntoIterator<Item = ReplicateOutcome>) -> Vec<RefusedPart> {
+    let mut refused = BTreeMap::new();
+    for outcome in outcomes {
+        if let ReplicateOutcome::Refused(part) = outcome {
+            refused.entry(part.slot).or_insert(part);
         }
-        if refused.is_empty() { Self::Durable } else { Self::Refused(refused) }
     }
+    refused.into_values().collect()
 }

@@ -6,7 +6,7 @@ use crate::{
     digest::{NodeDigest, TreeHead},
     node::{ClusterId, Member, ReplicaSet, StorageId},
     ownership::{
-        ReplicaRefusal,
+        RefusedPart, ReplicaRefusal, WhyRefused,
         slot_manager::{Event, LeaseRenewal, MemberRequest, MemberResponse, SyncOfferOutcome},
     },
 };
@@ -98,34 +98,41 @@ fn admitted(lane: &Lane, part: &PartHeader<'_>, record: &SlotRecord) -> Admitted
 }
 
 #[test]
-fn a_part_below_the_promise_is_refused_and_its_commit_is_not_acknowledged() {
+fn a_part_below_the_promise_is_refused_and_its_slot_is_named() {
     let (lane, own) = (Lane::default(), claim(5, "a"));
     let by = claim(6, "b");
     let part = part(&own, 0, 1, PartSource::Commit(1));
-    let refused = ReplicateOutcome::Refused { slot: slot(1), claim: own.clone(), by: by.clone() };
-    assert_eq!(lane.admit(&part, &promised(&by), false), Admission::Settled(refused.clone()));
-    let answer = CommitAnswer::of([ReplicateOutcome::Durable(Size(1)), refused]);
-    assert_eq!(answer, CommitAnswer::Refused(vec![(slot(1), own, by)]));
-    assert_eq!(CommitAnswer::of([ReplicateOutcome::Gap, ReplicateOutcome::Diverged]), CommitAnswer::Durable);
+    let refused = RefusedPart { slot: slot(1), claim: own.clone(), why: WhyRefused::Promised(by.clone()) };
+    let outcome = ReplicateOutcome::Refused(refused.clone());
+    assert_eq!(lane.admit(&part, &promised(&by), false), Admission::Settled(outcome.clone()));
+    let other = RefusedPart { why: WhyRefused::Invalid("later".to_owned()), ..refused.clone() };
+    let outcomes = [ReplicateOutcome::Durable(Size(1)), outcome, ReplicateOutcome::Refused(other)];
+    assert_eq!(refused_slots(outcomes), [refused], "once each");
+    assert_eq!(refused_slots([ReplicateOutcome::Gap, ReplicateOutcome::Diverged]), []);
 }
 
 #[test]
 fn a_replica_in_sync_acknowledges_no_commit_that_it_cannot_write() {
     let own = claim(5, "a");
-    let (mut lane, record) = in_sync(&own);
     let part = part(&own, 3, 2, PartSource::Commit(2));
-    let admitted = admitted(&lane, &part, &record);
-    assert!(admitted.is_strict() && !admitted.hides());
     for result in [
         PartResult::Gap,
         PartResult::Diverged,
         PartResult::Unreadable("damaged".into()),
         PartResult::Invalid("no record".into()),
     ] {
+        let (mut lane, record) = in_sync(&own);
+        change(&mut lane, slot(2), &mut SlotRecord::default(), accept(&own, offer(1)), condition());
+        let admitted = admitted(&lane, &part, &record);
         let outcome = lane.settle(&part, &"c", admitted, result.clone());
-        assert!(matches!(outcome, ReplicateOutcome::Invalid(_)), "{result:?} gives {outcome:?}");
-        assert!(matches!(CommitAnswer::of([outcome]), CommitAnswer::Invalid(_)));
+        let named = refused_slots([outcome.clone()]);
+        assert_eq!((named.len(), named[0].slot), (1, slot(1)), "{result:?} gives {outcome:?}");
+        assert!(!lane.is_in_sync(slot(1), &own), "what follows has a gap before it");
+        assert!(lane.is_in_sync(slot(2), &own), "the other slots go on");
     }
+    let (mut lane, record) = in_sync(&own);
+    let admitted = admitted(&lane, &part, &record);
+    assert!(admitted.is_strict() && !admitted.hides());
     let reached = lane.settle(&part, &"c", admitted, PartResult::Reaches(Size(5)));
     assert_eq!(reached, ReplicateOutcome::Durable(Size(5)));
     assert_eq!(
@@ -147,9 +154,20 @@ fn a_replica_behind_fetches_what_it_lacks() {
     assert_eq!(lane.settle(&part, &"c", admitted, PartResult::Diverged), ReplicateOutcome::Diverged);
     assert!(matches!(
         lane.settle(&part, &"c", admitted, PartResult::Invalid("no record".into())),
-        ReplicateOutcome::Invalid(_)
+        ReplicateOutcome::Refused(_)
     ));
     assert!(matches!(lane.admit(&part, &record, false), Admission::Admitted(of) if !of.hides()));
+}
+
+#[test]
+fn a_part_without_a_readable_record_takes_its_slot_out_of_sync_unless_it_was_fetched() {
+    let own = claim(5, "a");
+    let (mut lane, _) = in_sync(&own);
+    lane.refuse(&part(&own, 3, 2, PartSource::Fetched), "unreadable".to_owned());
+    lane.refuse(&part(&claim(4, "a"), 3, 2, PartSource::Commit(2)), "unreadable".to_owned());
+    assert!(lane.is_in_sync(slot(1), &own), "its owner sent neither in the claim that it counts");
+    lane.refuse(&part(&own, 3, 2, PartSource::Commit(2)), "unreadable".to_owned());
+    assert!(!lane.is_in_sync(slot(1), &own));
 }
 
 #[test]
@@ -235,6 +253,8 @@ fn an_offer_is_accepted_only_with_the_same_digest_and_no_damage() {
     let (mut lane, mut record) = in_sync(&own);
     let outcome = change(&mut lane, slot(1), &mut record, accept(&own, offer(4)), damaged);
     assert_eq!(outcome, RecordChangeOutcome::Diverged { was_in_sync: true }, "its owner may count it");
+    assert_eq!(outcome.refused_part(slot(1), &own).unwrap().claim, own, "so it is told");
+    assert_eq!(RecordChangeOutcome::Diverged { was_in_sync: false }.refused_part(slot(1), &own), None);
 }
 
 fn digest(of: u8) -> Digest {

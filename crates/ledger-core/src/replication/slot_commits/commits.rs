@@ -1,6 +1,6 @@
 //! An owner's commits, from their number to their acknowledgement.
 
-use super::{Effect, SlotCommits};
+use super::{Effect, PendingPart, SlotCommits};
 use crate::{
     Epoch,
     replication::{Committed, Peer, WriteQuorum},
@@ -18,13 +18,6 @@ pub struct CommitPart<W, A, Q> {
     pub answers: A,
     /// The writers who wait for another quorum.
     pub waiters: Vec<(WriteQuorum, Q)>,
-}
-
-/// One slot's part of a commit, while it waits for copies.
-#[derive(Debug)]
-pub(super) struct PendingPart<W, A> {
-    pub(super) write: Option<W>,
-    pub(super) answers: A,
 }
 
 impl<W, A, Q> SlotCommits<W, A, Q> {
@@ -110,9 +103,10 @@ impl<W, A, Q> SlotCommits<W, A, Q> {
         let mut slots: Vec<(Slot, u64)> = Vec::new();
         for Committed { slot, number, copies, item: PendingPart { write, answers } } in committed {
             effects.push(Effect::Acknowledge { write, answers, copies });
-            match slots.iter_mut().find(|(of, _)| *of == slot) {
-                Some((_, newest)) => *newest = number,
-                None => slots.push((slot, number)),
+            // The commits of a slot come one after the other.
+            match slots.last_mut() {
+                Some((of, newest)) if *of == slot => *newest = number,
+                _ => slots.push((slot, number)),
             }
         }
         for (slot, number) in slots {

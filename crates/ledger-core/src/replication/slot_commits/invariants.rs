@@ -15,14 +15,15 @@ impl<W, A, Q> SlotCommits<W, A, Q> {
             let Some(ownership) = self.owned(slot) else {
                 return Err(format!("{pending} commits to {slot:?} wait, and this node does not own it"));
             };
-            let (_, stream_peers) = ownership.claim_and_stream_peers();
-            if !in_sync.without(stream_peers).is_empty() {
-                return Err(format!("peers count for {slot:?} that are not sent it"));
+            if !in_sync.without(ownership.accepted_peers()).is_empty() {
+                return Err(format!("peers count for {slot:?} that did not accept it, or refused a part"));
             }
         }
         for (slot, state) in &self.slots {
             if state.ownership.as_ref().is_some_and(|ownership| !ownership.is_consistent()) {
-                return Err(format!("{slot:?} is served though a higher claim was promised"));
+                return Err(format!(
+                    "{slot:?} is served after a higher promise, or accepted by peers that are not sent it"
+                ));
             }
             if state.accepted_at.is_some() && state.visibility == Visibility::Hidden {
                 return Err(format!("{slot:?} was accepted and is hidden"));

@@ -6,80 +6,12 @@
 //! | serving | taken | `begin_serving` |
 //! | stopping | refused: they will be taken again, here or elsewhere | `stop_appends` |
 
-use super::{CommitIndex, Effect, SlotCommits, Visibility};
+use super::{CommitIndex, Effect, Phase, SlotCommits, SlotOwnership, Visibility};
 use crate::{
-    Epoch,
-    ownership::{Claim, SlotRecord},
-    replication::{Peer, PeerSet},
+    ownership::{Claim, SlotRecord, slot_manager::SyncOfferOutcome},
+    replication::Peer,
     slot::Slot,
 };
-
-/// A slot that this node owns or is about to own.
-#[derive(Debug)]
-pub(super) struct SlotOwnership {
-    claim: Claim,
-    stream_peers: PeerSet,
-    phase: Phase,
-    /// Whether this node promised a higher claim: it never serves the slot in this claim again.
-    is_fenced: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    Offering,
-    Serving,
-    Stopping,
-}
-
-/// Why a slot takes no appends on this node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NotServing {
-    /// This node owns the slot and stopped its appends, to hand it over: another node will take them in a moment.
-    Stopping,
-    /// This node does not own the slot, or not any more.
-    NotOwner,
-}
-
-impl SlotOwnership {
-    fn new(claim: Claim) -> Self {
-        Self { claim, stream_peers: PeerSet::default(), phase: Phase::Offering, is_fenced: false }
-    }
-
-    pub(super) fn serving_epoch(&self) -> Result<(Epoch, PeerSet), NotServing> {
-        match self.phase {
-            Phase::Serving => Ok((self.claim.epoch, self.stream_peers)),
-            Phase::Stopping => Err(NotServing::Stopping),
-            Phase::Offering => Err(NotServing::NotOwner),
-        }
-    }
-
-    pub(super) fn claim_and_stream_peers(&self) -> (&Claim, PeerSet) {
-        (&self.claim, self.stream_peers)
-    }
-
-    /// Goes on in another claim, if it is another one. Commits that wait were appended in an earlier epoch, and appends are
-    /// stopped: the commits belong to this claim from now on.
-    fn enter(&mut self, claim: &Claim) {
-        if self.claim == *claim {
-            return;
-        }
-        debug_assert!(self.claim < *claim, "this node claims a slot in rising epochs");
-        self.claim = claim.clone();
-        self.is_fenced = false;
-        if self.phase == Phase::Serving {
-            self.phase = Phase::Offering;
-        }
-    }
-
-    pub(super) fn is_stopping(&self) -> bool {
-        self.phase == Phase::Stopping
-    }
-
-    /// Returns whether the phase may be, for [`SlotCommits::check`].
-    pub(super) fn is_consistent(&self) -> bool {
-        !(self.is_fenced && self.phase == Phase::Serving)
-    }
-}
 
 impl<W, A, Q> SlotCommits<W, A, Q> {
     /// Adds a peer to a slot's stream, with a sync offer in a claim of this node. Returns the commit number after which the
@@ -122,13 +54,34 @@ impl<W, A, Q> SlotCommits<W, A, Q> {
         self.send_commit_index_if_idle(slot, effects);
     }
 
+    /// Records what a peer answered to an offer, in the order of the peer's answers on its stream. Returns the answer for the slot
+    /// manager: an acceptance says nothing if the peer is not sent the slot any more, and then another offer has to be made.
+    pub fn record_offer_answer(
+        &mut self,
+        slot: Slot,
+        claim: &Claim,
+        peer: Peer,
+        outcome: SyncOfferOutcome,
+    ) -> SyncOfferOutcome {
+        if outcome != SyncOfferOutcome::Accepted {
+            return outcome;
+        }
+        match self.owned_in(slot, claim) {
+            Some(ownership) if ownership.stream_peers.contains(peer) => {
+                ownership.accepted.insert(peer);
+                outcome
+            }
+            _ => SyncOfferOutcome::Unavailable,
+        }
+    }
+
     /// Counts a peer's copies from now on, because it accepted the claim: it is in sync.
     ///
-    /// It does not count if its stream broke since. What this node sent of other slots on a newer stream says nothing about
-    /// this one.
+    /// It does not count if its stream broke since, or if it refused a part. What this node sent of other slots on a newer stream
+    /// says nothing about this one.
     pub fn add_in_sync(&mut self, slot: Slot, claim: &Claim, peer: Peer, effects: &mut Vec<Effect<W, A, Q>>) {
-        let is_sent = |ownership: &mut SlotOwnership| ownership.stream_peers.contains(peer);
-        if !self.owned_in(slot, claim).is_some_and(is_sent) {
+        let is_accepted = |ownership: &mut SlotOwnership| ownership.accepted.contains(peer);
+        if !self.owned_in(slot, claim).is_some_and(is_accepted) {
             return;
         }
         let committed = self.pending.add_in_sync(slot, peer);
@@ -136,10 +89,11 @@ impl<W, A, Q> SlotCommits<W, A, Q> {
         self.send_commit_index_if_idle(slot, effects);
     }
 
-    /// Stops sending a slot to a peer, and counting it, because it is no longer a member.
+    /// Stops sending a slot to a peer, and counting it: it is no longer a member, or it refused a part of a commit in this claim. If
+    /// it refused one, call this before anything that the peer says next: its acknowledgements hold for its other slots only.
     pub fn remove_peer(&mut self, slot: Slot, claim: &Claim, peer: Peer) {
         if let Some(ownership) = self.owned_in(slot, claim) {
-            ownership.stream_peers.remove(peer);
+            ownership.remove_peer(peer);
             self.pending.remove_in_sync(slot, peer);
         }
     }
@@ -182,7 +136,7 @@ impl<W, A, Q> SlotCommits<W, A, Q> {
     pub fn peer_disconnected(&mut self, peer: Peer) {
         self.pending.peer_disconnected(peer);
         for ownership in self.slots.values_mut().filter_map(|state| state.ownership.as_mut()) {
-            ownership.stream_peers.remove(peer);
+            ownership.remove_peer(peer);
         }
     }
 
@@ -231,6 +185,10 @@ impl<W, A, Q> SlotCommits<W, A, Q> {
     fn enter_claim(&mut self, slot: Slot, claim: &Claim) -> &mut SlotOwnership {
         let state = self.slots.entry(slot).or_default();
         let ownership = state.ownership.get_or_insert_with(|| SlotOwnership::new(claim.clone()));
+        if ownership.claim != *claim {
+            // Who is in sync with one claim says nothing about the next.
+            self.pending.clear_in_sync(slot);
+        }
         ownership.enter(claim);
         ownership
     }

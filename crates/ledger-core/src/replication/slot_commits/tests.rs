@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     node::{Member, NodeId, ReplicaSet, StorageId},
-    ownership::{Placement, SlotRecord},
+    ownership::{Placement, SlotRecord, slot_manager::SyncOfferOutcome},
     replication::WriteQuorum,
 };
 
@@ -55,6 +55,7 @@ fn own(commits: &mut Commits, slot: Slot, claim: &Claim, peer: Peer) -> Effects 
     step(commits, |commits, effects| {
         commits.add_stream_peer(slot, claim, peer);
         commits.begin_serving(slot, claim, COPIES_NEEDED, &accepted(claim), effects);
+        commits.record_offer_answer(slot, claim, peer, SyncOfferOutcome::Accepted);
         commits.add_in_sync(slot, claim, peer, effects);
     })
 }
@@ -225,7 +226,8 @@ fn a_peer_is_not_counted_for_what_it_accepted_on_a_stream_that_broke() {
     step(&mut commits, |commits, effects| {
         commits.add_stream_peer(slot(1), &claim(5), peer(1));
         commits.begin_serving(slot(1), &claim(5), COPIES_NEEDED, &accepted(&claim(5)), effects);
-        // Its answer was on its way when the stream broke.
+        commits.record_offer_answer(slot(1), &claim(5), peer(1), SyncOfferOutcome::Accepted);
+        // What follows from its answer was on its way when the stream broke.
         commits.peer_disconnected(peer(1));
         commits.add_in_sync(slot(1), &claim(5), peer(1), effects);
         // On the next stream it was offered the slot, and has not accepted it yet.
@@ -233,10 +235,62 @@ fn a_peer_is_not_counted_for_what_it_accepted_on_a_stream_that_broke() {
     });
     commit(&mut commits, slot(1), Some(10), "first");
     assert_eq!(durable(&mut commits, &[1], 1), [], "it may lack what came before");
-    let effects = step(&mut commits, |commits, effects| {
+    let effects = accept(&mut commits, slot(1));
+    assert_eq!(effects[0], Effect::Acknowledge { write: Some(10), answers: "first", copies: 2 });
+}
+
+/// The first peer accepts the newest offer of a slot.
+fn accept(commits: &mut Commits, slot: Slot) -> Effects {
+    step(commits, |commits, effects| {
+        let answer = commits.record_offer_answer(slot, &claim(5), peer(1), SyncOfferOutcome::Accepted);
+        assert_eq!(answer, SyncOfferOutcome::Accepted);
+        commits.add_in_sync(slot, &claim(5), peer(1), effects);
+    })
+}
+
+#[test]
+fn a_peer_that_refuses_a_part_counts_for_its_other_slots_and_for_this_one_once_it_accepts_again() {
+    let mut commits = Commits::default();
+    own(&mut commits, slot(1), &claim(5), peer(1));
+    own(&mut commits, slot(2), &claim(5), peer(1));
+    let answers = |effects: Effects| -> Vec<&'static str> {
+        let answers = effects.into_iter().filter_map(|effect| match effect {
+            Effect::Acknowledge { answers, .. } => Some(answers),
+            _ => None,
+        });
+        answers.collect()
+    };
+    commit(&mut commits, slot(1), Some(10), "refused");
+    commit(&mut commits, slot(2), Some(20), "taken");
+    commits.remove_peer(slot(1), &claim(4), peer(1));
+    assert!(commits.is_in_sync(slot(1), peer(1)), "an earlier claim's part says nothing of this one");
+    commits.remove_peer(slot(1), &claim(5), peer(1));
+    assert_eq!(answers(durable(&mut commits, &[1], 2)), ["taken"]);
+    // An acceptance from before, of which the slot manager hears late, does not count. Nor does an answer that comes late.
+    let late = step(&mut commits, |commits, effects| {
+        commits.add_in_sync(slot(1), &claim(5), peer(1), effects);
+        let answer = commits.record_offer_answer(slot(1), &claim(5), peer(1), SyncOfferOutcome::Accepted);
+        assert_eq!(answer, SyncOfferOutcome::Unavailable, "another offer has to be made");
+        commits.add_stream_peer(slot(1), &claim(5), peer(1));
         commits.add_in_sync(slot(1), &claim(5), peer(1), effects);
     });
-    assert_eq!(effects[0], Effect::Acknowledge { write: Some(10), answers: "first", copies: 2 });
+    assert_eq!(late, []);
+    assert_eq!(answers(accept(&mut commits, slot(1))), ["refused"]);
+}
+
+#[test]
+fn a_peer_in_sync_with_one_claim_has_to_accept_the_next() {
+    let mut commits = Commits::default();
+    own(&mut commits, slot(1), &claim(5), peer(1));
+    commits.add_stream_peer(slot(1), &claim(6), peer(2));
+    assert!(!commits.is_in_sync(slot(1), peer(1)));
+    assert_eq!(
+        step(&mut commits, |commits, effects| {
+            commits.add_in_sync(slot(1), &claim(6), peer(1), effects);
+        }),
+        []
+    );
+    assert!(!commits.is_in_sync(slot(1), peer(1)));
 }
 
 #[test]
@@ -277,6 +331,8 @@ fn after_a_failed_write_nothing_is_owned_and_nothing_published() {
 #[derive(Debug, Clone, Copy)]
 enum Happens {
     Offer(u16, u8),
+    Answer(u16, u8),
+    Refuse(u16, u8),
     Serve(u16),
     InSync(u16, u8),
     Stop(u16),
@@ -299,6 +355,8 @@ fn happens() -> impl Strategy<Value = Happens> {
     let (slot, peer) = (0..2_u16, 0..2_u8);
     prop_oneof![
         1 => (slot.clone(), peer.clone()).prop_map(|(slot, peer)| H::Offer(slot, peer)),
+        2 => (slot.clone(), peer.clone()).prop_map(|(slot, peer)| H::Answer(slot, peer)),
+        1 => (slot.clone(), peer.clone()).prop_map(|(slot, peer)| H::Refuse(slot, peer)),
         1 => slot.clone().prop_map(H::Serve),
         1 => (slot.clone(), peer.clone()).prop_map(|(slot, peer)| H::InSync(slot, peer)),
         1 => slot.clone().prop_map(H::Stop),
@@ -331,6 +389,11 @@ proptest! {
             let mut effects = Vec::new();
             match happened {
                 Happens::Offer(of, to) => _ = commits.add_stream_peer(slot(of), &claim(epoch), peer(to)),
+                Happens::Answer(of, from) => {
+                    let accepted = SyncOfferOutcome::Accepted;
+                    commits.record_offer_answer(slot(of), &claim(epoch), peer(from), accepted);
+                }
+                Happens::Refuse(of, from) => commits.remove_peer(slot(of), &claim(epoch), peer(from)),
                 Happens::Serve(of) => {
                     let claim = claim(epoch);
                     commits.begin_serving(slot(of), &claim, COPIES_NEEDED, &accepted(&claim), &mut effects);

@@ -6,20 +6,8 @@
 //!    └──────────────────── another history is here than the owner's ─────────────┘
 //! ```
 
-use super::{CommitIndex, Effect, SlotCommits};
+use super::{CommitIndex, Effect, SlotCommits, Visibility};
 use crate::{Epoch, slot::Slot};
-
-/// Whether readers see a slot, as long as its lease lasts.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Visibility {
-    /// The node refuses readers, because it does not know what of the slot is committed. Writes need no pinning.
-    #[default]
-    Hidden,
-    /// The node refuses readers until the owner's commit index reaches what this replica accepted. The lane pins writes.
-    Withheld,
-    /// Readers see what is committed. The lane pins writes until they are committed.
-    Visible,
-}
 
 impl<W, A, Q> SlotCommits<W, A, Q> {
     /// Withholds what another owner's commit wrote until that owner commits it. A hidden slot needs no withholding: it becomes

@@ -8,6 +8,7 @@ use ledger_core::{
     Head,
     digest::TreeHead,
     loads::LoadSpan,
+    ownership::{RefusedPart, WhyRefused},
     replication::replica::{
         Admission, Admitted, LocalHistory, PartDecision, PartHeader, PartResult, PartSource,
     },
@@ -55,13 +56,14 @@ impl Lane {
     ) -> ReplicateOutcome {
         let Part { slot, context, .. } = &part;
         let slot = *slot;
-        if slot != Slot::of(context) {
-            return ReplicateOutcome::Invalid(format!("context {context} is not of slot {}", slot.number()));
-        }
         let header = part.header(source);
+        if slot != Slot::of(context) {
+            let reason = format!("context {context} is not of slot {}", slot.number());
+            return self.replica.refuse(&header, reason);
+        }
         let record = match self.records.of(db, &self.shared, slot) {
             Ok(record) => record,
-            Err(error) => return ReplicateOutcome::Invalid(error.to_string()),
+            Err(error) => return self.replica.refuse(&header, error.to_string()),
         };
         let admitted = match self.replica.admit(&header, record, self.shared.visibility.is_withheld(slot)) {
             Admission::Admitted(admitted) => admitted,
@@ -87,12 +89,12 @@ impl Lane {
                 }
             }
         };
-        match self.replica.settle(&header, context, admitted, result) {
-            ReplicateOutcome::Invalid(reason) => {
-                ReplicateOutcome::Invalid(format!("context {context}: {reason}"))
-            }
-            outcome => outcome,
+        let mut outcome = self.replica.settle(&header, context, admitted, result);
+        if let ReplicateOutcome::Refused(RefusedPart { why: WhyRefused::Invalid(reason), .. }) = &mut outcome
+        {
+            *reason = format!("context {context}: {reason}");
         }
+        outcome
     }
 
     /// Stages a part that was admitted, if it fits. Returns `None` if it is to be buffered.

@@ -1,13 +1,15 @@
-//! Bringing members in sync: whom to offer a slot's history, on which stream, and whom a broken stream takes out again.
+//! Bringing members in sync: whom to offer a slot's history, on which stream, and whom a broken stream or a refused part takes
+//! out again.
 //!
 //! An offer goes out at a place in the stream of commits. A member that accepts it holds the whole history up to that place, and
-//! is in sync while the stream stays up. Kafka adds a follower to the ISR when it has caught up; here the member says so.
+//! is in sync while the stream stays up and it refuses no part. Kafka adds a follower to the ISR when it has caught up; here the
+//! member says so.
 
 use crate::{
     node::Member,
     ownership::{
-        Phase, Placement,
-        slot_manager::{Effect, OwnerState, Role, SlotManager},
+        Phase, Placement, RefusedPart, WhyRefused,
+        slot_manager::{Effect, Millis, OwnerState, Role, SlotManager},
     },
     slot::Slot,
 };
@@ -120,6 +122,32 @@ impl SlotManager {
                     owner.is_offered = false;
                 }
             }
+        }
+    }
+
+    /// A member refused a part of a commit: it is not in sync with the slot's claim. The next tick makes another offer, of this slot
+    /// alone.
+    pub(in crate::ownership::slot_manager) fn on_part_refused(
+        &mut self,
+        now: Millis,
+        from: &Member,
+        RefusedPart { slot, claim, why }: RefusedPart,
+        effects: &mut Vec<Effect>,
+    ) {
+        match &mut self.state_mut(slot).role {
+            Role::Owner(owner) if owner.claim == claim => {
+                owner.in_sync.remove(from);
+                owner.offered.remove(from);
+                owner.is_offered = false;
+            }
+            Role::Candidate(candidate) if *candidate.takeover.claim() == claim => {
+                candidate.in_sync.remove(from);
+                candidate.offered.remove(from);
+            }
+            _ => {}
+        }
+        if let WhyRefused::Promised(by) = why {
+            self.on_claim_heard(now, slot, by, effects);
         }
     }
 
