@@ -199,11 +199,17 @@ impl Drop for Node {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        let log = self.log();
         if std::thread::panicking() {
-            eprintln!("the node's log:\n{}", self.log());
+            eprintln!("the node's log:\n{log}");
+        } else {
+            assert!(!log.contains(WAITED_ON_WORKER), "the node's log:\n{log}");
         }
     }
 }
+
+/// What a node logs that waited for the store where it must not.
+const WAITED_ON_WORKER: &str = "runs on a worker of the runtime";
 
 fn read_log(files: &Path) -> String {
     let path: PathBuf = files.join("log");

@@ -27,10 +27,7 @@ use ledger_core::{
 use ledger_proto::ledger::v1::replica_service_client::ReplicaServiceClient;
 use ledger_store::{Evidence, ForkOutcome, StoreError, Tip, limited};
 use prost::Message as _;
-use tokio::{
-    task::spawn_blocking,
-    time::{Instant, timeout},
-};
+use tokio::time::{Instant, timeout};
 use tonic::Status;
 
 use crate::{
@@ -66,7 +63,7 @@ impl From<Status> for CatchUpError {
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, CatchUpError> {
-    let done = spawn_blocking(work).await;
+    let done = ledger_store::blocking::spawn(work).await;
     Ok(done.map_err(|error| StoreError::Io(error.to_string()))??)
 }
 

@@ -83,10 +83,10 @@ async fn reidentify_forgotten(ledger: &Ledger) -> Reidentified {
     let of = ledger.clone();
     let slots =
         move || (0..SLOTS).filter_map(Slot::new).filter(|slot| of.slot_record(*slot).is_err()).count();
-    let count = tokio::task::spawn_blocking(slots).await.unwrap_or_default();
+    let count = ledger_store::blocking::spawn(slots).await.unwrap_or_default();
     let ledger = ledger.clone();
     let renewed =
-        tokio::task::spawn_blocking(move || stale_volume::reidentify_forgotten(&ledger, count)).await;
+        ledger_store::blocking::spawn(move || stale_volume::reidentify_forgotten(&ledger, count)).await;
     renewed.unwrap_or_else(|error| Reidentified::RecordsUnreadable {
         slots: count,
         reason: StoreError::Io(error.to_string()),
@@ -117,7 +117,7 @@ impl Cluster {
                     Decisions::read(&ledger)?,
                 ))
             };
-            tokio::task::spawn_blocking(read).await
+            ledger_store::blocking::spawn(read).await
         };
         let (records, departure, decisions) = match read.map_err(|error| StoreError::Io(error.to_string()))? {
             // What was promised is lost: only as a new member may it take part.
@@ -144,7 +144,7 @@ impl Cluster {
         let directory = ledger.directory().to_owned();
         let addresses = {
             let directory = directory.clone();
-            tokio::task::spawn_blocking(move || known_nodes::read(&directory)).await.unwrap_or_default()
+            ledger_store::blocking::spawn(move || known_nodes::read(&directory)).await.unwrap_or_default()
         };
         config.membership.known = addresses.values().map(|(gossip, _)| *gossip).collect();
         let belongs = *ledger.cluster_id().borrow();
@@ -170,6 +170,7 @@ impl Cluster {
                 Share::new("replication", config.replication),
             ),
             replicated: Share::new("replicated", config.replicated),
+            serving: Share::new("serving", config.serving),
             me: me.clone(),
             ledger: ledger.clone(),
             config,
@@ -259,9 +260,11 @@ impl Cluster {
         &self.shared.me
     }
 
-    /// The memory that commits take: those that wait for other nodes, and those of others that are being written.
-    pub fn shares(&self) -> [Arc<Share>; 2] {
-        [Arc::clone(self.shared.peers.share()), Arc::clone(&self.shared.replicated)]
+    /// Returns the memory for commits that wait for other nodes, for commits of others that are being written, and for entries
+    /// on their way to nodes that catch up.
+    pub fn shares(&self) -> [Arc<Share>; 3] {
+        let Shared { replicated, serving, .. } = &*self.shared;
+        [Arc::clone(self.shared.peers.share()), Arc::clone(replicated), Arc::clone(serving)]
     }
 
     /// The settings.

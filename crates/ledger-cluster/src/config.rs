@@ -33,6 +33,8 @@ pub struct ClusterConfig {
     pub replication: usize,
     /// Bytes of other nodes' commits, received and not yet written. One commit may be larger.
     pub replicated: usize,
+    /// Bytes of entries on their way to nodes that catch up. One message may be larger.
+    pub serving: usize,
     /// How nodes reach each other's gRPC services; `None`: without TLS.
     pub tls: Option<PeerTls>,
 }

@@ -23,6 +23,8 @@
 //! | [`seal`](membership::seal) | the cluster keys, and how datagrams are sealed and opened |
 //! | [`seeds`](membership::seeds) | where a node looks for other nodes |
 
+#![warn(clippy::disallowed_methods)]
+
 mod backoff;
 mod catch_up;
 pub mod cluster;

@@ -61,6 +61,8 @@ pub(crate) struct Shared {
     pub(crate) peers: Peers,
     /// Memory for what other nodes' lanes wrote, until it is written here.
     pub(crate) replicated: Arc<Share>,
+    /// Memory for entries on their way to nodes that catch up.
+    pub(crate) serving: Arc<Share>,
     /// To the driver.
     pub(crate) events: mpsc::Sender<DriverMessage>,
     /// To the driver, from lanes, which must not wait: at most one for each slot that was stopped.

@@ -23,6 +23,8 @@
 //! | [`settings`] | defaults, file, environment, flags; the plan of the memory |
 //! | [`limits`] | every other bound |
 
+#![warn(clippy::disallowed_methods)]
+
 pub mod append_stream;
 pub mod daemon;
 pub mod grpc;

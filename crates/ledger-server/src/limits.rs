@@ -119,9 +119,6 @@ pub const MIN_BOOKMARK_MS: u32 = 10;
 /// Interval of bookmarks that a watcher of `ContextService` gets, milliseconds.
 pub const BOOKMARK_MS: u32 = 1000;
 
-/// Contexts whose newest position is kept for bookmarks.
-pub const NEWEST: usize = 4096;
-
 /// Longest name of a writer, bytes.
 pub const WRITER_NAME: usize = 64;
 /// Contexts of one slot whose writers are remembered.

@@ -10,6 +10,8 @@
 //! | `calls` | what a call takes by being open | calls are refused |
 //! | `replication` | commits that wait for other nodes | the slowest of them catches up instead |
 //! | `replicated` | commits of other nodes that are being written | their streams are read no further |
+//! | `out_of_order` | commits of other nodes that arrived before what they continue | catch-up fetches them |
+//! | `serving` | entries on their way to nodes that catch up | those nodes wait |
 //! | `tails` | the newest entries of watched contexts | watchers read the store |
 //! | `events` | events that wait for observers | broadcasts are dropped, who is there is told anew |
 //! | `loads` | what loads read, and snapshots of the predecessor as a whole | they are refused |

@@ -3,7 +3,6 @@
 pub mod load_meter;
 pub mod loading;
 pub mod mode;
-pub mod newest_positions;
 pub mod writers;
 
 use std::{future::Future, sync::Arc, time::Instant};
@@ -24,7 +23,6 @@ use crate::{
     node::load_meter::LoadMeter,
     node::loading::Loads,
     node::mode::NodeMode,
-    node::newest_positions::NewestPositions,
     node::writers::{Writer, WriterCheck, Writers},
     settings::config::Config,
 };
@@ -48,8 +46,6 @@ pub struct Node {
     pub loads: Loads,
     /// Signs checkpoints.
     pub signer: Signer,
-    /// Newest positions, for bookmarks.
-    pub newest: NewestPositions,
     /// Who writes which context.
     pub writers: Writers,
     /// Whether it runs alone or as a member of a cluster.
@@ -82,7 +78,6 @@ impl Node {
             interest: Arc::new(Interest::within(Arc::clone(&memory.events))),
             memory,
             unread: Arc::default(),
-            newest: NewestPositions::default(),
             writers: Writers::default(),
             meter: LoadMeter::default(),
             mode,
@@ -184,7 +179,7 @@ impl Node {
 /// # Errors
 /// `INTERNAL` if the work panicked; `UNAVAILABLE` when the node is shutting down.
 pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Refusal> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| {
+    ledger_store::blocking::spawn(work).await.map_err(|error| {
         if error.is_panic() {
             Refusal::internal("the request failed inside the server: see its log")
         } else {

@@ -222,6 +222,11 @@ pub enum StoreError {
     Closed,
 }
 
+/// Returns the error for stored data of a context that is not what was written.
+pub(crate) fn damaged(context: &ContextId, sequence: Sequence, reason: &str) -> StoreError {
+    StoreError::Damaged { context: context.clone(), sequence, reason: reason.to_owned() }
+}
+
 fn no_room(needed: usize, all: usize) -> String {
     if needed > all {
         format!(

@@ -21,27 +21,30 @@
 //! # }
 //! ```
 //!
-//! One append, top to bottom: [`Ledger::append`] → `lane` (a thread with a queue: batch, assign sequence and
+//! One append, top to bottom: [`Ledger::append`] → `command` → `lane` (a thread with a queue: batch, assign sequence and
 //! Lamport time, hash, extend the tree) → `commit` (one RocksDB write) → `syncer` (one sync for all that wait) →
-//! acknowledge → `tail` (wake the watchers).
+//! `publish` (readers and watchers see it) → `waiters` (callers are answered).
 //!
-//! What nodes of a cluster need of each other's stores:
-//!
-//! | module | holds |
+//! | room | holds |
 //! | --- | --- |
-//! | `digests`, `index` | what every slot holds: as digests in memory, and as a listing on disk |
-//! | `compare` | answers to the questions of a comparison |
-//! | `ranges` | entries as they are stored, for another node to take |
-//! | `verify` | entries from another node, checked before any is staged |
-//! | `incoming_load`, `uncommitted_loads` | loads that are staged here for another node, and what of loads must stay together |
-//! | `heal` | restoring a damaged context from another node's copy |
-//! | `forks` | histories that were left, and the evidence why |
-//! | `rows` | reading several rows as they were at one moment |
+//! | `ledger` | the public face, by operation |
+//! | `store` | the open store: database, lanes, background threads |
+//! | `engine` | RocksDB: families and keys, rows and records, opening and reopening |
+//! | `directory` | the data directory: format, identity, promises |
+//! | `write` | lanes, group commits, the syncer, publishing, loads |
+//! | `read` | pages, proofs, tails, watchers, snapshots |
+//! | `replicate` | what nodes of a cluster request from each other's stores |
+//! | `integrity` | the scrub, quarantine, healing, forks |
+//!
+//! No two files import each other: what both sides of a boundary name is in a file below them (`command` between the
+//! callers of lanes and the lanes, `replica` between the lanes of different nodes, `publish` between lanes and readers).
 
+pub mod blocking;
 pub mod budget;
 mod directory;
 pub mod engine;
 mod error;
+mod ids;
 mod integrity;
 mod ledger;
 mod log_limit;
@@ -49,6 +52,7 @@ mod options;
 mod read;
 pub mod replicate;
 mod shared;
+mod store;
 #[cfg(test)]
 mod testing;
 mod types;
@@ -72,8 +76,10 @@ pub use options::{Durability, Options};
 pub use read::snapshot::SnapshotStream;
 pub use read::view::{EntryView, IdView};
 pub use read::watch::Watch;
-pub use replicate::cluster_api::{ForkOutcome, PendingFetched, PendingReplication, SyncStates};
-pub use replicate::incoming_load::{IncomingLoad, LoadDescriptor, StagedLoad};
+pub use replicate::incoming_load::{IncomingLoad, StagedLoad};
+pub use replicate::load_descriptor::LoadDescriptor;
+pub use replicate::pending::{PendingFetched, PendingReplication, SyncStates};
 pub use replicate::ranges::{EntryRange, SentRange};
 pub use types::*;
+pub use write::command::ForkOutcome;
 pub use write::load::{LOAD, Load};

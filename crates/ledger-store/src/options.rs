@@ -15,44 +15,48 @@ pub enum Durability {
     Always,
     /// Acknowledged when written; synced at this interval. A power loss may take the last interval.
     Interval(Duration),
-    /// Never synced by us: the operating system decides.
+    /// Never synced by the ledger: the operating system decides.
     Never,
 }
 
-/// How a ledger is opened. The defaults just work.
+/// How a ledger is opened. The defaults suit a node of its own.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// When an append may be acknowledged.
     pub durability: Durability,
-    /// Hash suite of contexts created from now on.
+    /// Hash suite of new contexts.
     pub suite: HashSuite,
-    /// Largest entry accepted, bytes as it is encoded in a message of the contract.
+    /// Largest accepted entry, in bytes of its encoding in a message of the contract.
     pub max_entry: usize,
-    /// Memory for loads, bytes. A snapshot of the predecessor takes most: its format cannot be read in pieces, so that it is
-    /// held whole, as it comes and decompressed.
+    /// Memory for loads, in bytes. A snapshot of the predecessor takes most: its format cannot be read in pieces, so
+    /// a load holds it whole, first as it came and then decompressed.
     pub loads: usize,
-    /// Memory for the newest entries of watched contexts, bytes: what is not kept is read from the store.
+    /// Memory for the newest entries of watched contexts, in bytes. Watchers read older entries from the store.
     pub tails: usize,
-    /// How far above a context's own Lamport time the time received with an append may be.
+    /// In a cluster: memory for parts that arrived before what they continue, in bytes, of all lanes. Catch-up
+    /// fetches the parts for which there is no memory.
+    pub out_of_order: usize,
+    /// How far a received Lamport time may be above the context's own.
     pub max_lamport_ahead: u64,
-    /// Writer threads; each context belongs to one. 0: one per CPU, at most 4.
+    /// Number of lanes; each context belongs to one. 0: one for each processor, at most 4.
     pub lanes: usize,
-    /// RocksDB's block cache, bytes.
+    /// RocksDB's block cache, in bytes.
     pub block_cache: usize,
-    /// Memory for writes not yet in table files, bytes. Also bounds the log replayed when opening.
+    /// Memory for writes that are not in table files yet, in bytes. It also bounds the log that opening replays.
     pub write_buffer: usize,
-    /// Memory for the heads of contexts in use, bytes.
+    /// Memory for the states of contexts in use, in bytes.
     pub head_cache: usize,
-    /// Table files that are kept open. Others are opened when they are read.
+    /// Number of table files that stay open. RocksDB opens others when it reads them.
     pub max_open_files: usize,
-    /// How fast the background scrub re-reads entries, bytes per second; 0 turns it off.
+    /// The scrub's rate, in bytes of entries per second; 0 turns the scrub off.
     pub scrub_rate: u64,
     /// Pause between two passes of the scrub over everything.
     pub scrub_pause: Duration,
-    /// If the write-ahead log was cut short: start all the same with what is left up to this number, which the refusal
-    /// names. Without effect otherwise.
+    /// Accepts that the write-ahead log was cut short, and starts with what is left up to this number, which the
+    /// refusal to start names. No effect otherwise.
     pub accept_lost_writes: Option<u64>,
-    /// The ledger is part of a cluster: it takes appends only to slots it owns, and shows only what is stable.
+    /// Whether the ledger is part of a cluster: then it takes appends only for slots that it owns, and shows only
+    /// what is committed.
     pub clustered: bool,
     /// For tests: a lane panics when it meets an append of the key `test-panic`.
     #[doc(hidden)]
@@ -60,17 +64,18 @@ pub struct Options {
 }
 
 impl Options {
-    /// The least memory for loads with which every entry can be loaded.
+    /// Returns the least memory for loads with which every entry can be loaded.
     pub fn least_loads(&self) -> usize {
-        crate::write::load::largest(self.max_loaded_payload())
+        crate::write::load::memory::largest(self.max_loaded_payload())
     }
 
-    /// Largest payload of an entry that is loaded: what older builds took can always be restored.
+    /// Returns the largest payload of a loaded entry. It does not depend on `max_entry` alone, so that snapshots of
+    /// older builds can always be restored.
     pub(crate) fn max_loaded_payload(&self) -> usize {
         self.max_entry.max(CLIENT_MESSAGE)
     }
 
-    /// How many writer threads there will be.
+    /// Returns the number of lanes.
     pub fn lanes(&self) -> usize {
         let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         if self.lanes == 0 { cpus.min(4) } else { self.lanes }
@@ -85,6 +90,7 @@ impl Default for Options {
             max_entry: DEFAULT_MAX_ENTRY,
             loads: 2 << 30,
             tails: 128 << 20,
+            out_of_order: 64 << 20,
             max_lamport_ahead: DEFAULT_MAX_LAMPORT_AHEAD,
             lanes: 0,
             block_cache: 128 << 20,

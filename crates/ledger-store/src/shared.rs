@@ -1,4 +1,4 @@
-//! What lanes and readers share.
+//! The state that lanes, readers and background threads share.
 
 use std::{
     collections::BTreeSet,
@@ -6,10 +6,9 @@ use std::{
         Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::{SystemTime, UNIX_EPOCH},
 };
 
-use ledger_core::{EntryId, Epoch, node::ClusterId, slot::Slot};
+use ledger_core::{Epoch, node::ClusterId, slot::Slot};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -20,58 +19,54 @@ use crate::{
     engine::reopenable_db::ReopenableDb,
     integrity::quarantine::Quarantine,
     limited,
-    read::tail::Tails,
     read::visibility::SlotVisibility,
     replicate::digests::Digests,
-    replicate::incoming_load::{OfferedLoads, StagedLoads},
-    replicate::lane_replication::{LaneReplication, OutboxCell},
-    write::lane::lane_of,
+    replicate::lane_replication::LaneReplication,
+    replicate::staged_loads::{OfferedLoads, StagedLoads},
+    write::command::lane_of,
+    write::publish::Publisher,
     write::uncommitted_loads::UncommittedLoads,
 };
 
-/// What lanes and readers share.
+/// The state that lanes, readers and background threads share.
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) options: Options,
     /// Memory for loads.
     pub(crate) loads: Arc<Share>,
-    /// A snapshot of the predecessor is being loaded.
+    /// In a cluster: memory for parts that arrived before what they continue, of all lanes.
+    pub(crate) out_of_order: Arc<Share>,
+    /// Whether a snapshot of the predecessor is being loaded.
     pub(crate) legacy: Arc<AtomicBool>,
     pub(crate) meta: Meta,
     pub(crate) numbers: Numbers,
-    pub(crate) tails: Arc<Tails>,
     pub(crate) quarantine: Quarantine,
     pub(crate) scrubbed: AtomicU64,
     pub(crate) database: Arc<ReopenableDb>,
-    pub(crate) visibility: Arc<SlotVisibility>,
-    /// In a cluster: what every slot holds.
+    /// What commits have to reach to be published.
+    pub(crate) publisher: Publisher,
+    /// In a cluster: the digests of all slots.
     pub(crate) digests: Option<Digests>,
-    /// In a cluster: loads of other nodes that are staged here.
+    /// In a cluster: loads of other nodes, completely staged here.
     pub(crate) staged_loads: StagedLoads,
-    /// In a cluster: loads that other nodes may stage.
+    /// In a cluster: loads of this node that others may stage.
     pub(crate) offered_loads: OfferedLoads,
-    /// In a cluster: what loads brought that may not be stable.
-    pub(crate) uncommitted_loads: UncommittedLoads,
-    /// In a cluster: carries what lanes send.
-    pub(crate) outbox: OutboxCell,
-    /// The cluster that the directory belongs to, once it does.
+    /// The cluster that the directory belongs to; `None` until it belongs to one.
     pub(crate) cluster: watch::Sender<Option<ClusterId>>,
-    /// The thread that panicked, of those that the ledger cannot do without.
+    /// The name of an essential thread that panicked.
     pub(crate) broken: watch::Sender<Option<String>>,
-    /// In a cluster: what waits of each lane.
+    /// In a cluster: each lane's commits that wait for replication.
     replication: OnceLock<Vec<Arc<LaneReplication>>>,
-    appended: AtomicU64,
-    commits: AtomicU64,
     failed: AtomicU64,
     /// The error of the last commit, if it failed.
     failure: Mutex<Option<StoreError>>,
-    /// Whether there is none.
+    /// Whether `failure` is empty.
     writable: watch::Sender<bool>,
-    /// Slots whose records cannot be read, and are not known from memory.
+    /// Slots whose records are lost on disk and in memory.
     damaged_slots: watch::Sender<BTreeSet<Slot>>,
 }
 
-/// What is known of a database from the moment it is opened.
+/// What opening the database found.
 #[derive(Debug, Default)]
 pub(crate) struct OpenedState {
     pub(crate) digests: Option<Digests>,
@@ -92,32 +87,28 @@ impl Shared {
         Self {
             staged_loads: StagedLoads::default(),
             offered_loads: OfferedLoads::default(),
-            uncommitted_loads,
+            publisher: Publisher::new(Arc::clone(&database), visibility, uncommitted_loads, options.tails),
             database,
-            visibility,
             digests,
-            outbox: OutboxCell::new(),
             cluster: watch::Sender::default(),
             broken: watch::Sender::default(),
             replication: OnceLock::new(),
             loads: Share::new("loads", options.loads),
+            out_of_order: Share::new("out_of_order", options.out_of_order),
             legacy: Arc::default(),
             meta,
             numbers,
-            tails: Tails::new(Share::new("tails", options.tails)),
             options,
             quarantine,
             damaged_slots: watch::Sender::default(),
             scrubbed: AtomicU64::new(0),
-            appended: AtomicU64::new(0),
-            commits: AtomicU64::new(0),
             failed: AtomicU64::new(0),
             failure: Mutex::new(None),
             writable: watch::Sender::new(true),
         }
     }
 
-    /// In a cluster: what waits of each lane; made when first asked for.
+    /// Returns each lane's commits that wait for replication; empty on a standalone node.
     pub(crate) fn replication(&self) -> &[Arc<LaneReplication>] {
         self.replication.get_or_init(|| {
             let lanes = if self.options.clustered { self.options.lanes() } else { 0 };
@@ -125,52 +116,30 @@ impl Shared {
         })
     }
 
-    /// In a cluster: what waits of a slot's lane.
+    /// Returns the same for the lane of one slot; `None` on a standalone node.
     pub(crate) fn replication_of(&self, slot: Slot) -> Option<&Arc<LaneReplication>> {
         let copies = self.replication();
         if copies.is_empty() { None } else { copies.get(lane_of(slot, copies.len())) }
     }
 
-    /// A standalone node's own epoch: the first, told apart by its storage id.
+    /// Returns the epoch in which a standalone node writes: the first one, with bits of the storage id as tie-breaker.
     pub(crate) fn epoch(&self) -> Epoch {
         let [first, second, third, ..] = self.meta.storage_id;
         Epoch::new(1, u32::from_be_bytes([0, first, second, third]))
     }
 
-    /// Wall-clock time, nanoseconds since the Unix epoch.
-    pub(crate) fn now_ns() -> u64 {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
-    }
-
-    /// 128 bits that occur once: a UUID of version 7 (RFC 9562 §5.7).
-    pub(crate) fn new_id() -> [u8; 16] {
-        uuid::Uuid::now_v7().into_bytes()
-    }
-
-    /// An id for an entry whose writer gave none.
-    pub(crate) fn new_entry_id() -> EntryId {
-        EntryId::from_bits(Self::new_id())
-    }
-
-    /// Counts a commit.
-    pub(crate) fn count_commit(&self, entries: u64) {
-        self.appended.fetch_add(entries, Ordering::Relaxed);
-        self.commits.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// The database was reopened: there is reason to hope.
+    /// Forgets the failure, because the database was reopened.
     pub(crate) fn on_reopened(&self) {
         *self.failure.lock() = None;
         self.writable.send_replace(true);
     }
 
-    /// Counts and remembers a commit that failed.
+    /// Records that a commit failed: the node refuses appends and loses its slots until the database is reopened.
     pub(crate) fn commit_failed(&self, error: &StoreError) {
         {
             let mut failure = self.failure.lock();
             match (&*failure, error) {
-                // How much is needed was found out since.
+                // The known failure says how much space is needed; keep it.
                 (Some(StoreError::DiskFull { needed: Some(_) }), StoreError::DiskFull { needed: None }) => {}
                 (None, error) => {
                     limited!(error, %error, "a commit failed: nothing of it is acknowledged");
@@ -180,30 +149,31 @@ impl Shared {
             }
         }
         self.writable.send_if_modified(|writable| std::mem::replace(writable, false));
-        // Nothing may go on holding the database: it is reopened.
+        // Pending commits hold the database, and it cannot be reopened before they let it go: fail them.
         let error = &self.answer_to_failed(error);
         let led: Vec<_> = self
             .replication
             .get()
             .into_iter()
             .flatten()
-            .flat_map(|copies| copies.on_write_failed(self, error))
+            .flat_map(|copies| copies.on_write_failed(&self.publisher, error))
             .collect();
         if !led.is_empty()
-            && let Some(outbox) = self.outbox.get()
+            && let Some(outbox) = self.publisher.outbox.get()
         {
             outbox.ownership_lost(led);
         }
         self.failed.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// What those who wait for a commit that failed are answered. A node of a cluster loses its slots with the failure, and
-    /// their next owner may have received the commit: whoever waits is to repeat it there, whatever this disk's error is.
+    /// Returns the error for callers that wait for a commit that failed. A node of a cluster loses its slots with the
+    /// failure, and their next owner may have received the commit: the callers must repeat it there, whatever the
+    /// error of this disk is.
     pub(crate) fn answer_to_failed(&self, error: &StoreError) -> StoreError {
         if self.options.clustered { StoreError::NotAcknowledged } else { error.clone() }
     }
 
-    /// The disk is full, and so many free bytes are needed, if that is known: whoever is refused is told.
+    /// Records how many free bytes the full disk needs, if that is known, for the errors of refused appends.
     pub(crate) fn is_short_of(&self, needed: Option<u64>) {
         let mut failure = self.failure.lock();
         if let Some(StoreError::DiskFull { needed: told }) = &mut *failure
@@ -213,17 +183,17 @@ impl Shared {
         }
     }
 
-    /// The error of the last commit, if it failed.
+    /// Returns the error of the last commit, if it failed.
     pub(crate) fn failure(&self) -> Option<StoreError> {
         self.failure.lock().clone()
     }
 
-    /// Whether commits can be written, from now on.
+    /// Watches whether commits can be written.
     pub(crate) fn watch_writable(&self) -> watch::Receiver<bool> {
         self.writable.subscribe()
     }
 
-    /// A slot's record cannot be read, and is not known from memory: what was promised of it is forgotten.
+    /// Records that a slot's record is lost on disk and in memory: this directory has forgotten its promises.
     pub(crate) fn lost_slot(&self, slot: Slot) {
         if self.damaged_slots.send_if_modified(|slots| slots.insert(slot)) {
             limited!(
@@ -234,19 +204,19 @@ impl Shared {
         }
     }
 
-    /// Slots whose records are lost, from now on.
+    /// Watches the slots whose records are lost.
     pub(crate) fn watch_lost_slots(&self) -> watch::Receiver<BTreeSet<Slot>> {
         self.damaged_slots.subscribe()
     }
 
-    /// How many they are.
+    /// Returns the number of slots whose records are lost.
     pub(crate) fn damaged_slots(&self) -> usize {
         self.damaged_slots.borrow().len()
     }
 
-    /// Entries appended, commits, commits that failed.
+    /// Returns the number of entries appended, of commits, and of commits that failed.
     pub(crate) fn counts(&self) -> (u64, u64, u64) {
-        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        (load(&self.appended), load(&self.commits), load(&self.failed))
+        let (appended, commits) = self.publisher.counts();
+        (appended, commits, self.failed.load(Ordering::Relaxed))
     }
 }

@@ -1,5 +1,6 @@
 //! The path of a write: lanes, group commits, the sync, and loads.
 
+pub(crate) mod command;
 pub(crate) mod commit;
 pub(crate) mod committed_heads;
 pub(crate) mod lane;

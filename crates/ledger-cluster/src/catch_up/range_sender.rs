@@ -8,8 +8,12 @@ use ledger_core::{
     catch_up::{FetchAnswer, Missing, RangeEnd, WantedRange},
 };
 use ledger_proto::ledger::v1::FetchedRange;
-use ledger_store::{Ledger, SentRange, StoreError, limited};
-use tokio::sync::mpsc::Sender;
+use ledger_store::{
+    Ledger, SentRange, StoreError,
+    budget::{Permit, Share},
+    limited,
+};
+use tokio::{runtime::Handle, sync::mpsc::Sender};
 use tonic::Status;
 
 use crate::{
@@ -22,18 +26,29 @@ const RANGE_BYTES: usize = 1 << 20;
 /// Ranges are sent when together they have this many bytes, or are [`PACK_RANGES`].
 const PACK_BYTES: usize = 256 << 10;
 const PACK_RANGES: usize = 256;
+/// What a range takes in a message beside its records: names and roots.
+const RANGE_OVERHEAD_BYTES: usize = 512;
+/// Memory that is taken before the ranges of a message are read: the last of them may exceed [`PACK_BYTES`].
+const MESSAGE_BYTES: usize = PACK_BYTES + RANGE_BYTES + PACK_RANGES * RANGE_OVERHEAD_BYTES;
+
+/// A message, with the memory that it takes until the connection has it.
+pub(crate) type ChargedRanges = (Result<FetchedRange, Status>, Option<Permit>);
 
 /// Sends ranges to one node.
 #[derive(Debug)]
 pub(crate) struct RangeSender {
     ledger: Ledger,
     load: Arc<CatchUpThrottle>,
-    sender: Sender<Result<FetchedRange, Status>>,
+    sender: Sender<ChargedRanges>,
+    /// Memory for entries on their way to nodes that catch up.
+    share: Arc<Share>,
     /// The numbers of staged loads that have the entries of these contexts.
     staged: HashMap<ContextId, u64>,
     /// Whether the receiver accepts several ranges in a message.
     packs: bool,
     pack: Vec<FetchedRange>,
+    /// The memory for the message that is being made.
+    held: Option<Permit>,
     bytes: usize,
     rate_limiter: RateLimiter,
 }
@@ -45,12 +60,24 @@ impl RangeSender {
     pub(crate) fn new(
         ledger: Ledger,
         load: Arc<CatchUpThrottle>,
-        sender: Sender<Result<FetchedRange, Status>>,
+        sender: Sender<ChargedRanges>,
+        share: Arc<Share>,
         staged: HashMap<ContextId, u64>,
         packs: bool,
     ) -> Self {
         let rate_limiter = RateLimiter::new(0);
-        Self { ledger, load, sender, staged, packs, pack: Vec::new(), bytes: 0, rate_limiter }
+        Self {
+            ledger,
+            load,
+            sender,
+            share,
+            staged,
+            packs,
+            pack: Vec::new(),
+            held: None,
+            bytes: 0,
+            rate_limiter,
+        }
     }
 
     /// Sends everything requested, in order, then that it is the end. Blocks.
@@ -61,6 +88,7 @@ impl RangeSender {
 
     fn try_send_all(&mut self, mut answer: FetchAnswer) -> Result<(), FetchEnded> {
         while let Some(wanted) = answer.wanted() {
+            self.reserve()?;
             match self.read(wanted) {
                 Ok(SentRange { range, together_to, whole }) => {
                     let message = FetchedRange {
@@ -78,7 +106,7 @@ impl RangeSender {
                 // The node stops. The ranges read before are good.
                 Err(error @ StoreError::Closed) => {
                     self.send()?;
-                    let _ = self.sender.blocking_send(Err(failed(error)));
+                    let _ = self.sender.blocking_send((Err(failed(error)), None));
                     return Err(FetchEnded);
                 }
                 Err(error) => {
@@ -90,6 +118,23 @@ impl RangeSender {
         }
         self.push(wire::to_fetch_end(), 0)?;
         self.send()
+    }
+
+    /// Waits for the memory of the next message. Nothing else is held meanwhile, so no two that wait wait for each other.
+    fn reserve(&mut self) -> Result<(), FetchEnded> {
+        if self.held.is_some() {
+            return Ok(());
+        }
+        let held = self.share.try_acquire(MESSAGE_BYTES).or_else(|| {
+            Handle::current().block_on(async {
+                tokio::select! {
+                    held = self.share.acquire(MESSAGE_BYTES) => Some(held),
+                    () = self.sender.closed() => None,
+                }
+            })
+        });
+        self.held = Some(held.ok_or(FetchEnded)?);
+        Ok(())
     }
 
     fn read(&self, wanted: &WantedRange) -> Result<SentRange, StoreError> {
@@ -122,11 +167,16 @@ impl RangeSender {
     }
 
     fn send(&mut self) -> Result<(), FetchEnded> {
-        self.bytes = 0;
+        let bytes = std::mem::take(&mut self.bytes) + self.pack.len() * RANGE_OVERHEAD_BYTES;
         let mut pack = std::mem::take(&mut self.pack).into_iter();
         let Some(mut first) = pack.next() else { return Ok(()) };
         first.more = pack.collect();
-        self.sender.blocking_send(Ok(first)).map_err(|_| FetchEnded)
+        let mut held = self.held.take();
+        if let Some(held) = &mut held {
+            // Most ranges are shorter than they may be; one entry may be longer.
+            held.resize(bytes);
+        }
+        self.sender.blocking_send((Ok(first), held)).map_err(|_| FetchEnded)
     }
 }
 

@@ -109,7 +109,7 @@ pub(crate) async fn keep(
             continue;
         }
         let (into, writing) = (directory.clone(), next.clone());
-        let written = tokio::task::spawn_blocking(move || write(&into, &writing)).await;
+        let written = ledger_store::blocking::spawn(move || write(&into, &writing)).await;
         match written.unwrap_or_else(|error| Err(io::Error::other(error))) {
             Ok(()) => known = next,
             Err(error) => {

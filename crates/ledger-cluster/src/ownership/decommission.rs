@@ -148,7 +148,8 @@ impl DecommissionState {
         });
         let ledger = ledger.clone();
         let kept =
-            tokio::task::spawn_blocking(move || ledger.set_node_attribute(ATTRIBUTE, note.as_deref())).await;
+            ledger_store::blocking::spawn(move || ledger.set_node_attribute(ATTRIBUTE, note.as_deref()))
+                .await;
         kept.unwrap_or_else(|error| Err(StoreError::Io(error.to_string())))
     }
 }

@@ -57,7 +57,7 @@ pub async fn wait_until_all_owned(
     directory: &Path,
 ) -> Result<Vec<String>, String> {
     let path = directory.to_owned();
-    let mut known = tokio::task::spawn_blocking(move || known_nodes::read(&path)).await.unwrap_or_default();
+    let mut known = ledger_store::blocking::spawn(move || known_nodes::read(&path)).await.unwrap_or_default();
     known.remove(me);
     if known.is_empty() {
         return Err("this node knows of no other: nobody can be asked".to_owned());

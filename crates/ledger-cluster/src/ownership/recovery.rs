@@ -202,7 +202,7 @@ impl Decisions {
         }
         let ledger = ledger.clone();
         let kept =
-            tokio::task::spawn_blocking(move || ledger.set_node_attribute(ATTRIBUTE, Some(&note))).await;
+            ledger_store::blocking::spawn(move || ledger.set_node_attribute(ATTRIBUTE, Some(&note))).await;
         kept.unwrap_or_else(|error| Err(StoreError::Io(error.to_string())))?;
         *self.known.write() = all;
         self.say();

@@ -120,7 +120,7 @@ pub(crate) async fn reidentify(shared: &Arc<Shared>, found: RolledBack) {
     // This ends all streams and requests, and the lanes get no more acknowledgements.
     shared.cancel.cancel();
     let ledger = shared.ledger.clone();
-    let renewed = tokio::task::spawn_blocking(move || ledger.reidentify()).await;
+    let renewed = ledger_store::blocking::spawn(move || ledger.reidentify()).await;
     let renewed = renewed.unwrap_or_else(|error| Err(StoreError::Io(error.to_string())));
     let renewed = match renewed {
         Ok(storage) => Reidentified::Stale { found, storage },
@@ -147,7 +147,7 @@ pub(crate) async fn watch_records(shared: Arc<Shared>) {
     let Ok(slots) = lost.wait_for(|slots| !slots.is_empty()).await.map(|slots| slots.len()) else { return };
     shared.cancel.cancel();
     let ledger = shared.ledger.clone();
-    let renewed = tokio::task::spawn_blocking(move || reidentify_forgotten(&ledger, slots)).await;
+    let renewed = ledger_store::blocking::spawn(move || reidentify_forgotten(&ledger, slots)).await;
     let failed = |error: tokio::task::JoinError| Reidentified::RecordsUnreadable {
         slots,
         reason: StoreError::Io(error.to_string()),

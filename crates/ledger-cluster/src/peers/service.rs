@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 
-use futures::Stream;
+use futures::{Stream, StreamExt as _};
 use ledger_core::{
     ContextId,
     catch_up::{MAX_FETCH, WantedRange},
@@ -92,7 +92,7 @@ impl ReplicaService for Replicas {
         let knows_unreadable = ask.knows_unreadable;
         let ask = wire::compare_request(ask).map_err(|error| self.0.reject(&caller, &error))?;
         let ledger = self.0.ledger.clone();
-        let answer = tokio::task::spawn_blocking(move || ledger.compare(&ask));
+        let answer = ledger_store::blocking::spawn(move || ledger.compare(&ask));
         let answer = answer.await.map_err(|error| Status::internal(error.to_string()))?;
         let answer = answer.map_err(failed)?;
         if !knows_unreadable && wire::has_unreadable(&answer) {
@@ -157,9 +157,13 @@ impl ReplicaService for Replicas {
         }
         let (sender, ranges) = mpsc::channel(MAX_PENDING_RANGES);
         let throttle = Arc::clone(&self.0.throttle);
-        let giver = RangeSender::new(self.0.ledger.clone(), throttle, sender, staged, request.packs);
-        tokio::task::spawn_blocking(move || giver.send_all(wanted));
-        Ok(Response::new(Box::pin(ReceiverStream::new(ranges))))
+        let share = Arc::clone(&self.0.serving);
+        let ranges_sender =
+            RangeSender::new(self.0.ledger.clone(), throttle, sender, share, staged, request.packs);
+        ledger_store::blocking::spawn(move || ranges_sender.send_all(wanted));
+        // The memory is given back once the connection takes the message.
+        let messages = ReceiverStream::new(ranges).map(|(message, _held)| message);
+        Ok(Response::new(Box::pin(messages)))
     }
 
     type StageStream = Replies<StageProgress>;

@@ -70,6 +70,7 @@ pub(crate) fn config(
         catch_up_rate: 0,
         replication: 64 << 20,
         replicated: 32 << 20,
+        serving: 32 << 20,
         tls: None,
     }
 }

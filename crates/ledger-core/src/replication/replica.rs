@@ -123,7 +123,8 @@ impl<C: MapKey + Eq + Clone, P> Replica<C, P> {
     }
 
     /// Keeps a part that [`PartDecision::Buffer`] is about until what it continues arrives. Beyond [`MAX_OUT_OF_ORDER_BYTES`] all
-    /// parts of the context are dropped: catch-up fetches them.
+    /// parts of the context are dropped: catch-up fetches them. What all lanes of a node buffer together the shell bounds, by
+    /// [`Replica::refuse_buffering`].
     pub fn buffer(
         &mut self,
         slot: Slot,
@@ -134,6 +135,12 @@ impl<C: MapKey + Eq + Clone, P> Replica<C, P> {
         part: P,
     ) -> ReplicateOutcome {
         self.out_of_order.push(slot, context, after, cost_bytes, number, part);
+        ReplicateOutcome::Gap
+    }
+
+    /// Drops what is buffered of a context, because the shell has no memory for its next part: catch-up fetches both.
+    pub fn refuse_buffering(&mut self, slot: Slot, context: &C) -> ReplicateOutcome {
+        self.out_of_order.forget(slot, context);
         ReplicateOutcome::Gap
     }
 

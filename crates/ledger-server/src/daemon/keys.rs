@@ -69,7 +69,7 @@ fn ignore(supervisor: &Supervisor, stop: CancellationToken) -> std::io::Result<(
 async fn reload(mut hangups: Signal, path: PathBuf, set: &(impl Fn(Keyring) + Sync)) {
     while hangups.recv().await.is_some() {
         let reading = path.clone();
-        let read = tokio::task::spawn_blocking(move || read_keys(&reading)).await;
+        let read = ledger_store::blocking::spawn(move || read_keys(&reading)).await;
         match read {
             Ok(Ok(keyring)) => {
                 tracing::info!(file = %path.display(), ?keyring, "the cluster's keys were read again");

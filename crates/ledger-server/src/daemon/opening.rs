@@ -6,7 +6,6 @@ use std::path::Path;
 use ledger_cluster::ownership::ownership_check;
 use ledger_core::node::NodeId;
 use ledger_store::{Ledger, Options, StoreError, set_aside, set_aside_before, wants_replacement};
-use tokio::task::spawn_blocking;
 
 use crate::{daemon::error::StartError, settings::config::Config};
 
@@ -48,7 +47,7 @@ pub(super) async fn open(config: &Config, options: Options) -> Result<Ledger, St
 
 async fn try_open(dir: &Path, options: Options) -> Result<Ledger, StartError> {
     let dir = dir.to_owned();
-    let opened = spawn_blocking(move || Ledger::open_with(dir, options)).await;
+    let opened = ledger_store::blocking::spawn(move || Ledger::open_with(dir, options)).await;
     Ok(opened.map_err(|error| StartError::Services(error.to_string()))??)
 }
 
@@ -60,7 +59,9 @@ async fn replace(config: &Config, node: &str, reason: &str) -> Result<(), String
     let tls = config.peer_tls().map_err(|error| error.to_string())?;
     let others = ownership_check::wait_until_all_owned(&node, None, tls.as_ref(), dir).await?;
     let (below, why) = (dir.to_owned(), reason.to_owned());
-    let kept = spawn_blocking(move || set_aside(&below, &why)).await.map_err(|error| error.to_string())?;
+    let kept = ledger_store::blocking::spawn(move || set_aside(&below, &why))
+        .await
+        .map_err(|error| error.to_string())?;
     let kept = kept.map_err(|error| format!("it cannot be moved: {error}"))?;
     tracing::error!(
         path = %kept.path.display(),

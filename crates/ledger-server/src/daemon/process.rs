@@ -17,6 +17,7 @@ pub fn main(config: Config) -> ! {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(worker_threads(config.store_options().lanes()))
         .enable_all()
+        .on_thread_start(ledger_store::blocking::mark_runtime_thread)
         .max_blocking_threads(blocking_threads(config.memory))
         .build()
         .map_err(StartError::Runtime);

@@ -96,7 +96,7 @@ async fn request_replacement(node: &Node, cluster: &Cluster, dir: &Path, why: &s
     let cluster_id = *node.ledger.cluster_id().borrow();
     ownership_check::wait_until_all_owned(&cluster.me().node, cluster_id, tls.as_ref(), dir).await?;
     let (dir, why) = (dir.to_owned(), why.to_owned());
-    let written = tokio::task::spawn_blocking(move || want_replacement(&dir, &why)).await;
+    let written = ledger_store::blocking::spawn(move || want_replacement(&dir, &why)).await;
     written.map_err(|error| error.to_string())?.map_err(|error| format!("that cannot be noted: {error}"))
 }
 

@@ -267,7 +267,7 @@ async fn within(
     most: Duration,
     work: impl FnOnce() -> Result<(), StoreError> + Send + 'static,
 ) -> Result<(), StoreError> {
-    match tokio::time::timeout(most, tokio::task::spawn_blocking(work)).await {
+    match tokio::time::timeout(most, ledger_store::blocking::spawn(work)).await {
         Ok(done) => done.unwrap_or_else(|error| Err(StoreError::Io(error.to_string()))),
         Err(_) => Err(StoreError::Io(format!("it was not done within {} s", most.as_secs()))),
     }
@@ -277,7 +277,7 @@ async fn within(
 /// is behind would otherwise begin with a number that the other nodes take for an old process for ever.
 async fn record_later_start(ledger: &Ledger, replaced: &Replaced) {
     let (ledger, later) = (ledger.clone(), replaced.incarnation);
-    let recorded = tokio::task::spawn_blocking(move || ledger.record_incarnation(later)).await;
+    let recorded = ledger_store::blocking::spawn(move || ledger.record_incarnation(later)).await;
     if let Ok(Err(error)) = recorded {
         tracing::warn!(%error, "the number of the later start could not be noted");
     }
@@ -293,7 +293,7 @@ async fn node_mode(config: &Config, ledger: &Ledger, grpc: SocketAddr) -> Result
         let incarnation = reading.next_incarnation()?;
         Ok::<_, StartError>(settings.cluster_config(reading.storage(), incarnation, grpc)?)
     };
-    let read = tokio::task::spawn_blocking(read).await;
+    let read = ledger_store::blocking::spawn(read).await;
     match read.map_err(|error| StartError::Services(error.to_string()))?? {
         Some(cluster) => Ok(NodeMode::Clustered(Arc::new(Cluster::join(ledger.clone(), cluster).await?))),
         None => Ok(NodeMode::Standalone(Standalone::new(config, &ledger.storage_id(), grpc))),

@@ -265,7 +265,7 @@ impl<F> ContextWatcher<F> {
         let every = marks.every.unwrap_or(Duration::from_millis(limits::BOOKMARK_MS.into()));
         let covered = Size(page.covered.0);
         if page.latest == covered
-            && let Some(position) = self.node.newest.position(&self.node.ledger, &self.context, covered)
+            && let Some(position) = self.watch.as_ref().and_then(Watch::position)
         {
             marks.last = now;
             return Ok(Some(position));

@@ -90,6 +90,7 @@ impl Config {
             catch_up_rate: self.catch_up_rate.0,
             replication: plan.replication.max(self.max_in_flight).get(),
             replicated: plan.replicated.get(),
+            serving: plan.serving.get(),
             tls: self.peer_tls()?,
         }))
     }

@@ -35,6 +35,10 @@ pub struct MemoryPlan {
     pub replication: ByteSize,
     /// Commits of other nodes that are being written.
     pub replicated: ByteSize,
+    /// What owners sent before what it continues arrived.
+    pub out_of_order: ByteSize,
+    /// Entries on their way to nodes that catch up.
+    pub serving: ByteSize,
     /// The newest entries of watched contexts.
     pub tails: ByteSize,
     /// Events that wait for observers.
@@ -50,16 +54,18 @@ impl MemoryPlan {
         // In whole MiB, of a hundred parts.
         let part = |parts: u64, most_mib: u64| ByteSize::mib(((rest * parts / 100) >> 20).clamp(1, most_mib));
         let mut plan = Self {
-            block_cache: part(11, 128),
+            block_cache: part(10, 128),
             write_buffer: part(12, 128),
             head_cache: part(4, 64),
             in_flight: part(11, 256),
             forwarding: part(5, 256),
-            receiving: part(10, 256),
-            answers: part(12, 512),
+            receiving: part(9, 256),
+            answers: part(11, 512),
             calls: part(9, 384),
             replication: part(11, 320),
             replicated: part(4, 128),
+            out_of_order: part(2, 64),
+            serving: part(1, 32),
             tails: part(3, 256),
             events: part(2, 128),
             loads: ByteSize(0),
@@ -69,7 +75,7 @@ impl MemoryPlan {
         plan
     }
 
-    const fn shares(&self) -> [ByteSize; 13] {
+    const fn shares(&self) -> [ByteSize; 15] {
         [
             self.block_cache,
             self.write_buffer,
@@ -81,6 +87,8 @@ impl MemoryPlan {
             self.calls,
             self.replication,
             self.replicated,
+            self.out_of_order,
+            self.serving,
             self.tails,
             self.events,
             self.loads,

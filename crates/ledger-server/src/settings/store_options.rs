@@ -27,6 +27,7 @@ impl Config {
             max_entry: self.max_entry.get(),
             loads: plan.loads.get(),
             tails: plan.tails.get(),
+            out_of_order: plan.out_of_order.get(),
             max_lamport_ahead: self.max_lamport_ahead,
             lanes: self.lanes,
             block_cache: self.block_cache.get(),

@@ -8,7 +8,8 @@ use rocksdb::WriteBatch;
 
 use crate::{
     StoreError,
-    engine::db::{Db, io_error},
+    engine::db::Db,
+    engine::errors::io_error,
     engine::families::{self, RowLocation, SEPARATE_BIT},
 };
 

@@ -4,7 +4,6 @@
 //! The files are moved into [`BELOW`]. The database moves first and the file [`WHY`] is written last, so the next
 //! start can finish after a crash; a database without its other files is incomplete too. This happens once: if the
 //! directory fails again while the first database is still kept, a new database would not remove the cause.
-//! again, while the first is still kept, has a reason that a new database does not end.
 
 use std::{
     fs::{self, File},

@@ -7,11 +7,7 @@ use ledger_core::{node::ClusterId, ownership::SlotRecord, slot::Slot};
 use rocksdb::{ErrorKind, WriteBatch};
 
 use crate::{
-    StoreError,
-    directory::meta,
-    engine::db::{Db, io_error},
-    engine::families,
-    engine::record,
+    StoreError, directory::meta, engine::db::Db, engine::errors::io_error, engine::families, engine::record,
 };
 
 /// Reads a slot's record; a slot that nobody claimed has the empty one.

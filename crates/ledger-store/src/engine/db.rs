@@ -1,28 +1,27 @@
-//! Opens RocksDB the way the ledger needs it, and translates its errors into [`StoreError`].
+//! The open database: writes, syncs and reads, with a failed write remembered.
 
 use std::{
     path::Path,
     sync::{Arc, OnceLock},
 };
 
-use ledger_core::{ContextId, Sequence, slot::Slot};
 use parking_lot::{Mutex, MutexGuard};
 use rocksdb::{
-    BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB,
-    DBCompressionType, DBRawIterator, DBRecoveryMode, ErrorKind, ReadOptions, WriteBatch, WriteOptions,
+    Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBRawIterator, DBRawIteratorWithThreadMode, ReadOptions,
+    WriteBatch, WriteOptions,
 };
 
 use crate::{
     Durability, Options, StoreError,
     directory::data_dir::OpenMode,
     engine::durable_index::DurableIndex,
+    engine::errors::{io_error, open_error},
     engine::families,
-    engine::rows::{self, Snapshot},
+    engine::rows::{self, Rows, Snapshot},
     engine::space,
-    integrity::forks,
+    engine::tuning::{Recovery, database, family},
     read::visibility::SlotVisibility,
-    write::committed_heads::{CommittedHeads, Row},
-    write::state::read_head,
+    write::committed_heads::CommittedHeads,
 };
 
 /// An open database.
@@ -92,9 +91,6 @@ impl Db {
         };
         if generation == 0 {
             db.durable_index.opened(db.inner.latest_sequence_number());
-        } else {
-            // On the first open, the caller must check the format of the directory before anything is changed.
-            forks::clean_up(&db);
         }
         Ok(db)
     }
@@ -121,6 +117,11 @@ impl Db {
         self.inner.cf_handle(name).ok_or_else(|| StoreError::Io(format!("the family {name} is missing")))
     }
 
+    /// Returns which slots readers may see.
+    pub(crate) fn visibility(&self) -> &SlotVisibility {
+        &self.visibility
+    }
+
     /// Locks the fork numbers: hold the guard while a fork takes its number.
     pub(crate) fn fork_numbers(&self) -> MutexGuard<'_, ()> {
         self.fork_numbers.lock()
@@ -129,20 +130,6 @@ impl Db {
     /// Returns the heads that readers see instead of the rows, where a row is ahead of the commit index.
     pub(crate) fn committed_heads(&self) -> &CommittedHeads {
         &self.committed_heads
-    }
-
-    /// Returns a context's head and row location, as far as they are committed.
-    pub(crate) fn head(&self, context: &ContextId) -> Result<Row, StoreError> {
-        let slot = Slot::of(context);
-        let not_in_step = || StoreError::NotInStep { context: context.clone() };
-        let shown = self.visibility.visible_since(slot).ok_or_else(not_in_step)?;
-        // Read the row first: if it holds an uncommitted commit, the committed head was pinned before the row could
-        // be read.
-        let row = read_head(self, context)?;
-        let row = self.committed_heads.of(context, row);
-        // The slot may have been hidden meanwhile, which unpins its heads: then the row may be ahead of what is
-        // committed.
-        if self.visibility.visible_since(slot) == Some(shown) { Ok(row) } else { Err(not_in_step()) }
     }
 
     /// Writes a batch atomically, with the configured durability.
@@ -278,6 +265,36 @@ impl Db {
     }
 }
 
+impl Rows for Db {
+    fn get<T>(
+        &self,
+        family: &'static str,
+        key: &[u8],
+        read: impl FnOnce(&[u8]) -> T,
+    ) -> Result<Option<T>, rocksdb::Error> {
+        self.get(family, key, read)
+    }
+
+    fn scan(
+        &self,
+        family: &'static str,
+        first: &[u8],
+        beyond: &[u8],
+        fill_cache: bool,
+        visit: impl FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), rocksdb::Error> {
+        self.scan(family, first, beyond, fill_cache, visit)
+    }
+
+    fn cursor(&self, family: &'static str, beyond: &[u8]) -> Option<DBRawIteratorWithThreadMode<'_, DB>> {
+        self.cursor(family, beyond)
+    }
+
+    fn at_once<T>(&self, read: impl FnOnce(&Snapshot<'_>) -> T) -> T {
+        read(&self.snapshot())
+    }
+}
+
 /// How a database is opened.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct How {
@@ -291,126 +308,4 @@ pub(crate) struct How {
     pub(crate) compacts: bool,
     /// Disk space is short: RocksDB must not write the replayed log to table files.
     pub(crate) is_tight: bool,
-}
-
-/// How much of the write-ahead log must be readable when RocksDB replays it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Recovery {
-    /// The whole log. A crash may have cut its last record short; anything else that cannot be read is damage and
-    /// must be reported.
-    Whole,
-    /// Everything up to the last whole record: only for a log whose end is known to hold nothing acknowledged.
-    ToLastWhole,
-}
-
-/// Returns the options of the whole database.
-fn database(options: &Options, opening: OpenMode, recovery: Recovery) -> rocksdb::Options {
-    let mut db = rocksdb::Options::default();
-    // RocksDB would remove every file of a database that lost its CURRENT file and create a new one.
-    db.create_if_missing(opening == OpenMode::Create);
-    db.create_missing_column_families(true);
-    db.set_wal_recovery_mode(match recovery {
-        Recovery::Whole => DBRecoveryMode::TolerateCorruptedTailRecords,
-        Recovery::ToLastWhole => DBRecoveryMode::PointInTime,
-    });
-    db.set_db_write_buffer_size(options.write_buffer);
-    db.set_max_total_wal_size(2 * options.write_buffer as u64);
-    db.set_max_background_jobs(2);
-    db.set_bytes_per_sync(1 << 20);
-    db.set_max_open_files(i32::try_from(options.max_open_files).unwrap_or(i32::MAX));
-    db.set_keep_log_file_num(3);
-    db.set_max_log_file_size(8 << 20);
-    // Lanes write concurrently: one writes the log while another fills the memtable.
-    db.set_enable_pipelined_write(true);
-    db
-}
-
-/// The share of a memtable that its filter takes: at least 16 bits for each row.
-const MEMTABLE_FILTER: f64 = 0.02;
-
-/// Returns the options of one family.
-fn family(name: &str, cache: &Cache, options: &Options) -> rocksdb::Options {
-    let mut table = BlockBasedOptions::default();
-    table.set_block_cache(cache);
-    table.set_block_size(16 << 10);
-    table.set_cache_index_and_filter_blocks(true);
-    table.set_pin_l0_filter_and_index_blocks_in_cache(true);
-    table.set_format_version(6);
-    if matches!(name, families::IDS | families::HEADS | families::TILES) {
-        table.set_bloom_filter(10.0, false);
-        // Partition the filter. A filter in one block is larger than a shard of the cache admits, so every lookup
-        // would read it whole from the disk.
-        table.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
-        table.set_partition_filters(true);
-        table.set_metadata_block_size(4 << 10);
-        table.set_pin_top_level_index_and_filter(true);
-    }
-    let mut family = rocksdb::Options::default();
-    family.set_block_based_table_factory(&table);
-    family.set_write_buffer_size(options.write_buffer / 2);
-    family.set_max_write_buffer_number(3);
-    if matches!(name, families::IDS | families::HEADS | families::SLOTS) {
-        // Most lookups in these families miss: a new context, an append that repeats nothing.
-        family.set_memtable_whole_key_filtering(true);
-        family.set_memtable_prefix_bloom_ratio(MEMTABLE_FILTER);
-    }
-    family.set_level_compaction_dynamic_level_bytes(true);
-    let compression = match name {
-        // Hashes do not compress.
-        families::TILES | families::IDS => DBCompressionType::None,
-        _ => DBCompressionType::Lz4,
-    };
-    // The newest data is rewritten most often and read from memory, so compress only the lowest levels.
-    family.set_compression_per_level(&[DBCompressionType::None, DBCompressionType::None, compression]);
-    if name == families::ENTRIES {
-        family.set_bottommost_compression_type(DBCompressionType::Zstd);
-        family.set_target_file_size_base(64 << 20);
-        family.set_max_bytes_for_level_base(512 << 20);
-        // Entries never change, so every compaction of them is pure cost: start one later.
-        family.set_level_zero_file_num_compaction_trigger(8);
-    }
-    family
-}
-
-/// Translates an error of a RocksDB write.
-pub(crate) fn io_error(error: &rocksdb::Error) -> StoreError {
-    let text = error.as_ref();
-    if space::is_no_space(text) {
-        return StoreError::DiskFull { needed: None };
-    }
-    if error.kind() == ErrorKind::Corruption {
-        return StoreError::FileDamaged(text.to_owned());
-    }
-    StoreError::Io(text.to_owned())
-}
-
-/// Translates an error of a RocksDB read in a context: a block that fails its checksum is damage.
-pub(crate) fn read_error(context: &ContextId, sequence: Sequence, error: &rocksdb::Error) -> StoreError {
-    match error.kind() {
-        ErrorKind::Corruption => StoreError::Damaged {
-            context: context.clone(),
-            sequence,
-            reason: format!("a block on disk is not what was written ({})", error.as_ref()),
-        },
-        _ => io_error(error),
-    }
-}
-
-fn open_error(path: &Path, error: &rocksdb::Error) -> StoreError {
-    let (text, path) = (error.as_ref(), path.display().to_string());
-    if error.kind() == ErrorKind::Corruption || text.contains("No such file or directory") {
-        let reason = StoreError::FileDamaged(text.to_owned()).to_string();
-        return StoreError::NotWhole { path, reason };
-    }
-    let reason = if text.contains("lock hold by current process") || text.contains("While lock file") {
-        "another process (or this one) has it open; stop that one, or choose another directory".to_owned()
-    } else if space::is_no_space(text) {
-        let needed = space::mebibytes(space::logged(Path::new(&path)) + space::HEADROOM);
-        format!("no space left on the device ({text}); free at least {needed} and start again")
-    } else if text.contains("Read-only file system") || text.contains("Permission denied") {
-        format!("it cannot be written ({text}); give this user the right to write there")
-    } else {
-        text.to_owned()
-    };
-    StoreError::Open { path, reason }
 }

@@ -8,12 +8,8 @@ use ledger_core::{ContextId, digest::Bucket, slot::Slot};
 use rocksdb::WriteBatch;
 
 use crate::{
-    StoreError,
-    directory::meta,
-    engine::db::{Db, io_error},
-    engine::families,
-    engine::rows::Rows,
-    limited,
+    StoreError, directory::meta, engine::db::Db, engine::errors::io_error, engine::families,
+    engine::rows::Rows, limited,
 };
 
 /// In `meta`: the index is complete. Directories of builds without an index lack this row.

@@ -16,12 +16,16 @@ use ledger_core::{
     clock::LamportClock,
     entry::Metadata,
     limits::{MAX_METADATA, MAX_METADATA_PAIRS},
-    node::{MAX_NODE_ID, MAX_REPLICAS, Member, NodeId, NodeIdError, ReplicaSet, StorageId},
-    ownership::{Claim, Placement, SlotRecord},
     tree::{Frontier, tile::encode_hashes},
 };
 
 use crate::read::view::{EntryView, IdView};
+
+mod slot;
+#[cfg(test)]
+mod tests;
+
+pub use slot::{decode_slot, encode_slot};
 
 /// Version of the records below.
 const VERSION: u8 = 1;
@@ -81,27 +85,6 @@ struct HeadRecord<'a> {
     /// The peaks of the tree, 32 bytes each.
     peaks: &'a [u8],
 }
-
-#[derive(Encode, BorrowDecode)]
-struct SlotRow<'a> {
-    /// The promised epoch; 0 with an empty claimant: nothing was promised.
-    promised_epoch: u64,
-    promised_to: &'a str,
-    accepted: u64,
-    placed_in: u64,
-    is_confirmed: bool,
-    /// The members, encoded separately with their own limit; empty if none were recorded. The data directory that the promise
-    /// was made to follows them, if it is known: builds that know nothing of it read over it.
-    members: &'a [u8],
-    /// The members that these are to replace, encoded the same way; empty once the move is confirmed.
-    before: &'a [u8],
-    was_formed: bool,
-}
-
-/// Members: node and storage id.
-type Members<'a> = Vec<(&'a str, [u8; 16])>;
-/// Most bytes that decoding members may allocate.
-const MEMBERS_LIMIT: usize = MAX_REPLICAS * (64 + MAX_NODE_ID);
 
 /// Metadata pairs, sorted by key.
 type Pairs<'a> = Vec<(&'a str, &'a str)>;
@@ -254,220 +237,4 @@ pub fn decode_head(bytes: &[u8]) -> Result<(u64, Head), RecordError> {
         created_at_ns: record.created_at_ns,
     };
     Ok((record.number, head))
-}
-
-/// Encodes what a replica promised and accepted for a slot.
-///
-/// # Errors
-/// [`RecordError`] if a field cannot be encoded.
-pub fn encode_slot(record: &SlotRecord, out: &mut Vec<u8>) -> Result<(), RecordError> {
-    let placement = record.placement.as_ref();
-    let mut members = encode_members(placement.map(|placement| &placement.members))?;
-    // Without members there is nothing that it could follow: then the record names the node only.
-    if let Some(storage) = record.promised.as_ref().and_then(|claim| claim.storage)
-        && !members.is_empty()
-    {
-        members.extend_from_slice(&storage.0);
-    }
-    let before = encode_members(placement.and_then(|placement| placement.previous.as_ref()))?;
-    let row = SlotRow {
-        promised_epoch: record.promised.as_ref().map_or(0, |claim| claim.epoch.0),
-        promised_to: record.promised.as_ref().map_or("", |claim| claim.claimant.as_str()),
-        accepted: record.accepted.0,
-        placed_in: record.placement.as_ref().map_or(0, |placement| placement.epoch.0),
-        is_confirmed: record.placement.as_ref().is_some_and(|placement| placement.is_confirmed),
-        members: &members,
-        before: &before,
-        was_formed: record.is_formed,
-    };
-    encode(&row, out)
-}
-
-fn encode_members(set: Option<&ReplicaSet>) -> Result<Vec<u8>, RecordError> {
-    let Some(set) = set else { return Ok(Vec::new()) };
-    let members = set.members().iter();
-    let members: Members<'_> = members.map(|member| (member.node.as_str(), member.storage.0)).collect();
-    bincode::encode_to_vec(members, standard()).map_err(RecordError::new)
-}
-
-/// Returns the members, and the bytes that follow them.
-fn decode_members(bytes: &[u8]) -> Result<(Option<ReplicaSet>, &[u8]), RecordError> {
-    if bytes.is_empty() {
-        return Ok((None, bytes));
-    }
-    let limited = standard().with_limit::<MEMBERS_LIMIT>();
-    let (members, read): (Members<'_>, usize) =
-        bincode::borrow_decode_from_slice(bytes, limited).map_err(RecordError::new)?;
-    let members: Vec<_> = members
-        .into_iter()
-        .map(|(node, storage)| Ok(Member { node: NodeId::new(node)?, storage: StorageId(storage) }))
-        .collect::<Result<_, NodeIdError>>()
-        .map_err(RecordError::new)?;
-    let members = ReplicaSet::new(members).map_err(RecordError::new)?;
-    Ok((Some(members), bytes.get(read..).unwrap_or_default()))
-}
-
-/// Decodes what a replica promised and accepted for a slot.
-///
-/// # Errors
-/// [`RecordError`] if the bytes are damaged, malformed, or of a newer version.
-pub fn decode_slot(bytes: &[u8]) -> Result<SlotRecord, RecordError> {
-    let row: SlotRow<'_> = decode(bytes)?;
-    let (members, rest) = decode_members(row.members)?;
-    let storage = rest.try_into().ok().map(StorageId);
-    let promised = match row.promised_to {
-        "" => None,
-        node => Some(Claim {
-            epoch: Epoch(row.promised_epoch),
-            claimant: NodeId::new(node).map_err(RecordError::new)?,
-            storage,
-        }),
-    };
-    let (previous, _) = decode_members(row.before)?;
-    let placement = members.map(|members| Placement {
-        epoch: Epoch(row.placed_in),
-        members,
-        is_confirmed: row.is_confirmed,
-        previous,
-    });
-    Ok(SlotRecord { promised, accepted: Epoch(row.accepted), placement, is_formed: row.was_formed })
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-
-    use bytes::Bytes;
-    use ledger_core::{EntryId, Key};
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn entry(id: &str, metadata: BTreeMap<String, String>, payload: &[u8]) -> Entry {
-        Entry {
-            context_id: ContextId::new("c").unwrap(),
-            sequence: Sequence(7),
-            id: EntryId::new(id).unwrap(),
-            key: Key::new("facts").unwrap(),
-            payload: Bytes::copy_from_slice(payload),
-            metadata,
-            appended_at_ns: 1,
-            lamport: LamportClock(2),
-            epoch: Epoch(3),
-            content_hash: Hash([4; 32]),
-        }
-    }
-
-    fn payload_is_odd(entry: &Entry) -> bool {
-        entry.payload.len() % 2 == 1
-    }
-
-    /// Appends the checksum that completes a record.
-    fn sealed(bytes: &[u8]) -> Vec<u8> {
-        [bytes, &crc32fast::hash(bytes).to_le_bytes()].concat()
-    }
-
-    #[test]
-    fn any_flipped_bit_is_found() {
-        let mut bytes = Vec::new();
-        encode_entry(&entry("retry-1", BTreeMap::new(), b"xyz"), true, &mut bytes).unwrap();
-        for bit in 0..bytes.len() * 8 {
-            let mut flipped = bytes.clone();
-            flipped[bit / 8] ^= 1 << (bit % 8);
-            assert_eq!(peek_entry(&flipped), Err(RecordError::Checksum));
-        }
-    }
-
-    #[test]
-    fn records_are_golden() {
-        let mut bytes = Vec::new();
-        encode_entry(&entry("retry-1", [("k".into(), "v".into())].into(), b"xyz"), true, &mut bytes).unwrap();
-        let hash = "04".repeat(32);
-        assert_eq!(
-            hex::encode(&bytes),
-            format!("01010772657472792d310566616374730201 03{hash}0501016b01760378797abb199447")
-                .replace(' ', "")
-        );
-
-        let head = Head::new(HashSuite::Sha256, Lineage([5; 16]), 9);
-        encode_head(300, &head, &mut bytes).unwrap();
-        let checksum = hex::encode(crc32fast::hash(&bytes[..bytes.len() - 4]).to_le_bytes());
-        assert_eq!(hex::encode(&bytes), format!("01fb2c0102000000{}0900{checksum}", "05".repeat(16)));
-        assert_eq!(decode_head(&bytes).unwrap(), (300, head));
-    }
-
-    fn slot_record() -> SlotRecord {
-        let node = |name: &str| NodeId::new(name).unwrap();
-        let member = |name: &str, byte: u8| Member { node: node(name), storage: StorageId([byte; 16]) };
-        SlotRecord {
-            promised: Some(Claim::new(Epoch(300), &member("ledger-1", 9))),
-            accepted: Epoch(7),
-            placement: Some(Placement {
-                epoch: Epoch(7),
-                members: ReplicaSet::new([member("a", 1), member("b", 2)]).unwrap(),
-                is_confirmed: true,
-                previous: Some(ReplicaSet::new([member("a", 1)]).unwrap()),
-            }),
-            is_formed: true,
-        }
-    }
-
-    #[test]
-    fn a_slots_record_is_golden_and_comes_back_as_it_was() {
-        let mut bytes = Vec::new();
-        encode_slot(&slot_record(), &mut bytes).unwrap();
-        let (body, _) = bytes.split_last_chunk::<4>().unwrap();
-        let members = format!("020161{}0162{}", "01".repeat(16), "02".repeat(16));
-        let before = format!("010161{}", "01".repeat(16));
-        let record = |members: &str| {
-            let (members_len, before_len) = (members.len() / 2, before.len() / 2);
-            format!("01fb2c01086c65646765722d31070701{members_len:02x}{members}{before_len:02x}{before}01")
-        };
-        assert_eq!(hex::encode(body), record(&format!("{members}{}", "09".repeat(16))));
-        assert_eq!(decode_slot(&bytes).unwrap(), slot_record());
-        // As an older build wrote it: the promise names the node only.
-        let mut older = slot_record();
-        older.promised = Some(Claim { storage: None, ..older.promised.unwrap() });
-        encode_slot(&older, &mut bytes).unwrap();
-        let (body, _) = bytes.split_last_chunk::<4>().unwrap();
-        assert_eq!(hex::encode(body), record(&members));
-        assert_eq!(decode_slot(&bytes).unwrap(), older);
-        // So does a promise of a slot that has no members yet.
-        let unplaced = SlotRecord { promised: slot_record().promised, ..SlotRecord::default() };
-        encode_slot(&unplaced, &mut bytes).unwrap();
-        let bare = Claim { storage: None, ..unplaced.promised.unwrap() };
-        let expected = SlotRecord { promised: Some(bare), ..SlotRecord::default() };
-        assert_eq!(decode_slot(&bytes).unwrap(), expected);
-        encode_slot(&SlotRecord::default(), &mut bytes).unwrap();
-        assert_eq!(decode_slot(&bytes).unwrap(), SlotRecord::default());
-    }
-
-    #[test]
-    fn a_newer_record_is_refused_by_name() {
-        assert_eq!(decode_head(&sealed(&[9, 0, 0])), Err(RecordError::Newer(9)));
-    }
-
-    proptest! {
-        #[test]
-        fn an_entry_comes_back_as_it_was(
-            id in "[a-z0-9]{1,40}",
-            metadata in prop::collection::btree_map(".{0,8}", ".{0,8}", 0..4),
-            payload in prop::collection::vec(any::<u8>(), 0..300),
-        ) {
-            let entry = entry(&id, metadata, &payload);
-            let mut bytes = Vec::new();
-            encode_entry(&entry, payload_is_odd(&entry), &mut bytes).unwrap();
-            let view = view_entry(entry.sequence, &bytes).unwrap();
-            prop_assert_eq!(view.is_id_chosen, payload_is_odd(&entry) || entry.id.bits().is_none());
-            prop_assert_eq!(decode_entry(&entry.context_id, entry.sequence, &bytes).unwrap(), entry);
-        }
-
-        #[test]
-        fn any_bytes_decode_or_fail(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            let context = ContextId::new("c").unwrap();
-            let versioned = sealed(&[&[VERSION][..], &bytes].concat());
-            let _ = (decode_entry(&context, Sequence(1), &versioned), decode_head(&versioned), peek_entry(&versioned));
-            let _ = decode_slot(&versioned);
-        }
-    }
 }

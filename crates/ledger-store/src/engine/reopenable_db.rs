@@ -1,8 +1,8 @@
 //! The database as all threads share it: open, or being reopened after a failure.
 //!
-//! RocksDB refuses all writes after a failed one until it is opened again. This module reopens it once a write is
-//! likely to succeed. Callers hold the database for one operation only, so the module can take it away, close it and
-//! replace it while the process runs.
+//! RocksDB refuses all writes after a failed one until it is opened again ([`keep_open`](crate::engine::keep_open)
+//! decides when). Callers hold the database for one operation only, so it can be taken away, closed and replaced while
+//! the process runs.
 
 use std::{
     path::{Path, PathBuf},
@@ -13,20 +13,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crossbeam_channel::{Receiver, RecvTimeoutError};
 use parking_lot::{Condvar, Mutex};
 
 use crate::{
-    Options, StoreError,
+    Options, StoreError, blocking,
     directory::data_dir::OpenMode,
-    directory::meta,
-    engine::db::{Db, How, Recovery},
+    engine::db::{Db, How},
     engine::durable_index::DurableIndex,
+    engine::first_open::{is_short_of_space, open_checked},
     engine::space::{self, Reserve},
-    engine::watermark,
+    engine::tuning::Recovery,
+    integrity::forks,
     limited,
     read::visibility::SlotVisibility,
-    shared::Shared,
     write::staging,
 };
 
@@ -34,15 +33,6 @@ use crate::{
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long closing waits for the operations that still use the database.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How often the thread checks whether the database failed.
-const POLL_INTERVAL: Duration = Duration::from_millis(200);
-/// How long to wait before reopening a database that failed again soon after the previous reopening, at first and at
-/// most.
-const FIRST_BACKOFF: Duration = Duration::from_secs(2);
-const MAX_BACKOFF: Duration = Duration::from_mins(1);
-/// How often damaged files may cause a reopening before the database counts as failed permanently.
-const MAX_DAMAGED_REOPENS: u32 = 3;
-
 /// The database, which can be replaced while threads use it.
 #[derive(Debug)]
 pub(crate) struct ReopenableDb {
@@ -115,6 +105,7 @@ impl ReopenableDb {
 
     /// Returns the open database; waits while it is being reopened. Hold it for one operation only.
     pub(crate) fn get(&self) -> Result<Arc<Db>, StoreError> {
+        blocking::check();
         let deadline = Instant::now() + OPEN_TIMEOUT;
         let mut current = self.current.lock();
         loop {
@@ -163,7 +154,7 @@ impl ReopenableDb {
     }
 
     /// Takes the database away, waits until no operation uses it, and opens it again.
-    fn reopen(&self) -> Result<(), StoreError> {
+    pub(crate) fn reopen(&self) -> Result<(), StoreError> {
         let taken = self.current.lock().take();
         // An earlier attempt may have taken it away already.
         let generation = self.generation.fetch_add(1, Ordering::Relaxed) + 1;
@@ -186,6 +177,7 @@ impl ReopenableDb {
         };
         let opened = Db::open(&self.path, &self.options, readable, marks, how);
         if let Ok(db) = opened {
+            forks::clean_up(&db);
             if let Err(error) = staging::clean_up(&db) {
                 // This failure leads to another reopening, which tries again.
                 limited!(warn, %error, "what loads had staged before the failure stays for now");
@@ -210,7 +202,7 @@ impl ReopenableDb {
         self.has_failed_for_good.load(Ordering::Relaxed)
     }
 
-    fn fail_for_good(&self) {
+    pub(crate) fn fail_for_good(&self) {
         self.has_failed_for_good.store(true, Ordering::Relaxed);
         tracing::error!(
             "files are damaged that cannot be done without: this node writes and serves nothing any more; replace its data \
@@ -219,11 +211,11 @@ impl ReopenableDb {
     }
 
     /// Returns why the database refuses writes, if it does.
-    fn failure(&self) -> Option<StoreError> {
+    pub(crate) fn failure(&self) -> Option<StoreError> {
         self.current.lock().as_ref().and_then(|db| db.failure())
     }
 
-    fn stop_compacting(&self) {
+    pub(crate) fn stop_compacting(&self) {
         if self.compacts.swap(false, Ordering::Relaxed) {
             tracing::error!(
                 "a table file is damaged: nothing is compacted any more, so this node goes on, and takes ever more space; \
@@ -262,180 +254,10 @@ impl ReopenableDb {
     }
 }
 
-/// Returns whether there is too little disk space to open the database; releases the reserve if opening needs it.
-fn is_short_of_space(path: &Path, reserve: &Reserve) -> bool {
-    let is_short_of = |bytes| space::free(path).is_ok_and(|free| free < bytes);
-    let needed = space::logged(path) + space::HEADROOM;
-    if !is_short_of(needed) {
-        return false;
-    }
-    let gave_up = is_short_of(space::HEADROOM) && reserve.give_up();
-    tracing::warn!(
-        needed,
-        gave_up,
-        "there is hardly any space left: this node starts, and appends nothing before there is"
-    );
-    true
-}
-
-/// Opens the database for the first time in this process.
-fn open_checked(
-    path: &Path,
-    options: &Options,
-    readable: &Arc<SlotVisibility>,
-    marks: &Arc<DurableIndex>,
-    opening: OpenMode,
-    is_tight: bool,
-) -> Result<Db, StoreError> {
-    let open = |recovery| {
-        let how = How { opening, recovery, generation: 0, compacts: true, is_tight };
-        Db::open(path, options, Arc::clone(readable), Arc::clone(marks), how)
-    };
-    let expected = marks.expected();
-    let db = match open(Recovery::Whole) {
-        Ok(db) => db,
-        Err(error) => match Db::readable_up_to(path, options) {
-            // A power cut may leave half of the last record, or older bytes: nothing there was acknowledged.
-            Some(number) if expected > 0 && number >= expected => {
-                let db = open(Recovery::ToLastWhole).map_err(|_| error)?;
-                tracing::warn!(
-                    expected,
-                    number,
-                    "the write-ahead log ends with a record that is not whole: it was never acknowledged, and is left out"
-                );
-                db
-            }
-            Some(number) if expected > 0 => return Err(with_numbers(error, number, expected)),
-            _ => return Err(error),
-        },
-    };
-    let number = marks.opening();
-    if number >= expected {
-        return Ok(db);
-    }
-    let missing = expected - number;
-    if options.accept_lost_writes == Some(number) {
-        let refused = |reason: std::io::Error| StoreError::Io(format!("{}: {reason}", watermark::FILE));
-        meta::record_lost_writes(&db, number, expected)?;
-        marks.accept_loss_after(number).map_err(refused)?;
-        tracing::error!(
-            number,
-            expected,
-            missing,
-            "the write-ahead log was cut short, and what is missing is given up as accept_lost_writes says"
-        );
-        return Ok(db);
-    }
-    Err(StoreError::NotWhole {
-        path: path.display().to_string(),
-        reason: format!(
-            "its write-ahead log was cut short: changes up to number {expected} were durable, and it goes up to {number}, so \
-             the last {missing} are missing, and with them entries that were acknowledged; restore the directory from a copy, \
-             or remove it if this is a member of a cluster and the others have all; to go on without what is missing, for good, \
-             start with accept_lost_writes = {number}"
-        ),
-    })
-}
-
-/// Adds to the error of a log that is damaged before its end how much would be lost.
-fn with_numbers(error: StoreError, number: u64, expected: u64) -> StoreError {
-    match error {
-        StoreError::NotWhole { path, reason } => StoreError::NotWhole {
-            path,
-            reason: format!(
-                "{reason} (changes up to number {expected} were durable, and can be read up to {number})"
-            ),
-        },
-        other => other,
-    }
-}
-
 /// Waits until no operation uses the database. Operations are short: pages, single reads, one write.
 fn wait_until_unused(db: &Weak<Db>) {
     while db.strong_count() > 0 {
         std::thread::sleep(Duration::from_millis(1));
-    }
-}
-
-/// Runs the thread that reopens the database after a failed write, until `stop`.
-pub(crate) fn keep_open(database: &ReopenableDb, shared: &Shared, stop: &Receiver<()>) {
-    let mut tries = ReopenBackoff::default();
-    let mut damaged = 0;
-    while stop.recv_timeout(POLL_INTERVAL) == Err(RecvTimeoutError::Timeout) {
-        // The first failure may have been a write other than a commit.
-        if shared.failure().is_none()
-            && let Some(error) = database.failure()
-        {
-            shared.commit_failed(&error);
-        }
-        let due = match shared.failure() {
-            None => continue,
-            Some(StoreError::DiskFull { .. }) => {
-                let needed = database.needed();
-                let has_space = database.free() >= needed;
-                if !has_space {
-                    shared.is_short_of(Some(needed));
-                }
-                has_space.then_some(needed)
-            }
-            Some(_) => Some(space::HEADROOM),
-        };
-        let Some(needed) = due.filter(|_| tries.are_due(Instant::now())) else { continue };
-        // Readers lose this database while it is reopened, so probe the disk before closing it.
-        if let Err(error) = space::probe(database.directory(), needed) {
-            tries.wait(Instant::now());
-            if space::is_no_space_io(&error) {
-                shared.is_short_of(None);
-            }
-            limited!(
-                warn, %error,
-                "the data directory takes no new files, whatever space there is (look at inodes and quotas): appends wait, and reads go \
-                 on"
-            );
-            continue;
-        }
-        tries.begin(Instant::now());
-        if matches!(shared.failure(), Some(StoreError::FileDamaged(_))) {
-            damaged += 1;
-            if damaged > MAX_DAMAGED_REOPENS {
-                // Operations other than compaction meet the damage too.
-                database.fail_for_good();
-                return;
-            }
-            database.stop_compacting();
-        }
-        match database.reopen() {
-            Ok(()) => {
-                shared.on_reopened();
-                limited!(info, "the database was opened anew after a failure: appends go on");
-            }
-            Err(error) => limited!(error, %error, "the database cannot be opened anew yet"),
-        }
-    }
-}
-
-/// Decides when to reopen the database: at once, then ever less often if it keeps failing.
-#[derive(Debug, Default)]
-struct ReopenBackoff {
-    /// The last attempt, and how long after it the next one must wait.
-    last: Option<(Instant, Duration)>,
-}
-
-impl ReopenBackoff {
-    fn are_due(&self, now: Instant) -> bool {
-        self.last.is_none_or(|(at, pause)| now.saturating_duration_since(at) >= pause)
-    }
-
-    /// Records a reopening that begins now.
-    fn begin(&mut self, now: Instant) {
-        let lately = |(at, _): &(Instant, _)| now.saturating_duration_since(*at) < 2 * MAX_BACKOFF;
-        let pause = self.last.filter(lately).map_or(FIRST_BACKOFF, |(_, pause)| (2 * pause).min(MAX_BACKOFF));
-        self.last = Some((now, pause));
-    }
-
-    /// Records that the disk did not allow an attempt: the next one waits only the shortest pause.
-    fn wait(&mut self, now: Instant) {
-        self.last = Some((now, FIRST_BACKOFF));
     }
 }
 
@@ -444,7 +266,7 @@ mod tests {
     use ledger_core::{ContextId, Key, Sequence, entry::Draft, slot::Slot};
 
     use super::*;
-    use crate::{read::pages::damaged, testing};
+    use crate::{error::damaged, testing};
 
     #[test]
     fn a_database_opened_anew_is_another_one_and_shows_nothing_even_if_the_first_try_failed() {
@@ -472,27 +294,10 @@ mod tests {
     }
 
     #[test]
-    fn a_database_that_fails_again_and_again_is_opened_less_and_less_often() {
-        let (mut tries, start) = (ReopenBackoff::default(), Instant::now());
-        let at = |seconds| start + Duration::from_secs(seconds);
-        assert!(tries.are_due(start), "the first time at once");
-        let (mut now, mut pauses) = (0, Vec::new());
-        for _ in 0..8 {
-            tries.begin(at(now));
-            let due = (now..=now + 60).find(|second| tries.are_due(at(*second))).unwrap();
-            pauses.push(due - now);
-            now = due;
-        }
-        assert_eq!(pauses, [2, 4, 8, 16, 32, 60, 60, 60]);
-        tries.begin(at(now + 600));
-        assert!(tries.are_due(at(now + 602)), "one that went well for long is as any other");
-    }
-
-    #[test]
     fn what_was_staged_before_a_failure_is_gone_once_the_database_is_opened_anew() {
         let dir = tempfile::tempdir().unwrap();
         let ledger = crate::Ledger::open_with(dir.path(), testing::options()).unwrap();
-        let database = &ledger.inner().database;
+        let database = &ledger.store().database;
         let place = crate::engine::families::RowLocation { slot: Slot::new(7).unwrap(), number: 1 << 40 };
         let staged = || {
             let (mut rows, (first, beyond)) = (0, place.range());
@@ -529,14 +334,14 @@ mod tests {
     fn while_the_database_is_opened_anew_its_ledger_says_what_is_known_and_no_more() {
         let dir = tempfile::tempdir().unwrap();
         let ledger = crate::Ledger::open_with(dir.path(), testing::options()).unwrap();
-        let (database, context) = (&ledger.inner().database, ContextId::new("c").unwrap());
+        let (database, context) = (&ledger.store().database, ContextId::new("c").unwrap());
         let draft = Draft { key: Key::new("k").unwrap(), payload: "x".into(), metadata: [].into() };
         ledger.append(&context, draft).unwrap();
         let whole = ledger.stats();
         assert!(
             whole.compacts && whole.appended == 1 && whole.disk_bytes.is_some() && whole.contexts.is_some()
         );
-        ledger.inner().shared.quarantine.record(&damaged(&context, Sequence(1), "by this test"));
+        ledger.store().shared.quarantine.record(&damaged(&context, Sequence(1), "by this test"));
 
         let taken = database.current.lock().take();
         let known = ledger.stats();

@@ -1,17 +1,6 @@
 //! Reads rows: of the database as it is, or as it was at one moment.
 
-use ledger_core::{ContextId, Sequence, slot::Slot};
 use rocksdb::{DB, DBAccess, DBRawIteratorWithThreadMode, ReadOptions, SnapshotWithThreadMode};
-
-use crate::{
-    StoreError,
-    engine::db::{Db, read_error},
-    engine::families::{self, RowLocation},
-    engine::index,
-    engine::record,
-    read::pages::damaged,
-    write::committed_heads::Row,
-};
 
 /// Bytes that a sequential read fetches ahead.
 const READAHEAD: usize = 2 << 20;
@@ -41,36 +30,6 @@ pub(crate) trait Rows {
 
     /// Runs `read` on a snapshot, so that it sees all rows as of one moment.
     fn at_once<T>(&self, read: impl FnOnce(&Snapshot<'_>) -> T) -> T;
-}
-
-impl Rows for Db {
-    fn get<T>(
-        &self,
-        family: &'static str,
-        key: &[u8],
-        read: impl FnOnce(&[u8]) -> T,
-    ) -> Result<Option<T>, rocksdb::Error> {
-        self.get(family, key, read)
-    }
-
-    fn scan(
-        &self,
-        family: &'static str,
-        first: &[u8],
-        beyond: &[u8],
-        fill_cache: bool,
-        visit: impl FnMut(&[u8], &[u8]) -> bool,
-    ) -> Result<(), rocksdb::Error> {
-        self.scan(family, first, beyond, fill_cache, visit)
-    }
-
-    fn cursor(&self, family: &'static str, beyond: &[u8]) -> Option<DBRawIteratorWithThreadMode<'_, DB>> {
-        self.cursor(family, beyond)
-    }
-
-    fn at_once<T>(&self, read: impl FnOnce(&Snapshot<'_>) -> T) -> T {
-        read(&self.snapshot())
-    }
 }
 
 /// The database as it was at one moment. RocksDB keeps every row that a live snapshot can see: hold it for one
@@ -164,36 +123,5 @@ impl Rows for Snapshot<'_> {
 
     fn at_once<T>(&self, read: impl FnOnce(&Snapshot<'_>) -> T) -> T {
         read(self)
-    }
-}
-
-/// Returns a context's head and row location, committed or not; `None` if there is no such context.
-///
-/// Fails with [`StoreError::Damaged`] if the index has the context but its head is lost. A caller that took it for
-/// absent would start again at sequence 1 and overwrite acknowledged entries.
-pub(crate) fn head(rows: &impl Rows, context: &ContextId) -> Result<Row, StoreError> {
-    match row(rows, context)? {
-        // Another thread may create or remove the context between the two reads, so check both in one snapshot.
-        None if index::has(rows, context)? => rows.at_once(|rows| match row(rows, context)? {
-            None if index::has(rows, context)? => Err(lost_head(context)),
-            row => Ok(row),
-        }),
-        row => Ok(row),
-    }
-}
-
-/// Returns the damage of a context that the index has and that has no head.
-pub(crate) fn lost_head(context: &ContextId) -> StoreError {
-    damaged(context, Sequence(0), "its head is missing")
-}
-
-fn row(rows: &impl Rows, context: &ContextId) -> Result<Row, StoreError> {
-    let row = rows
-        .get(families::HEADS, context.as_str().as_bytes(), record::decode_head)
-        .map_err(|error| read_error(context, Sequence(0), &error))?;
-    match row {
-        None => Ok(None),
-        Some(Err(error)) => Err(damaged(context, Sequence(0), &error.to_string())),
-        Some(Ok((number, head))) => Ok(Some((RowLocation { slot: Slot::of(context), number }, head))),
     }
 }

@@ -20,38 +20,36 @@ use rocksdb::WriteBatch;
 use crate::{
     IdView, StoreError,
     directory::meta,
-    engine::db::{Db, io_error, read_error},
+    engine::db::Db,
+    engine::errors::{io_error, read_error},
     engine::families::{self, RowLocation},
+    engine::heads::read_head,
     engine::index,
     engine::record::{self, RecordError},
-    limited,
-    read::pages::{self, damaged},
+    error::damaged,
+    ids, limited,
+    read::pages,
     read::prove,
-    shared::Shared,
-    write::state::read_head,
 };
 
 mod evidence;
 mod listing;
+mod rows;
 #[cfg(test)]
 mod tests;
 
 pub use evidence::{Evidence, ForkInfo, Tip};
 pub use listing::{ForkCursor, ForkList};
 pub(crate) use listing::{entries, list};
+use rows::{ForkRows, LEAVING};
 
 /// Size of one write while copying, in bytes.
 const BATCH_BYTES: usize = 4 << 20;
 
 /// In `meta`: the highest number of any fork.
 const NUMBERS: &[u8] = b"forks";
-/// In `meta`, followed by the prefix of the fork's keys: the fork is in progress.
-const LEAVING: &[u8] = b"leaving/";
 /// The first key beyond these rows: '0' follows '/'.
 const LEAVING_BEYOND: &[u8] = b"leaving0";
-/// Suffix that sorts after every key of a fork: it is higher than any sequence.
-const BEYOND: [u8; 9] = [0xff; 9];
-
 /// The outcome of forking off a history.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(dead_code, reason = "it is what happened, whoever reads which part of it")]
@@ -62,13 +60,6 @@ pub(crate) struct ForkResult {
     pub(crate) was: Option<TreeHead>,
     /// Tree head of the context now; `None` if no entry is left.
     pub(crate) now: Option<TreeHead>,
-}
-
-/// Location of a fork's rows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct ForkRows {
-    place: RowLocation,
-    number: u64,
 }
 
 /// Moves the entries after `common` out of a context's history and ends the history there. The change is durable when
@@ -196,7 +187,7 @@ fn switch(
         theirs: why.theirs,
         lineage: head.lineage,
         suite: head.suite,
-        left_at_ns: Shared::now_ns(),
+        left_at_ns: ids::now_ns(),
         reason: why.reason.clone(),
     };
     evidence::encode(&info, &mut buffer).map_err(unencodable)?;
@@ -308,31 +299,5 @@ fn id_of(sequence: Sequence, record: &[u8]) -> Result<EntryId, RecordError> {
     match record::view_entry(sequence, record)?.id {
         IdView::Bits(bits) => Ok(EntryId::from_bits(bits)),
         IdView::Text(text) => EntryId::new(text).map_err(RecordError::new),
-    }
-}
-
-impl ForkRows {
-    /// Returns the key of an entry; sequence 0 is the key of the evidence.
-    fn row(self, sequence: Sequence) -> [u8; 26] {
-        self.place.fork(self.number, sequence)
-    }
-
-    /// Returns the prefix of all its keys.
-    fn first(self) -> [u8; 18] {
-        let mut first = [0; 18];
-        first.copy_from_slice(&self.row(Sequence(0))[..18]);
-        first
-    }
-
-    /// Returns its first key, without the sequence, and a key beyond all its keys.
-    fn range(self) -> ([u8; 18], [u8; 27]) {
-        let mut beyond = [0xff; 27];
-        beyond[..18].copy_from_slice(&self.first());
-        (self.first(), beyond)
-    }
-
-    /// Returns the key in `meta` that records that it is in progress.
-    fn leaving(self) -> Vec<u8> {
-        [LEAVING, &self.first()].concat()
     }
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use ledger_core::{
     ContextId, Head, Size,
     digest::TreeHead,
-    healing::{HealProof, HealRefusal, LocalHead, check_staged},
+    healing::{HealProof, HealRefusal, check_staged},
     loads::LoadSpan,
     slot::Slot,
 };
@@ -18,15 +18,15 @@ use rocksdb::WriteBatch;
 use tokio::sync::oneshot;
 
 use crate::{
-    EntryRange, Ledger, StoreError,
+    EntryRange, StoreError,
     engine::families::RowLocation,
-    ledger::Inner,
-    limited,
+    engine::heads::read_head,
     replicate::ranges,
     replicate::verify::{RangeCheck, check, verify},
-    write::lane::{Command, Heal, Healed},
+    store::Store,
+    write::command::{Command, Heal, Healed},
     write::staging,
-    write::state::{ContextState, VerifiedEntries, read_head},
+    write::state::{ContextState, VerifiedEntries},
 };
 
 /// Size of one write of staged rows, in bytes.
@@ -34,7 +34,7 @@ const BATCH_BYTES: usize = 1 << 20;
 
 /// A damaged context that is being restored. Its methods block; dropping it leaves the context unchanged.
 pub struct Healing {
-    inner: Arc<Inner>,
+    store: Arc<Store>,
     context: ContextId,
     /// What proves that the staged history is right.
     proof: HealProof,
@@ -62,46 +62,18 @@ impl std::fmt::Debug for Healing {
     }
 }
 
-impl Ledger {
-    /// Reads the head of a damaged context ([`Ledger::damage`]): how far its history goes, as far as it is committed.
-    /// Blocks.
-    ///
-    /// # Errors
-    /// [`StoreError`] if the database cannot be read. A head that cannot be read is no error.
-    pub fn damaged_head(&self, context: &ContextId) -> Result<LocalHead, StoreError> {
-        let inner = self.inner();
-        if inner.shared.quarantine.check(context).is_ok() {
-            return Ok(LocalHead::NotDamaged);
-        }
-        let db = inner.database.get()?;
-        match read_head(&db, context) {
-            // Other nodes have at least what is committed.
-            Ok(row) => Ok(match db.committed_heads().of(context, row) {
-                Some((_, head)) if head.size().0 > 0 => LocalHead::Committed(head.tree_head()),
-                _ => LocalHead::NothingCommitted,
-            }),
-            Err(StoreError::Damaged { .. }) => Ok(LocalHead::Unreadable),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Begins to restore a damaged context up to a tree head. `proof` decides whether the history is installed in the
-    /// end. Returns `None` if there is nothing to restore (any more). Blocks.
-    ///
-    /// # Errors
-    /// [`StoreError::Damaged`] if the head is to prove it and cannot be read; another [`StoreError`] if the database
-    /// cannot be read or written.
-    pub fn begin_healing(
-        &self,
+impl Healing {
+    /// Begins to restore a damaged context; see [`Ledger::begin_healing`](crate::Ledger::begin_healing).
+    pub(crate) fn begin(
+        store: Arc<Store>,
         context: &ContextId,
         proof: HealProof,
         goal: TreeHead,
-    ) -> Result<Option<Healing>, StoreError> {
-        let inner = Arc::clone(self.inner());
-        if inner.shared.quarantine.check(context).is_ok() || goal.size.0 == 0 {
+    ) -> Result<Option<Self>, StoreError> {
+        if store.shared.quarantine.check(context).is_ok() || goal.size.0 == 0 {
             return Ok(None);
         }
-        let db = inner.database.get()?;
+        let db = store.database.get()?;
         let known = match proof {
             HealProof::Head => match read_head(&db, context)? {
                 Some(row) => Some(row),
@@ -110,7 +82,7 @@ impl Ledger {
             HealProof::Digest(_) | HealProof::Claim { .. } => None,
         };
         // Put the rows apart: beside the old rows, a damaged block could hide them too.
-        let place = inner.shared.numbers.place(&db, Slot::of(context), true)?;
+        let place = store.shared.numbers.place(&db, Slot::of(context), true)?;
         staging::begin(&db, place)?;
         let (from, state) = known
             .map(|(from, head)| {
@@ -120,8 +92,8 @@ impl Ledger {
             .unzip();
         let generation = db.generation();
         drop(db);
-        Ok(Some(Healing {
-            inner,
+        Ok(Some(Self {
+            store,
             context: context.clone(),
             proof,
             goal,
@@ -135,19 +107,6 @@ impl Ledger {
         }))
     }
 
-    /// Returns whether a context of a slot is known to be damaged, so that this node's copy of the slot is
-    /// incomplete.
-    pub fn is_slot_damaged(&self, slot: Slot) -> bool {
-        self.inner().shared.quarantine.has(slot)
-    }
-
-    /// Watches the number of damaged contexts.
-    pub fn watch_damage(&self) -> tokio::sync::watch::Receiver<usize> {
-        self.inner().shared.quarantine.watch()
-    }
-}
-
-impl Healing {
     /// Returns the tree head that the staged history must reach.
     pub const fn goal(&self) -> TreeHead {
         self.goal
@@ -193,7 +152,7 @@ impl Healing {
         while let (Some((after, to)), Some(from), Some(state)) = (self.missing(), self.from, &mut self.state)
         {
             let context = &self.context;
-            let db = self.inner.database.get()?;
+            let db = self.store.database.get()?;
             let (records, end) =
                 ranges::read_records(&db.snapshot(), context, from, to, after, to, BATCH_BYTES)?;
             // The tree is what may be damaged: the root comes from the entries, and the goal proves it in the end.
@@ -218,10 +177,10 @@ impl Healing {
 
     fn stage(&mut self, verified: VerifiedEntries) -> Result<(), StoreError> {
         let Some(state) = &mut self.state else { return Ok(()) };
-        let db = self.inner.database.get()?;
+        let db = self.store.database.get()?;
         state.accept_verified(&db, &mut self.batch, verified, |_| ())?;
         if self.batch.size_in_bytes() >= BATCH_BYTES {
-            self.inner.database.check_space_for_load(self.batch.size_in_bytes() as u64)?;
+            self.store.database.check_space_for_load(self.batch.size_in_bytes() as u64)?;
             db.write_unsynced(std::mem::take(&mut self.batch))?;
         }
         Ok(())
@@ -233,13 +192,13 @@ impl Healing {
     /// # Errors
     /// [`StoreError`] if the history is not proven to be right, or the database cannot be written.
     pub fn finish(&mut self) -> Result<bool, StoreError> {
-        self.inner.database.get()?.write_unsynced(std::mem::take(&mut self.batch))?;
+        self.store.database.get()?.write_unsynced(std::mem::take(&mut self.batch))?;
         let Some(state) = self.state.clone() else { return Ok(false) };
         let (context, proof) = (self.context.clone(), self.proof.clone());
         let (from, loaded, generation) = (self.from, self.loaded, self.generation);
         let heal = Heal { context, proof, from, state, loaded, generation };
         let (reply, healed) = oneshot::channel();
-        let queue = self.inner.queue(Slot::of(&self.context))?;
+        let queue = self.store.queue(Slot::of(&self.context))?;
         queue.blocking_send(Command::Heal(Box::new(heal), reply)).map_err(|_| StoreError::Closed)?;
         drop(queue);
         match healed.blocking_recv().map_err(|_| StoreError::Closed)?? {
@@ -256,11 +215,8 @@ fn not_restored(context: &ContextId, refused: &HealRefusal) -> StoreError {
 
 impl Drop for Healing {
     fn drop(&mut self) {
-        if !self.is_in_place
-            && let Err(error) = self.inner.database.get().and_then(|db| staging::abandon(&db, self.place))
-        {
-            // Opening the database again removes it.
-            limited!(warn, context = %self.context, %error, "what was staged to heal a context stays until the database is opened anew");
+        if !self.is_in_place {
+            self.store.abandon(&self.context, self.place);
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Tracks damage: what of the directory cannot be read or does not match its hashes. Reads of it fail, nothing is
-//! deleted, and nobody takes it for absent.
+//! Tracks damage: rows that cannot be read or do not match their hashes. Reads of them fail, nothing is deleted, and
+//! nobody treats them as absent.
 
 use std::{
     collections::{BTreeMap, HashMap},

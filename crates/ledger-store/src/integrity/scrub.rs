@@ -27,16 +27,18 @@ use tokio::sync::mpsc::WeakSender;
 use crate::{
     Filter, StoreError,
     directory::slot_records,
-    engine::db::{Db, read_error},
+    engine::db::Db,
+    engine::errors::read_error,
     engine::families::{self, RowLocation},
+    engine::heads::read_head,
     engine::index,
     engine::record,
     engine::reopenable_db::ReopenableDb,
+    error::damaged,
     limited,
-    read::pages::{self, damaged, moved, weight},
+    read::pages::{self, moved, weight},
     shared::Shared,
-    write::lane::{Command, lane_of},
-    write::state::read_head,
+    write::command::{Command, lane_of},
 };
 
 /// Number of contexts listed at a time.
@@ -167,7 +169,7 @@ impl Scrub<'_> {
             });
             if let Err(error) = read {
                 if error.kind() != rocksdb::ErrorKind::Corruption {
-                    return Err(crate::engine::db::io_error(&error));
+                    return Err(crate::engine::errors::io_error(&error));
                 }
                 self.shared.quarantine.record_family(family, error.as_ref());
                 return Ok(Some(()));

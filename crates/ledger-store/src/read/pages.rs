@@ -4,17 +4,14 @@ use ledger_core::{ContextId, Entry, Head, Key, Sequence, Size, id::IdError, tree
 
 use crate::{
     Covered, EntryView, Filter, Page, StoreError,
-    engine::db::{Db, read_error},
+    engine::db::Db,
+    engine::errors::read_error,
     engine::families::{self, KEYS_LEVEL, RowLocation},
+    engine::heads::read_head,
     engine::keys::{KeySet, key_hash},
     engine::record::{self, RecordError},
-    write::state::read_head,
+    error::damaged,
 };
-
-/// Makes an error of damage.
-pub(crate) fn damaged(context: &ContextId, sequence: Sequence, reason: &str) -> StoreError {
-    StoreError::Damaged { context: context.clone(), sequence, reason: reason.to_owned() }
-}
 
 /// Reads a page of a context.
 pub(crate) fn page(db: &Db, context: &ContextId, filter: &Filter) -> Result<Page, StoreError> {

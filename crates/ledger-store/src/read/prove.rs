@@ -13,11 +13,13 @@ use ledger_core::{
 
 use crate::{
     Checkpointed, ProvenConsistency, ProvenInclusion, StoreError,
-    engine::db::{Db, read_error},
+    engine::db::Db,
+    engine::errors::read_error,
     engine::families::{self, RowLocation},
     engine::record,
     engine::rows::Rows,
-    read::pages::{self, damaged, moved},
+    error::damaged,
+    read::pages::{self, moved},
 };
 
 /// The tiles of one context.

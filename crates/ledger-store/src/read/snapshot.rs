@@ -8,8 +8,8 @@ use ledger_core::{
 };
 
 use crate::{
-    Filter, StoreError, engine::db::Db, engine::families::RowLocation, ledger::Inner, read::pages,
-    shared::Shared, write::state::read_head,
+    Filter, StoreError, engine::db::Db, engine::families::RowLocation, engine::heads::read_head, ids,
+    read::pages, store::Store,
 };
 
 /// Bytes of entries read at a time.
@@ -19,7 +19,7 @@ const PAGE_BYTES: usize = 1 << 20;
 /// the snapshot ends at the size it had when the snapshot began.
 #[derive(Debug)]
 pub struct SnapshotStream {
-    inner: Arc<Inner>,
+    store: Arc<Store>,
     header: Header,
     source: Option<Source>,
 }
@@ -40,20 +40,20 @@ impl std::fmt::Debug for Source {
 }
 
 impl SnapshotStream {
-    pub(crate) fn begin(inner: Arc<Inner>, context: &ledger_core::ContextId) -> Result<Self, StoreError> {
-        let now = Shared::now_ns();
-        let (place, head) = match inner.with_quarantine(context, |db| db.head(context))? {
+    pub(crate) fn begin(store: Arc<Store>, context: &ledger_core::ContextId) -> Result<Self, StoreError> {
+        let now = ids::now_ns();
+        let (place, head) = match store.with_quarantine(context, |db| db.head(context))? {
             Some(found) => found,
             // An unknown context reads as empty; nothing uses its number.
             None => (
                 RowLocation { slot: ledger_core::slot::Slot::of(context), number: 0 },
-                ledger_core::Head::new(inner.shared.options.suite, ledger_core::Lineage([0; 16]), 0),
+                ledger_core::Head::new(store.shared.options.suite, ledger_core::Lineage([0; 16]), 0),
             ),
         };
         let header = Header::of(context, &head, now);
         let encoder = Encoder::new(header.clone());
         let source = Some(Source { encoder, place, head, done: Sequence(0), started: false });
-        Ok(Self { inner, header, source })
+        Ok(Self { store, header, source })
     }
 
     /// Returns what the snapshot says about its context.
@@ -73,7 +73,7 @@ impl Iterator for SnapshotStream {
             source.started = true;
         }
         while chunk.is_empty() && source.done < self.header.count.newest() {
-            let page = self.inner.database.get().and_then(|db| source.page(&db, &self.header));
+            let page = self.store.database.get().and_then(|db| source.page(&db, &self.header));
             let pushed = page.and_then(|entries| {
                 source.done = entries.last().map_or(source.done, |entry| entry.sequence);
                 entries
@@ -82,7 +82,7 @@ impl Iterator for SnapshotStream {
                     .map_err(Into::into)
             });
             if let Err(error) = pushed {
-                self.inner.shared.quarantine.record(&error);
+                self.store.shared.quarantine.record(&error);
                 return Some(Err(error));
             }
         }

@@ -1,8 +1,7 @@
 //! The tails of watched contexts: how far each is durable, and its newest entries.
 //!
-//! There is no publishing: a lane moves the tail after the commit, and watchers that wait for it read.
-//! What they read is in memory when they keep up and in the store when they do not, so a slow watcher
-//! costs nobody anything.
+//! Nobody pushes entries to watchers: publishing a commit moves the tail, and watchers that wait for it read. Those
+//! that keep up read from memory and the others from the store, so a slow watcher costs nobody anything.
 
 use std::{
     collections::{HashMap, VecDeque, hash_map::RandomState},
@@ -15,7 +14,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use ledger_core::{ContextId, Entry, Sequence, Size, slot::Slot};
+use ledger_core::{ContextId, Entry, Position, Sequence, Size, slot::Slot};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -28,7 +27,7 @@ use crate::{
 const RECENT_ENTRIES: usize = 1024;
 /// Most bytes kept of a watched context …
 const RECENT_BYTES: usize = 1 << 20;
-/// … and most of what there is for all of them: so many at least keep something.
+/// … and at most this part of the memory for all tails, so that at least this many keep something.
 const PART: usize = 16;
 const SHARDS: usize = 64;
 
@@ -37,6 +36,9 @@ const SHARDS: usize = 64;
 pub(crate) struct Tail {
     size: watch::Sender<Size>,
     recent: Mutex<Recent>,
+    /// The newest known committed position, computed once for all watchers because a root costs a hash for each
+    /// level of the tree.
+    position: Mutex<Option<Position>>,
     /// Memory for all tails.
     share: Arc<Share>,
 }
@@ -45,7 +47,7 @@ pub(crate) struct Tail {
 struct Recent {
     entries: VecDeque<Arc<Entry>>,
     bytes: usize,
-    /// Held for them.
+    /// The permit for their memory.
     held: Option<Permit>,
 }
 
@@ -55,14 +57,15 @@ impl Recent {
         self.entries.push_back(entry);
     }
 
-    /// Forgets the oldest.
+    /// Drops the oldest entry.
     fn pop(&mut self) {
         if let Some(old) = self.entries.pop_front() {
             self.bytes -= kept(&old);
         }
     }
 
-    /// Holds what the entries take. While there is not enough left the oldest go, if need be all: watchers read the store then.
+    /// Acquires the memory that the entries take. While too little is free it drops the oldest, if need be all:
+    /// watchers then read the store.
     fn pay(&mut self, share: &Arc<Share>) {
         loop {
             let held = self.held.as_ref().map_or(0, Permit::amount);
@@ -81,18 +84,18 @@ impl Recent {
     }
 }
 
-/// What a kept entry takes.
+/// Returns the memory that a kept entry takes, in bytes.
 fn kept(entry: &Entry) -> usize {
     size_of::<Entry>() + weight(entry)
 }
 
 impl Tail {
-    /// Follows the size.
+    /// Watches the committed size.
     pub(crate) fn subscribe(&self) -> watch::Receiver<Size> {
         self.size.subscribe()
     }
 
-    /// Says that the context is at least this long.
+    /// Records that the context has at least this committed size, and wakes its watchers.
     pub(crate) fn reach(&self, size: Size) {
         self.size.send_if_modified(|now| {
             let longer = size > *now;
@@ -101,7 +104,21 @@ impl Tail {
         });
     }
 
-    /// The entries after a sequence, if the memory reaches back so far. At most `limit` are looked at.
+    /// Records a committed position, unless a newer one is known.
+    pub(crate) fn record_position(&self, position: Position) {
+        let mut newest = self.position.lock();
+        if newest.is_none_or(|newest| newest.size <= position.size) {
+            *newest = Some(position);
+        }
+    }
+
+    /// Returns the committed position at a size, if it is the newest one that is known.
+    pub(crate) fn position_at(&self, size: Size) -> Option<Position> {
+        self.position.lock().filter(|newest| newest.size == size)
+    }
+
+    /// Returns the entries after a sequence; `None` if the memory does not reach back so far. Looks at no more than
+    /// `limit` entries.
     pub(crate) fn recent_after(&self, after: Sequence, limit: usize) -> Option<Vec<Arc<Entry>>> {
         let recent = self.recent.lock();
         let first = recent.entries.front()?.sequence.0;
@@ -127,7 +144,7 @@ impl Tail {
     }
 }
 
-/// Tails with the number of their watchers.
+/// Tails, each with the number of its watchers.
 type Shard = Mutex<HashMap<ContextId, (Arc<Tail>, usize)>>;
 
 /// The tails of all contexts that have watchers.
@@ -140,7 +157,7 @@ pub(crate) struct Tails {
 }
 
 impl Tails {
-    /// Tails that keep so much together.
+    /// Creates the tails, which take their memory from this share.
     pub(crate) fn new(share: Arc<Share>) -> Arc<Self> {
         Arc::new(Self {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
@@ -150,7 +167,7 @@ impl Tails {
         })
     }
 
-    /// Whether nobody watches anything: then a lane has nothing to do here.
+    /// Returns whether no context is watched, so that lanes have nothing to do here.
     pub(crate) fn is_idle(&self) -> bool {
         self.watched.load(Ordering::SeqCst) == 0
     }
@@ -159,8 +176,8 @@ impl Tails {
     pub(crate) fn join(&self, context: &ContextId) -> Arc<Tail> {
         let mut shard = self.shard(context).lock();
         let (tail, watchers) = shard.entry(context.clone()).or_insert_with(|| {
-            let (size, recent) = (watch::Sender::new(Size(0)), Mutex::default());
-            let tail = Tail { size, recent, share: Arc::clone(&self.share) };
+            let (size, recent, position) = (watch::Sender::new(Size(0)), Mutex::default(), Mutex::default());
+            let tail = Tail { size, recent, position, share: Arc::clone(&self.share) };
             (Arc::new(tail), 0)
         });
         *watchers += 1;
@@ -168,7 +185,7 @@ impl Tails {
         Arc::clone(tail)
     }
 
-    /// Leaves the watchers of a context; the last one takes the tail along.
+    /// Leaves the watchers of a context; removes the tail with the last one.
     pub(crate) fn leave(&self, context: &ContextId) {
         let mut shard = self.shard(context).lock();
         if let Some((_, watchers)) = shard.get_mut(context) {
@@ -180,17 +197,17 @@ impl Tails {
         }
     }
 
-    /// Memory for what they keep.
+    /// Returns the share that the kept entries take their memory from.
     pub(crate) const fn share(&self) -> &Arc<Share> {
         &self.share
     }
 
-    /// The tail of a context, if anybody watches it.
+    /// Returns the tail of a context, if it is watched.
     pub(crate) fn find(&self, context: &ContextId) -> Option<Arc<Tail>> {
         self.shard(context).lock().get(context).map(|(tail, _)| Arc::clone(tail))
     }
 
-    /// The watched contexts of slots, with their tails.
+    /// Returns the watched contexts of the slots that `is_asked` selects, with their tails.
     pub(crate) fn of_slots(&self, is_asked: impl Fn(Slot) -> bool) -> Vec<(ContextId, Arc<Tail>)> {
         let mut found = Vec::new();
         for shard in &self.shards {
@@ -202,12 +219,18 @@ impl Tails {
     }
 
     /// Moves a tail past newly committed entries.
-    pub(crate) fn committed(&self, context: &ContextId, entries: impl Iterator<Item = Entry>, size: Size) {
+    pub(crate) fn committed(
+        &self,
+        context: &ContextId,
+        entries: impl Iterator<Item = Entry>,
+        position: Position,
+    ) {
         if let Some(tail) = self.find(context) {
-            // A payload is a part of the message it came in, which must not stay for as long.
+            // Copy the payload: it is a slice of the message it came in, and would keep the whole message in memory.
             let own = |entry: Entry| Entry { payload: Bytes::copy_from_slice(&entry.payload), ..entry };
             tail.extend(entries.map(|entry| Arc::new(own(entry))));
-            tail.reach(size);
+            tail.record_position(position);
+            tail.reach(position.size);
         }
     }
 
@@ -218,7 +241,7 @@ impl Tails {
 
 #[cfg(test)]
 mod tests {
-    use ledger_core::{EntryId, Epoch, Hash, Key, clock::LamportClock, entry::Metadata};
+    use ledger_core::{EntryId, Epoch, Hash, Key, Lineage, clock::LamportClock, entry::Metadata};
 
     use super::*;
 
@@ -237,6 +260,10 @@ mod tests {
         }
     }
 
+    fn position(size: u64) -> Position {
+        Position { size: Size(size), root: Hash([1; 32]), epoch: Epoch(1), lineage: Lineage([2; 16]) }
+    }
+
     fn context(n: usize) -> ContextId {
         ContextId::new(format!("c{n}")).unwrap()
     }
@@ -249,13 +276,15 @@ mod tests {
         for round in 0..3 {
             for (context, _) in &watched {
                 let entries = (1..=10).map(|n| entry(context, round * 10 + n, 4000));
-                tails.committed(context, entries, Size(round * 10 + 10));
+                tails.committed(context, entries, position(round * 10 + 10));
                 assert!(share.used() <= share.capacity());
             }
         }
         assert!(share.used() > share.capacity() / 2, "{}", share.used());
         for (context, tail) in &watched {
             assert_eq!(*tail.subscribe().borrow(), Size(30), "{context} goes on all the same");
+            assert_eq!(tail.position_at(Size(30)), Some(position(30)));
+            assert_eq!(tail.position_at(Size(20)), None, "only the newest position is kept");
             // Whatever is kept is the newest, without a gap.
             let kept: Vec<u64> = tail.recent.lock().entries.iter().map(|entry| entry.sequence.0).collect();
             assert_eq!(kept, (31 - kept.len() as u64..=30).collect::<Vec<_>>(), "{context}");
@@ -277,10 +306,10 @@ mod tests {
         let tails = Tails::new(Arc::clone(&share));
         let (context, tail) = (context(0), tails.join(&context(0)));
         let all = share.try_acquire(share.capacity()).unwrap();
-        tails.committed(&context, [entry(&context, 1, 10)].into_iter(), Size(1));
+        tails.committed(&context, [entry(&context, 1, 10)].into_iter(), position(1));
         assert!(tail.recent.lock().entries.is_empty());
         drop(all);
-        tails.committed(&context, [entry(&context, 2, 10)].into_iter(), Size(2));
+        tails.committed(&context, [entry(&context, 2, 10)].into_iter(), position(2));
         assert!(tail.recent_after(Sequence(0), 10).is_none());
         assert_eq!(tail.recent_after(Sequence(1), 10).unwrap().len(), 1);
         assert_eq!(share.used(), tail.recent.lock().bytes);

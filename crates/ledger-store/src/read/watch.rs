@@ -2,14 +2,12 @@
 
 use std::sync::Arc;
 
-use ledger_core::{ContextId, Key, Sequence, Size};
+use ledger_core::{ContextId, Key, Position, Sequence, Size};
 use tokio::sync::watch;
 
 use crate::{
-    Covered, EntryView, Filter, Page, StoreError,
-    ledger::Inner,
-    read::pages::{Visit, damaged},
-    read::tail::Tail,
+    Covered, EntryView, Filter, Page, StoreError, error::damaged, read::pages::Visit, read::tail::Tail,
+    store::Store,
 };
 
 /// A watcher of one context: delivers every entry after its start once, in order.
@@ -18,7 +16,7 @@ use crate::{
 /// behind reads the store; it loses no entry and buffers nothing.
 #[derive(Debug)]
 pub struct Watch {
-    inner: Arc<Inner>,
+    store: Arc<Store>,
     context: ContextId,
     key: Option<Key>,
     delivered: Sequence,
@@ -27,11 +25,11 @@ pub struct Watch {
 }
 
 impl Watch {
-    pub(crate) fn new(inner: Arc<Inner>, context: ContextId, key: Option<Key>, after: Sequence) -> Self {
+    pub(crate) fn new(store: Arc<Store>, context: ContextId, key: Option<Key>, after: Sequence) -> Self {
         // Join the tail before reading the store: whichever comes later sees a commit in between.
-        let tail = inner.shared.tails.join(&context);
+        let tail = store.shared.publisher.tails.join(&context);
         let size = tail.subscribe();
-        Self { inner, context, key, delivered: after, tail, size }
+        Self { store, context, key, delivered: after, tail, size }
     }
 
     /// Returns the committed entries after those already delivered, without waiting for more. Recent ones come from
@@ -100,12 +98,19 @@ impl Watch {
             delivered = view.sequence;
             visit(view)
         };
-        let read = self.inner.visit(&self.context, &filter, &mut visit);
+        let read = self.store.visit(&self.context, &filter, &mut visit);
         self.delivered = delivered;
         let covered = read?;
         self.delivered = covered.covered.max(self.delivered);
         // The page ends at the size that it saw; a context that is longer by now moves the tail.
         self.tail.reach(covered.latest);
+        if !covered.more && self.tail.position_at(covered.latest).is_none() {
+            // Nothing was committed since the context is watched: read the position from its head.
+            let head = self.store.with_quarantine(&self.context, |db| db.head(&self.context))?;
+            if let Some((_, head)) = head {
+                self.tail.record_position(head.position());
+            }
+        }
         Ok(covered)
     }
 
@@ -116,7 +121,7 @@ impl Watch {
         max_first: usize,
         visit: &mut Visit<'_>,
     ) -> Option<Result<Covered, StoreError>> {
-        if let Err(error) = self.inner.shared.quarantine.check(&self.context) {
+        if let Err(error) = self.store.shared.quarantine.check(&self.context) {
             return Some(Err(error));
         }
         let latest = *self.size.borrow_and_update();
@@ -155,7 +160,7 @@ impl Watch {
     /// [`StoreError::Closed`] when the ledger closes.
     pub async fn changed(&mut self) -> Result<(), StoreError> {
         let delivered = self.delivered;
-        let mut closed = self.inner.closed.subscribe();
+        let mut closed = self.store.closed.subscribe();
         tokio::select! {
             size = self.size.wait_for(|size| size.newest() > delivered) => {
                 size.map(|_| ()).map_err(|_| StoreError::Closed)
@@ -172,6 +177,11 @@ impl Watch {
         futures::executor::block_on(self.changed())
     }
 
+    /// Returns the position of the history, if everything up to its end was delivered.
+    pub fn position(&self) -> Option<Position> {
+        self.tail.position_at(Size(self.delivered.0))
+    }
+
     /// Returns the sequence up to which everything was delivered or filtered out.
     pub fn delivered(&self) -> Sequence {
         self.delivered
@@ -180,6 +190,6 @@ impl Watch {
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        self.inner.shared.tails.leave(&self.context);
+        self.store.shared.publisher.tails.leave(&self.context);
     }
 }

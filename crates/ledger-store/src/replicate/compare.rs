@@ -13,15 +13,8 @@ use ledger_core::{
 };
 
 use crate::{
-    StoreError,
-    engine::db::Db,
-    engine::families,
-    engine::index,
-    engine::rows::{self, Snapshot},
-    integrity::quarantine::Quarantine,
-    limited,
-    read::prove,
-    replicate::digests::Digests,
+    StoreError, engine::db::Db, engine::families, engine::heads, engine::index, engine::rows::Snapshot,
+    integrity::quarantine::Quarantine, limited, read::prove, replicate::digests::Digests,
 };
 
 /// Answers a request.
@@ -76,7 +69,7 @@ impl ComparedStore for Reads<'_> {
         let quarantine = self.quarantine;
         let rows = self.rows();
         // If the index is damaged, the head may be of another moment than the name.
-        let head = rows::head(rows, context).and_then(|row| row.ok_or_else(|| rows::lost_head(context)));
+        let head = heads::head(rows, context).and_then(|row| row.ok_or_else(|| heads::lost_head(context)));
         Ok(match readable(quarantine, context, head)? {
             None => ContextStatus::Unreadable,
             Some((_, head)) if head.size().0 == 0 => ContextStatus::Absent,
@@ -93,7 +86,7 @@ impl ComparedStore for Reads<'_> {
         let quarantine = self.quarantine;
         let rows = self.rows();
         let read = || {
-            let Some((place, head)) = rows::head(rows, context)? else { return Ok(Roots::Absent) };
+            let Some((place, head)) = heads::head(rows, context)? else { return Ok(Roots::Absent) };
             prove::roots_at(rows, context, place, &head, sizes).map(Roots::At)
         };
         Ok(readable(quarantine, context, read())?.unwrap_or(Roots::Unreadable))

@@ -15,15 +15,8 @@ use ledger_core::{
 use parking_lot::Mutex;
 
 use crate::{
-    StoreError,
-    engine::db::{Db, io_error},
-    engine::families,
-    engine::index,
-    engine::record,
-    engine::rows,
-    integrity::quarantine::Quarantine,
-    limited,
-    read::pages::damaged,
+    StoreError, engine::db::Db, engine::errors::io_error, engine::families, engine::heads, engine::index,
+    engine::record, error::damaged, integrity::quarantine::Quarantine, limited,
 };
 
 /// The digest of every slot. A context without entries does not count, so that it equals an absent one.
@@ -234,7 +227,8 @@ fn each_head(
 ) -> Result<(), StoreError> {
     index::scan(db, slot, buckets, None, |name| {
         if let Ok(context) = ContextId::new(name) {
-            let head = rows::head(db, &context).and_then(|row| row.ok_or_else(|| rows::lost_head(&context)));
+            let head =
+                heads::head(db, &context).and_then(|row| row.ok_or_else(|| heads::lost_head(&context)));
             visit(&context, head.map(|(_, head)| head));
         }
         true

@@ -4,11 +4,7 @@
 //! completes a commit acknowledges it. Each lane has one lock, held briefly. Acknowledging under the lock keeps
 //! commits in order.
 
-use std::{
-    cell::LazyCell,
-    sync::{Arc, OnceLock},
-    time::Instant,
-};
+use std::{cell::LazyCell, time::Instant};
 
 use ledger_core::{
     Epoch,
@@ -23,16 +19,11 @@ use parking_lot::Mutex;
 
 use crate::{
     StoreError,
-    replicate::replica::{CommitIndex, Outbox, Outgoing},
-    shared::Shared,
-    write::commit::SlotPart,
-    write::publish::{publish, unpin},
-    write::waiters::{Answers, QuorumWaiter, Waiter},
+    replicate::replica::{CommitIndex, Outgoing},
+    write::publish::{Publisher, publish, unpin},
+    write::waiters::{Answers, QuorumWaiter, SlotPart, Waiter},
     write::written_context::{WriteOrigin, WrittenContext},
 };
-
-/// The outbox of the cluster layer, once it is attached.
-pub(crate) type OutboxCell = OnceLock<Arc<dyn Outbox>>;
 
 type Commits = SlotCommits<Vec<WrittenContext>, Answers, QuorumWaiter>;
 type Effects = Vec<Effect<Vec<WrittenContext>, Answers, QuorumWaiter>>;
@@ -68,20 +59,20 @@ impl LaneReplication {
     /// Starts taking appends to the slot. Returns the slot if it becomes visible to readers with this.
     pub(crate) fn begin_serving(
         &self,
-        shared: &Shared,
+        publisher: &Publisher,
         slot: Slot,
         claim: &Claim,
         write_quorum: usize,
         record: &SlotRecord,
     ) -> Vec<Slot> {
-        self.step_showing(shared, |commits, effects| {
+        self.step_showing(publisher, |commits, effects| {
             commits.begin_serving(slot, claim, write_quorum, record, effects);
         })
     }
 
     /// Counts the acknowledgements of a peer from now on, because it is in sync.
-    pub(crate) fn add_in_sync(&self, shared: &Shared, slot: Slot, claim: &Claim, peer: Peer) {
-        self.step(shared, |commits, effects| commits.add_in_sync(slot, claim, peer, effects));
+    pub(crate) fn add_in_sync(&self, publisher: &Publisher, slot: Slot, claim: &Claim, peer: Peer) {
+        self.step(publisher, |commits, effects| commits.add_in_sync(slot, claim, peer, effects));
     }
 
     /// Records what a peer answered to an offer. Returns the answer for the slot manager.
@@ -101,8 +92,8 @@ impl LaneReplication {
     }
 
     /// Stops taking appends to the slot. Notifies the outbox once no commit of it is pending.
-    pub(crate) fn stop_appends(&self, shared: &Shared, slot: Slot, claim: &Claim) {
-        self.step(shared, |commits, effects| commits.stop_appends(slot, claim, effects));
+    pub(crate) fn stop_appends(&self, publisher: &Publisher, slot: Slot, claim: &Claim) {
+        self.step(publisher, |commits, effects| commits.stop_appends(slot, claim, effects));
     }
 
     /// Stops appends for good, because another node's higher claim was promised.
@@ -111,8 +102,8 @@ impl LaneReplication {
     }
 
     /// Ends the ownership of the slot: fails pending appends, so that their callers retry.
-    pub(crate) fn step_down(&self, shared: &Shared, slot: Slot) {
-        self.step(shared, |commits, effects| commits.step_down(slot, effects));
+    pub(crate) fn step_down(&self, publisher: &Publisher, slot: Slot) {
+        self.step(publisher, |commits, effects| commits.step_down(slot, effects));
     }
 
     /// Stops counting and sending to a peer, because its stream broke.
@@ -144,13 +135,13 @@ impl LaneReplication {
     }
 
     /// Numbers a commit of this node's own, keeps the parts that wait for acknowledgements, and returns the number.
-    pub(crate) fn record_own_commit(&self, shared: &Shared, parts: Vec<SlotPart>) -> u64 {
-        self.step(shared, |commits, effects| commits.record_own_commit(parts, effects))
+    pub(crate) fn record_own_commit(&self, publisher: &Publisher, parts: Vec<SlotPart>) -> u64 {
+        self.step(publisher, |commits, effects| commits.record_own_commit(parts, effects))
     }
 
     /// Withholds what this node wrote as replica from readers until it is committed.
-    pub(crate) fn record_replicated(&self, shared: &Shared, contexts: Vec<WrittenContext>) {
-        self.step(shared, |commits, effects| {
+    pub(crate) fn record_replicated(&self, publisher: &Publisher, contexts: Vec<WrittenContext>) {
+        self.step(publisher, |commits, effects| {
             for written_context in contexts {
                 if let WriteOrigin::Replicated(epoch, number) = written_context.origin {
                     let slot = written_context.rows.slot;
@@ -161,30 +152,35 @@ impl LaneReplication {
     }
 
     /// Records that this node's disk holds everything up to a number.
-    pub(crate) fn advance_durable_here(&self, shared: &Shared, number: u64) {
-        self.step(shared, |commits, effects| commits.advance_durable_here(number, effects));
+    pub(crate) fn advance_durable_here(&self, publisher: &Publisher, number: u64) {
+        self.step(publisher, |commits, effects| commits.advance_durable_here(number, effects));
     }
 
     /// Records that a peer's disk holds everything up to a number. Returns `Err` with the newest number if there is
     /// no such commit.
-    pub(crate) fn advance_durable_at(&self, shared: &Shared, peer: Peer, number: u64) -> Result<(), u64> {
-        self.step(shared, |commits, effects| commits.advance_durable_at(peer, number, effects))
+    pub(crate) fn advance_durable_at(
+        &self,
+        publisher: &Publisher,
+        peer: Peer,
+        number: u64,
+    ) -> Result<(), u64> {
+        self.step(publisher, |commits, effects| commits.advance_durable_at(peer, number, effects))
     }
 
     /// Records that this replica accepted a slot at a number in the owner's stream: it publishes the slot once that
     /// number is committed.
-    pub(crate) fn record_accepted(&self, shared: &Shared, slot: Slot, epoch: Epoch, number: u64) {
-        self.step(shared, |commits, effects| commits.record_accepted(slot, epoch, number, effects));
+    pub(crate) fn record_accepted(&self, publisher: &Publisher, slot: Slot, epoch: Epoch, number: u64) {
+        self.step(publisher, |commits, effects| commits.record_accepted(slot, epoch, number, effects));
     }
 
     /// Hides a slot whose content differs from the owner's, until this replica is in sync again.
-    pub(crate) fn hide_diverged(&self, shared: &Shared, slot: Slot) {
-        self.step(shared, |commits, effects| commits.hide_diverged(slot, effects));
+    pub(crate) fn hide_diverged(&self, publisher: &Publisher, slot: Slot) {
+        self.step(publisher, |commits, effects| commits.hide_diverged(slot, effects));
     }
 
     /// Applies the owner's commit indexes. Returns the slots that become visible to readers with them.
-    pub(crate) fn advance_commit_index(&self, shared: &Shared, slots: &[CommitIndex]) -> Vec<Slot> {
-        self.step_showing(shared, |commits, effects| commits.advance_commit_index(slots, effects))
+    pub(crate) fn advance_commit_index(&self, publisher: &Publisher, slots: &[CommitIndex]) -> Vec<Slot> {
+        self.step_showing(publisher, |commits, effects| commits.advance_commit_index(slots, effects))
     }
 
     /// Answers waiters whose deadline passed and forgets those that are gone. Their entries remain stored and may still
@@ -204,37 +200,41 @@ impl LaneReplication {
 
     /// Forgets everything pending after the database was reopened, because nobody knows which of it is on disk.
     /// Returns the slots that this node owned.
-    pub(crate) fn on_reopened(&self, shared: &Shared, error: &StoreError) -> Vec<Slot> {
-        self.carry_out(shared, error, SlotCommits::on_reopened).0
+    pub(crate) fn on_reopened(&self, publisher: &Publisher, error: &StoreError) -> Vec<Slot> {
+        self.carry_out(publisher, error, SlotCommits::on_reopened).0
     }
 
     /// Fails everything pending and ends all ownership after a failed write or sync. Returns the slots that this node
     /// owned.
-    pub(crate) fn on_write_failed(&self, shared: &Shared, error: &StoreError) -> Vec<Slot> {
-        self.carry_out(shared, error, SlotCommits::on_write_failed).0
+    pub(crate) fn on_write_failed(&self, publisher: &Publisher, error: &StoreError) -> Vec<Slot> {
+        self.carry_out(publisher, error, SlotCommits::on_write_failed).0
     }
 
     /// Makes a step that shows readers no slot.
-    fn step<T>(&self, shared: &Shared, step: impl FnOnce(&mut Commits, &mut Effects) -> T) -> T {
-        self.carry_out(shared, &StoreError::NotAcknowledged, step).0
+    fn step<T>(&self, publisher: &Publisher, step: impl FnOnce(&mut Commits, &mut Effects) -> T) -> T {
+        self.carry_out(publisher, &StoreError::NotAcknowledged, step).0
     }
 
     /// Makes a step. Returns the slots that become visible to readers with it.
-    fn step_showing(&self, shared: &Shared, step: impl FnOnce(&mut Commits, &mut Effects)) -> Vec<Slot> {
-        self.carry_out(shared, &StoreError::NotAcknowledged, step).1
+    fn step_showing(
+        &self,
+        publisher: &Publisher,
+        step: impl FnOnce(&mut Commits, &mut Effects),
+    ) -> Vec<Slot> {
+        self.carry_out(publisher, &StoreError::NotAcknowledged, step).1
     }
 
     /// Makes a step and carries out its effects under the lock, in order. Whoever is not acknowledged gets the error.
     /// Returns what the step returns, and the slots that become visible to readers with it.
     fn carry_out<T>(
         &self,
-        shared: &Shared,
+        publisher: &Publisher,
         error: &StoreError,
         step: impl FnOnce(&mut Commits, &mut Effects) -> T,
     ) -> (T, Vec<Slot>) {
         // `None` while the database is being opened anew: nothing is pinned in the next one. It is declared before the
         // lock, so that a database that nobody else holds any more is closed without it.
-        let database = LazyCell::new(|| shared.database.if_open());
+        let database = LazyCell::new(|| publisher.database.if_open());
         let mut state = self.state.lock();
         let State { commits, effects, notices } = &mut *state;
         let result = step(commits, effects);
@@ -243,7 +243,7 @@ impl LaneReplication {
             match effect {
                 Effect::Publish(mut contexts) => {
                     if let Some(db) = &*database {
-                        publish(db, shared, &mut contexts);
+                        publish(db, publisher, &mut contexts);
                     }
                 }
                 Effect::Unpin(contexts) => {
@@ -252,26 +252,26 @@ impl LaneReplication {
                     }
                 }
                 Effect::Acknowledge { write, answers, copies } => {
-                    answers.acknowledge(shared, write.unwrap_or_default(), copies);
+                    answers.acknowledge(publisher, write.unwrap_or_default(), copies);
                 }
                 Effect::AcknowledgeWaiter { waiter, copies } => waiter.succeed(copies),
                 Effect::Fail(answers) => answers.fail(error),
                 Effect::FailWaiter(waiter) => waiter.fail(error),
                 Effect::SendCommitIndex { peers, index } => notices.push((peers, index)),
                 Effect::AppendsStopped { slot, claim } => {
-                    if let Some(outbox) = shared.outbox.get() {
+                    if let Some(outbox) = publisher.outbox.get() {
                         outbox.stopped(slot, claim);
                     }
                 }
-                Effect::HideSlot(slot) => shared.visibility.hide(slot),
-                Effect::WithholdSlot(slot) => shared.visibility.withhold(slot),
+                Effect::HideSlot(slot) => publisher.visibility.hide(slot),
+                Effect::WithholdSlot(slot) => publisher.visibility.withhold(slot),
                 Effect::ShowSlot(slot) => {
-                    shared.visibility.publish(slot);
+                    publisher.visibility.publish(slot);
                     shown.push(slot);
                 }
             }
         }
-        notify_peers(shared, notices);
+        notify_peers(publisher, notices);
         notices.clear();
         effects.shrink_to(MAX_SPARE_EFFECTS);
         (result, shown)
@@ -279,8 +279,8 @@ impl LaneReplication {
 }
 
 /// Sends each peer the commit indexes that concern it, in one message.
-fn notify_peers(shared: &Shared, notices: &[(PeerSet, CommitIndex)]) {
-    let Some(outbox) = shared.outbox.get() else { return };
+fn notify_peers(publisher: &Publisher, notices: &[(PeerSet, CommitIndex)]) {
+    let Some(outbox) = publisher.outbox.get() else { return };
     let mut everybody = PeerSet::default();
     for (peers, _) in notices {
         everybody.extend(*peers);

@@ -10,13 +10,14 @@ use ledger_core::{
 
 use crate::{
     StoreError,
-    engine::db::{Db, read_error},
+    engine::db::Db,
+    engine::errors::read_error,
     engine::families::{self, RowLocation},
+    engine::heads,
     engine::record,
-    engine::rows::{self, Rows as _, Snapshot},
-    read::pages::damaged,
+    engine::rows::{Rows as _, Snapshot},
+    error::damaged,
     read::prove,
-    replicate::replica::push_record,
     write::uncommitted_loads::UncommittedLoads,
 };
 
@@ -100,7 +101,7 @@ pub(crate) fn read(
     max_bytes: usize,
 ) -> Result<EntryRange, StoreError> {
     let rows = db.snapshot();
-    match rows::head(&rows, context)? {
+    match heads::head(&rows, context)? {
         Some((place, head)) => read_at(&rows, context, place, &head, after, to, max_bytes),
         None => Err(out_of_range(context, Size(0), after, to)),
     }
@@ -220,7 +221,7 @@ pub(crate) fn read_to_send(
     max_bytes: usize,
 ) -> Result<SentRange, StoreError> {
     let rows = db.snapshot();
-    let Some((place, head)) = rows::head(&rows, context)? else {
+    let Some((place, head)) = heads::head(&rows, context)? else {
         return Err(out_of_range(context, Size(0), after, to));
     };
     let status = ContextStatus::Present(ContextSummary {
@@ -247,6 +248,13 @@ pub(crate) fn read_to_send(
 
 fn next(end: Size) -> Sequence {
     Sequence(end.0 + 1)
+}
+
+/// Adds a record to those of a range.
+pub(crate) fn push_record(records: &mut Vec<u8>, record: &[u8]) {
+    let len = u32::try_from(record.len()).unwrap_or(u32::MAX);
+    records.extend_from_slice(&len.to_le_bytes());
+    records.extend_from_slice(record);
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
-//! What the lanes of nodes say to each other, and to whoever carries it between them.
+//! The messages between the lanes of different nodes, and the outbox that carries them.
 //!
-//! An owner's lane numbers its commits and puts each on the streams of the peers that keep its slots. A replica's
-//! lanes check every part of it and write it as their own commits. What they decide is in
-//! [`ledger_core::replication::replica`].
+//! An owner's lane numbers its commits and puts each on the streams of the peers that replicate its slots. A
+//! replica's lanes check every part and write it as their own commits. [`ledger_core::replication::replica`] decides
+//! for them.
 
 use std::{
     fmt,
@@ -33,55 +33,59 @@ use crate::{EntryRange, LoadDescriptor, StoreError, budget::Permit};
 /// Most bytes of records in one part.
 pub const MAX_PART: usize = 32 << 20;
 
-/// Carries what this node's lanes send. Called by lanes: must not block, and must keep the order for each peer.
+/// Carries what this node's lanes send. Lanes call it, so it must not block, and it must keep the order for each
+/// peer.
 pub trait Outbox: Send + Sync + fmt::Debug {
-    /// Puts something on the stream to a peer. If that is impossible (the queue is full, or the stream is gone) the
-    /// stream is lost, and the lanes are told so with [`crate::Ledger::lose_peer`].
+    /// Puts a message on the stream to a peer. If that is impossible (the queue is full, or the stream is gone),
+    /// ends the stream and calls [`crate::Ledger::peer_disconnected`].
     fn send(&self, peer: Peer, what: Outgoing);
 
-    /// Has a peer stage a load: see [`StagingRequest`]. Must not block either.
+    /// Asks a peer to stage a load; see [`StagingRequest`].
     fn request_staging(&self, peer: Peer, spread: StagingRequest);
 
-    /// Ends the stream to a peer: it begins anew, and the peer catches up with whatever it lacks.
+    /// Restarts the stream to a peer: the peer catches up with whatever it lacks.
     fn restart(&self, peer: Peer);
 
-    /// Everything appended to a stopped slot has its copies.
+    /// Reports that everything appended to a stopped slot is committed.
     fn stopped(&self, slot: Slot, claim: Claim);
 
-    /// The node gave up slots by itself: its disk failed.
+    /// Reports that this node lost the ownership of slots, because its disk failed.
     fn ownership_lost(&self, slots: Vec<Slot>);
 }
 
-/// Something for the stream to a peer.
+/// The outbox of the cluster layer, once it is attached.
+pub(crate) type OutboxCell = OnceLock<Arc<dyn Outbox>>;
+
+/// A message on the stream to a peer.
 #[derive(Debug, Clone)]
 pub enum Outgoing {
-    /// Part of a commit: the slots that the peer keeps.
+    /// The parts of a commit that the peer replicates.
     Commit(Arc<Commit>),
-    /// The offer to accept an epoch.
+    /// An offer to accept an epoch.
     SyncOffer(SyncOffer),
-    /// So much of each slot is stable.
+    /// The commit index of each slot.
     CommitIndex(Vec<CommitIndex>),
-    /// Digests of slots as they are at this place of the stream.
+    /// Digests of slots, at a defined number of the stream.
     DigestCheckpoint(DigestCheckpoint),
-    /// Leases of slots, after all that was committed before. Not from a lane.
+    /// Leases of slots. The cluster layer sends them, after everything committed before.
     LeaseRenewal(Vec<LeaseRenewal>),
 }
 
 /// What a group commit of a lane wrote.
 #[derive(Debug)]
 pub struct Commit {
-    /// The lane.
+    /// Number of the lane.
     pub lane: u16,
-    /// Numbers rise within a lane.
+    /// Number of the commit; it rises within the lane.
     pub number: u64,
-    /// The parts, by context.
+    /// The parts, one for each context.
     pub parts: Vec<Part>,
-    /// What it takes of the memory for commits that wait for peers, from when it first does.
+    /// The permit for its memory, from when it first waits for a peer.
     pub held: OnceLock<Permit>,
 }
 
 impl Commit {
-    /// A commit that waits nowhere yet.
+    /// Creates a commit that holds no memory permit yet.
     pub const fn new(lane: u16, number: u64, parts: Vec<Part>) -> Self {
         Self { lane, number, parts, held: OnceLock::new() }
     }
@@ -98,12 +102,13 @@ pub struct Part {
     pub context: ContextId,
     /// The entries.
     pub range: EntryRange,
-    /// They are a load, in place together or not at all. Without records they are staged where this goes.
+    /// Whether the entries are a load, to be installed whole or not at all. Without records, the receiver has staged
+    /// them.
     pub is_load: bool,
 }
 
 impl Part {
-    /// Whether the entries are not in it, but staged where it goes.
+    /// Returns whether the receiver has staged the entries, so that the part does not hold them.
     pub fn is_staged(&self) -> bool {
         self.is_load && self.range.records.is_empty()
     }
@@ -116,7 +121,7 @@ impl Part {
     }
 }
 
-/// A load that is staged at its owner, to be staged at replicas as well before any of it is in place.
+/// A load that is staged at its owner, and that replicas stage too before any node installs it.
 #[derive(Debug, Clone)]
 pub struct StagingRequest {
     /// The number under which its entries are fetched: [`crate::Ledger::staged_range`].
@@ -125,26 +130,26 @@ pub struct StagingRequest {
     pub claim: Claim,
     /// The context.
     pub context: ContextId,
-    /// What it is.
+    /// Its description.
     pub load: LoadDescriptor,
-    /// Is told how the peer gets on.
+    /// Receives the peer's progress.
     pub events: mpsc::Sender<(Peer, StagingProgress)>,
-    /// Fails when the load is in place, or given up: what is staged then and not put in place is of no use.
+    /// Closes when the load is installed or was given up: what is staged and not installed by then is useless.
     pub cancelled: watch::Receiver<()>,
 }
 
-/// Digests of a lane's slots, at one place of its stream.
+/// Digests of a lane's slots, at one number of its stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DigestCheckpoint {
-    /// The lane.
+    /// Number of the lane.
     pub lane: u16,
-    /// Its newest commit.
+    /// Number of the lane's newest commit.
     pub number: u64,
     /// The digests.
     pub digests: Vec<(Slot, Digest)>,
 }
 
-/// What became of a change. What it was is on disk.
+/// The outcome of a change, which is on disk.
 #[derive(Debug, Clone)]
 pub struct RecordChanged {
     /// The outcome; or why the record could not be read or written.
@@ -153,10 +158,10 @@ pub struct RecordChanged {
     pub record: Option<SlotRecord>,
 }
 
-/// What an owner's lane does for a slot.
+/// An ownership decision that the owner's lane applies to a slot.
 #[derive(Debug, Clone)]
 pub enum OwnerCommand {
-    /// Put a peer on the stream, and send it the offer.
+    /// Add a peer to the slot's stream, and send it an offer.
     OfferSync {
         /// The peer.
         peer: Peer,
@@ -164,44 +169,37 @@ pub enum OwnerCommand {
         claim: Claim,
         /// The members.
         members: ReplicaSet,
-        /// Whether they were confirmed.
+        /// Whether the members were confirmed.
         is_confirmed: bool,
-        /// The members that these are to follow, if that is not settled.
+        /// The members that these replace, while the change is unconfirmed.
         previous: Option<ReplicaSet>,
     },
-    /// Take appends, which need so many copies.
+    /// Begin to take appends.
     BeginServing {
         /// The claim.
         claim: Claim,
-        /// Copies needed.
+        /// Number of copies after which an append is committed.
         write_quorum: usize,
     },
-    /// Count a peer's copies.
+    /// Count the acknowledgements of a peer.
     AddInSync {
         /// The claim.
         claim: Claim,
         /// The peer.
         peer: Peer,
     },
-    /// Send a peer nothing more of the slot.
+    /// Stop sending the slot to a peer.
     RemoveReplica {
         /// The claim.
         claim: Claim,
         /// The peer.
         peer: Peer,
     },
-    /// Take no more appends, and say when those taken have their copies.
+    /// Stop taking appends, and report when everything appended is committed.
     StopAppends {
         /// The claim.
         claim: Claim,
     },
-    /// Own it no more: whoever waits is told to try again.
+    /// End the ownership: fail pending appends, so that their callers retry.
     StepDown,
-}
-
-/// Adds a record to those of a range.
-pub(crate) fn push_record(records: &mut Vec<u8>, record: &[u8]) {
-    let len = u32::try_from(record.len()).unwrap_or(u32::MAX);
-    records.extend_from_slice(&len.to_le_bytes());
-    records.extend_from_slice(record);
 }

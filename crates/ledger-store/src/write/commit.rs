@@ -11,29 +11,24 @@
 use std::{collections::HashMap, sync::Arc};
 
 use foldhash::fast::RandomState;
-use ledger_core::{
-    ContextId, Entry, EntryId, Size, digest::TreeHead, loads::LoadSpan,
-    replication::slot_commits::CommitPart, slot::Slot,
-};
+use ledger_core::{ContextId, Entry, EntryId, Size, digest::TreeHead, loads::LoadSpan, slot::Slot};
 use rocksdb::WriteBatch;
-use tokio::sync::oneshot;
 
 use crate::{
     StoreError,
     engine::db::Db,
     engine::families::RowLocation,
     engine::index,
+    ids,
     replicate::replica::ReplicateOutcome,
     shared::Shared,
+    write::command::ReplicateReply,
     write::committed_heads::Row,
     write::staging,
     write::state::ContextState,
-    write::waiters::{self, Answers, QuorumWaiter, Waiter},
+    write::waiters::{self, Answers, QuorumWaiter, SlotPart, Waiter},
     write::written_context::{WriteOrigin, WrittenContext},
 };
-
-/// Sends a replica's response to a commit: one outcome for each part.
-pub(crate) type ReplicateReply = oneshot::Sender<Result<Vec<ReplicateOutcome>, StoreError>>;
 
 /// The contexts of a commit. The hasher is fast, and seeded because clients choose the names.
 pub(crate) type States = HashMap<ContextId, StagedContext, RandomState>;
@@ -125,7 +120,7 @@ impl StagedContext {
 impl StagedCommit {
     pub(crate) fn new() -> Self {
         Self {
-            now_ns: Shared::now_ns(),
+            now_ns: ids::now_ns(),
             batch: WriteBatch::default(),
             contexts: States::default(),
             waiters: Vec::new(),
@@ -222,7 +217,7 @@ impl StagedCommit {
             if let Some(span) = staged_context.loaded {
                 staging::forget(db, &mut self.batch, place)?;
                 if shared.options.clustered {
-                    shared.uncommitted_loads.note(
+                    shared.publisher.uncommitted_loads.note(
                         db,
                         &mut self.batch,
                         place,
@@ -236,7 +231,7 @@ impl StagedCommit {
             self.contexts.iter().filter(|(_, staged_context)| staged_context.appended > 0)
         {
             // Nobody reads a hidden slot here, so nothing needs pinning.
-            if shared.visibility.is_withheld(staged_context.state.place.slot) {
+            if shared.publisher.visibility.is_withheld(staged_context.state.place.slot) {
                 db.committed_heads().pin(context, staged_context.before.clone());
             }
         }
@@ -251,9 +246,6 @@ pub(crate) struct WrittenCommit {
     answers: Answers,
     replicate_replies: Vec<(Vec<ReplicateOutcome>, ReplicateReply)>,
 }
-
-/// What a commit of this node's own is for one slot.
-pub(crate) type SlotPart = CommitPart<Vec<WrittenContext>, Answers, QuorumWaiter>;
 
 impl WrittenCommit {
     /// Returns the database that it was written to.
@@ -307,7 +299,7 @@ impl WrittenCommit {
     /// Publishes the committed commit to readers and watchers, and notifies its waiters. `copies` is the number of
     /// nodes that have it on disk.
     pub(crate) fn acknowledge(self, shared: &Shared, copies: usize) {
-        self.answers.acknowledge(shared, self.contexts, copies);
+        self.answers.acknowledge(&shared.publisher, self.contexts, copies);
         for (outcome, reply) in self.replicate_replies {
             // The owner's stream may be gone.
             let _ = reply.send(Ok(outcome));
@@ -337,7 +329,7 @@ mod tests {
     fn a_commit_that_only_repeats_is_not_acknowledged_by_a_database_that_failed() {
         let dir = tempfile::tempdir().unwrap();
         let ledger = Ledger::open_with(dir.path().join("ledger"), testing::options()).unwrap();
-        let shared = &ledger.inner().shared;
+        let shared = &ledger.store().shared;
         let db = testing::open(&dir.path().join("db"));
         assert!(StagedCommit::new().put(&db, shared, &mut Vec::new(), true).is_ok());
         // The appends that it repeats may have been written earlier and not be on the disk.
@@ -353,7 +345,7 @@ mod tests {
         {
             let options = Options { clustered, ..testing::options() };
             let ledger = Ledger::open_with(dir.path().join(format!("ledger-{clustered}")), options).unwrap();
-            let shared = Arc::clone(&ledger.inner().shared);
+            let shared = Arc::clone(&ledger.store().shared);
             let db = Arc::new(testing::open(&dir.path().join(format!("db-{clustered}"))));
             db.fail(StoreError::Io("the disk failed".to_owned()));
             let (done, answer) = std::sync::mpsc::sync_channel(1);

@@ -127,7 +127,7 @@ mod tests {
     use std::sync::Arc;
 
     use crate::{
-        Filter, Options, engine::db::Db, read::pages, read::visibility::SlotVisibility, shared::Shared,
+        Filter, Options, engine::db::Db, ids, read::pages, read::visibility::SlotVisibility,
         write::state::ContextState,
     };
 
@@ -141,7 +141,7 @@ mod tests {
         let (mut batch, mut buffer) = (WriteBatch::default(), Vec::new());
         let draft = Draft { key: Key::new("facts").unwrap(), payload: "x".into(), metadata: Metadata::new() };
         let stamp = Stamp {
-            id: Shared::new_entry_id(),
+            id: ids::new_entry_id(),
             now_ns: 1,
             received_lamport: 0,
             epoch: ledger_core::Epoch::new(1, 1),

@@ -1,4 +1,4 @@
-//! Loading a snapshot: verified while it is staged, then installed at once.
+//! Loads a snapshot: verifies it while it is staged, then installs it at once.
 
 use std::sync::{
     Arc,
@@ -6,79 +6,41 @@ use std::sync::{
 };
 
 use ledger_core::{
-    ContextId, Entry, EntryId, HashSuite, Lineage,
-    clock::LamportClock,
+    ContextId,
     entry::Draft,
     legacy,
     snapshot::{self, Decoder, Item},
 };
 
-use crate::{
-    Loaded, StoreError,
-    budget::{Permit, Share},
-    ledger::Inner,
-    write::state::read_head,
-};
+use crate::{Loaded, StoreError, engine::heads::read_head, store::Store};
 
 mod coordinator;
+pub(crate) mod memory;
+mod snapshot_entry;
 mod staged;
 
+use memory::{LoadMemory, with_frame};
+use snapshot_entry::{SnapshotEntry, SnapshotOrigin};
 use staged::StagedHistory;
 
-/// What a load of our own snapshots takes: what was fed and not read, an ordinary frame, what it writes at once, and what is
-/// compared with it. More is taken for larger entries.
-pub const LOAD: usize = 2 << 20;
-/// What of it is for a frame.
-const ORDINARY: usize = 4 * snapshot::FRAME_TARGET;
-/// So much is fed at once.
-const PIECE: usize = 256 << 10;
+pub use memory::LOAD;
 
-/// What a load of our own snapshots takes at most whose payloads are no larger than this.
-pub(crate) const fn largest(payload: usize) -> usize {
-    LOAD + snapshot::needs(payload)
-}
+/// Bytes that are fed to the decoder at a time.
+const PIECE: usize = 256 << 10;
 
 /// A load in progress: nothing is visible until [`Load::finish`] returns. Dropping it undoes it.
 #[derive(Debug)]
 pub struct Load {
-    inner: Arc<Inner>,
+    store: Arc<Store>,
     context: ContextId,
     fail_if_exists: bool,
     source: Source,
-    room: Room,
-    /// What the largest frame took so far.
+    memory: LoadMemory,
+    /// Bytes of the largest frame so far.
     frame: usize,
 }
 
-/// The memory that a load holds. It never waits for more: what others wait for may be what it holds.
-#[derive(Debug)]
-struct Room {
-    share: Arc<Share>,
-    held: Permit,
-}
-
-impl Room {
-    fn of(share: &Arc<Share>) -> Self {
-        Self { share: Arc::clone(share), held: share.charge(0) }
-    }
-
-    /// Holds so much at least.
-    fn hold(&mut self, needed: usize) -> Result<(), StoreError> {
-        let all = self.share.capacity();
-        let more = needed.saturating_sub(self.held.amount());
-        match self.share.try_acquire(more).filter(|_| needed <= all) {
-            Some(more) => self.held.merge(more),
-            None => return Err(StoreError::NoLoadMemory { needed, all }),
-        }
-        Ok(())
-    }
-
-    fn add(&mut self, more: usize) -> Result<(), StoreError> {
-        self.hold(self.held.amount() + more)
-    }
-}
-
-/// What is being read, once its first bytes are known.
+/// The format of the snapshot, once its first bytes are known, and what was read of it.
 enum Source {
     Unknown(Vec<u8>),
     Native(Box<Decoder>, Option<Box<StagedHistory>>),
@@ -97,13 +59,13 @@ impl std::fmt::Debug for Source {
 
 impl Load {
     pub(crate) fn begin(
-        inner: Arc<Inner>,
+        store: Arc<Store>,
         context: ContextId,
         fail_if_exists: bool,
     ) -> Result<Self, StoreError> {
-        let room = Room::of(&inner.shared.loads);
+        let memory = LoadMemory::of(&store.shared.loads);
         let load =
-            Self { inner, context, fail_if_exists, source: Source::Unknown(Vec::new()), room, frame: 0 };
+            Self { store, context, fail_if_exists, source: Source::Unknown(Vec::new()), memory, frame: 0 };
         load.refuse_existing()?;
         Ok(load)
     }
@@ -111,8 +73,8 @@ impl Load {
     /// Takes the next bytes, in pieces of any size. May write to disk.
     ///
     /// # Errors
-    /// The snapshot is not one, is damaged, or is over a limit; [`StoreError::NoLoadMemory`]; it cannot be
-    /// written to disk.
+    /// [`StoreError`] if the bytes are no snapshot, or one that is damaged or over a limit;
+    /// [`StoreError::NoLoadMemory`]; another [`StoreError`] if the entries cannot be written to disk.
     pub fn feed(&mut self, chunk: &[u8]) -> Result<(), StoreError> {
         let mut rest = chunk;
         if let Source::Unknown(start) = &mut self.source {
@@ -128,10 +90,10 @@ impl Load {
             Source::Legacy(blob, _) => {
                 let len = blob.len() + rest.len();
                 if len > blob.capacity() {
-                    // By parts of what there is, so that it is not moved with every chunk.
+                    // Grow by a part of the current size, so that the blob does not move with every chunk.
                     let capacity = len.max(blob.len() + blob.len() / 8);
-                    self.room.hold(capacity).or_else(|_| self.room.hold(len))?;
-                    blob.reserve_exact(self.room.held.amount().max(len) - blob.len());
+                    self.memory.hold(capacity).or_else(|_| self.memory.hold(len))?;
+                    blob.reserve_exact(self.memory.amount().max(len) - blob.len());
                 }
                 blob.extend_from_slice(rest);
             }
@@ -147,11 +109,11 @@ impl Load {
         Ok(())
     }
 
-    /// Verifies the whole and installs it.
+    /// Verifies the whole history and installs it.
     ///
     /// # Errors
-    /// The snapshot is not whole or does not verify; the context has entries by now; it cannot be written to
-    /// disk. Nothing is installed then.
+    /// [`StoreError`] if the snapshot is incomplete or does not verify, the context has entries by now, or the
+    /// entries cannot be written to disk. Nothing is installed then.
     pub fn finish(mut self) -> Result<Loaded, StoreError> {
         self.recognise()?;
         let staging = match std::mem::replace(&mut self.source, Source::Unknown(Vec::new())) {
@@ -162,8 +124,8 @@ impl Load {
             Source::Legacy(blob, _turn) => Some(Box::new(self.stage_legacy(blob)?)),
             Source::Unknown(_) => None,
         };
-        // What was read is gone: putting it in place may take a while.
-        self.room.held.resize(self.room.held.amount().min(LOAD));
+        // Installing may take a while and no longer needs what was read: give its memory back.
+        self.memory.shrink(LOAD);
         match staging {
             Some(staging) => staging.install(self.fail_if_exists),
             None => Err(snapshot::SnapshotError::NotASnapshot.into()),
@@ -171,8 +133,8 @@ impl Load {
     }
 
     fn refuse_existing(&self) -> Result<(), StoreError> {
-        let head = self.inner.database.get().and_then(|db| read_head(&db, &self.context));
-        match self.inner.quarantine_damage(head)? {
+        let head = self.store.database.get().and_then(|db| read_head(&db, &self.context));
+        match self.store.quarantine_damage(head)? {
             Some((_, head)) if self.fail_if_exists && head.size().0 > 0 => {
                 Err(StoreError::ContextExists { context: self.context.clone(), size: head.size().0 })
             }
@@ -180,17 +142,17 @@ impl Load {
         }
     }
 
-    /// Decides what the first bytes are of.
+    /// Recognises the format by the first bytes.
     fn recognise(&mut self) -> Result<(), StoreError> {
         let Source::Unknown(start) = &mut self.source else { return Ok(()) };
         let start = std::mem::take(start);
         if legacy::is_legacy(&start) {
-            let turn = LegacyLoadGuard::take(&self.inner.shared.legacy).ok_or(StoreError::OneAtATime)?;
+            let turn = LegacyLoadGuard::take(&self.store.shared.legacy).ok_or(StoreError::OneAtATime)?;
             self.source = Source::Legacy(start, turn);
             return Ok(());
         }
-        self.room.hold(LOAD)?;
-        let max_payload = self.inner.shared.options.max_loaded_payload();
+        self.memory.hold(LOAD)?;
+        let max_payload = self.store.shared.options.max_loaded_payload();
         let mut decoder = Decoder::new(snapshot::Limits { max_payload, ..snapshot::Limits::default() });
         decoder.set_room(0);
         decoder.feed(&start);
@@ -198,7 +160,7 @@ impl Load {
         self.advance()
     }
 
-    /// Stages what the decoder has.
+    /// Stages the entries that the decoder has read.
     fn advance(&mut self) -> Result<(), StoreError> {
         let Source::Native(decoder, staging) = &mut self.source else { return Ok(()) };
         loop {
@@ -207,8 +169,8 @@ impl Load {
                 if needed == 0 || needed <= self.frame {
                     return Ok(());
                 }
-                // The next frame is read, and its bytes gathered, once there is memory for it.
-                self.room.hold(LOAD + needed.saturating_sub(ORDINARY))?;
+                // The decoder reads the next frame once there is memory for it.
+                self.memory.hold(with_frame(needed))?;
                 self.frame = needed;
                 decoder.set_room(needed);
                 continue;
@@ -223,7 +185,7 @@ impl Load {
                         same_context: same,
                     };
                     *staging = Some(Box::new(StagedHistory::begin(
-                        Arc::clone(&self.inner),
+                        Arc::clone(&self.store),
                         self.context.clone(),
                         origin,
                     )?));
@@ -234,18 +196,18 @@ impl Load {
         }
     }
 
-    /// The whole of it is in memory: the blob until it is decompressed, then what it decompressed to, of which the payloads
-    /// are parts, and the entries.
+    /// Stages a snapshot of the predecessor. All of it is in memory: first the blob, then what it decompressed to,
+    /// which the payloads are slices of, and the entries.
     fn stage_legacy(&mut self, blob: Vec<u8>) -> Result<StagedHistory, StoreError> {
         let declared = legacy::declared_size(&blob).unwrap_or_default();
-        self.room.hold(blob.capacity().saturating_add(declared))?;
-        let max_payload = self.inner.shared.options.max_loaded_payload();
-        let max_uncompressed = self.room.share.capacity();
+        self.memory.hold(blob.capacity().saturating_add(declared))?;
+        let max_payload = self.store.shared.options.max_loaded_payload();
+        let max_uncompressed = self.memory.capacity();
         let limits = legacy::Limits { max_payload, max_uncompressed, ..legacy::Limits::default() };
         let (mut asked, mut refused) = (0, None);
         let room = |bytes: usize| {
             asked += bytes;
-            let added = if asked < PIECE { Ok(()) } else { self.room.add(std::mem::take(&mut asked)) };
+            let added = if asked < PIECE { Ok(()) } else { self.memory.add(std::mem::take(&mut asked)) };
             refused = added.err();
             refused.is_none()
         };
@@ -259,7 +221,7 @@ impl Load {
         found.verify()?;
         let same_context = found.context_id == self.context;
         let origin = SnapshotOrigin { lineage: None, created_at_ns: None, suite: None, same_context };
-        let mut staging = StagedHistory::begin(Arc::clone(&self.inner), self.context.clone(), origin)?;
+        let mut staging = StagedHistory::begin(Arc::clone(&self.store), self.context.clone(), origin)?;
         for entry in found.entries {
             staging.take(SnapshotEntry {
                 id: entry.id,
@@ -273,7 +235,7 @@ impl Load {
     }
 }
 
-/// The turn of a snapshot of the predecessor, which is held whole: one at a time.
+/// The exclusive right to load a snapshot of the predecessor, which is held whole in memory.
 #[derive(Debug)]
 struct LegacyLoadGuard(Arc<AtomicBool>);
 
@@ -286,36 +248,5 @@ impl LegacyLoadGuard {
 impl Drop for LegacyLoadGuard {
     fn drop(&mut self) {
         self.0.store(false, Ordering::Release);
-    }
-}
-
-/// What a snapshot says of its context, as far as it holds for the one loaded into.
-#[derive(Debug, Clone, Copy)]
-struct SnapshotOrigin {
-    lineage: Option<Lineage>,
-    created_at_ns: Option<u64>,
-    suite: Option<HashSuite>,
-    same_context: bool,
-}
-
-/// An entry of a snapshot.
-struct SnapshotEntry {
-    id: EntryId,
-    draft: Draft,
-    appended_at_ns: u64,
-    lamport: Option<LamportClock>,
-    /// The entry itself, if it comes from one of our snapshots.
-    native: Option<Entry>,
-}
-
-impl SnapshotEntry {
-    fn of(entry: Entry) -> Self {
-        Self {
-            id: entry.id.clone(),
-            draft: entry.draft(),
-            appended_at_ns: entry.appended_at_ns,
-            lamport: Some(entry.lamport),
-            native: Some(entry),
-        }
     }
 }

@@ -9,7 +9,8 @@ use ledger_core::{ContextId, slot::Slot};
 
 use crate::{
     StoreError,
-    engine::db::{Db, io_error},
+    engine::db::Db,
+    engine::errors::io_error,
     engine::families::{self, RowLocation},
 };
 

@@ -21,12 +21,13 @@ use rocksdb::WriteBatch;
 
 use crate::{
     StoreError,
-    engine::db::{Db, read_error},
+    engine::db::Db,
+    engine::errors::read_error,
     engine::families::{self, RowLocation},
+    engine::heads::read_head,
     engine::keys::{KeySet, key_hash},
     engine::record,
-    engine::rows,
-    read::pages::damaged,
+    error::damaged,
 };
 
 /// A context as its lane caches it.
@@ -225,11 +226,6 @@ fn put_tile(
     hashes: &[Hash],
 ) {
     batch.put_cf(tiles, place.tile(tile), encode_hashes(hashes));
-}
-
-/// Reads a context's head and row location; see [`rows::head`].
-pub(crate) fn read_head(db: &Db, context: &ContextId) -> Result<Option<(RowLocation, Head)>, StoreError> {
-    rows::head(db, context)
 }
 
 /// The leaf hashes of `width` entries after `before`, from their records.

@@ -11,12 +11,9 @@ use std::sync::{
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::{
-    StoreError,
-    engine::db::Db,
-    replicate::lane_replication::LaneReplication,
-    replicate::replica::ReplicateOutcome,
-    shared::Shared,
-    write::commit::{ReplicateReply, WrittenCommit},
+    StoreError, engine::db::Db, replicate::lane_replication::LaneReplication,
+    replicate::replica::ReplicateOutcome, shared::Shared, write::command::ReplicateReply,
+    write::commit::WrittenCommit,
 };
 
 /// Most commits that wait for a sync; beyond that, lanes block.
@@ -57,7 +54,7 @@ impl OnDurable {
                     let _ = reply.send(Ok(outcome));
                 }
                 if let Some(number) = number {
-                    replication.advance_durable_here(shared, number);
+                    replication.advance_durable_here(&shared.publisher, number);
                 }
             }
         }

@@ -7,12 +7,19 @@ use std::{
 };
 
 use foldhash::fast::RandomState;
-use ledger_core::{ContextId, Position, replication::WriteQuorum, slot::Slot};
+use ledger_core::{
+    ContextId, Position,
+    replication::{WriteQuorum, slot_commits::CommitPart},
+    slot::Slot,
+};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
-    AppendConditions, Appended, BatchResult, BatchResults, StoreError, engine::db::Db, shared::Shared,
-    write::publish::publish, write::written_context::WrittenContext,
+    AppendConditions, Appended, BatchResult, BatchResults, StoreError,
+    engine::db::Db,
+    write::command::Installed,
+    write::publish::{Publisher, publish},
+    write::written_context::WrittenContext,
 };
 
 /// Callers that wait for the results of a commit, and for which quorum.
@@ -31,9 +38,6 @@ pub(crate) struct WaiterTerms {
     pub(crate) quorum: WriteQuorum,
     pub(crate) terms: AppendConditions,
 }
-
-/// Reports to the caller of a load, without blocking, whether it is installed.
-pub(crate) type Installed = std::sync::mpsc::SyncSender<Result<bool, StoreError>>;
 
 /// Those who wait for a commit, or for its part of a slot.
 pub(crate) struct Answers {
@@ -67,10 +71,10 @@ impl Answers {
 
     /// Publishes what the committed commit wrote to readers and watchers, and notifies those who wait. `copies` is the
     /// number of nodes that have it on disk.
-    pub(crate) fn acknowledge(self, shared: &Shared, mut contexts: Vec<WrittenContext>, copies: usize) {
-        let entries = publish(&self.db, shared, &mut contexts);
+    pub(crate) fn acknowledge(self, publisher: &Publisher, mut contexts: Vec<WrittenContext>, copies: usize) {
+        let entries = publish(&self.db, publisher, &mut contexts);
         if entries > 0 {
-            shared.count_commit(entries);
+            publisher.count_commit(entries);
         }
         let mut positions = Positions::default();
         if self.waiters.iter().any(|waiting| matches!(waiting, Waiter::Many(..))) {
@@ -112,6 +116,9 @@ impl Answers {
         None
     }
 }
+
+/// The part of a commit of this node's own that is for one slot.
+pub(crate) type SlotPart = CommitPart<Vec<WrittenContext>, Answers, QuorumWaiter>;
 
 /// A waiter that asked for its own quorum.
 #[derive(Debug)]

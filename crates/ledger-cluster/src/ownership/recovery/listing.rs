@@ -88,7 +88,7 @@ pub(crate) async fn answer(
     is_brief: bool,
 ) -> Result<RecoverAnswer, StoreError> {
     let shared = Arc::clone(shared);
-    let looked = tokio::task::spawn_blocking(move || look(&shared, &lost, is_brief)).await;
+    let looked = ledger_store::blocking::spawn(move || look(&shared, &lost, is_brief)).await;
     looked.unwrap_or_else(|error| Err(StoreError::Io(error.to_string())))
 }
 

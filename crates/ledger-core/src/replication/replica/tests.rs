@@ -227,6 +227,16 @@ fn buffered_parts_follow_and_one_that_does_not_fit_drops_the_rest() {
 }
 
 #[test]
+fn a_part_that_the_shell_has_no_memory_for_drops_those_before_it() {
+    let mut lane = Lane::default();
+    lane.buffer(slot(1), "c", Size(3), 10, 2, "fourth");
+    lane.buffer(slot(1), "d", Size(3), 10, 2, "another");
+    assert_eq!(lane.refuse_buffering(slot(1), &"c"), ReplicateOutcome::Gap);
+    assert_eq!(lane.next_buffered(slot(1), &"c", Size(3)), None);
+    assert_eq!(lane.next_buffered(slot(1), &"d", Size(3)), Some(("another", 2)));
+}
+
+#[test]
 fn what_was_fetched_before_the_slot_got_in_sync_is_here() {
     let own = claim(5, "a");
     let (lane, record) = in_sync(&own);

@@ -3,7 +3,7 @@
 use bincode::{BorrowDecode, Encode};
 use ledger_core::{ContextId, Epoch, Hash, HashSuite, Lineage, Sequence, Size};
 
-use super::ForkRows;
+use super::rows::ForkRows;
 use crate::{
     engine::families,
     engine::record::{self, RecordError},

@@ -2,10 +2,14 @@
 
 use ledger_core::{ContextId, Entry, Sequence, slot::Slot};
 
-use super::{BEYOND, ForkInfo, ForkRows, evidence::decode};
+use super::{
+    evidence::{ForkInfo, decode},
+    rows::{BEYOND, ForkRows},
+};
 use crate::{
     Filter, Page, StoreError,
-    engine::db::{Db, io_error},
+    engine::db::Db,
+    engine::errors::io_error,
     engine::families::{self, RowLocation},
     engine::record,
     limited,

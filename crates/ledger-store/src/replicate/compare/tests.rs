@@ -15,7 +15,7 @@ use super::*;
 use crate::{
     Options,
     engine::families::{self, RowLocation},
-    read::pages,
+    error,
     testing::{self, Writer},
 };
 
@@ -210,7 +210,7 @@ fn what_is_empty_is_not_listed_and_what_cannot_be_read_is_listed_as_that() {
     node.db.write(batch).unwrap();
     let reason = "an entry of it was found damaged";
     let of = |name: &str| ContextId::new(name).unwrap();
-    node.quarantine.record(&pages::damaged(&of(&found_before), Sequence(1), reason));
+    node.quarantine.record(&error::damaged(&of(&found_before), Sequence(1), reason));
 
     let page = node.page(&whole([slot]), None);
     let listed = |readable: bool| -> BTreeSet<&str> {

@@ -1,51 +1,36 @@
 //! A lane installs the staged history of a damaged context.
 
+use std::sync::Arc;
+
 use ledger_core::{
-    Head, Size,
+    ContextId, Head, Size,
+    digest::TreeHead,
     healing::{HeadAtInstall, HealProof, InstallCase, InstallDecision},
     loads::LoadSpan,
+    slot::Slot,
 };
+use rocksdb::WriteBatch;
 
-use super::{
-    Arc, ContextId, Db, Lane, RowLocation, Slot, StoreError, TreeHead, WriteBatch, read_head, staging,
-};
+use super::Lane;
 use crate::{
+    StoreError,
+    engine::db::Db,
+    engine::families::RowLocation,
+    engine::heads::{self, read_head},
     engine::index,
-    engine::rows,
+    error::damaged,
     integrity::forks::{self, Evidence, Tip},
     limited,
-    read::pages::damaged,
     replicate::ranges,
     replicate::verify::{RangeCheck, check},
+    write::command::{Heal, Healed},
+    write::staging,
     write::state::ContextState,
 };
 
 /// The lane reads entries that were appended since the staging itself if they have at most this many bytes, because
 /// it does nothing else meanwhile.
 const READ_BYTES: usize = 4 << 20;
-
-/// The history of a damaged context, staged under a new number.
-#[derive(Debug)]
-pub(crate) struct Heal {
-    pub(crate) context: ContextId,
-    pub(crate) proof: HealProof,
-    /// Location of the damaged rows when the staging began, if the head is the proof.
-    pub(crate) from: Option<RowLocation>,
-    pub(crate) state: ContextState,
-    /// The entries that a load brought and that the other node does not know to be committed.
-    pub(crate) loaded: Option<LoadSpan>,
-    /// Generation of the database that holds the staged rows: they may not exist in another one.
-    pub(crate) generation: u64,
-}
-
-/// The outcome of healing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Healed {
-    /// The history is installed, or something else replaced the damaged rows meanwhile.
-    InPlace,
-    /// The context has this tree head by now, and the lane cannot read the entries that the staged history lacks.
-    Behind(TreeHead),
-}
 
 impl Lane {
     /// Installs a staged history in place of damaged rows, if it is proven to be right.
@@ -132,7 +117,7 @@ impl Lane {
     ) -> Result<bool, StoreError> {
         let slot = Slot::of(context);
         if let Some(copies) = &self.replication {
-            copies.hide_diverged(&self.shared, slot);
+            copies.hide_diverged(&self.shared.publisher, slot);
         }
         self.replica.on_history_replaced(slot, context);
         self.cache.remove(context);
@@ -166,7 +151,7 @@ impl Lane {
         mut state: ContextState,
         loaded: Option<LoadSpan>,
     ) -> Result<Healed, StoreError> {
-        let Some((from, head)) = row else { return Err(rows::lost_head(&context)) };
+        let Some((from, head)) = row else { return Err(heads::lost_head(&context)) };
         state.head = head;
         // Readers with a pinned head find the same entries at the new location from now on.
         db.committed_heads().relocate(&context, from, state.place);
@@ -185,7 +170,7 @@ impl Lane {
         let slot = Slot::of(context);
         // Hide the slot, so that no reader sees a history that is being replaced.
         if let Some(copies) = &self.replication {
-            copies.hide_diverged(&self.shared, slot);
+            copies.hide_diverged(&self.shared.publisher, slot);
         }
         self.replica.on_history_replaced(slot, context);
         let now = state.extent();
@@ -215,11 +200,11 @@ impl Lane {
         index::put(db, &mut batch, &context)?;
         if let Some(from) = from {
             staging::remove_rows(db, &mut batch, from)?;
-            self.shared.uncommitted_loads.relocate(db, &mut batch, from, state.place)?;
+            self.shared.publisher.uncommitted_loads.relocate(db, &mut batch, from, state.place)?;
         }
         if let Some(span) = loaded {
             // A node that fetches the load from here must install it whole or not at all.
-            self.shared.uncommitted_loads.note(db, &mut batch, state.place, None, span)?;
+            self.shared.publisher.uncommitted_loads.note(db, &mut batch, state.place, None, span)?;
         }
         staging::forget(db, &mut batch, state.place)?;
         db.write(batch).and_then(|()| db.sync()).inspect_err(|error| self.shared.commit_failed(error))?;

@@ -1,39 +1,24 @@
 //! A lane installs a loaded history as a commit like any other. It sends a small load to the replicas with the
 //! commit. Of a large one it sends only a reference, because the replicas that count have staged it before.
 
-use ledger_core::loads::StagingCoordinator;
+use std::sync::Arc;
 
-use super::{
-    Arc, ContextId, Db, Epoch, Lane, PeerSet, Sequence, Slot, StagedCommit, StagedContext, StoreError,
-    Waiter, WriteBatch, WriteOrigin, families::RowLocation, read_head, staging,
+use ledger_core::{ContextId, Epoch, Sequence, loads::StagingCoordinator, slot::Slot};
+use rocksdb::WriteBatch;
+
+use super::Lane;
+use crate::{
+    StoreError,
+    engine::db::Db,
+    engine::families::RowLocation,
+    engine::heads::read_head,
+    limited,
+    write::command::{Install, Installed},
+    write::commit::{StagedCommit, StagedContext},
+    write::staging,
+    write::waiters::Waiter,
+    write::written_context::WriteOrigin,
 };
-use crate::{limited, write::state::ContextState, write::waiters::Installed};
-
-/// A history that is staged under a new number and is to replace a context's.
-#[derive(Debug)]
-pub(crate) struct Install {
-    pub(crate) context: ContextId,
-    /// Location of the context's rows and its size when staging began; `None`: it did not exist.
-    pub(crate) base: Option<(RowLocation, u64)>,
-    pub(crate) state: ContextState,
-    /// In a cluster: install it only if this node still owns the slot in this epoch.
-    pub(crate) epoch: Option<Epoch>,
-    /// The added records, to be sent to replicas; empty: the peers that count must have staged them.
-    pub(crate) records: Vec<u8>,
-    /// The peers that have staged it.
-    pub(crate) staged_at: PeerSet,
-    /// Peers that failed to stage it: the lane restarts their streams, so they catch up.
-    pub(crate) stale_peers: PeerSet,
-    /// Generation of the database that holds the staged rows: they may not exist in another one.
-    pub(crate) generation: u64,
-}
-
-impl Install {
-    /// Returns whether it adds entries. If not, it heals existing ones.
-    fn adds(&self) -> bool {
-        self.state.head.frontier.size() > self.base.map_or(0, |(_, size)| size)
-    }
-}
 
 impl Lane {
     /// Installs a staged history if the context is unchanged since staging began. Otherwise removes its rows, unless
@@ -94,7 +79,7 @@ impl Lane {
     fn commit_load(&mut self, db: &Arc<Db>, install: Install, origin: WriteOrigin, done: Installed) {
         let Install { context, state, records, stale_peers, .. } = install;
         if records.is_empty()
-            && let Some(outbox) = self.shared.outbox.get()
+            && let Some(outbox) = self.shared.publisher.outbox.get()
         {
             // Restart their streams first, so that this commit is not sent on the current ones.
             stale_peers.iter().for_each(|peer| outbox.restart(peer));
@@ -125,7 +110,7 @@ impl Lane {
         state.put_head(db, &mut batch, &context, &mut self.buffer)?;
         staging::remove_rows(db, &mut batch, old)?;
         staging::forget(db, &mut batch, state.place)?;
-        self.shared.uncommitted_loads.relocate(db, &mut batch, old, state.place)?;
+        self.shared.publisher.uncommitted_loads.relocate(db, &mut batch, old, state.place)?;
         // Readers with a pinned head find the same entries at the new location from now on.
         db.committed_heads().relocate(&context, old, state.place);
         db.write(batch).and_then(|()| db.sync()).inspect_err(|error| self.shared.commit_failed(error))?;

@@ -4,45 +4,34 @@
 //! before every entry refused because of it, and a sync offer covers exactly what the peer was sent before it. What
 //! becomes of a change [`RecordBatch`] decides; the lane writes the records.
 
-use std::collections::{HashMap, hash_map::Entry};
+use std::sync::Arc;
 
-use foldhash::fast::RandomState;
 use ledger_core::{
-    replication::replica::{Accepted, ForkDecision, RecordBatch, SlotCondition},
-    slot::SLOTS,
+    ContextId, Size,
+    digest::{Digest, TreeHead},
+    node::NodeId,
+    ownership::{Claim, SlotRecord},
+    replication::{
+        Peer,
+        replica::{Accepted, ForkDecision, RecordBatch, SlotCondition},
+    },
+    slot::{SLOTS, Slot},
 };
 
-use super::{
-    Arc, Claim, ContextId, Db, Digest, ForkRequest, Lane, NodeId, Outgoing, OwnerCommand, Peer, RecordChange,
-    RecordChanged, Shared, Size, Slot, SlotRecord, StoreError, TreeHead, forks, lane_of, read_head,
-};
+use super::{Lane, slot_records::SlotRecords};
 use crate::{
+    ForkOutcome, StoreError,
     directory::slot_records,
+    engine::db::Db,
+    engine::heads::read_head,
+    integrity::forks,
     limited,
-    replicate::cluster_api::ForkOutcome,
-    replicate::replica::{DigestCheckpoint, RecordChangeOutcome, ReplicaStatus, SyncOffer, SyncState},
+    replicate::replica::{
+        DigestCheckpoint, Outgoing, OwnerCommand, RecordChange, RecordChangeOutcome, RecordChanged,
+        ReplicaStatus, SyncOffer, SyncState,
+    },
+    write::command::{ForkRequest, lane_of},
 };
-
-/// The records of a lane's slots, as far as they were needed.
-#[derive(Debug, Default)]
-pub(super) struct SlotRecords(HashMap<Slot, SlotRecord, RandomState>);
-
-impl SlotRecords {
-    /// Returns a slot's record, and reads it if it is not known.
-    pub(super) fn of(&mut self, db: &Db, shared: &Shared, slot: Slot) -> Result<&SlotRecord, StoreError> {
-        match self.0.entry(slot) {
-            Entry::Occupied(known) => Ok(known.into_mut()),
-            Entry::Vacant(unknown) => {
-                let record = slot_records::read(db, slot).inspect_err(|error| {
-                    if let StoreError::SlotDamaged { slot, .. } = error {
-                        shared.lost_slot(*slot);
-                    }
-                })?;
-                Ok(unknown.insert(record))
-            }
-        }
-    }
-}
 
 impl Lane {
     /// Changes the records of slots, durably.
@@ -68,7 +57,7 @@ impl Lane {
             if matches!(outcome, RecordChangeOutcome::Diverged { .. })
                 && let Some(copies) = &self.replication
             {
-                copies.hide_diverged(&self.shared, slot);
+                copies.hide_diverged(&self.shared.publisher, slot);
             }
             let record = batch.record(slot).cloned().unwrap_or(record);
             changed.push((slot, RecordChanged { outcome: Ok(outcome), record: Some(record) }));
@@ -103,7 +92,7 @@ impl Lane {
         let accepted = self.replica.on_written(accepted);
         if let Some(copies) = &self.replication {
             for Accepted { slot, claim, number } in accepted {
-                copies.record_accepted(&self.shared, slot, claim.epoch, number);
+                copies.record_accepted(&self.shared.publisher, slot, claim.epoch, number);
             }
         }
         changed
@@ -149,23 +138,26 @@ impl Lane {
                     let lane = self.number;
                     let offer =
                         SyncOffer { lane, number, slot, claim, members: set, is_confirmed, previous, digest };
-                    if let Some(outbox) = self.shared.outbox.get() {
+                    if let Some(outbox) = self.shared.publisher.outbox.get() {
                         outbox.send(peer, Outgoing::SyncOffer(offer));
                     }
                 }
                 OwnerCommand::BeginServing { claim, write_quorum } => {
                     if let Ok(record) = self.records.of(db, &self.shared, slot) {
-                        let shown = copies.begin_serving(&self.shared, slot, &claim, write_quorum, record);
+                        let shown =
+                            copies.begin_serving(&self.shared.publisher, slot, &claim, write_quorum, record);
                         published.extend(shown);
                     }
                     self.replica.on_serving(slot, &claim);
                 }
                 OwnerCommand::AddInSync { claim, peer } => {
-                    copies.add_in_sync(&self.shared, slot, &claim, peer);
+                    copies.add_in_sync(&self.shared.publisher, slot, &claim, peer);
                 }
                 OwnerCommand::RemoveReplica { claim, peer } => copies.remove_peer(slot, &claim, peer),
-                OwnerCommand::StopAppends { claim } => copies.stop_appends(&self.shared, slot, &claim),
-                OwnerCommand::StepDown => copies.step_down(&self.shared, slot),
+                OwnerCommand::StopAppends { claim } => {
+                    copies.stop_appends(&self.shared.publisher, slot, &claim);
+                }
+                OwnerCommand::StepDown => copies.step_down(&self.shared.publisher, slot),
             }
         }
         self.wake_watchers(db, &published);
@@ -173,10 +165,10 @@ impl Lane {
 
     /// Wakes the watchers of slots that became visible.
     pub(super) fn wake_watchers(&self, db: &Db, published: &[Slot]) {
-        if published.is_empty() || self.shared.tails.is_idle() {
+        if published.is_empty() || self.shared.publisher.tails.is_idle() {
             return;
         }
-        for (context, tail) in self.shared.tails.of_slots(|slot| published.contains(&slot)) {
+        for (context, tail) in self.shared.publisher.tails.of_slots(|slot| published.contains(&slot)) {
             // A watcher that reads the context gets the error.
             if let Ok(Some((_, head))) = db.head(&context) {
                 tail.reach(head.size());
@@ -218,7 +210,9 @@ impl Lane {
     }
 
     pub(super) fn send_digest_checkpoint(&self, peer: Peer, slots: &[Slot]) {
-        let (Some(copies), Some(outbox)) = (&self.replication, self.shared.outbox.get()) else { return };
+        let (Some(copies), Some(outbox)) = (&self.replication, self.shared.publisher.outbox.get()) else {
+            return;
+        };
         // The slots that are out of sync are known to differ.
         let slots: Vec<Slot> = slots.iter().filter(|slot| copies.is_in_sync(**slot, peer)).copied().collect();
         if !slots.is_empty() {
@@ -248,7 +242,7 @@ impl Lane {
         }
         // Hide the slot, so that no reader sees a history that is being replaced.
         if let Some(copies) = &self.replication {
-            copies.hide_diverged(&self.shared, slot);
+            copies.hide_diverged(&self.shared.publisher, slot);
         }
         self.cache.remove(&context);
         let left = forks::fork_off(db, &context, common, &evidence).inspect_err(|error| match error {
@@ -271,10 +265,10 @@ impl Lane {
         self.records = SlotRecords::default();
         self.load_records();
         self.replica.on_reopened();
-        let lost = copies.on_reopened(&self.shared, &StoreError::NotAcknowledged);
+        let lost = copies.on_reopened(&self.shared.publisher, &StoreError::NotAcknowledged);
         let lanes = self.shared.replication().len();
         let mine = |slot: Slot| lane_of(slot, lanes) == usize::from(self.number);
-        if let Some(outbox) = self.shared.outbox.get() {
+        if let Some(outbox) = self.shared.publisher.outbox.get() {
             outbox.ownership_lost(lost);
         }
         self.shared

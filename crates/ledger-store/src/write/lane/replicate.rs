@@ -15,12 +15,20 @@ use ledger_core::{
     slot::Slot,
 };
 
-use super::{Db, Lane, Part, ReplicateOutcome, StagedCommit, StoreError, WriteOrigin, staging};
+use super::{BufferedPart, Lane};
 use crate::{
+    StoreError,
+    engine::db::Db,
+    replicate::replica::{Part, ReplicateOutcome},
     replicate::verify::{RangeCheck, check},
-    write::commit::StagedContext,
+    write::commit::{StagedCommit, StagedContext},
+    write::staging,
     write::state::ContextState,
+    write::written_context::WriteOrigin,
 };
+
+/// What a buffered part takes beside its records: names, claim, and its place in the buffer.
+const BUFFERED_PART_BYTES: usize = 512;
 
 impl Lane {
     /// Stages a part of another node's commit, or (with number 0) a fetched range; then the parts that waited for it.
@@ -36,9 +44,9 @@ impl Lane {
         let outcome = self.apply_one(db, staged, part, PartSource::of_number(number));
         if let (ReplicateOutcome::Durable(size), Some(context)) = (&outcome, awaited) {
             let mut size = *size;
-            while let Some((part, number)) = self.replica.next_buffered(slot, &context, size) {
+            while let Some((next, number)) = self.replica.next_buffered(slot, &context, size) {
                 if let ReplicateOutcome::Durable(now) =
-                    self.apply_one(db, staged, part, PartSource::Buffered(number))
+                    self.apply_one(db, staged, next.part, PartSource::Buffered(number))
                 {
                     size = now;
                 }
@@ -65,22 +73,19 @@ impl Lane {
             Ok(record) => record,
             Err(error) => return self.replica.refuse(&header, error.to_string()),
         };
-        let admitted = match self.replica.admit(&header, record, self.shared.visibility.is_withheld(slot)) {
-            Admission::Admitted(admitted) => admitted,
-            Admission::Settled(outcome) => return outcome,
-        };
+        let admitted =
+            match self.replica.admit(&header, record, self.shared.publisher.visibility.is_withheld(slot)) {
+                Admission::Admitted(admitted) => admitted,
+                Admission::Settled(outcome) => return outcome,
+            };
         if admitted.hides()
             && let Some(copies) = &self.replication
         {
-            copies.hide_diverged(&self.shared, slot);
+            copies.hide_diverged(&self.shared.publisher, slot);
         }
         let result = match self.place(db, staged, &part, &header, admitted) {
             Ok(Some(result)) => result,
-            Ok(None) => {
-                let (after, cost_bytes) = (part.range.after.size, part.range.records.len());
-                let context = part.context.clone();
-                return self.replica.buffer(slot, context, after, cost_bytes, source.number(), part);
-            }
+            Ok(None) => return self.buffer(part, source.number()),
             Err(error) => {
                 self.shared.quarantine.record(&error);
                 match error {
@@ -95,6 +100,20 @@ impl Lane {
             *reason = format!("context {context}: {reason}");
         }
         outcome
+    }
+
+    /// Keeps a part until what it continues arrives, if there is memory for it.
+    fn buffer(&mut self, part: Part, number: u64) -> ReplicateOutcome {
+        let (slot, context, after) = (part.slot, part.context.clone(), part.range.after.size);
+        let cost_bytes = part.range.records.len() + BUFFERED_PART_BYTES;
+        let share = &self.shared.out_of_order;
+        match share.try_acquire(cost_bytes).filter(|_| cost_bytes <= share.capacity()) {
+            Some(held) => {
+                let part = BufferedPart { part, _held: held };
+                self.replica.buffer(slot, context, after, cost_bytes, number, part)
+            }
+            None => self.replica.refuse_buffering(slot, &context),
+        }
     }
 
     /// Stages a part that was admitted, if it fits. Returns `None` if it is to be buffered.
@@ -172,7 +191,7 @@ impl Lane {
                 Head::new(part.range.suite, part.range.lineage, part.range.created_at_ns),
             )
         };
-        let tails = &self.shared.tails;
+        let tails = &self.shared.publisher.tails;
         let is_watched = !tails.is_idle() && tails.find(&part.context).is_some();
         Ok(StagedContext::new(state, is_watched, origin))
     }

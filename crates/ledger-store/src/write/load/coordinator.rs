@@ -1,4 +1,5 @@
-//! Installs a load, on a standalone node or in a cluster: no reader sees anything of it before enough members hold all of it.
+//! Installs a load, on a standalone node or in a cluster. No reader sees any of it before enough members hold all of
+//! it.
 //!
 //! | size | how it goes to the replicas |
 //! | --- | --- |
@@ -23,23 +24,23 @@ use tokio::sync::watch;
 
 use super::staged::StagedHistory;
 use crate::{
-    LoadDescriptor, StoreError, replicate::incoming_load::OfferedLoad, replicate::ranges,
-    replicate::replica::StagingRequest, write::lane::Install,
+    LoadDescriptor, StoreError, replicate::ranges, replicate::replica::StagingRequest,
+    replicate::staged_loads::OfferedLoad, write::command::Install,
 };
 
 /// Most bytes of records that are sent with the commit.
 const PART_BYTES: usize = 1 << 20;
-/// How often the load looks whether this node still owns the slot, and which members it has.
+/// How often the load checks whether this node still owns the slot, and which members are in sync.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 impl StagedHistory {
-    /// Puts the staged history in place: it has its copies when this returns.
+    /// Installs the staged history; returns when it is committed.
     pub(super) fn put_in_place(&self) -> Result<(), StoreError> {
         let records = self.records()?;
         if !records.is_empty() || self.added() == 0 || self.epoch.is_none() {
             return match self.hand_over(self.to_install(records, PeerSet::EMPTY, PeerSet::EMPTY)) {
                 Ok(true) => Ok(()),
-                // Nobody has to stage what is sent, or does not grow.
+                // The lane asks for staging only if the records are not sent with the commit.
                 Ok(false) => Err(StoreError::NotAcknowledged),
                 Err(error) => Err(error),
             };
@@ -50,15 +51,16 @@ impl StagedHistory {
             if self.hand_over(self.to_install(Vec::new(), staged_at, stale_peers))? {
                 return Ok(());
             }
-            // Another member is in sync by now: it has to stage the load too.
+            // Another member came in sync: it has to stage the load too.
         }
     }
 
-    /// Whether it is in place. Whatever becomes of it, its rows are the lane's: a load that fails to get its copies may well be
-    /// in place, and be the history of later owners.
+    /// Passes the staged history to the lane; returns whether the lane installed it. From then on the rows are the
+    /// lane's: a load that fails to be committed may be installed nevertheless, and become the history of later
+    /// owners.
     fn hand_over(&self, install: Install) -> Result<bool, StoreError> {
         self.is_handed_over.set(true);
-        let installed = self.inner.install(install)?;
+        let installed = self.store.install(install)?;
         self.is_handed_over.set(installed);
         Ok(installed)
     }
@@ -71,13 +73,13 @@ impl StagedHistory {
         self.state.head.size().0 - self.before().map_or(0, |before| before.size.0)
     }
 
-    /// The records that are added, if they fit one part of a commit; else none.
+    /// Returns the records of the added entries if they fit one part of a commit; else none.
     fn records(&self) -> Result<Vec<u8>, StoreError> {
         let (added, to) = (self.added(), self.state.head.size());
         if added == 0 || self.epoch.is_none() {
             return Ok(Vec::new());
         }
-        let (rows, state) = (self.inner.database.get()?, &self.state);
+        let (rows, state) = (self.store.database.get()?, &self.state);
         let after = Size(to.0 - added);
         let range = ranges::read_at(
             &rows.snapshot(),
@@ -106,14 +108,14 @@ impl StagedHistory {
     }
 }
 
-/// Has the members of a slot stage a load.
+/// Asks the members of a slot to stage a load.
 struct Spread<'a> {
     staging: &'a StagedHistory,
     coordinator: StagingCoordinator,
     began: Instant,
     events: mpsc::Receiver<(Peer, StagingProgress)>,
     event_sender: mpsc::Sender<(Peer, StagingProgress)>,
-    /// Dropped when the load is over: members remove what they staged then.
+    /// Dropped when the load ends: the members then remove what they staged.
     until: watch::Sender<()>,
     _offered: OfferedLoad<'a>,
 }
@@ -121,7 +123,7 @@ struct Spread<'a> {
 impl<'a> Spread<'a> {
     fn new(staging: &'a StagedHistory) -> Self {
         let (event_sender, events) = mpsc::channel();
-        let offered_loads = &staging.inner.shared.offered_loads;
+        let offered_loads = &staging.store.shared.offered_loads;
         let epoch = staging.epoch.unwrap_or_default();
         Self {
             _offered: offered_loads.offer(&staging.context, staging.state.place, &staging.state.head),
@@ -138,10 +140,10 @@ impl<'a> Spread<'a> {
         u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// Waits until the load may be installed. Returns the members that have staged it, and those that are left behind.
+    /// Waits until the load may be installed. Returns the members that have staged it, and those that failed to.
     fn run(&mut self) -> Result<(PeerSet, PeerSet), StoreError> {
         let slot = self.staging.state.place.slot;
-        let shared = &self.staging.inner.shared;
+        let shared = &self.staging.store.shared;
         let copies = shared.replication_of(slot).ok_or(StoreError::NotOwner { slot })?;
         loop {
             let (epoch, _) = copies.serving_epoch(slot)?;
@@ -162,7 +164,7 @@ impl<'a> Spread<'a> {
 
     fn request(&self, peers: PeerSet, claim: &Claim) {
         let staging = self.staging;
-        let Some(outbox) = staging.inner.shared.outbox.get() else { return };
+        let Some(outbox) = staging.store.shared.publisher.outbox.get() else { return };
         let head = &staging.state.head;
         let empty = Head::new(head.suite, head.lineage, head.created_at_ns);
         let load = LoadDescriptor {
@@ -188,7 +190,7 @@ impl<'a> Spread<'a> {
         }
     }
 
-    /// Takes a member's report, if one comes soon.
+    /// Waits shortly for the report of a member.
     fn listen(&mut self) {
         if let Ok((peer, progress)) = self.events.recv_timeout(POLL_INTERVAL) {
             self.coordinator.on_progress(self.now(), peer, progress);

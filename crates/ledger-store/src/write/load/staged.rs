@@ -1,30 +1,31 @@
-//! A history being staged: compared with the one that is there, and written beside it.
+//! Stages a history: compares it with the existing one, and writes it beside that.
 
 use std::{cell::Cell, collections::VecDeque, sync::Arc};
 
 use ledger_core::{ContextId, Entry, Epoch, Head, Lineage, Sequence, Size, log::Stamp, slot::Slot};
 use rocksdb::WriteBatch;
 
-use super::{SnapshotEntry, SnapshotOrigin};
+use super::snapshot_entry::{SnapshotEntry, SnapshotOrigin};
 use crate::{
     Filter, Loaded, StoreError,
     engine::bulk_writer::{BulkWriter, CHUNK_BYTES},
     engine::families::RowLocation,
+    engine::heads::read_head,
     engine::record,
-    ledger::Inner,
-    limited,
-    read::pages::{self, damaged},
-    shared::Shared,
+    error::damaged,
+    ids,
+    read::pages,
+    store::Store,
     write::staging,
-    write::state::{ContextState, read_head},
+    write::state::ContextState,
 };
 
-/// Existing entries are read so many bytes at once, for comparison.
+/// Bytes of existing entries that are read at a time, for comparison.
 const PAGE_BYTES: usize = 1 << 20;
 
-/// A history being staged beside the one that is there.
+/// A history that is staged beside the existing one.
 pub(super) struct StagedHistory {
-    pub(super) inner: Arc<Inner>,
+    pub(super) store: Arc<Store>,
     pub(super) context: ContextId,
     /// In a cluster: the epoch in which this node owns the context.
     pub(super) epoch: Option<Epoch>,
@@ -35,47 +36,47 @@ pub(super) struct StagedHistory {
     bulk_writer: BulkWriter,
     buffer: Vec<u8>,
     existing: VecDeque<Entry>,
-    /// Existing entries cannot be read in pages: one of them is damaged.
+    /// Whether existing entries are read one by one, because a page of them has a damaged one.
     one_by_one: bool,
-    /// A damaged entry was replaced by the snapshot's.
+    /// Whether the snapshot's entry replaced a damaged one.
     healed: bool,
-    /// The lane puts it in place, or removes it.
+    /// Whether the lane installs it, or removes it.
     pub(super) is_handed_over: Cell<bool>,
-    /// The database it is staged in.
+    /// Generation of the database that holds the staged rows.
     pub(super) generation: u64,
 }
 
 impl StagedHistory {
     pub(super) fn begin(
-        inner: Arc<Inner>,
+        store: Arc<Store>,
         context: ContextId,
         origin: SnapshotOrigin,
     ) -> Result<Self, StoreError> {
         let slot = Slot::of(&context);
-        // Only at the owner: the replicas are sent what it puts in place.
-        let epoch = match inner.shared.replication_of(slot) {
+        // Only the owner loads; it sends the replicas what it installs.
+        let epoch = match store.shared.replication_of(slot) {
             Some(copies) => Some(copies.serving_epoch(slot)?.0),
             None => None,
         };
-        let db = inner.database.get()?;
+        let db = store.database.get()?;
         let base = read_head(&db, &context)?;
-        // What it builds on, or finds to be there already, must not be taken back.
+        // The load builds on the existing entries, or reports that it found them: make them durable first.
         db.sync()?;
-        let is_apart = inner.shared.quarantine.had_damage(slot);
-        let place = inner.shared.numbers.place(&db, slot, is_apart)?;
+        let is_apart = store.shared.quarantine.had_damage(slot);
+        let place = store.shared.numbers.place(&db, slot, is_apart)?;
         staging::begin(&db, place)?;
-        let shared = &inner.shared;
+        let shared = &store.shared;
         let head = match &base {
             Some((_, head)) => Head::new(head.suite, head.lineage, head.created_at_ns),
             None => Head::new(
                 origin.suite.unwrap_or(shared.options.suite),
-                origin.lineage.unwrap_or_else(|| Lineage(Shared::new_id())),
-                origin.created_at_ns.unwrap_or_else(Shared::now_ns),
+                origin.lineage.unwrap_or_else(|| Lineage(ids::new_id())),
+                origin.created_at_ns.unwrap_or_else(ids::now_ns),
             ),
         };
         Ok(Self {
             state: ContextState::new(place, head),
-            inner,
+            store,
             context,
             epoch,
             origin,
@@ -105,7 +106,7 @@ impl StagedHistory {
         match self.existing(sequence) {
             Ok(existing) if self.is_same(&existing, &incoming) => self.accept(&existing),
             Ok(_) => Err(StoreError::HistoryDiffers { context: self.context.clone(), sequence }),
-            // The snapshot's entry heals the damage; that it belongs there is checked by the root.
+            // The snapshot's entry heals the damage; the root proves that it belongs there.
             Err(StoreError::Damaged { .. }) if self.can_heal(&incoming) => {
                 self.healed = true;
                 self.stage_incoming(incoming)
@@ -115,12 +116,12 @@ impl StagedHistory {
         self.check_root_at_base()
     }
 
-    /// Whether an incoming entry could be the very entry that is damaged here.
+    /// Returns whether an incoming entry may be the one that is damaged here.
     fn can_heal(&self, incoming: &SnapshotEntry) -> bool {
         incoming.native.as_ref().is_some_and(|entry| self.is_ours(entry))
     }
 
-    /// Whether an entry has a content hash that holds in this context.
+    /// Returns whether an entry's content hash is valid in this context.
     fn is_ours(&self, entry: &Entry) -> bool {
         self.origin.same_context && entry.is_intact(self.state.head.suite)
     }
@@ -138,7 +139,7 @@ impl StagedHistory {
         }
     }
 
-    /// Once as many entries are staged as the context has, the roots must agree.
+    /// Fails if as many entries are staged as the context has, and the roots differ.
     fn check_root_at_base(&self) -> Result<(), StoreError> {
         let Some((_, base)) = &self.base else { return Ok(()) };
         let size = self.state.head.size();
@@ -158,22 +159,23 @@ impl StagedHistory {
                 self.accept(&entry)
             }
             _ => {
-                let shared = &self.inner.shared;
+                let shared = &self.store.shared;
                 let stamp = Stamp {
-                    id: if self.origin.same_context { incoming.id } else { Shared::new_entry_id() },
+                    id: if self.origin.same_context { incoming.id } else { ids::new_entry_id() },
                     now_ns: incoming.appended_at_ns,
                     // The clock adds one again.
                     received_lamport: incoming.lamport.map_or(0, |time| time.0.saturating_sub(1)),
                     epoch: self.epoch.unwrap_or(shared.epoch()).max(self.state.head.epoch),
                 };
-                let (db, context) = (self.inner.database.get()?, &self.context);
+                let (db, context) = (self.store.database.get()?, &self.context);
                 self.state.append(
                     &db,
                     &mut self.batch,
                     context,
                     incoming.draft,
                     stamp,
-                    // Which ids clients chose is not known any more: all of them make a retry safe.
+                    // The snapshot does not say which ids clients chose: record all of them, so that a retry is
+                    // safe.
                     true,
                     &mut self.buffer,
                 )?;
@@ -183,7 +185,7 @@ impl StagedHistory {
     }
 
     fn accept(&mut self, entry: &Entry) -> Result<(), StoreError> {
-        let db = self.inner.database.get()?;
+        let db = self.store.database.get()?;
         record::encode_entry(entry, true, &mut self.buffer)
             .map_err(|error| StoreError::Io(error.to_string()))?;
         self.state.accept(&db, &mut self.batch, &self.context, entry, true, &self.buffer)?;
@@ -197,13 +199,13 @@ impl StagedHistory {
         self.flush()
     }
 
-    /// Writes what was staged, durably.
+    /// Writes the staged entries durably.
     fn flush(&mut self) -> Result<(), StoreError> {
-        let db = self.inner.database.get()?;
-        self.bulk_writer.write(&db, &self.inner.shared, &mut self.batch)
+        let db = self.store.database.get()?;
+        self.bulk_writer.write(&db, &self.store.shared, &mut self.batch)
     }
 
-    /// The existing entry of a sequence; they are asked for in order.
+    /// Returns the existing entry of a sequence; the caller asks in order.
     fn existing(&mut self, sequence: Sequence) -> Result<Entry, StoreError> {
         let Some((place, head)) = &self.base else {
             return Err(damaged(&self.context, sequence, "the entry is missing"));
@@ -211,7 +213,7 @@ impl StagedHistory {
         if self.existing.is_empty() && !self.one_by_one {
             let after = Sequence(sequence.0 - 1);
             let filter = Filter { after, max_bytes: PAGE_BYTES, ..Filter::default() };
-            match pages::page_at(&*self.inner.database.get()?, &self.context, *place, head, &filter) {
+            match pages::page_at(&*self.store.database.get()?, &self.context, *place, head, &filter) {
                 Ok(page) => self.existing.extend(page.entries),
                 Err(StoreError::Damaged { .. }) => self.one_by_one = true,
                 Err(error) => return Err(error),
@@ -219,14 +221,14 @@ impl StagedHistory {
         }
         match self.existing.pop_front() {
             Some(entry) => Ok(entry),
-            None => pages::one(&*self.inner.database.get()?, &self.context, *place, head, sequence),
+            None => pages::one(&*self.store.database.get()?, &self.context, *place, head, sequence),
         }
     }
 
-    /// Puts the staged history in place, if it is longer than what is there, or heals it.
+    /// Installs the staged history if it is longer than the existing one, or heals it.
     pub(super) fn install(mut self: Box<Self>, fail_if_exists: bool) -> Result<Loaded, StoreError> {
         let (base, count) = (self.base_size(), self.state.head.frontier.size());
-        let quarantined = self.inner.shared.quarantine.check(&self.context).is_err();
+        let quarantined = self.store.shared.quarantine.check(&self.context).is_err();
         if count <= base && !self.healed && !(quarantined && count > 0) {
             self.settle()?;
             return Ok(Loaded { restored: 0, latest: Size(base) });
@@ -253,20 +255,16 @@ impl StagedHistory {
 }
 
 impl StagedHistory {
-    /// What is there already was loaded or appended a moment ago, maybe, and is said to be there once it has its copies.
+    /// Waits until the existing entries are committed: they may have been loaded or appended a moment ago.
     fn settle(&self) -> Result<(), StoreError> {
-        self.epoch.map_or(Ok(()), |epoch| self.inner.await_committed(Slot::of(&self.context), epoch))
+        self.epoch.map_or(Ok(()), |epoch| self.store.await_committed(Slot::of(&self.context), epoch))
     }
 }
 
 impl Drop for StagedHistory {
     fn drop(&mut self) {
-        if !self.is_handed_over.get()
-            && let Err(error) =
-                self.inner.database.get().and_then(|db| staging::abandon(&db, self.state.place))
-        {
-            // It is removed when the database is opened again.
-            limited!(warn, context = %self.context, %error, "what an unfinished load staged stays until the database is opened anew");
+        if !self.is_handed_over.get() {
+            self.store.abandon(&self.context, self.state.place);
         }
     }
 }

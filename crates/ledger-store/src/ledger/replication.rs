@@ -1,4 +1,4 @@
-//! The part of [`Ledger`] that only a cluster node uses.
+//! What only a node of a cluster uses: replication between lanes of different nodes, leases and ownership.
 
 use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
@@ -6,170 +6,35 @@ use ledger_core::{
     ContextId, Size,
     compare::{CompareRequest, CompareResponse},
     digest::{Digest, TreeHead},
-    node::{ClusterId, NodeId, StorageId},
-    ownership::{Claim, SlotRecord, slot_manager::SyncOfferOutcome},
+    node::NodeId,
+    ownership::{Claim, slot_manager::SyncOfferOutcome},
     replication::Peer,
-    slot::{SLOTS, Slot},
+    slot::Slot,
 };
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 
+use super::Ledger;
 use crate::{
-    Ledger, StoreError,
-    directory::reidentify,
-    directory::slot_records,
-    engine::db::io_error,
+    ForkOutcome, PendingFetched, PendingReplication, StoreError, SyncStates,
+    engine::errors::io_error,
     engine::families,
     integrity::forks,
     integrity::scrub,
     replicate::compare,
     replicate::lane_replication::LaneReplication,
+    replicate::pending::all_of,
     replicate::ranges,
     replicate::replica::{
         CommitIndex, Outbox, OwnerCommand, Part, RecordChange, RecordChanged, ReplicaStatus,
-        ReplicateOutcome, SyncState,
     },
-    write::lane::{Command, ForkRequest, lane_of},
+    write::command::{Command, ForkRequest, lane_of},
 };
-
-/// Parts that lanes are writing: resolves to the outcome of each part, once it is durable.
-#[derive(Debug)]
-pub struct PendingReplication(Vec<oneshot::Receiver<Result<Vec<ReplicateOutcome>, StoreError>>>);
-
-impl PendingReplication {
-    /// Waits until all parts are durable. The outcomes come in no particular order.
-    ///
-    /// # Errors
-    /// [`StoreError`] if a lane failed to write, or the ledger closed.
-    pub async fn durable(self) -> Result<Vec<ReplicateOutcome>, StoreError> {
-        let mut all = Vec::new();
-        for lane in self.0 {
-            all.extend(lane.await.map_err(|_| StoreError::Closed)??);
-        }
-        Ok(all)
-    }
-}
-
-/// Fetched ranges that lanes are writing, with the slot of each.
-#[derive(Debug)]
-pub struct PendingFetched(Vec<FetchedOfLane>);
-
-type FetchedOfLane = (Vec<Slot>, oneshot::Receiver<Result<Vec<ReplicateOutcome>, StoreError>>);
-
-impl PendingFetched {
-    /// Waits until all ranges are durable, or failed. Returns the outcome of each range with its slot: a lane that failed to write
-    /// fails its own ranges only.
-    pub async fn durable(self) -> Vec<(Slot, Result<ReplicateOutcome, StoreError>)> {
-        let mut all = Vec::new();
-        for (slots, lane) in self.0 {
-            match lane.await.unwrap_or(Err(StoreError::Closed)) {
-                // A lane answers in the order in which it was given the ranges.
-                Ok(outcomes) => all.extend(slots.into_iter().zip(outcomes.into_iter().map(Ok))),
-                Err(error) => all.extend(slots.into_iter().map(|slot| (slot, Err(error.clone())))),
-            }
-        }
-        all
-    }
-}
-
-/// The state of claims at this replica, being collected from the lanes.
-#[derive(Debug)]
-pub struct SyncStates(Vec<oneshot::Receiver<Vec<(Slot, SyncState)>>>);
-
-impl SyncStates {
-    /// Waits for all lanes.
-    ///
-    /// # Errors
-    /// [`StoreError::Closed`] if the ledger closed.
-    pub async fn all(self) -> Result<BTreeMap<Slot, SyncState>, StoreError> {
-        all_of(self.0).await
-    }
-}
-
-/// The outcome of [`Ledger::fork_history`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ForkOutcome {
-    /// The context ends at this size now: it was cut there, or it was no longer what had been compared and is
-    /// unchanged.
-    Forked(Size),
-    /// Nothing was done, because the slot was promised to this higher claim.
-    Refused(Claim),
-}
-
-/// Collects the responses of several lanes.
-async fn all_of<T>(waiting: Vec<oneshot::Receiver<Vec<(Slot, T)>>>) -> Result<BTreeMap<Slot, T>, StoreError> {
-    let mut all = BTreeMap::new();
-    for answer in waiting {
-        all.extend(answer.await.map_err(|_| StoreError::Closed)?);
-    }
-    Ok(all)
-}
 
 impl Ledger {
     /// Attaches the outbox that carries what this node's lanes send. Call it once, before this node owns any slot.
     pub fn set_outbox(&self, outbox: Arc<dyn Outbox>) {
         // A second call is a programming error; the first outbox is kept.
-        let _ = self.inner().shared.outbox.set(outbox);
-    }
-
-    /// Returns the data directory's identity.
-    pub fn storage(&self) -> StorageId {
-        StorageId(self.inner().shared.meta.storage_id)
-    }
-
-    /// Watches which cluster the directory belongs to; `None` until it belongs to one. The value changes once.
-    pub fn cluster_id(&self) -> watch::Receiver<Option<ClusterId>> {
-        self.inner().shared.cluster.subscribe()
-    }
-
-    /// Returns how far the directory is durable: a number that grows with every write as long as the directory lives.
-    /// A directory that opens at a lower number than this ever returned is an older copy.
-    pub fn durable_index(&self) -> u64 {
-        self.inner().database.durable_index().durable()
-    }
-
-    /// Returns [`Ledger::durable_index`] as it was when the current start began (see [`Ledger::next_incarnation`]).
-    pub fn opening_index(&self) -> u64 {
-        self.inner().database.durable_index().opening()
-    }
-
-    /// Closes the ledger and re-identifies its directory: it gets a new storage id and forgets what it promised and
-    /// accepted; contexts keep their entries. Opened again, it joins as a new member. Returns the new id once it is
-    /// on disk. Blocks.
-    ///
-    /// # Errors
-    /// [`StoreError`] if the directory cannot be written.
-    pub fn reidentify(&self) -> Result<StorageId, StoreError> {
-        let inner = self.inner();
-        if !inner.stop() {
-            return Err(StoreError::Closed);
-        }
-        let renewed = inner.database.get().and_then(|db| reidentify::renew(&db));
-        if let Err(error) = inner.close_database() {
-            tracing::warn!(%error, "the ledger could not be closed cleanly: the log is replayed at the next start");
-        }
-        renewed
-    }
-
-    /// Returns the records of all slots that were ever claimed here.
-    ///
-    /// # Errors
-    /// [`StoreError`] if a record cannot be read.
-    pub fn slot_records(&self) -> Result<Vec<(Slot, SlotRecord)>, StoreError> {
-        let db = self.inner().database.get()?;
-        let mut records = Vec::new();
-        for slot in (0..SLOTS).filter_map(Slot::new) {
-            let record = slot_records::read(&db, slot)?;
-            if record != SlotRecord::default() {
-                records.push((slot, record));
-            }
-        }
-        Ok(records)
-    }
-
-    /// Watches the slots whose records are lost, on disk and in memory. The directory has forgotten what it promised
-    /// for them, so it must join as a new member ([`Ledger::reidentify`]).
-    pub fn watch_lost_slots(&self) -> tokio::sync::watch::Receiver<std::collections::BTreeSet<Slot>> {
-        self.inner().shared.watch_lost_slots()
+        let _ = self.store.shared.publisher.outbox.set(outbox);
     }
 
     /// Calls `each` with the tree head of every context that has entries, in name order. Skips a context whose head
@@ -178,8 +43,8 @@ impl Ledger {
     /// # Errors
     /// [`StoreError`] if the heads cannot be read.
     pub fn heads(&self, mut each: impl FnMut(&ContextId, TreeHead)) -> Result<(), StoreError> {
-        let shared = &self.inner().shared;
-        let db = self.inner().database.get()?;
+        let shared = &self.store.shared;
+        let db = self.store.database.get()?;
         db.scan(families::HEADS, &[], &[0xff], false, |key, value| {
             if let Some((context, _, head)) = scrub::decode_row(shared, key, value)
                 && head.size() > Size::default()
@@ -309,9 +174,9 @@ impl Ledger {
     /// # Errors
     /// The newest number that was sent, if `number` is higher.
     pub fn advance_peer_durable(&self, peer: Peer, lane: u16, number: u64) -> Result<(), u64> {
-        let shared = &self.inner().shared;
+        let shared = &self.store.shared;
         match shared.replication().get(usize::from(lane)) {
-            Some(copies) => copies.advance_durable_at(shared, peer, number),
+            Some(copies) => copies.advance_durable_at(&shared.publisher, peer, number),
             None => Err(0),
         }
     }
@@ -339,7 +204,7 @@ impl Ledger {
     }
 
     fn replication_of(&self, slot: Slot) -> Option<&LaneReplication> {
-        self.inner().shared.replication().get(self.lane_of(slot).ok()?).map(Arc::as_ref)
+        self.store.shared.replication().get(self.lane_of(slot).ok()?).map(Arc::as_ref)
     }
 
     /// Moves what a context has after `common` to its forks, if the context is still what was compared.
@@ -366,8 +231,8 @@ impl Ledger {
     /// # Errors
     /// [`StoreError`] if the database cannot be read.
     pub fn compare(&self, ask: &CompareRequest) -> Result<CompareResponse, StoreError> {
-        let shared = &self.inner().shared;
-        let db = self.inner().database.get()?;
+        let shared = &self.store.shared;
+        let db = self.store.database.get()?;
         let digests = shared.digests.as_ref().ok_or(StoreError::Closed)?;
         compare::respond(&db, digests, &shared.quarantine, ask)
     }
@@ -385,15 +250,15 @@ impl Ledger {
         to: Size,
         max_bytes: usize,
     ) -> Result<ranges::EntryRange, StoreError> {
-        let db = self.inner().database.get()?;
+        let db = self.store.database.get()?;
         let read = ranges::read(&db, context, after, to, max_bytes);
-        read.inspect_err(|error| self.inner().shared.quarantine.record(error))
+        read.inspect_err(|error| self.store.shared.quarantine.record(error))
     }
 
     /// Sets until when readers may see a slot; `None` means without end, which is also the initial state. `is_kept`
     /// says whether this node is a member of the slot, so that its copy counts.
     pub fn set_lease(&self, slot: Slot, until: Option<Instant>, is_kept: bool) {
-        let readable = &self.inner().shared.visibility;
+        let readable = &self.store.shared.publisher.visibility;
         readable.set_lease(slot, until);
         readable.set_member(slot, is_kept);
     }
@@ -418,19 +283,20 @@ impl Ledger {
         to: Size,
         max_bytes: usize,
     ) -> Result<ranges::SentRange, StoreError> {
-        let shared = &self.inner().shared;
-        let db = self.inner().database.get()?;
-        let read = ranges::read_to_send(&db, &shared.uncommitted_loads, context, after, to, max_bytes);
+        let shared = &self.store.shared;
+        let db = self.store.database.get()?;
+        let read =
+            ranges::read_to_send(&db, &shared.publisher.uncommitted_loads, context, after, to, max_bytes);
         read.inspect_err(|error| shared.quarantine.record(error))
     }
 
     /// Returns whether readers may see a slot here.
     pub fn is_visible(&self, slot: Slot) -> bool {
-        self.inner().shared.visibility.is_visible(slot)
+        self.store.shared.publisher.visibility.is_visible(slot)
     }
 
     fn lane_of(&self, slot: Slot) -> Result<usize, StoreError> {
-        let lanes = self.inner().lane_count();
+        let lanes = self.store.lane_count();
         if lanes == 0 { Err(StoreError::Closed) } else { Ok(lane_of(slot, lanes)) }
     }
 
@@ -463,12 +329,12 @@ impl Ledger {
     }
 
     async fn to_lane(&self, lane: usize, command: Command) -> Result<(), StoreError> {
-        let queue = self.inner().queue_of(lane)?;
+        let queue = self.store.queue_of(lane)?;
         queue.send(command).await.map_err(|_| StoreError::Closed)
     }
 
     async fn to_all(&self, command: impl Fn() -> Command) -> Result<(), StoreError> {
-        for lane in 0..self.inner().lane_count() {
+        for lane in 0..self.store.lane_count() {
             self.to_lane(lane, command()).await?;
         }
         Ok(())
