@@ -12,9 +12,9 @@ use ledger_core::{
 use super::prelude::*;
 
 /// Most entries of a range.
-const RANGE: u64 = 6;
+const RANGE: u64 = 4;
 /// Most ranges in one message.
-const PACK: usize = 3;
+const PACK: usize = 1;
 /// Most responses that are kept, in case a message of them was lost.
 pub const MAX_SERVED: usize = 64;
 
