@@ -12,7 +12,7 @@ use ledger_core::{
     digest::{Digest, TreeHead},
     healing::{HealProof, LocalHead},
     node::{Member, NodeId, ReplicaSet},
-    ownership::Claim,
+    ownership::{Claim, slot_manager::SyncOfferOutcome},
     replication::{Peer, replica::Offer},
     slot::Slot,
 };
@@ -475,6 +475,8 @@ async fn a_load_that_is_repeated_is_not_said_to_be_there_before_it_has_its_copie
     assert!(early.is_err(), "it is on one disk alone: {early:?}");
     let peer = Peer::new(0).unwrap();
     let number = two.replicate().await;
+    let accepted = two.owner.record_offer_answer(two.slot, &two.claim, peer, SyncOfferOutcome::Accepted);
+    assert_eq!(accepted, SyncOfferOutcome::Accepted);
     two.owner
         .apply_owner_commands(vec![(two.slot, OwnerCommand::AddInSync { claim: two.claim.clone(), peer })])
         .await
