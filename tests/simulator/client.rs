@@ -378,7 +378,7 @@ impl Loader {
                 Response::Loaded { .. } => {
                     (self.is_under_way, loaded) = (false, 1);
                     self.acknowledged += 1;
-                    1500
+                    5000
                 }
                 Response::Differs => {
                     return Err("what was loaded before is not the beginning of what is there");

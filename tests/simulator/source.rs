@@ -12,9 +12,9 @@ use ledger_core::{
 use super::prelude::*;
 
 /// Most entries of a range.
-const RANGE: u64 = 4;
+const RANGE: u64 = 3;
 /// Most ranges in one message.
-const PACK: usize = 1;
+const PACK: usize = 2;
 /// Most responses that are kept, in case a message of them was lost.
 pub const MAX_SERVED: usize = 64;
 
