@@ -6,7 +6,7 @@ use crate::{
     ContextId,
     compare::CompareResponse,
     digest::Digest,
-    ownership::{Claim, RefusedPart, WhyRefused},
+    ownership::{Claim, WhyRefused},
     replication::replica::ReplicateOutcome,
     slot::Slot,
 };
@@ -98,12 +98,10 @@ impl WriteResult {
         match outcome {
             ReplicateOutcome::Durable(_) => None,
             ReplicateOutcome::Gap | ReplicateOutcome::Diverged => Some(Self::Moved),
-            ReplicateOutcome::Refused(RefusedPart { why: WhyRefused::Promised(by), .. }) => {
-                Some(Self::Refused(by))
-            }
-            ReplicateOutcome::Refused(RefusedPart { why: WhyRefused::Invalid(reason), .. }) => {
-                Some(Self::Failed(Failure::Invalid(reason)))
-            }
+            ReplicateOutcome::Refused(part) => Some(match part.why {
+                WhyRefused::Promised(by) => Self::Refused(by),
+                WhyRefused::Invalid(reason) => Self::Failed(Failure::Invalid(reason)),
+            }),
         }
     }
 }

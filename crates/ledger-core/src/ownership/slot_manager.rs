@@ -365,19 +365,24 @@ impl SlotManager {
     /// This node's record changed: if it promised another node's claim, its own lower claim ends.
     fn on_record_changed(&mut self, now: Millis, slot: Slot, record: SlotRecord, effects: &mut Vec<Effect>) {
         let promised = record.promised.clone();
-        let is_of_other = promised.as_ref().is_some_and(|promised| promised.claimant != self.me.node);
         let state = self.state_mut(slot);
-        let is_new = state.record.promised != promised;
-        if is_of_other && (is_new || state.record.accepted != record.accepted) {
-            state.candidate_heard_at = now;
-            state.claims_promised = state.claims_promised.saturating_add(u32::from(is_new));
-        }
-        state.record = record;
+        let before = std::mem::replace(&mut state.record, record);
         state.forget_superseded();
         if let Some(promised) = promised
             && promised.claimant != self.me.node
         {
+            self.note_candidate(now, slot, &before);
             self.on_claim_heard(now, slot, promised, effects);
+        }
+    }
+
+    /// Notes when another node's claim got further at this node's replica, and how many such claims there were.
+    fn note_candidate(&mut self, now: Millis, slot: Slot, before: &SlotRecord) {
+        let state = self.state_mut(slot);
+        let is_new = state.record.promised != before.promised;
+        if is_new || state.record.accepted != before.accepted {
+            state.candidate_heard_at = now;
+            state.claims_promised = state.claims_promised.saturating_add(u32::from(is_new));
         }
     }
 

@@ -8,7 +8,10 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use foldhash::fast::RandomState;
 
-use super::{MAX_PEERS, Peer, PeerSet, WriteQuorum, quorum_waiters::QuorumWaiters};
+use super::{
+    MAX_PEERS, Peer, PeerSet, WriteQuorum,
+    quorum_waiters::{QuorumWaiters, between},
+};
 use crate::slot::Slot;
 
 /// What the owner counts for one slot.
@@ -295,10 +298,8 @@ impl<T, A> PendingCommits<T, A> {
         if number <= before {
             return Vec::new();
         }
-        let range = (before.saturating_add(1), Slot::FIRST)..(number.saturating_add(1), Slot::FIRST);
-        let slots: Vec<Slot> = self.oldest.range(range).map(|(_, slot)| *slot).collect();
         let mut committed = Vec::new();
-        for slot in slots {
+        for (_, slot) in between(&self.oldest, before, number) {
             self.take_committed(slot, &mut committed);
         }
         for (commit, slot) in self.waiters.commits_between(before, number) {

@@ -20,6 +20,12 @@ pub enum WriteQuorum {
     All,
 }
 
+/// Returns the commits after one number and up to another.
+pub(super) fn between(commits: &BTreeSet<(u64, Slot)>, after: u64, to: u64) -> Vec<(u64, Slot)> {
+    let range = (after.saturating_add(1), Slot::FIRST)..(to.saturating_add(1), Slot::FIRST);
+    commits.range(range).copied().collect()
+}
+
 /// The answers to those writers, by the commits that they wait for.
 ///
 /// Two orders index the commits, so that no step looks at an answer that cannot be ready by it.
@@ -47,11 +53,7 @@ impl<A> QuorumWaiters<A> {
 
     /// Returns the commits that anybody waits for, of all slots, after one number and up to another.
     pub(super) fn commits_between(&self, after: u64, to: u64) -> Vec<(u64, Slot)> {
-        if self.commits.is_empty() || after >= to {
-            return Vec::new();
-        }
-        let range = (after.saturating_add(1), Slot::FIRST)..(to.saturating_add(1), Slot::FIRST);
-        self.commits.range(range).copied().collect()
+        between(&self.commits, after, to)
     }
 
     /// Returns the commits of a slot that anybody waits for.

@@ -21,7 +21,6 @@ use crate::{
     integrity::forks,
     integrity::scrub,
     replicate::compare,
-    replicate::lane_replication::LaneReplication,
     replicate::pending::all_of,
     replicate::ranges,
     replicate::replica::{
@@ -189,7 +188,7 @@ impl Ledger {
         peer: Peer,
         outcome: SyncOfferOutcome,
     ) -> SyncOfferOutcome {
-        match self.replication_of(slot) {
+        match self.store.shared.replication_of(slot) {
             Some(replication) => replication.record_offer_answer(slot, claim, peer, outcome),
             None => outcome,
         }
@@ -198,13 +197,9 @@ impl Ledger {
     /// Stops sending a slot to a peer, and counting it, because the peer refused a part of it. It takes effect before this
     /// returns: call it before anything that the peer says next.
     pub fn remove_refusing_peer(&self, slot: Slot, claim: &Claim, peer: Peer) {
-        if let Some(replication) = self.replication_of(slot) {
+        if let Some(replication) = self.store.shared.replication_of(slot) {
             replication.remove_peer(slot, claim, peer);
         }
-    }
-
-    fn replication_of(&self, slot: Slot) -> Option<&LaneReplication> {
-        self.store.shared.replication().get(self.lane_of(slot).ok()?).map(Arc::as_ref)
     }
 
     /// Moves what a context has after `common` to its forks, if the context is still what was compared.

@@ -19,10 +19,15 @@ impl SlotManager {
         self.damage.damaged.contains(&slot)
     }
 
+    /// Returns whether this node could not restore the slot's damage for a while.
+    pub(super) fn is_impaired(&self, slot: Slot) -> bool {
+        self.damage.impaired.contains(&slot)
+    }
+
     /// Returns whether this node should leave a slot that it owns to the others, which can take it without this node's
     /// promise.
     pub(super) fn should_leave_damaged(&self, slot: Slot, owner: &OwnerState) -> bool {
-        self.damage.impaired.contains(&slot) && self.others_can_take(owner)
+        self.is_impaired(slot) && self.others_can_take(owner)
     }
 
     /// Returns whether the other members that are alive are enough for a takeover without this node's promise. With

@@ -141,8 +141,7 @@ impl SlotManager {
             return true;
         }
         // A member that catches up will count; with a large load that takes a while. It cannot compare what this node cannot read.
-        let is_impaired = self.damage.impaired.contains(&slot);
-        let is_coming = !is_impaired && responded + count(&owner.offered) >= needed;
+        let is_coming = !self.is_impaired(slot) && responded + count(&owner.offered) >= needed;
         let too_few = TakeoverFailure::NoQuorum { responded, members: members.len(), needed };
         let Role::Owner(owner) = &mut self.state_mut(slot).role else { return false };
         if responded >= needed {

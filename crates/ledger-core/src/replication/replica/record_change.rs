@@ -276,11 +276,10 @@ impl RecordChangeOutcome {
     /// Returns what to tell the owner instead of the answer to its offer, if it may count on this replica: the same as if the
     /// replica had refused a part. The owner then makes another offer.
     pub fn refused_part(&self, slot: Slot, claim: &Claim) -> Option<RefusedPart> {
-        let reason = || WhyRefused::Invalid("it does not hold what was offered".to_owned());
         (*self == Self::Diverged { was_in_sync: true }).then(|| RefusedPart {
             slot,
             claim: claim.clone(),
-            why: reason(),
+            why: WhyRefused::Invalid("it does not hold what was offered".to_owned()),
         })
     }
 

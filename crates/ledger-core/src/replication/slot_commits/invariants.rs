@@ -15,7 +15,7 @@ impl<W, A, Q> SlotCommits<W, A, Q> {
             let Some(ownership) = self.owned(slot) else {
                 return Err(format!("{pending} commits to {slot:?} wait, and this node does not own it"));
             };
-            if !in_sync.without(ownership.accepted_peers()).is_empty() {
+            if !in_sync.without(ownership.accepted).is_empty() {
                 return Err(format!("peers count for {slot:?} that did not accept it, or refused a part"));
             }
         }

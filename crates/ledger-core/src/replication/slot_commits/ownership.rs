@@ -185,11 +185,10 @@ impl<W, A, Q> SlotCommits<W, A, Q> {
     fn enter_claim(&mut self, slot: Slot, claim: &Claim) -> &mut SlotOwnership {
         let state = self.slots.entry(slot).or_default();
         let ownership = state.ownership.get_or_insert_with(|| SlotOwnership::new(claim.clone()));
-        if ownership.claim != *claim {
+        if ownership.enter(claim) {
             // Who is in sync with one claim says nothing about the next.
             self.pending.clear_in_sync(slot);
         }
-        ownership.enter(claim);
         ownership
     }
 

@@ -62,11 +62,11 @@ impl SlotOwnership {
         (&self.claim, self.stream_peers)
     }
 
-    /// Goes on in another claim, if it is another one. Commits that wait were appended in an earlier epoch, and appends are
-    /// stopped: the commits belong to this claim from now on.
-    pub(super) fn enter(&mut self, claim: &Claim) {
+    /// Goes on in another claim, and returns whether it is another one. Commits that wait were appended in an earlier epoch, and
+    /// appends are stopped: the commits belong to this claim from now on.
+    pub(super) fn enter(&mut self, claim: &Claim) -> bool {
         if self.claim == *claim {
-            return;
+            return false;
         }
         debug_assert!(self.claim < *claim, "this node claims a slot in rising epochs");
         self.claim = claim.clone();
@@ -75,6 +75,7 @@ impl SlotOwnership {
         if self.phase == Phase::Serving {
             self.phase = Phase::Offering;
         }
+        true
     }
 
     /// Stops sending to a peer, and forgets what it accepted.
@@ -85,11 +86,6 @@ impl SlotOwnership {
 
     pub(super) fn is_stopping(&self) -> bool {
         self.phase == Phase::Stopping
-    }
-
-    /// Returns the peers that accepted the slot and are in sync as far as this node heard.
-    pub(super) fn accepted_peers(&self) -> PeerSet {
-        self.accepted
     }
 
     /// Returns whether the phase may be, for [`SlotCommits::check`].

@@ -40,21 +40,34 @@ fn an_impaired_owner_keeps_a_slot_that_nobody_could_take_without_it() {
     assert_eq!(cluster.owners(), [first], "it may have the only copy");
 }
 
+impl Cluster {
+    /// The streams of an owner begin anew, and for so long its offers are answered in this way.
+    fn offers_come_to_nothing(
+        &mut self,
+        owner: usize,
+        others: [usize; 2],
+        outcome: &SyncOfferOutcome,
+        millis: Millis,
+    ) {
+        for other in others {
+            self.hosts[other].offers = Some(outcome.clone());
+            let lost = self.hosts[other].member.clone();
+            self.step(owner, Event::PeerDisconnected(lost.clone()));
+            self.step(owner, Event::PeerConnected(lost));
+        }
+        self.pass(millis);
+        for other in others {
+            self.hosts[other].offers = None;
+        }
+    }
+}
+
 #[test]
 fn an_impaired_owner_without_a_quorum_steps_down_so_that_the_others_take_the_slot() {
     let (mut cluster, [first, second, third]) = three(1000);
     cluster.damage(first, true, true);
     // They hold other histories than the owner, and cannot compare what it cannot read.
-    for other in [second, third] {
-        cluster.hosts[other].offers = Some(SyncOfferOutcome::Unavailable);
-        let lost = cluster.hosts[other].member.clone();
-        cluster.step(first, Event::PeerDisconnected(lost.clone()));
-        cluster.step(first, Event::PeerConnected(lost));
-    }
-    cluster.pass(200);
-    for other in [second, third] {
-        cluster.hosts[other].offers = None;
-    }
+    cluster.offers_come_to_nothing(first, [second, third], &SyncOfferOutcome::Unavailable, 200);
     cluster.pass(60_000);
     assert_eq!(cluster.owners(), [second]);
 }
@@ -63,16 +76,8 @@ fn an_impaired_owner_without_a_quorum_steps_down_so_that_the_others_take_the_slo
 fn an_impaired_owner_does_not_wait_for_members_that_catch_up_with_it() {
     let (mut cluster, [first, second, third]) = three(1000);
     cluster.damage(first, true, true);
-    for other in [second, third] {
-        cluster.hosts[other].offers = Some(SyncOfferOutcome::Diverged);
-        let lost = cluster.hosts[other].member.clone();
-        cluster.step(first, Event::PeerDisconnected(lost.clone()));
-        cluster.step(first, Event::PeerConnected(lost));
-    }
-    cluster.pass(cluster.settings.quorum_loss_grace + 1000);
-    for other in [second, third] {
-        cluster.hosts[other].offers = None;
-    }
+    let long = cluster.settings.quorum_loss_grace + 1000;
+    cluster.offers_come_to_nothing(first, [second, third], &SyncOfferOutcome::Diverged, long);
     cluster.pass(5000);
     assert_eq!(cluster.owners(), [second]);
 }
